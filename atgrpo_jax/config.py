@@ -1,0 +1,152 @@
+"""gin -> Experiment. The only file that imports gin; library code knows nothing of it."""
+
+import dataclasses
+import importlib.util  # noqa: F401  (gin's search path needs it loaded, on Python 3.11)
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.experiment import Experiment
+from gin import config as gin_config
+
+GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
+
+# What gin raises for a bad file or binding, and constructors for a bad value.
+_GIN_ERRORS = (
+    ValueError, TypeError, SyntaxError, NameError, ImportError, AttributeError, KeyError,
+    RuntimeError, OSError,
+)  # fmt: skip
+
+
+def load(gin_file: str, bindings: Sequence[str] = ()) -> Experiment:
+    """The experiment that a gin file and further bindings describe.
+
+    ``gin_file``, and what it includes, is looked for in the working directory, then in the
+    checkout's gin/ folder.
+
+    Raises ConfigError, in one line, for a file that is not there, an unknown or misspelt parameter, macro
+    or scope, a value of the wrong type or range, or an impossible combination.
+    """
+    path = _find(gin_file)
+    gin.clear_config()
+    logging.disable(logging.ERROR)  # gin logs every place in which an included file is not
+    try:
+        gin.add_config_file_search_path(str(GIN_FOLDER))
+        gin.parse_config_files_and_bindings([str(path)], list(bindings))
+        _refuse_unused(gin_file)
+        try:
+            configured = gin.get_configurable(Experiment)
+        except ValueError:
+            raise ConfigError(f"{gin_file} configures no experiment.Experiment") from None
+        if not any(selector == _selector(Experiment) for _, selector in gin_config._CONFIG):
+            raise ConfigError(f"{gin_file} configures no experiment.Experiment")
+        return configured()
+    except _GIN_ERRORS as error:
+        raise ConfigError(f"{gin_file}: {_one_line(error)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+        gin.clear_config()
+
+
+def render(experiment: Experiment) -> str:
+    """A self-contained gin file of every field, defaults included: ``load`` gives the same value back.
+
+    Raises ConfigError for a part that is not a dataclass.
+    """
+    parts = list(_parts(experiment))
+    imports = sorted({_import(type(part)) for part in parts})
+    blocks = []
+    for part in parts:
+        fields = dataclasses.fields(part)
+        blocks.append("\n".join(f"{_name(part)}.{f.name} = {_value(part, f.name)}" for f in fields))
+    header = ["from __gin__ import dynamic_registration", *imports]
+    return "\n".join(header) + "\n\n" + "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _find(gin_file: str) -> Path:
+    places = [Path(gin_file)] if Path(gin_file).is_absolute() else [
+        Path.cwd() / gin_file,
+        GIN_FOLDER / gin_file,
+    ]  # fmt: skip
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " and ".join(map(str, places))
+    have = ", ".join(sorted(path.name for path in GIN_FOLDER.glob("*.gin"))) or "none"
+    raise ConfigError(f"gin file {gin_file!r} not found; looked for {looked} (shipped: {have})")
+
+
+def _refuse_unused(gin_file: str) -> None:
+    """gin accepts a misspelt macro or scope silently; both are bindings that nothing refers to."""
+    references = list(_references(list(gin_config._CONFIG.values())))
+    macros = {
+        r.scoped_selector.rpartition("/")[0] for r in references if r.configurable.selector == "gin.macro"
+    }
+    scopes = {scope for r in references for scope in r.scopes}
+    for scope, selector in gin_config._CONFIG:
+        if selector == "gin.macro":
+            if scope not in macros:
+                raise ConfigError(f"{gin_file}: macro {scope} is set but nothing uses it; misspelt?")
+        elif scope and not set(scope.split("/")) <= scopes:
+            name = selector.rpartition(".")[2]
+            raise ConfigError(f"{gin_file}: scope {scope} of {name} is not used; misspelt?")
+        elif not scope and selector != _selector(Experiment):
+            used = any(r.configurable.selector == selector for r in references)
+            if not used:
+                name = selector.rpartition(".")[2]
+                raise ConfigError(f"{gin_file}: {name} has values but nothing refers to it (@...{name}())")
+
+
+def _references(value: Any) -> Iterator[Any]:
+    if isinstance(value, gin_config.ConfigurableReference):
+        yield value
+    elif isinstance(value, dict):
+        for item in (*value.keys(), *value.values()):
+            yield from _references(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _references(item)
+
+
+def _one_line(error: BaseException) -> str:
+    """gin's messages without its trailer and without the dump of the whole config."""
+    text = str(error) if not isinstance(error, KeyError) else str(error.args[0])
+    text = text.split("\n  In call to configurable")[0].split(" in config string:")[0]
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    yield config
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _parts(value)
+
+
+def _value(config: Any, field: str) -> str:
+    value = getattr(config, field)
+    if dataclasses.is_dataclass(value):
+        return f"@{_name(value)}()"
+    if isinstance(value, (bool, int, float, str, tuple, dict, type(None))):
+        return repr(value)
+    raise ConfigError(
+        f"{type(config).__name__}.{field} is a {type(value).__name__}: only dataclasses and plain "
+        "values can be written to the run folder's config.gin"
+    )
+
+
+def _selector(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _name(config: Any) -> str:
+    return f"{type(config).__module__.rpartition('.')[2]}.{type(config).__qualname__}"
+
+
+def _import(cls: type) -> str:
+    package, _, module = cls.__module__.rpartition(".")
+    return f"from {package} import {module}" if package else f"import {module}"

@@ -1,0 +1,227 @@
+"""The in-process JAX engine: prefill once a group, K branches on the prompt's cache, one jitted decode loop.
+
+Requests of all instances that wait at the same moment are drawn together, in waves of one fixed shape: a
+wave holds ``groups`` requests of the same policy, K and length buckets, padded with empty ones. A request's
+shapes thus depend on itself alone, and so do its tokens, bit for bit.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.engines.base import Request
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.models.attention import branch_attention, masked_attention
+from atgrpo_jax.models.transformer import Transformer, logits
+from atgrpo_jax.types import Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalEngineConfig:
+    groups: int = 16  # a wave's groups; empty places are computed and thrown away
+    prompt_bucket: int = 32  # prompt lengths are rounded up to a multiple of it (tokens)
+    max_prompt: int = 1024  # tokens
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("groups", "prompt_bucket", "max_prompt"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+
+
+class LocalEngine:
+    """See the module. Not thread-safe: all calls come from one event loop."""
+
+    def __init__(self, model: Transformer, stop_ids: Sequence[int], config: LocalEngineConfig):
+        self._model = model
+        self._stop_ids = np.asarray(stop_ids, np.int32)
+        self._config = config
+        self._weights: dict[str, tuple[Any, int]] = {}
+        self._waiting: list[tuple[Request, asyncio.Future]] = []
+        self.seconds = 0.0  # spent drawing
+        self.tokens = 0  # drawn
+
+    def push_weights(self, policy: str, params: Any, version: int) -> None:
+        """Shares the arrays with the caller, who must push again before it donates them."""
+        self._weights[policy] = (params, version)
+
+    def version(self, policy: str) -> int:
+        return self._weights[policy][1]
+
+    async def sample(self, request: Request) -> Sequence[Sample]:
+        self._check(request)
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            # Everybody who is ready to run gets to ask before the wave starts.
+            loop.call_soon(self._draw_all)
+        future = loop.create_future()
+        self._waiting.append((request, future))
+        return await future
+
+    def _check(self, request: Request) -> None:
+        if request.policy not in self._weights:
+            raise RunError(f"no weights were pushed for policy {request.policy!r}")
+        length = len(request.prompt_ids)
+        if not 1 <= length <= self._config.max_prompt:
+            raise RunError(
+                f"a prompt of {length} tokens at {request.addresses[0].group.path()}: must be 1 to "
+                f"LocalEngineConfig.max_prompt = {self._config.max_prompt}"
+            )
+        worst = max(request.prompt_ids), min(request.prompt_ids)
+        if worst[0] >= self._model.vocab_size or worst[1] < 0:
+            raise RunError(
+                f"token id {worst[0] if worst[0] >= self._model.vocab_size else worst[1]} at "
+                f"{request.addresses[0].group.path()}: the vocabulary has {self._model.vocab_size}"
+            )
+
+    def _draw_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        waves: dict[tuple, list[tuple[Request, asyncio.Future]]] = {}
+        for request, future in waiting:
+            waves.setdefault(self._shape(request), []).append((request, future))
+        groups = self._config.groups
+        for shape, members in waves.items():
+            for start in range(0, len(members), groups):
+                self._answer(shape, members[start : start + groups])
+
+    def _answer(self, shape: tuple, wave: list[tuple[Request, asyncio.Future]]) -> None:
+        requests, futures = zip(*wave, strict=True)
+        try:
+            drawn = self._draw(shape, requests)
+        except Exception as error:  # whoever waits must hear of it, or would wait for ever
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for future, samples in zip(futures, drawn, strict=True):
+            if not future.done():
+                future.set_result(samples)
+
+    def _shape(self, request: Request) -> tuple[str, int, int, int]:
+        """(policy, P, K, C) of the wave that a request belongs to."""
+        prompt = _round_up(len(request.prompt_ids), self._config.prompt_bucket)
+        branch = 1 << (request.sampling.max_tokens - 1).bit_length()
+        return request.policy, prompt, len(request.addresses), branch
+
+    def _draw(self, shape: tuple[str, int, int, int], wave: Sequence[Request]) -> list[list[Sample]]:
+        began = time.monotonic()
+        policy, prompt_size, k, branch_size = shape
+        params, version = self._weights[policy]
+        groups = self._config.groups
+        prompts_GP = np.zeros((groups, prompt_size), np.int32)
+        lengths_G = np.ones(groups, np.int32)
+        keys_GK = np.zeros((groups, k, 2), np.uint32)
+        temperature_G = np.ones(groups, np.float32)
+        limit_G = np.zeros(groups, np.int32)  # an empty place draws nothing
+        for g, request in enumerate(wave):
+            lengths_G[g] = len(request.prompt_ids)
+            prompts_GP[g, : lengths_G[g]] = request.prompt_ids
+            keys_GK[g] = [address.key_words() for address in request.addresses]
+            temperature_G[g] = request.sampling.temperature
+            limit_G[g] = request.sampling.max_tokens
+        drawn = _generate(
+            self._model, branch_size, params, prompts_GP, lengths_G, keys_GK, temperature_G,
+            limit_G, self._stop_ids,
+        )  # fmt: skip
+        tokens_GKC, logprobs_GKC, count_GK, stopped_GK = map(np.asarray, drawn)
+        self.seconds += time.monotonic() - began
+        self.tokens += int(count_GK.sum())
+        return [
+            [
+                Sample(
+                    tokens=tuple(tokens_GKC[g, i, : count_GK[g, i]].tolist()),
+                    logprobs=tuple(logprobs_GKC[g, i, : count_GK[g, i]].tolist()),
+                    finish="stop" if stopped_GK[g, i] else "length",
+                    version=version,
+                )
+                for i in range(k)
+            ]
+            for g in range(len(wave))
+        ]
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(model, branch_size, params, prompts_GP, lengths_G, keys_GK, temperature_G, limit_G, stop_ids):
+    """Draws until every branch has stopped or reached its group's limit.
+
+    Returns tokens_GKC, logprobs_GKC, count_GK and stopped_GK. The stop id is among the tokens.
+    """
+    (G, P), K, C = prompts_GP.shape, keys_GK.shape[1], branch_size
+    c = model.config
+    prompt_mask_GP = jnp.arange(P) < lengths_G[:, None]
+
+    def attend_prompt(q, k, v, _):
+        mask_GPP = jnp.tril(jnp.ones((P, P), bool)) & prompt_mask_GP[:, None, :]
+        return masked_attention(q, k, v, mask_GPP), (k, v)
+
+    positions_GP = jnp.broadcast_to(jnp.arange(P), (G, P))
+    hidden_GPD, prompt_caches = model.apply({"params": params}, prompts_GP, positions_GP, attend_prompt)
+    last_GD = jnp.take_along_axis(hidden_GPD, (lengths_G - 1)[:, None, None], axis=1)[:, 0]
+    logits_GKV = jnp.broadcast_to(logits(params, last_GD)[:, None], (G, K, params["embedding"].shape[0]))
+
+    def draw(i, logits_GKV):
+        """Token i of every branch, its logprob and whether it stops the branch."""
+        greedy_G11 = (temperature_G == 0)[:, None, None]
+        scale_G11 = jnp.where(temperature_G == 0, 1.0, temperature_G)[:, None, None]
+        logp_GKV = jax.nn.log_softmax(logits_GKV / scale_G11)
+        noise_GKV = jax.vmap(jax.vmap(functools.partial(_gumbel, i, logp_GKV.shape[-1])))(keys_GK)
+        token_GK = jnp.argmax(jnp.where(greedy_G11, logp_GKV, logp_GKV + noise_GKV), axis=-1)
+        logprob_GK = jnp.take_along_axis(logp_GKV, token_GK[..., None], axis=-1)[..., 0]
+        return token_GK.astype(jnp.int32), logprob_GK, jnp.isin(token_GK, stop_ids)
+
+    def body(state):
+        i, logits_GKV, live_GK, tokens_GKC, logprobs_GKC, count_GK, stopped_GK, caches = state
+        token_GK, logprob_GK, stop_GK = draw(i, logits_GKV)
+        tokens_GKC = tokens_GKC.at[:, :, i].set(token_GK)
+        logprobs_GKC = logprobs_GKC.at[:, :, i].set(logprob_GK)
+        count_GK += live_GK.astype(jnp.int32)
+        stopped_GK |= live_GK & stop_GK
+        live_GK &= ~stop_GK & (i + 1 < limit_G)[:, None]
+
+        def attend_branch(q_BTNH, k_BTMH, v_BTMH, cache):
+            prompt, (keys, values) = cache
+            keys = keys.at[:, :, i].set(k_BTMH.reshape(G, K, c.kv_heads, c.head_size))
+            values = values.at[:, :, i].set(v_BTMH.reshape(G, K, c.kv_heads, c.head_size))
+            q_GKNH = q_BTNH.reshape(G, K, c.heads, c.head_size)
+            own_GKC = jnp.broadcast_to(jnp.arange(C) <= i, (G, K, C))
+            out = branch_attention(q_GKNH, prompt, (keys, values), prompt_mask_GP, own_GKC)
+            return out.reshape(q_BTNH.shape), (prompt, (keys, values))
+
+        positions = jnp.broadcast_to((lengths_G + i)[:, None], (G, K)).reshape(-1, 1)
+        pairs = list(zip(prompt_caches, caches, strict=True))
+        hidden, pairs = model.apply(
+            {"params": params}, token_GK.reshape(-1, 1), positions, attend_branch, pairs
+        )
+        logits_GKV = logits(params, hidden.reshape(G, K, -1))
+        caches = [branch for _, branch in pairs]
+        return i + 1, logits_GKV, live_GK, tokens_GKC, logprobs_GKC, count_GK, stopped_GK, caches
+
+    empty = jnp.zeros((G, K, C, c.kv_heads, c.head_size), jnp.dtype(c.dtype))
+    start = (
+        jnp.int32(0),
+        logits_GKV,
+        jnp.broadcast_to((limit_G > 0)[:, None], (G, K)),
+        jnp.zeros((G, K, C), jnp.int32),
+        jnp.zeros((G, K, C), jnp.float32),
+        jnp.zeros((G, K), jnp.int32),
+        jnp.zeros((G, K), bool),
+        [(empty, empty)] * c.layers,
+    )
+    end = jax.lax.while_loop(lambda state: jnp.any(state[2]), body, start)
+    return end[3], end[4], end[5], end[6]
+
+
+def _gumbel(i, size, key_words):
+    """Noise of token i of one sample: a function of its address and i alone."""
+    return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(key_words), i), (size,))

@@ -1,0 +1,21 @@
+"""Errors that a person can act on. Entry points print them as one line and exit with a code above 0."""
+
+
+class UserError(Exception):
+    """Says what is wrong, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """The configuration cannot be used."""
+
+
+class RunError(UserError):
+    """A run cannot start, go on, or be read."""
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C. A KeyboardInterrupt, so that asyncio passes it on."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum

@@ -1,0 +1,242 @@
+"""The jitted update: (state, batch) -> (state, metrics)."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from atgrpo_jax.batch import Aggregate, filled
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.loss import cloning_loss, kl_penalty, policy_loss
+from atgrpo_jax.mesh import batch_sharding, parameter_shardings, replicated
+from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.head import token_logprobs
+from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.types import Batch
+
+# (logprobs_BT, entropy_BT, reference_logprobs_BT or None, micro-batch) -> loss, metrics to sum.
+Objective = Callable[[jax.Array, jax.Array, jax.Array | None, Batch], tuple[jax.Array, dict]]
+
+
+class PolicyState(NamedTuple):
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up to a constant rate."""
+
+    learning_rate: float = 3e-4
+    warmup: int = 0  # updates
+    b1: float = 0.9
+    b2: float = 0.99
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # of the gradient's global norm
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("learning_rate", "epsilon", "clip_norm"):
+            require(self, name, getattr(self, name) > 0, "must be positive")
+        for name in ("warmup", "weight_decay"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
+        for name in ("b1", "b2"):
+            require(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+
+    def build(self) -> optax.GradientTransformation:
+        rate = optax.linear_schedule(self.learning_rate / (self.warmup + 1), self.learning_rate, self.warmup)
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(rate, b1=self.b1, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Options of the AT-GRPO loss; see ``loss.policy_loss`` and ``batch.token_weights``."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = 3.0
+    aggregate: Aggregate = "candidate"
+    kl: float = 0.0  # coefficient of the KL estimate to the starting policy
+    entropy: float = 0.0  # coefficient of the entropy bonus
+    epochs: int = 1  # passes over a step's groups
+    minibatches: int = 4  # updates a pass
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "clip_low", 0 < self.clip_low < 1, "must be in (0, 1)")
+        require(self, "clip_high", self.clip_high > 0, "must be positive")
+        dual = self.dual_clip
+        require(self, "dual_clip", dual is None or dual > 1, "must be above 1, or None")
+        for name in ("kl", "entropy"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
+        for name in ("epochs", "minibatches"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+
+    def objective(self) -> Objective:
+        def at_grpo(logprobs_BT, entropy_BT, reference_BT, batch):
+            loss, metrics = policy_loss(
+                logprobs_BT,
+                batch.old_logprobs,
+                batch.advantages,
+                batch.weights,
+                clip_low=self.clip_low,
+                clip_high=self.clip_high,
+                dual_clip=self.dual_clip,
+            )
+            metrics["entropy"] = jnp.sum(batch.weights * entropy_BT)
+            if self.entropy:
+                loss -= self.entropy * metrics["entropy"]
+            if reference_BT is not None:
+                metrics["kl_start"] = kl_penalty(logprobs_BT, reference_BT, batch.weights)
+                loss += self.kl * metrics["kl_start"]
+            return loss, metrics
+
+        return at_grpo
+
+
+def cloning(logprobs_BT, entropy_BT, reference_BT, batch):
+    """The warm start's objective."""
+    return cloning_loss(logprobs_BT, batch.weights), {"entropy": jnp.sum(batch.weights * entropy_BT)}
+
+
+class Learner:
+    """Builds and updates PolicyStates of one architecture. All policies share its compiled functions."""
+
+    def __init__(self, model: Transformer, optimizer: OptimizerConfig, objective: Objective, mesh: Mesh):
+        self._model = model
+        self._optimizer = optimizer.build()
+        self._objective = objective
+        self._mesh = mesh
+        shapes = jax.eval_shape(lambda: self._init(jax.random.key(0)))
+        self.shardings = parameter_shardings(shapes, mesh)
+        self.shapes = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            self.shardings,
+        )
+        plain = replicated(mesh)
+        self._jit_init = jax.jit(self._init, out_shardings=self.shardings)
+        self._jit_start = jax.jit(self._optimizer.init, out_shardings=self.shardings.opt_state)
+        self._jit_update = jax.jit(
+            self._update,
+            donate_argnums=0,
+            in_shardings=(self.shardings, batch_sharding(mesh), plain, plain, None),
+            out_shardings=(self.shardings, plain),
+        )
+
+    def init(self, key: jax.Array) -> PolicyState:
+        """A fresh policy."""
+        return self._jit_init(key)
+
+    def start_from(self, params: Any) -> PolicyState:
+        """Given parameters with a fresh optimizer."""
+        return PolicyState(params, self._jit_start(params))
+
+    def update(
+        self, state: PolicyState, batch: Batch, temperature: float, reference: Any = None
+    ) -> tuple[PolicyState, dict[str, jax.Array]]:
+        """One optimizer step on the sum of the batch's micro-batches; ``state`` is donated.
+
+        Args:
+          batch: arrays [A, B, T]; A may be any size, only ``filled(batch)`` micro-batches are run.
+          temperature: at which the tokens were sampled.
+          reference: parameters of the starting policy, if the objective wants its logprobs.
+
+        Returns:
+          The new state and metrics as device arrays: weighted means over trained tokens, the loss, the
+          gradient's norm, and ``logprob_gap``, the largest |logprob - old logprob|.
+        """
+        return self._jit_update(state, batch, np.int32(filled(batch)), np.float32(temperature), reference)
+
+    def train(
+        self,
+        state: PolicyState,
+        batches: Iterable[Batch],
+        temperature: float,
+        reference: Any = None,
+    ) -> tuple[PolicyState, dict[str, float]]:
+        """``update`` on each batch in turn.
+
+        Returns:
+          The new state, and metrics: means over the updates, their number, the tokens they ran on, and
+          ``logprob_gap`` of the first update alone, where the learner still is the sampler's policy.
+          Without batches the state is returned as it was.
+        """
+        records, tokens = [], 0
+        for batch in batches:
+            state, metrics = self.update(state, batch, temperature, reference)
+            records.append(metrics)
+            tokens += int((batch.segments > 0).sum())
+        if not records:
+            return state, {"updates": 0.0, "trained_tokens": 0.0}
+        records = jax.device_get(records)
+        means = {name: float(np.mean([r[name] for r in records])) for name in records[0]}
+        means |= {"logprob_gap": float(records[0]["logprob_gap"])}
+        return state, means | {"updates": float(len(records)), "trained_tokens": float(tokens)}
+
+    def _init(self, key: jax.Array) -> PolicyState:
+        params = init_params(self._model, key)
+        return PolicyState(params, self._optimizer.init(params))
+
+    def _update(self, state, batch, count, temperature, reference):
+        def loss(params, micro):
+            logprobs_BT, entropy_BT = batch_logprobs(self._model, params, micro, temperature)
+            reference_BT = None
+            if reference is not None:
+                reference_BT, _ = batch_logprobs(self._model, reference, micro, temperature)
+            value, sums = self._objective(logprobs_BT, entropy_BT, reference_BT, micro)
+            gap_BT = jnp.where(micro.weights > 0, jnp.abs(logprobs_BT - micro.old_logprobs), 0.0)
+            sums |= {"weight": jnp.sum(micro.weights)}
+            return value, (sums, jnp.max(gap_BT))
+
+        def accumulate(a, carry):
+            micro = jax.tree.map(lambda x: x[a], batch)
+            (value, (sums, gap)), grads = jax.value_and_grad(loss, has_aux=True)(state.params, micro)
+            totals, gap_so_far = carry
+            return jax.tree.map(jnp.add, totals, (value, sums, grads)), jnp.maximum(gap_so_far, gap)
+
+        first = jax.tree.map(lambda x: x[0], batch)
+        (value, (sums, gap)), grads = jax.eval_shape(
+            jax.value_and_grad(loss, has_aux=True), state.params, first
+        )
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))
+        (value, sums, grads), gap = jax.lax.fori_loop(0, count, accumulate, zeros)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        weight = jnp.maximum(sums.pop("weight"), 1e-20)
+        metrics = {name: total / weight for name, total in sums.items()}
+        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "logprob_gap": gap}
+        return PolicyState(params, opt_state), metrics
+
+
+def batch_logprobs(
+    model: Transformer, params: Any, micro: Batch, temperature: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Logprob of every token given its source, and the entropy there. Both [B, T]; garbage where
+    weights are 0."""
+    mask_BTT = prefix_mask(micro.segments, micro.branches)
+
+    def attend(q, k, v, _):
+        return masked_attention(q, k, v, mask_BTT), None
+
+    hidden_BTD, _ = model.apply({"params": params}, micro.tokens, micro.positions, attend)
+    hidden_BTD = jnp.take_along_axis(hidden_BTD, micro.sources[..., None], axis=1)
+    return token_logprobs(params, hidden_BTD, micro.tokens, temperature)
+
+
+def prefix_mask(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:
+    """[B, T, T]: a token sees earlier tokens of its segment's prompt and of its own branch."""
+    size = segments_BT.shape[1]
+    same = segments_BT[:, :, None] == segments_BT[:, None, :]
+    seen = branches_BT[:, None, :]
+    own = (seen == 0) | (seen == branches_BT[:, :, None])
+    return jnp.tril(jnp.ones((size, size), bool)) & same & own

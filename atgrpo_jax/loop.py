@@ -1,0 +1,43 @@
+"""The training loop.
+
+instances -> rollout -> groups -> advantages -> batch -> loss in update -> weight sync -> next step
+"""
+
+import time
+from typing import Any
+
+from atgrpo_jax.errors import Stopped
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.progress import Progress
+from atgrpo_jax.report import summarise
+from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.stopping import Stopping
+from atgrpo_jax.trainer import Trainer
+
+
+def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
+    """Trains until ``x.steps``, from the newest checkpoint of ``folder`` if there is one.
+
+    Returns the summary that is also written to the folder. After SIGTERM or Ctrl-C the last complete step
+    is saved and Stopped raised.
+    """
+    with Stopping() as stopping, Trainer(x, folder) as trainer:
+        try:
+            with stopping.interruptible():
+                trainer.begin()
+            with Progress("train", x.steps, "step", trainer.done) as progress:
+                for step in range(trainer.done + 1, x.steps + 1):
+                    began = time.monotonic()
+                    with stopping.interruptible():  # a rollout leaves no trace before it is complete
+                        episodes = trainer.rollout(step)
+                    credited, signal = trainer.credit(step, episodes)
+                    learned = trainer.learn(step, credited)
+                    trainer.sync(step)
+                    seconds = {"perf/step_s": time.monotonic() - began}
+                    record = trainer.record(step, episodes, credited, signal | learned | seconds)
+                    trainer.checkpoint(step)
+                    progress.advance(success=record["rollout/success"])
+        except Stopped:
+            trainer.checkpoint_now()
+            raise
+    return summarise(x, folder)

@@ -1,0 +1,60 @@
+"""The AT-GRPO loss. Plain arrays in, a scalar and metrics out; no config object, no model."""
+
+import jax
+import jax.numpy as jnp
+
+
+def policy_loss(
+    logprobs_BT: jax.Array,
+    old_logprobs_BT: jax.Array,
+    advantages_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Clipped surrogate (arXiv 2510.11062, eq. 3), per token, with optional dual clip (1912.09729).
+
+        rho  = exp(logprob - old)
+        term = min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A);  if A < 0: max(term, dual_clip A)
+        loss = -sum(weight * term)
+
+    Weights come from ``batch.token_weights`` and carry the aggregation; tokens of weight 0 are ignored.
+    ``clip_high > clip_low`` is DAPO's clip-higher (2503.14476). All arrays are [B, T] floats.
+
+    Returns:
+      The scalar loss, and metrics as sums over the batch: each is a part of a weighted mean.
+    """
+    trained_BT = weights_BT > 0
+    old_logprobs_BT, advantages_BT, weights_BT = map(
+        jax.lax.stop_gradient, (old_logprobs_BT, advantages_BT, weights_BT)
+    )
+    # Where nothing is trained the ratio is 1 rather than garbage, so that 0 * inf cannot arise.
+    log_ratio_BT = jnp.where(trained_BT, logprobs_BT - old_logprobs_BT, 0.0)
+    ratio_BT = jnp.exp(log_ratio_BT)
+    clipped_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
+    term_BT = jnp.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
+    if dual_clip is not None:
+        floor_BT = dual_clip * advantages_BT
+        term_BT = jnp.where(advantages_BT < 0, jnp.maximum(term_BT, floor_BT), term_BT)
+    loss = -jnp.sum(weights_BT * term_BT)
+    outside_BT = clipped_BT * advantages_BT < ratio_BT * advantages_BT
+    metrics = {
+        "clip_fraction": jnp.sum(jnp.where(outside_BT, weights_BT, 0.0)),
+        "ratio": jnp.sum(weights_BT * ratio_BT),
+        "kl_old": jnp.sum(weights_BT * (ratio_BT - 1 - log_ratio_BT)),
+    }
+    return loss, metrics
+
+
+def kl_penalty(logprobs_BT: jax.Array, reference_logprobs_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
+    """Weighted sum of the unbiased, non-negative estimate exp(d) - 1 - d of KL(policy || reference),
+    with d = reference - logprob on sampled tokens."""
+    d_BT = jnp.where(weights_BT > 0, reference_logprobs_BT - logprobs_BT, 0.0)
+    return jnp.sum(weights_BT * (jnp.exp(d_BT) - 1 - d_BT))
+
+
+def cloning_loss(logprobs_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
+    """Behaviour cloning: the weighted negative log-likelihood of the demonstrated tokens."""
+    return -jnp.sum(weights_BT * logprobs_BT)

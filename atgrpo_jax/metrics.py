@@ -1,0 +1,73 @@
+"""One record a step: a line of metrics.jsonl and TensorBoard scalars.
+
+Names that start with "perf/" depend on the machine (seconds, rates, compiles); all others are the same in
+every run of the same config and seed.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.types import Episode
+
+
+class MetricsWriter:
+    """Appends records; ``first`` is the first step to be written, later events of an older run are purged."""
+
+    def __init__(self, folder: RunFolder, first: int):
+        self._file = open(folder.metrics, "a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        record: dict[str, Any] = {"step": step}
+        record |= {name: float(value) for name, value in sorted(values.items())}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, float(value), step)
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Success, turns, and by role: mean rewards of candidates and of the executed one, length."""
+    metrics = {
+        "rollout/success": float(np.mean([e.solved for e in episodes])),
+        "rollout/turns": float(np.mean([e.turns for e in episodes])),
+    }
+    ends = Counter(e.end for e in episodes)
+    metrics |= {f"end/{end}": n / len(episodes) for end, n in sorted(ends.items())}
+    groups = [group for e in episodes for group in e.groups]
+    candidates = [c for g in groups for c in g.candidates]
+    metrics["rollout/candidates"] = float(len(candidates))
+    metrics["rollout/tokens"] = float(sum(len(c.sample.tokens) for c in candidates))
+    for role in sorted({g.origin.key.role for g in groups}):
+        own = [c for c in candidates if c.origin.key.role == role]
+        scored = [c.reward for c in own if c.reward is not None]
+        metrics[f"{role}/tokens"] = float(np.mean([len(c.sample.tokens) for c in own]))
+        if scored:
+            metrics[f"{role}/team"] = float(np.mean([r.team for r in scored]))
+            metrics[f"{role}/local"] = float(np.mean([r.local for r in scored]))
+            for part in sorted({part for r in scored for part in r.parts}):
+                values = [r.parts.get(part, 0.0) for r in scored]
+                metrics[f"{role}/{part}"] = float(np.mean(values))
+    return metrics
+
+
+class CompileCounter:
+    """Counts XLA compilations of this process; after warm-up there should be none."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, *_args, **_kwargs) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"

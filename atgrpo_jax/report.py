@@ -1,0 +1,89 @@
+"""What a person gets at the end of a run: the summary, and the curves as a PNG."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.progress import duration
+from atgrpo_jax.run_folder import RunFolder, write_atomically
+
+# Title, then the metrics to draw: whole names, or the last part of names of any policy.
+PANELS = (
+    ("Success", ("rollout/success", "validation/success", "test/success"), ()),
+    ("Share of groups", ("groups/signal", "groups/zero_variance"), ()),
+    ("Mean reward of a candidate", (), ("team", "local")),
+    ("Entropy (nats a token)", (), ("entropy",)),
+    ("KL to the sampling policy (nats a token)", (), ("kl_old",)),
+    ("Seconds", ("perf/rollout_s", "perf/update_s", "perf/step_s"), ()),
+)
+
+
+def summarise(x: Experiment, folder: RunFolder) -> dict[str, Any]:
+    """Writes summary.json and curves.png from metrics.jsonl; returns the summary."""
+    records = folder.read_metrics()
+    scores = {record["step"]: record for record in records if "test/success" in record}
+    first, last = scores[0], scores[x.steps]
+    keys = ("success", "low", "high", "turns")
+    summary = {
+        "run_dir": str(folder.path),
+        "steps": x.steps,
+        "instances": x.evaluation.instances,
+        "before": {key: first[f"test/{key}"] for key in keys},
+        "after": {key: last[f"test/{key}"] for key in keys},
+        "train_seconds": sum(record.get("perf/step_s", 0.0) for record in records),
+    }
+    write_atomically(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
+    plot_curves(records, folder.path.name, folder.curves)
+    return summary
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+
+    def score(name: str) -> str:
+        s = summary[name]
+        return f"{s['success']:.1%} (95 % interval {s['low']:.1%} to {s['high']:.1%})"
+
+    return "\n".join(
+        (
+            f"Held-out success on {summary['instances']} test instances:",
+            f"  before  {score('before')}",
+            f"  after   {score('after')}, {summary['steps']} steps, "
+            f"{duration(summary['train_seconds'])} of training",
+            f"Run folder: {summary['run_dir']}",
+            "  curves.png  metrics.jsonl  episodes/  checkpoints/  tensorboard/  config.gin",
+            "Next:",
+            f"  python -m atgrpo_jax.evaluate --run_dir={summary['run_dir']}",
+            f"  tensorboard --logdir={summary['run_dir']}/tensorboard",
+        )
+    )
+
+
+def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
+    """One panel for each row of ``PANELS``."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
+    for axis, (name, whole, ends) in zip(axes.flat, PANELS, strict=True):
+        keys = {key for record in records for key in record}
+        drawn = [k for k in sorted(keys) if k in whole or ("/" in k and k.split("/")[1] in ends)]
+        for key in drawn:
+            points = [(record["step"], record[key]) for record in records if key in record]
+            steps, values = zip(*points, strict=True)
+            style = "o-" if len(points) < 0.5 * len(records) or len(points) < 3 else "-"
+            axis.plot(steps, values, style, markersize=4, linewidth=1.2, label=key)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("step", fontsize=9)
+        axis.grid(alpha=0.3)
+        if drawn:
+            axis.legend(fontsize=8)
+    axes.flat[0].set_ylim(-0.02, 1.02)
+    figure.suptitle(title)
+    partial = path.with_suffix(".partial.png")
+    figure.savefig(partial, dpi=110)
+    partial.replace(path)
+    plt.close(figure)

@@ -1,0 +1,183 @@
+"""Tree-structured sampling: plays tasks with a team and an engine, one coroutine an instance."""
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.engines.base import Engine, Request
+from atgrpo_jax.selection import Select, choose
+from atgrpo_jax.tasks.base import Step, Task, digest
+from atgrpo_jax.team import Team
+from atgrpo_jax.tokens import Tokenizer
+from atgrpo_jax.types import (
+    Address,
+    Candidate,
+    Episode,
+    Group,
+    GroupKey,
+    Origin,
+    Outcome,
+    Sample,
+    Sampling,
+    seed_of,
+)
+
+# Draws the samples of one group: (state, key, prompt ids, policy) -> K samples.
+Propose = Callable[[Any, GroupKey, tuple[int, ...], str], Awaitable[Sequence[Sample]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How a training step samples.
+
+    "tree": one episode an instance, K candidates at every (turn, role), the best is executed.
+    "trajectories": K whole episodes an instance, one candidate at every (turn, role).
+    """
+
+    instances: int = 32  # E, a step
+    candidates: int = 8  # K
+    temperature: float = 1.0
+    max_tokens: int = 16  # of an answer, the stop id included
+    mode: Literal["tree", "trajectories"] = "tree"
+    select: Select = "mixed"
+    # Outcomes that say nothing about the policy: left out before the baseline is taken.
+    exclude: tuple[str, ...] = (Outcome.TOOL_CRASH.value, Outcome.ENGINE_ERROR.value)
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "instances", self.instances >= 1, "must be at least 1")
+        require(self, "candidates", self.candidates >= 2, "a baseline needs at least 2")
+        require(self, "temperature", self.temperature > 0, "training needs more than 0")
+        require(self, "max_tokens", self.max_tokens >= 1, "must be at least 1")
+        unknown = set(self.exclude) - {outcome.value for outcome in Outcome}
+        require(self, "exclude", not unknown, f"unknown outcomes {sorted(unknown)}")
+        require(
+            self,
+            "exclude",
+            Outcome.ENGINE_ERROR.value in self.exclude,
+            "a sample that was never drawn cannot be scored: engine_error must be excluded",
+        )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.max_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """Plays episodes. ``propose`` draws candidates: an engine's (``engine_propose``), or demonstrations."""
+
+    task: Task
+    team: Team
+    tokenizer: Tokenizer
+    propose: Propose
+    sampling: Sampling
+    seed: int
+    select: Select = "mixed"
+    exclude: tuple[str, ...] = (Outcome.ENGINE_ERROR.value,)
+
+    async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
+        """One episode of the team on ``task.instance(split, index)``."""
+        workflow = self.task.workflow
+        state = self.task.initial(self.task.instance(split, index))
+        groups: list[Group] = []
+
+        def finish(turns, end) -> Episode:
+            return Episode(split, index, episode, tuple(groups), end == "solved", turns, end)
+
+        for turn in range(workflow.turns):
+            keys = [GroupKey(step, split, index, episode, turn, role) for role in workflow.order]
+            if workflow.parallel:
+                draws = await asyncio.gather(*(self._draw(state, key) for key in keys))
+            for i, key in enumerate(keys):
+                drawn = draws[i] if workflow.parallel else await self._draw(state, key)
+                group, steps = self._score(state, drawn)
+                groups.append(group)
+                if group.chosen is None:
+                    return finish(turn + 1, "engine_error")
+                taken = steps[group.chosen]
+                assert taken is not None
+                state = taken.state
+                if taken.done:
+                    return finish(turn + 1, "solved" if taken.solved else "ended")
+        return finish(workflow.turns, "turn_limit")
+
+    async def _draw(self, state: Any, key: GroupKey) -> list[tuple[Origin, Sample]]:
+        """K samples of the prompt that ``key.role`` sees in ``state``, each stamped with its origin."""
+        prompt_ids = self.tokenizer.prompt_ids(self.task.prompt(state, key.role))
+        policy = self.team.policy(key.role)
+        samples = await self.propose(state, key, prompt_ids, policy)
+        version = next((s.version for s in samples if s.finish != "error"), -1)
+        name = digest(state)
+        return [
+            (
+                Origin(
+                    key,
+                    prompt_ids,
+                    name,
+                    policy,
+                    version if sample.finish == "error" else sample.version,
+                    self.sampling,
+                ),
+                sample,
+            )
+            for sample in samples
+        ]
+
+    def _score(self, state: Any, drawn: Sequence[tuple[Origin, Sample]]) -> tuple[Group, list[Step | None]]:
+        """Scores every candidate from the same ``state``, then selects."""
+        key = drawn[0][0].key
+        candidates, steps = [], []
+        for origin, sample in drawn:
+            text = self.tokenizer.decode(sample.tokens)
+            step = None
+            outcome = Outcome.ENGINE_ERROR
+            if sample.finish != "error":
+                step = self.task.act(state, key.role, text)
+                truncated = sample.finish == "length"
+                outcome = Outcome.TRUNCATED if truncated else step.outcome
+            counts = step is not None and outcome.value not in self.exclude
+            reward = step.reward if step is not None and counts else None
+            candidates.append(Candidate(origin, sample, text, outcome, reward))
+            steps.append(step)
+        seed = seed_of("select", self.seed, key.path())
+        chosen = choose([c.reward for c in candidates], self.select, self.team.alpha, seed)
+        return Group(tuple(candidates), chosen), steps
+
+
+def engine_propose(engine: Engine, sampling: Sampling, candidates: int, seed: int) -> Propose:
+    """Candidates from an engine, each at its own address."""
+
+    async def propose(state, key, prompt_ids, policy):
+        addresses = tuple(Address(seed, key, k) for k in range(candidates))
+        return await engine.sample(Request(policy, prompt_ids, addresses, sampling))
+
+    return propose
+
+
+def play_all(
+    player: Player,
+    step: int,
+    split: str,
+    indices: Iterable[int],
+    episodes: int = 1,
+    on_episode: Callable[[], None] = lambda: None,
+) -> list[Episode]:
+    """Plays every instance ``episodes`` times, all at once; results in order of instance and episode."""
+
+    async def one(index: int, episode: int) -> Episode:
+        played = await player.play(step, split, index, episode)
+        on_episode()
+        return played
+
+    async def everything() -> list[Episode]:
+        return await asyncio.gather(*(one(i, e) for i in indices for e in range(episodes)))
+
+    return asyncio.run(everything())
+
+
+def train_indices(step: int, instances: int) -> range:
+    """The instances of step ``step`` (counted from 1): fresh ones every step, a function of it alone."""
+    return range((step - 1) * instances, step * instances)

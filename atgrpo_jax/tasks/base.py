@@ -1,0 +1,72 @@
+"""The Task protocol. A task is functional: states are immutable values, and K candidates branch from one."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.types import Message, Outcome, Reward, hash_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Workflow:
+    """Who speaks when. Data, so that roles can be added without touching the rollout.
+
+    ``order`` is the order of roles within a turn. In a parallel workflow all roles of a turn observe its
+    start; in a sequential one each sees what the role before it did.
+    """
+
+    order: tuple[str, ...]
+    turns: int = 4
+    parallel: bool = False
+
+    def __post_init__(self):
+        check_types(self)
+        object.__setattr__(self, "order", tuple(self.order))
+        require(self, "turns", self.turns >= 1, "an episode needs at least one turn")
+        require(self, "order", len(self.order) >= 1, "a turn needs at least one role")
+        require(self, "order", len(set(self.order)) == len(self.order), "a role is named twice")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one action leads to. ``done`` ends the episode; only ``solved`` is success."""
+
+    state: Any
+    reward: Reward
+    outcome: Outcome
+    done: bool
+    solved: bool
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One kind of problem. Instances are pure functions of (task config, split, index), and no two
+    splits share one."""
+
+    @property
+    def workflow(self) -> Workflow: ...
+
+    def instance(self, split: str, index: int) -> Any:
+        """A hashable, immutable problem."""
+        ...
+
+    def initial(self, instance: Any) -> Any:
+        """The state before the first turn: immutable, with a ``repr`` that tells states apart."""
+        ...
+
+    def prompt(self, state: Any, role: str) -> Sequence[Message]: ...
+
+    def act(self, state: Any, role: str, text: str) -> Step:
+        """What ``role`` saying ``text`` leads to. Never raises on any text."""
+        ...
+
+    def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
+        """A deliberately imperfect answer, for the warm start."""
+        ...
+
+
+def digest(state: Any) -> str:
+    """Names a state: equal states, and only those, have equal digests."""
+    return hash_bytes(repr(state)).hex()

@@ -1,0 +1,217 @@
+"""The stages of a training step, and what they share."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from atgrpo_jax import weight_sync
+from atgrpo_jax.batch import minibatches
+from atgrpo_jax.checkpoint import Checkpoints
+from atgrpo_jax.engines.local import LocalEngine
+from atgrpo_jax.evaluation import evaluate
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.groups import Credited, audit, credit
+from atgrpo_jax.learner import Learner, PolicyState
+from atgrpo_jax.metrics import CompileCounter, MetricsWriter, episode_metrics
+from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.progress import Progress, say
+from atgrpo_jax.rollout import Player, engine_propose, play_all, train_indices
+from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.types import Episode, Sampling, seed_of
+from atgrpo_jax.warm_start import warm_start
+
+
+class Trainer:
+    """Holds the policies' ``states`` as of step ``done``; the stages of ``loop.train`` are its methods."""
+
+    def __init__(self, x: Experiment, folder: RunFolder):
+        self.x, self.folder = x, folder
+        self.done = 0
+        self.states: dict[str, PolicyState] = {}
+        self._mesh = x.mesh.build()
+        self._model = Transformer(x.model, x.tokenizer.vocab_size)
+        self._learner = Learner(self._model, x.optimizer, x.loss.objective(), self._mesh)
+        self._engine = LocalEngine(self._model, x.tokenizer.stop_ids, x.engine)
+        self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
+        self._compiles = CompileCounter()
+        self._reference: dict[str, Any] = {}
+        self._seconds: dict[str, float] = {}
+        self._writer: MetricsWriter | None = None
+        tree = x.rollout.mode == "tree"
+        self._episodes = 1 if tree else x.rollout.candidates
+        candidates = x.rollout.candidates if tree else 1
+        self._player = Player(
+            x.task,
+            x.team,
+            x.tokenizer,
+            engine_propose(self._engine, x.rollout.sampling, candidates, x.seed),
+            x.rollout.sampling,
+            x.seed,
+            x.rollout.select,
+            x.rollout.exclude,
+        )
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._checkpoints.close()
+
+    def begin(self) -> None:
+        """From the newest checkpoint, or from a start that is scored, recorded and saved as step 0."""
+        latest = self._checkpoints.latest()
+        self.folder.rewind(-1 if latest is None else latest)
+        self._writer = MetricsWriter(self.folder, first=0 if latest is None else latest + 1)
+        shapes = dict.fromkeys(self.x.policies, self._learner.shapes)
+        if latest is None:
+            self.states = self._start()
+            self.sync(0)
+            self._writer.write(0, self._score(0, "validation") | self._score(0, "test"))
+            self.checkpoint(0)
+        else:
+            say(f"going on after step {latest} of {self.folder.path}")
+            self.done = latest
+            self.states = self._checkpoints.restore(latest, shapes)
+            self.sync(latest)
+        if self.x.loss.kl:
+            start = self._checkpoints.restore(0, shapes)
+            self._reference = {name: state.params for name, state in start.items()}
+
+    def rollout(self, step: int) -> list[Episode]:
+        """Fresh training instances, played by the team."""
+        began, drawn = time.monotonic(), self._engine.tokens
+        indices = train_indices(step, self.x.rollout.instances)
+        episodes = play_all(self._player, step, "train", indices, self._episodes)
+        self._measure("rollout", began, self._engine.tokens - drawn)
+        return episodes
+
+    def credit(self, step: int, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
+        """Audited groups with their advantages."""
+        for group in (group for episode in episodes for group in episode.groups):
+            audit(group, version=step - 1)
+        settings = self.x.credit
+        return credit(
+            episodes,
+            alpha=self.x.team.alpha,
+            baseline=settings.baseline,
+            normalise=settings.normalise,
+        )
+
+    def learn(self, step: int, credited: Sequence[Credited]) -> dict[str, float]:
+        """Updates every policy on the groups of its roles; one that has none stays as it is."""
+        x, began = self.x, time.monotonic()
+        metrics: dict[str, float] = {}
+        items: dict[str, list[Credited]] = defaultdict(list)
+        for item in credited:
+            items[item.group.origin.policy].append(item)
+        for policy in x.policies:
+            batches = minibatches(
+                items[policy],
+                x.batch,
+                count=x.loss.minibatches,
+                epochs=x.loss.epochs,
+                seed=seed_of("minibatches", x.seed, step, policy),
+                aggregate=x.loss.aggregate,
+                constant=x.rollout.sampling.max_tokens,
+            )
+            self.states[policy], learned = self._learner.train(
+                self.states[policy],
+                batches,
+                x.rollout.sampling.temperature,
+                self._reference.get(policy),
+            )
+            if learned["updates"]:
+                weight_sync.check_gap(policy, learned["logprob_gap"], x.max_logprob_gap)
+            metrics |= {f"{policy}/{name}": value for name, value in learned.items()}
+        tokens = sum(metrics[f"{policy}/trained_tokens"] for policy in x.policies)
+        self._measure("update", began, tokens)
+        return metrics
+
+    def sync(self, step: int) -> None:
+        """The engine samples from the new weights from here on."""
+        params = {policy: state.params for policy, state in self.states.items()}
+        weight_sync.push(self._engine, params, step)
+
+    def record(
+        self,
+        step: int,
+        episodes: Sequence[Episode],
+        credited: Sequence[Credited],
+        metrics: dict[str, float],
+    ) -> dict[str, float]:
+        """Scores where they are due, then the step's episodes and metrics on disk."""
+        last, every = step == self.x.steps, self.x.evaluation.every
+        record = metrics | episode_metrics(episodes)
+        if every and (step % every == 0 or last):
+            record |= self._score(step, "validation")
+        if last:
+            record |= self._score(step, "test")
+        record |= self._seconds | {"perf/compiles": float(self._compiles.count)}
+        self.folder.write_episodes(step, credited, self.x.tokenizer)
+        assert self._writer is not None
+        self._writer.write(step, record)
+        self.done = step
+        return record
+
+    def checkpoint(self, step: int) -> None:
+        """Saves step ``step`` if it is due."""
+        if step % self.x.checkpoint_every == 0 or step == self.x.steps:
+            self._checkpoints.save(step, self.states)
+
+    def checkpoint_now(self) -> None:
+        """Saves the last complete step, unless that has been done. (``begin`` saves step 0 itself.)"""
+        if self.done > (self._checkpoints.latest() or 0):
+            self._checkpoints.save(self.done, self.states)
+
+    def _start(self) -> dict[str, PolicyState]:
+        x = self.x
+        fresh = {
+            policy: lambda policy=policy: self._learner.init(
+                jax.random.key(seed_of("init", x.seed, policy) % 2**32)
+            )
+            for policy in x.policies
+        }
+        if x.warm_start is None:
+            return {policy: make() for policy, make in fresh.items()}
+        params = warm_start(
+            x.warm_start,
+            x.optimizer,
+            fresh,
+            model=self._model,
+            mesh=self._mesh,
+            task=x.task,
+            team=x.team,
+            tokenizer=x.tokenizer,
+            batch=x.batch,
+            seed=x.seed,
+        )
+        return {policy: self._learner.start_from(params[policy]) for policy in x.policies}
+
+    def _score(self, step: int, split: str) -> dict[str, float]:
+        x = self.x.evaluation
+        instances = x.instances if split == "test" else x.validation_instances
+        with Progress(f"{split} after step {step}", instances, "episode") as progress:
+            score = evaluate(
+                self.x.task,
+                self.x.team,
+                self.x.tokenizer,
+                self._engine,
+                Sampling(x.temperature, self.x.rollout.max_tokens),
+                seed=self.x.seed,
+                step=step,
+                split=split,
+                instances=instances,
+                on_episode=progress.advance,
+            )
+        say(f"{split} after step {step}: {score}")
+        return {f"{split}/{name}": value for name, value in score.record().items()}
+
+    def _measure(self, stage: str, began: float, tokens: float) -> None:
+        seconds = time.monotonic() - began
+        self._seconds[f"perf/{stage}_s"] = seconds
+        self._seconds[f"perf/{stage}_tokens_per_s"] = tokens / seconds

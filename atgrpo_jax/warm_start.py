@@ -1,0 +1,142 @@
+"""Warm start: behaviour cloning on demonstrations that the task generates, cached on disk."""
+
+import dataclasses
+import inspect
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+import atgrpo_jax
+from atgrpo_jax.batch import BatchConfig, pack
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.groups import Credited
+from atgrpo_jax.learner import Learner, OptimizerConfig, PolicyState, cloning
+from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.progress import Progress, say
+from atgrpo_jax.rollout import Player, Propose, play_all, train_indices
+from atgrpo_jax.tasks.base import Task
+from atgrpo_jax.team import Team
+from atgrpo_jax.tokens import Tokenizer
+from atgrpo_jax.types import Episode, Sample, Sampling, hash_bytes, seed_of
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    steps: int = 60
+    instances: int = 64  # demonstrated a step
+    candidates: int = 8  # demonstrations of each prompt; a random one is played on
+    learning_rate: float = 1e-3  # the other settings are the experiment's optimizer's
+    warmup: int = 20  # updates
+    cache_dir: str = "~/.cache/atgrpo_jax"
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("steps", "instances", "candidates"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "learning_rate", self.learning_rate > 0, "must be positive")
+        require(self, "warmup", self.warmup >= 0, "must not be negative")
+
+
+def warm_start(
+    config: WarmStartConfig,
+    optimizer: OptimizerConfig,
+    fresh: Mapping[str, Callable[[], PolicyState]],
+    *,
+    model: Transformer,
+    mesh: Mesh,
+    task: Task,
+    team: Team,
+    tokenizer: Tokenizer,
+    batch: BatchConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Parameters of every policy after cloning, from the cache if the same were made before.
+
+    Args:
+      fresh: for each policy, what makes its untrained state.
+
+    Raises RunError if the cached result cannot be read.
+    """
+    optimizer = dataclasses.replace(optimizer, learning_rate=config.learning_rate, warmup=config.warmup)
+    made_from = (
+        config, optimizer, model.config, model.vocab_size, dict(mesh.shape), task, team.sharing,
+        sorted(fresh), tokenizer.digest(), batch, seed, jax.__version__,
+        jax.devices()[0].device_kind, _sources(task),
+    )  # fmt: skip
+    key = hash_bytes(repr(dataclasses.replace(config, cache_dir="")) + repr(made_from[1:])).hex()
+    path = Path(config.cache_dir).expanduser().absolute() / "warm_start" / key
+    learner = Learner(model, optimizer, cloning, mesh)
+    with ocp.StandardCheckpointer() as checkpointer:
+        if path.exists():
+            say(f"warm start: from the cache, {path}")
+            return _read(checkpointer, path, {name: learner.shapes.params for name in fresh})
+        params = _clone(config, fresh, learner, task, team, tokenizer, batch, seed)
+        checkpointer.save(path, params)
+        checkpointer.wait_until_finished()
+    return params
+
+
+def _clone(config, fresh, learner, task, team, tokenizer, batch, seed) -> dict[str, Any]:
+    propose = demonstrations(task, tokenizer, config.candidates, seed)
+    player = Player(task, team, tokenizer, propose, Sampling(), seed, select="random")
+    states = {name: make() for name, make in fresh.items()}
+    with Progress("warm start", config.steps, "step") as progress:
+        for step in range(1, config.steps + 1):
+            episodes = play_all(player, step, "train", train_indices(step, config.instances))
+            losses = []
+            for policy, items in demonstrated(episodes).items():
+                packed = pack(items, batch, "token", 1)
+                states[policy], metrics = learner.update(states[policy], packed, 1.0)
+                losses.append(metrics["loss"])
+            progress.advance(loss=float(np.mean(jax.device_get(losses))))
+    return {name: state.params for name, state in states.items()}
+
+
+def demonstrations(task: Task, tokenizer: Tokenizer, candidates: int, seed: int) -> Propose:
+    """Proposes the task's own demonstrations instead of an engine's samples."""
+
+    async def propose(state, key, prompt_ids, policy):
+        return [_demonstration(task, tokenizer, state, key, k, seed) for k in range(candidates)]
+
+    return propose
+
+
+def _demonstration(task, tokenizer, state, key, k, seed) -> Sample:
+    rng = random.Random(seed_of("demonstration", seed, key.path(), k))
+    tokens = tokenizer.answer_ids(task.demonstration(state, key.role, rng))
+    return Sample(tokens, (0.0,) * len(tokens), "stop", version=0)
+
+
+def demonstrated(episodes: Sequence[Episode]) -> dict[str, list[Credited]]:
+    """All groups by policy, every candidate of weight one."""
+    items: dict[str, list[Credited]] = {}
+    for group in (group for episode in episodes for group in episode.groups):
+        k = len(group.candidates)
+        credited = Credited(group, np.ones(k, np.float32), np.ones(k, bool))
+        items.setdefault(group.origin.policy, []).append(credited)
+    return items
+
+
+def _read(checkpointer, path: Path, shapes: Any) -> dict[str, Any]:
+    try:
+        return checkpointer.restore(path, shapes)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(
+            f"the cached warm start {path} cannot be read ({reason[:200]}); delete that folder"
+        ) from error
+
+
+def _sources(task: Task) -> str:
+    """Digest of the code that a warm start comes from: the package's and the task's."""
+    files = sorted(Path(atgrpo_jax.__file__).parent.rglob("*.py"))
+    own = inspect.getsourcefile(type(task))
+    files += [Path(own)] if own else []
+    return hash_bytes("".join(file.read_text() for file in files)).hex()

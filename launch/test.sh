@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Lint, types and tests, in a virtual environment of their own. Arguments go to pytest:
+#   bash launch/test.sh                  everything
+#   bash launch/test.sh -m "not slow"    what takes seconds
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+install_checkout "[test]"
+cd "$root"
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+exec "$venv/bin/python" -m pytest "$@"

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="atgrpo_jax",
+    version="0.1.0",
+    description="On-policy reinforcement learning for teams of LLM agents (AT-GRPO), in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["atgrpo_jax", "atgrpo_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12",
+        "gin-config==0.5.0",  # config.py walks its parsed bindings, so the version is fixed
+        "jax>=0.10,<0.13",
+        "matplotlib>=3.8",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12,<0.13",
+        "tensorboardX>=2.6.2",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda13]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "test": ["mypy==2.4.1", "pytest>=8", "ruff==0.17.6"],
+    },
+)

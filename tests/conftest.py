@@ -1,0 +1,13 @@
+"""Every test runs with 8 CPU devices; they are asserted, never skipped for."""
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def devices():
+    assert jax.device_count() == 8
+    return jax.devices()

@@ -1,0 +1,136 @@
+"""Scripted stand-ins, and builders of small values. No mocks."""
+
+import dataclasses
+import random
+
+import numpy as np
+
+from atgrpo_jax.groups import Credited
+from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.tasks.base import Step, Workflow
+from atgrpo_jax.types import (
+    Candidate,
+    Group,
+    GroupKey,
+    Origin,
+    Outcome,
+    Reward,
+    Sample,
+    Sampling,
+)
+
+# Tolerances of float32 parity on a CPU, written once.
+PARITY = {"rtol": 1e-5, "atol": 1e-5}
+
+SMALL = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8)
+
+
+def small_model(vocab_size: int = 64) -> Transformer:
+    return Transformer(SMALL, vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """A toy task: roles a and b append numbers; solved when the sum is 10, over when it is above.
+
+    Team reward 1 if solved; local reward the number itself. Text that is no number is invalid.
+    """
+
+    workflow: Workflow = Workflow(order=("a", "b"), turns=2)
+
+    def instance(self, split, index):
+        return index
+
+    def initial(self, instance):
+        return ()
+
+    def prompt(self, state, role):
+        return [{"role": "user", "content": f"{role} {list(state)}"}]
+
+    def act(self, state, role, text):
+        if not text.isdigit():
+            return Step(state, Reward.of(0.0, invalid=-1.0), Outcome.INVALID, False, False)
+        after = (*state, int(text))
+        solved = sum(after) == 10
+        reward = Reward.of(float(solved), number=float(text))
+        return Step(after, reward, Outcome.OK, sum(after) >= 10, solved)
+
+    def demonstration(self, state, role, rng: random.Random):
+        return str(rng.randrange(10))
+
+
+class CharTokenizer:
+    """One id a character (its code point); id 0 stops."""
+
+    vocab_size = 128
+    stop_ids = (0,)
+
+    def prompt_ids(self, messages):
+        return tuple(ord(c) for m in messages for c in m["content"])
+
+    def answer_ids(self, text):
+        return (*map(ord, text), 0)
+
+    def decode(self, ids):
+        return "".join(chr(i) for i in ids if i)
+
+    def digest(self):
+        return "char"
+
+
+class ScriptedEngine:
+    """Answers from a script: (turn, role) -> K texts. Text None is an engine error. Records requests."""
+
+    def __init__(self, script, version=0):
+        self.script = script
+        self.requests = []
+        self._version = version
+
+    async def sample(self, request):
+        self.requests.append(request)
+        key = request.addresses[0].group
+        texts = self.script[key.turn, key.role]
+        return [self._sample(text) for text in texts[: len(request.addresses)]]
+
+    def _sample(self, text):
+        if text is None:
+            return Sample((), (), "error", self._version)
+        finish = "length" if text.endswith("...") else "stop"
+        tokens = CharTokenizer().answer_ids(text.removesuffix("..."))
+        tokens = tokens if finish == "stop" else tokens[:-1]
+        return Sample(tokens, (-1.0,) * len(tokens), finish, self._version)
+
+    def push_weights(self, policy, params, version):
+        self._version = version
+
+    def version(self, policy):
+        return self._version
+
+
+KEY = GroupKey(step=1, split="train", instance=3, episode=0, turn=0, role="a")
+ORIGIN = Origin(KEY, (5, 6, 7), "state", "shared", 0, Sampling(1.0, 8))
+
+
+def candidate(tokens=(1, 2), logprobs=None, reward=0.0, origin=ORIGIN, outcome=Outcome.OK):
+    logprobs = tuple(-0.5 - 0.1 * i for i in range(len(tokens))) if logprobs is None else logprobs
+    sample = Sample(tuple(tokens), tuple(logprobs), "stop", origin.version)
+    value = None if reward is None else Reward.of(0.0, number=reward)
+    return Candidate(origin, sample, "text", outcome, value)
+
+
+def group(*rewards, origin=ORIGIN, chosen=0):
+    return Group(tuple(candidate(reward=r, origin=origin) for r in rewards), chosen)
+
+
+def credited(
+    rng: np.random.Generator, prompt: int, lengths: list[int], vocab: int = 64, trained=None
+) -> Credited:
+    """A group of random tokens, logprobs and advantages, with the given lengths."""
+    origin = dataclasses.replace(ORIGIN, prompt_ids=tuple(rng.integers(0, vocab, prompt).tolist()))
+    candidates = tuple(
+        candidate(rng.integers(0, vocab, n).tolist(), (-3 * rng.random(n)).tolist(), 0.0, origin)
+        for n in lengths
+    )
+    mask = np.ones(len(lengths), bool) if trained is None else np.asarray(trained)
+    return Credited(Group(candidates, 0), rng.standard_normal(len(lengths)).astype(np.float32), mask)

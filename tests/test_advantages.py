@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from atgrpo_jax.advantages import group_relative
+
+
+def test_by_hand():
+    # Mean 2, population standard deviation sqrt((1 + 0 + 1) / 3).
+    advantages_GK, signal_G = group_relative(np.array([[1.0, 2.0, 3.0]]), np.ones((1, 3), bool))
+    std = (2 / 3) ** 0.5
+    np.testing.assert_allclose(advantages_GK, [[-1 / std, 0.0, 1 / std]], rtol=1e-5)
+    assert signal_G.tolist() == [True]
+    mean_GK, _ = group_relative(np.array([[1.0, 2.0, 3.0]]), np.ones((1, 3), bool), "mean")
+    np.testing.assert_allclose(mean_GK, [[-1.0, 0.0, 1.0]], rtol=1e-6)
+
+
+def test_excluded_members_change_nothing():
+    rewards_GK = np.array([[1.0, np.nan, 3.0, 1e9]])
+    mask_GK = np.array([[True, False, True, False]])
+    advantages_GK, _ = group_relative(rewards_GK, mask_GK)
+    alone_GK, _ = group_relative(np.array([[1.0, 3.0]]), np.ones((1, 2), bool))
+    np.testing.assert_array_equal(advantages_GK[:, [0, 2]], alone_GK)
+    np.testing.assert_array_equal(advantages_GK[:, [1, 3]], 0.0)
+
+
+@pytest.mark.parametrize("normalise", ["std", "mean"])
+def test_no_signal_without_two_different_rewards(normalise):
+    # 0.1 + 0.2 style rewards: equal rewards must give exactly no signal, whatever the rounding.
+    rewards_GK = np.array([[0.1, 0.1, 0.1], [7.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    mask_GK = np.array([[True] * 3, [True, False, False], [False] * 3])
+    advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
+    assert signal_G.tolist() == [False, False, False]
+    np.testing.assert_array_equal(advantages_GK, 0.0)
+
+
+@pytest.mark.parametrize("normalise", ["std", "mean"])
+def test_identities(normalise):
+    rng = np.random.default_rng(0)
+    rewards_GK = rng.standard_normal((5, 6))
+    mask_GK = np.ones((5, 6), bool)
+    base_GK, _ = group_relative(rewards_GK, mask_GK, normalise)
+    order = rng.permutation(6)
+    permuted_GK, _ = group_relative(rewards_GK[:, order], mask_GK, normalise)
+    np.testing.assert_allclose(permuted_GK, base_GK[:, order], atol=1e-6)
+    shifted_GK, _ = group_relative(rewards_GK + 100.0, mask_GK, normalise)
+    np.testing.assert_allclose(shifted_GK, base_GK, atol=1e-5)
+    np.testing.assert_allclose(base_GK.sum(1), 0.0, atol=1e-5)
+    # Other groups do not matter.
+    alone_GK, _ = group_relative(rewards_GK[2:3], mask_GK[2:3], normalise)
+    np.testing.assert_array_equal(alone_GK[0], base_GK[2])
+
+
+def test_misshapen_arrays_are_refused():
+    with pytest.raises(ValueError, match=r"\[G, K\]"):
+        group_relative(np.zeros(3), np.ones(3, bool))

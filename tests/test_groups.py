@@ -1,0 +1,103 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from fakes import KEY, ORIGIN, candidate, group
+
+from atgrpo_jax.groups import GroupError, audit, credit
+from atgrpo_jax.types import Episode, Group, Outcome, Sampling
+
+
+def episodes(*groups, instance=3, episode=0, end="solved"):
+    return [Episode("train", instance, episode, groups, end == "solved", 1, end)]
+
+
+def test_a_clean_group_passes_the_audit():
+    audit(group(1.0, 2.0, 3.0), version=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": dataclasses.replace(KEY, instance=4)},  # K problems merged into one group
+        {"prompt_ids": (5, 6, 8)},
+        {"state_digest": "later"},
+        {"policy": "other"},
+        {"version": 1},
+        {"sampling": Sampling(0.7, 8)},
+    ],
+)
+def test_the_audit_names_the_first_member_and_field_that_differ(change):
+    field = next(iter(change))
+    odd = candidate(origin=dataclasses.replace(ORIGIN, **change))
+    mixed = Group((candidate(), candidate(), odd, candidate()), 0)
+    with pytest.raises(GroupError, match=rf"1/train/3/0/0/a: candidate 2 differs in {field} "):
+        audit(mixed, version=0)
+
+
+def test_the_audit_refuses_stale_weights():
+    with pytest.raises(GroupError, match="drawn by version 0 of policy shared, the learner holds 5"):
+        audit(group(1.0, 2.0), version=5)
+
+
+def test_credit_by_group():
+    credited, metrics = credit(
+        episodes(group(0.0, 2.0), group(1.0, 1.0), group(5.0)),
+        alpha=1.0, baseline="group", normalise="mean",
+    )  # fmt: skip
+    assert [c.advantages_K.tolist() for c in credited] == [[-1.0, 1.0], [0.0, 0.0], [0.0]]
+    assert [c.mask_K.tolist() for c in credited] == [[True, True], [False, False], [False]]
+    assert metrics["groups/total"] == 3
+    assert metrics["groups/signal"] == pytest.approx(1 / 3)
+    assert metrics["groups/zero_variance"] == pytest.approx(1 / 3)
+    assert metrics["groups/too_small"] == pytest.approx(1 / 3)
+
+
+def test_an_excluded_candidate_leaves_its_siblings_what_they_would_have_without_it():
+    members = (
+        candidate(reward=0.0),
+        candidate(reward=None, outcome=Outcome.ENGINE_ERROR),
+        candidate(reward=2.0),
+    )
+    with_it, metrics = credit(episodes(Group(members, 2)), alpha=1.0, baseline="group", normalise="std")
+    without, _ = credit(episodes(group(0.0, 2.0)), alpha=1.0, baseline="group", normalise="std")
+    np.testing.assert_array_equal(with_it[0].advantages_K[[0, 2]], without[0].advantages_K)
+    assert with_it[0].mask_K.tolist() == [True, False, True]
+    assert metrics["outcome/engine_error"] == pytest.approx(1 / 3)
+
+
+def test_alpha_weighs_the_team_part():
+    def advantages(alpha):
+        members = tuple(
+            dataclasses.replace(c, reward=dataclasses.replace(c.reward, team=team))
+            for c, team in zip(group(1.0, 0.0).candidates, (0.0, 2.0), strict=True)
+        )
+        credited, _ = credit(episodes(Group(members, 0)), alpha=alpha, baseline="group", normalise="mean")
+        return credited[0].advantages_K.tolist()
+
+    assert advantages(0.0) == [0.5, -0.5]
+    assert advantages(1.0) == [-0.5, 0.5]
+
+
+def test_credit_by_instance_gives_every_sample_of_an_episode_its_return():
+    """Returns 3 and 1 of instance 3; instance 4 has one episode, so no baseline."""
+    played = [
+        *episodes(group(1.0), group(2.0), episode=0),
+        *episodes(group(1.0), episode=1),
+        *episodes(group(9.0), instance=4),
+    ]
+    credited, metrics = credit(played, alpha=1.0, baseline="instance", normalise="mean")
+    assert [c.advantages_K.tolist() for c in credited] == [[1.0], [1.0], [-1.0], [0.0]]
+    assert [c.mask_K.tolist() for c in credited] == [[True], [True], [True], [False]]
+    assert metrics["groups/total"] == 2
+
+
+def test_an_episode_that_the_engine_failed_has_no_return():
+    played = [
+        *episodes(group(1.0), episode=0),
+        *episodes(group(5.0), episode=1),
+        *episodes(group(9.0), episode=2, end="engine_error"),
+    ]
+    credited, _ = credit(played, alpha=1.0, baseline="instance", normalise="mean")
+    assert [c.advantages_K.tolist() for c in credited] == [[-2.0], [2.0], [0.0]]
+    assert [c.mask_K.tolist() for c in credited] == [[True], [True], [False]]

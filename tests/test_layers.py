@@ -1,0 +1,97 @@
+"""Imports point one way: a file imports only from ranks below its own."""
+
+import ast
+from pathlib import Path
+
+import atgrpo_jax
+
+PACKAGE = Path(atgrpo_jax.__file__).parent
+RANKS = [
+    {"errors", "checks"},
+    {"types"},
+    {
+        "advantages", "cli", "loss", "mesh", "progress", "selection", "stopping", "team", "tokens",
+        "tasks.base", "engines.base", "models.config", "models.attention",
+    },
+    {"tasks.plan_path", "models.transformer", "groups", "weight_sync"},
+    {"batch", "engines.local", "models.head", "rollout", "run_folder"},
+    {"learner", "checkpoint", "evaluation", "metrics"},
+    {"warm_start"},
+    {"experiment"},
+    {"config", "report", "trainer"},
+    {"loop"},
+    {"train", "evaluate"},
+]  # fmt: skip
+NO_JAX = {
+    "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
+    "rollout", "tasks.base", "tasks.plan_path", "engines.base", "batch", "evaluation", "progress",
+}  # fmt: skip
+NUMERICS = {"advantages", "loss", "models.attention"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if not name.endswith("__init__"):
+            yield name, ast.parse(path.read_text())
+
+
+def imported(tree):
+    """Full names of all imported modules; ours without the package's name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if module.split(".")[0] == "atgrpo_jax":
+                inner = module.removeprefix("atgrpo_jax").lstrip(".")
+                known = set().union(*RANKS)
+                for alias in node.names:
+                    full = f"{inner}.{alias.name}".lstrip(".")
+                    yield f"atgrpo_jax:{full if full in known else inner}"
+            else:
+                yield module
+
+
+def test_every_module_has_a_rank():
+    assert {name for name, _ in modules()} == set().union(*RANKS)
+
+
+def test_imports_point_to_lower_ranks():
+    rank = {name: number for number, names in enumerate(RANKS) for name in names}
+    for name, tree in modules():
+        for target in imported(tree):
+            if target.startswith("atgrpo_jax:"):
+                ours = target.removeprefix("atgrpo_jax:")
+                assert rank[ours] < rank[name], f"{name} imports {ours}"
+
+
+def test_host_side_files_need_no_jax():
+    """Their own imports, and, through ``loss``, nothing but what they name here."""
+    for name, tree in modules():
+        roots = {target.split(".")[0] for target in imported(tree)}
+        if name in NO_JAX:
+            assert not roots & {"jax", "flax", "optax", "orbax"}, name
+
+
+def test_gin_is_imported_in_one_place():
+    users = [name for name, tree in modules() if "gin" in {t.split(".")[0] for t in imported(tree)}]
+    assert users == ["config"]
+
+
+def test_numerics_know_no_config():
+    for name, tree in modules():
+        if name in NUMERICS:
+            ours = [t for t in imported(tree) if t.startswith("atgrpo_jax:")]
+            assert ours == [], name
+
+
+def test_size_budgets():
+    """Files stay under 400 lines, functions under 80; the training loop fits on a page."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= (40 if path.name == "loop.py" else 80), f"{path}: {node.name}"

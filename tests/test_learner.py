@@ -1,0 +1,302 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import PARITY, credited, small_model
+
+from atgrpo_jax import learner as learner_module
+from atgrpo_jax.batch import BatchConfig, minibatches, pack
+from atgrpo_jax.groups import Credited
+from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig, cloning
+from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.metrics import CompileCounter
+from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.types import Batch, Group
+
+MODEL = small_model()
+batch_logprobs = jax.jit(learner_module.batch_logprobs, static_argnums=0)
+ROWS = BatchConfig(row_tokens=48, rows=4)
+# Adam divides a first gradient by its own size, which blows rounding up; with a large epsilon an update is
+# the gradient, nearly, and two ways to the same gradient can be compared through it.
+OPTIMIZER = OptimizerConfig(learning_rate=1.0, epsilon=1.0)
+
+
+def items(seed=0, lengths=((3, 5, 2), (4, 4, 1), (6, 2, 7))):
+    rng = np.random.default_rng(seed)
+    return [credited(rng, 4 + 3 * i, list(n)) for i, n in enumerate(lengths)]
+
+
+def packed(groups, config=ROWS, aggregate="candidate") -> Batch:
+    return pack(groups, config, aggregate, 16)
+
+
+@functools.lru_cache  # a learner holds compiled functions: one for each config, for all tests
+def learner(loss=None, mesh=None, optimizer=OPTIMIZER, model=MODEL) -> Learner:
+    loss = loss or LossConfig()
+    return Learner(model, optimizer, loss.objective(), (mesh or MeshConfig()).build())
+
+
+@jax.jit
+def loss_and_gradient(batch: Batch):
+    """Of the batch, at fixed parameters."""
+    objective = LossConfig().objective()
+    params = init_params(MODEL, jax.random.key(0))
+
+    def total(params):
+        value = jnp.float32(0)
+        for a in range(batch.tokens.shape[0]):
+            micro = jax.tree.map(lambda x, a=a: x[a], batch)
+            logprobs, entropy = batch_logprobs(MODEL, params, micro, jnp.float32(1.0))
+            value += objective(logprobs, entropy, None, micro)[0]
+        return value
+
+    return jax.value_and_grad(total)(params)
+
+
+def assert_same(one, other, tolerance=PARITY):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
+
+
+def separate_rows(groups: list[Credited]) -> list[Credited]:
+    """Every candidate as a group of its own, with its prompt: what other trainers do."""
+    rows = []
+    for item in groups:
+        for k, candidate in enumerate(item.group.candidates):
+            rows.append(Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool)))
+    return rows
+
+
+def test_prefix_shared_equals_separate_rows():
+    """Loss and gradient to 1e-5. Separate rows are one candidate a group, three times as many groups, so
+    the paper's mean over groups of equal size is the same number."""
+    shared = packed(items())
+    separate = packed(separate_rows(items()), BatchConfig(row_tokens=32, rows=4))
+    assert (separate.segments > 0).sum() > (shared.segments > 0).sum()
+    assert_same(loss_and_gradient(shared), loss_and_gradient(separate))
+
+
+def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
+    group = items()[2]
+    batch = packed([group], BatchConfig(row_tokens=64, rows=1))
+    params = learner().init(jax.random.key(0)).params
+    micro = jax.tree.map(lambda x: x[0], batch)
+    logprobs, entropy = batch_logprobs(MODEL, params, micro, jnp.float32(0.7))
+    for k in range(3):
+        alone = Credited(Group((group.group.candidates[k],), 0), group.advantages_K[:1], np.ones(1, bool))
+        row = jax.tree.map(lambda x: x[0], packed([alone], BatchConfig(row_tokens=32, rows=1)))
+        expected, expected_entropy = batch_logprobs(MODEL, params, row, jnp.float32(0.7))
+        mine, its = micro.branches[0] == k + 1, row.branches[0] == 1
+        np.testing.assert_allclose(logprobs[0, mine], expected[0, its], **PARITY)
+        np.testing.assert_allclose(entropy[0, mine], expected_entropy[0, its], **PARITY)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BatchConfig(row_tokens=96, rows=4),
+        BatchConfig(row_tokens=48, rows=1),
+        BatchConfig(row_tokens=31, rows=2),
+    ],
+    ids=["longer rows", "a row at a time", "a group a row"],
+)
+def test_padding_packing_and_micro_batches_change_nothing(config):
+    state, metrics = learner().update(learner().init(jax.random.key(0)), packed(items()), 1.0)
+    other, other_metrics = learner().update(learner().init(jax.random.key(0)), packed(items(), config), 1.0)
+    assert_same(state.params, other.params)
+    assert_same(metrics, other_metrics)
+
+
+def test_only_filled_micro_batches_are_run():
+    batch = packed(items(), BatchConfig(row_tokens=48, rows=1))
+    empty = Batch(*(np.concatenate([a, np.zeros_like(a)]) for a in batch))
+    one, _ = learner().update(learner().init(jax.random.key(0)), batch, 1.0)
+    other, _ = learner().update(learner().init(jax.random.key(0)), empty, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_permuting_candidates_changes_nothing():
+    order = [2, 0, 1]
+    permuted = [
+        Credited(
+            Group(tuple(i.group.candidates[k] for k in order), 0),
+            i.advantages_K[order],
+            i.mask_K[order],
+        )
+        for i in items()
+    ]
+    assert_same(loss_and_gradient(packed(items())), loss_and_gradient(packed(permuted)))
+
+
+def test_the_loss_is_that_of_the_formula():
+    """Per-candidate mean of the clipped terms, from the logprobs of plain rows."""
+    groups = items()
+    params = learner().init(jax.random.key(0)).params
+    expected = 0.0
+    for item in groups:
+        for k, candidate in enumerate(item.group.candidates):
+            one = Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool))
+            row = jax.tree.map(lambda x: x[0], packed([one]))
+            logprobs, _ = batch_logprobs(MODEL, params, row, jnp.float32(1.0))
+            new = np.asarray(logprobs)[row.weights > 0]
+            ratio = np.exp(new - np.array(candidate.sample.logprobs))
+            a = float(item.advantages_K[k])
+            term = np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a)
+            term = np.maximum(term, 3 * a) if a < 0 else term
+            expected -= term.mean() / 3 / len(groups)
+    value, _ = loss_and_gradient(packed(groups))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip_low": 0.45},
+        {"clip_high": 0.5},
+        {"dual_clip": None},
+        {"aggregate": "token"},
+        {"aggregate": "constant"},
+        {"entropy": 0.1},
+        {"kl": 0.1},
+        {"epochs": 2},
+        {"minibatches": 3},
+    ],
+    ids=str,
+)
+def test_every_option_changes_the_result(change):
+    def near_the_policy(batch, params, seed):
+        """Old logprobs such that ratios lie around all the bounds: between 0.5 and 5."""
+        own = [
+            batch_logprobs(MODEL, params, jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0))[0]
+            for a in range(len(batch.tokens))
+        ]
+        noise = np.random.default_rng(seed).uniform(-1.6, 0.7, batch.tokens.shape)
+        return batch._replace(old_logprobs=np.asarray(own) + noise.astype(np.float32))
+
+    def after(loss):
+        ours = learner(loss)
+        state = ours.init(jax.random.key(0))
+        reference = ours.init(jax.random.key(1)).params if loss.kl else None
+        batches = minibatches(
+            items(), ROWS, count=loss.minibatches, epochs=loss.epochs, seed=0,
+            aggregate=loss.aggregate, constant=16,
+        )  # fmt: skip
+        near = [near_the_policy(batch, state.params, i) for i, batch in enumerate(batches)]
+        return ours.train(state, near, 1.0, reference)[0].params
+
+    base = LossConfig(minibatches=2)
+    changed = dataclasses.replace(base, **change)
+    gaps = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), after(base), after(changed))
+    assert max(jax.tree.leaves(gaps)) > 1e-5
+
+
+def test_metrics_of_a_policy_that_sampled_its_own_tokens():
+    """Old logprobs are the learner's own: ratio 1, nothing clipped, gap 0 in the first update only."""
+    ours, batch = learner(), packed(items())
+    state = ours.init(jax.random.key(0))
+    micro = jax.tree.map(lambda x: x[0], batch)
+    logprobs, _ = batch_logprobs(MODEL, state.params, micro, jnp.float32(1.0))
+    own = batch._replace(old_logprobs=np.asarray(logprobs)[None])
+    _, metrics = ours.train(state, [own, own], 1.0)
+    assert metrics["logprob_gap"] < 1e-5
+    assert metrics["updates"] == 2
+    assert metrics["trained_tokens"] == 2 * (batch.segments > 0).sum()
+    state = ours.init(jax.random.key(0))
+    _, metrics = ours.update(state, own, 1.0)
+    np.testing.assert_allclose(metrics["ratio"], 1.0, rtol=1e-5)
+    assert metrics["clip_fraction"] == 0
+    _, far = ours.update(
+        ours.init(jax.random.key(0)), own._replace(old_logprobs=own.old_logprobs - 0.25), 1.0
+    )
+    np.testing.assert_allclose(far["logprob_gap"], 0.25, rtol=1e-4)
+
+
+def test_without_batches_a_policy_stays_as_it_is():
+    ours = learner()
+    state = ours.init(jax.random.key(0))
+    same, metrics = ours.train(state, [], 1.0)
+    assert same is state and metrics == {"updates": 0.0, "trained_tokens": 0.0}
+
+
+def test_nothing_recompiles_for_another_temperature_or_fill():
+    ours = learner()
+    config = BatchConfig(row_tokens=48, rows=1)
+    state, _ = ours.update(ours.init(jax.random.key(0)), packed(items(), config), 1.0)
+    counter = CompileCounter()
+    for seed, temperature in ((1, 0.7), (2, 1.3)):
+        other = items(seed, lengths=((7, 7), (1, 1, 1), (2, 9), (3, 3, 3)))
+        state, _ = ours.update(state, packed(other, config), temperature)
+    assert counter.count == 0
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        MeshConfig(data=2),
+        MeshConfig(fsdp=4),
+        MeshConfig(tensor=2),
+        MeshConfig(data=2, fsdp=2, tensor=2),
+    ],
+    ids=str,
+)
+def test_sharded_equals_unsharded(mesh):
+    plain, sharded = learner(), learner(mesh=mesh)
+    state, metrics = plain.update(plain.init(jax.random.key(0)), packed(items()), 1.0)
+    other = sharded.start_from(jax.device_put(plain.init(jax.random.key(0)).params, sharded.shardings.params))
+    other, other_metrics = sharded.update(other, packed(items()), 1.0)
+    kernel = other.params["layer_0"]["gate"]["kernel"]
+    assert len(kernel.sharding.device_set) == mesh.data * mesh.fsdp * mesh.tensor
+    assert kernel.addressable_shards[0].data.shape == (32 // mesh.fsdp, 48 // mesh.tensor)
+    moment = other.opt_state[1][0].mu["layer_0"]["gate"]["kernel"]
+    assert moment.sharding == kernel.sharding
+    assert_same(jax.device_get(state.params), jax.device_get(other.params))
+    assert_same(jax.device_get(metrics), jax.device_get(other_metrics))
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="needs 16 devices, 8 found"):
+        MeshConfig(data=16).build()
+    odd = Transformer(dataclasses.replace(MODEL.config, mlp_width=50), 64)
+    with pytest.raises(ValueError, match=r"down/kernel .*: 50 is not divisible .* tensor = 4"):
+        learner(mesh=MeshConfig(tensor=4), model=odd)
+
+
+def test_cloning_learns_its_demonstrations():
+    ours = Learner(MODEL, OptimizerConfig(learning_rate=1e-2), cloning, MeshConfig().build())
+    state, batch = ours.init(jax.random.key(0)), packed(items(), aggregate="token")
+    losses = []
+    for _ in range(30):
+        state, metrics = ours.update(state, batch, 1.0)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] > 3.5 and losses[-1] < 1.0
+
+
+def test_advantages_move_logprobs_their_way():
+    groups = items()
+    ours, batch = learner(optimizer=OptimizerConfig(learning_rate=1e-3)), packed(groups)
+    state = ours.init(jax.random.key(0))
+    micro = jax.tree.map(lambda x: x[0], batch)
+    before, _ = batch_logprobs(MODEL, state.params, micro, jnp.float32(1.0))
+    batch = batch._replace(old_logprobs=np.asarray(before)[None])
+    state, _ = ours.update(state, batch, 1.0)
+    after, _ = batch_logprobs(MODEL, state.params, micro, jnp.float32(1.0))
+    trained = micro.weights > 0
+    moved = np.asarray(after - before)[trained] * micro.advantages[trained]
+    assert moved.mean() > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"clip_low": 1.0}, {"clip_high": 0.0}, {"dual_clip": 1.0}, {"kl": -1.0}, {"epochs": 0}],
+)
+def test_loss_config_refuses(wrong):
+    with pytest.raises(ValueError, match=f"LossConfig.{next(iter(wrong))}"):
+        LossConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"b2": 1.0}, {"warmup": -1}, {"clip_norm": 0.0}])
+def test_optimizer_config_refuses(wrong):
+    with pytest.raises(ValueError, match=f"OptimizerConfig.{next(iter(wrong))}"):
+        OptimizerConfig(**wrong)

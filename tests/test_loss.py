@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atgrpo_jax.loss import cloning_loss, kl_penalty, policy_loss
+
+MODES = pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jitted"])
+
+
+def terms(ratios, advantages, transform=lambda f: f, **options):
+    """-loss for tokens of weight 1, and the metrics."""
+    settings = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None} | options
+    old_BT = jnp.full((1, len(ratios)), -1.0)
+    logprobs_BT = old_BT + jnp.log(jnp.array([ratios]))
+    ones_BT = jnp.ones_like(old_BT)
+
+    def call(logprobs_BT):
+        return policy_loss(logprobs_BT, old_BT, jnp.array([advantages]), ones_BT, **settings)
+
+    loss, metrics = transform(call)(logprobs_BT)
+    return -loss, metrics
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "term"),
+    [
+        (1.0, 2.0, 2.0),
+        (1.5, 2.0, 2.4),  # clipped at 1.2
+        (0.5, 2.0, 1.0),  # a gain lost is not clipped
+        (1.5, -2.0, -3.0),  # a loss made worse is not clipped
+        (0.5, -2.0, -1.6),  # clipped at 0.8
+    ],
+)
+def test_clipped_surrogate_by_hand(transform, ratio, advantage, term):
+    value, _ = terms([ratio], [advantage], transform)
+    np.testing.assert_allclose(value, term, rtol=1e-5)
+
+
+def test_clip_higher_moves_only_the_upper_bound():
+    value, _ = terms([1.5, 0.5], [1.0, -1.0], clip_high=0.28)
+    np.testing.assert_allclose(value, 1.28 - 0.8, rtol=1e-5)
+
+
+def test_dual_clip_bounds_negative_advantages_only():
+    value, _ = terms([5.0], [-2.0], dual_clip=3.0)
+    np.testing.assert_allclose(value, -6.0, rtol=1e-5)
+    value, _ = terms([5.0], [2.0], dual_clip=3.0)
+    np.testing.assert_allclose(value, 2.4, rtol=1e-5)
+
+
+def test_gradient_at_ratio_one_is_the_policy_gradient():
+    advantages_BT = jnp.array([[2.0, -1.0, 3.0]])
+    weights_BT = jnp.array([[0.5, 0.25, 0.0]])
+    old_BT = jnp.array([[-1.0, -2.0, -jnp.inf]])  # garbage where nothing is trained
+
+    def loss(logprobs_BT):
+        return policy_loss(
+            logprobs_BT, old_BT, advantages_BT, weights_BT,
+            clip_low=0.2, clip_high=0.2, dual_clip=3.0,
+        )[0]  # fmt: skip
+
+    gradient_BT = jax.grad(loss)(jnp.array([[-1.0, -2.0, -5.0]]))
+    np.testing.assert_allclose(gradient_BT, [[-1.0, 0.25, 0.0]], rtol=1e-6)
+
+
+def test_metrics_by_hand():
+    _, metrics = terms([1.5, 0.5, 1.0, 1.1], [1.0, 1.0, 1.0, -1.0])
+    np.testing.assert_allclose(metrics["clip_fraction"], 1.0)  # of four tokens of weight one
+    np.testing.assert_allclose(metrics["ratio"], 4.1, rtol=1e-6)
+
+
+@MODES
+def test_kl_penalty_by_hand(transform):
+    logprobs_BT, reference_BT = jnp.array([[-1.0, -1.0]]), jnp.array([[-2.0, -9.0]])
+    value = transform(kl_penalty)(logprobs_BT, reference_BT, jnp.array([[0.5, 0.0]]))
+    np.testing.assert_allclose(value, 0.5 * (np.exp(-1.0) - 1 + 1.0), rtol=1e-6)
+    assert kl_penalty(logprobs_BT, logprobs_BT, jnp.ones((1, 2))) == 0.0
+
+
+@MODES
+def test_cloning_loss_by_hand(transform):
+    value = transform(cloning_loss)(jnp.array([[-1.0, -3.0]]), jnp.array([[0.5, 0.25]]))
+    np.testing.assert_allclose(value, 1.25)

@@ -1,0 +1,25 @@
+import json
+
+from atgrpo_jax.config import load
+from atgrpo_jax.report import summarise, summary_text
+from atgrpo_jax.run_folder import RunFolder
+
+
+def test_summary_and_curves_from_metrics_alone(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.lock()
+    score = {"test/low": 0.1, "test/high": 0.3, "test/turns": 3.0}
+    lines = [
+        {"step": 0, "test/success": 0.25, "validation/success": 0.2} | score,
+        {"step": 1, "rollout/success": 0.5, "shared/entropy": 1.0, "perf/step_s": 30.0},
+        {"step": 2, "rollout/success": 0.75, "test/success": 0.9, "perf/step_s": 40.0} | score,
+    ]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = summarise(load("smoke.gin", ["experiment.Experiment.steps = 2"]), folder)
+    assert summary == json.loads(folder.summary.read_text())
+    text = summary_text(summary)
+    assert "before  25.0% (95 % interval 10.0% to 30.0%)" in text
+    assert "after   90.0%" in text and "2 steps, 1 min 10 s of training" in text
+    assert str(folder.path) in text and "python -m atgrpo_jax.evaluate" in text
+    assert folder.curves.read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.path.glob("*.partial*"))

@@ -1,0 +1,159 @@
+"""The sampling tree, step by step, with a scripted engine and a toy task (see fakes.Sum)."""
+
+import asyncio
+import dataclasses
+
+import pytest
+from fakes import CharTokenizer, ScriptedEngine, Sum
+
+from atgrpo_jax.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
+from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.team import Team
+from atgrpo_jax.types import Outcome, Sampling
+
+SAMPLING = Sampling(1.0, 8)
+
+
+def player(script, task=None, k=3, team=None, **settings):
+    engine = ScriptedEngine(script)
+    propose = engine_propose(engine, SAMPLING, k, seed=5)
+    made = Player(task or Sum(), team or Team(), CharTokenizer(), propose, SAMPLING, seed=5, **settings)
+    return made, engine
+
+
+def play(made, index=0):
+    return asyncio.run(made.play(1, "train", index))
+
+
+def test_the_best_is_executed_and_the_next_role_sees_its_state():
+    made, engine = player({(0, "a"): ["1", "4", "2"], (0, "b"): ["1", "1", "0"], (1, "a"): ["5", "2", "x"]})
+    episode = play(made)
+    prompts = [CharTokenizer().decode(r.prompt_ids) for r in engine.requests]
+    assert prompts[:2] == ["a []", "b [4]"]
+    assert prompts[2] == "a [4, 1]"
+    assert episode.groups[0].chosen == 1
+    # 4 + 1 + 5 = 10: solved by a's second turn, so b does not speak again.
+    assert (episode.solved, episode.end, episode.turns) == (True, "solved", 2)
+    assert len(episode.groups) == 3
+    assert episode.groups[2].candidates[0].reward.team == 1.0
+
+
+def test_siblings_are_scored_from_one_state_and_do_not_disturb_each_other():
+    made, _ = player({(0, "a"): ["3", "3", "9"]}, Sum(Workflow(order=("a",), turns=1)))
+    group = play(made).groups[0]
+    assert [c.reward.local for c in group.candidates] == [3.0, 3.0, 9.0]
+    assert len({c.origin for c in group.candidates}) == 1
+    assert group.candidates[0].origin.key.path() == "1/train/0/0/0/a"
+
+
+def test_the_turn_limit_is_not_success():
+    script = {(t, r): ["1", "1", "1"] for t in range(2) for r in "ab"}
+    episode = play(player(script)[0])
+    assert (episode.solved, episode.end, episode.turns) == (False, "turn_limit", 2)
+    assert len(episode.groups) == 4
+
+
+def test_an_end_without_success_is_told_apart():
+    episode = play(player({(0, "a"): ["9", "9", "9"], (0, "b"): ["8", "8", "8"]})[0])
+    assert (episode.solved, episode.end) == (False, "ended")
+
+
+def test_a_parallel_workflow_shows_every_role_the_start_of_the_turn():
+    script = {(t, r): ["2", "1", "0"] for t in range(2) for r in "ab"}
+    task = Sum(Workflow(order=("a", "b"), turns=2, parallel=True))
+    made, engine = player(script, task)
+    episode = play(made)
+    prompts = [CharTokenizer().decode(r.prompt_ids) for r in engine.requests]
+    assert prompts == ["a []", "b []", "a [2, 2]", "b [2, 2]"]
+    # Actions still apply one after the other.
+    assert episode.groups[1].candidates[0].reward.local == 2.0
+
+
+def test_roles_are_drawn_by_their_policies():
+    script = {(t, r): ["1", "1", "1"] for t in range(2) for r in "ab"}
+    made, engine = player(script, team=Team(sharing="full"))
+    play(made)
+    assert [r.policy for r in engine.requests] == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize(("select", "chosen"), [("mixed", 2), ("first", 0), ("team", 1)])
+def test_selection_is_an_option(select, chosen):
+    task = Sum(Workflow(order=("a",), turns=1))
+    script = {(0, "a"): ["1", "10", "30"]}
+    assert play(player(script, task, select=select)[0]).groups[0].chosen == chosen
+
+
+def test_outcomes_are_typed_and_scored():
+    task = Sum(Workflow(order=("a",), turns=1))
+    group = play(player({(0, "a"): ["word", "1...", "2"]}, task)[0]).groups[0]
+    assert [c.outcome for c in group.candidates] == [
+        Outcome.INVALID, Outcome.TRUNCATED, Outcome.OK,
+    ]  # fmt: skip
+    assert [c.reward.local for c in group.candidates] == [-1.0, 1.0, 2.0]
+
+
+def test_an_excluded_outcome_is_neither_scored_nor_executed():
+    task = Sum(Workflow(order=("a",), turns=1))
+    script = {(0, "a"): ["1", "9...", None]}
+    exclude = (Outcome.TRUNCATED.value, Outcome.ENGINE_ERROR.value)
+    group = play(player(script, task, exclude=exclude)[0]).groups[0]
+    assert [c.reward is None for c in group.candidates] == [False, True, True]
+    assert group.candidates[2].outcome is Outcome.ENGINE_ERROR
+    assert group.chosen == 0
+
+
+def test_an_engine_that_fails_every_sibling_ends_the_episode_but_not_the_others():
+    episode = play(player({(0, "a"): ["1", "1", "2"], (0, "b"): [None] * 3})[0])
+    assert (episode.end, episode.solved, len(episode.groups)) == ("engine_error", False, 2)
+    assert episode.groups[1].chosen is None
+
+
+def test_every_sample_has_its_own_address():
+    script = {(t, r): ["1", "1", "1"] for t in range(2) for r in "ab"}
+    made, engine = player(script)
+    play_all(made, 1, "train", range(4), episodes=2)
+    addresses = [a for r in engine.requests for a in r.addresses]
+    assert len(set(addresses)) == len(addresses) == 4 * 2 * 4 * 3
+    assert {a.seed for a in addresses} == {5}
+
+
+def test_results_come_in_order_and_progress_is_told():
+    script = {(t, r): ["1", "1", "1"] for t in range(2) for r in "ab"}
+    done = []
+    episodes = play_all(player(script)[0], 1, "test", [7, 3], episodes=2, on_episode=lambda: done.append(1))
+    assert [(e.instance, e.episode) for e in episodes] == [(7, 0), (7, 1), (3, 0), (3, 1)]
+    assert len(done) == 4
+
+
+def test_a_crash_in_one_instance_stops_the_rollout_with_its_error():
+    @dataclasses.dataclass(frozen=True)
+    class Broken(Sum):
+        def prompt(self, state, role):
+            raise RuntimeError("task bug")
+
+    with pytest.raises(RuntimeError, match="task bug"):
+        play_all(player({}, Broken())[0], 1, "train", range(3))
+
+
+def test_every_step_has_fresh_instances():
+    assert list(train_indices(1, 4)) == [0, 1, 2, 3]
+    assert list(train_indices(3, 4)) == [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"candidates": 1},
+        {"instances": 0},
+        {"temperature": 0.0},
+        {"max_tokens": 0},
+        {"mode": "forest"},
+        {"select": "best"},
+        {"exclude": ("tool_crash", "nonsense")},
+        {"exclude": ()},
+    ],
+    ids=str,
+)
+def test_config_refuses(wrong):
+    with pytest.raises(ValueError, match=f"RolloutConfig.{next(iter(wrong))}"):
+        RolloutConfig(**wrong)

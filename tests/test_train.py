@@ -1,0 +1,278 @@
+"""Whole runs as a user starts them: real processes, killed and resumed."""
+
+import gzip
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from atgrpo_jax import config
+from atgrpo_jax.checkpoint import Checkpoints
+from atgrpo_jax.learner import Learner
+from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
+
+STEPS = config.load("smoke.gin").steps
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working directory, and a cache of its own for warm starts and compiled code."""
+    return tmp_path_factory.mktemp("work")
+
+
+def start(place, *args, module="train"):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", f"atgrpo_jax.{module}", *args],
+        cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def train(place, name, *params):
+    cache = f'warm_start.WarmStartConfig.cache_dir = "{place / "cache"}"'
+    return start(
+        place, "--gin_file=smoke.gin", f"--run_dir={name}",
+        *(f"--gin_param={p}" for p in (cache, *params)),
+    )  # fmt: skip
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """An uninterrupted run of smoke.gin: its folder and what it printed."""
+    out, err = finish(train(place, "whole"))
+    return RunFolder(place / "whole"), out, err
+
+
+def parameters(folder, step):
+    x = config.load(str(folder.config))
+    learner = Learner(
+        Transformer(x.model, x.tokenizer.vocab_size), x.optimizer, x.loss.objective(), x.mesh.build()
+    )
+    checkpoints = Checkpoints(folder.checkpoints, x.identity(), read_only=True)
+    return checkpoints.restore(step, dict.fromkeys(x.policies, learner.shapes))
+
+
+def metrics(folder):
+    return [
+        {name: value for name, value in record.items() if not name.startswith("perf/")}
+        for record in folder.read_metrics()
+    ]
+
+
+def episodes(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.episodes.iterdir())}
+
+
+def assert_same_run(one, other, step=STEPS):
+    assert metrics(one) == metrics(other)
+    assert episodes(one) == episodes(other)
+    jax.tree.map(np.testing.assert_array_equal, parameters(one, step), parameters(other, step))
+
+
+def test_a_run_leaves_what_it_says(whole, place):
+    folder, out, err = whole
+    assert re.search(r"before +\d+\.\d%", out) and re.search(r"after +\d+\.\d%", out)
+    assert f"Run folder: {place / 'whole'}" in out
+    assert f"train {STEPS}/{STEPS}" in err and "\r" not in err  # plain lines without a terminal
+    names = {p.name for p in folder.path.iterdir()}
+    assert names >= {
+        "config.gin", "metrics.jsonl", "tensorboard", "episodes", "checkpoints", "summary.json",
+        "curves.png",
+    }  # fmt: skip
+    assert list(folder.tensorboard.iterdir())
+    records = folder.read_metrics()
+    assert [r["step"] for r in records] == list(range(STEPS + 1))
+    assert "test/success" in records[0] and "test/success" in records[STEPS]
+    assert all(r["shared/logprob_gap"] < 1e-4 for r in records[1:])
+
+
+def test_episodes_hold_every_group_of_the_step(whole):
+    folder, _, _ = whole
+    records = folder.read_metrics()
+    for step in range(1, STEPS + 1):
+        with gzip.open(folder.episodes / f"step_{step:06d}.jsonl.gz", "rt") as file:
+            groups = [json.loads(line) for line in file]
+        assert len(groups) == records[step]["groups/total"]
+        assert {g["version"] for g in groups} == {step - 1}
+        assert {g["instance"] for g in groups} == set(range((step - 1) * 8, step * 8))
+        for g in groups:
+            assert len(g["candidates"]) == 4
+            drawn = {tuple(c["tokens"]) for c in g["candidates"]}
+            assert len(drawn) > 1 or len(g["candidates"][0]["tokens"]) < 3
+
+
+def test_the_next_run_takes_the_warm_start_from_the_cache_and_equals_the_first(whole, place):
+    folder, _, err = whole
+    assert "warm start 60/60" in err
+    _, err = finish(train(place, "again"))
+    assert "warm start: from the cache" in err and "warm start 60/60" not in err
+    assert_same_run(RunFolder(place / "again"), folder)
+
+
+def test_another_seed_is_another_run(whole, place):
+    finish(train(place, "seed", "experiment.Experiment.seed = 1"))
+    assert episodes(RunFolder(place / "seed")) != episodes(whole[0])
+
+
+def test_evaluate_repeats_the_runs_own_scores(whole, place):
+    folder, _, _ = whole
+    for step, args in ((STEPS, ()), (0, ("--step=0",))):
+        out, _ = finish(start(place, f"--run_dir={folder.path}", *args, module="evaluate"))
+        expected = folder.read_metrics()[step]["test/success"]
+        assert out.startswith(f"test after step {step}: {expected:.1%} of 20")
+    records = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+    assert [r["step"] for r in records] == [STEPS, 0]
+
+
+def test_killed_at_ten_random_moments_and_resumed_it_is_the_same_run(whole, place):
+    """kill -9 while sampling, updating and writing checkpoints; every restart goes on."""
+    folder = RunFolder(place / "killed")
+    rng = random.Random(0)
+    kills, caught = 0, set()
+    while kills < 10:
+        process = train(place, "killed")
+        kind = ("anywhere", "checkpoint")[kills % 2]
+        if wait_for(kind, folder, process, rng):
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+            kills += 1
+            caught.add(kind)
+        else:  # it got to the end first: start over, the number of kills stays
+            finish(process)
+            assert_same_run(folder, whole[0])
+            subprocess.run(["rm", "-r", folder.path], check=True)
+    finish(train(place, "killed"))
+    assert caught == {"anywhere", "checkpoint"}
+    assert_same_run(folder, whole[0])
+
+
+def wait_for(kind, folder, process, rng):
+    """Waits for the moment to kill; false if the process ends before it."""
+    lines = len(folder.read_metrics())
+    delay = None
+    while process.poll() is None:
+        if kind == "checkpoint" and list(folder.checkpoints.glob("*tmp*")):
+            return True
+        if kind == "anywhere" and folder.checkpoints.exists():
+            if delay is None and len(folder.read_metrics()) != lines:
+                delay = time.monotonic() + 0.5 * rng.random()
+            if delay is not None and time.monotonic() > delay:
+                return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_saves_the_last_complete_step_and_says_how_to_go_on(whole, place, number):
+    folder = RunFolder(place / number.name)
+    long = "experiment.Experiment.checkpoint_every = 100"
+    process = train(place, number.name, long)
+    while len(folder.read_metrics()) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = finish(process, 128 + number)
+    assert "stopped; the same command goes on from here" in err and "Traceback" not in err
+    last = folder.read_metrics()[-1]["step"]
+    assert (folder.checkpoints / str(last)).exists()
+    _, err = finish(train(place, number.name, long))
+    assert f"going on after step {last}" in err
+    assert_same_run(folder, whole[0])
+
+
+def test_a_finished_run_can_be_made_longer(whole, place):
+    finish(train(place, "longer", "experiment.Experiment.steps = 4"))
+    finish(train(place, "longer"))
+    ours, theirs = metrics(RunFolder(place / "longer")), metrics(whole[0])
+    assert [r["rollout/success"] for r in ours[1:]] == [r["rollout/success"] for r in theirs[1:]]
+    assert episodes(RunFolder(place / "longer")) == episodes(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("params", "changes"),
+    [
+        (['team.Team.sharing = "full"'], {"mover/loss", "scout/loss"}),
+        (["learner.LossConfig.kl = 0.1"], {"shared/kl_start"}),
+    ],
+    ids=["a policy a role", "kl to the start"],
+)
+def test_variants_run_and_resume(place, params, changes):
+    gin_file = place / "variant.gin"
+    gin_file.write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from atgrpo_jax import experiment\nfrom atgrpo_jax import learner\nfrom atgrpo_jax import team\n"
+        'include "smoke.gin"\n'
+        "experiment.Experiment.team = @team.Team()\n"
+    )
+    name = params[0].split(".")[1]
+    args = ["--gin_file=variant.gin", *(f"--gin_param={p}" for p in params)]
+    finish(start(place, *args, f"--run_dir={name}", "--gin_param=experiment.Experiment.steps = 3"))
+    finish(start(place, *args, f"--run_dir={name}", "--gin_param=experiment.Experiment.steps = 4"))
+    assert changes <= set(RunFolder(place / name).read_metrics()[-1])
+
+
+def test_bad_input_is_one_line_and_a_code(place, whole):
+    folder, _, _ = whole
+    (place / "letters").mkdir()
+    (place / "letters" / "dear.txt").write_text("dear")
+    for args, says in (
+        ([], "--gin_file is missing"),
+        (["--gin_file=nope.gin"], "gin file 'nope.gin' not found; looked for"),
+        (["--gin_file=smoke.gin", "extra"], "unexpected argument 'extra'"),
+        (["--gin_file=smoke.gin", "--gin_param=a.B.c = 1"], "No configurable matching 'a.B'"),
+        (["--gin_file=smoke.gin", "--run_dir=letters"], "is not a run folder"),
+        (
+            ["--gin_file=smoke.gin", f"--run_dir={folder.path}",
+             "--gin_param=plan_path.PlanPath.size = 4"],
+            "holds a run of another config (PlanPath.size = 3 there, 4 given)",
+        ),
+    ):  # fmt: skip
+        out, err = finish(start(place, *args), 2)
+        assert says in err and err.startswith("error: ") and err.count("\n") == 1
+        assert out == ""
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_takes_over(whole, place):
+    finish(train(place, "damaged"))
+    folder = RunFolder(place / "damaged")
+    newest = folder.checkpoints / str(STEPS)
+    for path in newest.rglob("*"):
+        if path.is_file() and "/d/" in str(path):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    _, err = finish(train(place, "damaged"), 2)
+    assert f"error: checkpoint {STEPS} in" in err and "delete that step's folder" in err
+    subprocess.run(["rm", "-r", newest], check=True)
+    finish(train(place, "damaged"))
+    assert_same_run(folder, whole[0])
+
+
+def test_a_full_disk_is_one_line(place, whole):
+    """The metrics file cannot grow: /dev/full in its place."""
+    folder = RunFolder(place / "full")
+    finish(train(place, "full", "experiment.Experiment.steps = 2"))
+    assert folder.metrics.exists()
+    (folder.path / ".metrics.jsonl.partial").symlink_to("/dev/full")
+    _, err = finish(train(place, "full", "experiment.Experiment.steps = 4"), 2)
+    assert "No space left on device" in err and "Traceback" not in err

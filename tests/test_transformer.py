@@ -1,0 +1,153 @@
+"""The model against a plain NumPy version written from the architecture's description, token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import PARITY, SMALL, small_model
+
+from atgrpo_jax.models.attention import branch_attention, masked_attention
+from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.head import token_logprobs
+from atgrpo_jax.models.transformer import init_params, logits
+
+MODEL = small_model()
+TOKENS = np.random.default_rng(0).integers(0, 64, (2, 9)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = init_params(MODEL, jax.random.key(0))
+    # Norm scales start at one; move them, so that a forgotten scale shows.
+    return jax.tree.map(
+        lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)) if x.ndim == 1 else x, fresh
+    )
+
+
+def causal(q, k, v, _):
+    size = q.shape[1]
+    return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
+
+
+def positions(tokens):
+    return np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+
+
+def numpy_logits(p, tokens):
+    c = SMALL
+
+    def norm(x, scale):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + c.rms_epsilon) * scale
+
+    def rope(x, t):
+        half = c.head_size // 2
+        angle = t * c.rope_theta ** (-np.arange(half) / half)
+        a, b = x[:half], x[half:]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+
+    x = [p["embedding"][t] for t in tokens]
+    for i in range(c.layers):
+        w = p[f"layer_{i}"]
+        keys, values = [], []
+        for t in range(len(tokens)):
+            h = norm(x[t], w["attention_norm"]["scale"])
+            q = (h @ w["q"]["kernel"]).reshape(c.heads, -1)
+            k = (h @ w["k"]["kernel"]).reshape(c.kv_heads, -1)
+            q = [rope(norm(head, w["q_norm"]["scale"]), t) for head in q]
+            keys.append([rope(norm(head, w["k_norm"]["scale"]), t) for head in k])
+            values.append((h @ w["v"]["kernel"]).reshape(c.kv_heads, -1))
+            out = []
+            for n in range(c.heads):
+                m = n // (c.heads // c.kv_heads)
+                scores = np.array([q[n] @ key[m] for key in keys]) / np.sqrt(c.head_size)
+                probs = np.exp(scores - scores.max())
+                probs /= probs.sum()
+                out.append(sum(pr * value[m] for pr, value in zip(probs, values, strict=True)))
+            x[t] = x[t] + np.concatenate(out) @ w["o"]["kernel"]
+        for t in range(len(tokens)):
+            h = norm(x[t], w["mlp_norm"]["scale"])
+            gate = h @ w["gate"]["kernel"]
+            silu = gate / (1 + np.exp(-gate))
+            x[t] = x[t] + (silu * (h @ w["up"]["kernel"])) @ w["down"]["kernel"]
+    return np.stack([norm(h, p["norm"]["scale"]) @ p["embedding"].T for h in x])
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jitted"])
+def test_against_numpy(params, transform):
+    def forward(params, tokens_BT):
+        hidden_BTD, _ = MODEL.apply({"params": params}, tokens_BT, positions(TOKENS), causal)
+        return logits(params, hidden_BTD)
+
+    ours = transform(forward)(params, TOKENS)
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    for row, tokens in zip(ours, TOKENS, strict=True):
+        np.testing.assert_allclose(row, numpy_logits(wide, tokens), **PARITY)
+
+
+def test_later_tokens_change_nothing_before_them(params):
+    changed = TOKENS.copy()
+    changed[:, -1] += 1
+    one, _ = MODEL.apply({"params": params}, TOKENS, positions(TOKENS), causal)
+    other, _ = MODEL.apply({"params": params}, changed % 64, positions(TOKENS), causal)
+    np.testing.assert_array_equal(one[:, :-1], other[:, :-1])
+    assert (one[:, -1] != other[:, -1]).any()
+
+
+def test_only_distances_between_positions_matter(params):
+    one, _ = MODEL.apply({"params": params}, TOKENS, positions(TOKENS), causal)
+    far, _ = MODEL.apply({"params": params}, TOKENS, positions(TOKENS) + 100, causal)
+    np.testing.assert_allclose(one, far, rtol=1e-4, atol=1e-4)
+
+
+def test_branch_attention_equals_one_masked_row_a_branch():
+    rng = np.random.default_rng(1)
+    G, K, P, C, N, M, H = 2, 3, 5, 4, 4, 2, 8
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    q, prompt = draw(G, K, N, H), (draw(G, P, M, H), draw(G, P, M, H))
+    branch = (draw(G, K, C, M, H), draw(G, K, C, M, H))
+    prompt_mask, branch_mask = np.arange(P) < np.array([[5], [3]]), np.arange(C) < 2
+    branch_mask = jnp.broadcast_to(branch_mask, (G, K, C))
+    ours = branch_attention(q, prompt, branch, jnp.asarray(prompt_mask), branch_mask)
+    for g in range(G):
+        for k in range(K):
+            keys, values = (jnp.concatenate([prompt[i][g], branch[i][g, k]])[None] for i in range(2))
+            mask = jnp.concatenate([jnp.asarray(prompt_mask[g]), branch_mask[g, k]])[None, None]
+            alone = masked_attention(q[g, k][None, None], keys, values, mask)
+            np.testing.assert_allclose(ours[g, k], alone[0, 0], **PARITY)
+
+
+@pytest.mark.parametrize("rows", [3, 512, 700])
+def test_chunked_head_equals_the_whole_one(params, rows):
+    """Values and gradients, whatever the number of rows is to the chunk."""
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.standard_normal((1, rows, SMALL.width)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 64, (1, rows)), jnp.int32)
+    weights = jnp.asarray(rng.standard_normal((2, 1, rows)) / rows, jnp.float32)
+
+    def whole(params, hidden):
+        logp = jax.nn.log_softmax(logits(params, hidden) / 0.7)
+        chosen = jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+        return chosen, -jnp.sum(jnp.exp(logp) * logp, -1)
+
+    def chunked(params, hidden):
+        return token_logprobs(params, hidden, targets, jnp.float32(0.7))
+
+    def total(f):
+        return lambda *a: sum(jnp.sum(w * y) for w, y in zip(weights, f(*a), strict=True))
+
+    for ours, reference in zip(chunked(params, hidden), whole(params, hidden), strict=True):
+        np.testing.assert_allclose(ours, reference, **PARITY)
+    ours = jax.grad(total(chunked), (0, 1))(params, hidden)
+    reference = jax.grad(total(whole), (0, 1))(params, hidden)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **PARITY), ours, reference)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"heads": 4, "kv_heads": 3}, {"head_size": 7}, {"layers": 0}, {"dtype": "float16"}]
+)
+def test_config_refuses(wrong):
+    with pytest.raises(ValueError, match=r"ModelConfig\."):
+        ModelConfig(**wrong)
