@@ -14,7 +14,7 @@ class RunError(UserError):
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C. A KeyboardInterrupt, so that asyncio passes it on."""
+    """SIGTERM or Ctrl-C. A KeyboardInterrupt, so that nothing that handles errors swallows it."""
 
     def __init__(self, signum: int):
         super().__init__(signum)

@@ -1,3 +1,5 @@
+import asyncio
+import contextlib
 import os
 import signal
 
@@ -17,6 +19,36 @@ def test_at_once_where_nothing_can_be_lost(number):
         send(number)
         pytest.fail("went on")
     assert raised.value.signum == number
+
+
+def test_an_event_loop_is_left_without_a_task_that_complains(caplog):
+    finished = []
+
+    async def one(i):
+        await asyncio.sleep(0)
+        if i == 1:
+            send(signal.SIGINT)
+        await asyncio.sleep(0.1)
+        finished.append(i)
+
+    async def everything():
+        await asyncio.gather(*(one(i) for i in range(3)))
+
+    with Stopping() as stopping, pytest.raises(Stopped) as raised, stopping.interruptible():
+        asyncio.run(everything())
+    assert raised.value.signum == signal.SIGINT
+    assert finished == [] and caplog.records == []
+
+
+def test_a_cancellation_of_other_causes_is_passed_on():
+    with Stopping() as stopping, pytest.raises(asyncio.CancelledError), stopping.interruptible():
+        raise asyncio.CancelledError
+
+
+def test_a_swallowed_exception_stops_at_the_end_of_the_stage():
+    with Stopping() as stopping, pytest.raises(Stopped), stopping.interruptible():
+        with contextlib.suppress(Stopped):  # as Python does in finalizers and callbacks
+            send(signal.SIGTERM)
 
 
 def test_elsewhere_at_the_next_such_place():
