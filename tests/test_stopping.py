@@ -46,9 +46,9 @@ def test_a_cancellation_of_other_causes_is_passed_on():
 
 
 def test_a_swallowed_exception_stops_at_the_end_of_the_stage():
-    with Stopping() as stopping, pytest.raises(Stopped), stopping.interruptible():
-        with contextlib.suppress(Stopped):  # as Python does in finalizers and callbacks
-            send(signal.SIGTERM)
+    swallow = contextlib.suppress(Stopped)  # as Python does in finalizers and callbacks
+    with Stopping() as stopping, pytest.raises(Stopped), stopping.interruptible(), swallow:
+        send(signal.SIGTERM)
 
 
 def test_elsewhere_at_the_next_such_place():
