@@ -33,7 +33,7 @@ class WarmStartConfig:
     instances: int = 64  # demonstrated a step
     candidates: int = 8  # demonstrations of each prompt; a random one is played on
     learning_rate: float = 1e-3  # the other settings are the experiment's optimizer's
-    warmup: int = 20  # updates
+    warmup: int = 20  # updates; the rate then decays to a tenth, over the rest of the steps
     cache_dir: str = "~/.cache/atgrpo_jax"
 
     def __post_init__(self):
@@ -64,7 +64,13 @@ def warm_start(
 
     Raises RunError if the cached result cannot be read.
     """
-    optimizer = dataclasses.replace(optimizer, learning_rate=config.learning_rate, warmup=config.warmup)
+    optimizer = dataclasses.replace(
+        optimizer,
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        decay=max(0, config.steps - config.warmup),
+        final=0.1,
+    )
     made_from = (
         config, optimizer, model.config, model.vocab_size, dict(mesh.shape), task, team.sharing,
         sorted(fresh), tokenizer.digest(), batch, seed, jax.__version__,

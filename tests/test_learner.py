@@ -296,7 +296,37 @@ def test_loss_config_refuses(wrong):
         LossConfig(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"b2": 1.0}, {"warmup": -1}, {"clip_norm": 0.0}])
+def test_the_rate_warms_up_and_stays():
+    rate = OptimizerConfig(learning_rate=0.4, warmup=3).rate()
+    np.testing.assert_allclose([rate(i) for i in (0, 1, 2, 3, 99)], [0.1, 0.2, 0.3, 0.4, 0.4], rtol=1e-6)
+
+
+def test_the_rate_falls_as_half_a_cosine_after_the_warm_up():
+    rate = OptimizerConfig(learning_rate=0.4, warmup=3, decay=10, final=0.25).rate()
+    np.testing.assert_allclose([rate(i) for i in (0, 3, 8, 13, 99)], [0.1, 0.4, 0.25, 0.1, 0.1], rtol=1e-6)
+
+
+def test_muon_moves_kernels_along_orthogonal_matrices():
+    left, _, right = np.linalg.svd(np.random.default_rng(0).normal(size=(8, 32)), full_matrices=False)
+    uneven = (left * np.linspace(0.05, 1, 8)) @ right
+    gradient = {"layer": {"kernel": jnp.asarray(uneven)}, "embedding": jnp.asarray(uneven)}
+    params = jax.tree.map(jnp.zeros_like, gradient)
+    optimizer = OptimizerConfig("muon", learning_rate=0.1, weight_decay=0.0).build()
+    moved, _ = optimizer.update(gradient, optimizer.init(params), params)
+    kernel = np.asarray(moved["layer"]["kernel"])
+    # Newton-Schulz brings singular values near to 1, between 0.68 and 1.13 for these coefficients; a
+    # matrix of 8 of them has the root mean square 1 / sqrt(32), which is scaled to 0.2.
+    sizes = np.linalg.svd(kernel, compute_uv=False) / (0.1 * 0.2 * np.sqrt(32))
+    assert 0.6 < sizes.min() < sizes.max() < 1.2
+    steps = np.asarray(moved["embedding"]) * -np.sign(uneven)  # Adam's first one: of one size, whatever
+    np.testing.assert_allclose(steps, steps[0, 0], rtol=1e-3)  # the gradient's
+    assert 0.1 <= steps[0, 0] < 0.15
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": 0.0}, {"b2": 1.0}, {"warmup": -1}, {"decay": -1}, {"final": 1.5}, {"clip_norm": 0.0}],
+)
 def test_optimizer_config_refuses(wrong):
     with pytest.raises(ValueError, match=f"OptimizerConfig.{next(iter(wrong))}"):
         OptimizerConfig(**wrong)

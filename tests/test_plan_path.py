@@ -118,10 +118,10 @@ def test_the_scout_is_scored_on_its_simulation_and_moves_nobody():
 def test_prompts_show_the_current_position_and_the_proposal():
     later = TASK.act(TASK.act(START, "mover", "[DD]").state, "scout", "[RUR]").state
     text = TASK.prompt(later, "mover")[0]["content"]
-    assert " 00 01 ##\n 10 ## 12\n 20 21 22\nat 20 goal 22\n" in text
+    assert text.endswith(" 00 01 ##\n 10 ## 12\n 20 21 22\nlist moves U D L R in brackets\nat 20 goal 22")
     assert "scout [R 21U 21R 22] ends at the goal hits at 2" in text
     drawn = dataclasses.replace(TASK, view="symbols").prompt(later, "mover")[0]["content"]
-    assert "..#\n.#.\n@.G\nat 20 goal 22\n" in drawn
+    assert drawn.endswith("..#\n.#.\n@.G\nlist moves U D L R in brackets\nat 20 goal 22")
     assert "scout [RUR] ends at the goal hits at 2" in drawn
     assert "scout [" not in TASK.prompt(START, "mover")[0]["content"]
 

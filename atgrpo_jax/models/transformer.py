@@ -17,6 +17,8 @@ from atgrpo_jax.models.config import ModelConfig
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 _KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+# Into the residual stream: a fresh block hardly changes it, so that tokens are heard through all blocks.
+_OUT_KERNEL = nn.initializers.variance_scaling(0.05**2, "fan_in", "normal")
 
 
 class RMSNorm(nn.Module):
@@ -54,8 +56,8 @@ class Block(nn.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
 
-        def dense(name, features):
-            return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=_KERNEL, name=name)
+        def dense(name, features, init=_KERNEL):
+            return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init, name=name)
 
         def heads(name, count):
             y = dense(name, count * c.head_size)(h_BTD)
@@ -68,11 +70,12 @@ class Block(nn.Module):
         q_BTNH = rotate(q_BTNH, rotation)
         k_BTMH = rotate(k_BTMH, rotation)
         out_BTNH, cache = attend(q_BTNH, k_BTMH, v_BTMH, cache)
-        x_BTD += dense("o", c.width)(out_BTNH.reshape(*out_BTNH.shape[:-2], -1))
+        x_BTD += dense("o", c.width, _OUT_KERNEL)(out_BTNH.reshape(*out_BTNH.shape[:-2], -1))
 
         h_BTD = RMSNorm(c.rms_epsilon, name="mlp_norm")(x_BTD)
         gate_BTF = nn.silu(dense("gate", c.mlp_width)(h_BTD))
-        x_BTD += dense("down", c.width)(gate_BTF * dense("up", c.mlp_width)(h_BTD))
+        up_BTF = dense("up", c.mlp_width)(h_BTD)
+        x_BTD += dense("down", c.width, _OUT_KERNEL)(gate_BTF * up_BTF)
         return x_BTD, cache
 
 

@@ -127,17 +127,17 @@ class PlanPath:
 
     def prompt(self, state: State, role: str) -> list[Message]:
         goal = state.instance.goal
-        lines = [
-            role,
-            render(state, self.view),
-            f"at {name(state.position)} goal {name(goal)}",
-        ]
+        lines = [role]
         if (walk := state.proposal) is not None:
             end = "the goal" if walk.end == goal else name(walk.end)
             hits = " hits at " + " ".join(map(str, walk.bumps)) if walk.bumps else ""
             moves = self._write(state.instance, state.position, walk.moves)
             lines.append(f"scout {moves} ends at {end}{hits}")
+        # What all roles see comes last, and the position after everything of varying length: the nearer and
+        # the more regular its place, the sooner a small model learns to read it.
+        lines.append(render(state, self.view))
         lines.append("list moves U D L R in brackets")
+        lines.append(f"at {name(state.position)} goal {name(goal)}")
         return [{"role": "user", "content": "\n".join(lines)}]
 
     def act(self, state: State, role: str, text: str) -> Step:
