@@ -35,7 +35,7 @@ class OptimizerConfig:
 
     "muon" orthogonalises the momentum of every matrix but the embedding (Jordan 2024), scaled to a root
     mean square of 0.2 of the rate (2502.16982, eq. 4); what is left is AdamW's. The warm start learns
-    from scratch in a third of AdamW's updates (docs/log.md).
+    from scratch in less than half of AdamW's updates (docs/log.md).
     """
 
     algorithm: Literal["adamw", "muon"] = "adamw"
