@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
 # One id each, so that the prompts of the built-in tasks stay short for a tiny model.
 WORDS = (
     "scout", "mover", "at", " goal", " ends at", " the goal", " hits at",
-    "list moves U D L R in brackets", " ##",
+    "list cells in brackets", "list moves U D L R in brackets", " blocked",
     *(f" {row}{column}" for row in range(10) for column in range(10)),
 )  # fmt: skip
 SPECIALS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")

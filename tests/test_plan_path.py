@@ -9,6 +9,7 @@ from atgrpo_jax.tasks.plan_path import (
     Instance,
     PlanPath,
     State,
+    Walk,
     distances,
     parse_moves,
     walk_from,
@@ -63,24 +64,35 @@ def test_distances():
         ("I think\n#### [d, d]\nthen done", "DD"),
         ("[U] no, [R]", "R"),
         ("[UXR]", "U?R"),
-        ("[U 12R 13]", "UR"),
-        ("[]", None),
-        ("[ ]", None),
-        ("UR", None),
-        ("[UR", None),
-        ("", None),
+        ("[ 03 04? 14]", ["03", "04", "?", "14"]),
+        ("['03', U]", ["03", "U"]),
+        ("[]", ""),
+        ("[ ]", ""),
+        ("UR", ""),
+        ("[UR", ""),
+        ("", ""),
     ],
 )
 def test_parse_moves(text, moves):
-    assert parse_moves(text) == moves
+    assert parse_moves(text) == list(moves)
 
 
 def test_walk_bumps_stay_in_place_and_the_goal_ends_it():
     walk = walk_from(GRID, (0, 0), "URR?DDRRRR")
     # U leaves the grid, the second R hits a wall, ? is no move; D from (0, 1) hits a wall, twice.
-    assert (walk.end, walk.bumps, walk.taken) == ((0, 1), (1, 3, 4, 5, 6, 7, 8, 9, 10), 10)
+    assert walk == Walk("URR?DDRRRR", (0, 1), (1, 3, 4, 5, 6, 7, 8, 9, 10))
     walk = walk_from(GRID, (0, 0), "DDRRUU")
-    assert (walk.end, walk.bumps, walk.taken, walk.moves) == ((2, 2), (), 4, "DDRR")
+    assert walk == Walk("DDRR", (2, 2), ())
+
+
+def test_cells_name_the_moves_that_lead_to_them():
+    def walk(text):
+        return walk_from(GRID, (0, 0), parse_moves(text))
+
+    assert walk("[10 20 21 22]") == walk("[00 10 20 R 22]") == Walk("DDRR", (2, 2), ())
+    # 02 is a wall, 12 is not next to 01, and a cell is not next to itself.
+    assert walk("[01 02 12 01 00]") == Walk("RR??L", (0, 0), (2, 3, 4))
+    assert walk("[00]") == walk("nothing") == Walk("", (0, 0), ())
 
 
 def test_rewards_by_hand():
@@ -100,7 +112,8 @@ def test_rewards_by_hand():
     assert mover("[LDUDU]")[1] == close(-0.1 / 4 / 5)
     # A step back is paid back, from wherever.
     assert mover("[U]", State(GRID, (1, 0)))[1] == close(-0.25 * 0.4)
-    assert mover("no list") == (0.0, close(-0.2 / 4), Outcome.INVALID, False, False)
+    for nothing in ("no list", "[]", "[00]"):
+        assert mover(nothing) == (0.0, close(-0.2 / 4), Outcome.INVALID, False, False)
 
 
 def test_the_scout_is_scored_on_its_simulation_and_moves_nobody():
@@ -118,8 +131,8 @@ def test_the_scout_is_scored_on_its_simulation_and_moves_nobody():
 def test_prompts_show_the_current_position_and_the_proposal():
     later = TASK.act(TASK.act(START, "mover", "[DD]").state, "scout", "[RUR]").state
     text = TASK.prompt(later, "mover")[0]["content"]
-    assert text.endswith(" 00 01 ##\n 10 ## 12\n 20 21 22\nlist moves U D L R in brackets\nat 20 goal 22")
-    assert "scout [R 21U 21R 22] ends at the goal hits at 2" in text
+    assert text.endswith("3x3 blocked 02 11\nlist cells in brackets\nat 20 goal 22")
+    assert "scout [ 20 21 21 22] ends at the goal hits at 2" in text
     drawn = dataclasses.replace(TASK, view="symbols").prompt(later, "mover")[0]["content"]
     assert drawn.endswith("..#\n.#.\n@.G\nlist moves U D L R in brackets\nat 20 goal 22")
     assert "scout [RUR] ends at the goal hits at 2" in drawn
@@ -201,7 +214,7 @@ def test_demonstrations_are_lists_imperfect_on_purpose():
 
 def test_a_demonstrated_mover_repeats_a_proposal_that_arrives():
     state = TASK.act(START, "scout", "[LDDRR]").state
-    assert TASK.demonstration(state, "mover", random.Random(0)) == "[L 00D 10D 20R 21R 22]"
+    assert TASK.demonstration(state, "mover", random.Random(0)) == "[ 00 00 10 20 21 22]"
     drawn = dataclasses.replace(TASK, view="symbols")
     assert drawn.demonstration(state, "mover", random.Random(0)) == "[LDDRR]"
 

@@ -4,7 +4,7 @@ The task of arXiv 2510.11062, with the faults of its reference code mended: the 
 shown on every turn, splits share no instance, progress telescopes (so wandering pays nothing), and the
 turn limit is not success.
 
-Roles of this form: the ``scout`` proposes a list, which is simulated; the ``mover`` sees where it ends
+Roles of this form: the ``scout`` proposes a list, which is simulated; the ``mover`` sees where it leads
 and what it hits, and its own list is executed. With ``Workflow(order=("mover",))`` the mover is alone.
 """
 
@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import random
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from atgrpo_jax.checks import check_types, require
@@ -40,12 +41,12 @@ class Instance:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A list of moves carried out from some cell. A blocked or unknown move leaves the walker in place."""
+    """A list of moves carried out from some cell, up to the goal or the end of the list. A blocked or
+    unknown move leaves the walker in place."""
 
-    moves: str
+    moves: str  # "?" is an unknown one
     end: Cell
     bumps: tuple[int, ...]  # 1-based numbers of the moves that were blocked or unknown
-    taken: int  # moves carried out before the goal or the list ended it, bumps included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,9 @@ class PlanPath:
     size: int = 6
     obstacles: float = 0.22  # probability that a cell is blocked
     seed: int = 0
-    # How prompts show the grid: "cells" names every free cell by row and column, "symbols" draws it.
+    # "cells": cells are named by row and column, prompts name the blocked ones, and a list names the cell
+    # that each move leads to, so that nobody need count. "symbols": prompts draw the grid, lists are of
+    # U D L R. Answers may use either spelling in both.
     view: Literal["cells", "symbols"] = "cells"
     workflow: Workflow = Workflow(order=("scout", "mover"))
     progress: float = 0.3
@@ -136,24 +139,23 @@ class PlanPath:
         # What all roles see comes last, and the position after everything of varying length: the nearer and
         # the more regular its place, the sooner a small model learns to read it.
         lines.append(render(state, self.view))
-        lines.append("list moves U D L R in brackets")
+        lines.append(f"list {'cells' if self.view == 'cells' else 'moves U D L R'} in brackets")
         lines.append(f"at {name(state.position)} goal {name(goal)}")
         return [{"role": "user", "content": "\n".join(lines)}]
 
     def act(self, state: State, role: str, text: str) -> Step:
-        moves = parse_moves(text)
+        walk = walk_from(state.instance, state.position, parse_moves(text))
         turns = self.workflow.turns
-        if moves is None:
+        if not walk.moves:
             reward = Reward.of(0.0, invalid=-self.invalid / turns)
             return Step(dataclasses.replace(state, proposal=None), reward, Outcome.INVALID, False, False)
-        walk = walk_from(state.instance, state.position, moves)
         distance = distances(state.instance)
         gained = distance[state.position] - distance[walk.end]
         share = gained / distance[state.instance.start]
         bounded = min(max(share, -1.0), 1.0)
-        illegal = -self.illegal / turns * len(walk.bumps) / walk.taken
+        illegal = -self.illegal / turns * len(walk.bumps) / len(walk.moves)
         arrived = walk.end == state.instance.goal
-        shortest = self.shortest * (arrived and gained == walk.taken)
+        shortest = self.shortest * (arrived and gained == len(walk.moves))
         if role == "scout":
             proposal = arrived + self.progress * bounded + shortest
             reward = Reward.of(0.0, proposal=self.proposal / turns * proposal, illegal=illegal)
@@ -172,51 +174,50 @@ class PlanPath:
             return self._write(state.instance, state.position, state.proposal.moves)
         cell, moves = state.position, ""
         while cell != goal and len(moves) < min(distance[state.position], self.demonstration_moves):
-            best = [m for m in MOVES if distance.get(_shift(cell, m), 10**9) < distance[cell]]
+            open_ = {m: _shift(cell, m) for m in MOVES if state.instance.free(_shift(cell, m))}
+            best = [m for m, target in open_.items() if distance[target] < distance[cell]]
             wrong = rng.random() < self.demonstration_error
-            move = rng.choice(list(MOVES) if wrong else best)
-            moves += move
-            if state.instance.free(_shift(cell, move)):
-                cell = _shift(cell, move)
+            moves += rng.choice(list(open_) if wrong else best)
+            cell = open_[moves[-1]]
         return self._write(state.instance, state.position, moves)
 
     def _write(self, instance: Instance, cell: Cell, moves: str) -> str:
-        """A list of moves; in the "cells" view each is followed by the cell it leads to, so that whoever
-        writes it need not count."""
+        """A list that ``parse_moves`` reads; in the "cells" view it begins with the cell it starts from."""
         if self.view == "symbols":
             return f"[{moves}]"
-        text = ""
+        text = f" {name(cell)}"
         for move in moves:
-            target = _shift(cell, move)
-            cell = target if instance.free(target) else cell
-            text += f"{move} {name(cell)}"
+            cell = _reached(instance, cell, move)
+            text += f" {name(cell)}"
         return f"[{text}]"
 
 
-def parse_moves(text: str) -> str | None:
-    """The moves in the last bracketed list of ``text``, or None if there is none or it is empty.
+def parse_moves(text: str) -> list[str]:
+    """The moves in the last bracketed list of ``text``; none if there is no list.
 
-    Accepts ``[URD]``, ``[U, R, D]``, ``['U', "R"]``, lower case, and names of cells between the moves.
-    Anything else in the list is kept as "?": an unknown move.
+    A move is one of U, D, L, R or the name of the cell that it leads to: reads ``[URD]``, ``[U, R, D]``,
+    ``['U', "R"]``, lower case, and ``[03 04 14]``. Anything else in the list is kept as "?".
     """
     lists = re.findall(r"\[([^\[\]]*)\]", text)
-    if not lists:
-        return None
-    moves = re.sub(r"[\s\d,'\"]", "", lists[-1]).upper()
-    return re.sub(r"[^UDLR]", "?", moves) or None
+    items = re.findall(r"\d+|[^\s\d,'\"]", lists[-1].upper()) if lists else []
+    return [item if item in MOVES or item.isdigit() else "?" for item in items]
 
 
-def walk_from(instance: Instance, cell: Cell, moves: str) -> Walk:
-    bumps, taken = [], 0
-    for taken, move in enumerate(moves, start=1):
-        target = _shift(cell, move)
-        if move in MOVES and instance.free(target):
-            cell = target
-        else:
-            bumps.append(taken)
+def walk_from(instance: Instance, cell: Cell, moves: Sequence[str]) -> Walk:
+    """Carries out what ``parse_moves`` read. A list may begin with the cell it starts from; a cell that is
+    not next to the walker's is an unknown move."""
+    if moves and moves[0] == name(cell):
+        moves = moves[1:]
+    carried, bumps = "", []
+    for item in moves:
+        carried += item if item in MOVES else _move_to(cell, item)
+        reached = _reached(instance, cell, carried[-1])
+        if reached == cell:
+            bumps.append(len(carried))
+        cell = reached
         if cell == instance.goal:
             break
-    return Walk(moves[:taken], cell, tuple(bumps), taken)
+    return Walk(carried, cell, tuple(bumps))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -240,22 +241,32 @@ def name(cell: Cell) -> str:
 
 
 def render(state: State, view: str) -> str:
-    """ "cells": the name of every free cell, ``##`` for a blocked one. "symbols": ``.`` and ``#``, ``@``
-    at the current position and ``G`` at the goal."""
+    """ "cells": the size, and the names of all blocked cells. "symbols": ``.`` and ``#``, ``@`` at the
+    current position and ``G`` at the goal."""
+    rows = state.instance.rows
     if view == "cells":
-        return "\n".join(
-            "".join(f" {name((r, c))}" if cell == "." else " ##" for c, cell in enumerate(row))
-            for r, row in enumerate(state.instance.rows)
-        )
-    rows = [list(row) for row in state.instance.rows]
-    rows[state.instance.goal[0]][state.instance.goal[1]] = "G"
-    rows[state.position[0]][state.position[1]] = "@"
-    return "\n".join("".join(row) for row in rows)
+        blocked = [name((r, c)) for r, row in enumerate(rows) for c, cell in enumerate(row) if cell == "#"]
+        return " ".join((f"{len(rows)}x{len(rows[0])} blocked", *blocked))
+    drawn = [list(row) for row in rows]
+    drawn[state.instance.goal[0]][state.instance.goal[1]] = "G"
+    drawn[state.position[0]][state.position[1]] = "@"
+    return "\n".join("".join(row) for row in drawn)
 
 
 def _shift(cell: Cell, move: str) -> Cell:
     down, right = MOVES.get(move, (0, 0))
     return cell[0] + down, cell[1] + right
+
+
+def _move_to(cell: Cell, target: str) -> str:
+    """The move that leads from ``cell`` to the cell of that name; "?" if none does."""
+    return next((move for move in MOVES if name(_shift(cell, move)) == target), "?")
+
+
+def _reached(instance: Instance, cell: Cell, move: str) -> Cell:
+    """Where a move leads: ``cell`` itself if it is blocked or unknown."""
+    target = _shift(cell, move)
+    return target if instance.free(target) else cell
 
 
 @functools.lru_cache(maxsize=4096)
