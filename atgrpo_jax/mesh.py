@@ -12,7 +12,9 @@ from atgrpo_jax.checks import check_types, require
 # The axes of every parameter, by the end of its path; letters as in the package's docstring.
 PARAMETER_AXES = (
     (r"embedding$", "VD"),
+    (r"head$", "DV"),
     (r"(q|k|v)/kernel$", "DN"),
+    (r"(q|k|v)/bias$", "N"),
     (r"o/kernel$", "ND"),
     (r"(gate|up)/kernel$", "DF"),
     (r"down/kernel$", "FD"),

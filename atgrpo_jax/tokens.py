@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.types import Message, hash_bytes
@@ -107,3 +109,63 @@ class TinyTokenizer:
         for piece in self._pieces.findall(text):
             ids += [self._ids[piece]] if piece in self._ids else piece.encode()
         return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderTokenizer:
+    """The tokenizer and chat template of a Hugging Face folder, through ``transformers``. Fast ones only."""
+
+    folder: str
+
+    def __post_init__(self):
+        check_types(self)
+        there = (self._root / "tokenizer.json").is_file()
+        require(self, "folder", there, "there is no tokenizer.json, so no fast tokenizer")
+        require(self, "folder", bool(self._tokenizer.chat_template), "its tokenizer has no chat template")
+        require(
+            self,
+            "folder",
+            bool(self.stop_ids),
+            "neither generation_config.json nor the tokenizer name a stop",
+        )
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.folder).expanduser()
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        import transformers  # takes seconds, and runs with the tiny tokenizer do without
+
+        return transformers.AutoTokenizer.from_pretrained(self._root, use_fast=True, local_files_only=True)
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        return len(self._tokenizer)
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Those of generation_config.json; without that file, the tokenizer's end of sequence."""
+        path = self._root / "generation_config.json"
+        stop = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        stop = self._tokenizer.eos_token_id if stop is None else stop
+        return tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        # Templates that know no thinking ignore the last argument.
+        return tuple(
+            self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False, enable_thinking=False
+            )
+        )
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        return (*self._tokenizer.encode(text, add_special_tokens=False), self.stop_ids[0])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def digest(self) -> str:
+        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+        files = (self._root / name for name in names)
+        return hash_bytes("".join(file.read_text() for file in files if file.is_file())).hex()

@@ -32,7 +32,7 @@ class Trainer:
         self.done = 0
         self.states: dict[str, PolicyState] = {}
         self._mesh = x.mesh.build()
-        self._model = Transformer(x.model, x.tokenizer.vocab_size)
+        self._model = Transformer(x.model, x.vocab_size)
         self._learner = Learner(self._model, x.optimizer, x.loss.objective(), self._mesh)
         self._engine = LocalEngine(self._model, x.tokenizer.stop_ids, x.engine)
         self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)

@@ -13,7 +13,7 @@ RANKS = [
         "advantages", "cli", "loss", "mesh", "progress", "selection", "stopping", "team", "tokens",
         "tasks.base", "engines.base", "models.config", "models.attention",
     },
-    {"tasks.plan_path", "models.transformer", "groups", "weight_sync"},
+    {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged", "weight_sync"},
     {"batch", "engines.local", "models.head", "rollout", "run_folder"},
     {"learner", "checkpoint", "evaluation", "metrics"},
     {"warm_start"},

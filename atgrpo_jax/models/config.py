@@ -1,16 +1,37 @@
-"""Sizes of a decoder in the Qwen3 architecture."""
+"""Sizes and variants of a decoder: Qwen3, Qwen2, Llama and what they share."""
 
 import dataclasses
 from typing import Literal
 
 from atgrpo_jax.checks import check_types, require
 
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's rotary frequencies for contexts longer than the one it was first trained on.
+
+    Wavelengths above ``original / low`` positions are stretched by ``factor``, those below
+    ``original / high`` stay, and between the two the frequency goes from one to the other.
+    """
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192  # positions
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "factor", self.factor >= 1, "must be at least 1")
+        require(self, "low", 0 < self.low < self.high, "must be positive and below high")
+        require(self, "original", self.original >= 1, "must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The defaults are the ``tiny`` preset: about two million parameters, trained in minutes on a CPU.
-
-    The vocabulary is the tokenizer's, so it is not a field.
+    """The defaults are the ``tiny`` preset: Qwen3's architecture with about two million parameters, trained
+    in minutes on a CPU. Qwen2 and Llama are the same decoder without ``qk_norm``, Qwen2 with ``qkv_bias``.
     """
 
     layers: int = 4
@@ -19,9 +40,17 @@ class ModelConfig:
     heads: int = 6  # N
     kv_heads: int = 3  # M
     head_size: int = 32  # H
+    vocab_size: int | None = None  # V; None is the tokenizer's
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    tied: bool = True  # the head is the embedding
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     rms_epsilon: float = 1e-6
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
+    dtype: Dtype = "float32"  # of activations
+    param_dtype: Dtype = "float32"
+    # What the backward pass computes again: nothing, all but matrix products, or whole blocks.
+    remat: Literal["none", "dots", "block"] = "none"
 
     def __post_init__(self):
         check_types(self)
@@ -29,5 +58,66 @@ class ModelConfig:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "heads", self.heads % self.kv_heads == 0, "must be a multiple of kv_heads")
         require(self, "head_size", self.head_size % 2 == 0, "must be even for rotary positions")
+        require(self, "vocab_size", self.vocab_size is None or self.vocab_size >= 1, "must be at least 1")
         require(self, "rope_theta", self.rope_theta > 0, "must be positive")
         require(self, "rms_epsilon", self.rms_epsilon > 0, "must be positive")
+
+    def parameters(self) -> int:
+        """How many there are. Needs ``vocab_size``."""
+        assert self.vocab_size is not None
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        block = self.width * (2 * q + 2 * kv + 3 * self.mlp_width) + 2 * self.width
+        block += self.qk_norm * 2 * self.head_size + self.qkv_bias * (q + 2 * kv)
+        return self.layers * block + (2 - self.tied) * self.vocab_size * self.width + self.width
+
+
+def _qwen3(layers, width, mlp_width, heads, tied=True) -> ModelConfig:
+    return ModelConfig(
+        layers, width, mlp_width, heads, 8, 128, 151_936, tied=tied, rope_theta=1e6, dtype="bfloat16"
+    )
+
+
+def _qwen2(layers, width, mlp_width, heads, kv_heads, vocab_size, epsilon=1e-6) -> ModelConfig:
+    head_size = 64 if width == 896 else 128
+    return ModelConfig(
+        layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, qk_norm=False, qkv_bias=True,
+        tied=vocab_size == 151_936, rope_theta=1e6, rms_epsilon=epsilon, dtype="bfloat16",
+    )  # fmt: skip
+
+
+def _llama(layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, tied, theta, scaling=None):
+    return ModelConfig(
+        layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, qk_norm=False, tied=tied,
+        rope_theta=theta, rope_scaling=scaling, rms_epsilon=1e-5, dtype="bfloat16",
+    )  # fmt: skip
+
+
+# Published sizes, so that planning needs no download. Figures of the models' own config.json.
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(),
+    "qwen3-0.6b": _qwen3(28, 1024, 3072, 16),
+    "qwen3-1.7b": _qwen3(28, 2048, 6144, 16),
+    "qwen3-4b": _qwen3(36, 2560, 9728, 32),
+    "qwen3-8b": _qwen3(36, 4096, 12_288, 32, tied=False),
+    "qwen3-14b": _qwen3(40, 5120, 17_408, 40, tied=False),
+    "qwen3-32b": _qwen3(64, 5120, 25_600, 64, tied=False),
+    "qwen2.5-0.5b": _qwen2(24, 896, 4864, 14, 2, 151_936),
+    "qwen2.5-1.5b": _qwen2(28, 1536, 8960, 12, 2, 151_936),
+    "qwen2.5-3b": _qwen2(36, 2048, 11_008, 16, 2, 151_936),
+    "qwen2.5-7b": _qwen2(28, 3584, 18_944, 28, 4, 152_064),
+    "qwen2.5-14b": _qwen2(48, 5120, 13_824, 40, 8, 152_064, 1e-5),
+    "qwen2.5-32b": _qwen2(64, 5120, 27_648, 40, 8, 152_064, 1e-5),
+    "llama-3.2-1b": _llama(16, 2048, 8192, 32, 8, 64, 128_256, True, 5e5, RopeScaling(32.0)),
+    "llama-3.2-3b": _llama(28, 3072, 8192, 24, 8, 128, 128_256, True, 5e5, RopeScaling(32.0)),
+    "llama-3.1-8b": _llama(32, 4096, 14_336, 32, 8, 128, 128_256, False, 5e5, RopeScaling()),
+    "smollm2-135m": _llama(30, 576, 1536, 9, 3, 64, 49_152, True, 1e5),
+    "smollm2-360m": _llama(32, 960, 2560, 15, 5, 64, 49_152, True, 1e5),
+    "smollm2-1.7b": _llama(24, 2048, 8192, 32, 32, 64, 49_152, True, 1.3e5),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """Raises ValueError for a name that is not in ``PRESETS``."""
+    if name not in PRESETS:
+        raise ValueError(f"preset name = {name!r}: expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]

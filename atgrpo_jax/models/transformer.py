@@ -1,5 +1,5 @@
-"""A decoder in the Qwen3 architecture: RMSNorm, rotary positions, grouped queries with QK-norm, SwiGLU,
-tied embeddings. Flax linen; pure functions of (params, arrays).
+"""The decoder of Qwen3, Qwen2 and Llama: RMSNorm, rotary positions, grouped queries, SwiGLU; QK-norm, biases
+and an untied head where the config says so. Flax linen; pure functions of (params, arrays).
 
 The caller says how queries meet keys: ``attend(q, k, v, cache) -> (out, cache)`` is called once a layer,
 so training, prefill and decoding share this file and differ only in the function they pass.
@@ -11,8 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import ModelConfig, RopeScaling
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
@@ -23,19 +24,29 @@ _OUT_KERNEL = nn.initializers.variance_scaling(0.05**2, "fan_in", "normal")
 
 class RMSNorm(nn.Module):
     epsilon: float
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.param_dtype))
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
         return (wide * jax.lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype) * scale.astype(x.dtype)
 
 
-def rotations(positions_BT: jax.Array, size: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, H / 2] of the rotary angles (2104.09864); made once for all layers."""
+def frequencies(size: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """Radians a position of the H / 2 rotary pairs (2104.09864), stretched as Llama 3 does if asked."""
     half = size // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    plain = theta ** (-np.arange(half) / half)
+    if scaling is None:
+        return plain.astype(np.float32)
+    turns = scaling.original * plain / (2 * np.pi)  # within the context of the first training
+    keep = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    return (keep * plain + (1 - keep) * plain / scaling.factor).astype(np.float32)
+
+
+def rotations(positions_BT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, T, 1, H / 2] of the rotary angles; made once for all layers."""
     angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -52,31 +63,41 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, rotation, attend: Attend, cache):
+    def __call__(self, x_BTD, rotation, cache, attend: Attend):
         c = self.config
-        dtype = jnp.dtype(c.dtype)
+        dtype, param_dtype = jnp.dtype(c.dtype), jnp.dtype(c.param_dtype)
 
-        def dense(name, features, init=_KERNEL):
-            return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init, name=name)
+        def dense(name, features, init=_KERNEL, bias=False):
+            return nn.Dense(features, bias, dtype, param_dtype, kernel_init=init, name=name)
+
+        def norm(name):
+            return RMSNorm(c.rms_epsilon, c.param_dtype, name=name)
 
         def heads(name, count):
-            y = dense(name, count * c.head_size)(h_BTD)
+            y = dense(name, count * c.head_size, bias=c.qkv_bias)(h_BTD)
             return y.reshape(*y.shape[:-1], count, c.head_size)
 
-        h_BTD = RMSNorm(c.rms_epsilon, name="attention_norm")(x_BTD)
-        q_BTNH = RMSNorm(c.rms_epsilon, name="q_norm")(heads("q", c.heads))
-        k_BTMH = RMSNorm(c.rms_epsilon, name="k_norm")(heads("k", c.kv_heads))
-        v_BTMH = heads("v", c.kv_heads)
+        h_BTD = norm("attention_norm")(x_BTD)
+        q_BTNH, k_BTMH, v_BTMH = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
+        if c.qk_norm:
+            q_BTNH, k_BTMH = norm("q_norm")(q_BTNH), norm("k_norm")(k_BTMH)
         q_BTNH = rotate(q_BTNH, rotation)
         k_BTMH = rotate(k_BTMH, rotation)
         out_BTNH, cache = attend(q_BTNH, k_BTMH, v_BTMH, cache)
         x_BTD += dense("o", c.width, _OUT_KERNEL)(out_BTNH.reshape(*out_BTNH.shape[:-2], -1))
 
-        h_BTD = RMSNorm(c.rms_epsilon, name="mlp_norm")(x_BTD)
+        h_BTD = norm("mlp_norm")(x_BTD)
         gate_BTF = nn.silu(dense("gate", c.mlp_width)(h_BTD))
         up_BTF = dense("up", c.mlp_width)(h_BTD)
         x_BTD += dense("down", c.width, _OUT_KERNEL)(gate_BTF * up_BTF)
         return x_BTD, cache
+
+
+def _block(remat: str) -> type[nn.Module]:
+    if remat == "none":
+        return Block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return nn.remat(Block, static_argnums=(4,), policy=policy)
 
 
 class Transformer(nn.Module):
@@ -84,11 +105,14 @@ class Transformer(nn.Module):
     vocab_size: int
 
     def setup(self):
-        self.embedding = self.param(
-            "embedding", nn.initializers.normal(0.02), (self.vocab_size, self.config.width)
-        )
-        self.blocks = [Block(self.config, name=f"layer_{i}") for i in range(self.config.layers)]
-        self.norm = RMSNorm(self.config.rms_epsilon)
+        c = self.config
+        param_dtype = jnp.dtype(c.param_dtype)
+        shape = (self.vocab_size, c.width)
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape, param_dtype)
+        if not c.tied:  # used by ``logits``
+            self.head = self.param("head", nn.initializers.normal(0.02), shape[::-1], param_dtype)
+        self.blocks = [_block(c.remat)(c, name=f"layer_{i}") for i in range(c.layers)]
+        self.norm = RMSNorm(c.rms_epsilon, c.param_dtype)
 
     def __call__(
         self,
@@ -98,21 +122,23 @@ class Transformer(nn.Module):
         caches: Sequence[Any] | None = None,
     ) -> tuple[jax.Array, list[Any]]:
         """Final hidden states [B, T, D], and what ``attend`` returned as each layer's cache."""
-        x_BTD = self.embedding[tokens_BT].astype(self.config.dtype)
-        rotation = rotations(positions_BT, self.config.head_size, self.config.rope_theta)
+        c = self.config
+        x_BTD = self.embedding[tokens_BT].astype(c.dtype)
+        rotation = rotations(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling))
         new_caches = []
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
-            x_BTD, cache = block(x_BTD, rotation, attend, cache)
+            x_BTD, cache = block(x_BTD, rotation, cache, attend)
             new_caches.append(cache)
         return self.norm(x_BTD), new_caches
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:
-    """Fresh parameters, float32."""
+    """Fresh parameters."""
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     return model.init(key, tokens_BT, tokens_BT, lambda q, k, v, cache: (q, None))["params"]
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
-    """Tied head, in float32: hidden [..., D] -> [..., V]."""
-    return hidden.astype(jnp.float32) @ params["embedding"].T.astype(jnp.float32)
+    """The head, its own or the embedding: hidden [..., D] -> [..., V] float32."""
+    head_DV = params["head"] if "head" in params else params["embedding"].T
+    return jnp.matmul(hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)

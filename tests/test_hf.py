@@ -1,0 +1,207 @@
+"""Against ``transformers``, in float32: small random models of every architecture and variant."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from fakes import LOGITS
+
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.mesh import MeshConfig, parameter_shardings
+from atgrpo_jax.models import hf
+from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.config import PRESETS
+from atgrpo_jax.models.transformer import Block, Transformer, init_params, logits
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "max_position_embeddings": 512, "initializer_range": 0.15,
+    "attn_implementation": "eager",
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+VARIANTS = {
+    "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3 untied": ("Qwen3", {"num_key_value_heads": 6, "head_dim": 8, "tie_word_embeddings": False}),
+    "qwen2": ("Qwen2", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "qwen2 untied": ("Qwen2", {"num_key_value_heads": 3, "tie_word_embeddings": False}),
+    "llama": ("Llama", {"num_key_value_heads": 6, "tie_word_embeddings": False}),
+    "llama 3": ("Llama", {"num_key_value_heads": 3, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+}
+
+
+def make(folder: Path, kind: str, options: dict, dtype=torch.float32):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SIZES | options)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype).eval()
+    for name, weight in model.named_parameters():  # biases and scales start at constants
+        if name.endswith("bias") or "norm" in name:
+            weight.data += 0.3 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    return model
+
+
+def shapes_of(config, mesh=None):
+    model = Transformer(config, config.vocab_size)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shardings = parameter_shardings(shapes, (mesh or MeshConfig()).build())
+    return model, jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def ours(folder, mesh=None):
+    config = hf.model_config(str(folder), dtype="float32")
+    model, shapes = shapes_of(config, mesh)
+    return model, hf.load(str(folder), shapes)
+
+
+def forward(model, params, tokens_BT):
+    """Output of every block, final hidden states and logits."""
+
+    def causal(q, k, v, _):
+        size = q.shape[1]
+        return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
+
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    (hidden, _), captured = model.apply(
+        {"params": params}, tokens_BT, positions_BT, causal,
+        capture_intermediates=lambda module, _: isinstance(module, Block), mutable=["intermediates"],
+    )  # fmt: skip
+    layers = captured["intermediates"]
+    blocks = [layers[f"layer_{i}"]["__call__"][0][0] for i in range(model.config.layers)]
+    return blocks, hidden, logits(params, hidden)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layers_and_logits_are_those_of_transformers(variant, tmp_path):
+    theirs = make(tmp_path, *VARIANTS[variant])
+    model, params = ours(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 96, (2, 200))
+    blocks, hidden, scores = forward(model, params, jnp.asarray(tokens))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens), output_hidden_states=True)
+    states = expected.hidden_states  # embedding, blocks, and the last after the final norm
+    for mine, theirs_ in zip([*blocks[:-1], hidden], states[1:], strict=True):
+        np.testing.assert_allclose(mine, theirs_.numpy(), **LOGITS)
+    np.testing.assert_allclose(scores, expected.logits.numpy(), **LOGITS)
+    assert expected.logits.std() > 0.3  # the comparison is one of numbers that differ
+
+
+def test_rope_scaling_matters(tmp_path):
+    make(tmp_path, *VARIANTS["llama 3"])
+    model, params = ours(tmp_path)
+    plain = Transformer(dataclasses.replace(model.config, rope_scaling=None), 96)
+    tokens = jnp.arange(50)[None]
+    assert jnp.abs(forward(model, params, tokens)[2] - forward(plain, params, tokens)[2]).max() > 1e-2
+
+
+@pytest.mark.parametrize("variant", ["qwen3 untied", "qwen2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_round_trip_is_bit_exact_and_transformers_loads_it(variant, dtype, tmp_path, monkeypatch):
+    kind, options = VARIANTS[variant]
+    before = make(tmp_path / "in", kind, options, dtype)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 60_000)  # so that there are several
+    _, params = ours(tmp_path / "in")
+    hf.save(str(tmp_path / "out"), params, source=str(tmp_path / "in"))
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
+    after = getattr(transformers, f"{kind}ForCausalLM").from_pretrained(tmp_path / "out")
+    assert after.dtype == dtype
+    weights = after.state_dict()
+    assert weights.keys() == before.state_dict().keys()
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=4), MeshConfig(tensor=2, fsdp=2)], ids=str)
+def test_every_device_reads_its_own_part(mesh, tmp_path):
+    make(tmp_path, *VARIANTS["qwen3 untied"])
+    _, whole = ours(tmp_path)
+    _, parts = ours(tmp_path, mesh)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    kernel = parts["layer_0"]["gate"]["kernel"]
+    assert kernel.sharding.num_devices == 4
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def edit(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model_type": "gpt2"}, "model_type = 'gpt2' is not supported; expected one of qwen3, qwen2, llama"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; expected 'silu'"),
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling = 'yarn' .* default or llama3"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = 'linear'"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"intermediate_size": None}, "intermediate_size is missing"),
+    ],
+)
+def test_a_config_that_cannot_be_honoured_is_refused_by_field(fields, says, tmp_path):
+    make(tmp_path, *VARIANTS["llama"])
+    if "rope_scaling" in fields:
+        edit(tmp_path, rope_parameters=None)
+    edit(tmp_path, **fields)
+    with pytest.raises(RunError, match=says):
+        hf.model_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"num_hidden_layers": 4}, r"lacks tensor model.layers.3.input_layernorm.weight \(9 such\)"),
+        ({"num_hidden_layers": 2}, "has tensor model.layers.2.input_layernorm.weight, which"),
+        ({"intermediate_size": 81}, r"layers.0.mlp.down_proj.weight is \(48, 80\), .* asks for \(48, 81\)"),
+    ],
+)
+def test_a_missing_extra_or_misshapen_tensor_is_named(fields, says, tmp_path):
+    make(tmp_path, *VARIANTS["llama"])
+    edit(tmp_path, **fields)
+    with pytest.raises(RunError, match=says):
+        ours(tmp_path)
+
+
+def test_a_file_cut_short_a_wrong_dtype_and_no_file_are_named(tmp_path):
+    make(tmp_path, *VARIANTS["qwen2"])
+    path = tmp_path / hf.SINGLE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(RunError, match=r"model.safetensors cannot be read .*; is the folder complete"):
+        ours(tmp_path)
+    path.write_bytes(whole.replace(b'"dtype":"F32"', b'"dtype":"I32"', 1))
+    with pytest.raises(RunError, match=r"has dtype I32, expected a float one"):
+        ours(tmp_path)
+    path.unlink()
+    with pytest.raises(RunError, match=r"model.safetensors cannot be read"):
+        ours(tmp_path)
+    with pytest.raises(RunError, match=r"config.json cannot be read"):
+        hf.model_config(str(tmp_path / "nowhere"))
+
+
+PUBLISHED = {
+    "qwen3-0.6b": 596_049_920, "qwen3-8b": 8_190_735_360, "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512, "llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248,
+    "smollm2-135m": 134_515_008,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_numbers_of_parameters(name):
+    config = PRESETS[name]
+    model = Transformer(config, config.vocab_size)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == config.parameters() == PUBLISHED[name]
