@@ -30,6 +30,6 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
         # torch: models are compared with those of transformers
-        "test": ["gguf>=0.19", "mypy==2.4.1", "pytest>=8", "ruff==0.17.6", "torch==2.13.0"],
+        "test": ["gguf>=0.19", "mypy==2.4.1", "peft>=0.17", "pytest>=8", "ruff==0.17.6", "torch==2.13.0"],
     },
 )

@@ -23,6 +23,7 @@ class Checkpoints:
         A ``read_only`` one leaves the folder alone, so that a run may be going on in it.
         """
         self._path, self._identity = path, identity
+        self._base = path.with_name("base")
         policies = [checkpoint_managers.LatestN(keep), checkpoint_managers.CustomSteps([0])]
         self._manager = ocp.CheckpointManager(
             path,
@@ -31,6 +32,7 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=not read_only,
+                save_interval_steps=int(not read_only),
                 enable_async_checkpointing=False,
             ),
             item_names=("state", "about"),
@@ -48,6 +50,19 @@ class Checkpoints:
         )
         self._manager.wait_until_finished()
 
+    def save_base(self, params: Any) -> None:
+        """The weights that adapters are on, once for all steps, beside them."""
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(self._base, params, force=True)
+
+    def restore_base(self, shapes: Any) -> Any:
+        """Raises RunError if it is missing or damaged."""
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(self._base, shapes)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise RunError(f"{self._base} cannot be read ({_reason(error)}); start the run anew") from error
+
     def restore(self, step: int, shapes: Any) -> Any:
         """The tree of ``step`` with the shapes and shardings of ``shapes``. Raises RunError if it is missing,
         damaged, or of another config."""
@@ -62,11 +77,14 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
             return self._manager.restore(step, args=args)["state"]
         except (ValueError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RunError(
-                f"{where} cannot be read ({reason[:200]}); delete that step's folder to go on "
+                f"{where} cannot be read ({_reason(error)}); delete that step's folder to go on "
                 "from an earlier one"
             ) from error
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

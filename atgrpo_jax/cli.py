@@ -9,6 +9,18 @@ from absl import app, flags, logging
 from atgrpo_jax.errors import Stopped, UserError
 
 
+def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """--gin_file and --gin_param, for entry points that read a config."""
+    return (
+        flags.DEFINE_string(
+            "gin_file", None, "The run's gin file, from the working directory or the checkout's gin/."
+        ),
+        flags.DEFINE_multi_string(
+            "gin_param", [], 'A further binding, e.g. "experiment.Experiment.steps = 20". Repeatable.'
+        ),
+    )
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Entry point: errors a person can act on become one line and exit code 2.
 
@@ -17,7 +29,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save otherwise
+            logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
         try:
             main(argv)
         except Stopped as stopped:

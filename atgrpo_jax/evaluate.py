@@ -1,68 +1,133 @@
-"""``python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--split=test] [--instances=N]``"""
+"""Scores a team on held-out instances: of a run, or of a model folder that plays all roles.
 
+python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP]
+python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=...] [--against=FOLDER]
+
+``--against`` plays a second one on the same instances and gives the paired difference.
+"""
+
+import dataclasses
 import json
+from collections.abc import Iterator, Mapping
 
 from absl import flags
 
 from atgrpo_jax import config, weight_sync
-from atgrpo_jax.checkpoint import Checkpoints
-from atgrpo_jax.cli import run
+from atgrpo_jax.cli import gin_flags, run
 from atgrpo_jax.engines.local import LocalEngine
-from atgrpo_jax.errors import ConfigError, RunError
-from atgrpo_jax.evaluation import evaluate
-from atgrpo_jax.learner import Learner
-from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.evaluation import Score, difference, evaluate
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.models import hf
+from atgrpo_jax.models.transformer import Weights
+from atgrpo_jax.policies import Policies
 from atgrpo_jax.progress import Progress
-from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.saved_run import SavedRun
+from atgrpo_jax.team import Team
+from atgrpo_jax.tokens import FolderTokenizer
 from atgrpo_jax.types import Sampling
 
+_GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint of it; the newest if not given.")
+_MODEL = flags.DEFINE_string("model", None, "Instead of a run: a Hugging Face model folder.")
+_AGAINST = flags.DEFINE_string("against", None, "Another step of the run, or another model folder.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Whose instances.")
-_INSTANCES = flags.DEFINE_integer("instances", None, "How many; the run's own number if not given.")
-_TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; the run's own if not given.")
+_INSTANCES = flags.DEFINE_integer("instances", None, "How many; the config's number if not given.", 1)
+_EPISODES = flags.DEFINE_integer("episodes", 1, "Of each instance, for avg@k and pass@k.", 1)
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; the config's if not given.", 0.0)
+
+# What is scored: its name, its step (0 for a folder) and the weights of every policy.
+Contender = tuple[str, int, Mapping[str, Weights]]
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
-    if _RUN_DIR.value is None:
-        raise ConfigError("--run_dir is missing, e.g. --run_dir=runs/plan")
-    folder = RunFolder(_RUN_DIR.value)
-    if not folder.exists():
-        raise RunError(f"{folder.path} holds no run")
-    x = config.load(str(folder.config))
-    instances = x.evaluation.instances if _INSTANCES.value is None else _INSTANCES.value
-    temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
-    if instances < 1 or temperature < 0:
-        raise ConfigError("--instances must be at least 1 and --temperature not negative")
+    if (_RUN_DIR.value is None) == (_MODEL.value is None):
+        raise ConfigError("give either --run_dir or --model, e.g. --run_dir=runs/plan")
+    if _RUN_DIR.value is not None:
+        evaluate_run(SavedRun(_RUN_DIR.value))
+    else:
+        evaluate_folders(_MODEL.value)
 
-    model = Transformer(x.model, x.vocab_size)
-    learner = Learner(model, x.optimizer, x.loss.objective(), x.mesh.build())
-    checkpoints = Checkpoints(folder.checkpoints, x.identity(), read_only=True)
-    step = checkpoints.latest() if _STEP.value is None else _STEP.value
-    if step is None:
-        raise RunError(f"{folder.path} has no checkpoint yet")
-    states = checkpoints.restore(step, dict.fromkeys(x.policies, learner.shapes))
-    engine = LocalEngine(model, x.tokenizer.stop_ids, x.engine)
-    weight_sync.push(engine, {name: state.params for name, state in states.items()}, step)
-    with Progress(f"{_SPLIT.value} after step {step}", instances, "episode") as progress:
-        score = evaluate(
-            x.task,
-            x.team,
-            x.tokenizer,
-            engine,
-            Sampling(temperature, x.rollout.max_tokens),
-            seed=x.seed,
-            step=step,
-            split=_SPLIT.value,
-            instances=instances,
-            on_episode=progress.advance,
-        )
-    print(f"{_SPLIT.value} after step {step}: {score}")
-    record = {"step": step, "split": _SPLIT.value, "temperature": temperature} | score.record()
-    with open(folder.evaluations, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record | {"instances": instances}) + "\n")
+
+def evaluate_run(saved: SavedRun) -> None:
+    """Appends each score to the run's evaluations.jsonl."""
+    step = saved.newest() if _STEP.value is None else _STEP.value
+
+    def contenders() -> Iterator[Contender]:
+        for number in [step] if _AGAINST.value is None else [step, _step(_AGAINST.value)]:
+            yield f"step {number}", number, saved.weights(number)
+
+    for (_, number, _), score, settings in scores(saved.x, saved.policies, contenders()):
+        record = {"step": number} | settings | score.record()
+        with open(saved.folder.evaluations, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def evaluate_folders(model: str) -> None:
+    if _GIN_FILE.value is None:
+        raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
+    given = config.load(_GIN_FILE.value, _GIN_PARAM.value)
+    x = dataclasses.replace(
+        given,
+        model=hf.model_config(model, given.model.dtype, given.model.param_dtype),
+        tokenizer=FolderTokenizer(model),
+        team=Team(),
+        pretrained=model,
+        warm_start=None,
+    )
+    policies = Policies(x)
+    (name,) = policies.names
+
+    def contenders() -> Iterator[Contender]:
+        for folder in [model] if _AGAINST.value is None else [model, _AGAINST.value]:
+            yield folder, 0, {name: Weights(hf.load(folder, policies.shapes[name].params))}
+
+    for _ in scores(x, policies, contenders()):
+        pass
+
+
+def scores(
+    x: Experiment, policies: Policies, contenders: Iterator[Contender]
+) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
+    """Plays and prints each contender in turn, and the difference of the first to each later one."""
+    instances = _INSTANCES.value or x.evaluation.instances
+    temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
+    settings = {"split": _SPLIT.value, "temperature": temperature, "instances": instances}
+    engine = LocalEngine(policies.model, x.tokenizer.stop_ids, x.engine)
+    first: Score | None = None
+    for contender in contenders:
+        name, step, weights = contender
+        weight_sync.push(engine, weights, step)
+        title = f"{_SPLIT.value} after {name}"
+        with Progress(title, instances * _EPISODES.value, "episode") as progress:
+            score = evaluate(
+                x.task,
+                x.team,
+                x.tokenizer,
+                engine,
+                Sampling(temperature, x.rollout.max_tokens),
+                seed=x.seed,
+                step=step,
+                split=_SPLIT.value,
+                instances=instances,
+                episodes=_EPISODES.value,
+                on_episode=progress.advance,
+            )
+        print(f"{title}: {score}", flush=True)
+        if first is None:
+            first = score
+        else:
+            print(f"difference to {name}: {difference(first, score)}", flush=True)
+        yield contender, score, settings
+
+
+def _step(text: str) -> int:
+    if not text.isdigit():
+        raise ConfigError(f"--against={text}: with --run_dir it is a step of that run")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Everything that defines a run, as one frozen value."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.batch import BatchConfig
@@ -11,6 +13,7 @@ from atgrpo_jax.groups import CreditConfig
 from atgrpo_jax.learner import LossConfig, OptimizerConfig
 from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout import RolloutConfig
 from atgrpo_jax.tasks.base import Task
 from atgrpo_jax.team import Team
@@ -24,12 +27,16 @@ FREE = ("steps", "checkpoint_every", "keep_checkpoints")
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A run. Without ``warm_start`` the policies start from random parameters."""
+    """A run. Policies start from random parameters, or from Hugging Face folders of the ``model``'s
+    architecture (one for all, or one for each policy by name), and then from the ``warm_start`` if there is
+    one."""
 
     task: Task
     team: Team = Team()
     tokenizer: Tokenizer = TinyTokenizer()
     model: ModelConfig = ModelConfig()
+    pretrained: str | Mapping[str, str] | None = None
+    lora: LoraConfig = LoraConfig()  # of policies that are adapters
     mesh: MeshConfig = MeshConfig()
     engine: LocalEngineConfig = LocalEngineConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -47,6 +54,7 @@ class Experiment:
 
     def __post_init__(self):
         check_types(self)
+        object.__setattr__(self, "pretrained", _absolute(self.pretrained))
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
@@ -65,6 +73,11 @@ class Experiment:
             self.vocab_size >= self.tokenizer.vocab_size,
             f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}",
         )
+        if isinstance(self.pretrained, Mapping):
+            roles = self.task.workflow.order
+            starts = self.team.starting(roles).policies(roles)
+            same = set(self.pretrained) == set(starts)
+            require(self, "pretrained", same, f"must name exactly {', '.join(starts)}")
         rows = self.mesh.data * self.mesh.fsdp
         require(
             self,
@@ -85,6 +98,13 @@ class Experiment:
     def identity(self) -> str:
         """Equal for experiments that leave the same bytes, step by step."""
         return hash_bytes(repr(_without_free(self))).hex()
+
+
+def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
+    """A run may be read from another directory than it was started in."""
+    if isinstance(folders, Mapping):
+        return {name: str(Path(folder).expanduser().absolute()) for name, folder in folders.items()}
+    return None if folders is None else str(Path(folders).expanduser().absolute())
 
 
 def difference(ours: Experiment, theirs: Experiment) -> str | None:

@@ -16,7 +16,8 @@ from atgrpo_jax.loss import cloning_loss, kl_penalty, policy_loss
 from atgrpo_jax.mesh import batch_sharding, parameter_shardings, replicated
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.head import token_logprobs
-from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
+from atgrpo_jax.models.transformer import Transformer, Weights, init_params, run
 from atgrpo_jax.types import Batch
 
 # (logprobs_BT, entropy_BT, reference_logprobs_BT or None, micro-batch) -> loss, metrics to sum.
@@ -24,7 +25,7 @@ Objective = Callable[[jax.Array, jax.Array, jax.Array | None, Batch], tuple[jax.
 
 
 class PolicyState(NamedTuple):
-    params: Any
+    params: Any  # what is trained: all parameters, or an adapter
     opt_state: Any
 
 
@@ -149,14 +150,27 @@ def cloning(logprobs_BT, entropy_BT, reference_BT, batch):
 
 
 class Learner:
-    """Builds and updates PolicyStates of one architecture. All policies share its compiled functions."""
+    """Builds and updates PolicyStates of one architecture and kind, which share its compiled functions.
 
-    def __init__(self, model: Transformer, optimizer: OptimizerConfig, objective: Objective, mesh: Mesh):
+    With ``lora`` what is trained is an adapter, on parameters (``base``) that each call is given.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: OptimizerConfig,
+        objective: Objective,
+        mesh: Mesh,
+        lora: LoraConfig | None = None,
+    ):
         self._model = model
         self._optimizer = optimizer.build()
         self._objective = objective
         self._mesh = mesh
-        shapes = jax.eval_shape(lambda: self._init(jax.random.key(0)))
+        self._lora = lora
+        self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> A
+        params = jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
+        shapes = PolicyState(params, jax.eval_shape(self._optimizer.init, params))
         self.shardings = parameter_shardings(shapes, mesh)
         self.shapes = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
@@ -164,38 +178,62 @@ class Learner:
             self.shardings,
         )
         plain = replicated(mesh)
-        self._jit_init = jax.jit(self._init, out_shardings=self.shardings)
+        self._jit_fresh = jax.jit(self._fresh, out_shardings=self.shardings.params)
         self._jit_start = jax.jit(self._optimizer.init, out_shardings=self.shardings.opt_state)
         self._jit_update = jax.jit(
             self._update,
             donate_argnums=0,
-            in_shardings=(self.shardings, batch_sharding(mesh), plain, plain, None),
+            in_shardings=(self.shardings, batch_sharding(mesh), plain, plain, plain, None, None),
             out_shardings=(self.shardings, plain),
         )
 
+    def fresh(self, key: jax.Array) -> Any:
+        """Random parameters, or an adapter that changes nothing."""
+        return self._jit_fresh(key)
+
     def init(self, key: jax.Array) -> PolicyState:
         """A fresh policy."""
-        return self._jit_init(key)
+        return self.start_from(self.fresh(key))
 
     def start_from(self, params: Any) -> PolicyState:
-        """Given parameters with a fresh optimizer."""
+        """Given parameters (or adapter) with a fresh optimizer."""
         return PolicyState(params, self._jit_start(params))
 
+    def weights(self, params: Any, base: Any = None) -> Weights:
+        """What a policy with this trained part computes with."""
+        return Weights(params) if self._lora is None else Weights(base, params, self._lora.scale)
+
     def update(
-        self, state: PolicyState, batch: Batch, temperature: float, reference: Any = None
+        self,
+        state: PolicyState,
+        batch: Batch,
+        temperature: float,
+        reference: Any = None,
+        base: Any = None,
+        rate: float = 1.0,
     ) -> tuple[PolicyState, dict[str, jax.Array]]:
         """One optimizer step on the sum of the batch's micro-batches; ``state`` is donated.
 
         Args:
           batch: arrays [A, B, T]; A may be any size, only ``filled(batch)`` micro-batches are run.
           temperature: at which the tokens were sampled.
-          reference: parameters of the starting policy, if the objective wants its logprobs.
+          reference: trained part of the starting policy, if the objective wants its logprobs.
+          base: what an adapter is on.
+          rate: factor of the optimizer's learning rate.
 
         Returns:
           The new state and metrics as device arrays: weighted means over trained tokens, the loss, the
           gradient's norm, and ``logprob_gap``, the largest |logprob - old logprob|.
         """
-        return self._jit_update(state, batch, np.int32(filled(batch)), np.float32(temperature), reference)
+        numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
+        return self._jit_update(state, self._widened(batch), *numbers, reference, base)
+
+    def _widened(self, batch: Batch) -> Batch:
+        """With as many micro-batches as the largest batch so far: the empty ones cost nothing, a shape that
+        shrinks as groups lose their signal would be compiled anew."""
+        A, B, T = batch.tokens.shape
+        self._largest[B, T] = most = max(A, self._largest.get((B, T), 0))
+        return Batch(*(np.pad(x, ((0, most - A), (0, 0), (0, 0))) for x in batch)) if most > A else batch
 
     def train(
         self,
@@ -203,6 +241,8 @@ class Learner:
         batches: Iterable[Batch],
         temperature: float,
         reference: Any = None,
+        base: Any = None,
+        rate: float = 1.0,
     ) -> tuple[PolicyState, dict[str, float]]:
         """``update`` on each batch in turn.
 
@@ -213,7 +253,7 @@ class Learner:
         """
         records, tokens = [], 0
         for batch in batches:
-            state, metrics = self.update(state, batch, temperature, reference)
+            state, metrics = self.update(state, batch, temperature, reference, base, rate)
             records.append(metrics)
             tokens += int((batch.segments > 0).sum())
         if not records:
@@ -223,16 +263,17 @@ class Learner:
         means |= {"logprob_gap": float(records[0]["logprob_gap"])}
         return state, means | {"updates": float(len(records)), "trained_tokens": float(tokens)}
 
-    def _init(self, key: jax.Array) -> PolicyState:
+    def _fresh(self, key: jax.Array) -> Any:
         params = init_params(self._model, key)
-        return PolicyState(params, self._optimizer.init(params))
+        return params if self._lora is None else init_adapter(params, key, self._lora.rank)
 
-    def _update(self, state, batch, count, temperature, reference):
+    def _update(self, state, batch, count, temperature, rate, reference, base):
+        def logprobs(params, micro):
+            return batch_logprobs(self._model, self.weights(params, base), micro, temperature)
+
         def loss(params, micro):
-            logprobs_BT, entropy_BT = batch_logprobs(self._model, params, micro, temperature)
-            reference_BT = None
-            if reference is not None:
-                reference_BT, _ = batch_logprobs(self._model, reference, micro, temperature)
+            logprobs_BT, entropy_BT = logprobs(params, micro)
+            reference_BT = None if reference is None else logprobs(reference, micro)[0]
             value, sums = self._objective(logprobs_BT, entropy_BT, reference_BT, micro)
             gap_BT = jnp.where(micro.weights > 0, jnp.abs(logprobs_BT - micro.old_logprobs), 0.0)
             sums |= {"weight": jnp.sum(micro.weights)}
@@ -251,7 +292,7 @@ class Learner:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))
         (value, sums, grads), gap = jax.lax.fori_loop(0, count, accumulate, zeros)
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
         weight = jnp.maximum(sums.pop("weight"), 1e-20)
         metrics = {name: total / weight for name, total in sums.items()}
         metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "logprob_gap": gap}
@@ -259,7 +300,7 @@ class Learner:
 
 
 def batch_logprobs(
-    model: Transformer, params: Any, micro: Batch, temperature: jax.Array
+    model: Transformer, weights: Weights, micro: Batch, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Logprob of every token given its source, and the entropy there. Both [B, T]; garbage where
     weights are 0."""
@@ -268,9 +309,13 @@ def batch_logprobs(
     def attend(q, k, v, _):
         return masked_attention(q, k, v, mask_BTT), None
 
-    hidden_BTD, _ = model.apply({"params": params}, micro.tokens, micro.positions, attend)
+    adapters = None if weights.adapter is None else stack([weights.adapter])
+    scale_BJ = jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)
+    hidden_BTD, _ = run(
+        model, weights.params, adapters, micro.tokens, micro.positions, attend, scale_BJ=scale_BJ
+    )
     hidden_BTD = jnp.take_along_axis(hidden_BTD, micro.sources[..., None], axis=1)
-    return token_logprobs(params, hidden_BTD, micro.tokens, temperature)
+    return token_logprobs(weights.params, hidden_BTD, micro.tokens, temperature)
 
 
 def prefix_mask(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:

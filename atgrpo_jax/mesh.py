@@ -18,6 +18,13 @@ PARAMETER_AXES = (
     (r"o/kernel$", "ND"),
     (r"(gate|up)/kernel$", "DF"),
     (r"down/kernel$", "FD"),
+    # Adapters; their rank R is on every device.
+    (r"(q|k|v|gate|up)/a$", "DR"),
+    (r"o/a$", "NR"),
+    (r"down/a$", "FR"),
+    (r"(q|k|v)/b$", "RN"),
+    (r"(gate|up)/b$", "RF"),
+    (r"(o|down)/b$", "RD"),
 )
 MESH_AXES = {"D": "fsdp", "N": "tensor", "F": "tensor", "V": "tensor"}
 
@@ -63,9 +70,9 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
         axes = next((axes for rule, axes in PARAMETER_AXES if re.search(rule, name)), "")
         if len(axes) != leaf.ndim:
             return NamedSharding(mesh, PartitionSpec())
-        spec = tuple(MESH_AXES[axis] for axis in axes)
+        spec = tuple(MESH_AXES.get(axis) for axis in axes)
         for size, axis in zip(leaf.shape, spec, strict=True):
-            if size % mesh.shape[axis]:
+            if axis is not None and size % mesh.shape[axis]:
                 raise ValueError(
                     f"parameter {name} {leaf.shape}: {size} is not divisible by the mesh axis "
                     f"{axis} = {mesh.shape[axis]}"

@@ -74,7 +74,8 @@ def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
         for key in drawn:
             points = [(record["step"], record[key]) for record in records if key in record]
             steps, values = zip(*points, strict=True)
-            style = "o-" if len(points) < 0.5 * len(records) or len(points) < 3 else "-"
+            sparse = len(points) < 0.5 * len(records)
+            style = "o" if len(points) < 3 else "o-" if sparse else "-"
             axis.plot(steps, values, style, markersize=4, linewidth=1.2, label=key)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step", fontsize=9)

@@ -119,6 +119,7 @@ class FolderTokenizer:
 
     def __post_init__(self):
         check_types(self)
+        object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
         there = (self._root / "tokenizer.json").is_file()
         require(self, "folder", there, "there is no tokenizer.json, so no fast tokenizer")
         require(self, "folder", bool(self._tokenizer.chat_template), "its tokenizer has no chat template")
@@ -131,7 +132,7 @@ class FolderTokenizer:
 
     @property
     def _root(self) -> Path:
-        return Path(self.folder).expanduser()
+        return Path(self.folder)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:

@@ -5,19 +5,14 @@ from pathlib import Path
 from absl import flags
 
 from atgrpo_jax import config
-from atgrpo_jax.cli import run
+from atgrpo_jax.cli import gin_flags, run
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.experiment import Experiment, difference
 from atgrpo_jax.loop import train
 from atgrpo_jax.report import summary_text
 from atgrpo_jax.run_folder import RunFolder, write_atomically
 
-_GIN_FILE = flags.DEFINE_string(
-    "gin_file", None, "The run's gin file, from the working directory or the checkout's gin/."
-)
-_GIN_PARAM = flags.DEFINE_multi_string(
-    "gin_param", [], 'A further binding, e.g. "experiment.Experiment.steps = 20". Repeatable.'
-)
+_GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "The run folder; runs/<name of the gin file> if not given. A run goes on in it."
 )

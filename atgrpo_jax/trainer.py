@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from atgrpo_jax import weight_sync
 from atgrpo_jax.batch import minibatches
 from atgrpo_jax.checkpoint import Checkpoints
@@ -14,14 +12,13 @@ from atgrpo_jax.engines.local import LocalEngine
 from atgrpo_jax.evaluation import evaluate
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.groups import Credited, audit, credit
-from atgrpo_jax.learner import Learner, PolicyState
+from atgrpo_jax.learner import PolicyState
 from atgrpo_jax.metrics import CompileCounter, MetricsWriter, episode_metrics
-from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.policies import Policies
 from atgrpo_jax.progress import Progress, say
 from atgrpo_jax.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.types import Episode, Sampling, seed_of
-from atgrpo_jax.warm_start import warm_start
 
 
 class Trainer:
@@ -31,10 +28,8 @@ class Trainer:
         self.x, self.folder = x, folder
         self.done = 0
         self.states: dict[str, PolicyState] = {}
-        self._mesh = x.mesh.build()
-        self._model = Transformer(x.model, x.vocab_size)
-        self._learner = Learner(self._model, x.optimizer, x.loss.objective(), self._mesh)
-        self._engine = LocalEngine(self._model, x.tokenizer.stop_ids, x.engine)
+        self._policies = Policies(x)
+        self._engine = LocalEngine(self._policies.model, x.tokenizer.stop_ids, x.engine)
         self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
         self._compiles = CompileCounter()
         self._reference: dict[str, Any] = {}
@@ -67,19 +62,21 @@ class Trainer:
         latest = self._checkpoints.latest()
         self.folder.rewind(-1 if latest is None else latest)
         self._writer = MetricsWriter(self.folder, first=0 if latest is None else latest + 1)
-        shapes = dict.fromkeys(self.x.policies, self._learner.shapes)
+        policies = self._policies
         if latest is None:
-            self.states = self._start()
+            self.states = policies.start()
+            if policies.base is not None:
+                self._checkpoints.save_base(policies.base)
             self.sync(0)
             self._writer.write(0, self._score(0, "validation") | self._score(0, "test"))
             self.checkpoint(0)
         else:
             say(f"going on after step {latest} of {self.folder.path}")
             self.done = latest
-            self.states = self._checkpoints.restore(latest, shapes)
+            self.states = policies.restore(self._checkpoints, latest)
             self.sync(latest)
         if self.x.loss.kl:
-            start = self._checkpoints.restore(0, shapes)
+            start = policies.restore(self._checkpoints, 0)
             self._reference = {name: state.params for name, state in start.items()}
 
     def rollout(self, step: int) -> list[Episode]:
@@ -103,39 +100,36 @@ class Trainer:
         )
 
     def learn(self, step: int, credited: Sequence[Credited]) -> dict[str, float]:
-        """Updates every policy on the groups of its roles; one that has none stays as it is."""
+        """Updates the policies whose turn it is on the groups of their roles; one that has none stays."""
         x, began = self.x, time.monotonic()
         metrics: dict[str, float] = {}
         items: dict[str, list[Credited]] = defaultdict(list)
         for item in credited:
             items[item.group.origin.policy].append(item)
-        for policy in x.policies:
+        updated = x.team.updated(step, x.task.workflow.order)
+        for policy in updated:
             batches = minibatches(
                 items[policy],
                 x.batch,
                 count=x.loss.minibatches,
                 epochs=x.loss.epochs,
-                seed=seed_of("minibatches", x.seed, step, policy),
+                seed=seed_of("minibatches", x.seed, step),
                 aggregate=x.loss.aggregate,
                 constant=x.rollout.sampling.max_tokens,
             )
-            self.states[policy], learned = self._learner.train(
-                self.states[policy],
-                batches,
-                x.rollout.sampling.temperature,
-                self._reference.get(policy),
+            self.states[policy], learned = self._policies.train(
+                policy, self.states[policy], batches, self._reference.get(policy)
             )
             if learned["updates"]:
                 weight_sync.check_gap(policy, learned["logprob_gap"], x.max_logprob_gap)
             metrics |= {f"{policy}/{name}": value for name, value in learned.items()}
-        tokens = sum(metrics[f"{policy}/trained_tokens"] for policy in x.policies)
+        tokens = sum(metrics[f"{policy}/trained_tokens"] for policy in updated)
         self._measure("update", began, tokens)
         return metrics
 
     def sync(self, step: int) -> None:
         """The engine samples from the new weights from here on."""
-        params = {policy: state.params for policy, state in self.states.items()}
-        weight_sync.push(self._engine, params, step)
+        weight_sync.push(self._engine, self._policies.weights(self.states), step)
 
     def record(
         self,
@@ -167,30 +161,6 @@ class Trainer:
         """Saves the last complete step, unless that has been done. (``begin`` saves step 0 itself.)"""
         if self.done > (self._checkpoints.latest() or 0):
             self._checkpoints.save(self.done, self.states)
-
-    def _start(self) -> dict[str, PolicyState]:
-        x = self.x
-        fresh = {
-            policy: lambda policy=policy: self._learner.init(
-                jax.random.key(seed_of("init", x.seed, policy) % 2**32)
-            )
-            for policy in x.policies
-        }
-        if x.warm_start is None:
-            return {policy: make() for policy, make in fresh.items()}
-        params = warm_start(
-            x.warm_start,
-            x.optimizer,
-            fresh,
-            model=self._model,
-            mesh=self._mesh,
-            task=x.task,
-            team=x.team,
-            tokenizer=x.tokenizer,
-            batch=x.batch,
-            seed=x.seed,
-        )
-        return {policy: self._learner.start_from(params[policy]) for policy in x.policies}
 
     def _score(self, step: int, split: str) -> dict[str, float]:
         x = self.x.evaluation

@@ -17,7 +17,7 @@ from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.groups import Credited
-from atgrpo_jax.learner import Learner, OptimizerConfig, PolicyState, cloning
+from atgrpo_jax.learner import Learner, OptimizerConfig, cloning
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.progress import Progress, say
 from atgrpo_jax.rollout import Player, Propose, play_all, train_indices
@@ -47,7 +47,7 @@ class WarmStartConfig:
 def warm_start(
     config: WarmStartConfig,
     optimizer: OptimizerConfig,
-    fresh: Mapping[str, Callable[[], PolicyState]],
+    fresh: Mapping[str, Callable[[], Any]],
     *,
     model: Transformer,
     mesh: Mesh,
@@ -56,11 +56,13 @@ def warm_start(
     tokenizer: Tokenizer,
     batch: BatchConfig,
     seed: int,
+    source: str,
 ) -> dict[str, Any]:
     """Parameters of every policy after cloning, from the cache if the same were made before.
 
     Args:
-      fresh: for each policy, what makes its untrained state.
+      fresh: for each policy, what makes its parameters before cloning.
+      source: names what ``fresh`` makes, beyond the seed.
 
     Raises RunError if the cached result cannot be read.
     """
@@ -73,7 +75,7 @@ def warm_start(
     )
     made_from = (
         config, optimizer, model.config, model.vocab_size, dict(mesh.shape), task, team.sharing,
-        sorted(fresh), tokenizer.digest(), batch, seed, jax.__version__,
+        sorted(fresh), tokenizer.digest(), batch, seed, source, jax.__version__,
         jax.devices()[0].device_kind, _sources(task),
     )  # fmt: skip
     key = hash_bytes(repr(dataclasses.replace(config, cache_dir="")) + repr(made_from[1:])).hex()
@@ -92,7 +94,7 @@ def warm_start(
 def _clone(config, fresh, learner, task, team, tokenizer, batch, seed) -> dict[str, Any]:
     propose = demonstrations(task, tokenizer, config.candidates, seed)
     player = Player(task, team, tokenizer, propose, Sampling(), seed, select="random")
-    states = {name: make() for name, make in fresh.items()}
+    states = {name: learner.start_from(make()) for name, make in fresh.items()}
     with Progress("warm start", config.steps, "step") as progress:
         for step in range(1, config.steps + 1):
             episodes = play_all(player, step, "train", train_indices(step, config.instances))

@@ -7,10 +7,10 @@ from atgrpo_jax.engines.base import Engine
 from atgrpo_jax.errors import RunError
 
 
-def push(engine: Engine, params: Mapping[str, Any], version: int) -> None:
+def push(engine: Engine, weights: Mapping[str, Any], version: int) -> None:
     """Gives the engine all policies under one version. Raises RunError if it does not take it."""
-    for policy, weights in params.items():
-        engine.push_weights(policy, weights, version)
+    for policy, own in weights.items():
+        engine.push_weights(policy, own, version)
         if engine.version(policy) != version:
             raise RunError(
                 f"the engine reports version {engine.version(policy)} of policy {policy} "

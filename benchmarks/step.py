@@ -59,7 +59,7 @@ def main() -> None:
     compiled = 0
     for step in range(args.warmup + args.steps):
         began = time.perf_counter()
-        engine.push_weights("shared", state.params, step)
+        engine.push_weights("shared", learner.weights(state.params), step)
         drawn = asyncio.run(rollout(engine, prompts, args.candidates, sampling, step))
         sampled = time.perf_counter()
         items = [credit(p, samples, sampling, rng) for p, samples in zip(prompts, drawn, strict=True)]

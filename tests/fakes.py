@@ -61,6 +61,19 @@ class Sum:
         return str(rng.randrange(10))
 
 
+@dataclasses.dataclass(frozen=True)
+class Longest(Sum):
+    """Even a random policy earns something: the local reward is the length of the text."""
+
+    workflow: Workflow = Workflow(order=("scout", "mover"), turns=2)
+
+    def prompt(self, state, role):
+        return [{"role": "user", "content": f"{role} {len(state)}"}]
+
+    def act(self, state, role, text):
+        return Step((*state, text), Reward.of(0.0, length=float(len(text))), Outcome.OK, False, False)
+
+
 class CharTokenizer:
     """One id a character (its code point); id 0 stops."""
 

@@ -15,7 +15,7 @@ from atgrpo_jax.errors import RunError
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.attention import masked_attention
-from atgrpo_jax.models.transformer import init_params, logits
+from atgrpo_jax.models.transformer import Weights, init_params, logits
 from atgrpo_jax.types import Address, Candidate, Group, GroupKey, Origin, Outcome, Sampling
 
 MODEL = small_model()
@@ -32,7 +32,7 @@ def params():
 @pytest.fixture
 def engine(params):
     engine = LocalEngine(MODEL, (STOP,), CONFIG)
-    engine.push_weights("shared", params, version=7)
+    engine.push_weights("shared", Weights(params), version=7)
     return engine
 
 
@@ -93,14 +93,14 @@ def test_siblings_differ_and_so_does_the_next_step(engine):
 
 def test_every_sample_carries_the_version(engine, params):
     assert {s.version for s in draw(engine, request([1]))[0]} == {7}
-    engine.push_weights("shared", params, 8)
+    engine.push_weights("shared", Weights(params), 8)
     assert engine.version("shared") == 8
     assert {s.version for s in draw(engine, request([1]))[0]} == {8}
 
 
 def test_policies_are_kept_apart(engine, params):
     other = jax.tree.map(lambda x: x * 1.5, params)
-    engine.push_weights("other", other, 1)
+    engine.push_weights("other", Weights(other), 1)
     both = draw(engine, request([1, 2, 3]), request([1, 2, 3], policy="other"))
     assert both[0] == draw(engine, request([1, 2, 3]))[0]
     assert both[0] != both[1]
@@ -128,7 +128,7 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
         batch = pack([item], BatchConfig(row_tokens=64, rows=1), "token", 1)
         micro = jax.tree.map(lambda x: x[0], batch)
         temperature = jnp.float32(one.sampling.temperature)
-        logprobs, _ = batch_logprobs(MODEL, params, micro, temperature)
+        logprobs, _ = batch_logprobs(MODEL, Weights(params), micro, temperature)
         trained = micro.weights > 0
         np.testing.assert_allclose(np.asarray(logprobs)[trained], micro.old_logprobs[trained], **PARITY)
 

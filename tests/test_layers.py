@@ -14,13 +14,14 @@ RANKS = [
         "tasks.base", "engines.base", "models.config", "models.attention",
     },
     {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged", "weight_sync"},
-    {"batch", "engines.local", "models.head", "rollout", "run_folder"},
-    {"learner", "checkpoint", "evaluation", "metrics"},
+    {"batch", "models.lora", "models.head", "rollout", "run_folder"},
+    {"engines.local", "learner", "checkpoint", "evaluation", "metrics"},
     {"warm_start"},
     {"experiment"},
+    {"policies"},
     {"config", "report", "trainer"},
-    {"loop"},
-    {"train", "evaluate"},
+    {"loop", "saved_run"},
+    {"train", "evaluate", "export"},
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",

@@ -13,7 +13,7 @@ from atgrpo_jax.groups import Credited
 from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig, cloning
 from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.metrics import CompileCounter
-from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.types import Batch, Group
 
 MODEL = small_model()
@@ -49,7 +49,7 @@ def loss_and_gradient(batch: Batch):
         value = jnp.float32(0)
         for a in range(batch.tokens.shape[0]):
             micro = jax.tree.map(lambda x, a=a: x[a], batch)
-            logprobs, entropy = batch_logprobs(MODEL, params, micro, jnp.float32(1.0))
+            logprobs, entropy = batch_logprobs(MODEL, Weights(params), micro, jnp.float32(1.0))
             value += objective(logprobs, entropy, None, micro)[0]
         return value
 
@@ -83,11 +83,11 @@ def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
     batch = packed([group], BatchConfig(row_tokens=64, rows=1))
     params = learner().init(jax.random.key(0)).params
     micro = jax.tree.map(lambda x: x[0], batch)
-    logprobs, entropy = batch_logprobs(MODEL, params, micro, jnp.float32(0.7))
+    logprobs, entropy = batch_logprobs(MODEL, Weights(params), micro, jnp.float32(0.7))
     for k in range(3):
         alone = Credited(Group((group.group.candidates[k],), 0), group.advantages_K[:1], np.ones(1, bool))
         row = jax.tree.map(lambda x: x[0], packed([alone], BatchConfig(row_tokens=32, rows=1)))
-        expected, expected_entropy = batch_logprobs(MODEL, params, row, jnp.float32(0.7))
+        expected, expected_entropy = batch_logprobs(MODEL, Weights(params), row, jnp.float32(0.7))
         mine, its = micro.branches[0] == k + 1, row.branches[0] == 1
         np.testing.assert_allclose(logprobs[0, mine], expected[0, its], **PARITY)
         np.testing.assert_allclose(entropy[0, mine], expected_entropy[0, its], **PARITY)
@@ -107,6 +107,27 @@ def test_padding_packing_and_micro_batches_change_nothing(config):
     other, other_metrics = learner().update(learner().init(jax.random.key(0)), packed(items(), config), 1.0)
     assert_same(state.params, other.params)
     assert_same(metrics, other_metrics)
+
+
+@pytest.mark.parametrize("remat", ["dots", "block"])
+def test_computing_again_changes_nothing_but_the_memory(remat):
+    model = Transformer(dataclasses.replace(MODEL.config, remat=remat), 64)
+    state, _ = learner().update(learner().init(jax.random.key(0)), packed(items()), 1.0)
+    again = learner(model=model)
+    other, _ = again.update(again.init(jax.random.key(0)), packed(items()), 1.0)
+    assert_same(state.params, other.params)
+
+    def kept(model):  # bytes that the backward pass finds ready
+        params = init_params(model, jax.random.key(0))
+        micro = jax.tree.map(lambda x: x[0], packed(items()))
+
+        def loss(params):
+            return batch_logprobs(model, Weights(params), micro, jnp.float32(1.0))[0].sum()
+
+        _, backward = jax.vjp(loss, params)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
+
+    assert kept(model) < kept(MODEL)
 
 
 def test_only_filled_micro_batches_are_run():
@@ -139,7 +160,7 @@ def test_the_loss_is_that_of_the_formula():
         for k, candidate in enumerate(item.group.candidates):
             one = Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool))
             row = jax.tree.map(lambda x: x[0], packed([one]))
-            logprobs, _ = batch_logprobs(MODEL, params, row, jnp.float32(1.0))
+            logprobs, _ = batch_logprobs(MODEL, Weights(params), row, jnp.float32(1.0))
             new = np.asarray(logprobs)[row.weights > 0]
             ratio = np.exp(new - np.array(candidate.sample.logprobs))
             a = float(item.advantages_K[k])
@@ -169,7 +190,9 @@ def test_every_option_changes_the_result(change):
     def near_the_policy(batch, params, seed):
         """Old logprobs such that ratios lie around all the bounds: between 0.5 and 5."""
         own = [
-            batch_logprobs(MODEL, params, jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0))[0]
+            batch_logprobs(
+                MODEL, Weights(params), jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0)
+            )[0]
             for a in range(len(batch.tokens))
         ]
         noise = np.random.default_rng(seed).uniform(-1.6, 0.7, batch.tokens.shape)
@@ -197,7 +220,7 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    logprobs, _ = batch_logprobs(MODEL, state.params, micro, jnp.float32(1.0))
+    logprobs, _ = batch_logprobs(MODEL, Weights(state.params), micro, jnp.float32(1.0))
     own = batch._replace(old_logprobs=np.asarray(logprobs)[None])
     _, metrics = ours.train(state, [own, own], 1.0)
     assert metrics["logprob_gap"] < 1e-5
@@ -225,9 +248,9 @@ def test_nothing_recompiles_for_another_temperature_or_fill():
     config = BatchConfig(row_tokens=48, rows=1)
     state, _ = ours.update(ours.init(jax.random.key(0)), packed(items(), config), 1.0)
     counter = CompileCounter()
-    for seed, temperature in ((1, 0.7), (2, 1.3)):
-        other = items(seed, lengths=((7, 7), (1, 1, 1), (2, 9), (3, 3, 3)))
-        state, _ = ours.update(state, packed(other, config), temperature)
+    lengths = ((7, 7), (1, 1, 1), (2, 9), (3, 3, 3))
+    for seed, temperature, groups in ((1, 0.7, 4), (2, 1.3, 3), (3, 1.0, 1)):
+        state, _ = ours.update(state, packed(items(seed, lengths[:groups]), config), temperature)
     assert counter.count == 0
 
 
@@ -278,10 +301,10 @@ def test_advantages_move_logprobs_their_way():
     ours, batch = learner(optimizer=OptimizerConfig(learning_rate=1e-3)), packed(groups)
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    before, _ = batch_logprobs(MODEL, state.params, micro, jnp.float32(1.0))
+    before, _ = batch_logprobs(MODEL, Weights(state.params), micro, jnp.float32(1.0))
     batch = batch._replace(old_logprobs=np.asarray(before)[None])
     state, _ = ours.update(state, batch, 1.0)
-    after, _ = batch_logprobs(MODEL, state.params, micro, jnp.float32(1.0))
+    after, _ = batch_logprobs(MODEL, Weights(state.params), micro, jnp.float32(1.0))
     trained = micro.weights > 0
     moved = np.asarray(after - before)[trained] * micro.advantages[trained]
     assert moved.mean() > 0

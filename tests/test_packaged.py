@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from fakes import LOGITS
-from test_hf import forward, ours
+from reference import forward, ours
 
 from atgrpo_jax import packaged
 from atgrpo_jax.errors import RunError

@@ -2,23 +2,67 @@ import pytest
 
 from atgrpo_jax.team import Team
 
-
-def test_sharing():
-    roles = ("scout", "mover")
-    assert Team().policies(roles) == ("shared",)
-    assert Team("full").policies(roles) == ("mover", "scout")
-    mixed = Team({"scout": "x", "mover": "x", "judge": "y"})
-    assert mixed.policies((*roles, "judge")) == ("x", "y")
-    assert mixed.policy("mover") == "x"
+ROLES = ("scout", "mover")
 
 
-@pytest.mark.parametrize("sharing", [{"scout": "x"}, {"scout": "x", "mover": "x", "ghost": "x"}])
-def test_a_mapping_must_name_exactly_the_roles(sharing):
-    with pytest.raises(ValueError, match=r"Team\.sharing = .* exactly the roles scout, mover"):
-        Team(sharing).policies(("scout", "mover"))
+@pytest.mark.parametrize(
+    ("sharing", "policies", "kinds"),
+    [
+        ("shared", ["shared", "shared"], "full"),
+        ("full", ["scout", "mover"], "full"),
+        ("lora", ["scout", "mover"], "lora"),
+        ({"scout": "lora:x", "mover": "lora:x"}, ["x", "x"], "lora"),
+        ({"scout": "full:x", "mover": "shared"}, ["x", "shared"], "full"),
+    ],
+)
+def test_sharing(sharing, policies, kinds):
+    team = Team(sharing)
+    assert [team.policy(role) for role in ROLES] == policies
+    assert team.policies(ROLES) == tuple(sorted(set(policies)))
+    assert {team.kind(policy, ROLES) for policy in policies} == {kinds}
 
 
-@pytest.mark.parametrize("wrong", [{"alpha": -1.0}, {"sharing": "lora"}])
+def test_a_mixture():
+    roles = (*ROLES, "judge")
+    team = Team({"scout": "lora", "mover": "full", "judge": "shared"})
+    assert team.policies(roles) == ("mover", "scout", "shared")
+    assert [team.kind(p, roles) for p in team.policies(roles)] == ["full", "lora", "full"]
+    start = team.starting(roles)
+    assert [start.policy(role) for role in roles] == ["base", "mover", "shared"]
+    assert {start.kind(p, roles) for p in start.policies(roles)} == {"full"}
+
+
+def test_who_is_updated():
+    assert Team("full").updated(1, ROLES) == ("mover", "scout")
+    assert Team("full", frozen=("mover",)).updated(1, ROLES) == ("scout",)
+    turns = [Team("full", alternate=2).updated(step, ROLES) for step in range(1, 7)]
+    assert turns == [("mover",), ("mover",), ("scout",), ("scout",), ("mover",), ("mover",)]
+    assert Team("full", frozen=("mover",), alternate=1).updated(2, ROLES) == ("scout",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"sharing": {"scout": "full"}}, r"Team\.sharing = .* exactly the roles scout, mover"),
+        ({"sharing": {"scout": "full", "mover": "full", "ghost": "full"}}, "exactly the roles"),
+        ({"sharing": {"scout": "full:x", "mover": "lora:x"}}, "policy x is both full and lora"),
+        ({"frozen": ("ghost",)}, r"Team.frozen = \('ghost',\): the policies are shared"),
+        ({"rates": {"ghost": 2.0}}, "Team.rates = .*: the policies are shared"),
+        ({"frozen": ("shared",)}, "nothing is left to train"),
+    ],
+)
+def test_roles_and_fields_must_match(fields, says):
+    with pytest.raises(ValueError, match=says):
+        Team(**fields).policies(ROLES)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": -1.0}, {"sharing": "adapters"}, {"sharing": "lora:"}, {"rates": {"shared": 0.0}},
+        {"alternate": -1},
+    ],
+)  # fmt: skip
 def test_refuses(wrong):
     with pytest.raises(ValueError, match=f"Team.{next(iter(wrong))}"):
         Team(**wrong)

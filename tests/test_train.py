@@ -212,9 +212,10 @@ def test_a_finished_run_can_be_made_longer(whole, place):
     ("params", "changes"),
     [
         (['team.Team.sharing = "full"'], {"mover/loss", "scout/loss"}),
+        (['team.Team.sharing = "lora"'], {"mover/loss", "scout/loss"}),
         (["learner.LossConfig.kl = 0.1"], {"shared/kl_start"}),
     ],
-    ids=["a policy a role", "kl to the start"],
+    ids=["a policy a role", "an adapter a role", "kl to the start"],
 )
 def test_variants_run_and_resume(place, params, changes):
     gin_file = place / "variant.gin"
@@ -224,7 +225,7 @@ def test_variants_run_and_resume(place, params, changes):
         'include "smoke.gin"\n'
         "experiment.Experiment.team = @team.Team()\n"
     )
-    name = params[0].split(".")[1]
+    name = params[0].split("=")[1].strip(' "')
     args = ["--gin_file=variant.gin", *(f"--gin_param={p}" for p in params)]
     finish(start(place, *args, f"--run_dir={name}", "--gin_param=experiment.Experiment.steps = 3"))
     finish(start(place, *args, f"--run_dir={name}", "--gin_param=experiment.Experiment.steps = 4"))

@@ -23,8 +23,8 @@ class Engine(Protocol):
         only. Raises RunError for a request it cannot serve."""
         ...
 
-    def push_weights(self, policy: str, params: Any, version: int) -> None:
-        """Later samples of ``policy`` come from ``params`` and carry ``version``."""
+    def push_weights(self, policy: str, weights: Any, version: int) -> None:
+        """Later samples of ``policy`` come from ``weights`` and carry ``version``."""
         ...
 
     def version(self, policy: str) -> int: ...

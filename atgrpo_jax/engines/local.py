@@ -1,8 +1,9 @@
 """The in-process JAX engine: prefill once a group, K branches on the prompt's cache, one jitted decode loop.
 
 Requests of all instances that wait at the same moment are drawn together, in waves of one fixed shape: a
-wave holds ``groups`` requests of the same policy, K and length buckets, padded with empty ones. A request's
-shapes thus depend on itself alone, and so do its tokens, bit for bit.
+wave holds ``groups`` requests of the same parameters, K and length buckets, padded with empty ones. Policies
+that are adapters on the same parameters share waves. A request's shapes thus depend on itself and the team
+alone, and so do its tokens, bit for bit.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.base import Request
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.models.attention import branch_attention, masked_attention
-from atgrpo_jax.models.transformer import Transformer, logits
+from atgrpo_jax.models.lora import stack
+from atgrpo_jax.models.transformer import Transformer, Weights, logits, run
 from atgrpo_jax.types import Sample
 
 
@@ -36,6 +38,14 @@ class LocalEngineConfig:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
 
 
+class Family(NamedTuple):
+    """Policies that are drawn together: the same parameters, an adapter each (stacked in this order)."""
+
+    policies: tuple[str, ...]
+    params: Any
+    adapters: Any
+
+
 class LocalEngine:
     """See the module. Not thread-safe: all calls come from one event loop."""
 
@@ -43,14 +53,16 @@ class LocalEngine:
         self._model = model
         self._stop_ids = np.asarray(stop_ids, np.int32)
         self._config = config
-        self._weights: dict[str, tuple[Any, int]] = {}
+        self._weights: dict[str, tuple[Weights, int]] = {}
+        self._families: dict[str, Family] = {}
         self._waiting: list[tuple[Request, asyncio.Future]] = []
         self.seconds = 0.0  # spent drawing
         self.tokens = 0  # drawn
 
-    def push_weights(self, policy: str, params: Any, version: int) -> None:
+    def push_weights(self, policy: str, weights: Weights, version: int) -> None:
         """Shares the arrays with the caller, who must push again before it donates them."""
-        self._weights[policy] = (params, version)
+        self._weights[policy] = (weights, version)
+        self._families.clear()
 
     def version(self, policy: str) -> int:
         return self._weights[policy][1]
@@ -104,31 +116,46 @@ class LocalEngine:
             if not future.done():
                 future.set_result(samples)
 
-    def _shape(self, request: Request) -> tuple[str, int, int, int]:
-        """(policy, P, K, C) of the wave that a request belongs to."""
+    def _family(self, policy: str) -> "Family":
+        if policy not in self._families:
+            params, adapter, _ = self._weights[policy][0]
+            members = [policy]
+            if adapter is not None:
+                pushed = {name: weights for name, (weights, _) in sorted(self._weights.items())}
+                members = [n for n, w in pushed.items() if w.params is params and w.adapter is not None]
+                adapter = stack([pushed[name].adapter for name in members])
+            self._families |= dict.fromkeys(members, Family(tuple(members), params, adapter))
+        return self._families[policy]
+
+    def _shape(self, request: Request) -> tuple[tuple[str, ...], int, int, int]:
+        """(policies, P, K, C) of the wave that a request belongs to."""
         prompt = _round_up(len(request.prompt_ids), self._config.prompt_bucket)
         branch = 1 << (request.sampling.max_tokens - 1).bit_length()
-        return request.policy, prompt, len(request.addresses), branch
+        return self._family(request.policy).policies, prompt, len(request.addresses), branch
 
-    def _draw(self, shape: tuple[str, int, int, int], wave: Sequence[Request]) -> list[list[Sample]]:
+    def _draw(
+        self, shape: tuple[tuple[str, ...], int, int, int], wave: Sequence[Request]
+    ) -> list[list[Sample]]:
         began = time.monotonic()
-        policy, prompt_size, k, branch_size = shape
-        params, version = self._weights[policy]
+        _, prompt_size, k, branch_size = shape
+        family = self._family(wave[0].policy)
         groups = self._config.groups
         prompts_GP = np.zeros((groups, prompt_size), np.int32)
         lengths_G = np.ones(groups, np.int32)
         keys_GK = np.zeros((groups, k, 2), np.uint32)
         temperature_G = np.ones(groups, np.float32)
         limit_G = np.zeros(groups, np.int32)  # an empty place draws nothing
+        scale_GJ = np.zeros((groups, len(family.policies)), np.float32)
         for g, request in enumerate(wave):
             lengths_G[g] = len(request.prompt_ids)
             prompts_GP[g, : lengths_G[g]] = request.prompt_ids
             keys_GK[g] = [address.key_words() for address in request.addresses]
             temperature_G[g] = request.sampling.temperature
             limit_G[g] = request.sampling.max_tokens
+            scale_GJ[g, family.policies.index(request.policy)] = self._weights[request.policy][0].scale
         drawn = _generate(
-            self._model, branch_size, params, prompts_GP, lengths_G, keys_GK, temperature_G,
-            limit_G, self._stop_ids,
+            self._model, branch_size, family.params, family.adapters, prompts_GP, lengths_G, keys_GK,
+            temperature_G, limit_G, scale_GJ, self._stop_ids,
         )  # fmt: skip
         tokens_GKC, logprobs_GKC, count_GK, stopped_GK = map(np.asarray, drawn)
         self.seconds += time.monotonic() - began
@@ -139,11 +166,11 @@ class LocalEngine:
                     tokens=tuple(tokens_GKC[g, i, : count_GK[g, i]].tolist()),
                     logprobs=tuple(logprobs_GKC[g, i, : count_GK[g, i]].tolist()),
                     finish="stop" if stopped_GK[g, i] else "length",
-                    version=version,
+                    version=self.version(request.policy),
                 )
                 for i in range(k)
             ]
-            for g in range(len(wave))
+            for g, request in enumerate(wave)
         ]
 
 
@@ -152,7 +179,19 @@ def _round_up(length: int, multiple: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(model, branch_size, params, prompts_GP, lengths_G, keys_GK, temperature_G, limit_G, stop_ids):
+def _generate(
+    model,
+    branch_size,
+    params,
+    adapters,
+    prompts_GP,
+    lengths_G,
+    keys_GK,
+    temperature_G,
+    limit_G,
+    scale_GJ,
+    stop_ids,
+):
     """Draws until every branch has stopped or reached its group's limit.
 
     Returns tokens_GKC, logprobs_GKC, count_GK and stopped_GK. The stop id is among the tokens.
@@ -166,23 +205,17 @@ def _generate(model, branch_size, params, prompts_GP, lengths_G, keys_GK, temper
         return masked_attention(q, k, v, mask_GPP), (k, v)
 
     positions_GP = jnp.broadcast_to(jnp.arange(P), (G, P))
-    hidden_GPD, prompt_caches = model.apply({"params": params}, prompts_GP, positions_GP, attend_prompt)
+    hidden_GPD, prompt_caches = run(
+        model, params, adapters, prompts_GP, positions_GP, attend_prompt, scale_BJ=scale_GJ
+    )
+    scale_BJ = jnp.repeat(scale_GJ, K, axis=0)
     last_GD = jnp.take_along_axis(hidden_GPD, (lengths_G - 1)[:, None, None], axis=1)[:, 0]
     logits_GKV = jnp.broadcast_to(logits(params, last_GD)[:, None], (G, K, params["embedding"].shape[0]))
 
-    def draw(i, logits_GKV):
-        """Token i of every branch, its logprob and whether it stops the branch."""
-        greedy_G11 = (temperature_G == 0)[:, None, None]
-        scale_G11 = jnp.where(temperature_G == 0, 1.0, temperature_G)[:, None, None]
-        logp_GKV = jax.nn.log_softmax(logits_GKV / scale_G11)
-        noise_GKV = jax.vmap(jax.vmap(functools.partial(_gumbel, i, logp_GKV.shape[-1])))(keys_GK)
-        token_GK = jnp.argmax(jnp.where(greedy_G11, logp_GKV, logp_GKV + noise_GKV), axis=-1)
-        logprob_GK = jnp.take_along_axis(logp_GKV, token_GK[..., None], axis=-1)[..., 0]
-        return token_GK.astype(jnp.int32), logprob_GK, jnp.isin(token_GK, stop_ids)
-
     def body(state):
         i, logits_GKV, live_GK, tokens_GKC, logprobs_GKC, count_GK, stopped_GK, caches = state
-        token_GK, logprob_GK, stop_GK = draw(i, logits_GKV)
+        token_GK, logprob_GK = _pick(i, logits_GKV, keys_GK, temperature_G)
+        stop_GK = jnp.isin(token_GK, stop_ids)
         tokens_GKC = tokens_GKC.at[:, :, i].set(token_GK)
         logprobs_GKC = logprobs_GKC.at[:, :, i].set(logprob_GK)
         count_GK += live_GK.astype(jnp.int32)
@@ -200,8 +233,8 @@ def _generate(model, branch_size, params, prompts_GP, lengths_G, keys_GK, temper
 
         positions = jnp.broadcast_to((lengths_G + i)[:, None], (G, K)).reshape(-1, 1)
         pairs = list(zip(prompt_caches, caches, strict=True))
-        hidden, pairs = model.apply(
-            {"params": params}, token_GK.reshape(-1, 1), positions, attend_branch, pairs
+        hidden, pairs = run(
+            model, params, adapters, token_GK.reshape(-1, 1), positions, attend_branch, pairs, scale_BJ
         )
         logits_GKV = logits(params, hidden.reshape(G, K, -1))
         caches = [branch for _, branch in pairs]
@@ -220,6 +253,17 @@ def _generate(model, branch_size, params, prompts_GP, lengths_G, keys_GK, temper
     )
     end = jax.lax.while_loop(lambda state: jnp.any(state[2]), body, start)
     return end[3], end[4], end[5], end[6]
+
+
+def _pick(i, logits_GKV, keys_GK, temperature_G):
+    """Token i of every branch and its logprob. Temperature 0 takes the most likely one."""
+    greedy_G11 = (temperature_G == 0)[:, None, None]
+    scale_G11 = jnp.where(temperature_G == 0, 1.0, temperature_G)[:, None, None]
+    logp_GKV = jax.nn.log_softmax(logits_GKV / scale_G11)
+    noise_GKV = jax.vmap(jax.vmap(functools.partial(_gumbel, i, logp_GKV.shape[-1])))(keys_GK)
+    token_GK = jnp.argmax(jnp.where(greedy_G11, logp_GKV, logp_GKV + noise_GKV), axis=-1)
+    logprob_GK = jnp.take_along_axis(logp_GKV, token_GK[..., None], axis=-1)[..., 0]
+    return token_GK.astype(jnp.int32), logprob_GK
 
 
 def _gumbel(i, size, key_words):

@@ -147,9 +147,7 @@ def load(folder: str, shapes: Any) -> Any:
     if missing:
         raise RunError(f"{root} lacks tensor {missing[0]} ({len(missing)} such)")
     if extra:
-        raise RunError(
-            f"{root} has tensor {extra[0]}, which its config.json does not ask for ({len(extra)} such)"
-        )
+        raise RunError(f"{root} has tensor {extra[0]}, which the model does not have ({len(extra)} such)")
 
     def read(path, struct: jax.ShapeDtypeStruct) -> jax.Array:
         name, flip = tensor_name(_path(path)), _transposed(_path(path))
@@ -157,7 +155,7 @@ def load(folder: str, shapes: Any) -> Any:
             part = file.get_slice(name)
             shape, expected = tuple(part.get_shape()), struct.shape[:: -1 if flip else 1]
             if shape != expected:
-                raise RunError(f"{root}: tensor {name} is {shape}, its config.json asks for {expected}")
+                raise RunError(f"{root}: tensor {name} is {shape}, expected {expected}")
             if part.get_dtype() not in ("F32", "F16", "BF16"):
                 raise RunError(f"{root}: tensor {name} has dtype {part.get_dtype()}, expected a float one")
 
@@ -190,6 +188,7 @@ def save(folder: str, params: Any, source: str, dtype: str | None = None) -> Non
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {tensor_name(path): _fetch(leaf, path, dtype) for path, leaf in leaves}
         save_file(tensors, root / file, metadata={"format": "pt"})
+        (root / file).chmod(0o644)  # the library makes it its owner's alone, and servers read it, too
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = sum(leaf.size for _, leaf in _leaves(params)) * jnp.dtype(dtype).itemsize

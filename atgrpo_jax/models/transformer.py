@@ -6,7 +6,7 @@ so training, prefill and decoding share this file and differ only in the functio
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -59,22 +59,45 @@ def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
     return turned.astype(x_BTNH.dtype)
 
 
+class Linear(nn.Module):
+    """A dense layer, and the adapters of its rows if there are any (the collection "lora": see lora.py)."""
+
+    features: int
+    bias: bool
+    initializer: Any
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, scale_BJ: jax.Array | None) -> jax.Array:
+        shape, param_dtype = (x_BTD.shape[-1], self.features), jnp.dtype(self.param_dtype)
+        y_BTF = x_BTD @ self.param("kernel", self.initializer, shape, param_dtype).astype(x_BTD.dtype)
+        if self.bias:
+            y_BTF += self.param("bias", nn.initializers.zeros, shape[1:], param_dtype).astype(x_BTD.dtype)
+        if scale_BJ is None:
+            return y_BTF
+        a_JDR, b_JRF = (self.get_variable("lora", name).astype(x_BTD.dtype) for name in "ab")
+        # All adapters for all rows, and what is not a row's own times zero: exact, and R is small.
+        inner_BTJR = jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * scale_BJ[:, None, :, None].astype(
+            x_BTD.dtype
+        )
+        return y_BTF + jnp.einsum("btjr,jrf->btf", inner_BTJR, b_JRF)
+
+
 class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, rotation, cache, attend: Attend):
+    def __call__(self, x_BTD, rotation, scale_BJ, cache, attend: Attend):
         c = self.config
-        dtype, param_dtype = jnp.dtype(c.dtype), jnp.dtype(c.param_dtype)
 
-        def dense(name, features, init=_KERNEL, bias=False):
-            return nn.Dense(features, bias, dtype, param_dtype, kernel_init=init, name=name)
+        def dense(name, features, x, init=_KERNEL, bias=False):
+            return Linear(features, bias, init, c.param_dtype, name=name)(x, scale_BJ)
 
         def norm(name):
             return RMSNorm(c.rms_epsilon, c.param_dtype, name=name)
 
         def heads(name, count):
-            y = dense(name, count * c.head_size, bias=c.qkv_bias)(h_BTD)
+            y = dense(name, count * c.head_size, h_BTD, bias=c.qkv_bias)
             return y.reshape(*y.shape[:-1], count, c.head_size)
 
         h_BTD = norm("attention_norm")(x_BTD)
@@ -84,12 +107,12 @@ class Block(nn.Module):
         q_BTNH = rotate(q_BTNH, rotation)
         k_BTMH = rotate(k_BTMH, rotation)
         out_BTNH, cache = attend(q_BTNH, k_BTMH, v_BTMH, cache)
-        x_BTD += dense("o", c.width, _OUT_KERNEL)(out_BTNH.reshape(*out_BTNH.shape[:-2], -1))
+        x_BTD += dense("o", c.width, out_BTNH.reshape(*out_BTNH.shape[:-2], -1), _OUT_KERNEL)
 
         h_BTD = norm("mlp_norm")(x_BTD)
-        gate_BTF = nn.silu(dense("gate", c.mlp_width)(h_BTD))
-        up_BTF = dense("up", c.mlp_width)(h_BTD)
-        x_BTD += dense("down", c.width, _OUT_KERNEL)(gate_BTF * up_BTF)
+        gate_BTF = nn.silu(dense("gate", c.mlp_width, h_BTD))
+        up_BTF = dense("up", c.mlp_width, h_BTD)
+        x_BTD += dense("down", c.width, gate_BTF * up_BTF, _OUT_KERNEL)
         return x_BTD, cache
 
 
@@ -97,7 +120,7 @@ def _block(remat: str) -> type[nn.Module]:
     if remat == "none":
         return Block
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return nn.remat(Block, static_argnums=(4,), policy=policy)
+    return nn.remat(Block, static_argnums=(5,), policy=policy)
 
 
 class Transformer(nn.Module):
@@ -120,16 +143,45 @@ class Transformer(nn.Module):
         positions_BT: jax.Array,
         attend: Attend,
         caches: Sequence[Any] | None = None,
+        scale_BJ: jax.Array | None = None,
     ) -> tuple[jax.Array, list[Any]]:
-        """Final hidden states [B, T, D], and what ``attend`` returned as each layer's cache."""
+        """Final hidden states [B, T, D], and what ``attend`` returned as each layer's cache.
+
+        Each row's output of each adapter is multiplied with ``scale_BJ``: 0 where it is not the row's own.
+        """
         c = self.config
         x_BTD = self.embedding[tokens_BT].astype(c.dtype)
         rotation = rotations(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling))
         new_caches = []
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
-            x_BTD, cache = block(x_BTD, rotation, cache, attend)
+            x_BTD, cache = block(x_BTD, rotation, scale_BJ, cache, attend)
             new_caches.append(cache)
         return self.norm(x_BTD), new_caches
+
+
+class Weights(NamedTuple):
+    """What a policy computes with: parameters, and the adapter on them (lora.py) with its scale, if any."""
+
+    params: Any
+    adapter: Any = None
+    scale: float = 1.0
+
+
+def run(
+    model: Transformer,
+    params: Any,
+    adapters: Any,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    attend: Attend,
+    caches: Sequence[Any] | None = None,
+    scale_BJ: jax.Array | None = None,
+) -> tuple[jax.Array, list[Any]]:
+    """``model`` on parameters and J stacked adapters, or None; see ``Transformer.__call__``."""
+    if adapters is None:
+        return model.apply({"params": params}, tokens_BT, positions_BT, attend, caches)
+    variables = {"params": params, "lora": adapters}
+    return model.apply(variables, tokens_BT, positions_BT, attend, caches, scale_BJ)
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:

@@ -1,0 +1,56 @@
+"""``python -m atgrpo_jax.export --run_dir=RUN --out=FOLDER [--step=N] [--merge]``
+
+Gives a trained team to other tools: writes a folder for every policy, OUT/<policy>. That is a Hugging Face
+model, or the PEFT adapter of a policy that is one; ``--merge`` writes adapters merged into their base.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from atgrpo_jax.cli import run
+from atgrpo_jax.errors import ConfigError, RunError
+from atgrpo_jax.models import hf
+from atgrpo_jax.models.lora import LoraConfig, merge, save_adapter
+from atgrpo_jax.models.transformer import Weights
+from atgrpo_jax.saved_run import SavedRun
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
+_OUT = flags.DEFINE_string("out", None, "Where to write; must not exist yet.")
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
+_MERGE = flags.DEFINE_bool("merge", False, "Write adapters merged into their base.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    if _RUN_DIR.value is None or _OUT.value is None:
+        raise ConfigError("--run_dir and --out are needed")
+    out = Path(_OUT.value).expanduser()
+    if out.exists():
+        raise RunError(f"{out} exists; give another --out")
+    saved = SavedRun(_RUN_DIR.value)
+    if saved.x.pretrained is None:
+        raise RunError(
+            f"{saved.folder.path} did not start from a model folder, so there is none to write it as"
+        )
+    step = saved.newest() if _STEP.value is None else _STEP.value
+    for name, weights in saved.weights(step).items():
+        write(saved.policies.source(name), weights, saved.x.lora, out / name, _MERGE.value)
+        print(f"wrote {out / name} (step {step})")
+
+
+def write(source: str, weights: Weights, lora: LoraConfig, out: Path, merged: bool) -> None:
+    """One policy's folder; ``source`` is the one it started from."""
+    params: Any = weights.params
+    if weights.adapter is not None and not merged:
+        save_adapter(str(out), weights.adapter, lora, base=source)
+        return
+    if weights.adapter is not None:
+        params = merge(params, weights.adapter, weights.scale)
+    hf.save(str(out), params, source)
+
+
+if __name__ == "__main__":
+    run(main)

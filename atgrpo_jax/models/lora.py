@@ -1,0 +1,109 @@
+"""Low-rank adapters on every linear layer of the blocks (2106.09685).
+
+An adapter is a tree {"layer_0": {"q": {"a": [D, R], "b": [R, N H]}, ...}, ...}: the kernel's output gets
+``scale * (x a) b`` added. ``b`` starts at zero, so a fresh adapter changes nothing, bit for bit.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.models.hf import tensor_name
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 16  # R
+    alpha: float = 32.0  # the scale is alpha / rank
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "rank", self.rank >= 1, "must be at least 1")
+        require(self, "alpha", self.alpha > 0, "must be positive")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def init_adapter(params: Any, key: jax.Array, rank: int) -> Any:
+    """A fresh adapter, float32, for parameters (or their shapes): ``a`` uniform with variance 1 / (3 D)."""
+    adapter = {}
+    for number, (layer, modules) in enumerate(sorted(_blocks(params).items())):
+        layer_key = jax.random.fold_in(key, number)
+        adapter[layer] = {
+            name: _fresh(kernel.shape, jax.random.fold_in(layer_key, i), rank)
+            for i, (name, kernel) in enumerate(sorted(modules.items()))
+        }
+    return adapter
+
+
+def _fresh(shape: tuple[int, ...], key: jax.Array, rank: int) -> dict[str, jax.Array]:
+    bound = shape[0] ** -0.5
+    a_DR = jax.random.uniform(key, (shape[0], rank), minval=-bound, maxval=bound)
+    return {"a": a_DR, "b": jnp.zeros((rank, shape[1]))}
+
+
+def stack(adapters: Sequence[Any]) -> Any:
+    """[J, ...] of J adapters, as ``Transformer`` takes them."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+
+
+def merge(params: Any, adapter: Any, scale: float) -> Any:
+    """Parameters that compute what ``params`` with the adapter compute: kernel + scale * a b, in float32."""
+    merged = dict(params)
+    for layer, modules in adapter.items():
+        merged[layer] = dict(params[layer])
+        for name, ab in modules.items():
+            kernel = params[layer][name]["kernel"]
+            delta = scale * jnp.matmul(ab["a"], ab["b"], precision="highest")
+            new = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+            merged[layer][name] = params[layer][name] | {"kernel": new}
+    return merged
+
+
+def save_adapter(folder: str, adapter: Any, config: LoraConfig, base: str) -> None:
+    """Writes a PEFT folder: adapter_model.safetensors and adapter_config.json.
+
+    Args:
+      base: the model folder (or hub name) that the adapter belongs to.
+    """
+    root = Path(folder).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for layer, modules in adapter.items():
+        for name, ab in modules.items():
+            module = "base_model.model." + tensor_name(f"{layer}/{name}/kernel").removesuffix(".weight")
+            for letter in "ab":  # torch keeps [out, in]
+                values = np.ascontiguousarray(np.asarray(ab[letter], np.float32).T)
+                tensors[f"{module}.lora_{letter.upper()}.weight"] = values
+    save_file(tensors, root / "adapter_model.safetensors", metadata={"format": "pt"})
+    about = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        "inference_mode": True,
+    }
+    (root / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _blocks(params: Any) -> dict[str, dict[str, Any]]:
+    """layer -> linear module -> kernel."""
+    return {
+        layer: {name: module["kernel"] for name, module in modules.items() if "kernel" in module}
+        for layer, modules in params.items()
+        if layer.startswith("layer_")
+    }

@@ -1,0 +1,105 @@
+"""A user's path with a model folder: train adapters on it, export, load elsewhere, compare."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from fakes import LOGITS
+from peft import PeftModel
+from reference import SIZES, forward, make, make_tokenizer, ours
+
+GIN = """
+from __gin__ import dynamic_registration
+from atgrpo_jax import evaluation
+from atgrpo_jax import experiment
+from atgrpo_jax import learner
+from atgrpo_jax import rollout
+from atgrpo_jax.tasks import plan_path
+include 'plan_model.gin'
+plan_path.PlanPath.size = 3
+rollout.RolloutConfig.instances = 2
+learner.OptimizerConfig.learning_rate = 1e-2
+evaluation.EvaluationConfig.instances = 3
+evaluation.EvaluationConfig.validation_instances = 2
+experiment.Experiment.steps = 2
+"""
+
+
+def command(place, module, *args, code=0):
+    line = [sys.executable, "-m", f"atgrpo_jax.{module}", *args]
+    done = subprocess.run(line, cwd=place, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    make(place / "model", "Qwen3", SIZES | {"vocab_size": 300, "num_key_value_heads": 2})
+    make_tokenizer(place / "model")
+    (place / "mine.gin").write_text(GIN)
+    param = "--gin_param=MODEL = 'model'"
+    out, _ = command(place, "train", "--gin_file=mine.gin", param, "--run_dir=run")
+    assert "Held-out success on 3 test instances" in out
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
+def test_an_exported_team_is_the_same_for_transformers_and_peft(place):
+    command(place, "export", "--run_dir=run", "--out=adapters")
+    command(place, "export", "--run_dir=run", "--out=merged", "--merge")
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 20))
+    base = transformers.AutoModelForCausalLM.from_pretrained
+    for role in ("scout", "mover"):
+        merged = base(place / "merged" / role)
+        adapted = PeftModel.from_pretrained(base(place / "model"), place / "adapters" / role).eval()
+        model, params = ours(place / "merged" / role)
+        scores = forward(model, params, jnp.asarray(tokens))[2]
+        with torch.no_grad():
+            for theirs in (merged, adapted):
+                np.testing.assert_allclose(scores, theirs(torch.tensor(tokens)).logits.numpy(), **LOGITS)
+        assert (place / "merged" / role / "tokenizer.json").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_is_scored_alone_and_against_another(place):
+    command(place, "export", "--run_dir=run", "--out=other", "--merge")
+    args = ["--model=model", "--gin_file=mine.gin", "--gin_param=MODEL = 'model'", "--episodes=2"]
+    out, _ = command(place, "evaluate", *args, "--against=other/mover")
+    first, second, paired = out.splitlines()
+    assert first.startswith("test after model: ") and " of 3 x 2 episodes, pass@2 " in first
+    assert second.startswith("test after other/mover: ")
+    assert paired.startswith("difference to other/mover: ")
+    again, _ = command(place, "evaluate", *args, "--against=model")
+    assert again.splitlines()[0] == first
+    assert "better on 0 instances, worse on 0" in again.splitlines()[2]
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_against_an_earlier_step_of_its_own(place):
+    out, _ = command(place, "evaluate", "--run_dir=run", "--against=0")
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        "test after step 2", "test after step 0", "difference to step 0",
+    ]  # fmt: skip
+    records = [json.loads(line) for line in (place / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [2, 0]
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_line(place):
+    for module, args, says in (
+        ("export", ["--run_dir=run", "--out=model"], "model exists; give another --out"),
+        ("export", ["--run_dir=run"], "--run_dir and --out are needed"),
+        ("export", ["--run_dir=run", "--out=x", "--step=7"], "there is no checkpoint 7"),
+        ("evaluate", ["--model=model"], "--model needs the --gin_file"),
+        ("evaluate", ["--model=model", "--run_dir=run"], "give either --run_dir or --model"),
+        ("evaluate", ["--run_dir=run", "--against=model"], "it is a step of that run"),
+    ):
+        _, err = command(place, module, *args, code=2)
+        assert err.startswith("error: ") and err.count("\n") == 1 and says in err

@@ -1,0 +1,160 @@
+import asyncio
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from fakes import LOGITS, PARITY, credited, small_model
+from peft import PeftModel
+from reference import VARIANTS, make, ours
+from reference import forward as hf_forward
+
+from atgrpo_jax.batch import BatchConfig, pack
+from atgrpo_jax.engines.base import Request
+from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.learner import Learner, OptimizerConfig, batch_logprobs, cloning
+from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, save_adapter, stack
+from atgrpo_jax.models.transformer import Weights, init_params, logits, run
+from atgrpo_jax.types import Address, GroupKey, Sampling
+
+MODEL = small_model()
+CONFIG = LoraConfig(rank=4, alpha=8.0)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 64, (3, 10)))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(MODEL, jax.random.key(0))
+
+
+def adapter(params, seed):
+    """One that does something: b is not zero."""
+    fresh = init_adapter(params, jax.random.key(seed), CONFIG.rank)
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten(
+        0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
+    )
+
+
+def forward(params, adapters=None, scale_BJ=None):
+    def causal(q, k, v, _):
+        size = q.shape[1]
+        return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
+
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+    hidden, _ = run(MODEL, params, adapters, TOKENS, positions, causal, scale_BJ=scale_BJ)
+    return logits(params, hidden)
+
+
+def test_a_fresh_adapter_changes_nothing_bit_for_bit(params):
+    fresh = stack([init_adapter(params, jax.random.key(s), CONFIG.rank) for s in (1, 2)])
+    scale_BJ = jnp.array([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(forward(params, fresh, scale_BJ), forward(params))
+
+
+def test_each_row_has_its_own_adapter_and_merging_gives_the_same(params):
+    one, other = adapter(params, 1), adapter(params, 2)
+    scale = CONFIG.scale
+    scale_BJ = scale * jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    mixed = forward(params, stack([one, other]), scale_BJ)
+    for row, alone in enumerate((merge(params, one, scale), merge(params, other, scale), params)):
+        np.testing.assert_allclose(mixed[row], forward(alone)[row], **PARITY)
+    assert jnp.abs(mixed[0] - forward(params)[0]).max() > 0.1
+
+
+def learner(**lora):
+    optimizer = OptimizerConfig(learning_rate=1e-2)
+    return Learner(MODEL, optimizer, cloning, MeshConfig().build(), LoraConfig(**lora))
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    return pack([credited(rng, 5, [3, 4])], BatchConfig(row_tokens=16, rows=1), "candidate", 16)
+
+
+def test_an_update_moves_the_adapter_and_nothing_else(params, batch):
+    made = learner(rank=4, alpha=8.0)
+    state = made.init(jax.random.key(1))
+    fresh = jax.device_get(state.params)
+    before = jax.device_get(params)
+    weights = made.weights(state.params, params)
+    micro = jax.tree.map(lambda x: x[0], batch)
+    start, _ = batch_logprobs(MODEL, weights, micro, jnp.float32(1.0))
+    plain, _ = batch_logprobs(MODEL, Weights(params), micro, jnp.float32(1.0))
+    np.testing.assert_array_equal(start, plain)
+    state, metrics = made.update(state, batch, 1.0, base=params)
+    assert metrics["grad_norm"] > 0
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, fresh)
+    # b is zero at first, so a has no gradient yet.
+    assert all(layer["b"] > 0 for block in moved.values() for layer in block.values())
+    after, _ = batch_logprobs(MODEL, made.weights(state.params, params), micro, jnp.float32(1.0))
+    assert jnp.abs(after - plain).max() > 0
+
+
+def test_the_rate_scales_an_update(params, batch):
+    made, steps = learner(), []
+    for rate in (1.0, 0.5):
+        state = made.init(jax.random.key(1))
+        fresh = jax.device_get(state.params)
+        state, _ = made.update(state, batch, 1.0, base=params, rate=rate)
+        steps.append(jax.tree.map(lambda a, b: a - b, state.params, fresh))
+    jax.tree.map(lambda one, half: np.testing.assert_allclose(half, 0.5 * one, **PARITY), *steps)
+
+
+def test_adapters_are_drawn_in_one_wave_and_each_gives_what_it_gives_alone(params):
+    engine = LocalEngine(MODEL, (3,), LocalEngineConfig(groups=4, prompt_bucket=8))
+    policies = {"one": adapter(params, 1), "other": adapter(params, 2)}
+    for name, own in policies.items():
+        engine.push_weights(name, Weights(params, own, CONFIG.scale), 1)
+    engine.push_weights("plain", Weights(params), 1)
+
+    def draw(*names):
+        key = GroupKey(1, "train", 0, 0, 0, "a")
+        addresses = tuple(Address(0, key, i) for i in range(3))
+
+        async def everything():
+            requests = [Request(name, (1, 2, 5), addresses, Sampling(max_tokens=8)) for name in names]
+            return await asyncio.gather(*map(engine.sample, requests))
+
+        return asyncio.run(everything())
+
+    together = draw("one", "other", "plain", "one")
+    assert together == [draw(name)[0] for name in ("one", "other", "plain", "one")]
+    assert together[0] == together[3] and together[0] != together[1] != together[2]
+    waves = {engine._shape(Request(name, (1,), (), Sampling()))[0] for name in ("one", "other", "plain")}
+    assert waves == {("one", "other"), ("plain",)}
+    for name, own in policies.items():  # a merged policy draws the same tokens
+        engine.push_weights(name, Weights(merge(params, own, CONFIG.scale)), 1)
+    merged = draw("one", "other")
+    for mine, theirs in zip(together, merged, strict=False):
+        assert [s.tokens for s in mine] == [s.tokens for s in theirs]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
+@pytest.mark.parametrize("variant", ["qwen3", "qwen2", "llama"])
+def test_peft_loads_an_exported_adapter_and_gives_our_logits(variant, tmp_path):
+    make(tmp_path / "base", *VARIANTS[variant])
+    model, params = ours(tmp_path / "base")
+    own = adapter(params, 3)
+    save_adapter(str(tmp_path / "adapter"), own, CONFIG, base=str(tmp_path / "base"))
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    tokens = np.random.default_rng(1).integers(0, 96, (2, 30))
+    _, _, scores = hf_forward(model, merge(params, own, CONFIG.scale), jnp.asarray(tokens))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(scores, expected, **LOGITS)
+    assert np.abs(expected - hf_forward(model, params, jnp.asarray(tokens))[2]).max() > 0.1
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}])
+def test_config_refuses(wrong):
+    with pytest.raises(ValueError, match=r"LoraConfig\."):
+        LoraConfig(**wrong)

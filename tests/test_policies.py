@@ -1,0 +1,134 @@
+"""Teams of one, several and mixed policies, from a Hugging Face folder."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from fakes import Longest
+from reference import SIZES, make
+
+from atgrpo_jax.config import load
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.models import hf
+from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.team import Team
+from atgrpo_jax.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """smoke.gin on a random Qwen3 folder, and a task in which that earns something."""
+    folder = str(tmp_path_factory.mktemp("model"))
+    x = load("smoke.gin")
+    options = {"num_hidden_layers": 1, "num_key_value_heads": 2, "vocab_size": x.tokenizer.vocab_size}
+    make(folder, "Qwen3", SIZES | options)
+    return dataclasses.replace(
+        x,
+        task=Longest(),
+        model=hf.model_config(folder, dtype="float32"),
+        pretrained=folder,
+        warm_start=None,
+        evaluation=dataclasses.replace(x.evaluation, instances=2, validation_instances=2, every=0),
+        checkpoint_every=1,
+        steps=2,
+    )
+
+
+def run(experiment, path, team, steps=2):
+    """Host copies of the states at the start and after ``steps``, the trainer's base, and the episodes."""
+    x = dataclasses.replace(experiment, team=team)
+    played = []
+    with Trainer(x, RunFolder(path)) as trainer:
+        trainer.begin()
+        start = jax.device_get(trainer.states)
+        for step in range(trainer.done + 1, steps + 1):
+            episodes = trainer.rollout(step)
+            credited, signal = trainer.credit(step, episodes)
+            learned = trainer.learn(step, credited)
+            trainer.sync(step)
+            trainer.record(step, episodes, credited, signal | learned)
+            trainer.checkpoint(step)
+            played.append([c.text for e in episodes for g in e.groups for c in g.candidates])
+        return start, jax.device_get(trainer.states), jax.device_get(trainer._policies.base), played
+
+
+def same(one, other):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+def test_all_policies_start_from_the_folder(experiment, tmp_path):
+    start, *_ = run(experiment, tmp_path / "full", Team("full"), steps=0)
+    shared, *_ = run(experiment, tmp_path / "shared", Team(), steps=0)
+    assert same(start["scout"].params, start["mover"].params)
+    assert same(start["scout"].params, shared["shared"].params)
+
+
+def test_full_per_role_fed_the_same_data_equals_shared(experiment, tmp_path):
+    """A mover alone, with a policy of its own and with the shared one."""
+    workflow = dataclasses.replace(experiment.task.workflow, order=("mover",))
+    alone = dataclasses.replace(experiment, task=Longest(workflow))
+    _, own, _, played = run(alone, tmp_path / "own", Team("full"))
+    _, shared, _, expected = run(alone, tmp_path / "shared", Team())
+    assert played == expected
+    assert same(own["mover"], shared["shared"])
+
+
+def test_swapping_the_names_of_policies_swaps_the_results(experiment, tmp_path):
+    one = Team({"scout": "full:a", "mover": "full:b"})
+    other = Team({"scout": "full:b", "mover": "full:a"})
+    _, first, _, played = run(experiment, tmp_path / "one", one)
+    _, second, _, again = run(experiment, tmp_path / "other", other)
+    assert played == again
+    assert same(first["a"], second["b"]) and same(first["b"], second["a"])
+    assert not same(first["a"].params, first["b"].params)
+
+
+def test_adapters_move_and_their_base_stays_and_both_are_resumed(experiment, tmp_path):
+    start, after, base, played = run(experiment, tmp_path / "lora", Team("lora"))
+    shared, *_ = run(experiment, tmp_path / "shared", Team(), steps=0)
+    assert same(base, shared["shared"].params)
+    for role in ("scout", "mover"):
+        assert not same(start[role].params, after[role].params)
+    assert not same(after["scout"].params, after["mover"].params)
+    # Untrained adapters play like their base.
+    *_, unadapted = run(experiment, tmp_path / "plain", Team(), steps=1)
+    assert played[0] == unadapted[0]
+    run(experiment, tmp_path / "again", Team("lora"), steps=1)
+    _, resumed, base_again, tail = run(experiment, tmp_path / "again", Team("lora"))
+    assert same(resumed, after) and same(base_again, base) and tail == played[1:]
+
+
+def test_a_mixture_of_an_adapter_and_a_full_policy(experiment, tmp_path):
+    start, after, base, _ = run(experiment, tmp_path / "mixed", Team({"scout": "lora", "mover": "full"}))
+    assert same(base, start["mover"].params)
+    assert not same(base, after["mover"].params)
+    assert jax.tree.structure(after["scout"].params) != jax.tree.structure(after["mover"].params)
+
+
+def test_frozen_policies_and_those_whose_turn_it_is_not_stay(experiment, tmp_path):
+    start, after, *_ = run(experiment, tmp_path / "frozen", Team("full", frozen=("mover",)))
+    assert same(start["mover"], after["mover"]) and not same(start["scout"].params, after["scout"].params)
+    start, after, *_ = run(experiment, tmp_path / "turns", Team("full", alternate=1), steps=1)
+    assert same(start["scout"], after["scout"]) and not same(start["mover"].params, after["mover"].params)
+
+
+def test_a_rate_of_a_policys_own_matters_to_it_alone(experiment, tmp_path):
+    _, plain, *_ = run(experiment, tmp_path / "plain", Team("full"), steps=1)
+    _, other, *_ = run(experiment, tmp_path / "rate", Team("full", rates={"mover": 0.5}), steps=1)
+    assert same(plain["scout"], other["scout"]) and not same(plain["mover"].params, other["mover"].params)
+
+
+def test_folders_by_policy(experiment, tmp_path):
+    options = {"num_hidden_layers": 1, "num_key_value_heads": 2, "vocab_size": experiment.vocab_size}
+    make(tmp_path / "other", "Qwen3", SIZES | options | {"initializer_range": 0.1})
+    make(tmp_path / "wrong", "Qwen3", SIZES | options | {"vocab_size": experiment.vocab_size + 1})
+    folders = {"scout": experiment.pretrained, "mover": str(tmp_path / "other")}
+    x = dataclasses.replace(experiment, pretrained=folders, team=Team("full"))
+    start, *_ = run(x, tmp_path / "run", Team("full"), steps=0)
+    assert not same(start["scout"].params, start["mover"].params)
+    with pytest.raises(ValueError, match=r"Experiment.pretrained = .* must name exactly base"):
+        dataclasses.replace(x, team=Team("lora"))
+    x = dataclasses.replace(x, pretrained=folders | {"mover": str(tmp_path / "wrong")})
+    with pytest.raises(RunError, match=r"embed_tokens.weight is \(372, 48\), expected \(371, 48\)"):
+        run(x, tmp_path / "refused", Team("full"), steps=0)
