@@ -46,7 +46,9 @@ def main() -> None:
     args = parser.parse_args()
 
     model = Transformer(MODEL, VOCAB)
-    learner = Learner(model, OptimizerConfig(1e-4), LossConfig().objective(), MeshConfig().build())
+    learner = Learner(
+        model, OptimizerConfig(learning_rate=1e-4), LossConfig().objective(), MeshConfig().build()
+    )
     state = learner.init(jax.random.key(0))
     engine = LocalEngine(model, (), LocalEngineConfig(groups=args.prompts))
     sampling = Sampling(1.0, args.new_tokens)
