@@ -25,9 +25,8 @@ class Team:
     sharing: str | Mapping[str, str] = "shared"
     alpha: float = 1.0  # weight of the team part in the mixed reward
     frozen: tuple[str, ...] = ()  # policies that play and are not updated
-    rates: Mapping[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # policy -> factor of the learning rate
+    # Policy -> factor of the learning rate; 1 for those it does not name.
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     alternate: int = 0  # steps after which the next policy is the only one updated; 0 updates all at once
 
     def __post_init__(self):
@@ -35,9 +34,8 @@ class Team:
         object.__setattr__(self, "frozen", tuple(self.frozen))
         require(self, "alpha", self.alpha >= 0, "must not be negative")
         require(self, "alternate", self.alternate >= 0, "must not be negative")
-        require(
-            self, "rates", all(f > 0 for f in self.rates.values()), "must be positive; freeze with frozen"
-        )
+        positive = all(factor > 0 for factor in self.rates.values())
+        require(self, "rates", positive, "must be positive; freeze with frozen")
         specs = self.sharing.values() if isinstance(self.sharing, Mapping) else [self.sharing]
         for spec in specs:
             kind, colon, name = spec.partition(":")
