@@ -225,7 +225,7 @@ def test_variants_run_and_resume(place, params, changes):
         'include "smoke.gin"\n'
         "experiment.Experiment.team = @team.Team()\n"
     )
-    name = params[0].split("=")[1].strip(' "')
+    name = "variant_" + params[0].split("=")[1].strip(' "')
     args = ["--gin_file=variant.gin", *(f"--gin_param={p}" for p in params)]
     finish(start(place, *args, f"--run_dir={name}", "--gin_param=experiment.Experiment.steps = 3"))
     finish(start(place, *args, f"--run_dir={name}", "--gin_param=experiment.Experiment.steps = 4"))
