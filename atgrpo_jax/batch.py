@@ -1,23 +1,31 @@
 """Credited groups -> one prefix-shared, packed Batch. The one-token shift happens here and only here."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.groups import Credited
-from atgrpo_jax.types import Batch
+from atgrpo_jax.types import TILE, Batch, Trained
 
 Aggregate = Literal["candidate", "token", "constant"]
 
-_DTYPES = Batch(*[np.int32] * 5, *[np.float32] * 3)
+
+class Segment(NamedTuple):
+    """One group [S], and what is trained of it [C]; sources count from its start."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
+    trained: Trained
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchConfig:
-    """Shapes. A longer group doubles ``row_tokens`` as often as needed, for its whole batch."""
+    """Shapes. A longer group doubles ``row_tokens`` as often as needed, for its whole batch. Above one tile
+    of attention (``types.TILE``) ``row_tokens`` must be a multiple of it."""
 
     row_tokens: int = 256  # T
     rows: int = 16  # B, of one micro-batch
@@ -26,6 +34,15 @@ class BatchConfig:
         check_types(self)
         for name in ("row_tokens", "rows"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        tiled = self.row_tokens <= TILE or self.row_tokens % TILE == 0
+        require(self, "row_tokens", tiled, f"above {TILE} it must be a multiple of {TILE}")
+
+    def row(self, longest: int) -> int:
+        """T of a batch whose longest group has so many tokens."""
+        tokens = self.row_tokens
+        while tokens < longest:
+            tokens *= 2
+        return tokens if tokens <= TILE else -(-tokens // TILE) * TILE
 
 
 def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, constant: int) -> Batch:
@@ -49,23 +66,71 @@ def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, c
     weights_GK = token_weights(lengths_GK, mask_GK, aggregate, constant)
     segments = [_segment(item, weights_K) for item, weights_K in zip(items, weights_GK, strict=True)]
 
-    row_tokens = config.row_tokens
-    while segments and row_tokens < max(len(s.tokens) for s in segments):
-        row_tokens *= 2
+    row_tokens = config.row(max((len(s.tokens) for s in segments), default=0))
     rows = _first_fit(segments, row_tokens)
     micro = max(-(-len(rows) // config.rows), 1)
     micro = 1 << (micro - 1).bit_length()
-    batch = Batch(*(np.zeros((micro * config.rows, row_tokens), dtype) for dtype in _DTYPES))
+    batch = _padding(micro * config.rows, row_tokens)
     for r, row in enumerate(rows):
-        start = 0
-        for number, segment in enumerate(row, start=1):
-            end = start + len(segment.tokens)
-            for array, values in zip(batch, segment, strict=True):
-                array[r, start:end] = values
-            batch.segments[r, start:end] = number
-            batch.sources[r, start:end] += start
-            start = end
-    return Batch(*(a.reshape(micro, config.rows, row_tokens) for a in batch))
+        _fill(batch, r, row)
+    return each(lambda x: x.reshape(micro, config.rows, -1), batch)
+
+
+def each(function: Callable[[np.ndarray], Any], batch: Batch) -> Batch:
+    """The function of every array."""
+    return Batch._make([*map(function, batch[:-1]), Trained._make(map(function, batch.trained))])
+
+
+def _padding(rows: int, row_tokens: int) -> Batch:
+    """Arrays [rows, ...] of nothing else."""
+    tiles = max(row_tokens // TILE, 1)
+
+    def ints():
+        return np.zeros((rows, row_tokens), np.int32)
+
+    def floats():
+        return np.zeros((rows, row_tokens), np.float32)
+
+    pairs = np.full((rows, tiles * (tiles + 1) // 2), -1, np.int32)
+    trained = Trained(ints(), ints(), floats(), floats(), floats())
+    return Batch(ints(), ints(), ints(), ints(), pairs, trained)
+
+
+def _fill(batch: Batch, r: int, row: Sequence[Segment]) -> None:
+    start = first = 0
+    for number, segment in enumerate(row, start=1):
+        end, last = start + len(segment.tokens), first + len(segment.trained.targets)
+        batch.tokens[r, start:end] = segment.tokens
+        batch.positions[r, start:end] = segment.positions
+        batch.segments[r, start:end] = number
+        batch.branches[r, start:end] = segment.branches
+        for array, values in zip(batch.trained, segment.trained, strict=True):
+            array[r, first:last] = values
+        batch.trained.sources[r, first:last] += start
+        start, first = end, last
+    pairs = tile_pairs(batch.segments[r], batch.branches[r])
+    batch.pairs[r, : len(pairs)] = pairs
+
+
+def tile_pairs(segments_T: np.ndarray, branches_T: np.ndarray, tile: int = TILE) -> np.ndarray:
+    """The pairs of tiles in which some token sees another, as query tile * tiles + key tile, sorted."""
+    tiles = max(len(segments_T) // tile, 1)
+    tile = len(segments_T) // tiles
+    # Blocks, each a prompt or a branch, lie in one piece: [start, end).
+    change = (np.diff(segments_T) != 0) | (np.diff(branches_T) != 0)
+    starts = np.concatenate([[0], np.flatnonzero(change) + 1])
+    ends = np.concatenate([starts[1:], [len(segments_T)]])
+    meet = np.zeros((tiles, tiles), bool)
+    prompt = 0, 0
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        if segments_T[start] == 0:
+            continue
+        if branches_T[start] == 0:
+            prompt = start, end
+        queries = slice(start // tile, (end - 1) // tile + 1)
+        for first, last in (prompt, (start, end)):
+            meet[queries, first // tile : (last - 1) // tile + 1] = True
+    return np.flatnonzero(np.tril(meet)).astype(np.int32)
 
 
 def minibatches(
@@ -124,35 +189,26 @@ def filled(batch: Batch) -> int:
     return int(np.any(batch.segments, axis=(1, 2)).sum())
 
 
-def _segment(item: Credited, weights_K: np.ndarray) -> Batch:
-    """One group as arrays [T]; segment numbers and row offsets are filled in later."""
+def _segment(item: Credited, weights_K: np.ndarray) -> Segment:
     prompt = item.group.origin.prompt_ids
-    P = len(prompt)
-    tokens = [np.asarray(prompt)]
-    positions, sources = [np.arange(P)], [np.zeros(P)]
-    branches, old_logprobs = [np.zeros(P)], [np.zeros(P)]
-    advantages, weights = [np.zeros(P)], [np.zeros(P)]
-    start = P
+    P = start = len(prompt)
+    read = [(prompt, np.arange(P), np.zeros(P))]
+    trained = []
     for k in np.flatnonzero(item.mask_K):
         sample = item.group.candidates[k].sample
         n = len(sample.tokens)
-        tokens.append(np.asarray(sample.tokens))
-        positions.append(P + np.arange(n))
-        branches.append(np.full(n, k + 1))
+        read.append((sample.tokens, P + np.arange(n), np.full(n, k + 1)))
         # The prompt's last token predicts a branch's first; every other token predicts the next.
-        sources.append(np.concatenate([[P - 1], start + np.arange(n - 1)]))
-        old_logprobs.append(np.asarray(sample.logprobs))
-        advantages.append(np.full(n, item.advantages_K[k]))
-        weights.append(np.full(n, weights_K[k]))
+        sources = np.concatenate([[P - 1], start + np.arange(n - 1)])
+        constants = np.full(n, item.advantages_K[k]), np.full(n, weights_K[k])
+        trained.append((sources, sample.tokens, sample.logprobs, *constants))
         start += n
-    parts: tuple[list[np.ndarray], ...] = (
-        tokens, positions, [np.zeros(start)], branches, sources, old_logprobs, advantages, weights,
-    )  # fmt: skip
-    return Batch(*(np.concatenate(p).astype(d) for p, d in zip(parts, _DTYPES, strict=True)))
+    fields = Trained._make(map(np.concatenate, zip(*trained, strict=True)))
+    return Segment._make([*map(np.concatenate, zip(*read, strict=True)), fields])
 
 
-def _first_fit(segments: list[Batch], row_tokens: int) -> list[list[Batch]]:
-    rows: list[list[Batch]] = []
+def _first_fit(segments: list[Segment], row_tokens: int) -> list[list[Segment]]:
+    rows: list[list[Segment]] = []
     free: list[int] = []
     for segment in sorted(segments, key=lambda s: -len(s.tokens)):
         size = len(segment.tokens)

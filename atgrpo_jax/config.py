@@ -58,11 +58,11 @@ def render(experiment: Experiment) -> str:
     Raises ConfigError for a part that is not a dataclass.
     """
     parts = list(_parts(experiment))
-    imports = sorted({_import(type(part)) for part in parts})
+    imports = sorted({_import(type(part)) for _, part in parts})
     blocks = []
-    for part in parts:
-        fields = dataclasses.fields(part)
-        blocks.append("\n".join(f"{_name(part)}.{f.name} = {_value(part, f.name)}" for f in fields))
+    for scope, part in parts:
+        fields = [f.name for f in dataclasses.fields(part)]
+        blocks.append("\n".join(f"{_name(part, scope)}.{f} = {_value(part, f, scope)}" for f in fields))
     header = ["from __gin__ import dynamic_registration", *imports]
     return "\n".join(header) + "\n\n" + "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -119,18 +119,28 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _parts(config: Any) -> Iterator[Any]:
-    yield config
+def _parts(config: Any, scope: str = "") -> Iterator[tuple[str, Any]]:
+    """All dataclasses in a config, with the gin scope of those that are values of a mapping: their keys."""
+    yield scope, config
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _parts(value)
+            yield from _parts(value, scope)
+        elif _holds_parts(value):
+            for key, part in value.items():
+                yield from _parts(part, key)
 
 
-def _value(config: Any, field: str) -> str:
+def _holds_parts(value: Any) -> bool:
+    return isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values()))
+
+
+def _value(config: Any, field: str, scope: str) -> str:
     value = getattr(config, field)
     if dataclasses.is_dataclass(value):
-        return f"@{_name(value)}()"
+        return f"@{_name(value, scope)}()"
+    if _holds_parts(value):
+        return "{" + ", ".join(f"{key!r}: @{_name(part, key)}()" for key, part in value.items()) + "}"
     if isinstance(value, (bool, int, float, str, tuple, dict, type(None))):
         return repr(value)
     raise ConfigError(
@@ -143,8 +153,9 @@ def _selector(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _name(config: Any) -> str:
-    return f"{type(config).__module__.rpartition('.')[2]}.{type(config).__qualname__}"
+def _name(config: Any, scope: str) -> str:
+    name = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__qualname__}"
+    return f"{scope}/{name}" if scope else name
 
 
 def _import(cls: type) -> str:

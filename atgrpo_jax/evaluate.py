@@ -70,9 +70,10 @@ def evaluate_folders(model: str) -> None:
     if _GIN_FILE.value is None:
         raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
     given = config.load(_GIN_FILE.value, _GIN_PARAM.value)
+    kind = given.architecture(given.starts[0])
     x = dataclasses.replace(
         given,
-        model=hf.model_config(model, given.model.dtype, given.model.param_dtype),
+        model=hf.model_config(model, kind.dtype, kind.param_dtype),
         tokenizer=FolderTokenizer(model),
         team=Team(),
         pretrained=model,
@@ -96,7 +97,7 @@ def scores(
     instances = _INSTANCES.value or x.evaluation.instances
     temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
     settings = {"split": _SPLIT.value, "temperature": temperature, "instances": instances}
-    engine = LocalEngine(policies.model, x.tokenizer.stop_ids, x.engine)
+    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, x.engine)
     first: Score | None = None
     for contender in contenders:
         name, step, weights = contender

@@ -16,7 +16,7 @@ from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout import RolloutConfig
 from atgrpo_jax.tasks.base import Task
-from atgrpo_jax.team import Team
+from atgrpo_jax.team import BASE, Team
 from atgrpo_jax.tokens import TinyTokenizer, Tokenizer
 from atgrpo_jax.types import hash_bytes
 from atgrpo_jax.warm_start import WarmStartConfig
@@ -27,14 +27,18 @@ FREE = ("steps", "checkpoint_every", "keep_checkpoints")
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A run. Policies start from random parameters, or from Hugging Face folders of the ``model``'s
-    architecture (one for all, or one for each policy by name), and then from the ``warm_start`` if there is
-    one."""
+    """A run. Policies start from random parameters of the ``model``'s architecture, or from Hugging Face
+    folders of it, and then from the ``warm_start`` if there is one.
+
+    ``model`` and ``pretrained`` are one for all, or a mapping that names one for each policy (of an adapter:
+    for "base", which is under all of them). Models of one team may differ; they read and write the ids of one
+    ``tokenizer``.
+    """
 
     task: Task
     team: Team = Team()
     tokenizer: Tokenizer = TinyTokenizer()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig | Mapping[str, ModelConfig] = ModelConfig()
     pretrained: str | Mapping[str, str] | None = None
     lora: LoraConfig = LoraConfig()  # of policies that are adapters
     mesh: MeshConfig = MeshConfig()
@@ -67,17 +71,14 @@ class Experiment:
             'use baseline "group" with mode "tree", "instance" with "trajectories"',
         )
         self.team.policies(self.task.workflow.order)
-        require(
-            self,
-            "model",
-            self.vocab_size >= self.tokenizer.vocab_size,
-            f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}",
-        )
-        if isinstance(self.pretrained, Mapping):
-            roles = self.task.workflow.order
-            starts = self.team.starting(roles).policies(roles)
-            same = set(self.pretrained) == set(starts)
-            require(self, "pretrained", same, f"must name exactly {', '.join(starts)}")
+        for name in ("model", "pretrained"):
+            given = getattr(self, name)
+            exact = not isinstance(given, Mapping) or set(given) == set(self.starts)
+            require(self, name, exact, f"must name exactly {', '.join(self.starts)}")
+        for name in self.starts:
+            size = self.architecture(name).vocab_size
+            rule = f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}"
+            require(self, "model", size is None or size >= self.tokenizer.vocab_size, rule)
         rows = self.mesh.data * self.mesh.fsdp
         require(
             self,
@@ -91,9 +92,23 @@ class Experiment:
         return self.team.policies(self.task.workflow.order)
 
     @property
-    def vocab_size(self) -> int:
-        """Of the model; a folder's may be padded beyond its tokenizer's."""
-        return self.model.vocab_size or self.tokenizer.vocab_size
+    def starts(self) -> tuple[str, ...]:
+        """The policies before training, where all adapters are still their base."""
+        roles = self.task.workflow.order
+        return self.team.starting(roles).policies(roles)
+
+    def start(self, policy: str) -> str:
+        """The one of ``starts`` that a policy begins as."""
+        adapter = policy in self.policies and self.team.kind(policy, self.task.workflow.order) == "lora"
+        return BASE if adapter else policy
+
+    def architecture(self, start: str) -> ModelConfig:
+        """Of one of ``starts``. A vocabulary of its own may be padded beyond the tokenizer's."""
+        return self.model[start] if isinstance(self.model, Mapping) else self.model
+
+    def folder(self, start: str) -> str | None:
+        """What one of ``starts`` is read from; None if it is random."""
+        return self.pretrained[start] if isinstance(self.pretrained, Mapping) else self.pretrained
 
     def identity(self) -> str:
         """Equal for experiments that leave the same bytes, step by step."""

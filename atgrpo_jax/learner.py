@@ -1,7 +1,7 @@
 """The jitted update: (state, batch) -> (state, metrics)."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,18 +10,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from atgrpo_jax.batch import Aggregate, filled
+from atgrpo_jax.batch import Aggregate, each, filled
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.loss import cloning_loss, kl_penalty, policy_loss
 from atgrpo_jax.mesh import batch_sharding, parameter_shardings, replicated
-from atgrpo_jax.models.attention import masked_attention
-from atgrpo_jax.models.head import token_logprobs
-from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params, run
+from atgrpo_jax.models.head import Objective
+from atgrpo_jax.models.lora import LoraConfig, init_adapter
+from atgrpo_jax.models.packed import Packed
+from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.types import Batch
-
-# (logprobs_BT, entropy_BT, reference_logprobs_BT or None, micro-batch) -> loss, metrics to sum.
-Objective = Callable[[jax.Array, jax.Array, jax.Array | None, Batch], tuple[jax.Array, dict]]
 
 
 class PolicyState(NamedTuple):
@@ -123,30 +120,30 @@ class LossConfig:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
 
     def objective(self) -> Objective:
-        def at_grpo(logprobs_BT, entropy_BT, reference_BT, batch):
+        def at_grpo(logprobs_BT, entropy_BT, reference_BT, trained):
             loss, metrics = policy_loss(
                 logprobs_BT,
-                batch.old_logprobs,
-                batch.advantages,
-                batch.weights,
+                trained.old_logprobs,
+                trained.advantages,
+                trained.weights,
                 clip_low=self.clip_low,
                 clip_high=self.clip_high,
                 dual_clip=self.dual_clip,
             )
-            metrics["entropy"] = jnp.sum(batch.weights * entropy_BT)
+            metrics["entropy"] = jnp.sum(trained.weights * entropy_BT)
             if self.entropy:
                 loss -= self.entropy * metrics["entropy"]
             if reference_BT is not None:
-                metrics["kl_start"] = kl_penalty(logprobs_BT, reference_BT, batch.weights)
+                metrics["kl_start"] = kl_penalty(logprobs_BT, reference_BT, trained.weights)
                 loss += self.kl * metrics["kl_start"]
             return loss, metrics
 
         return at_grpo
 
 
-def cloning(logprobs_BT, entropy_BT, reference_BT, batch):
+def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
     """The warm start's objective."""
-    return cloning_loss(logprobs_BT, batch.weights), {"entropy": jnp.sum(batch.weights * entropy_BT)}
+    return cloning_loss(logprobs_BT, trained.weights), {"entropy": jnp.sum(trained.weights * entropy_BT)}
 
 
 class Learner:
@@ -163,10 +160,10 @@ class Learner:
         mesh: Mesh,
         lora: LoraConfig | None = None,
     ):
-        self._model = model
+        self.model = model
+        self._packed = Packed(model, mesh)
         self._optimizer = optimizer.build()
         self._objective = objective
-        self._mesh = mesh
         self._lora = lora
         self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> A
         params = jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
@@ -233,7 +230,7 @@ class Learner:
         shrinks as groups lose their signal would be compiled anew."""
         A, B, T = batch.tokens.shape
         self._largest[B, T] = most = max(A, self._largest.get((B, T), 0))
-        return Batch(*(np.pad(x, ((0, most - A), (0, 0), (0, 0))) for x in batch)) if most > A else batch
+        return each(lambda x: np.pad(x, ((0, most - A), (0, 0), (0, 0))), batch)
 
     def train(
         self,
@@ -264,20 +261,17 @@ class Learner:
         return state, means | {"updates": float(len(records)), "trained_tokens": float(tokens)}
 
     def _fresh(self, key: jax.Array) -> Any:
-        params = init_params(self._model, key)
+        params = init_params(self.model, key)
         return params if self._lora is None else init_adapter(params, key, self._lora.rank)
 
     def _update(self, state, batch, count, temperature, rate, reference, base):
-        def logprobs(params, micro):
-            return batch_logprobs(self._model, self.weights(params, base), micro, temperature)
-
         def loss(params, micro):
-            logprobs_BT, entropy_BT = logprobs(params, micro)
-            reference_BT = None if reference is None else logprobs(reference, micro)[0]
-            value, sums = self._objective(logprobs_BT, entropy_BT, reference_BT, micro)
-            gap_BT = jnp.where(micro.weights > 0, jnp.abs(logprobs_BT - micro.old_logprobs), 0.0)
-            sums |= {"weight": jnp.sum(micro.weights)}
-            return value, (sums, jnp.max(gap_BT))
+            weights, reference_BT = self.weights(params, base), None
+            if reference is not None:
+                reference_BT, _ = self._packed.logprobs(self.weights(reference, base), micro, temperature)
+            value, sums = self._packed.loss(self._objective, weights, micro, reference_BT, temperature)
+            gap = sums.pop("logprob_gap")
+            return value, (sums | {"weight": jnp.sum(micro.trained.weights)}, gap)
 
         def accumulate(a, carry):
             micro = jax.tree.map(lambda x: x[a], batch)
@@ -297,31 +291,3 @@ class Learner:
         metrics = {name: total / weight for name, total in sums.items()}
         metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "logprob_gap": gap}
         return PolicyState(params, opt_state), metrics
-
-
-def batch_logprobs(
-    model: Transformer, weights: Weights, micro: Batch, temperature: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Logprob of every token given its source, and the entropy there. Both [B, T]; garbage where
-    weights are 0."""
-    mask_BTT = prefix_mask(micro.segments, micro.branches)
-
-    def attend(q, k, v, _):
-        return masked_attention(q, k, v, mask_BTT), None
-
-    adapters = None if weights.adapter is None else stack([weights.adapter])
-    scale_BJ = jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)
-    hidden_BTD, _ = run(
-        model, weights.params, adapters, micro.tokens, micro.positions, attend, scale_BJ=scale_BJ
-    )
-    hidden_BTD = jnp.take_along_axis(hidden_BTD, micro.sources[..., None], axis=1)
-    return token_logprobs(weights.params, hidden_BTD, micro.tokens, temperature)
-
-
-def prefix_mask(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:
-    """[B, T, T]: a token sees earlier tokens of its segment's prompt and of its own branch."""
-    size = segments_BT.shape[1]
-    same = segments_BT[:, :, None] == segments_BT[:, None, :]
-    seen = branches_BT[:, None, :]
-    own = (seen == 0) | (seen == branches_BT[:, :, None])
-    return jnp.tril(jnp.ones((size, size), bool)) & same & own

@@ -1,13 +1,16 @@
 """The device mesh, the rules from logical to mesh axes, and shardings for any tree of parameters."""
 
 import dataclasses
+import math
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.errors import ConfigError
 
 # The axes of every parameter, by the end of its path; letters as in the package's docstring.
 PARAMETER_AXES = (
@@ -42,44 +45,83 @@ class MeshConfig:
         for name in ("data", "fsdp", "tensor"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
 
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
     def build(self) -> Mesh:
-        """Raises ValueError if there are fewer devices than the mesh needs."""
-        wanted, there = self.data * self.fsdp * self.tensor, len(jax.devices())
-        if wanted > there:
-            raise ValueError(
-                f"MeshConfig {self.data} x {self.fsdp} x {self.tensor} needs {wanted} devices, {there} found"
-            )
-        shape = (self.data, self.fsdp, self.tensor)
+        """Raises ValueError if there are fewer devices than the mesh needs; ``check_mesh`` says it better."""
         return jax.make_mesh(
-            shape,
+            (self.data, self.fsdp, self.tensor),
             ("data", "fsdp", "tensor"),
             axis_types=(jax.sharding.AxisType.Auto,) * 3,
-            devices=jax.devices()[:wanted],
+            devices=jax.devices()[: self.devices],
         )
+
+    def __str__(self) -> str:
+        return f"data = {self.data}, fsdp = {self.fsdp}, tensor = {self.tensor}"
+
+
+# What a mesh axis must divide: a name for people, the size, the axis.
+Divided = tuple[str, int, str]
+
+
+def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> None:
+    """Raises ConfigError, with the nearest possible mesh, for one that the devices or the sizes forbid."""
+    names = {(size, axis): name for name, size, axis in divided}
+    divided = [(name, *key) for key, name in names.items()]
+    if (reason := _misfit(config, devices, divided)) is None:
+        return
+
+    def distance(mesh: MeshConfig) -> float:
+        pairs = (mesh.data, config.data), (mesh.fsdp, config.fsdp), (mesh.tensor, config.tensor)
+        return sum(abs(math.log(one / other)) for one, other in pairs)
+
+    possible = (mesh for mesh in _meshes(devices) if _misfit(mesh, devices, divided) is None)
+    best = min(possible, key=lambda mesh: (distance(mesh), -mesh.devices))
+    raise ConfigError(f"mesh {config}: {reason}; the nearest possible is {best}")
+
+
+def _meshes(devices: int) -> Iterator[MeshConfig]:
+    """All that need no more devices."""
+    for data in range(1, devices + 1):
+        for fsdp in range(1, devices // data + 1):
+            for tensor in range(1, devices // (data * fsdp) + 1):
+                yield MeshConfig(data, fsdp, tensor)
+
+
+def _misfit(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> str | None:
+    if config.devices > devices:
+        return f"needs {config.devices} devices, {devices} found"
+    for name, size, axis in divided:
+        if size % getattr(config, axis):
+            return f"{name} has size {size}, which {axis} = {getattr(config, axis)} does not divide"
+    return None
+
+
+def divided_parameters(tree: Any) -> Iterator[Divided]:
+    """Of parameters or their shapes, or of optimizer state that mirrors them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for size, axis in zip(leaf.shape, _spec(path, leaf), strict=False):
+            if axis is not None:
+                yield _name(path), size, axis
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf of parameters, or of optimizer state that mirrors them.
 
-    Leaves that no rule names are replicated. Raises ValueError naming the parameter whose size the mesh
-    does not divide.
+    Leaves that no rule names are replicated.
     """
+    return jax.tree_util.tree_map_with_path(lambda *leaf: NamedSharding(mesh, _spec(*leaf)), tree)
 
-    def sharding(path, leaf) -> NamedSharding:
-        name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
-        axes = next((axes for rule, axes in PARAMETER_AXES if re.search(rule, name)), "")
-        if len(axes) != leaf.ndim:
-            return NamedSharding(mesh, PartitionSpec())
-        spec = tuple(MESH_AXES.get(axis) for axis in axes)
-        for size, axis in zip(leaf.shape, spec, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
-                raise ValueError(
-                    f"parameter {name} {leaf.shape}: {size} is not divisible by the mesh axis "
-                    f"{axis} = {mesh.shape[axis]}"
-                )
-        return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree_util.tree_map_with_path(sharding, tree)
+def _spec(path: tuple, leaf: Any) -> PartitionSpec:
+    axes = next((axes for rule, axes in PARAMETER_AXES if re.search(rule, _name(path))), "")
+    return PartitionSpec(*map(MESH_AXES.get, axes)) if len(axes) == leaf.ndim else PartitionSpec()
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

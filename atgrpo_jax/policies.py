@@ -1,6 +1,6 @@
 """The team's policies on the devices: how each starts, is updated, and what the engine gets of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,9 +10,11 @@ from jax.sharding import Mesh
 from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.learner import Learner, PolicyState
+from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters
 from atgrpo_jax.models import hf
-from atgrpo_jax.models.transformer import Transformer, Weights
+from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.team import BASE
+from atgrpo_jax.tokens import check_same_ids
 from atgrpo_jax.types import Batch, seed_of
 from atgrpo_jax.warm_start import warm_start
 
@@ -25,33 +27,30 @@ class Policies:
 
     def __init__(self, x: Experiment):
         self._x = x
-        self._roles = x.task.workflow.order
+        check_mesh(x.mesh, len(jax.devices()), _divided(x))
         self._mesh: Mesh = x.mesh.build()
-        self.model = Transformer(x.model, x.vocab_size)
+        self._made: dict[tuple, Learner] = {}
         self.names = x.policies
-        kinds = {name: x.team.kind(name, self._roles) for name in self.names}
-        made = {
-            kind: Learner(
-                self.model,
-                x.optimizer,
-                x.loss.objective(),
-                self._mesh,
-                x.lora if kind == "lora" else None,
-            )
-            for kind in sorted(set(kinds.values()))
-        }
-        self._learners = {name: made[kind] for name, kind in kinds.items()}
+        self.adapted = {name for name in self.names if x.start(name) != name}
+        self._learners = {name: self._learner(x.start(name), name in self.adapted) for name in self.names}
         self.shapes = {name: self._learners[name].shapes for name in self.names}
-        self._full = made.get("full") or Learner(self.model, x.optimizer, x.loss.objective(), self._mesh)
-        self._adapted = "lora" in made
+        self.models = {name: self._learners[name].model for name in self.names}
         self.base: Any = None
+
+    def _learner(self, start: str, adapter: bool = False) -> Learner:
+        """One for all policies of an architecture and kind: they share its compiled functions."""
+        x, config = self._x, self._x.architecture(start)
+        if (config, adapter) not in self._made:
+            model = _model(x, start)
+            objective, lora = x.loss.objective(), x.lora if adapter else None
+            self._made[config, adapter] = Learner(model, x.optimizer, objective, self._mesh, lora)
+        return self._made[config, adapter]
 
     def start(self) -> dict[str, PolicyState]:
         """States of all policies before any training: random or from a folder, then the warm start; sets
         ``base``. Raises RunError if a folder does not hold what the model needs."""
         x = self._x
-        team = x.team.starting(self._roles)
-        fresh = {name: lambda name=name: self._fresh(name) for name in team.policies(self._roles)}
+        fresh = {name: lambda name=name: self._fresh(name) for name in x.starts}
         if x.warm_start is None:
             params = {name: make() for name, make in fresh.items()}
         else:
@@ -59,25 +58,29 @@ class Policies:
                 x.warm_start,
                 x.optimizer,
                 fresh,
-                model=self.model,
+                models={name: self._learner(name).model for name in x.starts},
                 mesh=self._mesh,
                 task=x.task,
-                team=team,
+                team=x.team.starting(x.task.workflow.order),
                 tokenizer=x.tokenizer,
                 batch=x.batch,
                 seed=x.seed,
                 source=repr(x.pretrained),
             )
-        if self._adapted:
+        if self.adapted:
             # A copy, in case a policy of that name is trained, too: its own arrays are donated.
             self.base = jax.tree.map(jnp.copy, params[BASE]) if BASE in self.names else params[BASE]
         return {name: self._start(name, params) for name in self.names}
 
     def restore(self, checkpoints: Checkpoints, step: int) -> dict[str, PolicyState]:
         """States as of ``step``; sets ``base``. Raises RunError if they cannot be read."""
-        if self._adapted and self.base is None:
-            self.base = checkpoints.restore_base(self._full.shapes.params)
+        if self.adapted and self.base is None:
+            self.base = checkpoints.restore_base(self.base_shapes())
         return checkpoints.restore(step, self.shapes)
+
+    def base_shapes(self) -> Any:
+        """Of ``base``, if there are adapters."""
+        return self._learner(BASE).shapes.params
 
     def train(
         self, name: str, state: PolicyState, batches: Iterable[Batch], reference: Any
@@ -90,24 +93,34 @@ class Policies:
         return {name: self._learners[name].weights(states[name].params, self.base) for name in states}
 
     def source(self, name: str) -> Any:
-        """The model folder that a policy, or the base of adapters, starts from; None if it is random."""
-        folder = self._x.pretrained
-        if not isinstance(folder, Mapping):
-            return folder
-        adapter = name in self.names and self._x.team.kind(name, self._roles) == "lora"
-        return folder[BASE if adapter else name]
+        """The model folder that a policy starts from; None if it is random."""
+        return self._x.folder(self._x.start(name))
 
     def _start(self, name: str, params: Mapping[str, Any]) -> PolicyState:
         learner = self._learners[name]
-        if self._x.team.kind(name, self._roles) == "lora":
+        if name in self.adapted:
             return learner.init(self._key("adapter", name))
         return learner.start_from(params[name])
 
-    def _fresh(self, name: str) -> Any:
-        folder = self.source(name)
+    def _fresh(self, start: str) -> Any:
+        folder, learner = self._x.folder(start), self._learner(start)
         if folder is None:
-            return self._full.fresh(self._key("init", name))
-        return hf.load(folder, self._full.shapes.params)
+            return learner.fresh(self._key("init", start))
+        check_same_ids(self._x.tokenizer, folder)
+        return hf.load(folder, learner.shapes.params)
 
     def _key(self, what: str, name: str) -> jax.Array:
         return jax.random.key(seed_of(what, self._x.seed, name) % 2**32)
+
+
+def _model(x: Experiment, start: str) -> Transformer:
+    config = x.architecture(start)
+    return Transformer(config, config.vocab_size or x.tokenizer.vocab_size)
+
+
+def _divided(x: Experiment) -> Iterator[Divided]:
+    """What the mesh must divide: parameters of all models, and their heads."""
+    for start in x.starts:
+        model = _model(x, start)
+        yield f"ModelConfig.heads of {start}", model.config.heads, "tensor"
+        yield from divided_parameters(jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0))))

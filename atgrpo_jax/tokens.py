@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.errors import RunError
 from atgrpo_jax.types import Message, hash_bytes
 
 
@@ -109,6 +110,21 @@ class TinyTokenizer:
         for piece in self._pieces.findall(text):
             ids += [self._ids[piece]] if piece in self._ids else piece.encode()
         return ids
+
+
+def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
+    """Raises RunError if a model folder's own tokenizer gives other ids than ``tokenizer``, which its model
+    would be played with. A folder without one, or a tokenizer of no folder, leaves nothing to compare."""
+    if not isinstance(tokenizer, FolderTokenizer):
+        return
+    own, ours = (Path(f).expanduser() / "tokenizer.json" for f in (folder, tokenizer.folder))
+    if own.is_file() and own != ours and _ids(own) != _ids(ours):
+        raise RunError(f"{own} gives other ids than {ours}; models of a team must share a tokenizer")
+
+
+def _ids(path: Path) -> tuple[Any, Any]:
+    about = json.loads(path.read_text(encoding="utf-8"))
+    return about["model"], about["added_tokens"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,22 +141,34 @@ class Episode:
     end: Literal["solved", "ended", "turn_limit", "engine_error"]
 
 
-class Batch(NamedTuple):
-    """Prefix-shared rows, stacked as micro-batches of one shape. A NamedTuple, so also a pytree.
+TILE = 64  # tokens to a side of attention's tiles; rows are at most one tile long or a multiple of it
 
-    Every array is [A, B, T], of NumPy on the host and of JAX inside the update. A token attends to
-    earlier tokens of its own segment that belong to the prompt (branch 0) or to its own branch. Padding
-    has segment 0 and weight 0.
-    """
 
-    tokens: Any  # int32
-    positions: Any  # int32; branches restart at the end of their prompt
-    segments: Any  # int32; 1.. within a row
-    branches: Any  # int32; 0 prompt, 1..K candidates
+class Trained(NamedTuple):
+    """The tokens of each row that are trained, first to last, then padding of weight 0. All [A, B, T]."""
+
     sources: Any  # int32; index in the row of the token whose output predicts this one
+    targets: Any  # int32; the token
     old_logprobs: Any  # float32; the sampler's
     advantages: Any  # float32
-    weights: Any  # float32; share of the token in the loss, 0 if not trained
+    weights: Any  # float32; share of the token in the loss
+
+
+class Batch(NamedTuple):
+    """Prefix-shared rows, stacked as micro-batches of one shape. NamedTuples, so also a pytree.
+
+    Arrays are of NumPy on the host and of JAX inside the update. A token attends to earlier tokens of its
+    own segment that belong to the prompt (branch 0) or to its own branch.
+    """
+
+    tokens: Any  # int32 [A, B, T]
+    positions: Any  # int32 [A, B, T]; branches restart at the end of their prompt
+    segments: Any  # int32 [A, B, T]; 1.. within a row, 0 is padding
+    branches: Any  # int32 [A, B, T]; 0 prompt, 1..K candidates
+    # int32 [A, B, X]: pairs of tiles in which some token sees another, sorted, then -1. Of n tiles a row,
+    # query tile i and key tile j are i n + j; X = n (n + 1) / 2.
+    pairs: Any
+    trained: Trained
 
 
 def hash_bytes(text: str) -> bytes:

@@ -49,7 +49,7 @@ def warm_start(
     optimizer: OptimizerConfig,
     fresh: Mapping[str, Callable[[], Any]],
     *,
-    model: Transformer,
+    models: Mapping[str, Transformer],
     mesh: Mesh,
     task: Task,
     team: Team,
@@ -62,6 +62,7 @@ def warm_start(
 
     Args:
       fresh: for each policy, what makes its parameters before cloning.
+      models: theirs.
       source: names what ``fresh`` makes, beyond the seed.
 
     Raises RunError if the cached result cannot be read.
@@ -74,34 +75,35 @@ def warm_start(
         final=0.1,
     )
     made_from = (
-        config, optimizer, model.config, model.vocab_size, dict(mesh.shape), task, team.sharing,
-        sorted(fresh), tokenizer.digest(), batch, seed, source, jax.__version__,
+        config, optimizer, sorted((name, m.config, m.vocab_size) for name, m in models.items()),
+        dict(mesh.shape), task, team.sharing, tokenizer.digest(), batch, seed, source, jax.__version__,
         jax.devices()[0].device_kind, _sources(task),
     )  # fmt: skip
     key = hash_bytes(repr(dataclasses.replace(config, cache_dir="")) + repr(made_from[1:])).hex()
     path = Path(config.cache_dir).expanduser().absolute() / "warm_start" / key
-    learner = Learner(model, optimizer, cloning, mesh)
+    made = {model: Learner(model, optimizer, cloning, mesh) for model in set(models.values())}
+    learners = {name: made[models[name]] for name in fresh}
     with ocp.StandardCheckpointer() as checkpointer:
         if path.exists():
             say(f"warm start: from the cache, {path}")
-            return _read(checkpointer, path, {name: learner.shapes.params for name in fresh})
-        params = _clone(config, fresh, learner, task, team, tokenizer, batch, seed)
+            return _read(checkpointer, path, {name: learners[name].shapes.params for name in fresh})
+        params = _clone(config, fresh, learners, task, team, tokenizer, batch, seed)
         checkpointer.save(path, params)
         checkpointer.wait_until_finished()
     return params
 
 
-def _clone(config, fresh, learner, task, team, tokenizer, batch, seed) -> dict[str, Any]:
+def _clone(config, fresh, learners, task, team, tokenizer, batch, seed) -> dict[str, Any]:
     propose = demonstrations(task, tokenizer, config.candidates, seed)
     player = Player(task, team, tokenizer, propose, Sampling(), seed, select="random")
-    states = {name: learner.start_from(make()) for name, make in fresh.items()}
+    states = {name: learners[name].start_from(make()) for name, make in fresh.items()}
     with Progress("warm start", config.steps, "step") as progress:
         for step in range(1, config.steps + 1):
             episodes = play_all(player, step, "train", train_indices(step, config.instances))
             losses = []
             for policy, items in demonstrated(episodes).items():
                 packed = pack(items, batch, "token", 1)
-                states[policy], metrics = learner.update(states[policy], packed, 1.0)
+                states[policy], metrics = learners[policy].update(states[policy], packed, 1.0)
                 losses.append(metrics["loss"])
             progress.advance(loss=float(np.mean(jax.device_get(losses))))
     return {name: state.params for name, state in states.items()}

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from fakes import candidate, credited
 
-from atgrpo_jax.batch import BatchConfig, filled, minibatches, pack, token_weights
+from atgrpo_jax.batch import BatchConfig, filled, minibatches, pack, tile_pairs, token_weights
 from atgrpo_jax.groups import Credited
+from atgrpo_jax.models.attention import prefix_mask
 from atgrpo_jax.types import Group
 
 ITEM = Credited(
@@ -22,17 +23,33 @@ ITEM = Credited(
 
 def test_the_layout_of_one_group_drawn():
     batch = pack([ITEM], BatchConfig(row_tokens=10, rows=1), "candidate", 16)
-    row = {name: value[0, 0].tolist() for name, value in batch._asdict().items()}
+    read = {name: value[0, 0].tolist() for name, value in batch._asdict().items() if name != "trained"}
+    trained = {name: value[0, 0] for name, value in batch.trained._asdict().items()}
     #                            prompt | branch 1 | branch 3      | padding
-    assert row["tokens"] == [5, 6, 7, 11, 12, 14, 15, 16, 0, 0]
-    assert row["positions"] == [0, 1, 2, 3, 4, 3, 4, 5, 0, 0]
-    assert row["segments"] == [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
-    assert row["branches"] == [0, 0, 0, 1, 1, 3, 3, 3, 0, 0]
-    assert row["sources"] == [0, 0, 0, 2, 3, 2, 5, 6, 0, 0]
-    assert row["advantages"] == [0, 0, 0, 1, 1, -2, -2, -2, 0, 0]
-    np.testing.assert_allclose(row["old_logprobs"], [0, 0, 0, -0.1, -0.2, -0.4, -0.5, -0.6, 0, 0])
+    assert read["tokens"] == [5, 6, 7, 11, 12, 14, 15, 16, 0, 0]
+    assert read["positions"] == [0, 1, 2, 3, 4, 3, 4, 5, 0, 0]
+    assert read["segments"] == [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+    assert read["branches"] == [0, 0, 0, 1, 1, 3, 3, 3, 0, 0]
+    assert read["pairs"] == [0]  # one tile
+    assert trained["sources"].tolist() == [2, 3, 2, 5, 6, 0, 0, 0, 0, 0]
+    assert trained["targets"].tolist() == [11, 12, 14, 15, 16, 0, 0, 0, 0, 0]
+    assert trained["advantages"].tolist() == [1, 1, -2, -2, -2, 0, 0, 0, 0, 0]
+    np.testing.assert_allclose(trained["old_logprobs"], [-0.1, -0.2, -0.4, -0.5, -0.6, 0, 0, 0, 0, 0])
     a, b = 1 / (2 * 2), 1 / (2 * 3)
-    np.testing.assert_allclose(row["weights"], [0, 0, 0, a, a, b, b, b, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(trained["weights"], [a, a, b, b, b, 0, 0, 0, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [2, 4, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_tiles_meet_where_some_token_sees_another(tile, seed):
+    rng = np.random.default_rng(seed)
+    items = [credited(rng, int(p), rng.integers(1, 9, 3).tolist()) for p in rng.integers(1, 20, 4)]
+    batch = pack(items, BatchConfig(row_tokens=64, rows=4), "token", 1)
+    for segments, branches in zip(batch.segments[0], batch.branches[0], strict=True):
+        tiles = 64 // tile
+        sees = np.asarray(prefix_mask(segments, branches)) & (segments > 0)[:, None]
+        met = sees.reshape(tiles, tile, tiles, tile).any((1, 3))
+        assert tile_pairs(segments, branches, tile).tolist() == np.flatnonzero(met).tolist()
 
 
 def test_several_groups_share_a_row_first_fit_longest_first():
@@ -45,8 +62,7 @@ def test_several_groups_share_a_row_first_fit_longest_first():
         [1] * 7 + [2] * 6,
     ]
     # Sources stay inside the segment they belong to.
-    second = batch.sources[0, 1, 7:]
-    assert second.tolist() == [7, 7, 8, 9, 8, 11]
+    assert batch.trained.sources[0, 1].tolist() == [2, 3, 2, 5] + [8, 9, 8, 11] + [0] * 5
 
 
 def test_shapes_come_from_few_buckets():
@@ -74,7 +90,7 @@ def test_filled_counts_what_holds_anything():
 def test_a_sampled_pad_id_stays_in_the_loss():
     item = Credited(Group((candidate((0, 0), (-0.1, -0.2)),), 0), np.ones(1, np.float32), np.ones(1, bool))
     batch = pack([item], BatchConfig(row_tokens=8, rows=1), "token", 1)
-    assert (batch.weights[0, 0] > 0).tolist() == [False] * 3 + [True] * 2 + [False] * 3
+    assert (batch.trained.weights[0, 0] > 0).tolist() == [True] * 2 + [False] * 6
 
 
 def test_minibatches_hold_every_group_once_an_epoch_in_a_seeded_order():
@@ -106,9 +122,9 @@ def test_minibatches_hold_every_group_once_an_epoch_in_a_seeded_order():
     assert prompts(0, among=[]) == []
 
 
-@pytest.mark.parametrize("wrong", [{"row_tokens": 0}, {"rows": 0}])
+@pytest.mark.parametrize("wrong", [{"row_tokens": 0}, {"rows": 0}, {"row_tokens": 100}])
 def test_config_refuses(wrong):
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="must be"):
         BatchConfig(**wrong)
 
 

@@ -6,8 +6,10 @@ import gin
 from atgrpo_jax.config import load, render
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.experiment import Experiment, difference
+from atgrpo_jax.models.config import ModelConfig, RopeScaling
 from atgrpo_jax.rollout import RolloutConfig
 from atgrpo_jax.tasks.plan_path import PlanPath
+from atgrpo_jax.team import Team
 
 
 def test_bindings_come_after_the_file():
@@ -114,6 +116,16 @@ def test_render_names_every_field_and_loads_to_the_same(tmp_path):
     for cls in (Experiment, RolloutConfig, PlanPath):
         for field in dataclasses.fields(cls):
             assert f"{cls.__name__}.{field.name} = " in text
+
+
+def test_parts_in_a_mapping_are_written_as_scopes_of_their_keys(tmp_path):
+    large = ModelConfig(layers=6, rope_scaling=RopeScaling(4.0))
+    models = {"scout": ModelConfig(layers=3), "mover": large}
+    experiment = dataclasses.replace(load("smoke.gin"), team=Team("full"), model=models)
+    path = tmp_path / "config.gin"
+    path.write_text(render(experiment))
+    assert "mover/config.ModelConfig.layers = 6" in path.read_text()
+    assert load(str(path)) == experiment
 
 
 def test_difference_and_identity():

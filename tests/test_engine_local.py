@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 from fakes import PARITY, small_model
 
-from atgrpo_jax import learner
 from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.engines.base import Request
 from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.groups import Credited
+from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Weights, init_params, logits
 from atgrpo_jax.types import Address, Candidate, Group, GroupKey, Origin, Outcome, Sampling
 
 MODEL = small_model()
 STOP = 3
-batch_logprobs = jax.jit(learner.batch_logprobs, static_argnums=0)
+batch_logprobs = jax.jit(Packed(MODEL, MeshConfig().build()).logprobs)
 CONFIG = LocalEngineConfig(groups=4, prompt_bucket=8, max_prompt=32)
 
 
@@ -128,9 +129,11 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
         batch = pack([item], BatchConfig(row_tokens=64, rows=1), "token", 1)
         micro = jax.tree.map(lambda x: x[0], batch)
         temperature = jnp.float32(one.sampling.temperature)
-        logprobs, _ = batch_logprobs(MODEL, Weights(params), micro, temperature)
-        trained = micro.weights > 0
-        np.testing.assert_allclose(np.asarray(logprobs)[trained], micro.old_logprobs[trained], **PARITY)
+        logprobs, _ = batch_logprobs(Weights(params), micro, temperature)
+        trained = micro.trained.weights > 0
+        np.testing.assert_allclose(
+            np.asarray(logprobs)[trained], micro.trained.old_logprobs[trained], **PARITY
+        )
 
 
 def test_greedy_takes_the_most_likely_token(engine, params):

@@ -15,13 +15,14 @@ RANKS = [
     },
     {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged", "weight_sync"},
     {"batch", "models.lora", "models.head", "rollout", "run_folder"},
-    {"engines.local", "learner", "checkpoint", "evaluation", "metrics"},
+    {"models.packed", "engines.local", "checkpoint", "evaluation", "metrics"},
+    {"learner"},
     {"warm_start"},
     {"experiment"},
     {"policies"},
-    {"config", "report", "trainer"},
+    {"config", "report", "trainer", "footprint"},
     {"loop", "saved_run"},
-    {"train", "evaluate", "export"},
+    {"train", "evaluate", "export", "plan"},
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 from fakes import PARITY, credited, small_model
 
-from atgrpo_jax import learner as learner_module
-from atgrpo_jax.batch import BatchConfig, minibatches, pack
+from atgrpo_jax.batch import BatchConfig, each, minibatches, pack
+from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig, cloning
-from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.mesh import MeshConfig, check_mesh, divided_parameters
 from atgrpo_jax.metrics import CompileCounter
+from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.types import Batch, Group
 
 MODEL = small_model()
-batch_logprobs = jax.jit(learner_module.batch_logprobs, static_argnums=0)
+PACKED = Packed(MODEL, MeshConfig().build())
+batch_logprobs = jax.jit(PACKED.logprobs)
 ROWS = BatchConfig(row_tokens=48, rows=4)
 # Adam divides a first gradient by its own size, which blows rounding up; with a large epsilon an update is
 # the gradient, nearly, and two ways to the same gradient can be compared through it.
@@ -49,11 +51,14 @@ def loss_and_gradient(batch: Batch):
         value = jnp.float32(0)
         for a in range(batch.tokens.shape[0]):
             micro = jax.tree.map(lambda x, a=a: x[a], batch)
-            logprobs, entropy = batch_logprobs(MODEL, Weights(params), micro, jnp.float32(1.0))
-            value += objective(logprobs, entropy, None, micro)[0]
+            value += PACKED.loss(objective, Weights(params), micro, None, jnp.float32(1.0))[0]
         return value
 
     return jax.value_and_grad(total)(params)
+
+
+def with_old_logprobs(batch: Batch, old_logprobs: np.ndarray) -> Batch:
+    return batch._replace(trained=batch.trained._replace(old_logprobs=old_logprobs))
 
 
 def assert_same(one, other, tolerance=PARITY):
@@ -83,20 +88,23 @@ def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
     batch = packed([group], BatchConfig(row_tokens=64, rows=1))
     params = learner().init(jax.random.key(0)).params
     micro = jax.tree.map(lambda x: x[0], batch)
-    logprobs, entropy = batch_logprobs(MODEL, Weights(params), micro, jnp.float32(0.7))
-    for k in range(3):
-        alone = Credited(Group((group.group.candidates[k],), 0), group.advantages_K[:1], np.ones(1, bool))
+    logprobs, entropy = batch_logprobs(Weights(params), micro, jnp.float32(0.7))
+    start = 0
+    for candidate in group.group.candidates:
+        alone = Credited(Group((candidate,), 0), group.advantages_K[:1], np.ones(1, bool))
         row = jax.tree.map(lambda x: x[0], packed([alone], BatchConfig(row_tokens=32, rows=1)))
-        expected, expected_entropy = batch_logprobs(MODEL, Weights(params), row, jnp.float32(0.7))
-        mine, its = micro.branches[0] == k + 1, row.branches[0] == 1
-        np.testing.assert_allclose(logprobs[0, mine], expected[0, its], **PARITY)
-        np.testing.assert_allclose(entropy[0, mine], expected_entropy[0, its], **PARITY)
+        expected, expected_entropy = batch_logprobs(Weights(params), row, jnp.float32(0.7))
+        n = len(candidate.sample.tokens)
+        mine = slice(start, start + n)
+        np.testing.assert_allclose(logprobs[0, mine], expected[0, :n], **PARITY)
+        np.testing.assert_allclose(entropy[0, mine], expected_entropy[0, :n], **PARITY)
+        start += n
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        BatchConfig(row_tokens=96, rows=4),
+        BatchConfig(row_tokens=128, rows=4),
         BatchConfig(row_tokens=48, rows=1),
         BatchConfig(row_tokens=31, rows=2),
     ],
@@ -120,9 +128,10 @@ def test_computing_again_changes_nothing_but_the_memory(remat):
     def kept(model):  # bytes that the backward pass finds ready
         params = init_params(model, jax.random.key(0))
         micro = jax.tree.map(lambda x: x[0], packed(items()))
+        rows = Packed(model, MeshConfig().build())
 
         def loss(params):
-            return batch_logprobs(model, Weights(params), micro, jnp.float32(1.0))[0].sum()
+            return rows.loss(cloning, Weights(params), micro, None, jnp.float32(1.0))[0]
 
         _, backward = jax.vjp(loss, params)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
@@ -130,9 +139,28 @@ def test_computing_again_changes_nothing_but_the_memory(remat):
     assert kept(model) < kept(MODEL)
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
+    def update(scan, layers=2):
+        config = dataclasses.replace(MODEL.config, remat=remat, scan=scan, layers=layers)
+        ours = learner(model=Transformer(config, 64))
+        return ours, ours.update(ours.init(jax.random.key(0)), packed(items()), 1.0)[0].params
+
+    assert_same(update(False)[1], update(True)[1])
+
+    def program(scan, layers):
+        ours, params = update(scan, layers)
+        micro = jax.tree.map(lambda x: x[0], packed(items()))
+        logprobs = jax.jit(ours._packed.logprobs)
+        return len(logprobs.lower(Weights(params), micro, jnp.float32(1.0)).as_text().splitlines())
+
+    # A layer more is a parameter of each kind more to stack, and not a block's worth of operations.
+    assert program(True, 4) - program(True, 2) < (program(False, 4) - program(False, 2)) / 3
+
+
 def test_only_filled_micro_batches_are_run():
     batch = packed(items(), BatchConfig(row_tokens=48, rows=1))
-    empty = Batch(*(np.concatenate([a, np.zeros_like(a)]) for a in batch))
+    empty = each(lambda a: np.concatenate([a, np.zeros_like(a)]), batch)
     one, _ = learner().update(learner().init(jax.random.key(0)), batch, 1.0)
     other, _ = learner().update(learner().init(jax.random.key(0)), empty, 1.0)
     jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -160,8 +188,8 @@ def test_the_loss_is_that_of_the_formula():
         for k, candidate in enumerate(item.group.candidates):
             one = Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool))
             row = jax.tree.map(lambda x: x[0], packed([one]))
-            logprobs, _ = batch_logprobs(MODEL, Weights(params), row, jnp.float32(1.0))
-            new = np.asarray(logprobs)[row.weights > 0]
+            logprobs, _ = batch_logprobs(Weights(params), row, jnp.float32(1.0))
+            new = np.asarray(logprobs)[row.trained.weights > 0]
             ratio = np.exp(new - np.array(candidate.sample.logprobs))
             a = float(item.advantages_K[k])
             term = np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a)
@@ -190,13 +218,11 @@ def test_every_option_changes_the_result(change):
     def near_the_policy(batch, params, seed):
         """Old logprobs such that ratios lie around all the bounds: between 0.5 and 5."""
         own = [
-            batch_logprobs(
-                MODEL, Weights(params), jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0)
-            )[0]
+            batch_logprobs(Weights(params), jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0))[0]
             for a in range(len(batch.tokens))
         ]
         noise = np.random.default_rng(seed).uniform(-1.6, 0.7, batch.tokens.shape)
-        return batch._replace(old_logprobs=np.asarray(own) + noise.astype(np.float32))
+        return with_old_logprobs(batch, np.asarray(own) + noise.astype(np.float32))
 
     def after(loss):
         ours = learner(loss)
@@ -220,8 +246,8 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    logprobs, _ = batch_logprobs(MODEL, Weights(state.params), micro, jnp.float32(1.0))
-    own = batch._replace(old_logprobs=np.asarray(logprobs)[None])
+    logprobs, _ = batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))
+    own = with_old_logprobs(batch, np.asarray(logprobs)[None])
     _, metrics = ours.train(state, [own, own], 1.0)
     assert metrics["logprob_gap"] < 1e-5
     assert metrics["updates"] == 2
@@ -230,9 +256,8 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     _, metrics = ours.update(state, own, 1.0)
     np.testing.assert_allclose(metrics["ratio"], 1.0, rtol=1e-5)
     assert metrics["clip_fraction"] == 0
-    _, far = ours.update(
-        ours.init(jax.random.key(0)), own._replace(old_logprobs=own.old_logprobs - 0.25), 1.0
-    )
+    off = with_old_logprobs(batch, own.trained.old_logprobs - 0.25)
+    _, far = ours.update(ours.init(jax.random.key(0)), off, 1.0)
     np.testing.assert_allclose(far["logprob_gap"], 0.25, rtol=1e-4)
 
 
@@ -279,11 +304,20 @@ def test_sharded_equals_unsharded(mesh):
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="needs 16 devices, 8 found"):
-        MeshConfig(data=16).build()
+    """By the number of devices, and by a width of 50 that four parts do not divide."""
     odd = Transformer(dataclasses.replace(MODEL.config, mlp_width=50), 64)
-    with pytest.raises(ValueError, match=r"down/kernel .*: 50 is not divisible .* tensor = 4"):
-        learner(mesh=MeshConfig(tensor=4), model=odd)
+    sizes = list(divided_parameters(jax.eval_shape(lambda: init_params(odd, jax.random.key(0)))))
+    check_mesh(MeshConfig(data=2, fsdp=2, tensor=2), 8, sizes)
+    with pytest.raises(ConfigError) as raised:
+        check_mesh(MeshConfig(data=4, fsdp=4), 8, sizes)
+    assert str(raised.value) == (
+        "mesh data = 4, fsdp = 4, tensor = 1: needs 16 devices, 8 found; the nearest possible is "
+        "data = 2, fsdp = 4, tensor = 1"
+    )
+    with pytest.raises(
+        ConfigError, match=r"layer_\d/\w+/kernel has size 50, which tensor = 4 does not divide"
+    ):
+        check_mesh(MeshConfig(tensor=4), 8, sizes)
 
 
 def test_cloning_learns_its_demonstrations():
@@ -301,12 +335,12 @@ def test_advantages_move_logprobs_their_way():
     ours, batch = learner(optimizer=OptimizerConfig(learning_rate=1e-3)), packed(groups)
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    before, _ = batch_logprobs(MODEL, Weights(state.params), micro, jnp.float32(1.0))
-    batch = batch._replace(old_logprobs=np.asarray(before)[None])
+    before, _ = batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))
+    batch = with_old_logprobs(batch, np.asarray(before)[None])
     state, _ = ours.update(state, batch, 1.0)
-    after, _ = batch_logprobs(MODEL, Weights(state.params), micro, jnp.float32(1.0))
-    trained = micro.weights > 0
-    moved = np.asarray(after - before)[trained] * micro.advantages[trained]
+    after, _ = batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))
+    trained = micro.trained.weights > 0
+    moved = np.asarray(after - before)[trained] * micro.trained.advantages[trained]
     assert moved.mean() > 0
 
 

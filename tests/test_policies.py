@@ -120,9 +120,13 @@ def test_a_rate_of_a_policys_own_matters_to_it_alone(experiment, tmp_path):
 
 
 def test_folders_by_policy(experiment, tmp_path):
-    options = {"num_hidden_layers": 1, "num_key_value_heads": 2, "vocab_size": experiment.vocab_size}
+    options = {
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 2,
+        "vocab_size": experiment.tokenizer.vocab_size,
+    }
     make(tmp_path / "other", "Qwen3", SIZES | options | {"initializer_range": 0.1})
-    make(tmp_path / "wrong", "Qwen3", SIZES | options | {"vocab_size": experiment.vocab_size + 1})
+    make(tmp_path / "wrong", "Qwen3", SIZES | options | {"vocab_size": experiment.tokenizer.vocab_size + 1})
     folders = {"scout": experiment.pretrained, "mover": str(tmp_path / "other")}
     x = dataclasses.replace(experiment, pretrained=folders, team=Team("full"))
     start, *_ = run(x, tmp_path / "run", Team("full"), steps=0)
@@ -132,3 +136,31 @@ def test_folders_by_policy(experiment, tmp_path):
     x = dataclasses.replace(x, pretrained=folders | {"mover": str(tmp_path / "wrong")})
     with pytest.raises(RunError, match=r"embed_tokens.weight is \(372, 48\), expected \(371, 48\)"):
         run(x, tmp_path / "refused", Team("full"), steps=0)
+
+
+def test_models_of_one_team_may_differ(experiment, tmp_path):
+    """A Qwen3 scout and a Llama mover of its own size; or an adapter on that Llama."""
+    options = {
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 3,
+        "vocab_size": experiment.tokenizer.vocab_size,
+    }
+    make(tmp_path / "llama", "Llama", SIZES | options)
+    llama = hf.model_config(str(tmp_path / "llama"), dtype="float32")
+    for name, team in (("mover", Team("full")), ("base", Team({"scout": "full", "mover": "lora"}))):
+        x = dataclasses.replace(
+            experiment,
+            team=team,
+            model={"scout": experiment.model, name: llama},
+            pretrained={"scout": experiment.pretrained, name: str(tmp_path / "llama")},
+        )
+        start, after, base, played = run(x, tmp_path / name, team)
+        assert {layer for layer in start["scout"].params if "layer" in layer} == {"layer_0"}
+        assert {layer for layer in start["mover"].params if "layer" in layer} == {"layer_0", "layer_1"}
+        assert "q_norm" not in (base or start["mover"].params)["layer_0"]
+        assert not any(same(start[role].params, after[role].params) for role in start)
+        run(x, tmp_path / f"{name} again", team, steps=1)
+        _, resumed, _, tail = run(x, tmp_path / f"{name} again", team)
+        assert same(resumed, after) and tail == played[1:]
+    with pytest.raises(ValueError, match=r"Experiment.model = .* must name exactly mover, scout"):
+        dataclasses.replace(x, team=Team("full"))

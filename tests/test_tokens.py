@@ -1,8 +1,11 @@
+import json
 import random
 
 import pytest
+from reference import make_tokenizer
 
-from atgrpo_jax.tokens import SPECIALS, WORDS, TinyTokenizer
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.tokens import SPECIALS, WORDS, FolderTokenizer, TinyTokenizer, check_same_ids
 
 TOKENIZER = TinyTokenizer(words=("go", "goal", " at"))
 END, USER, ASSISTANT = 260, 262, 263  # 256 bytes, 3 words, then the specials in their order
@@ -41,3 +44,19 @@ def test_the_digest_follows_the_words():
 def test_refuses(words):
     with pytest.raises(ValueError, match=r"TinyTokenizer\.words"):
         TinyTokenizer(words)
+
+
+def test_a_folder_whose_tokenizer_gives_other_ids_is_refused(tmp_path):
+    for name in ("ours", "same", "other"):
+        make_tokenizer(tmp_path / name)
+    path = tmp_path / "other" / "tokenizer.json"
+    about = json.loads(path.read_text())
+    vocab = about["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(about))
+    ours = FolderTokenizer(str(tmp_path / "ours"))
+    for fine in ("ours", "same", "no tokenizer there"):
+        check_same_ids(ours, str(tmp_path / fine))
+    check_same_ids(TOKENIZER, str(tmp_path / "other"))
+    with pytest.raises(RunError, match="other/tokenizer.json gives other ids than .*ours/tokenizer.json"):
+        check_same_ids(ours, str(tmp_path / "other"))

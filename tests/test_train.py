@@ -66,7 +66,9 @@ def whole(place):
 
 def parameters(folder, step):
     x = config.load(str(folder.config))
-    learner = Learner(Transformer(x.model, x.vocab_size), x.optimizer, x.loss.objective(), x.mesh.build())
+    learner = Learner(
+        Transformer(x.model, x.tokenizer.vocab_size), x.optimizer, x.loss.objective(), x.mesh.build()
+    )
     checkpoints = Checkpoints(folder.checkpoints, x.identity(), read_only=True)
     return checkpoints.restore(step, dict.fromkeys(x.policies, learner.shapes))
 

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,8 +49,14 @@ class Family(NamedTuple):
 class LocalEngine:
     """See the module. Not thread-safe: all calls come from one event loop."""
 
-    def __init__(self, model: Transformer, stop_ids: Sequence[int], config: LocalEngineConfig):
-        self._model = model
+    def __init__(
+        self,
+        models: Transformer | Mapping[str, Transformer],
+        stop_ids: Sequence[int],
+        config: LocalEngineConfig,
+    ):
+        """``models``: one for all policies, or that of each."""
+        self._models = models
         self._stop_ids = np.asarray(stop_ids, np.int32)
         self._config = config
         self._weights: dict[str, tuple[Weights, int]] = {}
@@ -86,12 +92,16 @@ class LocalEngine:
                 f"a prompt of {length} tokens at {request.addresses[0].group.path()}: must be 1 to "
                 f"LocalEngineConfig.max_prompt = {self._config.max_prompt}"
             )
+        size = self._model(request.policy).vocab_size
         worst = max(request.prompt_ids), min(request.prompt_ids)
-        if worst[0] >= self._model.vocab_size or worst[1] < 0:
+        if worst[0] >= size or worst[1] < 0:
             raise RunError(
-                f"token id {worst[0] if worst[0] >= self._model.vocab_size else worst[1]} at "
-                f"{request.addresses[0].group.path()}: the vocabulary has {self._model.vocab_size}"
+                f"token id {worst[0] if worst[0] >= size else worst[1]} at "
+                f"{request.addresses[0].group.path()}: the vocabulary has {size}"
             )
+
+    def _model(self, policy: str) -> Transformer:
+        return self._models[policy] if isinstance(self._models, Mapping) else self._models
 
     def _draw_all(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -154,8 +164,8 @@ class LocalEngine:
             limit_G[g] = request.sampling.max_tokens
             scale_GJ[g, family.policies.index(request.policy)] = self._weights[request.policy][0].scale
         drawn = _generate(
-            self._model, branch_size, family.params, family.adapters, prompts_GP, lengths_G, keys_GK,
-            temperature_G, limit_G, scale_GJ, self._stop_ids,
+            self._model(wave[0].policy), branch_size, family.params, family.adapters, prompts_GP, lengths_G,
+            keys_GK, temperature_G, limit_G, scale_GJ, self._stop_ids,
         )  # fmt: skip
         tokens_GKC, logprobs_GKC, count_GK, stopped_GK = map(np.asarray, drawn)
         self.seconds += time.monotonic() - began
@@ -234,7 +244,7 @@ def _generate(
         positions = jnp.broadcast_to((lengths_G + i)[:, None], (G, K)).reshape(-1, 1)
         pairs = list(zip(prompt_caches, caches, strict=True))
         hidden, pairs = run(
-            model, params, adapters, token_GK.reshape(-1, 1), positions, attend_branch, pairs, scale_BJ
+            model, params, adapters, token_GK.reshape(-1, 1), positions, attend_branch, pairs, scale_BJ, P + C
         )
         logits_GKV = logits(params, hidden.reshape(G, K, -1))
         caches = [branch for _, branch in pairs]

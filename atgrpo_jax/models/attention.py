@@ -1,4 +1,7 @@
-"""How queries meet keys: grouped-query attention over a mask, and over a prompt shared by branches."""
+"""How queries meet keys: grouped-query attention over a mask, over the tiles of packed rows in which some
+token sees another, and over a prompt shared by branches."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,170 @@ def masked_attention(
     probs = jax.nn.softmax(scores, axis=-1).reshape(B, M, -1, S)
     out = jnp.einsum("bmxs,bmsh->bmxh", probs.astype(v_BMSH.dtype), v_BMSH)
     return out.reshape(B, M, -1, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def prefix_mask(segments_T: jax.Array, branches_T: jax.Array) -> jax.Array:
+    """[..., T, T]: a token sees earlier tokens of its segment's prompt and of its own branch."""
+    size = segments_T.shape[-1]
+    return _sees(segments_T, branches_T, segments_T, branches_T) & jnp.tril(jnp.ones((size, size), bool))
+
+
+def _sees(segments_T, branches_T, segments_S, branches_S) -> jax.Array:
+    """``prefix_mask`` but for the order. [..., T, S]."""
+    seen = branches_S[..., None, :]
+    own = (seen == 0) | (seen == branches_T[..., :, None])
+    return own & (segments_T[..., :, None] == segments_S[..., None, :])
+
+
+@jax.custom_vjp
+def tiled_attention(
+    q_BTNH: jax.Array,
+    k_BTMH: jax.Array,
+    v_BTMH: jax.Array,
+    segments_BT: jax.Array,
+    branches_BT: jax.Array,
+    pairs_BX: jax.Array,
+) -> jax.Array:
+    """Softmax attention where ``prefix_mask`` is true, on the given pairs of tiles only. [B, T, N, H].
+
+    Time is that of the pairs, memory that of the tokens: tiles are taken one by one with a running softmax
+    (2205.14135), forward and backward. Scores and sums in float32.
+
+    Args:
+      pairs_BX: see ``types.Batch``. A row of one tile has nothing to leave out; ``masked_attention`` does it.
+    """
+    return _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX)[0]
+
+
+def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX):
+    rows = _Rows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
+
+    def row(b, carry):
+        out_BTNH, log_total_BnMX = carry
+        q, k, v = rows.queries(q_BTNH, b), rows.keys(k_BTMH, b), rows.keys(v_BTMH, b)
+
+        def visit(i, j, carry):
+            out, best, total = carry
+            scores = rows.scores(_at(q, i), _at(k, j), b, i, j)
+            before = _at(best, i)
+            now = jnp.maximum(before, scores.max(-1))
+            kept, probs = jnp.exp(before - now), jnp.exp(scores - now[..., None])
+            new = jnp.einsum("mxs,msh->mxh", probs.astype(v.dtype), _at(v, j), **_WIDE)
+            out = _put(out, i, _at(out, i) * kept[..., None] + new)
+            return out, _put(best, i, now), _put(total, i, _at(total, i) * kept + probs.sum(-1))
+
+        zeros = jnp.zeros(q.shape[:-1], jnp.float32)
+        start = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, _HIDDEN), zeros
+        out, best, total = rows.visit_pairs(b, visit, start)
+        total = jnp.maximum(total, 1e-30)  # padding that nobody visits
+        out = rows.together(out / total[..., None]).astype(q_BTNH.dtype)
+        return _put(out_BTNH, b, out), _put(log_total_BnMX, b, best + jnp.log(total))
+
+    start = jnp.zeros_like(q_BTNH), jnp.zeros((rows.B, rows.n, rows.M, rows.R * rows.t), jnp.float32)
+    out_BTNH, log_total_BnMX = rows.visit_rows(row, start)
+    kept = q_BTNH, k_BTMH, v_BTMH, out_BTNH, log_total_BnMX, segments_BT, branches_BT, pairs_BX
+    return out_BTNH, kept
+
+
+def _tiled_backward(kept, d_out_BTNH):
+    q_BTNH, k_BTMH, v_BTMH, out_BTNH, log_total_BnMX, segments_BT, branches_BT, pairs_BX = kept
+    rows = _Rows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
+
+    def row(b, carry):
+        q, k, v = rows.queries(q_BTNH, b), rows.keys(k_BTMH, b), rows.keys(v_BTMH, b)
+        d_out = rows.queries(d_out_BTNH, b, scale=1.0)
+        log_total = _at(log_total_BnMX, b)
+        out = rows.queries(out_BTNH, b, scale=1.0)
+        inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+
+        def visit(i, j, carry):
+            dq, dk, dv = carry
+            q_i, k_j, d_out_i = _at(q, i), _at(k, j), _at(d_out, i)
+            probs = jnp.exp(rows.scores(q_i, k_j, b, i, j) - _at(log_total, i)[..., None])
+            new_v = jnp.einsum("mxs,mxh->msh", probs.astype(v.dtype), d_out_i, **_WIDE)
+            d_probs = jnp.einsum("mxh,msh->mxs", d_out_i, _at(v, j), **_WIDE)
+            d_scores = (probs * (d_probs - _at(inner, i)[..., None])).astype(q.dtype)
+            new_q = jnp.einsum("mxs,msh->mxh", d_scores, k_j, **_WIDE)
+            new_k = jnp.einsum("mxs,mxh->msh", d_scores, q_i, **_WIDE)
+            return (
+                _put(dq, i, _at(dq, i) + new_q),
+                _put(dk, j, _at(dk, j) + new_k),
+                _put(dv, j, _at(dv, j) + new_v),
+            )
+
+        start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+        dq, dk, dv = rows.visit_pairs(b, visit, start)
+        gradients = rows.together(dq * rows.scale), rows.together(dk), rows.together(dv)
+        return tuple(
+            _put(all_, b, one.astype(all_.dtype)) for all_, one in zip(carry, gradients, strict=True)
+        )
+
+    start = jnp.zeros_like(q_BTNH), jnp.zeros_like(k_BTMH), jnp.zeros_like(v_BTMH)
+    return *rows.visit_rows(row, start), None, None, None
+
+
+tiled_attention.defvjp(_tiled_forward, _tiled_backward)
+
+_WIDE = {"preferred_element_type": jnp.float32}
+
+
+def _at(x: jax.Array, i: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False, allow_negative_indices=False)
+
+
+def _put(x: jax.Array, i: jax.Array, value: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(x, value, i, 0, allow_negative_indices=False)
+
+
+class _Rows:
+    """Packed rows, one by one as n tiles of t tokens: queries [n, M, R t, H], the R = N / M query heads of a
+    key head side by side; keys and values [n, M, t, H]."""
+
+    def __init__(self, q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX):
+        (self.B, self.T, N, self.H), self.M = q_BTNH.shape, k_BTMH.shape[2]
+        self.R, self.scale = N // self.M, self.H**-0.5
+        self.n = (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2
+        self.t = self.T // self.n
+        tiles = self.B, self.n, self.t
+        self.segments_Bnt, self.branches_Bnt = segments_BT.reshape(tiles), branches_BT.reshape(tiles)
+        self.pairs_BX = jnp.asarray(pairs_BX)
+
+    def queries(self, x_BTNH: jax.Array, b: jax.Array, scale: float | None = None) -> jax.Array:
+        x = _at(x_BTNH, b) * jnp.asarray(self.scale if scale is None else scale, x_BTNH.dtype)
+        x = x.reshape(self.n, self.t, self.M, self.R, self.H).transpose(0, 2, 3, 1, 4)
+        return x.reshape(self.n, self.M, self.R * self.t, self.H)
+
+    def keys(self, x_BTMH: jax.Array, b: jax.Array) -> jax.Array:
+        return _at(x_BTMH, b).reshape(self.n, self.t, self.M, self.H).transpose(0, 2, 1, 3)
+
+    def together(self, tiles: jax.Array) -> jax.Array:
+        """Of queries or keys: [T, heads, H]."""
+        x = tiles.reshape(self.n, self.M, -1, self.t, self.H).transpose(0, 3, 1, 2, 4)
+        return x.reshape(self.T, -1, self.H)
+
+    def scores(self, q_MXH, k_MtH, b, i, j) -> jax.Array:
+        """Of a pair of tiles [M, R t, t]."""
+        read = (_at(_at(x, b), tile) for tile in (i, j) for x in (self.segments_Bnt, self.branches_Bnt))
+        order = jnp.arange(self.t)
+        mask = _sees(*read) & (order[:, None] + (i - j) * self.t >= order)
+        scores = jnp.einsum("mxh,msh->mxs", q_MXH, k_MtH, **_WIDE)
+        scores = jnp.where(mask, scores.reshape(self.M, self.R, self.t, self.t), _HIDDEN)
+        return scores.reshape(self.M, -1, self.t)
+
+    def visit_rows(self, visit, carry):
+        """``visit(b, carry)`` for all rows up to the last that holds anything."""
+        used = jnp.max(jnp.where(self.pairs_BX[:, 0] >= 0, jnp.arange(1, self.B + 1), 0))
+        return jax.lax.fori_loop(0, used, visit, carry)
+
+    def visit_pairs(self, b, visit, carry):
+        """``visit(query tile, key tile, carry)`` for all pairs of a row, in order."""
+
+        def pair(x, carry):
+            # Without the barrier XLA divides anew for every score.
+            i, j = jax.lax.optimization_barrier(jnp.divmod(self.pairs_BX[b, x], self.n))
+            return visit(i, j, carry)
+
+        return jax.lax.fori_loop(0, jnp.sum(self.pairs_BX[b] >= 0), pair, carry)
 
 
 def branch_attention(

@@ -51,6 +51,8 @@ class ModelConfig:
     param_dtype: Dtype = "float32"
     # What the backward pass computes again: nothing, all but matrix products, or whole blocks.
     remat: Literal["none", "dots", "block"] = "none"
+    # Compile one block for all layers: much sooner, at the cost of a copy of the blocks' parameters.
+    scan: bool = False
 
     def __post_init__(self):
         check_types(self)

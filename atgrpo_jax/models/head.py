@@ -1,38 +1,220 @@
-"""Token logprobs and entropy without [B, T, V] logits."""
+"""From hidden states to logprobs, and to a loss over them, without [B, T, V] logits.
 
-from typing import Any
+The projection runs over chunks of the trained tokens, and no further than there are any. ``token_loss`` makes
+a chunk's gradient while its logits are there, so that they are computed once and never kept.
+
+On a mesh every device has some rows and a part of the vocabulary. What a token needs of all parts (the
+largest logit, the sum of exponentials, its own logit) is exchanged; logits are not.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from atgrpo_jax.models.transformer import logits
+from atgrpo_jax.types import TILE, Trained
 
-CHUNK = 512  # rows of logits that exist at a time
+CHUNK_BYTES = 2**26  # of float32 logits on one device at a time, unless 64 tokens a row have more
+ROWS, VOCAB = ("data", "fsdp"), "tensor"  # mesh axes
+
+# (logprobs_BX, entropy_BX, reference_logprobs_BX or None, trained tokens) -> loss, metrics: sums over tokens.
+Objective = Callable[[jax.Array, jax.Array, jax.Array | None, Trained], tuple[jax.Array, dict]]
+
+
+class Head(NamedTuple):
+    """How to project; hashable."""
+
+    mesh: Mesh
+    tied: bool  # the table is the embedding [V, D], else a head [D, V]
+    trained: bool = True  # it gets a gradient
+
+
+def table(params: Any) -> jax.Array:
+    """What a model's parameters project with."""
+    return params.get("head", params["embedding"])
 
 
 def token_logprobs(
-    params: Any, hidden_BTD: jax.Array, targets_BT: jax.Array, temperature: jax.Array
+    head: Head, table: jax.Array, hidden_BTD: jax.Array, trained: Trained, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Logprob of each target and entropy of its distribution, at a temperature. Both [B, T] float32.
+    """Logprob of each trained token and entropy of its distribution, softmax(logits / temperature).
 
-    The projection runs chunk by chunk with a checkpointed backward, so that at most ``CHUNK`` rows of
-    logits exist at a time, forward or backward.
+    Both [B, T] float32 in the order of ``trained``; zeros where that is padding, up to a chunk. Not to be
+    differentiated.
     """
-    flat_XD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-    rows = flat_XD.shape[0]
-    chunks = -(-rows // CHUNK)
-    pad = chunks * CHUNK - rows
-    flat_XD = jnp.pad(flat_XD, ((0, pad), (0, 0))).reshape(chunks, -1, flat_XD.shape[-1])
-    targets_X = jnp.pad(targets_BT.reshape(-1), (0, pad)).reshape(chunks, -1)
 
-    @jax.checkpoint
-    def chunk(_, xs):
-        hidden_XD, targets_X = xs
-        logp_XV = jax.nn.log_softmax(logits(params, hidden_XD) / temperature, axis=-1)
-        entropy_X = -jnp.sum(jnp.exp(logp_XV) * logp_XV, axis=-1)
-        chosen_X = jnp.take_along_axis(logp_XV, targets_X[:, None], axis=-1)[:, 0]
-        return None, (chosen_X, entropy_X)
+    def shard(table, hidden_BTD, trained, temperature):
+        project = _Projection(head, table, hidden_BTD, temperature)
 
-    _, (logprobs, entropy) = jax.lax.scan(chunk, None, (flat_XD, targets_X))
-    shape = targets_BT.shape
-    return logprobs.reshape(-1)[:rows].reshape(shape), entropy.reshape(-1)[:rows].reshape(shape)
+        def visit(start, part, _, carry):
+            found = project(part)[1]
+            new = found.logprobs.reshape(part.weights.shape), found.entropy.reshape(part.weights.shape)
+            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+            return tuple(put(all_, one) for all_, one in zip(carry, new, strict=True))
+
+        zeros = jnp.zeros(trained.weights.shape, jnp.float32)
+        return project.visit_all(visit, trained, None, (zeros, zeros))
+
+    by_row = P(ROWS)
+    specs = (_table_spec(head), by_row, by_row, P())
+    sharded = jax.shard_map(shard, mesh=head.mesh, in_specs=specs, out_specs=by_row, check_vma=False)
+    return sharded(table, hidden_BTD, trained, temperature)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def token_loss(
+    head: Head,
+    objective: Objective,
+    table: jax.Array,
+    hidden_BTD: jax.Array,
+    trained: Trained,
+    reference_BT: jax.Array | None,
+    temperature: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """``objective`` of ``token_logprobs``, and its metrics.
+
+    Adds the metric ``logprob_gap``, the largest |logprob - old logprob|. Only the loss can be differentiated,
+    in ``table`` and ``hidden_BTD``.
+    """
+    return _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature)[0]
+
+
+def _backward(head, objective, gradients, cotangents):
+    d_table, d_hidden = (None if g is None else (g * cotangents[0]).astype(g.dtype) for g in gradients)
+    return d_table, d_hidden, None, None, None
+
+
+def _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature):
+    """((loss, metrics), (gradient of the table, of the hidden states))."""
+
+    def shard(table, hidden_BTD, trained, reference_BT, temperature):
+        project = _Projection(head, table, hidden_BTD, temperature)
+
+        def visit(_, part, reference_BX, carry):
+            totals, gap, d_table, d_hidden_BTD = carry
+            h_XD, found = project(part)
+            shape = part.weights.shape
+
+            def value(logprobs_X, entropy_X):
+                return objective(logprobs_X.reshape(shape), entropy_X.reshape(shape), reference_BX, part)
+
+            loss, pull, sums = jax.vjp(value, found.logprobs, found.entropy, has_aux=True)
+            d_logits_XV = found.gradient(*pull(jnp.ones_like(loss))) / temperature
+            gap_BX = jnp.abs(found.logprobs.reshape(shape) - part.old_logprobs)
+            gap = jnp.maximum(gap, jnp.max(jnp.where(part.weights > 0, gap_BX, 0.0)))
+            d_table, d_hidden_BTD = project.add(d_logits_XV, h_XD, part, d_table, d_hidden_BTD)
+            return jax.tree.map(jnp.add, totals, (loss, sums)), gap, d_table, d_hidden_BTD
+
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), _shapes(objective, reference_BT, trained))
+        # As [D, V] in either case: a CPU makes that in half the time of [V, D].
+        d_table = (
+            jnp.zeros(table.T.shape if head.tied else table.shape, jnp.float32) if head.trained else None
+        )
+        carry = zeros, jnp.float32(0), d_table, jnp.zeros(hidden_BTD.shape, jnp.float32)
+        totals, gap, d_table, d_hidden_BTD = project.visit_all(visit, trained, reference_BT, carry)
+        loss, sums = jax.lax.psum(totals, ROWS)
+        if head.trained:
+            d_table = jax.lax.psum(d_table.T if head.tied else d_table, ROWS)
+        d_hidden_BTD = jax.lax.psum(d_hidden_BTD, VOCAB).astype(hidden_BTD.dtype)
+        return (loss, sums | {"logprob_gap": jax.lax.pmax(gap, ROWS)}), (d_table, d_hidden_BTD)
+
+    by_row, of_table = P(ROWS), _table_spec(head)
+    return jax.shard_map(
+        shard,
+        mesh=head.mesh,
+        in_specs=(of_table, by_row, by_row, by_row, P()),
+        out_specs=(P(), (of_table, by_row)),
+        check_vma=False,
+    )(table, hidden_BTD, trained, reference_BT, temperature)
+
+
+token_loss.defvjp(_loss, _backward)
+
+
+def _table_spec(head: Head) -> P:
+    return P(VOCAB) if head.tied else P(None, VOCAB)
+
+
+def _shapes(objective: Objective, reference_BT, trained: Trained):
+    return jax.eval_shape(objective, trained.weights, trained.weights, reference_BT, trained)
+
+
+class _Distribution:
+    """Of tokens X over this device's part of the vocabulary, with what all parts have in common."""
+
+    def __init__(self, logits_XV: jax.Array, targets_X: jax.Array):
+        size = logits_XV.shape[1]
+        own_X = targets_X - jax.lax.axis_index(VOCAB) * size
+        self.chosen_XV = own_X[:, None] == jnp.arange(size)
+        best_X = jax.lax.pmax(logits_XV.max(-1), VOCAB)
+        exp_XV = jnp.exp(logits_XV - best_X[:, None])
+        parts = (
+            exp_XV.sum(-1),
+            (exp_XV * logits_XV).sum(-1),
+            jnp.where(self.chosen_XV, logits_XV, 0.0).sum(-1),
+        )
+        total_X, weighted_X, own_logit_X = jax.lax.psum(parts, VOCAB)
+        self.log_total = best_X + jnp.log(total_X)
+        self.logits = logits_XV
+        self.logprobs = own_logit_X - self.log_total
+        self.entropy = self.log_total - weighted_X / total_X
+
+    def gradient(self, d_logprobs_X: jax.Array, d_entropy_X: jax.Array) -> jax.Array:
+        """Of the logits [X, V]."""
+        logp_XV = self.logits - self.log_total[:, None]
+        d_entropy_X1, d_logprobs_X1 = d_entropy_X[:, None], d_logprobs_X[:, None]
+        spread_XV = d_logprobs_X1 + d_entropy_X1 * (logp_XV + self.entropy[:, None])
+        return jnp.where(self.chosen_XV, d_logprobs_X1, 0.0) - jnp.exp(logp_XV) * spread_XV
+
+
+class _Projection:
+    """Of one device's rows, chunk by chunk."""
+
+    def __init__(self, head: Head, table: jax.Array, hidden_BTD: jax.Array, temperature: jax.Array):
+        self.head, self.temperature = head, temperature
+        self.hidden_BTD, self.table = hidden_BTD, table.astype(hidden_BTD.dtype)
+        self.rows_B1 = jnp.arange(len(hidden_BTD))[:, None]
+
+    def __call__(self, part: Trained) -> tuple[jax.Array, _Distribution]:
+        """The hidden states [X, D] that predict the chunk's tokens, and the distribution there."""
+        h_XD = self.hidden_BTD[self.rows_B1, part.sources].reshape(-1, self.hidden_BTD.shape[-1])
+        logits_XV = _matmul(h_XD, self.table.T if self.head.tied else self.table) / self.temperature
+        return h_XD, _Distribution(logits_XV, part.targets.reshape(-1))
+
+    def add(self, d_logits_XV, h_XD, part: Trained, d_table, d_hidden_BTD):
+        """To the gradients of table and hidden states."""
+        d_logits_XV = d_logits_XV.astype(h_XD.dtype)
+        if self.head.trained:
+            d_table += _matmul(h_XD.T, d_logits_XV)
+        d_h_XD = _matmul(d_logits_XV, self.table if self.head.tied else self.table.T)
+        d_h_BXD = d_h_XD.reshape(*part.sources.shape, -1)
+        return d_table, d_hidden_BTD.at[self.rows_B1, part.sources].add(d_h_BXD)
+
+    def visit_all(self, visit, trained: Trained, reference_BT, carry):
+        """``visit(start, chunk, its reference, carry)`` for all chunks that hold a trained token."""
+        (B, T), V = trained.weights.shape, self.table.shape[0 if self.head.tied else 1]
+        size = _chunk_size(B, T, V)
+        used = jnp.max(jnp.sum(trained.weights > 0, axis=1))
+
+        def body(c, carry):
+            cut = functools.partial(
+                jax.lax.dynamic_slice_in_dim, start_index=c * size, slice_size=size, axis=1
+            )
+            return visit(c * size, *jax.tree.map(cut, (trained, reference_BT)), carry)
+
+        return jax.lax.fori_loop(0, -(-used // size), body, carry)
+
+
+def _chunk_size(B: int, T: int, V: int) -> int:
+    """Tokens a row: as many tiles as the limit on logits holds, in equal parts of T."""
+    tiles = max(T // TILE, 1)
+    most = max(CHUNK_BYTES // (4 * B * V * min(T, TILE)), 1)
+    return T // next(parts for parts in range(1, tiles + 1) if tiles % parts == 0 and tiles // parts <= most)
+
+
+def _matmul(one: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.matmul(one, other, preferred_element_type=jnp.float32)

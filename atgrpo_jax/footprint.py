@@ -1,0 +1,268 @@
+"""What a run will need on each device, and how long a step takes at best: without weights or accelerators.
+
+Parameters and optimizer state are exact: the shapes and shardings are those of the run. Activations are what
+JAX's own backward pass keeps, by abstract evaluation of the model's share on one device.
+"""
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atgrpo_jax.batch import BatchConfig
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.learner import cloning
+from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.head import CHUNK_BYTES
+from atgrpo_jax.models.lora import init_adapter
+from atgrpo_jax.models.packed import Packed
+from atgrpo_jax.models.transformer import Transformer, Weights, init_params
+from atgrpo_jax.policies import Policies
+from atgrpo_jax.rollout import Player
+from atgrpo_jax.types import Batch, Sampling, Trained
+from atgrpo_jax.warm_start import demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Published figures."""
+
+    name: str
+    memory: float  # bytes
+    flops: float  # a second, bfloat16 matrix products
+    bandwidth: float  # bytes a second
+
+
+DEVICES = {
+    "v4": Device("TPU v4", 32e9, 275e12, 1.23e12),
+    "v5e": Device("TPU v5e", 16e9, 197e12, 0.82e12),
+    "v5p": Device("TPU v5p", 95e9, 459e12, 2.77e12),
+    "v6e": Device("TPU v6e", 32e9, 918e12, 1.64e12),
+    "a100": Device("NVIDIA A100", 80e9, 312e12, 2.04e12),
+    "h100": Device("NVIDIA H100", 80e9, 989e12, 3.35e12),
+    "h200": Device("NVIDIA H200", 141e9, 989e12, 4.8e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of a training step's groups, tokens; every episode is taken to last all turns, every answer to be as
+    long as it may be."""
+
+    groups: int
+    prompt: float  # mean
+    longest_prompt: int
+    new: int  # of one candidate
+    candidates: int
+
+    @property
+    def group(self) -> int:
+        """The longest."""
+        return self.longest_prompt + self.candidates * self.new
+
+
+def sizes(x: Experiment, instances: int = 16) -> Sizes:
+    """From prompts of demonstrated episodes of the first training instances."""
+    propose = demonstrations(x.task, x.tokenizer, 1, x.seed)
+    player = Player(x.task, x.team, x.tokenizer, propose, Sampling(), x.seed, select="random")
+
+    async def play():
+        return await asyncio.gather(*(player.play(1, "train", index) for index in range(instances)))
+
+    origins = [group.origin for episode in asyncio.run(play()) for group in episode.groups]
+    lengths = [len(origin.prompt_ids) for origin in origins]
+    roles, turns = len(x.task.workflow.order), x.task.workflow.turns
+    tree = x.rollout.mode == "tree"
+    return Sizes(
+        groups=x.rollout.instances * roles * turns * (1 if tree else x.rollout.candidates),
+        prompt=float(np.mean(lengths)),
+        longest_prompt=max(lengths),
+        new=x.rollout.max_tokens,
+        candidates=x.rollout.candidates if tree else 1,
+    )
+
+
+def memory(x: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
+    """Bytes on each device by what holds them."""
+    lines: dict[str, float] = {}
+    for name, shapes in policies.shapes.items():
+        lines[f"parameters, {name}"] = bytes_a_device(shapes.params)
+        lines[f"optimizer, {name}"] = bytes_a_device(shapes.opt_state)
+    if policies.adapted:
+        lines["parameters, base of adapters"] = bytes_a_device(policies.base_shapes())
+    trained = [bytes_a_device(shapes.params) for shapes in policies.shapes.values()]
+    lines["gradients, and of one micro-batch"] = 2 * max(trained)
+    row = x.batch.row(group.group)
+    configs = {name: x.architecture(x.start(name)) for name in policies.names}
+    local = {name: _local(config, x.mesh) for name, config in configs.items()}
+    copied = [_copy(local[name], x) for name, c in configs.items() if c.dtype != c.param_dtype]
+    if copied:
+        lines["parameters in bfloat16, gathered"] = max(copied)
+    ranks = {name: x.lora.rank if name in policies.adapted else None for name in configs}
+    lines["activations of the update"] = max(
+        activations(config, x.mesh, x.batch, row, ranks[name]) for name, config in configs.items()
+    )
+    lines["the head's logits and gradient"] = max(
+        _head(local[name], x, trained=ranks[name] is None) for name in configs
+    )
+    lines["cache of the rollout"] = sum(_cache(config, x, group) for config in set(configs.values()))
+    return lines
+
+
+def bytes_a_device(tree: Any) -> int:
+    """Of arrays, or shapes with shardings."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def activations(
+    config: ModelConfig, mesh: MeshConfig, batch: BatchConfig, row: int, lora: int | None = None
+) -> float:
+    """Bytes on each device that one micro-batch's backward pass finds ready, and what it makes again."""
+    local, rows = _local(config, mesh), batch.rows // (mesh.data * mesh.fsdp)
+    kept = _kept(local, row, lora)
+    if config.remat != "none":
+        plain = dataclasses.replace(local, remat="none")
+        one, two = (_kept(dataclasses.replace(plain, layers=n), row, lora) for n in (1, 2))
+        kept += two - one  # a block's own, while it is computed again
+    return rows * kept
+
+
+def _local(config: ModelConfig, mesh: MeshConfig) -> ModelConfig:
+    """A device's share of the model where ``tensor`` devices have one layer."""
+    t = mesh.tensor
+    return dataclasses.replace(
+        config,
+        heads=config.heads // t,
+        kv_heads=max(config.kv_heads // t, 1),
+        mlp_width=config.mlp_width // t,
+        vocab_size=(config.vocab_size or t) // t,
+        scan=False,
+    )
+
+
+def _kept(config: ModelConfig, row: int, lora: int | None) -> int:
+    """Bytes a row: parameters are kept, too, and do not grow with the rows."""
+    one, two = (_residuals(config, rows, row, lora) for rows in (1, 2))
+    return two - one
+
+
+def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> int:
+    model = Transformer(config, config.vocab_size or 1)
+    packed = Packed(model, MeshConfig().build())
+    tiles = max(row // 64, 1)
+
+    def array(length: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, length), dtype)
+
+    ints, floats = array(row, jnp.int32), array(row, jnp.float32)
+    pairs = array(tiles * (tiles + 1) // 2, jnp.int32)
+    micro = Batch(ints, ints, ints, ints, pairs, Trained(ints, ints, floats, floats, floats))
+
+    def backward(trained, base, micro):
+        def loss(trained):
+            weights = Weights(trained) if lora is None else Weights(base, trained)
+            return packed.loss(cloning, weights, micro, None, jnp.float32(1))[0]
+
+        return jax.vjp(loss, trained)[1]
+
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    trained = params
+    if lora is not None:
+        trained = jax.eval_shape(lambda: init_adapter(params, jax.random.key(0), lora))
+    leaves = jax.tree.leaves(jax.eval_shape(backward, trained, params, micro))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _copy(local: ModelConfig, x: Experiment) -> float:
+    """The blocks' parameters in the activations' dtype: a device's part, and one layer in full."""
+    layer = _block_parameters(local)
+    return jnp.dtype(local.dtype).itemsize * layer * (local.layers / x.mesh.fsdp + (x.mesh.fsdp > 1))
+
+
+def _head(local: ModelConfig, x: Experiment, trained: bool) -> float:
+    """Three arrays of a chunk's logits, the table in the activations' dtype, and its gradient in float32."""
+    vocab = local.vocab_size or x.tokenizer.vocab_size
+    table = vocab * local.width
+    return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
+
+
+def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
+    """Keys and values of a wave of the in-process engine, and its logits."""
+    local, engine = _local(config, x.mesh), x.engine
+    prompt = -(-group.longest_prompt // engine.prompt_bucket) * engine.prompt_bucket
+    branches = group.candidates * (1 << (group.new - 1).bit_length())
+    token = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
+    vocab = config.vocab_size or x.tokenizer.vocab_size
+    return engine.groups * ((prompt + branches) * token + 3 * 4 * group.candidates * vocab)
+
+
+def _block_parameters(config: ModelConfig) -> int:
+    q, kv = config.heads * config.head_size, config.kv_heads * config.head_size
+    return config.width * (2 * q + 2 * kv + 3 * config.mlp_width)
+
+
+def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[str, float]:
+    """FLOP of a step's rollout and update on so many groups: prompts once a group, the head on new tokens,
+    attention over what a token sees; blocks that are computed again count twice forward."""
+    block = 2 * config.layers * _block_parameters(config)
+    span = 4 * config.layers * config.heads * config.head_size
+    new = group.candidates * group.new
+    blocks = block * (group.prompt + new) + span * (
+        group.prompt**2 / 2 + new * (group.prompt + group.new / 2)
+    )
+    head = 2 * config.width * vocab * new
+    again = blocks if config.remat == "block" else 0.0
+    return {"rollout": groups * (blocks + head), "update": groups * (3 * (blocks + head) + again)}
+
+
+def seconds(
+    x: Experiment, policies: Policies, group: Sizes, device: Device, utilisation: float
+) -> Mapping[str, tuple[float, float, str]]:
+    """Stage -> (FLOP, seconds, what limits it). Of the roles' policies each has its share of the groups."""
+    roles = x.task.workflow.order
+    totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
+    waves = math.ceil(group.groups / len(roles) / x.engine.groups)
+    for role in roles:
+        config = x.architecture(x.start(x.team.policy(role)))
+        vocab = config.vocab_size or x.tokenizer.vocab_size
+        done = work(config, vocab, group, group.groups / len(roles))
+        rate = device.flops * utilisation * x.mesh.devices
+        read = jnp.dtype(config.dtype).itemsize * (
+            config.layers * _block_parameters(config) + vocab * config.width
+        )
+        reading = waves * group.new * read / x.mesh.devices / device.bandwidth
+        for stage, flop in done.items():
+            totals[stage][0] += flop
+            totals[stage][1] += flop / rate
+        totals["rollout"][2] += reading
+    return {
+        stage: (flop, max(computing, reading), "arithmetic" if computing >= reading else "reading weights")
+        for stage, (flop, computing, reading) in totals.items()
+    }
+
+
+def device(name: str) -> Device:
+    """Raises ConfigError for one that is not in ``DEVICES``."""
+    if name not in DEVICES:
+        raise ConfigError(f"--device={name}: expected one of {', '.join(DEVICES)}")
+    return DEVICES[name]
+
+
+def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence[str]:
+    """The memory table as text."""
+    total = sum(lines.values())
+    width = max(map(len, lines))
+    verdict = "fits" if total <= 0.92 * on.memory else "does not fit"
+    return [
+        f"mesh {mesh}: {mesh.devices} x {on.name}, {on.memory / 1e9:.0f} GB each",
+        *(f"  {name:{width}}  {size / 1e9:8.3f} GB" for name, size in lines.items()),
+        f"  {'in all, on each device':{width}}  {total / 1e9:8.3f} GB: {verdict}",
+    ]

@@ -1,0 +1,78 @@
+"""A model on prefix-shared rows: logprobs of the trained tokens, and a loss over them."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
+from atgrpo_jax.models.head import ROWS, Head, Objective, table, token_logprobs, token_loss
+from atgrpo_jax.models.lora import stack
+from atgrpo_jax.models.transformer import Attend, Transformer, Weights, run
+from atgrpo_jax.types import TILE, Batch
+
+
+class Packed:
+    """``model`` on micro-batches: Batches whose arrays are [B, ...]."""
+
+    def __init__(self, model: Transformer, mesh: Mesh):
+        self._model, self._mesh = model, mesh
+
+    def logprobs(self, weights: Weights, micro: Batch, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logprob of every trained token and the entropy there, [B, T]; not to be differentiated."""
+        hidden_BTD, head = self._hidden(weights, micro)
+        return token_logprobs(head, table(weights.params), hidden_BTD, micro.trained, temperature)
+
+    def loss(
+        self,
+        objective: Objective,
+        weights: Weights,
+        micro: Batch,
+        reference_BT: jax.Array | None,
+        temperature: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The objective, and its metrics, of all trained tokens; differentiable in what ``weights`` train."""
+        hidden_BTD, head = self._hidden(weights, micro)
+        projection = table(weights.params)
+        return token_loss(head, objective, projection, hidden_BTD, micro.trained, reference_BT, temperature)
+
+    def _hidden(self, weights: Weights, micro: Batch) -> tuple[jax.Array, Head]:
+        adapters = None if weights.adapter is None else stack([weights.adapter])
+        scale_BJ = jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)
+        hidden_BTD, _ = run(
+            self._model,
+            weights.params,
+            adapters,
+            micro.tokens,
+            micro.positions,
+            self._attend(micro),
+            scale_BJ=scale_BJ,
+        )
+        return hidden_BTD, Head(self._mesh, "head" not in weights.params, weights.adapter is None)
+
+    def _attend(self, micro: Batch) -> Attend:
+        if micro.tokens.shape[1] <= TILE:
+            mask_BTT = prefix_mask(micro.segments, micro.branches)
+            return lambda q, k, v, _: (masked_attention(q, k, v, mask_BTT), None)
+        by_row, by_head = P(ROWS), P(ROWS, None, "tensor")
+
+        def attend(q_BTNH, k_BTMH, v_BTMH, _) -> tuple[jax.Array, Any]:
+            k_BTMH, v_BTMH = (self._shared_out(x) for x in (k_BTMH, v_BTMH))
+            sharded = jax.shard_map(
+                tiled_attention,
+                mesh=self._mesh,
+                in_specs=(by_head,) * 3 + (by_row,) * 3,
+                out_specs=by_head,
+                check_vma=False,
+            )
+            return sharded(q_BTNH, k_BTMH, v_BTMH, micro.segments, micro.branches, micro.pairs), None
+
+        return attend
+
+    def _shared_out(self, x_BTMH: jax.Array) -> jax.Array:
+        """Key heads, repeated so often that the devices which share the query heads share them, too."""
+        devices, heads = self._mesh.shape["tensor"], x_BTMH.shape[2]
+        return jnp.repeat(x_BTMH, devices // math.gcd(devices, heads), axis=2)

@@ -1,0 +1,82 @@
+"""``python -m atgrpo_jax.plan --gin_file=plan.gin --mesh=fsdp=8 --device=v5e [--preset=qwen3-8b]``
+
+Says, before a launch and without weights or accelerators, whether a run fits and how long a step takes.
+Exits with 1 if it does not fit. ``--preset`` puts a published size in place of the config's model.
+"""
+
+import dataclasses
+import re
+import sys
+
+import jax
+from absl import flags
+
+from atgrpo_jax import config, footprint
+from atgrpo_jax.cli import gin_flags, run
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.models.config import PRESETS, preset
+from atgrpo_jax.policies import Policies
+
+_GIN_FILE, _GIN_PARAM = gin_flags()
+_MESH = flags.DEFINE_string("mesh", None, "E.g. data=2,fsdp=4,tensor=1; the config's if not given.")
+_DEVICE = flags.DEFINE_string("device", "v5e", f"One of {', '.join(footprint.DEVICES)}.")
+_PRESET = flags.DEFINE_string("preset", None, f"One of {', '.join(PRESETS)}.")
+_UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Of the device's peak rate.", 0.01, 1.0)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    if _GIN_FILE.value is None:
+        raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
+    device = footprint.device(_DEVICE.value)
+    x = planned(config.load(_GIN_FILE.value, _GIN_PARAM.value))
+    # The devices are imagined: nothing is put on them.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", x.mesh.devices)
+    policies, sizes = Policies(x), footprint.sizes(x)
+    memory = footprint.memory(x, policies, sizes)
+    print("\n".join(footprint.report(memory, device, x.mesh)))
+    print(
+        f"a step at most: {sizes.groups} groups of {sizes.prompt:.0f} + {sizes.candidates} x {sizes.new} "
+        f"tokens, the longest {sizes.group} in rows of {x.batch.row(sizes.group)}"
+    )
+    stages = footprint.seconds(x, policies, sizes, device, _UTILISATION.value)
+    for stage, (flop, seconds, limit) in stages.items():
+        at = f"at {_UTILISATION.value:.0%} of the peak rate; the limit is {limit}"
+        print(f"  {stage:8} {flop / 1e12:12.3f} TFLOP  {seconds:10.3f} s {at}")
+    if sum(memory.values()) > 0.92 * device.memory:
+        sys.exit(1)
+
+
+def planned(x: Experiment) -> Experiment:
+    """With the mesh and the model of the flags. Raises ConfigError for impossible ones."""
+    changes: dict[str, object] = {}
+    if _MESH.value is not None:
+        changes["mesh"] = parse_mesh(_MESH.value)
+    if _PRESET.value is not None:
+        if _PRESET.value not in PRESETS:
+            raise ConfigError(f"--preset={_PRESET.value}: expected one of {', '.join(PRESETS)}")
+        changes["model"] = dataclasses.replace(preset(_PRESET.value), remat="block", scan=True)
+        changes["pretrained"] = None
+    try:
+        return dataclasses.replace(x, **changes)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """Raises ConfigError for anything but axes and sizes, as in "data=2,fsdp=4"."""
+    if not re.fullmatch(r"((data|fsdp|tensor)=\d+)(,(data|fsdp|tensor)=\d+)*", text):
+        raise ConfigError(f"--mesh={text}: expected axes and sizes, e.g. data=2,fsdp=4,tensor=1")
+    sizes = {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
+    try:
+        return MeshConfig(**sizes)
+    except ValueError as error:
+        raise ConfigError(f"--mesh={text}: {error}") from error
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,190 @@
+"""The work items of the benchmarks, the work that is in them, and the limit of the machine."""
+
+import argparse
+import dataclasses
+import json
+import math
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atgrpo_jax.batch import BatchConfig
+from atgrpo_jax.groups import Credited
+from atgrpo_jax.models.config import ModelConfig, preset
+from atgrpo_jax.types import Candidate, Group, GroupKey, Origin, Outcome, Sample, Sampling
+
+TINY = ModelConfig(
+    layers=4, width=256, mlp_width=768, heads=8, kv_heads=4, head_size=32, vocab_size=4096, rope_theta=1e6
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    model: ModelConfig
+    prompts: int = 8
+    candidates: int = 8  # of each prompt
+    prompt_tokens: int = 64
+    new_tokens: int = 64  # nothing stops early
+    rows: int = 2  # groups of a micro-batch
+
+    @property
+    def tokens(self) -> int:
+        """Of all candidates, prompts included each time: what trainers count that do not share prompts."""
+        return self.prompts * self.candidates * (self.prompt_tokens + self.new_tokens)
+
+    @property
+    def new(self) -> int:
+        return self.prompts * self.candidates * self.new_tokens
+
+    def batch(self) -> BatchConfig:
+        """A row a group."""
+        tokens = self.prompt_tokens + self.candidates * self.new_tokens
+        return BatchConfig(row_tokens=-(-tokens // 64) * 64 if tokens > 64 else tokens, rows=self.rows)
+
+    def prompt_ids(self, seed: int) -> list[tuple[int, ...]]:
+        shape = self.prompts, self.prompt_tokens
+        return [
+            tuple(p) for p in np.random.default_rng(seed).integers(0, self.model.vocab_size, shape).tolist()
+        ]
+
+    def random_samples(self, seed: int) -> list[list[Sample]]:
+        """For each prompt, K answers."""
+        V, shape = self.model.vocab_size, (self.prompts, self.candidates, self.new_tokens)
+        logprobs = (-math.log(V),) * self.new_tokens
+        drawn = np.random.default_rng(seed).integers(0, V, shape).tolist()
+        return [[Sample(tuple(tokens), logprobs, "length", 0) for tokens in group] for group in drawn]
+
+    def credited(self, seed: int, prompts, drawn) -> list[Credited]:
+        """Groups with random advantages, so that every token trains."""
+        rng, K = np.random.default_rng(seed), self.candidates
+        key, sampling = GroupKey(0, "train", 0, 0, 0, "role"), Sampling(1.0, self.new_tokens)
+        items = []
+        for prompt, samples in zip(prompts, drawn, strict=True):
+            origin = Origin(key, prompt, "", "shared", 0, sampling)
+            group = Group(tuple(Candidate(origin, s, "", Outcome.OK, None) for s in samples), 0)
+            items.append(Credited(group, rng.standard_normal(K).astype(np.float32), np.ones(K, bool)))
+        return items
+
+    def gflop(self) -> dict[str, float]:
+        """What has to be done: prompts once a group, attention over the causal span, the head on sampled
+        tokens only; forward and backward for the update."""
+        prefill = self.prompts * self.prompt_tokens
+        flop = 2 * self._dense() * prefill + self._span() * prefill * self.prompt_tokens / 2
+        head = self.model.width * self.model.vocab_size
+        flop += self.new * (
+            2 * (self._dense() + head) + self._span() * (self.prompt_tokens + self.new_tokens / 2)
+        )
+        return {"rollout": flop / 1e9, "update": 3 * flop / 1e9, "step": 4 * flop / 1e9}
+
+    def _dense(self) -> int:
+        """Parameters in matrices of the blocks."""
+        m = self.model
+        q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
+        return m.layers * m.width * (2 * q + 2 * kv + 3 * m.mlp_width)
+
+    def _span(self) -> int:
+        """Attention's FLOP a token and token seen."""
+        return 4 * self.model.layers * self.model.heads * self.model.head_size
+
+    def matmuls(self) -> dict[tuple[int, int, int], int]:
+        """(m, k, n) -> how often, of the matrix products of one micro-batch's update, attention aside."""
+        m, T = self.model, self.batch().row_tokens * self.rows
+        q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
+        ins_outs = [(m.width, q), (m.width, kv), (m.width, kv), (q, m.width)]
+        ins_outs += [(m.width, m.mlp_width)] * 2 + [(m.mlp_width, m.width)]
+        head = min(self.rows * self.candidates * self.new_tokens, 4096)
+        products = [(T, i, o, m.layers) for i, o in ins_outs] + [(head, m.width, m.vocab_size, 1)]
+        counts: dict[tuple[int, int, int], int] = {}
+        for rows, i, o, times in products:
+            for shape in ((rows, i, o), (rows, o, i), (i, rows, o)):  # forward, and both gradients
+                counts[shape] = counts.get(shape, 0) + times
+        return counts
+
+
+ITEMS = {
+    "tiny": Item(TINY),
+    "long": Item(TINY, prompt_tokens=1024, rows=1),
+    "vocab": Item(dataclasses.replace(TINY, vocab_size=151_936)),
+    # For accelerators.
+    "qwen3-0.6b": Item(preset("qwen3-0.6b"), prompts=32, prompt_tokens=512, new_tokens=512),
+    "qwen3-1.7b": Item(preset("qwen3-1.7b"), prompts=32, prompt_tokens=512, new_tokens=512),
+}
+
+
+def parse(description: str, warmup: int, steps: int) -> tuple[str, Item, argparse.Namespace]:
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--item", choices=ITEMS, default="tiny")
+    parser.add_argument("--warmup", type=int, default=warmup)
+    parser.add_argument("--steps", type=int, default=steps)
+    for name in ("prompts", "candidates", "prompt_tokens", "new_tokens", "rows"):
+        parser.add_argument(f"--{name}", type=int, help="instead of the item's")
+    args = parser.parse_args()
+    changed = {n: v for n, v in vars(args).items() if n in Item.__dataclass_fields__ and v is not None}
+    return args.item, dataclasses.replace(ITEMS[args.item], **changed), args
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 9) -> float:
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def square_gflops(size: int = 2048, dtype: str = "float32") -> float:
+    """Rate of a product of two squares."""
+    x = jnp.ones((size, size), dtype)
+    multiply = jax.jit(jnp.matmul)
+    return 2 * size**3 / median_seconds(lambda: multiply(x, x)) / 1e9
+
+
+def shapes_gflops(item: Item) -> float:
+    """Rate of the update's own matrix products, each timed alone."""
+    flop = seconds = 0.0
+    for (m, k, n), times in item.matmuls().items():
+        one, other = (jnp.ones(s, item.model.dtype) for s in ((m, k), (k, n)))
+        multiply = jax.jit(jnp.matmul)
+        seconds += times * median_seconds(lambda f=multiply, a=one, b=other: f(a, b))
+        flop += times * 2 * m * k * n
+    return flop / seconds / 1e9
+
+
+def peak_mb() -> float:
+    """Of the device where it tells, else of the process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def summary(phase: str, seconds: Sequence[float], first: float, tokens: int, gflop: float) -> dict:
+    median = statistics.median(seconds)
+    return {
+        "phase": phase,
+        "tokens_per_s": round(tokens / median, 1),
+        "seconds": round(median, 4),
+        "seconds_range": [round(min(seconds), 4), round(max(seconds), 4)],
+        "first_s": round(first, 2),
+        "gflop": round(gflop, 1),
+        "gflop_per_s": round(gflop / median, 1),
+    }
+
+
+def machine() -> dict:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def report(benchmark: str, **values) -> None:
+    print(json.dumps({"benchmark": benchmark} | values), flush=True)

@@ -1,0 +1,61 @@
+"""Speed and memory of one update, as JSON lines.
+
+    python benchmarks/update.py [--item=tiny|long|vocab|qwen3-0.6b|qwen3-1.7b]
+
+tiny: 8 prompts x 8 candidates, 64 + 64 tokens, a random Qwen3-architecture model of 4 layers, width 256, 8
+query and 4 key heads, vocabulary 4,096, float32; one clipped AdamW update. long: prompts of 1,024 tokens.
+vocab: a vocabulary of 151,936. The other two are for accelerators, in bfloat16.
+
+Tokens count every candidate in full, prompt and answer, as trainers do that do not share prompts, so that
+figures can be put side by side. ``gflop`` counts what has to be done, each prompt once. ``share`` is of the
+rate at which the update's own matrix products run alone, measured in the same process.
+"""
+
+import time
+
+import jax
+from items import machine, parse, peak_mb, report, shapes_gflops, square_gflops, summary
+
+from atgrpo_jax.batch import pack
+from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
+from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.metrics import CompileCounter
+from atgrpo_jax.models.transformer import Transformer
+
+
+def main() -> None:
+    name, item, args = parse(__doc__, warmup=3, steps=9)
+    learner = Learner(
+        Transformer(item.model, item.model.vocab_size),
+        OptimizerConfig(learning_rate=1e-4, b2=0.999, weight_decay=0.01),
+        LossConfig().objective(),
+        MeshConfig().build(),
+    )
+    state = jax.block_until_ready(learner.init(jax.random.key(0)))
+    compiles, compiled, seconds = CompileCounter(), 0, []
+    for step in range(args.warmup + args.steps):
+        items = item.credited(step, item.prompt_ids(step), item.random_samples(step))
+        batch = pack(items, item.batch(), "candidate", item.new_tokens)
+        began = time.perf_counter()
+        state, metrics = learner.update(state, batch, 1.0)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - began)
+        compiled = compiles.count if step < args.warmup else compiled
+    peak, recompiled = peak_mb(), compiles.count - compiled
+    gflop, rate = item.gflop()["update"], shapes_gflops(item)
+    kept = summary("update", seconds[args.warmup :], seconds[0], item.tokens, gflop)
+    report(
+        "update",
+        item=name,
+        **kept,
+        share=round(kept["gflop_per_s"] / rate, 3),
+        matmul_gflop_per_s=round(rate, 1),
+        square_gflop_per_s=round(square_gflops(dtype=item.model.dtype), 1),
+        peak_mb=round(peak),
+        compiles_after_warmup=recompiled,
+        **machine(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Attention over tiles against attention over a mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import PARITY, credited
+
+from atgrpo_jax.batch import BatchConfig, pack
+from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
+from atgrpo_jax.types import TILE
+
+
+def rows(shape):
+    rng = np.random.default_rng(0)
+    batch = pack([credited(rng, *s) for s in shape], BatchConfig(row_tokens=4 * TILE, rows=2), "token", 1)
+    assert batch.tokens.shape[0] == 1
+    return batch.segments[0], batch.branches[0], batch.pairs[0]
+
+
+SHAPES = {
+    "long branches": [(20, [70, 30, 90])] * 2,
+    "a long prompt": [(170, [5, 9, 1])] * 2,
+    "many groups": [(9, [4, 2, 5])] * 20,
+    "an empty row": [(100, [60, 60])],
+}
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_tiled_equals_masked(shape, kv_heads):
+    segments, branches, pairs = rows(shape)
+    B, T = segments.shape
+    q, k, v, out = (
+        jax.random.normal(jax.random.key(i), (B, T, heads, 8))
+        for i, heads in enumerate((4, kv_heads, kv_heads, 4))
+    )
+    real = (segments > 0)[..., None, None]
+
+    def masked(q, k, v):
+        return masked_attention(q, k, v, prefix_mask(segments, branches)) * real
+
+    def tiled(q, k, v):
+        return tiled_attention(q, k, v, segments, branches, pairs) * real
+
+    expected, pull = jax.vjp(masked, q, k, v)
+    ours, our_pull = jax.vjp(jax.jit(tiled), q, k, v)
+    np.testing.assert_allclose(ours, expected, **PARITY)
+    for gradient, reference in zip(our_pull(out), pull(out), strict=True):
+        np.testing.assert_allclose(gradient, reference, **PARITY)
+
+
+def test_memory_is_that_of_the_tokens():
+    """What the backward pass keeps doubles with the tokens; a mask or scores would quadruple."""
+
+    def kept(tiles):
+        T = tiles * TILE
+        segments = np.ones((1, T), np.int32)
+        pairs = np.flatnonzero(np.tril(np.ones((tiles, tiles), bool))).astype(np.int32)[None]
+        x = jnp.ones((1, T, 2, 8))
+        _, pull = jax.vjp(lambda q: tiled_attention(q, x, x, segments, 0 * segments, pairs), x)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(pull) if leaf.dtype == jnp.float32)
+
+    assert kept(8) == 2 * kept(4)

@@ -1,0 +1,125 @@
+"""What ``plan`` says against what a run really holds."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from atgrpo_jax import footprint
+from atgrpo_jax.batch import BatchConfig, pack
+from atgrpo_jax.config import load
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
+from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.models.config import ModelConfig, preset
+from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.plan import parse_mesh
+from atgrpo_jax.policies import Policies
+from atgrpo_jax.team import Team
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("sharing", ["shared", "lora", "full"])
+def test_parameters_and_optimizer_are_those_of_a_run_to_the_byte(sharing, mesh):
+    model = ModelConfig(layers=1, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, vocab_size=400)
+    batch = BatchConfig(row_tokens=64, rows=4)
+    x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
+    policies = Policies(dataclasses.replace(x, batch=batch))
+    said = footprint.memory(x, policies, footprint.sizes(x, instances=2))
+    states = policies.start()
+
+    def held(tree):  # on one device
+        first = jax.devices()[0]
+        shards = (s for leaf in jax.tree.leaves(tree) for s in leaf.addressable_shards)
+        return sum(shard.data.nbytes for shard in shards if shard.device == first)
+
+    for name, state in states.items():
+        assert said[f"parameters, {name}"] == held(state.params)
+        assert said[f"optimizer, {name}"] == held(state.opt_state)
+    if sharing == "lora":
+        assert said["parameters, base of adapters"] == held(policies.base)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mesh"),
+    [
+        ({}, MeshConfig()),
+        ({"remat": "block", "scan": True}, MeshConfig()),
+        ({"remat": "dots", "scan": True}, MeshConfig()),
+        ({"remat": "block", "scan": True}, MeshConfig(data=2, tensor=2)),
+    ],
+    ids=str,
+)
+def test_activations_are_those_of_the_compiled_update(changes, mesh):
+    """By what sixteen rows more take: within 15 %. (Without ``scan`` XLA's CPU compiler undoes remat.)"""
+    model = ModelConfig(layers=4, width=128, mlp_width=384, heads=4, kv_heads=2, vocab_size=256)
+    config = dataclasses.replace(model, **changes)
+    learner = Learner(Transformer(config, 256), OptimizerConfig(), LossConfig().objective(), mesh.build())
+
+    def compiled(rows):
+        batch = pack([], BatchConfig(256, rows), "token", 1)
+        numbers = np.int32(1), np.float32(1), np.float32(1), None, None
+        update = learner._jit_update.lower(learner.shapes, batch, *numbers).compile()
+        return update.memory_analysis().temp_size_in_bytes
+
+    def said(rows):
+        return footprint.activations(config, mesh, BatchConfig(256, rows), 256)
+
+    assert (said(32) - said(16)) / (compiled(32) - compiled(16)) == pytest.approx(1, abs=0.15)
+
+
+def test_work_by_hand():
+    """One layer of width 4 with one head: 2 x (4 x 16 + 3 x 32) FLOP a token in the block."""
+    config = ModelConfig(layers=1, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4)
+    group = footprint.Sizes(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
+    block, head = 2 * (4 * 16 + 3 * 32), 2 * 4 * 100
+    seen = 10 * 10 / 2 + 10 * (10 + 2 / 2)
+    forward = block * 20 + 16 * seen + head * 10
+    assert footprint.work(config, 100, group, 1) == {"rollout": forward, "update": 3 * forward}
+    again = dataclasses.replace(config, remat="block")
+    assert footprint.work(again, 100, group, 2)["update"] == 2 * (3 * forward + block * 20 + 16 * seen)
+
+
+def test_qwen3_sizes():
+    """Parameters of the published models, in billions, and Adam's two moments."""
+    for name, billions in (("qwen3-1.7b", 1.72), ("qwen3-8b", 8.19)):
+        x = dataclasses.replace(
+            load("smoke.gin"), model=dataclasses.replace(preset(name), scan=True), warm_start=None
+        )
+        x = dataclasses.replace(x, mesh=MeshConfig(fsdp=8), batch=BatchConfig(64, 8))
+        said = footprint.memory(x, Policies(x), footprint.sizes(x, instances=2))
+        assert said["parameters, shared"] == pytest.approx(billions * 4e9 / 8, rel=0.01)
+        assert said["optimizer, shared"] == pytest.approx(2 * billions * 4e9 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize("text", ["fsdp", "fsdp=0", "fsdp=2;data=2", "rows=2", ""])
+def test_a_bad_mesh_is_named(text):
+    with pytest.raises(ConfigError, match=f"--mesh={text}: "):
+        parse_mesh(text)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    def plan(*flags):
+        line = [sys.executable, "-m", "atgrpo_jax.plan", "--gin_file=plan.gin", *flags]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+
+    small = plan("--device=v5e")
+    assert small.returncode == 0, small.stderr
+    assert "GB: fits" in small.stdout and "TFLOP" in small.stdout
+    large = plan("--device=v5e", "--preset=qwen3-8b")
+    assert large.returncode == 1 and "GB: does not fit" in large.stdout
+    for flags, says in (
+        (["--mesh=fsdp=8"], "must be a multiple of mesh data x fsdp = 8"),
+        (
+            ["--mesh=tensor=5", "--gin_param=config.ModelConfig.vocab_size = 384"],
+            "does not divide; the nearest possible is data = 1, fsdp = 1, tensor = 3",
+        ),
+        (["--device=v9"], "--device=v9: expected one of"),
+        (["--preset=qwen9"], "--preset=qwen9: expected one of"),
+    ):
+        refused = plan(*flags)
+        assert refused.returncode == 2 and says in refused.stderr, refused.stderr

@@ -1,0 +1,97 @@
+"""The chunked head against all logits at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import PARITY
+
+from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.models import head as head_module
+from atgrpo_jax.models.head import Head, token_logprobs, token_loss
+from atgrpo_jax.types import Trained
+
+B, T, D, V = 4, 128, 16, 24
+TEMPERATURE = jnp.float32(0.7)
+
+
+@pytest.fixture(params=[1, 2**12, 2**26], ids=["a tile a chunk", "two chunks", "one chunk"], autouse=True)
+def chunk_bytes(request, monkeypatch):
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", request.param * (1 if request.param == 1 else 12))
+
+
+def inputs(tied):
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((V, D) if tied else (D, V)).astype(np.float32)
+    hidden = rng.standard_normal((B, T, D)).astype(np.float32)
+    weights = rng.random((B, T)).astype(np.float32)
+    for row, used in zip(weights, (0, 3, 70, T), strict=True):  # trained tokens come first
+        row[used:] = 0
+    ints = (rng.integers(0, high, (B, T)).astype(np.int32) for high in (T, V))
+    floats = (rng.standard_normal((B, T)).astype(np.float32) for _ in range(2))
+    return table, hidden, Trained(*ints, *floats, weights), rng.standard_normal((B, T)).astype(np.float32)
+
+
+def objective(logprobs_BT, entropy_BT, reference_BT, trained):
+    value = jnp.sin(logprobs_BT - trained.old_logprobs) * trained.advantages + jnp.cos(entropy_BT)
+    if reference_BT is not None:
+        value += (logprobs_BT - reference_BT) ** 2
+    return jnp.sum(trained.weights * value), {"entropy": jnp.sum(trained.weights * entropy_BT)}
+
+
+def whole(tied, table, hidden, trained):
+    h_BTD = jnp.take_along_axis(hidden, trained.sources[..., None], axis=1)
+    logp = jax.nn.log_softmax(h_BTD @ (table.T if tied else table) / TEMPERATURE)
+    return jnp.take_along_axis(logp, trained.targets[..., None], -1)[..., 0], -jnp.sum(
+        jnp.exp(logp) * logp, -1
+    )
+
+
+MESHES = [MeshConfig(), MeshConfig(data=2), MeshConfig(fsdp=4), MeshConfig(tensor=4), MeshConfig(2, 2, 2)]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_equals_the_whole_one(tied, mesh):
+    table, hidden, trained, _ = inputs(tied)
+    found = jax.jit(token_logprobs, static_argnums=0)(
+        Head(mesh.build(), tied), table, hidden, trained, TEMPERATURE
+    )
+    for ours, reference in zip(found, whole(tied, table, hidden, trained), strict=True):
+        ours, reference = (np.where(trained.weights > 0, x, 0) for x in (ours, reference))
+        np.testing.assert_allclose(ours, reference, **PARITY)
+
+
+@pytest.mark.parametrize("reference", [False, True], ids=["", "with a reference"])
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_loss_and_gradient_equal_those_of_the_whole_one(tied, mesh, reference):
+    table, hidden, trained, others = inputs(tied)
+    others = others if reference else None
+
+    def expected(table, hidden):
+        return objective(*whole(tied, table, hidden, trained), others, trained)
+
+    def ours(table, hidden):
+        head = Head(mesh.build(), tied)
+        return token_loss(head, objective, table, hidden, trained, others, TEMPERATURE)
+
+    (loss, metrics), gradients = jax.jit(jax.value_and_grad(expected, (0, 1), has_aux=True))(table, hidden)
+    (our_loss, our_metrics), ours_ = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(table, hidden)
+    np.testing.assert_allclose(our_loss, loss, **PARITY)
+    np.testing.assert_allclose(our_metrics["entropy"], metrics["entropy"], **PARITY)
+    gap = np.abs(whole(tied, table, hidden, trained)[0] - trained.old_logprobs)[trained.weights > 0].max()
+    np.testing.assert_allclose(our_metrics["logprob_gap"], gap, **PARITY)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), ours_, gradients)
+
+
+def test_a_table_that_is_not_trained_gets_no_gradient():
+    table, hidden, trained, _ = inputs(True)
+
+    def loss(table, hidden, trains):
+        head = Head(MeshConfig().build(), True, trains)
+        return token_loss(head, objective, table, hidden, trained, None, TEMPERATURE)[0]
+
+    frozen, d_hidden = jax.grad(loss, (0, 1))(table, hidden, False)
+    assert not frozen.any()
+    np.testing.assert_array_equal(d_hidden, jax.grad(loss, 1)(table, hidden, True))
