@@ -97,7 +97,7 @@ def scores(
     instances = _INSTANCES.value or x.evaluation.instances
     temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
     settings = {"split": _SPLIT.value, "temperature": temperature, "instances": instances}
-    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, x.engine)
+    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, x.engine, policies.mesh)
     first: Score | None = None
     for contender in contenders:
         name, step, weights = contender

@@ -86,6 +86,12 @@ class Experiment:
             self.batch.rows % rows == 0,
             f"BatchConfig.rows must be a multiple of mesh data x fsdp = {rows}",
         )
+        require(
+            self,
+            "engine",
+            self.engine.groups % rows == 0,
+            f"LocalEngineConfig.groups must be a multiple of mesh data x fsdp = {rows}",
+        )
 
     @property
     def policies(self) -> tuple[str, ...]:

@@ -1,7 +1,9 @@
 """The device mesh, the rules from logical to mesh axes, and shardings for any tree of parameters."""
 
+import contextlib
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -60,6 +62,14 @@ class MeshConfig:
 
     def __str__(self) -> str:
         return f"data = {self.data}, fsdp = {self.fsdp}, tensor = {self.tensor}"
+
+
+def provide_devices(config: MeshConfig) -> None:
+    """Lets a CPU be as many devices as the mesh needs; accelerators stay what they are."""
+    if config.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # If JAX has started, with the devices that it has, ``check_mesh`` says whether they are too few.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", config.devices)
 
 
 # What a mesh axis must divide: a name for people, the size, the axis.
@@ -122,6 +132,11 @@ def _spec(path: tuple, leaf: Any) -> PartitionSpec:
 
 def _name(path: tuple) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+
+
+def group_sharding(mesh: Mesh) -> NamedSharding:
+    """[G, ...]: groups over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

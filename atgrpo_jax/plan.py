@@ -35,7 +35,6 @@ def main(argv: list[str]) -> None:
     x = planned(config.load(_GIN_FILE.value, _GIN_PARAM.value))
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", x.mesh.devices)
     policies, sizes = Policies(x), footprint.sizes(x)
     memory = footprint.memory(x, policies, sizes)
     print("\n".join(footprint.report(memory, device, x.mesh)))

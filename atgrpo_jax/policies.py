@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.learner import Learner, PolicyState
-from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters
+from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters, provide_devices
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.team import BASE
@@ -27,8 +27,9 @@ class Policies:
 
     def __init__(self, x: Experiment):
         self._x = x
+        provide_devices(x.mesh)
         check_mesh(x.mesh, len(jax.devices()), _divided(x))
-        self._mesh: Mesh = x.mesh.build()
+        self.mesh: Mesh = x.mesh.build()
         self._made: dict[tuple, Learner] = {}
         self.names = x.policies
         self.adapted = {name for name in self.names if x.start(name) != name}
@@ -43,7 +44,7 @@ class Policies:
         if (config, adapter) not in self._made:
             model = _model(x, start)
             objective, lora = x.loss.objective(), x.lora if adapter else None
-            self._made[config, adapter] = Learner(model, x.optimizer, objective, self._mesh, lora)
+            self._made[config, adapter] = Learner(model, x.optimizer, objective, self.mesh, lora)
         return self._made[config, adapter]
 
     def start(self) -> dict[str, PolicyState]:
@@ -59,7 +60,7 @@ class Policies:
                 x.optimizer,
                 fresh,
                 models={name: self._learner(name).model for name in x.starts},
-                mesh=self._mesh,
+                mesh=self.mesh,
                 task=x.task,
                 team=x.team.starting(x.task.workflow.order),
                 tokenizer=x.tokenizer,

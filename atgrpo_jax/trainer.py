@@ -29,7 +29,7 @@ class Trainer:
         self.done = 0
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
-        self._engine = LocalEngine(self._policies.models, x.tokenizer.stop_ids, x.engine)
+        self._engine = LocalEngine(self._policies.models, x.tokenizer.stop_ids, x.engine, self._policies.mesh)
         self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
         self._compiles = CompileCounter()
         self._reference: dict[str, Any] = {}

@@ -16,6 +16,7 @@ import numpy as np
 
 from atgrpo_jax.batch import BatchConfig
 from atgrpo_jax.groups import Credited
+from atgrpo_jax.mesh import MeshConfig, provide_devices
 from atgrpo_jax.models.config import ModelConfig, preset
 from atgrpo_jax.types import Candidate, Group, GroupKey, Origin, Outcome, Sample, Sampling
 
@@ -122,11 +123,18 @@ def parse(description: str, warmup: int, steps: int) -> tuple[str, Item, argpars
     parser.add_argument("--item", choices=ITEMS, default="tiny")
     parser.add_argument("--warmup", type=int, default=warmup)
     parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--data", type=int, default=1, help="devices; a CPU is as many as asked for")
     for name in ("prompts", "candidates", "prompt_tokens", "new_tokens", "rows"):
         parser.add_argument(f"--{name}", type=int, help="instead of the item's")
     args = parser.parse_args()
     changed = {n: v for n, v in vars(args).items() if n in Item.__dataclass_fields__ and v is not None}
     return args.item, dataclasses.replace(ITEMS[args.item], **changed), args
+
+
+def mesh_of(args: argparse.Namespace) -> MeshConfig:
+    mesh = MeshConfig(data=args.data)
+    provide_devices(mesh)
+    return mesh
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 9) -> float:

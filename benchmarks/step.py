@@ -10,13 +10,12 @@ import asyncio
 import time
 
 import jax
-from items import machine, parse, peak_mb, report, square_gflops, summary
+from items import machine, mesh_of, parse, peak_mb, report, square_gflops, summary
 
 from atgrpo_jax.batch import pack
 from atgrpo_jax.engines.base import Request
 from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
-from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.types import Address, GroupKey, Sampling
@@ -24,12 +23,12 @@ from atgrpo_jax.types import Address, GroupKey, Sampling
 
 def main() -> None:
     name, item, args = parse(__doc__, warmup=2, steps=9)
+    mesh = mesh_of(args).build()
     model = Transformer(item.model, item.model.vocab_size)
-    learner = Learner(
-        model, OptimizerConfig(learning_rate=1e-4), LossConfig().objective(), MeshConfig().build()
-    )
+    learner = Learner(model, OptimizerConfig(learning_rate=1e-4), LossConfig().objective(), mesh)
     state = learner.init(jax.random.key(0))
-    engine = LocalEngine(model, (), LocalEngineConfig(groups=item.prompts, max_prompt=item.prompt_tokens))
+    config = LocalEngineConfig(groups=item.prompts, max_prompt=item.prompt_tokens)
+    engine = LocalEngine(model, (), config, mesh)
     prompts = item.prompt_ids(0)
     compiles, compiled = CompileCounter(), 0
     seconds: dict[str, list[float]] = {"rollout": [], "update": [], "step": []}
@@ -55,6 +54,7 @@ def main() -> None:
     report(
         "step",
         item=name,
+        data=args.data,
         square_gflop_per_s=round(rate, 1),
         compiles_after_warmup=recompiled,
         peak_mb=round(peak),

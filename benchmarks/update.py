@@ -14,22 +14,22 @@ rate at which the update's own matrix products run alone, measured in the same p
 import time
 
 import jax
-from items import machine, parse, peak_mb, report, shapes_gflops, square_gflops, summary
+from items import machine, mesh_of, parse, peak_mb, report, shapes_gflops, square_gflops, summary
 
 from atgrpo_jax.batch import pack
 from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
-from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.transformer import Transformer
 
 
 def main() -> None:
     name, item, args = parse(__doc__, warmup=3, steps=9)
+    mesh = mesh_of(args)
     learner = Learner(
         Transformer(item.model, item.model.vocab_size),
         OptimizerConfig(learning_rate=1e-4, b2=0.999, weight_decay=0.01),
         LossConfig().objective(),
-        MeshConfig().build(),
+        mesh.build(),
     )
     state = jax.block_until_ready(learner.init(jax.random.key(0)))
     compiles, compiled, seconds = CompileCounter(), 0, []
@@ -47,6 +47,7 @@ def main() -> None:
     report(
         "update",
         item=name,
+        data=args.data,
         **kept,
         share=round(kept["gflop_per_s"] / rate, 3),
         matmul_gflop_per_s=round(rate, 1),

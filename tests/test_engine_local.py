@@ -12,7 +12,7 @@ from atgrpo_jax.engines.base import Request
 from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.groups import Credited
-from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.mesh import MeshConfig, parameter_shardings
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.packed import Packed
@@ -134,6 +134,18 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
         np.testing.assert_allclose(
             np.asarray(logprobs)[trained], micro.trained.old_logprobs[trained], **PARITY
         )
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+def test_a_mesh_gives_the_same(engine, params, mesh):
+    on_mesh = mesh.build()
+    spread = LocalEngine(MODEL, (STOP,), CONFIG, on_mesh)
+    placed = jax.device_put(params, parameter_shardings(params, on_mesh))
+    spread.push_weights("shared", Weights(placed), version=7)
+    for ours, expected in zip(draw(spread, *many(6)), draw(engine, *many(6)), strict=True):
+        for sample, other in zip(ours, expected, strict=True):
+            assert (sample.tokens, sample.finish) == (other.tokens, other.finish)
+            np.testing.assert_allclose(sample.logprobs, other.logprobs, **PARITY)
 
 
 def test_greedy_takes_the_most_likely_token(engine, params):

@@ -19,6 +19,7 @@ from atgrpo_jax import evaluation
 from atgrpo_jax import experiment
 from atgrpo_jax import learner
 from atgrpo_jax import rollout
+from atgrpo_jax import warm_start
 from atgrpo_jax.tasks import plan_path
 include 'plan_model.gin'
 plan_path.PlanPath.size = 3
@@ -26,6 +27,9 @@ rollout.RolloutConfig.instances = 2
 learner.OptimizerConfig.learning_rate = 1e-2
 evaluation.EvaluationConfig.instances = 3
 evaluation.EvaluationConfig.validation_instances = 2
+warm_start.WarmStartConfig.steps = 2
+warm_start.WarmStartConfig.instances = 2
+warm_start.WarmStartConfig.cache_dir = "cache"
 experiment.Experiment.steps = 2
 """
 
@@ -58,7 +62,9 @@ def test_an_exported_team_is_the_same_for_transformers_and_peft(place):
     base = transformers.AutoModelForCausalLM.from_pretrained
     for role in ("scout", "mover"):
         merged = base(place / "merged" / role)
-        adapted = PeftModel.from_pretrained(base(place / "model"), place / "adapters" / role).eval()
+        about = json.loads((place / "adapters" / role / "adapter_config.json").read_text())
+        under = base(about["base_model_name_or_path"])  # which the warm start has moved
+        adapted = PeftModel.from_pretrained(under, place / "adapters" / role).eval()
         model, params = ours(place / "merged" / role)
         scores = forward(model, params, jnp.asarray(tokens))[2]
         with torch.no_grad():

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.base import Request
 from atgrpo_jax.errors import RunError
+from atgrpo_jax.mesh import group_sharding
 from atgrpo_jax.models.attention import branch_attention, masked_attention
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Transformer, Weights, logits, run
@@ -54,8 +56,15 @@ class LocalEngine:
         models: Transformer | Mapping[str, Transformer],
         stop_ids: Sequence[int],
         config: LocalEngineConfig,
+        mesh: Mesh | None = None,
     ):
-        """``models``: one for all policies, or that of each."""
+        """
+        Args:
+          models: one for all policies, or that of each.
+          mesh: over whose data and fsdp axes the groups of a wave are spread; they must divide
+            ``config.groups``. One device if not given.
+        """
+        self._sharding = None if mesh is None else group_sharding(mesh)
         self._models = models
         self._stop_ids = np.asarray(stop_ids, np.int32)
         self._config = config
@@ -163,10 +172,15 @@ class LocalEngine:
             temperature_G[g] = request.sampling.temperature
             limit_G[g] = request.sampling.max_tokens
             scale_GJ[g, family.policies.index(request.policy)] = self._weights[request.policy][0].scale
+        by_group = prompts_GP, lengths_G, keys_GK, temperature_G, limit_G, scale_GJ
         drawn = _generate(
-            self._model(wave[0].policy), branch_size, family.params, family.adapters, prompts_GP, lengths_G,
-            keys_GK, temperature_G, limit_G, scale_GJ, self._stop_ids,
-        )  # fmt: skip
+            self._model(wave[0].policy),
+            branch_size,
+            family.params,
+            family.adapters,
+            *jax.device_put(by_group, self._sharding),
+            self._stop_ids,
+        )
         tokens_GKC, logprobs_GKC, count_GK, stopped_GK = map(np.asarray, drawn)
         self.seconds += time.monotonic() - began
         self.tokens += int(count_GK.sum())
