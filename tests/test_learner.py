@@ -285,15 +285,19 @@ def test_nothing_recompiles_for_another_temperature_or_fill():
         MeshConfig(data=2),
         MeshConfig(fsdp=4),
         MeshConfig(tensor=2),
+        MeshConfig(tensor=4),  # more than key heads
         MeshConfig(data=2, fsdp=2, tensor=2),
     ],
     ids=str,
 )
 def test_sharded_equals_unsharded(mesh):
+    """On rows of two tiles."""
     plain, sharded = learner(), learner(mesh=mesh)
-    state, metrics = plain.update(plain.init(jax.random.key(0)), packed(items()), 1.0)
+    batch = packed(items(lengths=((30, 25, 20), (9, 40, 1), (6, 2, 7))), BatchConfig(row_tokens=128, rows=4))
+    assert (batch.pairs >= 0).sum() > 3
+    state, metrics = plain.update(plain.init(jax.random.key(0)), batch, 1.0)
     other = sharded.start_from(jax.device_put(plain.init(jax.random.key(0)).params, sharded.shardings.params))
-    other, other_metrics = sharded.update(other, packed(items()), 1.0)
+    other, other_metrics = sharded.update(other, batch, 1.0)
     kernel = other.params["layer_0"]["gate"]["kernel"]
     assert len(kernel.sharding.device_set) == mesh.data * mesh.fsdp * mesh.tensor
     assert kernel.addressable_shards[0].data.shape == (32 // mesh.fsdp, 48 // mesh.tensor)
