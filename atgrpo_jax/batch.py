@@ -34,7 +34,7 @@ class BatchConfig:
         check_types(self)
         for name in ("row_tokens", "rows"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
-        tiled = self.row_tokens <= TILE or self.row_tokens % TILE == 0
+        tiled = self.row_tokens == whole_tiles(self.row_tokens)
         require(self, "row_tokens", tiled, f"above {TILE} it must be a multiple of {TILE}")
 
     def row(self, longest: int) -> int:
@@ -42,7 +42,12 @@ class BatchConfig:
         tokens = self.row_tokens
         while tokens < longest:
             tokens *= 2
-        return tokens if tokens <= TILE else -(-tokens // TILE) * TILE
+        return whole_tiles(tokens)
+
+
+def whole_tiles(tokens: int) -> int:
+    """The shortest row that holds so many: at most one tile, or a multiple of it."""
+    return tokens if tokens <= TILE else -(-tokens // TILE) * TILE
 
 
 def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, constant: int) -> Batch:

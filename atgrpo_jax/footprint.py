@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atgrpo_jax.batch import BatchConfig
+from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.learner import cloning
@@ -26,7 +26,7 @@ from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.rollout import Player
-from atgrpo_jax.types import Batch, Sampling, Trained
+from atgrpo_jax.types import Sampling
 from atgrpo_jax.warm_start import demonstrations
 
 
@@ -157,14 +157,7 @@ def _kept(config: ModelConfig, row: int, lora: int | None) -> int:
 def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> int:
     model = Transformer(config, config.vocab_size or 1)
     packed = Packed(model, MeshConfig().build())
-    tiles = max(row // 64, 1)
-
-    def array(length: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, length), dtype)
-
-    ints, floats = array(row, jnp.int32), array(row, jnp.float32)
-    pairs = array(tiles * (tiles + 1) // 2, jnp.int32)
-    micro = Batch(ints, ints, ints, ints, pairs, Trained(ints, ints, floats, floats, floats))
+    micro = jax.tree.map(lambda x: x[0], pack([], BatchConfig(row, rows), "token", 1))
 
     def backward(trained, base, micro):
         def loss(trained):
@@ -183,7 +176,7 @@ def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> in
 
 def _copy(local: ModelConfig, x: Experiment) -> float:
     """The blocks' parameters in the activations' dtype: a device's part, and one layer in full."""
-    layer = _block_parameters(local)
+    layer = local.block_kernels()
     return jnp.dtype(local.dtype).itemsize * layer * (local.layers / x.mesh.fsdp + (x.mesh.fsdp > 1))
 
 
@@ -204,15 +197,10 @@ def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
     return engine.groups * ((prompt + branches) * token + 3 * 4 * group.candidates * vocab)
 
 
-def _block_parameters(config: ModelConfig) -> int:
-    q, kv = config.heads * config.head_size, config.kv_heads * config.head_size
-    return config.width * (2 * q + 2 * kv + 3 * config.mlp_width)
-
-
 def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[str, float]:
     """FLOP of a step's rollout and update on so many groups: prompts once a group, the head on new tokens,
     attention over what a token sees; blocks that are computed again count twice forward."""
-    block = 2 * config.layers * _block_parameters(config)
+    block = 2 * config.layers * config.block_kernels()
     span = 4 * config.layers * config.heads * config.head_size
     new = group.candidates * group.new
     blocks = block * (group.prompt + new) + span * (
@@ -236,7 +224,7 @@ def seconds(
         done = work(config, vocab, group, group.groups / len(roles))
         rate = device.flops * utilisation * x.mesh.devices
         read = jnp.dtype(config.dtype).itemsize * (
-            config.layers * _block_parameters(config) + vocab * config.width
+            config.layers * config.block_kernels() + vocab * config.width
         )
         reading = waves * group.new * read / x.mesh.devices / device.bandwidth
         for stage, flop in done.items():
@@ -256,13 +244,17 @@ def device(name: str) -> Device:
     return DEVICES[name]
 
 
+def fits(lines: Mapping[str, float], on: Device) -> bool:
+    """Whether the bytes leave a twelfth of the memory to the runtime and to fragments."""
+    return sum(lines.values()) <= on.memory * 11 / 12
+
+
 def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence[str]:
     """The memory table as text."""
-    total = sum(lines.values())
     width = max(map(len, lines))
-    verdict = "fits" if total <= 0.92 * on.memory else "does not fit"
+    verdict = "fits" if fits(lines, on) else "does not fit"
     return [
         f"mesh {mesh}: {mesh.devices} x {on.name}, {on.memory / 1e9:.0f} GB each",
         *(f"  {name:{width}}  {size / 1e9:8.3f} GB" for name, size in lines.items()),
-        f"  {'in all, on each device':{width}}  {total / 1e9:8.3f} GB: {verdict}",
+        f"  {'in all, on each device':{width}}  {sum(lines.values()) / 1e9:8.3f} GB: {verdict}",
     ]

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     for stage, (flop, seconds, limit) in stages.items():
         at = f"at {_UTILISATION.value:.0%} of the peak rate; the limit is {limit}"
         print(f"  {stage:8} {flop / 1e12:12.3f} TFLOP  {seconds:10.3f} s {at}")
-    if sum(memory.values()) > 0.92 * device.memory:
+    if not footprint.fits(memory, device):
         sys.exit(1)
 
 

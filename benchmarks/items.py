@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atgrpo_jax.batch import BatchConfig
+from atgrpo_jax.batch import BatchConfig, whole_tiles
+from atgrpo_jax.footprint import Sizes, work
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.mesh import MeshConfig, provide_devices
 from atgrpo_jax.models.config import ModelConfig, preset
@@ -46,7 +47,7 @@ class Item:
     def batch(self) -> BatchConfig:
         """A row a group."""
         tokens = self.prompt_tokens + self.candidates * self.new_tokens
-        return BatchConfig(row_tokens=-(-tokens // 64) * 64 if tokens > 64 else tokens, rows=self.rows)
+        return BatchConfig(whole_tiles(tokens), self.rows)
 
     def prompt_ids(self, seed: int) -> list[tuple[int, ...]]:
         shape = self.prompts, self.prompt_tokens
@@ -73,25 +74,14 @@ class Item:
         return items
 
     def gflop(self) -> dict[str, float]:
-        """What has to be done: prompts once a group, attention over the causal span, the head on sampled
+        """What has to be done: prompts once a group, attention over what a token sees, the head on sampled
         tokens only; forward and backward for the update."""
-        prefill = self.prompts * self.prompt_tokens
-        flop = 2 * self._dense() * prefill + self._span() * prefill * self.prompt_tokens / 2
-        head = self.model.width * self.model.vocab_size
-        flop += self.new * (
-            2 * (self._dense() + head) + self._span() * (self.prompt_tokens + self.new_tokens / 2)
-        )
-        return {"rollout": flop / 1e9, "update": 3 * flop / 1e9, "step": 4 * flop / 1e9}
-
-    def _dense(self) -> int:
-        """Parameters in matrices of the blocks."""
-        m = self.model
-        q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
-        return m.layers * m.width * (2 * q + 2 * kv + 3 * m.mlp_width)
-
-    def _span(self) -> int:
-        """Attention's FLOP a token and token seen."""
-        return 4 * self.model.layers * self.model.heads * self.model.head_size
+        sizes = Sizes(self.prompts, self.prompt_tokens, self.prompt_tokens, self.new_tokens, self.candidates)
+        done = {
+            phase: flop / 1e9
+            for phase, flop in work(self.model, self.model.vocab_size, sizes, self.prompts).items()
+        }
+        return done | {"step": sum(done.values())}
 
     def matmuls(self) -> dict[tuple[int, int, int], int]:
         """(m, k, n) -> how often, of the matrix products of one micro-batch's update, attention aside."""

@@ -44,12 +44,11 @@ def test_rope_scaling_matters(tmp_path):
 
 @pytest.mark.parametrize("variant", ["qwen3 untied", "qwen2", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_round_trip_is_bit_exact_and_transformers_loads_it(variant, dtype, tmp_path, monkeypatch):
+def test_a_round_trip_is_bit_exact_and_transformers_loads_it(variant, dtype, tmp_path):
     kind, options = VARIANTS[variant]
     before = make(tmp_path / "in", kind, options, dtype)
-    monkeypatch.setattr(hf, "SHARD_BYTES", 60_000)  # so that there are several
     _, params = ours(tmp_path / "in")
-    hf.save(str(tmp_path / "out"), params, source=str(tmp_path / "in"))
+    hf.save(str(tmp_path / "out"), params, source=str(tmp_path / "in"), shard_bytes=60_000)
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
     after = getattr(transformers, f"{kind}ForCausalLM").from_pretrained(tmp_path / "out")
     assert after.dtype == dtype

@@ -257,9 +257,8 @@ def _generate(
 
         positions = jnp.broadcast_to((lengths_G + i)[:, None], (G, K)).reshape(-1, 1)
         pairs = list(zip(prompt_caches, caches, strict=True))
-        hidden, pairs = run(
-            model, params, adapters, token_GK.reshape(-1, 1), positions, attend_branch, pairs, scale_BJ, P + C
-        )
+        inputs = token_GK.reshape(-1, 1), positions, attend_branch, pairs
+        hidden, pairs = run(model, params, adapters, *inputs, scale_BJ=scale_BJ, limit=P + C)
         logits_GKV = logits(params, hidden.reshape(G, K, -1))
         caches = [branch for _, branch in pairs]
         return i + 1, logits_GKV, live_GK, tokens_GKC, logprobs_GKC, count_GK, stopped_GK, caches

@@ -64,11 +64,16 @@ class ModelConfig:
         require(self, "rope_theta", self.rope_theta > 0, "must be positive")
         require(self, "rms_epsilon", self.rms_epsilon > 0, "must be positive")
 
+    def block_kernels(self) -> int:
+        """Parameters in the matrices of one block."""
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        return self.width * (2 * q + 2 * kv + 3 * self.mlp_width)
+
     def parameters(self) -> int:
         """How many there are. Needs ``vocab_size``."""
         assert self.vocab_size is not None
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        block = self.width * (2 * q + 2 * kv + 3 * self.mlp_width) + 2 * self.width
+        block = self.block_kernels() + 2 * self.width
         block += self.qk_norm * 2 * self.head_size + self.qkv_bias * (q + 2 * kv)
         return self.layers * block + (2 - self.tied) * self.vocab_size * self.width + self.width
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from atgrpo_jax.types import TILE, Trained
 
-CHUNK_BYTES = 2**26  # of float32 logits on one device at a time, unless 64 tokens a row have more
+CHUNK_BYTES = 2**26  # of float32 logits on one device at a time, unless one tile a row has more
 ROWS, VOCAB = ("data", "fsdp"), "tensor"  # mesh axes
 
 # (logprobs_BX, entropy_BX, reference_logprobs_BX or None, trained tokens) -> loss, metrics: sums over tokens.
@@ -31,6 +31,7 @@ class Head(NamedTuple):
     mesh: Mesh
     tied: bool  # the table is the embedding [V, D], else a head [D, V]
     trained: bool = True  # it gets a gradient
+    chunk_bytes: int = CHUNK_BYTES
 
 
 def table(params: Any) -> jax.Array:
@@ -197,7 +198,7 @@ class _Projection:
     def visit_all(self, visit, trained: Trained, reference_BT, carry):
         """``visit(start, chunk, its reference, carry)`` for all chunks that hold a trained token."""
         (B, T), V = trained.weights.shape, self.table.shape[0 if self.head.tied else 1]
-        size = _chunk_size(B, T, V)
+        size = _chunk_size(B, T, V, self.head.chunk_bytes)
         used = jnp.max(jnp.sum(trained.weights > 0, axis=1))
 
         def body(c, carry):
@@ -209,10 +210,10 @@ class _Projection:
         return jax.lax.fori_loop(0, -(-used // size), body, carry)
 
 
-def _chunk_size(B: int, T: int, V: int) -> int:
+def _chunk_size(B: int, T: int, V: int, chunk_bytes: int) -> int:
     """Tokens a row: as many tiles as the limit on logits holds, in equal parts of T."""
     tiles = max(T // TILE, 1)
-    most = max(CHUNK_BYTES // (4 * B * V * min(T, TILE)), 1)
+    most = max(chunk_bytes // (4 * B * V * min(T, TILE)), 1)
     return T // next(parts for parts in range(1, tiles + 1) if tiles % parts == 0 and tiles // parts <= most)
 
 

@@ -168,11 +168,14 @@ def load(folder: str, shapes: Any) -> Any:
     return jax.tree_util.tree_map_with_path(read, shapes)
 
 
-def save(folder: str, params: Any, source: str, dtype: str | None = None) -> None:
+def save(
+    folder: str, params: Any, source: str, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
     """Writes a folder that ``transformers`` loads: weights, and every other file of ``source``.
 
     Args:
       dtype: of the written tensors; that of ``source`` if not given.
+      shard_bytes: of one file, at most; one file is on the host at a time.
     """
     root, origin = Path(folder).expanduser(), Path(source).expanduser()
     root.mkdir(parents=True, exist_ok=True)
@@ -182,7 +185,7 @@ def save(folder: str, params: Any, source: str, dtype: str | None = None) -> Non
     for name in COPIED:
         if (origin / name).exists():
             shutil.copyfile(origin / name, root / name)
-    shards = list(_shards(params, jnp.dtype(dtype)))
+    shards = list(_shards(params, jnp.dtype(dtype), shard_bytes))
     index: dict[str, str] = {}
     for number, leaves in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -202,13 +205,13 @@ def _leaves(params: Any) -> Iterator[tuple[str, jax.Array]]:
         yield _path(path), leaf
 
 
-def _shards(params: Any, dtype: np.dtype) -> Iterator[list[tuple[str, jax.Array]]]:
-    """Leaves in groups of at most ``SHARD_BYTES``, so that one shard is on the host at a time."""
+def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str, jax.Array]]]:
+    """Leaves in groups of at most ``most`` bytes."""
     shard: list[tuple[str, jax.Array]] = []
     size = 0
     for path, leaf in _leaves(params):
         bytes_ = leaf.size * dtype.itemsize
-        if shard and size + bytes_ > SHARD_BYTES:
+        if shard and size + bytes_ > most:
             yield shard
             shard, size = [], 0
         shard.append((path, leaf))

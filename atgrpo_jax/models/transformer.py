@@ -205,22 +205,12 @@ class Weights(NamedTuple):
     scale: float = 1.0
 
 
-def run(
-    model: Transformer,
-    params: Any,
-    adapters: Any,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
-    attend: Attend,
-    caches: Sequence[Any] | None = None,
-    scale_BJ: jax.Array | None = None,
-    limit: int | None = None,
-) -> tuple[jax.Array, list[Any]]:
-    """``model`` on parameters and J stacked adapters, or None; see ``Transformer.__call__``."""
+def run(model: Transformer, params: Any, adapters: Any, *inputs: Any, scale_BJ: Any = None, **options: Any):
+    """``model`` on parameters and J stacked adapters, or None; the rest as for ``Transformer.__call__``."""
     if adapters is None:
-        return model.apply({"params": params}, tokens_BT, positions_BT, attend, caches, None, limit)
+        return model.apply({"params": params}, *inputs, **options)
     variables = {"params": params, "lora": adapters}
-    return model.apply(variables, tokens_BT, positions_BT, attend, caches, scale_BJ, limit)
+    return model.apply(variables, *inputs, scale_BJ=scale_BJ, **options)
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:
