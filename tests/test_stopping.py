@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 
@@ -38,6 +39,23 @@ def test_an_event_loop_is_left_without_a_task_that_complains(caplog):
         asyncio.run(everything())
     assert raised.value.signum == signal.SIGINT
     assert finished == [] and caplog.records == []
+
+
+@pytest.mark.parametrize("moment", ["new_event_loop", "set_event_loop"])
+def test_a_loop_that_is_being_made_is_waited_for(moment, monkeypatch, capfd):
+    plain = getattr(asyncio.events, moment)
+    signals = iter([signal.SIGTERM])
+
+    def interrupted(*args):
+        for number in signals:
+            send(number)
+        return plain(*args)
+
+    monkeypatch.setattr(asyncio.events, moment, interrupted)
+    with Stopping() as stopping, pytest.raises(Stopped), stopping.interruptible():
+        asyncio.run(asyncio.sleep(60))
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_cancellation_of_other_causes_is_passed_on():
