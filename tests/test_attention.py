@@ -1,4 +1,6 @@
-"""Attention over tiles against attention over a mask."""
+"""Attention over tiles, and as fused kernels, against attention over a mask."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from fakes import PARITY, credited
 
 from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
+from atgrpo_jax.models.fused import fused_attention, supports
 from atgrpo_jax.types import TILE
 
 
@@ -26,9 +29,22 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def interpreted(platform, tile):
+    return functools.partial(fused_attention, platform=platform, tile=tile, interpret=True)
+
+
+WAYS = {
+    "tiles": tiled_attention,
+    "tpu kernels": interpreted("tpu", 128),
+    "tpu kernels of small tiles": interpreted("tpu", 64),
+    "gpu kernels": interpreted("gpu", 64),
+}
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_tiled_equals_masked(shape, kv_heads):
+@pytest.mark.parametrize("attend", WAYS.values(), ids=WAYS)
+def test_tiled_equals_masked(attend, shape, kv_heads):
     segments, branches, pairs = rows(shape)
     B, T = segments.shape
     q, k, v, out = (
@@ -41,13 +57,41 @@ def test_tiled_equals_masked(shape, kv_heads):
         return masked_attention(q, k, v, prefix_mask(segments, branches)) * real
 
     def tiled(q, k, v):
-        return tiled_attention(q, k, v, segments, branches, pairs) * real
+        return attend(q, k, v, segments, branches, pairs) * real
 
     expected, pull = jax.vjp(masked, q, k, v)
     ours, our_pull = jax.vjp(jax.jit(tiled), q, k, v)
     np.testing.assert_allclose(ours, expected, **PARITY)
     for gradient, reference in zip(our_pull(out), pull(out), strict=True):
         np.testing.assert_allclose(gradient, reference, **PARITY)
+
+
+def test_a_row_that_ends_within_a_tile_of_the_kernel():
+    segments, branches, pairs = (x[:, : 3 * TILE] for x in rows(SHAPES["many groups"]))
+    pairs = np.flatnonzero(np.tril(np.ones((3, 3), bool))).astype(np.int32)[None].repeat(2, 0)
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 3 * TILE, 2, 8)) for i in range(3))
+    ours = interpreted("tpu", 128)(q, k, v, segments, branches, pairs)
+    expected = masked_attention(q, k, v, prefix_mask(segments, branches))
+    real = (segments > 0)[..., None, None]
+    np.testing.assert_allclose(ours * real, expected * real, **PARITY)
+
+
+def test_where_there_are_kernels():
+    assert supports("tpu", 96) and supports("gpu", 128)
+    assert not supports("gpu", 96) and not supports("cpu", 128)
+
+
+def test_the_kernels_lower_for_a_gpu():
+    """To Triton's intermediate language, three kernels; whether a GPU runs them needs one."""
+
+    def square(q, k, v, *where):
+        return jnp.sum(fused_attention(q, k, v, *where, platform="gpu").astype(jnp.float32) ** 2)
+
+    q, k = (jax.ShapeDtypeStruct((2, 256, heads, 64), jnp.bfloat16) for heads in (4, 2))
+    whole, pairs = (jax.ShapeDtypeStruct((2, size), jnp.int32) for size in (256, 10))
+    traced = jax.jit(jax.grad(square, (0, 1, 2))).trace(q, k, k, whole, whole, pairs)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @__gpu$xla") == 3
 
 
 def test_memory_is_that_of_the_tokens():

@@ -1,6 +1,8 @@
 """A model on prefix-shared rows: logprobs of the trained tokens, and a loss over them."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
+from atgrpo_jax.models.fused import fused_attention, supports
 from atgrpo_jax.models.head import ROWS, Head, Objective, table, token_logprobs, token_loss
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Attend, Transformer, Weights, run
@@ -62,7 +65,7 @@ class Packed:
         def attend(q_BTNH, k_BTMH, v_BTMH, _) -> tuple[jax.Array, Any]:
             k_BTMH, v_BTMH = (self._shared_out(x) for x in (k_BTMH, v_BTMH))
             sharded = jax.shard_map(
-                tiled_attention,
+                self._attention(),
                 mesh=self._mesh,
                 in_specs=(by_head,) * 3 + (by_row,) * 3,
                 out_specs=by_head,
@@ -71,6 +74,15 @@ class Packed:
             return sharded(q_BTNH, k_BTMH, v_BTMH, micro.segments, micro.branches, micro.pairs), None
 
         return attend
+
+    def _attention(self) -> Callable[..., jax.Array]:
+        """What the model's config wants, or the best there is for the mesh's devices."""
+        config, platform = self._model.config, self._mesh.devices.flat[0].platform
+        if config.attention == "fused" and platform == "cpu":
+            return functools.partial(fused_attention, platform="tpu", interpret=True)
+        if config.attention == "tiles" or not supports(platform, config.head_size):
+            return tiled_attention
+        return functools.partial(fused_attention, platform=platform)
 
     def _shared_out(self, x_BTMH: jax.Array) -> jax.Array:
         """Key heads, repeated so often that the devices which share the query heads share them, too."""

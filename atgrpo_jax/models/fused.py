@@ -1,0 +1,300 @@
+"""``attention.tiled_attention`` as fused Pallas kernels, for TPU (Mosaic) and GPU (Triton).
+
+A program holds one tile of queries (or of keys) of one head and goes through the tiles that it meets; scores
+never leave the core. There is a kernel for the output, for the gradient of queries, and for that of keys and
+values.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as plgpu
+
+Platform = Literal["tpu", "gpu"]
+
+# Tokens to a side of a tile: what a TPU's vector registers are wide; what a GPU's registers hold.
+TILES: dict[Platform, int] = {"tpu": 128, "gpu": 64}
+_HIDDEN = -1e30  # finite, so that a row which sees nothing stays finite
+
+
+def supports(platform: str, head_size: int) -> bool:
+    """Whether there is a kernel for it: Triton's blocks are powers of two."""
+    return platform == "tpu" or (platform == "gpu" and head_size >= 16 and head_size & (head_size - 1) == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    platform: Platform
+    tile: int
+    interpret: bool
+
+
+def fused_attention(
+    q_BTNH: jax.Array,
+    k_BTMH: jax.Array,
+    v_BTMH: jax.Array,
+    segments_BT: jax.Array,
+    branches_BT: jax.Array,
+    pairs_BX: jax.Array,
+    *,
+    platform: Platform,
+    tile: int | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Softmax attention where ``prefix_mask`` is true, on the given pairs of tiles only. [B, T, N, H].
+
+    Differentiable in q, k and v. Scores and sums in float32 (2205.14135, 2307.08691). What the backward pass
+    keeps grows with the tokens. On a TPU the keys and values of a row and head lie in its vector memory.
+
+    Args:
+      pairs_BX: see ``types.Batch``.
+      tile: tokens to a side of the kernel's own tiles, which it derives from the pairs; ``TILES``'s if not
+        given. A multiple of the pairs' tile, and for Mosaic of 128.
+      interpret: run on any device, slowly: for tests.
+    """
+    T, tile = q_BTNH.shape[1], tile or TILES[platform]
+    beyond = -T % tile
+    q, k, v = (_heads_first(x, beyond) for x in (q_BTNH, k_BTMH, v_BTMH))
+    meet_Bnn = _meeting(pairs_BX, T, tile)
+    # A token's own code, and the code of its prompt; 2^15 branches a row's segment.
+    prompt_BT = jnp.pad(segments_BT << 15, ((0, 0), (0, beyond)))
+    codes = (prompt_BT + jnp.pad(branches_BT, ((0, 0), (0, beyond))), prompt_BT)
+    own, prompt = (x[:, None, None].astype(jnp.int32) for x in codes)
+    out = _fused(_How(platform, tile, interpret), q, k, v, own, prompt, meet_Bnn)
+    return out.transpose(0, 2, 1, 3)[:, :T]
+
+
+def _heads_first(x_BTNH: jax.Array, beyond: int) -> jax.Array:
+    return jnp.pad(x_BTNH, ((0, 0), (0, beyond), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+
+
+def _meeting(pairs_BX: jax.Array, tokens: int, tile: int) -> jax.Array:
+    """[B, n, n]: whether any token of query tile i sees one of key tile j, of tiles of so many tokens."""
+    given = (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2  # tiles of the pairs
+    n, wide = -(-tokens // tile), tile // (tokens // given)
+    assert wide * tokens == tile * given, f"kernel tiles of {tile} on {given} tiles of {tokens} tokens"
+    i_BX, j_BX = pairs_BX // given // wide, pairs_BX % given // wide
+    rows_B1 = jnp.arange(len(pairs_BX))[:, None]
+    meet = jnp.zeros((len(pairs_BX), n, n), bool)
+    return meet.at[rows_B1, i_BX, j_BX].max(pairs_BX >= 0, mode="drop")
+
+
+def _listed(meet_Bnn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How many tiles each meets [B, n], and which [B, n, n], in order."""
+    return jnp.sum(meet_Bnn, -1, dtype=jnp.int32), jnp.argsort(~meet_Bnn, axis=-1).astype(jnp.int32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(how: _How, q, k, v, own, prompt, meet_Bnn):
+    return _forward(how, q, k, v, own, prompt, meet_Bnn)[0]
+
+
+def _forward(how, q, k, v, own, prompt, meet_Bnn):
+    (B, N, T, H), spec = q.shape, _Specs(how.tile, q.shape[1] // k.shape[1])
+    out, log_total = _launch(
+        how,
+        functools.partial(_output_kernel, scale=H**-0.5),
+        _listed(meet_Bnn),
+        (own, prompt, own, q, k, v),
+        (spec.code, spec.code, spec.codes, spec.tile, spec.all_shared, spec.all_shared),
+        [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32)],
+    )
+    return out, (q, k, v, own, prompt, meet_Bnn, out, log_total)
+
+
+def _backward(how, kept, d_out):
+    q, k, v, own, prompt, meet_Bnn, out, log_total = kept
+    (B, N, T, H), M = q.shape, k.shape[1]
+    spec, scale = _Specs(how.tile, N // M), H**-0.5
+    inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None]
+    (dq,) = _launch(
+        how,
+        functools.partial(_queries_kernel, scale=scale),
+        _listed(meet_Bnn),
+        (own, prompt, own, q, k, v, d_out, log_total, inner),
+        (spec.code, spec.code, spec.codes, spec.tile, spec.all_shared, spec.all_shared) + (spec.tile,) * 3,
+        [jax.ShapeDtypeStruct(q.shape, q.dtype)],
+    )
+    # By query head, so that no two programs add to one place.
+    dk, dv = _launch(
+        how,
+        functools.partial(_keys_kernel, scale=scale),
+        _listed(meet_Bnn.swapaxes(1, 2)),
+        (own, prompt, own, q, k, v, d_out, log_total, inner),
+        (spec.codes, spec.codes, spec.code, spec.all, spec.shared, spec.shared) + (spec.all,) * 3,
+        [jax.ShapeDtypeStruct(q.shape, jnp.float32)] * 2,
+    )
+    dk, dv = (x.reshape(B, M, N // M, T, H).sum(2).astype(k.dtype) for x in (dk, dv))
+    return dq, dk, dv, None, None, None
+
+
+_fused.defvjp(_forward, _backward)
+
+
+def _output_kernel(counts, lists, own_i, prompt_i, own, q, k, v, out, log_total, *, scale):
+    b, i, t = pl.program_id(0), pl.program_id(2), q.shape[0]
+    own_column, prompt_column = _column(own_i[...]), _column(prompt_i[...])
+
+    def visit(x, carry):
+        acc, best, total = carry
+        j = lists[b, i, x]
+        at = _at(j, t)
+        scores = _dot(q[...], k[at, :].T) * scale
+        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, _HIDDEN)
+        now = jnp.maximum(best, jnp.max(scores, axis=1, keepdims=True))
+        kept, probs = jnp.exp(best - now), jnp.exp(scores - now)
+        acc = acc * kept + _dot(probs.astype(v.dtype), v[at, :])
+        return acc, now, total * kept + jnp.sum(probs, axis=1, keepdims=True)
+
+    start = jnp.zeros(q.shape, jnp.float32), jnp.full((t, 1), _HIDDEN), jnp.zeros((t, 1), jnp.float32)
+    acc, best, total = jax.lax.fori_loop(0, counts[b, i], visit, start)
+    total = jnp.maximum(total, 1e-30)  # padding that meets nothing
+    out[...] = (acc / total).astype(out.dtype)
+    log_total[...] = _row(best + jnp.log(total))
+
+
+def _queries_kernel(counts, lists, own_i, prompt_i, own, q, k, v, d_out, log_total, inner, dq, *, scale):
+    b, i, t = pl.program_id(0), pl.program_id(2), q.shape[0]
+    columns = (_column(x[...]) for x in (own_i, prompt_i, log_total, inner))
+    own_column, prompt_column, log_column, inner_column = columns
+
+    def visit(x, acc):
+        j = lists[b, i, x]
+        at = _at(j, t)
+        scores = _dot(q[...], k[at, :].T) * scale
+        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, _HIDDEN)
+        d_probs = _dot(d_out[...], v[at, :].T)
+        d_scores = jnp.exp(scores - log_column) * (d_probs - inner_column)
+        return acc + _dot(d_scores.astype(k.dtype), k[at, :])
+
+    acc = jax.lax.fori_loop(0, counts[b, i], visit, jnp.zeros(q.shape, jnp.float32))
+    dq[...] = (acc * scale).astype(dq.dtype)
+
+
+def _keys_kernel(counts, lists, own, prompt, own_j, q, k, v, d_out, log_total, inner, dk, dv, *, scale):
+    """On scores [key, query], so that no product needs a transposed first factor."""
+    b, j, t = pl.program_id(0), pl.program_id(2), k.shape[0]
+    own_column = _column(own_j[...])
+
+    def visit(x, carry):
+        dk, dv = carry
+        i = lists[b, j, x]
+        at = _at(i, t)
+        scores = _dot(k[...], q[at, :].T) * scale
+        # Here a row is a key: ``_order`` counts from the other side.
+        scores = jnp.where(_sees(own[:, at], prompt[:, at], own_column, -_order(t, j, i)), scores, _HIDDEN)
+        probs = jnp.exp(scores - log_total[:, at])
+        dv += _dot(probs.astype(v.dtype), d_out[at, :])
+        d_probs = _dot(v[...], d_out[at, :].T)
+        d_scores = probs * (d_probs - inner[:, at])
+        return dk + _dot(d_scores.astype(q.dtype), q[at, :]), dv
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    acc_k, acc_v = jax.lax.fori_loop(0, counts[b, j], visit, (zeros, zeros))
+    dk[...] = acc_k * scale
+    dv[...] = acc_v
+
+
+def _sees(own_query, prompt_query, own_key, order):
+    return ((own_key == own_query) | (own_key == prompt_query)) & (order >= 0)
+
+
+def _order(t: int, i: jax.Array, j: jax.Array) -> jax.Array:
+    """[t, t]: by how many tokens a row of tile i comes after a column of tile j."""
+    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (t, t), axis) for axis in (0, 1))
+    return (i - j) * t + rows - columns
+
+
+def _at(tile: jax.Array, t: int) -> Any:
+    return pl.ds(pl.multiple_of(tile * t, t), t)
+
+
+def _column(row: jax.Array) -> jax.Array:
+    """[1, t] -> [t, 1]. A sum over the diagonal is what both compilers can do, and exact."""
+    return jnp.sum(jnp.where(_diagonal(row.shape[1]), row, jnp.zeros_like(row)), axis=1, keepdims=True)
+
+
+def _row(column: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(_diagonal(len(column)), column, jnp.zeros_like(column)), axis=0, keepdims=True)
+
+
+def _diagonal(t: int) -> jax.Array:
+    return _order(t, jnp.int32(0), jnp.int32(0)) == 0
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.dot(x, y, precision=precision, preferred_element_type=jnp.float32)
+
+
+class _Specs:
+    """Which part of [B, heads, T, H], or of a vector [B, heads, 1, T], a program gets: a tile or all tokens,
+    of its query head, of the key head that this shares, or (codes) of the one that all share."""
+
+    def __init__(self, tile: int, queries_a_key: int):
+        self._tile, self._queries_a_key = tile, queries_a_key
+
+    def tile(self, x: Any, head: Callable = lambda h: h) -> pl.BlockSpec:
+        if x.shape[2] == 1:
+            return pl.BlockSpec((None, None, 1, self._tile), lambda b, h, i, *_: (b, head(h), 0, i))
+        return pl.BlockSpec((None, None, self._tile, x.shape[3]), lambda b, h, i, *_: (b, head(h), i, 0))
+
+    def all(self, x: Any, head: Callable = lambda h: h) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, *x.shape[2:]), lambda b, h, i, *_: (b, head(h), 0, 0))
+
+    def shared(self, x: Any) -> pl.BlockSpec:
+        return self.tile(x, lambda h: h // self._queries_a_key)
+
+    def all_shared(self, x: Any) -> pl.BlockSpec:
+        return self.all(x, lambda h: h // self._queries_a_key)
+
+    def code(self, x: Any) -> pl.BlockSpec:
+        return self.tile(x, lambda h: 0)
+
+    def codes(self, x: Any) -> pl.BlockSpec:
+        return self.all(x, lambda h: 0)
+
+
+def _launch(
+    how: _How,
+    kernel: Callable,
+    scalars: Sequence[jax.Array],
+    inputs: Sequence[jax.Array],
+    specs: Sequence[Callable[[Any], pl.BlockSpec]],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+) -> Sequence[jax.Array]:
+    """The kernel on refs of ``scalars``, inputs, and outputs; a program for each tile of the first output."""
+    B, N, T, _ = outputs[0].shape
+    grid = B, N, T // how.tile
+    in_specs = [spec(x) for spec, x in zip(specs, inputs, strict=True)]
+    out_specs = [_Specs(how.tile, 1).tile(x) for x in outputs]
+    grid_spec: Any
+    params: Any
+    if how.platform == "tpu":
+        grid_spec = pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars), grid=grid, in_specs=in_specs, out_specs=out_specs
+        )
+        held = sum(map(_block_bytes, [*inputs, *outputs], in_specs + out_specs))
+        params = pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel"),
+            vmem_limit_bytes=2 * held + 2**24,  # fetched ahead, and what the program itself needs
+        )
+    else:
+        everything = [pl.BlockSpec(x.shape, lambda *_, n=x.ndim: (0,) * n) for x in scalars]
+        grid_spec = pl.GridSpec(grid=grid, in_specs=everything + in_specs, out_specs=out_specs)
+        params = plgpu.CompilerParams(num_warps=4, num_stages=2)
+    call = pl.pallas_call(
+        kernel, outputs, grid_spec=grid_spec, compiler_params=params, interpret=how.interpret
+    )
+    return call(*scalars, *inputs)
+
+
+def _block_bytes(x: Any, spec: Any) -> int:
+    return math.prod(size or 1 for size in spec.block_shape) * x.dtype.itemsize
