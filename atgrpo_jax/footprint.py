@@ -51,6 +51,12 @@ DEVICES = {
 }
 
 
+_GRADIENTS = "gradients, and of one micro-batch"
+_COPY = "parameters in bfloat16, gathered"
+_ACTIVATIONS = "activations of the update"
+_HEAD = "the head's logits and gradient"
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Of a training step's groups, tokens; every episode is taken to last all turns, every answer to be as
@@ -98,22 +104,28 @@ def memory(x: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
     if policies.adapted:
         lines["parameters, base of adapters"] = bytes_a_device(policies.base_shapes())
     trained = [bytes_a_device(shapes.params) for shapes in policies.shapes.values()]
-    lines["gradients, and of one micro-batch"] = 2 * max(trained)
+    lines[_GRADIENTS] = 2 * max(trained)
     row = x.batch.row(group.group)
     configs = {name: x.architecture(x.start(name)) for name in policies.names}
     local = {name: _local(config, x.mesh) for name, config in configs.items()}
     copied = [_copy(local[name], x) for name, c in configs.items() if c.dtype != c.param_dtype]
     if copied:
-        lines["parameters in bfloat16, gathered"] = max(copied)
+        lines[_COPY] = max(copied)
     ranks = {name: x.lora.rank if name in policies.adapted else None for name in configs}
-    lines["activations of the update"] = max(
+    lines[_ACTIVATIONS] = max(
         activations(config, x.mesh, x.batch, row, ranks[name]) for name, config in configs.items()
     )
-    lines["the head's logits and gradient"] = max(
-        _head(local[name], x, trained=ranks[name] is None) for name in configs
-    )
+    lines[_HEAD] = max(_head(local[name], x, trained=ranks[name] is None) for name in configs)
     lines["cache of the rollout"] = sum(_cache(config, x, group) for config in set(configs.values()))
     return lines
+
+
+def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
+    """With what an update was found to take beside its state in place of the estimates."""
+    estimates = {_GRADIENTS, _COPY, _ACTIVATIONS, _HEAD}
+    return {name: size for name, size in lines.items() if name not in estimates} | {
+        "the update beside its state, as compiled": update
+    }
 
 
 def bytes_a_device(tree: Any) -> int:

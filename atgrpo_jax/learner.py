@@ -225,6 +225,12 @@ class Learner:
         numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
         return self._jit_update(state, self._widened(batch), *numbers, reference, base)
 
+    def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> jax.stages.Compiled:
+        """``update`` for batches [A, B, T] of this shape, ahead of time: all that is given may be shapes, and
+        the mesh's devices need not exist."""
+        numbers = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
+        return self._jit_update.lower(self.shapes, batch, *numbers, reference, base).compile()
+
     def _widened(self, batch: Batch) -> Batch:
         """With as many micro-batches as the largest batch so far: the empty ones cost nothing, a shape that
         shrinks as groups lose their signal would be compiled anew."""

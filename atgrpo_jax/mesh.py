@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -51,13 +51,14 @@ class MeshConfig:
     def devices(self) -> int:
         return self.data * self.fsdp * self.tensor
 
-    def build(self) -> Mesh:
-        """Raises ValueError if there are fewer devices than the mesh needs; ``check_mesh`` says it better."""
+    def build(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """Of the first of these devices, or of all. Raises ValueError if there are fewer than the mesh needs;
+        ``check_mesh`` says it better."""
         return jax.make_mesh(
             (self.data, self.fsdp, self.tensor),
             ("data", "fsdp", "tensor"),
             axis_types=(jax.sharding.AxisType.Auto,) * 3,
-            devices=jax.devices()[: self.devices],
+            devices=(devices or jax.devices())[: self.devices],
         )
 
     def __str__(self) -> str:

@@ -2,6 +2,9 @@
 
 Says, before a launch and without weights or accelerators, whether a run fits and how long a step takes.
 Exits with 1 if it does not fit. ``--preset`` puts a published size in place of the config's model.
+
+With ``--compile``, and libtpu installed, the update is compiled for these TPUs as the launch would do it,
+and what the compiler says of its memory takes the place of estimates. Minutes instead of seconds.
 """
 
 import dataclasses
@@ -11,18 +14,20 @@ import sys
 import jax
 from absl import flags
 
-from atgrpo_jax import config, footprint
+from atgrpo_jax import ahead, config, footprint
 from atgrpo_jax.cli import gin_flags, run
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.models.config import PRESETS, preset
 from atgrpo_jax.policies import Policies
+from atgrpo_jax.progress import say
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _MESH = flags.DEFINE_string("mesh", None, "E.g. data=2,fsdp=4,tensor=1; the config's if not given.")
 _DEVICE = flags.DEFINE_string("device", "v5e", f"One of {', '.join(footprint.DEVICES)}.")
 _PRESET = flags.DEFINE_string("preset", None, f"One of {', '.join(PRESETS)}.")
+_COMPILE = flags.DEFINE_bool("compile", False, "Compile the update for the device, which must be a TPU.")
 _UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Of the device's peak rate.", 0.01, 1.0)
 
 
@@ -35,8 +40,12 @@ def main(argv: list[str]) -> None:
     x = planned(config.load(_GIN_FILE.value, _GIN_PARAM.value))
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
-    policies, sizes = Policies(x), footprint.sizes(x)
+    devices = ahead.tpus(_DEVICE.value, x.mesh.devices) if _COMPILE.value else None
+    policies, sizes = Policies(x, devices), footprint.sizes(x)
     memory = footprint.memory(x, policies, sizes)
+    if devices is not None:
+        say(f"compiling the update for {device.name}, which takes minutes for a large model")
+        memory = footprint.measured(memory, ahead.update_bytes(x, policies, sizes.group))
     print("\n".join(footprint.report(memory, device, x.mesh)))
     print(
         f"a step at most: {sizes.groups} groups of {sizes.prompt:.0f} + {sizes.candidates} x {sizes.new} "

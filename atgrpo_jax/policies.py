@@ -1,6 +1,6 @@
 """The team's policies on the devices: how each starts, is updated, and what the engine gets of it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +25,18 @@ class Policies:
     ``shapes`` are those of all states.
     """
 
-    def __init__(self, x: Experiment):
+    def __init__(self, x: Experiment, devices: Sequence[Any] | None = None):
+        """
+        Args:
+          devices: of which the mesh is made; may be some that are not there, of which nothing but shapes and
+            ``compile`` can be had. This machine's if not given.
+        """
         self._x = x
-        provide_devices(x.mesh)
-        check_mesh(x.mesh, len(jax.devices()), _divided(x))
-        self.mesh: Mesh = x.mesh.build()
+        if devices is None:
+            provide_devices(x.mesh)
+            devices = jax.devices()
+        check_mesh(x.mesh, len(devices), _divided(x))
+        self.mesh: Mesh = x.mesh.build(devices)
         self._made: dict[tuple, Learner] = {}
         self.names = x.policies
         self.adapted = {name for name in self.names if x.start(name) != name}
@@ -89,6 +96,12 @@ class Policies:
         """``Learner.train`` of one policy."""
         temperature, rate = self._x.rollout.sampling.temperature, self._x.team.rates.get(name, 1.0)
         return self._learners[name].train(state, batches, temperature, reference, self.base, rate)
+
+    def compile(self, name: str, batch: Batch) -> jax.stages.Compiled:
+        """``Learner.compile`` of one policy."""
+        reference = self.shapes[name].params if self._x.loss.kl else None
+        base = self.base_shapes() if self.adapted else None
+        return self._learners[name].compile(batch, reference, base)
 
     def weights(self, states: Mapping[str, PolicyState]) -> dict[str, Weights]:
         return {name: self._learners[name].weights(states[name].params, self.base) for name in states}

@@ -5,10 +5,9 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 
-from atgrpo_jax import footprint
+from atgrpo_jax import ahead, footprint
 from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.config import load
 from atgrpo_jax.errors import ConfigError
@@ -60,15 +59,36 @@ def test_activations_are_those_of_the_compiled_update(changes, mesh):
     learner = Learner(Transformer(config, 256), OptimizerConfig(), LossConfig().objective(), mesh.build())
 
     def compiled(rows):
-        batch = pack([], BatchConfig(256, rows), "token", 1)
-        numbers = np.int32(1), np.float32(1), np.float32(1), None, None
-        update = learner._jit_update.lower(learner.shapes, batch, *numbers).compile()
+        update = learner.compile(pack([], BatchConfig(256, rows), "token", 1))
         return update.memory_analysis().temp_size_in_bytes
 
     def said(rows):
         return footprint.activations(config, mesh, BatchConfig(256, rows), 256)
 
     assert (said(32) - said(16)) / (compiled(32) - compiled(16)) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "mesh"), [("v5e", MeshConfig(fsdp=2, tensor=2)), ("v6e", MeshConfig(4))])
+@pytest.mark.parametrize("sharing", ["shared", "lora"])
+def test_the_update_compiles_for_a_tpu(device, mesh, sharing):
+    """By the compiler that a TPU has, with our kernels in it."""
+    model = ModelConfig(layers=1, width=256, mlp_width=256, heads=4, kv_heads=2, head_size=64, vocab_size=400)
+    model = dataclasses.replace(model, dtype="bfloat16", scan=True, remat="block")
+    x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
+    x = dataclasses.replace(x, batch=BatchConfig(row_tokens=320, rows=4))
+    policies = Policies(x, ahead.tpus(device, 4))
+    update = policies.compile(policies.names[0], pack([], x.batch, "token", 1))
+    assert update.as_text().count('custom_call_target="tpu_custom_call"') >= 3
+    gradients = footprint.bytes_a_device(policies.shapes[policies.names[0]].params)
+    assert ahead.update_bytes(x, policies, 320) > gradients
+
+
+def test_what_cannot_be_compiled_ahead():
+    with pytest.raises(ConfigError, match="there is a compiler for v5e, v6e, v5p, not for h100"):
+        ahead.tpus("h100", 8)
+    with pytest.raises(ConfigError, match="up to 64 chips of v5e, not 65"):
+        ahead.tpus("v5e", 65)
 
 
 def test_work_by_hand():
@@ -110,6 +130,9 @@ def test_the_command(tmp_path):
     small = plan("--device=v5e")
     assert small.returncode == 0, small.stderr
     assert "GB: fits" in small.stdout and "TFLOP" in small.stdout
+    compiled = plan("--device=v6e", "--compile")
+    assert compiled.returncode == 0, compiled.stderr
+    assert "the update beside its state, as compiled" in compiled.stdout and "GB: fits" in compiled.stdout
     large = plan("--device=v5e", "--preset=qwen3-8b")
     assert large.returncode == 1 and "GB: does not fit" in large.stdout
     for flags, says in (

@@ -21,7 +21,7 @@ RANKS = [
     {"warm_start"},
     {"experiment"},
     {"policies"},
-    {"config", "report", "trainer", "footprint"},
+    {"config", "report", "trainer", "footprint", "ahead"},
     {"loop", "saved_run"},
     {"train", "evaluate", "export", "plan"},
 ]  # fmt: skip

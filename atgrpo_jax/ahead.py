@@ -1,0 +1,65 @@
+"""The update compiled for TPUs that are not there: libtpu brings their compiler, which knows what fits."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from atgrpo_jax.batch import pack
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.policies import Policies
+
+# Generation -> number of chips -> how they are laid out.
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
+_CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
+LAYOUTS = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _CUBES}
+# libtpu asks what machine it is on, and wants it for itself: here it only compiles.
+_NO_MACHINE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def tpus(name: str, count: int) -> Sequence[Any]:
+    """The devices of the smallest slice of a generation that has so many chips.
+
+    Raises ConfigError for a generation or size that is not in ``LAYOUTS``, and without libtpu.
+    """
+    if name not in LAYOUTS:
+        raise ConfigError(f"--compile: there is a compiler for {', '.join(LAYOUTS)}, not for {name}")
+    chips = next((size for size in LAYOUTS[name] if size >= count), None)
+    if chips is None:
+        raise ConfigError(f"--compile: up to {max(LAYOUTS[name])} chips of {name}, not {count}")
+    for variable, value in _NO_MACHINE.items():
+        os.environ.setdefault(variable, value)
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{name}:{LAYOUTS[name][chips]}"
+        ).devices
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(f"--compile needs libtpu (pip install libtpu): {error}") from error
+
+
+def update_bytes(x: Experiment, policies: Policies, longest: int) -> int:
+    """Bytes on each device that the largest policy's update takes beside its parameters and optimizer state,
+    on a micro-batch of groups up to so many tokens.
+
+    Raises ConfigError with the compiler's words where it finds no way to fit.
+    """
+    batch = pack([], dataclasses.replace(x.batch, row_tokens=x.batch.row(longest)), "token", 1)
+    most = 0
+    for name in policies.names:
+        try:
+            memory = policies.compile(name, batch).memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            raise ConfigError(f"the update of {name} does not compile: {error}") from error
+        assert memory is not None
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # what has no place yet
+        most = max(most, memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + results)
+    return most
