@@ -1,9 +1,12 @@
 """Every test runs with 8 CPU devices; they are asserted, never skipped for."""
 
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # for commands that tests start, too: libtpu looks for a TPU, loudly
+
 import jax
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
