@@ -76,6 +76,7 @@ def evaluate_folders(model: str) -> None:
         model=hf.model_config(model, kind.dtype, kind.param_dtype),
         tokenizer=FolderTokenizer(model),
         team=Team(),
+        mesh=dataclasses.replace(given.mesh, policies=1),
         pretrained=model,
         warm_start=None,
     )
@@ -97,7 +98,7 @@ def scores(
     instances = _INSTANCES.value or x.evaluation.instances
     temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
     settings = {"split": _SPLIT.value, "temperature": temperature, "instances": instances}
-    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, x.engine, policies.mesh)
+    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, x.engine, policies.meshes)
     first: Score | None = None
     for contender in contenders:
         name, step, weights = contender

@@ -79,6 +79,11 @@ class Experiment:
             size = self.architecture(name).vocab_size
             rule = f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}"
             require(self, "model", size is None or size >= self.tokenizer.vocab_size, rule)
+        sides, policies = self.mesh.policies, self.policies
+        rule = f"meshes for {sides} policies, but there are only: {', '.join(policies)}"
+        require(self, "mesh", sides <= len(policies), rule)
+        rule = f"adapters are on one {BASE}, on one mesh, so policies must be 1"
+        require(self, "mesh", sides == 1 or BASE not in self.starts, rule)
         rows = self.mesh.data * self.mesh.fsdp
         require(
             self,

@@ -7,6 +7,7 @@ JAX's own backward pass keeps, by abstract evaluation of the model's share on on
 import asyncio
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.learner import cloning
-from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.mesh import MeshConfig, on_host
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.head import CHUNK_BYTES
 from atgrpo_jax.models.lora import init_adapter
@@ -96,17 +97,28 @@ def sizes(x: Experiment, instances: int = 16) -> Sizes:
 
 
 def memory(x: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
-    """Bytes on each device by what holds them."""
+    """Bytes on each device by what holds them; of the fullest mesh, where several are side by side."""
+    sides: dict[Any, list[str]] = defaultdict(list)
+    for name in policies.names:
+        sides[policies.meshes[name]].append(name)
+    return max((_memory(x, policies, names, group) for names in sides.values()), key=_total)
+
+
+def _total(lines: Mapping[str, float]) -> float:
+    return sum(lines.values())
+
+
+def _memory(x: Experiment, policies: Policies, names: Sequence[str], group: Sizes) -> dict[str, float]:
     lines: dict[str, float] = {}
-    for name, shapes in policies.shapes.items():
+    held = {name: policies.shapes[name] for name in names}
+    for name, shapes in held.items():
         lines[f"parameters, {name}"] = bytes_a_device(shapes.params)
         lines[f"optimizer, {name}"] = bytes_a_device(shapes.opt_state)
     if policies.adapted:
         lines["parameters, base of adapters"] = bytes_a_device(policies.base_shapes())
-    trained = [bytes_a_device(shapes.params) for shapes in policies.shapes.values()]
-    lines[_GRADIENTS] = 2 * max(trained)
+    lines[_GRADIENTS] = 2 * max(bytes_a_device(shapes.params) for shapes in held.values())
     row = x.batch.row(group.group)
-    configs = {name: x.architecture(x.start(name)) for name in policies.names}
+    configs = {name: x.architecture(x.start(name)) for name in names}
     local = {name: _local(config, x.mesh) for name, config in configs.items()}
     copied = [_copy(local[name], x) for name, c in configs.items() if c.dtype != c.param_dtype]
     if copied:
@@ -129,9 +141,18 @@ def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
 
 
 def bytes_a_device(tree: Any) -> int:
-    """Of arrays, or shapes with shardings."""
-    leaves = jax.tree.leaves(tree)
+    """Of arrays, or shapes with shardings, that are not in a host's memory."""
+    leaves = (x for x in jax.tree.leaves(tree) if not on_host(x.sharding))
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def bytes_on_hosts(tree: Any) -> int:
+    """Of arrays, or shapes with shardings, on all hosts together."""
+    leaves = (x for x in jax.tree.leaves(tree) if on_host(x.sharding))
+    shards = (
+        (len(x.sharding.device_set), math.prod(x.sharding.shard_shape(x.shape)), x.dtype) for x in leaves
+    )
+    return sum(devices * size * dtype.itemsize for devices, size, dtype in shards)
 
 
 def activations(
@@ -229,20 +250,24 @@ def seconds(
     """Stage -> (FLOP, seconds, what limits it). Of the roles' policies each has its share of the groups."""
     roles = x.task.workflow.order
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
+    updates: dict[Any, float] = defaultdict(float)  # seconds of each of the meshes side by side
     waves = math.ceil(group.groups / len(roles) / x.engine.groups)
     for role in roles:
-        config = x.architecture(x.start(x.team.policy(role)))
+        policy = x.team.policy(role)
+        config = x.architecture(x.start(policy))
         vocab = config.vocab_size or x.tokenizer.vocab_size
         done = work(config, vocab, group, group.groups / len(roles))
-        rate = device.flops * utilisation * x.mesh.devices
+        rate = device.flops * utilisation * x.mesh.side
         read = jnp.dtype(config.dtype).itemsize * (
             config.layers * config.block_kernels() + vocab * config.width
         )
-        reading = waves * group.new * read / x.mesh.devices / device.bandwidth
+        reading = waves * group.new * read / x.mesh.side / device.bandwidth
         for stage, flop in done.items():
             totals[stage][0] += flop
             totals[stage][1] += flop / rate
         totals["rollout"][2] += reading
+        updates[policies.meshes[policy]] += done["update"] / rate
+    totals["update"][1] = max(updates.values())  # at the same time; the engine draws for one after another
     return {
         stage: (flop, max(computing, reading), "arithmetic" if computing >= reading else "reading weights")
         for stage, (flop, computing, reading) in totals.items()
@@ -258,7 +283,7 @@ def device(name: str) -> Device:
 
 def fits(lines: Mapping[str, float], on: Device) -> bool:
     """Whether the bytes leave a twelfth of the memory to the runtime and to fragments."""
-    return sum(lines.values()) <= on.memory * 11 / 12
+    return _total(lines) <= on.memory * 11 / 12
 
 
 def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence[str]:
@@ -268,5 +293,5 @@ def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence
     return [
         f"mesh {mesh}: {mesh.devices} x {on.name}, {on.memory / 1e9:.0f} GB each",
         *(f"  {name:{width}}  {size / 1e9:8.3f} GB" for name, size in lines.items()),
-        f"  {'in all, on each device':{width}}  {sum(lines.values()) / 1e9:8.3f} GB: {verdict}",
+        f"  {'in all, on each device':{width}}  {_total(lines) / 1e9:8.3f} GB: {verdict}",
     ]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from atgrpo_jax.batch import Aggregate, each, filled
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.loss import cloning_loss, kl_penalty, policy_loss
-from atgrpo_jax.mesh import batch_sharding, parameter_shardings, replicated
+from atgrpo_jax.mesh import batch_sharding, host_sharding, parameter_shardings, replicated
 from atgrpo_jax.models.head import Objective
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.packed import Packed
@@ -47,6 +47,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # of the gradient's global norm
+    offload: bool = False  # the state waits for its update in the host's memory
 
     def __post_init__(self):
         check_types(self)
@@ -141,6 +142,22 @@ class LossConfig:
         return at_grpo
 
 
+class Trained(NamedTuple):
+    """What updates left behind; on the devices, maybe still being computed, until ``jax.device_get``."""
+
+    updates: list[dict[str, Any]]  # metrics of each
+    tokens: int  # that they ran on
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the updates, their number, the tokens, and ``logprob_gap`` of the first update alone,
+        where the learner still is the sampler's policy."""
+        counts = {"updates": float(len(self.updates)), "trained_tokens": float(self.tokens)}
+        if not self.updates:
+            return counts
+        means = {name: float(np.mean([u[name] for u in self.updates])) for name in self.updates[0]}
+        return means | counts | {"logprob_gap": float(self.updates[0]["logprob_gap"])}
+
+
 def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
     """The warm start's objective."""
     return cloning_loss(logprobs_BT, trained.weights), {"entropy": jnp.sum(trained.weights * entropy_BT)}
@@ -168,19 +185,28 @@ class Learner:
         self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> A
         params = jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
         shapes = PolicyState(params, jax.eval_shape(self._optimizer.init, params))
-        self.shardings = parameter_shardings(shapes, mesh)
+        self.shardings = self._computing = parameter_shardings(shapes, mesh)
+        if optimizer.offload:
+            self.shardings = self.shardings._replace(
+                opt_state=jax.tree.map(
+                    lambda s, sharding: host_sharding(sharding) if s.ndim else sharding,
+                    shapes.opt_state,
+                    self.shardings.opt_state,
+                )
+            )
         self.shapes = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
             shapes,
             self.shardings,
         )
-        plain = replicated(mesh)
+        rows, plain = batch_sharding(mesh), replicated(mesh)
+        self._given = rows, plain
         self._jit_fresh = jax.jit(self._fresh, out_shardings=self.shardings.params)
         self._jit_start = jax.jit(self._optimizer.init, out_shardings=self.shardings.opt_state)
         self._jit_update = jax.jit(
             self._update,
             donate_argnums=0,
-            in_shardings=(self.shardings, batch_sharding(mesh), plain, plain, plain, None, None),
+            in_shardings=(self.shardings, rows, plain, None, None),
             out_shardings=(self.shardings, plain),
         )
 
@@ -223,13 +249,15 @@ class Learner:
           gradient's norm, and ``logprob_gap``, the largest |logprob - old logprob|.
         """
         numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
-        return self._jit_update(state, self._widened(batch), *numbers, reference, base)
+        given = jax.device_put((self._widened(batch), numbers), self._given)
+        with jax.transfer_guard("disallow"):  # nothing else moves between host and devices, or devices
+            return self._jit_update(state, *given, reference, base)
 
     def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> jax.stages.Compiled:
         """``update`` for batches [A, B, T] of this shape, ahead of time: all that is given may be shapes, and
         the mesh's devices need not exist."""
-        numbers = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
-        return self._jit_update.lower(self.shapes, batch, *numbers, reference, base).compile()
+        numbers = tuple(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
+        return self._jit_update.lower(self.shapes, batch, numbers, reference, base).compile()
 
     def _widened(self, batch: Batch) -> Batch:
         """With as many micro-batches as the largest batch so far: the empty ones cost nothing, a shape that
@@ -246,31 +274,23 @@ class Learner:
         reference: Any = None,
         base: Any = None,
         rate: float = 1.0,
-    ) -> tuple[PolicyState, dict[str, float]]:
-        """``update`` on each batch in turn.
-
-        Returns:
-          The new state, and metrics: means over the updates, their number, the tokens they ran on, and
-          ``logprob_gap`` of the first update alone, where the learner still is the sampler's policy.
-          Without batches the state is returned as it was.
-        """
-        records, tokens = [], 0
+    ) -> tuple[PolicyState, Trained]:
+        """``update`` on each batch in turn, without waiting for any. Without batches the state is returned as
+        it was."""
+        updates, tokens = [], 0
         for batch in batches:
             state, metrics = self.update(state, batch, temperature, reference, base, rate)
-            records.append(metrics)
+            updates.append(metrics)
             tokens += int((batch.segments > 0).sum())
-        if not records:
-            return state, {"updates": 0.0, "trained_tokens": 0.0}
-        records = jax.device_get(records)
-        means = {name: float(np.mean([r[name] for r in records])) for name in records[0]}
-        means |= {"logprob_gap": float(records[0]["logprob_gap"])}
-        return state, means | {"updates": float(len(records)), "trained_tokens": float(tokens)}
+        return state, Trained(updates, tokens)
 
     def _fresh(self, key: jax.Array) -> Any:
         params = init_params(self.model, key)
         return params if self._lora is None else init_adapter(params, key, self._lora.rank)
 
-    def _update(self, state, batch, count, temperature, rate, reference, base):
+    def _update(self, state, batch, numbers, reference, base):
+        count, temperature, rate = numbers
+
         def loss(params, micro):
             weights, reference_BT = self.weights(params, base), None
             if reference is not None:
@@ -291,7 +311,10 @@ class Learner:
         )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))
         (value, sums, grads), gap = jax.lax.fori_loop(0, count, accumulate, zeros)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        opt_state = state.opt_state
+        if self.shardings is not self._computing:
+            opt_state = jax.device_put(opt_state, self._computing.opt_state)
+        updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
         weight = jnp.maximum(sums.pop("weight"), 1e-20)
         metrics = {name: total / weight for name, total in sums.items()}

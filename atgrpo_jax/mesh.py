@@ -36,33 +36,45 @@ MESH_AXES = {"D": "fsdp", "N": "tensor", "F": "tensor", "V": "tensor"}
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; ``data`` and ``fsdp`` both split rows, ``fsdp`` also parameters."""
+    """Devices along each axis; ``data`` and ``fsdp`` both split rows, ``fsdp`` also parameters.
+
+    With ``policies`` above 1 there are so many such meshes side by side, over which the policies are dealt in
+    turn: those on different ones are updated at the same time.
+    """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    policies: int = 1
 
     def __post_init__(self):
         check_types(self)
-        for name in ("data", "fsdp", "tensor"):
-            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        for field in dataclasses.fields(self):
+            require(self, field.name, getattr(self, field.name) >= 1, "must be at least 1")
+
+    @property
+    def side(self) -> int:
+        """Devices of one of the meshes that stand side by side."""
+        return self.data * self.fsdp * self.tensor
 
     @property
     def devices(self) -> int:
-        return self.data * self.fsdp * self.tensor
+        return self.policies * self.side
 
-    def build(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """Of the first of these devices, or of all. Raises ValueError if there are fewer than the mesh needs;
-        ``check_mesh`` says it better."""
+    def build(self, devices: Sequence[Any] | None = None, place: int = 0) -> Mesh:
+        """The mesh of policy number ``place``, out of these devices or of all. Raises ValueError if there are
+        fewer than it needs; ``check_mesh`` says it better."""
+        first = place % self.policies * self.side
         return jax.make_mesh(
             (self.data, self.fsdp, self.tensor),
             ("data", "fsdp", "tensor"),
             axis_types=(jax.sharding.AxisType.Auto,) * 3,
-            devices=(devices or jax.devices())[: self.devices],
+            devices=(devices or jax.devices())[first : first + self.side],
         )
 
     def __str__(self) -> str:
-        return f"data = {self.data}, fsdp = {self.fsdp}, tensor = {self.tensor}"
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
 
 
 def provide_devices(config: MeshConfig) -> None:
@@ -85,20 +97,22 @@ def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> 
         return
 
     def distance(mesh: MeshConfig) -> float:
-        pairs = (mesh.data, config.data), (mesh.fsdp, config.fsdp), (mesh.tensor, config.tensor)
+        pairs = zip(dataclasses.astuple(mesh), dataclasses.astuple(config), strict=True)
         return sum(abs(math.log(one / other)) for one, other in pairs)
 
-    possible = (mesh for mesh in _meshes(devices) if _misfit(mesh, devices, divided) is None)
+    possible = (mesh for mesh in _meshes(devices, config.policies) if _misfit(mesh, devices, divided) is None)
     best = min(possible, key=lambda mesh: (distance(mesh), -mesh.devices))
     raise ConfigError(f"mesh {config}: {reason}; the nearest possible is {best}")
 
 
-def _meshes(devices: int) -> Iterator[MeshConfig]:
-    """All that need no more devices."""
-    for data in range(1, devices + 1):
-        for fsdp in range(1, devices // data + 1):
-            for tensor in range(1, devices // (data * fsdp) + 1):
-                yield MeshConfig(data, fsdp, tensor)
+def _meshes(devices: int, policies: int) -> Iterator[MeshConfig]:
+    """All that need no more devices, and stand no more side by side."""
+    for sides in range(1, min(policies, devices) + 1):
+        side = devices // sides
+        for data in range(1, side + 1):
+            for fsdp in range(1, side // data + 1):
+                for tensor in range(1, side // (data * fsdp) + 1):
+                    yield MeshConfig(data, fsdp, tensor, sides)
 
 
 def _misfit(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> str | None:
@@ -133,6 +147,15 @@ def _spec(path: tuple, leaf: Any) -> PartitionSpec:
 
 def _name(path: tuple) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+
+
+def host_sharding(sharding: NamedSharding) -> NamedSharding:
+    """The same parts of an array, each in the memory of its device's host."""
+    return sharding.with_memory_kind("pinned_host")
+
+
+def on_host(sharding: Any) -> bool:
+    return sharding.memory_kind == host_sharding(sharding).memory_kind
 
 
 def group_sharding(mesh: Mesh) -> NamedSharding:

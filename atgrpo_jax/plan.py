@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
         say(f"compiling the update for {device.name}, which takes minutes for a large model")
         memory = footprint.measured(memory, ahead.update_bytes(x, policies, sizes.group))
     print("\n".join(footprint.report(memory, device, x.mesh)))
+    if hosts := footprint.bytes_on_hosts(policies.shapes):
+        print(f"  optimizer state in the memory of all hosts: {hosts / 1e9:.3f} GB")
     print(
         f"a step at most: {sizes.groups} groups of {sizes.prompt:.0f} + {sizes.candidates} x {sizes.new} "
         f"tokens, the longest {sizes.group} in rows of {x.batch.row(sizes.group)}"
@@ -77,7 +79,8 @@ def planned(x: Experiment) -> Experiment:
 
 def parse_mesh(text: str) -> MeshConfig:
     """Raises ConfigError for anything but axes and sizes, as in "data=2,fsdp=4"."""
-    if not re.fullmatch(r"((data|fsdp|tensor)=\d+)(,(data|fsdp|tensor)=\d+)*", text):
+    axis = f"({'|'.join(field.name for field in dataclasses.fields(MeshConfig))})"
+    if not re.fullmatch(rf"({axis}=\d+)(,{axis}=\d+)*", text):
         raise ConfigError(f"--mesh={text}: expected axes and sizes, e.g. data=2,fsdp=4,tensor=1")
     sizes = {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
     try:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.learner import Learner, PolicyState
+from atgrpo_jax.learner import Learner, PolicyState, Trained
 from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters, provide_devices
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
@@ -36,9 +36,13 @@ class Policies:
             provide_devices(x.mesh)
             devices = jax.devices()
         check_mesh(x.mesh, len(devices), _divided(x))
-        self.mesh: Mesh = x.mesh.build(devices)
-        self._made: dict[tuple, Learner] = {}
         self.names = x.policies
+        # Where adapters are, there is one mesh, their base's.
+        self.meshes: dict[str, Mesh] = {
+            name: x.mesh.build(devices, place)
+            for place, name in enumerate(dict.fromkeys(self.names + x.starts))
+        }
+        self._made: dict[tuple, Learner] = {}
         self.adapted = {name for name in self.names if x.start(name) != name}
         self._learners = {name: self._learner(x.start(name), name in self.adapted) for name in self.names}
         self.shapes = {name: self._learners[name].shapes for name in self.names}
@@ -46,13 +50,13 @@ class Policies:
         self.base: Any = None
 
     def _learner(self, start: str, adapter: bool = False) -> Learner:
-        """One for all policies of an architecture and kind: they share its compiled functions."""
-        x, config = self._x, self._x.architecture(start)
-        if (config, adapter) not in self._made:
-            model = _model(x, start)
+        """One for all policies of an architecture, kind and mesh: they share its compiled functions."""
+        x, mesh = self._x, self.meshes[start]
+        key = x.architecture(start), adapter, mesh
+        if key not in self._made:
             objective, lora = x.loss.objective(), x.lora if adapter else None
-            self._made[config, adapter] = Learner(model, x.optimizer, objective, self.mesh, lora)
-        return self._made[config, adapter]
+            self._made[key] = Learner(_model(x, start), x.optimizer, objective, mesh, lora)
+        return self._made[key]
 
     def start(self) -> dict[str, PolicyState]:
         """States of all policies before any training: random or from a folder, then the warm start; sets
@@ -67,7 +71,7 @@ class Policies:
                 x.optimizer,
                 fresh,
                 models={name: self._learner(name).model for name in x.starts},
-                mesh=self.mesh,
+                meshes={name: self.meshes[name] for name in x.starts},
                 task=x.task,
                 team=x.team.starting(x.task.workflow.order),
                 tokenizer=x.tokenizer,
@@ -92,7 +96,7 @@ class Policies:
 
     def train(
         self, name: str, state: PolicyState, batches: Iterable[Batch], reference: Any
-    ) -> tuple[PolicyState, dict[str, float]]:
+    ) -> tuple[PolicyState, Trained]:
         """``Learner.train`` of one policy."""
         temperature, rate = self._x.rollout.sampling.temperature, self._x.team.rates.get(name, 1.0)
         return self._learners[name].train(state, batches, temperature, reference, self.base, rate)

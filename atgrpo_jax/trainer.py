@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from atgrpo_jax import weight_sync
 from atgrpo_jax.batch import minibatches
 from atgrpo_jax.checkpoint import Checkpoints
@@ -12,7 +14,7 @@ from atgrpo_jax.engines.local import LocalEngine
 from atgrpo_jax.evaluation import evaluate
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.groups import Credited, audit, credit
-from atgrpo_jax.learner import PolicyState
+from atgrpo_jax.learner import PolicyState, Trained
 from atgrpo_jax.metrics import CompileCounter, MetricsWriter, episode_metrics
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.progress import Progress, say
@@ -29,7 +31,9 @@ class Trainer:
         self.done = 0
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
-        self._engine = LocalEngine(self._policies.models, x.tokenizer.stop_ids, x.engine, self._policies.mesh)
+        self._engine = LocalEngine(
+            self._policies.models, x.tokenizer.stop_ids, x.engine, self._policies.meshes
+        )
         self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
         self._compiles = CompileCounter()
         self._reference: dict[str, Any] = {}
@@ -107,6 +111,7 @@ class Trainer:
         for item in credited:
             items[item.group.origin.policy].append(item)
         updated = x.team.updated(step, x.task.workflow.order)
+        trained: dict[str, Trained] = {}
         for policy in updated:
             batches = minibatches(
                 items[policy],
@@ -117,9 +122,11 @@ class Trainer:
                 aggregate=x.loss.aggregate,
                 constant=x.rollout.sampling.max_tokens,
             )
-            self.states[policy], learned = self._policies.train(
+            self.states[policy], trained[policy] = self._policies.train(
                 policy, self.states[policy], batches, self._reference.get(policy)
             )
+        for policy, updates in jax.device_get(trained).items():  # the step's one wait for the devices
+            learned = updates.metrics()
             if learned["updates"]:
                 weight_sync.check_gap(policy, learned["logprob_gap"], x.max_logprob_gap)
             metrics |= {f"{policy}/{name}": value for name, value in learned.items()}

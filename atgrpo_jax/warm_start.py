@@ -50,7 +50,7 @@ def warm_start(
     fresh: Mapping[str, Callable[[], Any]],
     *,
     models: Mapping[str, Transformer],
-    mesh: Mesh,
+    meshes: Mapping[str, Mesh],
     task: Task,
     team: Team,
     tokenizer: Tokenizer,
@@ -63,6 +63,7 @@ def warm_start(
     Args:
       fresh: for each policy, what makes its parameters before cloning.
       models: theirs.
+      meshes: where they are.
       source: names what ``fresh`` makes, beyond the seed.
 
     Raises RunError if the cached result cannot be read.
@@ -76,13 +77,15 @@ def warm_start(
     )
     made_from = (
         config, optimizer, sorted((name, m.config, m.vocab_size) for name, m in models.items()),
-        dict(mesh.shape), task, team.sharing, tokenizer.digest(), batch, seed, source, jax.__version__,
+        sorted((name, dict(mesh.shape)) for name, mesh in meshes.items()), task, team.sharing,
+        tokenizer.digest(), batch, seed, source, jax.__version__,
         jax.devices()[0].device_kind, _sources(task),
     )  # fmt: skip
     key = hash_bytes(repr(dataclasses.replace(config, cache_dir="")) + repr(made_from[1:])).hex()
     path = Path(config.cache_dir).expanduser().absolute() / "warm_start" / key
-    made = {model: Learner(model, optimizer, cloning, mesh) for model in set(models.values())}
-    learners = {name: made[models[name]] for name in fresh}
+    places = {name: (models[name], meshes[name]) for name in fresh}
+    made = {(model, mesh): Learner(model, optimizer, cloning, mesh) for model, mesh in set(places.values())}
+    learners = {name: made[place] for name, place in places.items()}
     with ocp.StandardCheckpointer() as checkpointer:
         if path.exists():
             say(f"warm start: from the cache, {path}")

@@ -10,6 +10,7 @@ import pytest
 from atgrpo_jax import ahead, footprint
 from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.config import load
+from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
 from atgrpo_jax.mesh import MeshConfig
@@ -40,6 +41,35 @@ def test_parameters_and_optimizer_are_those_of_a_run_to_the_byte(sharing, mesh):
         assert said[f"optimizer, {name}"] == held(state.opt_state)
     if sharing == "lora":
         assert said["parameters, base of adapters"] == held(policies.base)
+
+
+def test_meshes_side_by_side_hold_a_policy_each_and_work_at_the_same_time():
+    x = dataclasses.replace(load("smoke.gin"), team=Team("full"), warm_start=None)
+    beside = dataclasses.replace(x, mesh=MeshConfig(policies=2))
+    group, v5e = footprint.sizes(x, instances=2), footprint.DEVICES["v5e"]
+
+    def planned(x):
+        policies = Policies(x)
+        seconds = footprint.seconds(x, policies, group, v5e, 0.4)
+        return footprint.memory(x, policies, group), seconds["update"][1], seconds["rollout"][1]
+
+    lines, update, rollout = planned(x)
+    own, side_update, side_rollout = planned(beside)
+    first = {name: size for name, size in lines.items() if "scout" not in name}
+    assert own == first != lines
+    assert side_update == pytest.approx(update / 2) and side_rollout == pytest.approx(rollout)
+
+
+def test_offloaded_optimizer_state_is_the_hosts():
+    x = dataclasses.replace(load("smoke.gin"), mesh=MeshConfig(data=2, fsdp=2), warm_start=None)
+    x = dataclasses.replace(x, batch=BatchConfig(64, 4), engine=LocalEngineConfig(4))
+    offload = dataclasses.replace(x.optimizer, offload=True)
+    stays, waits = Policies(x), Policies(dataclasses.replace(x, optimizer=offload))
+    held = [footprint.bytes_a_device(policies.shapes["shared"].opt_state) for policies in (stays, waits)]
+    counters = 16  # bytes: numbers of updates, at most four of them
+    assert 0 < held[1] <= counters < held[0] / 100
+    assert footprint.bytes_on_hosts(waits.shapes) == 4 * (held[0] - held[1])
+    assert footprint.bytes_on_hosts(stays.shapes) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 import dataclasses
 import functools
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -248,7 +252,7 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     micro = jax.tree.map(lambda x: x[0], batch)
     logprobs, _ = batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))
     own = with_old_logprobs(batch, np.asarray(logprobs)[None])
-    _, metrics = ours.train(state, [own, own], 1.0)
+    metrics = jax.device_get(ours.train(state, [own, own], 1.0)[1]).metrics()
     assert metrics["logprob_gap"] < 1e-5
     assert metrics["updates"] == 2
     assert metrics["trained_tokens"] == 2 * (batch.segments > 0).sum()
@@ -264,8 +268,8 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
 def test_without_batches_a_policy_stays_as_it_is():
     ours = learner()
     state = ours.init(jax.random.key(0))
-    same, metrics = ours.train(state, [], 1.0)
-    assert same is state and metrics == {"updates": 0.0, "trained_tokens": 0.0}
+    same, trained = ours.train(state, [], 1.0)
+    assert same is state and trained.metrics() == {"updates": 0.0, "trained_tokens": 0.0}
 
 
 def test_nothing_recompiles_for_another_temperature_or_fill():
@@ -277,6 +281,14 @@ def test_nothing_recompiles_for_another_temperature_or_fill():
     for seed, temperature, groups in ((1, 0.7, 4), (2, 1.3, 3), (3, 1.0, 1)):
         state, _ = ours.update(state, packed(items(seed, lengths[:groups]), config), temperature)
     assert counter.count == 0
+
+
+def sharded_update(mesh, model=MODEL):
+    """On rows of two tiles."""
+    batch = packed(items(lengths=((30, 25, 20), (9, 40, 1), (6, 2, 7))), BatchConfig(row_tokens=128, rows=4))
+    assert (batch.pairs >= 0).sum() > 3
+    ours = learner(mesh=mesh, model=model)
+    return ours.update(ours.init(jax.random.key(0)), batch, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -291,13 +303,8 @@ def test_nothing_recompiles_for_another_temperature_or_fill():
     ids=str,
 )
 def test_sharded_equals_unsharded(mesh):
-    """On rows of two tiles."""
-    plain, sharded = learner(), learner(mesh=mesh)
-    batch = packed(items(lengths=((30, 25, 20), (9, 40, 1), (6, 2, 7))), BatchConfig(row_tokens=128, rows=4))
-    assert (batch.pairs >= 0).sum() > 3
-    state, metrics = plain.update(plain.init(jax.random.key(0)), batch, 1.0)
-    other = sharded.start_from(jax.device_put(plain.init(jax.random.key(0)).params, sharded.shardings.params))
-    other, other_metrics = sharded.update(other, batch, 1.0)
+    state, metrics = sharded_update(MeshConfig())
+    other, other_metrics = sharded_update(mesh)
     kernel = other.params["layer_0"]["gate"]["kernel"]
     assert len(kernel.sharding.device_set) == mesh.data * mesh.fsdp * mesh.tensor
     assert kernel.addressable_shards[0].data.shape == (32 // mesh.fsdp, 48 // mesh.tensor)
@@ -305,6 +312,68 @@ def test_sharded_equals_unsharded(mesh):
     assert moment.sharding == kernel.sharding
     assert_same(jax.device_get(state.params), jax.device_get(other.params))
     assert_same(jax.device_get(metrics), jax.device_get(other_metrics))
+
+
+def test_fused_kernels_are_sharded_like_tiles():
+    """Interpreted, as on a TPU."""
+    fused = Transformer(dataclasses.replace(MODEL.config, attention="fused"), 64)
+    state, metrics = sharded_update(MeshConfig())
+    other, other_metrics = sharded_update(MeshConfig(data=2, fsdp=2, tensor=2), fused)
+    assert_same(jax.device_get((state.params, metrics)), jax.device_get((other.params, other_metrics)))
+
+
+@pytest.mark.slow
+def test_several_processes_make_one_update(tmp_path):
+    """Two of four devices each, as the hosts of a TPU slice: what one process with eight devices does."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    script, out = Path(__file__).with_name("process.py"), tmp_path / "found.npz"
+    lines = [[sys.executable, str(script), address, "2", str(i), str(out)] for i in range(2)]
+    running = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    state, metrics = sharded_update(MeshConfig(data=2, fsdp=2, tensor=2))
+    with np.load(out) as found:
+        assert_same(jax.tree.leaves(jax.device_get((state.params, metrics))), list(found.values()))
+
+
+def test_policies_on_meshes_of_their_own_are_updated_at_the_same_time():
+    """Nobody waits for the first policy's updates before the second one's are under way elsewhere."""
+    config = MeshConfig(policies=2)
+    learners = [Learner(MODEL, OPTIMIZER, cloning, config.build(place=place)) for place in range(2)]
+    many = each(lambda a: np.concatenate([a] * 100), packed(items()))
+
+    def train():
+        return [ours.train(ours.init(jax.random.key(0)), [many], 1.0) for ours in learners]
+
+    jax.block_until_ready(train())  # compiled
+    (one, _), (other, _) = train()
+    assert not one.params["embedding"].is_ready() and not other.params["embedding"].is_ready()
+    assert one.params["embedding"].devices().isdisjoint(other.params["embedding"].devices())
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
+
+
+def test_nothing_but_the_batch_moves_to_the_devices():
+    ours = learner(LossConfig(kl=0.1))
+    state = ours.init(jax.random.key(0))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        ours.update(state, packed(items()), 1.0, jax.device_get(state.params))
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+def test_the_optimizer_state_may_wait_on_the_host(mesh):
+    stays, waits = (
+        learner(mesh=mesh, optimizer=OptimizerConfig("muon", offload=offload)) for offload in (False, True)
+    )
+    one, other = stays.init(jax.random.key(0)), waits.init(jax.random.key(0))
+    for seed in range(2):
+        one, _ = stays.update(one, packed(items(seed)), 1.0)
+        other, _ = waits.update(other, packed(items(seed)), 1.0)
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(other.opt_state) if leaf.ndim}
+        assert kinds == {"pinned_host"}
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
@@ -318,6 +387,10 @@ def test_a_mesh_that_does_not_fit_is_refused():
         "mesh data = 4, fsdp = 4, tensor = 1: needs 16 devices, 8 found; the nearest possible is "
         "data = 2, fsdp = 4, tensor = 1"
     )
+    with pytest.raises(
+        ConfigError, match=r"the nearest possible is data = 2, fsdp = 2, tensor = 1, policies = 2"
+    ):
+        check_mesh(MeshConfig(data=2, fsdp=3, policies=2), 8, sizes)
     with pytest.raises(
         ConfigError, match=r"layer_\d/\w+/kernel has size 50, which tensor = 4 does not divide"
     ):

@@ -10,6 +10,7 @@ from reference import SIZES, make
 
 from atgrpo_jax.config import load
 from atgrpo_jax.errors import RunError
+from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.models import hf
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.team import Team
@@ -104,6 +105,22 @@ def test_a_mixture_of_an_adapter_and_a_full_policy(experiment, tmp_path):
     assert same(base, start["mover"].params)
     assert not same(base, after["mover"].params)
     assert jax.tree.structure(after["scout"].params) != jax.tree.structure(after["mover"].params)
+
+
+def test_policies_on_meshes_of_their_own_are_the_same(experiment, tmp_path):
+    experiment = dataclasses.replace(experiment, team=Team("full"))
+    beside = dataclasses.replace(experiment, mesh=MeshConfig(policies=2))
+    _, after, _, played = run(experiment, tmp_path / "one", Team("full"))
+    _, own, _, again = run(beside, tmp_path / "two", Team("full"))
+    assert played == again and same(after, own)
+    with Trainer(beside, RunFolder(tmp_path / "two")) as trainer:
+        trainer.begin()
+        scout, mover = (trainer.states[name].params["embedding"] for name in ("scout", "mover"))
+        assert scout.devices().isdisjoint(mover.devices())
+        assert same(after, jax.device_get(trainer.states))
+    for team, says in ((Team(), "there are only: shared"), (Team("lora"), "adapters are on one base")):
+        with pytest.raises(ValueError, match=f"policies=2.*: .*{says}"):
+            dataclasses.replace(beside, team=team)
 
 
 def test_frozen_policies_and_those_whose_turn_it_is_not_stay(experiment, tmp_path):

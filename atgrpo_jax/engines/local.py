@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.base import Request
@@ -56,15 +56,15 @@ class LocalEngine:
         models: Transformer | Mapping[str, Transformer],
         stop_ids: Sequence[int],
         config: LocalEngineConfig,
-        mesh: Mesh | None = None,
+        meshes: Mesh | Mapping[str, Mesh] | None = None,
     ):
         """
         Args:
           models: one for all policies, or that of each.
-          mesh: over whose data and fsdp axes the groups of a wave are spread; they must divide
-            ``config.groups``. One device if not given.
+          meshes: that of all policies' weights, or of each, over whose data and fsdp axes the groups of a
+            wave are spread; they must divide ``config.groups``. One device if not given.
         """
-        self._sharding = None if mesh is None else group_sharding(mesh)
+        self._meshes = meshes
         self._models = models
         self._stop_ids = np.asarray(stop_ids, np.int32)
         self._config = config
@@ -111,6 +111,10 @@ class LocalEngine:
 
     def _model(self, policy: str) -> Transformer:
         return self._models[policy] if isinstance(self._models, Mapping) else self._models
+
+    def _sharding(self, policy: str) -> NamedSharding | None:
+        mesh = self._meshes[policy] if isinstance(self._meshes, Mapping) else self._meshes
+        return None if mesh is None else group_sharding(mesh)
 
     def _draw_all(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -178,7 +182,7 @@ class LocalEngine:
             branch_size,
             family.params,
             family.adapters,
-            *jax.device_put(by_group, self._sharding),
+            *jax.device_put(by_group, self._sharding(wave[0].policy)),
             self._stop_ids,
         )
         tokens_GKC, logprobs_GKC, count_GK, stopped_GK = map(np.asarray, drawn)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
@@ -47,7 +47,7 @@ class Packed:
         scale_BJ = jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)
         hidden_BTD, _ = run(
             self._model,
-            weights.params,
+            weights.params | {"embedding": self._gathered(weights.params["embedding"])},
             adapters,
             micro.tokens,
             micro.positions,
@@ -83,6 +83,10 @@ class Packed:
         if config.attention == "tiles" or not supports(platform, config.head_size):
             return tiled_attention
         return functools.partial(fused_attention, platform=platform)
+
+    def _gathered(self, embedding_VD: jax.Array) -> jax.Array:
+        """Whole vectors: looked up in parts of them, tokens would all go to all devices and back."""
+        return jax.lax.with_sharding_constraint(embedding_VD, NamedSharding(self._mesh, P("tensor")))
 
     def _shared_out(self, x_BTMH: jax.Array) -> jax.Array:
         """Key heads, repeated so often that the devices which share the query heads share them, too."""
