@@ -1,17 +1,12 @@
-"""The update compiled for TPUs that are not there: libtpu brings their compiler, which knows what fits."""
+"""TPUs that are not there, to compile for: libtpu brings their compiler, which knows what fits."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.experimental import topologies
 
-from atgrpo_jax.batch import pack
 from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.policies import Policies
 
 # Generation -> number of chips -> how they are laid out.
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
@@ -44,22 +39,3 @@ def tpus(name: str, count: int) -> Sequence[Any]:
         ).devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(f"--compile needs libtpu (pip install libtpu): {error}") from error
-
-
-def update_bytes(x: Experiment, policies: Policies, longest: int) -> int:
-    """Bytes on each device that the largest policy's update takes beside its parameters and optimizer state,
-    on a micro-batch of groups up to so many tokens.
-
-    Raises ConfigError with the compiler's words where it finds no way to fit.
-    """
-    batch = pack([], dataclasses.replace(x.batch, row_tokens=x.batch.row(longest)), "token", 1)
-    most = 0
-    for name in policies.names:
-        try:
-            memory = policies.compile(name, batch).memory_analysis()
-        except jax.errors.JaxRuntimeError as error:
-            raise ConfigError(f"the update of {name} does not compile: {error}") from error
-        assert memory is not None
-        results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # what has no place yet
-        most = max(most, memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + results)
-    return most

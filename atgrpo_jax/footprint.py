@@ -140,6 +140,28 @@ def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
     }
 
 
+def update_bytes(x: Experiment, policies: Policies, longest: int) -> int:
+    """Bytes on each device that the largest policy's update takes beside its state and base, on a micro-batch
+    of groups up to so many tokens: as compiled for the policies' devices, which need not be there.
+
+    Raises ConfigError with the compiler's words where it finds no way to fit.
+    """
+    batch = pack([], dataclasses.replace(x.batch, row_tokens=x.batch.row(longest)), "token", 1)
+    most = 0
+    for name in policies.names:
+        base = bytes_a_device(policies.base_shapes()) if name in policies.adapted else 0
+        try:
+            programs = [program.memory_analysis() for program in policies.compile(name, batch)]
+        except jax.errors.JaxRuntimeError as error:
+            raise ConfigError(f"the update of {name} does not compile: {error}") from error
+        for m in programs:
+            assert m is not None
+            held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+            peak = held + m.temp_size_in_bytes + m.generated_code_size_in_bytes
+            most = max(most, peak - bytes_a_device(policies.shapes[name]) - base)
+    return most
+
+
 def bytes_a_device(tree: Any) -> int:
     """Of arrays, or shapes with shardings, that are not in a host's memory."""
     leaves = (x for x in jax.tree.leaves(tree) if not on_host(x.sharding))

@@ -185,15 +185,15 @@ class Learner:
         self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> A
         params = jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
         shapes = PolicyState(params, jax.eval_shape(self._optimizer.init, params))
-        self.shardings = self._computing = parameter_shardings(shapes, mesh)
+        self.shardings = computing = parameter_shardings(shapes, mesh)
         if optimizer.offload:
-            self.shardings = self.shardings._replace(
-                opt_state=jax.tree.map(
-                    lambda s, sharding: host_sharding(sharding) if s.ndim else sharding,
-                    shapes.opt_state,
-                    self.shardings.opt_state,
-                )
+            waiting = jax.tree.map(
+                lambda s, sharding: host_sharding(sharding) if s.ndim else sharding,
+                shapes.opt_state,
+                computing.opt_state,
             )
+            self.shardings = PolicyState(computing.params, waiting)
+        self._computing, self._offload = computing.opt_state, optimizer.offload
         self.shapes = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
             shapes,
@@ -208,6 +208,18 @@ class Learner:
             donate_argnums=0,
             in_shardings=(self.shardings, rows, plain, None, None),
             out_shardings=(self.shardings, plain),
+        )
+        # The same in two programs: in one, XLA fetches the optimizer's state before it computes gradients.
+        self._jit_gradients = jax.jit(
+            self._gradients,
+            in_shardings=(computing.params, rows, plain, None, None),
+            out_shardings=(computing.params, plain),
+        )
+        self._jit_apply = jax.jit(
+            self._apply,
+            donate_argnums=0,
+            in_shardings=(self.shardings, computing.params, plain),
+            out_shardings=self.shardings,
         )
 
     def fresh(self, key: jax.Array) -> Any:
@@ -251,13 +263,20 @@ class Learner:
         numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
         given = jax.device_put((self._widened(batch), numbers), self._given)
         with jax.transfer_guard("disallow"):  # nothing else moves between host and devices, or devices
-            return self._jit_update(state, *given, reference, base)
+            if not self._offload:
+                return self._jit_update(state, *given, reference, base)
+            grads, metrics = self._jit_gradients(state.params, *given, reference, base)
+            return self._jit_apply(state, grads, given[1]), metrics
 
-    def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> jax.stages.Compiled:
-        """``update`` for batches [A, B, T] of this shape, ahead of time: all that is given may be shapes, and
-        the mesh's devices need not exist."""
+    def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Compiled]:
+        """The programs of ``update`` for batches [A, B, T] of this shape, ahead of time: what is given may be
+        shapes, and the mesh's devices need not exist."""
         numbers = tuple(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
-        return self._jit_update.lower(self.shapes, batch, numbers, reference, base).compile()
+        state = self.shapes
+        if not self._offload:
+            return [self._jit_update.lower(state, batch, numbers, reference, base).compile()]
+        gradients = self._jit_gradients.lower(state.params, batch, numbers, reference, base)
+        return [gradients.compile(), self._jit_apply.lower(state, state.params, numbers).compile()]
 
     def _widened(self, batch: Batch) -> Batch:
         """With as many micro-batches as the largest batch so far: the empty ones cost nothing, a shape that
@@ -289,7 +308,18 @@ class Learner:
         return params if self._lora is None else init_adapter(params, key, self._lora.rank)
 
     def _update(self, state, batch, numbers, reference, base):
-        count, temperature, rate = numbers
+        grads, metrics = self._gradients(state.params, batch, numbers, reference, base)
+        return self._apply(state, grads, numbers), metrics
+
+    def _apply(self, state, grads, numbers):
+        _, _, rate = numbers
+        opt_state = jax.device_put(state.opt_state, self._computing) if self._offload else state.opt_state
+        updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
+        return PolicyState(params, opt_state)
+
+    def _gradients(self, params, batch, numbers, reference, base):
+        count, temperature, _ = numbers
 
         def loss(params, micro):
             weights, reference_BT = self.weights(params, base), None
@@ -301,22 +331,15 @@ class Learner:
 
         def accumulate(a, carry):
             micro = jax.tree.map(lambda x: x[a], batch)
-            (value, (sums, gap)), grads = jax.value_and_grad(loss, has_aux=True)(state.params, micro)
+            (value, (sums, gap)), grads = jax.value_and_grad(loss, has_aux=True)(params, micro)
             totals, gap_so_far = carry
             return jax.tree.map(jnp.add, totals, (value, sums, grads)), jnp.maximum(gap_so_far, gap)
 
         first = jax.tree.map(lambda x: x[0], batch)
-        (value, (sums, gap)), grads = jax.eval_shape(
-            jax.value_and_grad(loss, has_aux=True), state.params, first
-        )
+        (value, (sums, gap)), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, first)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))
         (value, sums, grads), gap = jax.lax.fori_loop(0, count, accumulate, zeros)
-        opt_state = state.opt_state
-        if self.shardings is not self._computing:
-            opt_state = jax.device_put(opt_state, self._computing.opt_state)
-        updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
         weight = jnp.maximum(sums.pop("weight"), 1e-20)
         metrics = {name: total / weight for name, total in sums.items()}
         metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "logprob_gap": gap}
-        return PolicyState(params, opt_state), metrics
+        return grads, metrics

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     memory = footprint.memory(x, policies, sizes)
     if devices is not None:
         say(f"compiling the update for {device.name}, which takes minutes for a large model")
-        memory = footprint.measured(memory, ahead.update_bytes(x, policies, sizes.group))
+        memory = footprint.measured(memory, footprint.update_bytes(x, policies, sizes.group))
     print("\n".join(footprint.report(memory, device, x.mesh)))
     if hosts := footprint.bytes_on_hosts(policies.shapes):
         print(f"  optimizer state in the memory of all hosts: {hosts / 1e9:.3f} GB")

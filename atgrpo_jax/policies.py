@@ -101,10 +101,10 @@ class Policies:
         temperature, rate = self._x.rollout.sampling.temperature, self._x.team.rates.get(name, 1.0)
         return self._learners[name].train(state, batches, temperature, reference, self.base, rate)
 
-    def compile(self, name: str, batch: Batch) -> jax.stages.Compiled:
+    def compile(self, name: str, batch: Batch) -> list[jax.stages.Compiled]:
         """``Learner.compile`` of one policy."""
         reference = self.shapes[name].params if self._x.loss.kl else None
-        base = self.base_shapes() if self.adapted else None
+        base = self.base_shapes() if name in self.adapted else None
         return self._learners[name].compile(batch, reference, base)
 
     def weights(self, states: Mapping[str, PolicyState]) -> dict[str, Weights]:

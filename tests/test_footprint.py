@@ -89,7 +89,7 @@ def test_activations_are_those_of_the_compiled_update(changes, mesh):
     learner = Learner(Transformer(config, 256), OptimizerConfig(), LossConfig().objective(), mesh.build())
 
     def compiled(rows):
-        update = learner.compile(pack([], BatchConfig(256, rows), "token", 1))
+        (update,) = learner.compile(pack([], BatchConfig(256, rows), "token", 1))
         return update.memory_analysis().temp_size_in_bytes
 
     def said(rows):
@@ -108,10 +108,10 @@ def test_the_update_compiles_for_a_tpu(device, mesh, sharing):
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=320, rows=4))
     policies = Policies(x, ahead.tpus(device, 4))
-    update = policies.compile(policies.names[0], pack([], x.batch, "token", 1))
+    (update,) = policies.compile(policies.names[0], pack([], x.batch, "token", 1))
     assert update.as_text().count('custom_call_target="tpu_custom_call"') >= 3
     gradients = footprint.bytes_a_device(policies.shapes[policies.names[0]].params)
-    assert ahead.update_bytes(x, policies, 320) > gradients
+    assert footprint.update_bytes(x, policies, 320) > gradients
 
 
 def test_what_cannot_be_compiled_ahead():
