@@ -1,12 +1,16 @@
 """The benchmarks run, on work items of a second: their figures are for people."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
+import jax
 import pytest
+import transformers
 
 from atgrpo_jax.config import GIN_FOLDER
+from atgrpo_jax.models import hf
 
 SMALL = ["--prompts=2", "--candidates=2", "--prompt_tokens=8", "--new_tokens=4", "--warmup=1", "--steps=1"]
 
@@ -29,3 +33,21 @@ def test_step_prints_a_json_line_a_phase():
 def test_update_prints_one():
     (line,) = lines("update.py")
     assert line["tokens_per_s"] > 0 and line["share"] > 0 and line["compiles_after_warmup"] == 0
+
+
+def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):
+    for folder in ("benchmarks", "benchmarks/peers"):
+        monkeypatch.syspath_prepend(GIN_FOLDER.parent / folder)
+    import run
+    from items import ITEMS
+
+    item = ITEMS["tiny"]
+    run.export(item, tmp_path)
+    assert hf.model_config(str(tmp_path), dtype="float32") == item.model
+    ours = jax.eval_shape(lambda: run.init_params(run.Transformer(item.model, 4096), jax.random.key(0)))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert theirs.num_parameters() == sum(leaf.size for leaf in jax.tree.leaves(ours))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    about = json.loads((tmp_path / "item.json").read_text())
+    assert about["model"] == dataclasses.asdict(item.model)
+    assert {len(tokenizer.encode(text)) for text in about["texts"]} == {item.prompt_tokens}

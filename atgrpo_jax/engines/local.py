@@ -24,6 +24,7 @@ from atgrpo_jax.errors import RunError
 from atgrpo_jax.mesh import group_sharding
 from atgrpo_jax.models.attention import branch_attention, masked_attention
 from atgrpo_jax.models.lora import stack
+from atgrpo_jax.models.sampling import pick, uniforms
 from atgrpo_jax.models.transformer import Transformer, Weights, logits, run
 from atgrpo_jax.types import Sample
 
@@ -242,7 +243,9 @@ def _generate(
 
     def body(state):
         i, logits_GKV, live_GK, tokens_GKC, logprobs_GKC, count_GK, stopped_GK, caches = state
-        token_GK, logprob_GK = _pick(i, logits_GKV, keys_GK, temperature_G)
+        noise_R2 = uniforms(keys_GK.reshape(-1, 2), jnp.full(G * K, i))
+        drawn = pick(logits_GKV.reshape(G * K, -1), noise_R2, jnp.repeat(temperature_G, K))
+        token_GK, logprob_GK = (x.reshape(G, K) for x in drawn)
         stop_GK = jnp.isin(token_GK, stop_ids)
         tokens_GKC = tokens_GKC.at[:, :, i].set(token_GK)
         logprobs_GKC = logprobs_GKC.at[:, :, i].set(logprob_GK)
@@ -280,19 +283,3 @@ def _generate(
     )
     end = jax.lax.while_loop(lambda state: jnp.any(state[2]), body, start)
     return end[3], end[4], end[5], end[6]
-
-
-def _pick(i, logits_GKV, keys_GK, temperature_G):
-    """Token i of every branch and its logprob. Temperature 0 takes the most likely one."""
-    greedy_G11 = (temperature_G == 0)[:, None, None]
-    scale_G11 = jnp.where(temperature_G == 0, 1.0, temperature_G)[:, None, None]
-    logp_GKV = jax.nn.log_softmax(logits_GKV / scale_G11)
-    noise_GKV = jax.vmap(jax.vmap(functools.partial(_gumbel, i, logp_GKV.shape[-1])))(keys_GK)
-    token_GK = jnp.argmax(jnp.where(greedy_G11, logp_GKV, logp_GKV + noise_GKV), axis=-1)
-    logprob_GK = jnp.take_along_axis(logp_GKV, token_GK[..., None], axis=-1)[..., 0]
-    return token_GK.astype(jnp.int32), logprob_GK
-
-
-def _gumbel(i, size, key_words):
-    """Noise of token i of one sample: a function of its address and i alone."""
-    return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(key_words), i), (size,))
