@@ -22,7 +22,7 @@ from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.base import Request
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.mesh import group_sharding
-from atgrpo_jax.models.attention import branch_attention, masked_attention
+from atgrpo_jax.models.attention import Cache, branch_attention, masked_attention
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.sampling import pick, uniforms
 from atgrpo_jax.models.transformer import Transformer, Weights, logits, run
@@ -231,7 +231,7 @@ def _generate(
 
     def attend_prompt(q, k, v, _):
         mask_GPP = jnp.tril(jnp.ones((P, P), bool)) & prompt_mask_GP[:, None, :]
-        return masked_attention(q, k, v, mask_GPP), (k, v)
+        return masked_attention(q, k, v, mask_GPP), Cache.of(k, v)
 
     positions_GP = jnp.broadcast_to(jnp.arange(P), (G, P))
     hidden_GPD, prompt_caches = run(
@@ -254,13 +254,12 @@ def _generate(
         live_GK &= ~stop_GK & (i + 1 < limit_G)[:, None]
 
         def attend_branch(q_BTNH, k_BTMH, v_BTMH, cache):
-            prompt, (keys, values) = cache
-            keys = keys.at[:, :, i].set(k_BTMH.reshape(G, K, c.kv_heads, c.head_size))
-            values = values.at[:, :, i].set(v_BTMH.reshape(G, K, c.kv_heads, c.head_size))
+            prompt, own = cache
+            own = own.put(i, *(x.reshape(G, K, c.kv_heads, c.head_size) for x in (k_BTMH, v_BTMH)))
             q_GKNH = q_BTNH.reshape(G, K, c.heads, c.head_size)
             own_GKC = jnp.broadcast_to(jnp.arange(C) <= i, (G, K, C))
-            out = branch_attention(q_GKNH, prompt, (keys, values), prompt_mask_GP, own_GKC)
-            return out.reshape(q_BTNH.shape), (prompt, (keys, values))
+            out = branch_attention(q_GKNH, prompt, own, prompt_mask_GP, own_GKC)
+            return out.reshape(q_BTNH.shape), (prompt, own)
 
         positions = jnp.broadcast_to((lengths_G + i)[:, None], (G, K)).reshape(-1, 1)
         pairs = list(zip(prompt_caches, caches, strict=True))
@@ -270,7 +269,7 @@ def _generate(
         caches = [branch for _, branch in pairs]
         return i + 1, logits_GKV, live_GK, tokens_GKC, logprobs_GKC, count_GK, stopped_GK, caches
 
-    empty = jnp.zeros((G, K, C, c.kv_heads, c.head_size), jnp.dtype(c.dtype))
+    empty = Cache.zeros((G, K, c.kv_heads, c.head_size), C, jnp.dtype(c.dtype))
     start = (
         jnp.int32(0),
         logits_GKV,
@@ -279,7 +278,7 @@ def _generate(
         jnp.zeros((G, K, C), jnp.float32),
         jnp.zeros((G, K), jnp.int32),
         jnp.zeros((G, K), bool),
-        [(empty, empty)] * c.layers,
+        [empty] * c.layers,
     )
     end = jax.lax.while_loop(lambda state: jnp.any(state[2]), body, start)
     return end[3], end[4], end[5], end[6]

@@ -2,6 +2,8 @@
 token sees another, and over a prompt shared by branches."""
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -193,27 +195,54 @@ class _Rows:
         return jax.lax.fori_loop(0, jnp.sum(self.pairs_BX[b] >= 0), pair, carry)
 
 
+class Cache(NamedTuple):
+    """Keys and values of one layer, each so that a query's products read it in order: a third of decoding's
+    time on a CPU was spent turning caches that are [.., position, head, ..]."""
+
+    keys: jax.Array  # [..., M, H, C]
+    values: jax.Array  # [..., M, C, H]
+
+    @classmethod
+    def of(cls, k_CMH: jax.Array, v_CMH: jax.Array) -> "Cache":
+        """From keys and values [..., C, M, H]."""
+        return cls(jnp.moveaxis(k_CMH, -3, -1), jnp.moveaxis(v_CMH, -3, -2))
+
+    @classmethod
+    def zeros(cls, shape: Sequence[int], length: int, dtype: Any) -> "Cache":
+        """Of ``shape`` [..., M, H]."""
+        *outer, heads, size = shape
+        return cls(
+            jnp.zeros((*outer, heads, size, length), dtype), jnp.zeros((*outer, heads, length, size), dtype)
+        )
+
+    def put(self, position: jax.Array, k_MH: jax.Array, v_MH: jax.Array) -> "Cache":
+        """With keys and values [..., M, H] at one position of all."""
+        write = jax.lax.dynamic_update_slice_in_dim
+        return Cache(
+            write(self.keys, k_MH[..., None], position, axis=-1),
+            write(self.values, v_MH[..., None, :], position, axis=self.values.ndim - 2),
+        )
+
+
 def branch_attention(
     q_GKNH: jax.Array,
-    prompt_GPMH: tuple[jax.Array, jax.Array],
-    branch_GKCMH: tuple[jax.Array, jax.Array],
+    prompt_G: Cache,
+    branch_GK: Cache,
     prompt_mask_GP: jax.Array,
     branch_mask_GKC: jax.Array,
 ) -> jax.Array:
-    """One query a branch, over the prompt of its group (stored once) and its own tokens. [G, K, N, H].
-
-    Each of the two caches is a pair (keys, values).
-    """
-    (prompt_k, prompt_v), (branch_k, branch_v) = prompt_GPMH, branch_GKCMH
-    q = _grouped(q_GKNH, prompt_k.shape[2]) * q_GKNH.shape[-1] ** -0.5
+    """One query a branch, over the prompt of its group (stored once) and its own tokens. [G, K, N, H]."""
+    q_GKMRH = _grouped(q_GKNH, prompt_G.keys.shape[1]) * q_GKNH.shape[-1] ** -0.5
     wide = {"preferred_element_type": jnp.float32}
-    to_prompt = jnp.einsum("gkmrh,gpmh->gkmrp", q, prompt_k, **wide)
-    to_branch = jnp.einsum("gkmrh,gkcmh->gkmrc", q, branch_k, **wide)
+    to_prompt = jnp.einsum("gkmrh,gmhp->gmkrp", q_GKMRH, prompt_G.keys, **wide)
+    to_branch = jnp.einsum("gkmrh,gkmhc->gkmrc", q_GKMRH, branch_GK.keys, **wide)
     to_prompt = jnp.where(prompt_mask_GP[:, None, None, None], to_prompt, _HIDDEN)
     to_branch = jnp.where(branch_mask_GKC[:, :, None, None], to_branch, _HIDDEN)
-    probs = jax.nn.softmax(jnp.concatenate([to_prompt, to_branch], -1), axis=-1)
-    probs = probs.astype(prompt_v.dtype)
-    split = prompt_k.shape[1]
-    out = jnp.einsum("gkmrp,gpmh->gkmrh", probs[..., :split], prompt_v)
-    out += jnp.einsum("gkmrc,gkcmh->gkmrh", probs[..., split:], branch_v)
-    return out.reshape(q_GKNH.shape)
+    highest_GKMR = jnp.maximum(to_prompt.max(-1).swapaxes(1, 2), to_branch.max(-1))
+    to_prompt = jnp.exp(to_prompt - highest_GKMR.swapaxes(1, 2)[..., None])
+    to_branch = jnp.exp(to_branch - highest_GKMR[..., None])
+    total_GKMR = to_prompt.sum(-1).swapaxes(1, 2) + to_branch.sum(-1)
+    dtype = q_GKNH.dtype
+    out = jnp.einsum("gmkrp,gmph->gmkrh", to_prompt.astype(dtype), prompt_G.values, **wide).swapaxes(1, 2)
+    out += jnp.einsum("gkmrc,gkmch->gkmrh", to_branch.astype(dtype), branch_GK.values, **wide)
+    return (out / total_GKMR[..., None]).astype(dtype).reshape(q_GKNH.shape)
