@@ -40,6 +40,12 @@ class RolloutConfig:
     candidates: int = 8  # K
     temperature: float = 1.0
     max_tokens: int = 16  # of an answer, the stop id included
+    # Of the candidates; see ``types.Sampling``. Training compares with the whole distribution all the same.
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    banned: tuple[int, ...] = ()
     mode: Literal["tree", "trajectories"] = "tree"
     select: Select = "mixed"
     # Outcomes that say nothing about the policy: left out before the baseline is taken.
@@ -51,6 +57,10 @@ class RolloutConfig:
         require(self, "candidates", self.candidates >= 2, "a baseline needs at least 2")
         require(self, "temperature", self.temperature > 0, "training needs more than 0")
         require(self, "max_tokens", self.max_tokens >= 1, "must be at least 1")
+        try:
+            _ = self.sampling
+        except ValueError as error:
+            raise ValueError(f"RolloutConfig: {error}") from error
         unknown = set(self.exclude) - {outcome.value for outcome in Outcome}
         require(self, "exclude", not unknown, f"unknown outcomes {sorted(unknown)}")
         require(
@@ -62,7 +72,8 @@ class RolloutConfig:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.max_tokens)
+        names = (field.name for field in dataclasses.fields(Sampling))
+        return Sampling(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)

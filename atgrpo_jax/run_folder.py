@@ -128,6 +128,7 @@ def _group_record(item: Credited, tokenizer: Tokenizer) -> dict[str, Any]:
                 "text": c.text,
                 "tokens": c.sample.tokens,
                 "logprobs": c.sample.logprobs,
+                "drawn_logprobs": c.sample.drawn_logprobs,
                 "finish": c.sample.finish,
                 "outcome": c.outcome.value,
                 "team": c.reward.team if c.reward else None,

@@ -74,15 +74,32 @@ class Address:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Settings of one request. Temperature 0 is greedy."""
+    """Settings of one request; see ``models.sampling.Rules``. Temperature 0 is greedy."""
 
     temperature: float = 1.0
     max_tokens: int = 16
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    min_tokens: int = 0  # before a stop id may be drawn
+    banned: tuple[int, ...] = ()  # token ids that are never drawn
 
     def __post_init__(self):
         check_types(self)
         require(self, "temperature", self.temperature >= 0, "must not be negative")
         require(self, "max_tokens", self.max_tokens >= 1, "must be at least 1")
+        require(self, "top_k", self.top_k >= 0, "must not be negative; 0 for all")
+        require(self, "top_p", 0 < self.top_p <= 1, "must be in (0, 1]")
+        require(self, "min_p", 0 <= self.min_p <= 1, "must be in [0, 1]")
+        within = 0 <= self.min_tokens <= self.max_tokens
+        require(self, "min_tokens", within, f"must be from 0 to max_tokens = {self.max_tokens}")
+        object.__setattr__(self, "banned", tuple(self.banned))
+        require(self, "banned", all(i >= 0 for i in self.banned), "must not be negative")
+
+    @property
+    def restricted(self) -> bool:
+        """Whether some tokens that the model could draw may not be."""
+        return bool(self.top_k or self.top_p < 1 or self.min_p or self.min_tokens or self.banned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +107,11 @@ class Sample:
     """What an engine returns for one address. ``tokens`` ends with the stop id if ``finish`` is "stop"."""
 
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]  # of each token, at the sampling temperature
+    logprobs: tuple[float, ...]  # of each token, at the sampling temperature: what the learner computes
     finish: Literal["stop", "length", "error"]
     version: int  # of the weights that drew it
+    # Of each token in the distribution it was drawn from, where top-k and its like make that another one.
+    drawn_logprobs: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

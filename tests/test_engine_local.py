@@ -136,6 +136,23 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
         )
 
 
+def test_rules_of_sampling_are_kept_in_any_company(engine):
+    """Ten tokens at least, three never, of the five most likely; beside a request without rules."""
+    ruled = request([1, 2, 3], 5, k=16, max_tokens=16, min_tokens=10, banned=(7, 8, 9), top_k=5)
+    plain = request([1, 2, 3], 6, k=16, max_tokens=16)
+    (samples, others), (alone,) = draw(engine, ruled, plain), draw(engine, ruled)
+    assert samples == alone and others == draw(engine, plain)[0]
+    for sample in samples:
+        assert len(sample.tokens) >= 10 and not {7, 8, 9} & set(sample.tokens)
+        assert len(sample.drawn_logprobs) == len(sample.tokens)
+        pairs = list(zip(sample.drawn_logprobs, sample.logprobs, strict=True))
+        assert all(drawn > whole for drawn, whole in pairs)
+    assert any(len(other.tokens) < 10 for other in others)
+    assert all(other.drawn_logprobs is None for other in others)
+    with pytest.raises(RunError, match=r"Sampling.banned = \(64,\): the vocabulary has 64 ids"):
+        draw(engine, request([1], banned=(64,)))
+
+
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
 def test_a_mesh_gives_the_same(engine, params, mesh):
     on_mesh = mesh.build()

@@ -12,7 +12,7 @@ RANKS = [
     {
         "advantages", "cli", "loss", "mesh", "progress", "selection", "stopping", "team", "tokens",
         "tasks.base", "engines.base", "models.config", "models.attention",
-        "models.fused",
+        "models.fused", "models.sampling",
     },
     {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged", "weight_sync"},
     {"batch", "models.lora", "models.head", "rollout", "run_folder"},
@@ -29,7 +29,7 @@ NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
     "rollout", "tasks.base", "tasks.plan_path", "engines.base", "batch", "evaluation", "progress",
 }  # fmt: skip
-NUMERICS = {"advantages", "loss", "models.attention", "models.fused"}
+NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.sampling"}
 
 
 def modules():

@@ -24,7 +24,7 @@ from atgrpo_jax.errors import RunError
 from atgrpo_jax.mesh import group_sharding
 from atgrpo_jax.models.attention import Cache, branch_attention, masked_attention
 from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.sampling import pick, uniforms
+from atgrpo_jax.models.sampling import Rules, pick, uniforms
 from atgrpo_jax.models.transformer import Transformer, Weights, logits, run
 from atgrpo_jax.types import Sample
 
@@ -47,6 +47,55 @@ class Family(NamedTuple):
     policies: tuple[str, ...]
     params: Any
     adapters: Any
+
+
+class Wave(NamedTuple):
+    """What the groups of a wave ask for: arrays whose first axis is theirs. An empty place draws nothing."""
+
+    prompts_GP: Any  # token ids, the prompt first
+    lengths_G: Any  # of the prompts
+    keys_GK2: Any  # words of each sample's address
+    limit_G: Any  # most tokens of a sample
+    least_G: Any  # tokens before one that stops
+    scale_GJ: Any  # of each adapter
+    rules_G: Rules
+
+    @classmethod
+    def empty(cls, groups: int, shape: "Shape") -> "Wave":
+        def zeros(dtype, *sizes):
+            return np.zeros((groups, *sizes), dtype)
+
+        never = np.full((groups, shape.bans), -1, np.int32)
+        ones, plain = np.ones(groups, np.float32), zeros(np.float32)
+        return cls(
+            prompts_GP=zeros(np.int32, shape.prompt),
+            lengths_G=np.ones(groups, np.int32),
+            keys_GK2=zeros(np.uint32, shape.candidates, 2),
+            limit_G=zeros(np.int32),
+            least_G=zeros(np.int32),
+            scale_GJ=zeros(np.float32, len(shape.policies)),
+            rules_G=Rules(ones, zeros(np.int32), ones.copy(), plain, never),
+        )
+
+    def fill(self, g: int, request: Request, adapter: int, scale: float) -> None:
+        sampling, rules, length = request.sampling, self.rules_G, len(request.prompt_ids)
+        self.lengths_G[g], self.prompts_GP[g, :length] = length, request.prompt_ids
+        self.keys_GK2[g] = [address.key_words() for address in request.addresses]
+        self.limit_G[g], self.least_G[g] = sampling.max_tokens, sampling.min_tokens
+        self.scale_GJ[g, adapter] = scale
+        rules.temperature[g], rules.top_k[g] = sampling.temperature, sampling.top_k
+        rules.top_p[g], rules.min_p[g] = sampling.top_p, sampling.min_p
+        rules.never[g, : len(sampling.banned)] = sampling.banned
+
+
+class Shape(NamedTuple):
+    """Of the wave that a request belongs to: a function of the request and the team alone."""
+
+    policies: tuple[str, ...]
+    prompt: int  # tokens
+    candidates: int
+    branch: int  # tokens
+    bans: int
 
 
 class LocalEngine:
@@ -103,6 +152,8 @@ class LocalEngine:
                 f"LocalEngineConfig.max_prompt = {self._config.max_prompt}"
             )
         size = self._model(request.policy).vocab_size
+        if any(token >= size for token in request.sampling.banned):
+            raise RunError(f"Sampling.banned = {request.sampling.banned}: the vocabulary has {size} ids")
         worst = max(request.prompt_ids), min(request.prompt_ids)
         if worst[0] >= size or worst[1] < 0:
             raise RunError(
@@ -119,7 +170,7 @@ class LocalEngine:
 
     def _draw_all(self) -> None:
         waiting, self._waiting = self._waiting, []
-        waves: dict[tuple, list[tuple[Request, asyncio.Future]]] = {}
+        waves: dict[Shape, list[tuple[Request, asyncio.Future]]] = {}
         for request, future in waiting:
             waves.setdefault(self._shape(request), []).append((request, future))
         groups = self._config.groups
@@ -127,7 +178,7 @@ class LocalEngine:
             for start in range(0, len(members), groups):
                 self._answer(shape, members[start : start + groups])
 
-    def _answer(self, shape: tuple, wave: list[tuple[Request, asyncio.Future]]) -> None:
+    def _answer(self, shape: Shape, wave: list[tuple[Request, asyncio.Future]]) -> None:
         requests, futures = zip(*wave, strict=True)
         try:
             drawn = self._draw(shape, requests)
@@ -151,83 +202,69 @@ class LocalEngine:
             self._families |= dict.fromkeys(members, Family(tuple(members), params, adapter))
         return self._families[policy]
 
-    def _shape(self, request: Request) -> tuple[tuple[str, ...], int, int, int]:
-        """(policies, P, K, C) of the wave that a request belongs to."""
-        prompt = _round_up(len(request.prompt_ids), self._config.prompt_bucket)
-        branch = 1 << (request.sampling.max_tokens - 1).bit_length()
-        return self._family(request.policy).policies, prompt, len(request.addresses), branch
+    def _shape(self, request: Request) -> Shape:
+        return Shape(
+            policies=self._family(request.policy).policies,
+            prompt=_round_up(len(request.prompt_ids), self._config.prompt_bucket),
+            candidates=len(request.addresses),
+            branch=_power_of_two(request.sampling.max_tokens),
+            bans=_power_of_two(len(request.sampling.banned)),
+        )
 
-    def _draw(
-        self, shape: tuple[tuple[str, ...], int, int, int], wave: Sequence[Request]
-    ) -> list[list[Sample]]:
+    def _draw(self, shape: Shape, requests: Sequence[Request]) -> list[list[Sample]]:
         began = time.monotonic()
-        _, prompt_size, k, branch_size = shape
-        family = self._family(wave[0].policy)
-        groups = self._config.groups
-        prompts_GP = np.zeros((groups, prompt_size), np.int32)
-        lengths_G = np.ones(groups, np.int32)
-        keys_GK = np.zeros((groups, k, 2), np.uint32)
-        temperature_G = np.ones(groups, np.float32)
-        limit_G = np.zeros(groups, np.int32)  # an empty place draws nothing
-        scale_GJ = np.zeros((groups, len(family.policies)), np.float32)
-        for g, request in enumerate(wave):
-            lengths_G[g] = len(request.prompt_ids)
-            prompts_GP[g, : lengths_G[g]] = request.prompt_ids
-            keys_GK[g] = [address.key_words() for address in request.addresses]
-            temperature_G[g] = request.sampling.temperature
-            limit_G[g] = request.sampling.max_tokens
-            scale_GJ[g, family.policies.index(request.policy)] = self._weights[request.policy][0].scale
-        by_group = prompts_GP, lengths_G, keys_GK, temperature_G, limit_G, scale_GJ
+        family = self._family(requests[0].policy)
+        wave = Wave.empty(self._config.groups, shape)
+        for g, request in enumerate(requests):
+            scale = self._weights[request.policy][0].scale
+            wave.fill(g, request, family.policies.index(request.policy), scale)
         drawn = _generate(
-            self._model(wave[0].policy),
-            branch_size,
+            self._model(requests[0].policy),
+            shape.branch,
             family.params,
             family.adapters,
-            *jax.device_put(by_group, self._sharding(wave[0].policy)),
+            jax.device_put(wave, self._sharding(requests[0].policy)),
             self._stop_ids,
         )
-        tokens_GKC, logprobs_GKC, count_GK, stopped_GK = map(np.asarray, drawn)
+        tokens_GKC, *logprobs, count_GK, stopped_GK = map(np.asarray, drawn)
         self.seconds += time.monotonic() - began
         self.tokens += int(count_GK.sum())
-        return [
-            [
-                Sample(
-                    tokens=tuple(tokens_GKC[g, i, : count_GK[g, i]].tolist()),
-                    logprobs=tuple(logprobs_GKC[g, i, : count_GK[g, i]].tolist()),
-                    finish="stop" if stopped_GK[g, i] else "length",
-                    version=self.version(request.policy),
-                )
-                for i in range(k)
-            ]
-            for g, request in enumerate(wave)
-        ]
+
+        def sample(g: int, k: int, request: Request) -> Sample:
+            mine = g, k, slice(count_GK[g, k])
+            logprobs_C, drawn_logprobs_C = (tuple(x[mine].tolist()) for x in logprobs)
+            return Sample(
+                tokens=tuple(tokens_GKC[mine].tolist()),
+                logprobs=logprobs_C,
+                finish="stop" if stopped_GK[g, k] else "length",
+                version=self.version(request.policy),
+                drawn_logprobs=drawn_logprobs_C if request.sampling.restricted else None,
+            )
+
+        return [[sample(g, k, r) for k in range(shape.candidates)] for g, r in enumerate(requests)]
 
 
 def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
+def _power_of_two(least: int) -> int:
+    return 1 << max(least - 1, 0).bit_length() if least else 0
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(
-    model,
-    branch_size,
-    params,
-    adapters,
-    prompts_GP,
-    lengths_G,
-    keys_GK,
-    temperature_G,
-    limit_G,
-    scale_GJ,
-    stop_ids,
-):
+def _generate(model, branch_size, params, adapters, wave, stop_ids):
     """Draws until every branch has stopped or reached its group's limit.
 
-    Returns tokens_GKC, logprobs_GKC, count_GK and stopped_GK. The stop id is among the tokens.
+    Returns tokens_GKC, their logprobs and drawn logprobs, count_GK and stopped_GK. The stop id is among the
+    tokens.
     """
-    (G, P), K, C = prompts_GP.shape, keys_GK.shape[1], branch_size
+    (G, P), K, C = wave.prompts_GP.shape, wave.keys_GK2.shape[1], branch_size
     c = model.config
-    prompt_mask_GP = jnp.arange(P) < lengths_G[:, None]
+    prompt_mask_GP = jnp.arange(P) < wave.lengths_G[:, None]
+    keys_R2 = wave.keys_GK2.reshape(-1, 2)
+    by_row = functools.partial(jnp.repeat, repeats=K, axis=0)
+    rules_R, least_R1, scale_RJ = jax.tree.map(by_row, (wave.rules_G, wave.least_G[:, None], wave.scale_GJ))
 
     def attend_prompt(q, k, v, _):
         mask_GPP = jnp.tril(jnp.ones((P, P), bool)) & prompt_mask_GP[:, None, :]
@@ -235,23 +272,24 @@ def _generate(
 
     positions_GP = jnp.broadcast_to(jnp.arange(P), (G, P))
     hidden_GPD, prompt_caches = run(
-        model, params, adapters, prompts_GP, positions_GP, attend_prompt, scale_BJ=scale_GJ
+        model, params, adapters, wave.prompts_GP, positions_GP, attend_prompt, scale_BJ=wave.scale_GJ
     )
-    scale_BJ = jnp.repeat(scale_GJ, K, axis=0)
-    last_GD = jnp.take_along_axis(hidden_GPD, (lengths_G - 1)[:, None, None], axis=1)[:, 0]
-    logits_GKV = jnp.broadcast_to(logits(params, last_GD)[:, None], (G, K, params["embedding"].shape[0]))
+    last_GD = jnp.take_along_axis(hidden_GPD, (wave.lengths_G - 1)[:, None, None], axis=1)[:, 0]
+    logits_RV = by_row(logits(params, last_GD))
 
     def body(state):
-        i, logits_GKV, live_GK, tokens_GKC, logprobs_GKC, count_GK, stopped_GK, caches = state
-        noise_R2 = uniforms(keys_GK.reshape(-1, 2), jnp.full(G * K, i))
-        drawn = pick(logits_GKV.reshape(G * K, -1), noise_R2, jnp.repeat(temperature_G, K))
-        token_GK, logprob_GK = (x.reshape(G, K) for x in drawn)
-        stop_GK = jnp.isin(token_GK, stop_ids)
-        tokens_GKC = tokens_GKC.at[:, :, i].set(token_GK)
-        logprobs_GKC = logprobs_GKC.at[:, :, i].set(logprob_GK)
+        i, logits_RV, live_GK, (tokens, logprobs, drawn_logprobs), count_GK, stopped_GK, caches = state
+        held_RZ = jnp.where(i < least_R1, stop_ids, -1)
+        rules = rules_R._replace(never=jnp.concatenate([rules_R.never, held_RZ], axis=-1))
+        drawn = pick(logits_RV, uniforms(keys_R2, jnp.full(G * K, i)), rules)
+        sampled = tuple(
+            x_GKC.at[:, :, i].set(x_R.reshape(G, K))
+            for x_GKC, x_R in zip((tokens, logprobs, drawn_logprobs), drawn, strict=True)
+        )
+        stop_GK = jnp.isin(drawn.tokens, stop_ids).reshape(G, K)
         count_GK += live_GK.astype(jnp.int32)
         stopped_GK |= live_GK & stop_GK
-        live_GK &= ~stop_GK & (i + 1 < limit_G)[:, None]
+        live_GK &= ~stop_GK & (i + 1 < wave.limit_G)[:, None]
 
         def attend_branch(q_BTNH, k_BTMH, v_BTMH, cache):
             prompt, own = cache
@@ -261,24 +299,22 @@ def _generate(
             out = branch_attention(q_GKNH, prompt, own, prompt_mask_GP, own_GKC)
             return out.reshape(q_BTNH.shape), (prompt, own)
 
-        positions = jnp.broadcast_to((lengths_G + i)[:, None], (G, K)).reshape(-1, 1)
+        positions_R1 = by_row(wave.lengths_G + i)[:, None]
         pairs = list(zip(prompt_caches, caches, strict=True))
-        inputs = token_GK.reshape(-1, 1), positions, attend_branch, pairs
-        hidden, pairs = run(model, params, adapters, *inputs, scale_BJ=scale_BJ, limit=P + C)
-        logits_GKV = logits(params, hidden.reshape(G, K, -1))
-        caches = [branch for _, branch in pairs]
-        return i + 1, logits_GKV, live_GK, tokens_GKC, logprobs_GKC, count_GK, stopped_GK, caches
+        inputs = drawn.tokens[:, None], positions_R1, attend_branch, pairs
+        hidden_R1D, pairs = run(model, params, adapters, *inputs, scale_BJ=scale_RJ, limit=P + C)
+        logits_RV = logits(params, hidden_R1D[:, 0])
+        return i + 1, logits_RV, live_GK, sampled, count_GK, stopped_GK, [own for _, own in pairs]
 
     empty = Cache.zeros((G, K, c.kv_heads, c.head_size), C, jnp.dtype(c.dtype))
     start = (
         jnp.int32(0),
-        logits_GKV,
-        jnp.broadcast_to((limit_G > 0)[:, None], (G, K)),
-        jnp.zeros((G, K, C), jnp.int32),
-        jnp.zeros((G, K, C), jnp.float32),
+        logits_RV,
+        jnp.broadcast_to((wave.limit_G > 0)[:, None], (G, K)),
+        tuple(jnp.zeros((G, K, C), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32)),
         jnp.zeros((G, K), jnp.int32),
         jnp.zeros((G, K), bool),
         [empty] * c.layers,
     )
     end = jax.lax.while_loop(lambda state: jnp.any(state[2]), body, start)
-    return end[3], end[4], end[5], end[6]
+    return *end[3], end[4], end[5]

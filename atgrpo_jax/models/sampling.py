@@ -1,8 +1,10 @@
 """One token a row from its logits, by inverting the cumulative distribution.
 
 That takes two random numbers a row, however large the vocabulary: noise on every logit costs more than the
-products of a small model.
+products of a small model. What top-k and top-p leave is found by bisection, not by sorting.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,39 +12,45 @@ import jax.numpy as jnp
 BLOCK = 128  # entries of the vocabulary that are summed first
 
 
-def pick(
-    logits_RV: jax.Array, uniforms_R2: jax.Array, temperature_R: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Tokens drawn from softmax(logits / temperature), and their logprobs there; both [R].
+class Rules(NamedTuple):
+    """How each of R rows is drawn. Arrays."""
 
-    Temperature 0 takes the most likely token (the first of several), with its logprob at temperature 1.
+    temperature: Any  # [R]; 0 takes the most likely token
+    top_k: Any  # [R]; so many of the most likely; 0 for all
+    top_p: Any  # [R]; the fewest of the most likely that have this share
+    min_p: Any  # [R]; those with at least this part of the most likely one's probability
+    never: Any  # [R, W] token ids; any that is not in the vocabulary stands for none
+
+
+class Drawn(NamedTuple):
+    tokens: jax.Array  # [R]
+    logprobs: jax.Array  # [R] of them in softmax(logits / temperature): what a learner computes
+    drawn_logprobs: jax.Array  # [R] of them in the distribution that was drawn from
+
+
+def pick(logits_RV: jax.Array, uniforms_R2: jax.Array, rules: Rules) -> Drawn:
+    """A token for each row. Of several most likely ones temperature 0 takes the first, with its logprob at
+    temperature 1.
 
     Args:
       uniforms_R2: in [0, 1); the first chooses a block of the vocabulary, the second a token in it.
     """
-    R, V = logits_RV.shape
-    greedy_R1 = (temperature_R == 0)[:, None]
-    scaled_RV = logits_RV / jnp.where(greedy_R1, 1.0, temperature_R[:, None])
-    padded_RV = jnp.pad(scaled_RV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf)
-    scaled_RSE = padded_RV.reshape(R, -1, BLOCK)
-    highest_RS = scaled_RSE.max(-1)
-    highest_R1 = highest_RS.max(-1, keepdims=True)
-    sums_RS = jnp.exp(scaled_RSE - highest_R1[..., None]).sum(-1)
-    block_R = _invert(jnp.where(greedy_R1, highest_RS == highest_R1, sums_RS), uniforms_R2[:, 0], greedy_R1)
-    inside_RE = jnp.take_along_axis(scaled_RSE, block_R[:, None, None], axis=1)[:, 0]
-    mass_RE = jnp.where(greedy_R1, inside_RE == highest_R1, jnp.exp(inside_RE - highest_R1))
-    entry_R = _invert(mass_RE, uniforms_R2[:, 1], greedy_R1)
-    chosen_R = jnp.take_along_axis(inside_RE, entry_R[:, None], axis=1)[:, 0]
-    logprobs_R = chosen_R - highest_R1[:, 0] - jnp.log(sums_RS.sum(-1))
-    return block_R * BLOCK + entry_R, logprobs_R
+    greedy_R1 = (rules.temperature == 0)[:, None]
+    scaled_RV = logits_RV / jnp.where(greedy_R1, 1.0, rules.temperature[:, None])
 
+    def from_all():
+        tokens_R, logprobs_R = _invert(scaled_RV, uniforms_R2, greedy_R1)
+        return Drawn(tokens_R, logprobs_R, logprobs_R)
 
-def _invert(mass_RN: jax.Array, uniform_R: jax.Array, greedy_R1: jax.Array) -> jax.Array:
-    """Index of the first entry up to which there is more than that share of the mass; the first of any mass
-    for rows that are greedy."""
-    cumulated_RN = jnp.cumsum(mass_RN, axis=-1)
-    wanted_R1 = jnp.where(greedy_R1, 0.0, uniform_R[:, None]) * cumulated_RN[:, -1:]
-    return jnp.sum(cumulated_RN <= wanted_R1, axis=-1, dtype=jnp.int32)
+    def from_some():
+        tokens_R, drawn_logprobs_R = _invert(_left(scaled_RV, rules), uniforms_R2, greedy_R1)
+        chosen_R = jnp.take_along_axis(scaled_RV, tokens_R[:, None], axis=1)[:, 0]
+        scaled_RSE = _blocks(scaled_RV)
+        highest_R = scaled_RSE.max((-2, -1))
+        return Drawn(tokens_R, _logprob(chosen_R, highest_R, _sums(scaled_RSE, highest_R)), drawn_logprobs_R)
+
+    limits = rules.top_k > 0, rules.top_p < 1, rules.min_p > 0, jnp.any(_banned(rules, logits_RV), axis=-1)
+    return jax.lax.cond(jnp.any(jnp.stack(limits)), from_some, from_all)
 
 
 def uniforms(key_words_R2: jax.Array, count_R: jax.Array) -> jax.Array:
@@ -53,3 +61,81 @@ def uniforms(key_words_R2: jax.Array, count_R: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(words), count), (2,))
 
     return jax.vmap(one)(key_words_R2, count_R)
+
+
+def _invert(
+    scaled_RV: jax.Array, uniforms_R2: jax.Array, greedy_R1: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens drawn from the softmax, and their logprobs."""
+    scaled_RSE = _blocks(scaled_RV)
+    highest_RS = scaled_RSE.max(-1)
+    highest_R1 = highest_RS.max(-1, keepdims=True)
+    sums_RS = _sums(scaled_RSE, highest_R1[:, 0])
+    block_R = _first(jnp.where(greedy_R1, highest_RS == highest_R1, sums_RS), uniforms_R2[:, 0], greedy_R1)
+    inside_RE = jnp.take_along_axis(scaled_RSE, block_R[:, None, None], axis=1)[:, 0]
+    mass_RE = jnp.where(greedy_R1, inside_RE == highest_R1, jnp.exp(inside_RE - highest_R1))
+    entry_R = _first(mass_RE, uniforms_R2[:, 1], greedy_R1)
+    chosen_R = jnp.take_along_axis(inside_RE, entry_R[:, None], axis=1)[:, 0]
+    return block_R * BLOCK + entry_R, _logprob(chosen_R, highest_R1[:, 0], sums_RS)
+
+
+def _first(mass_RN: jax.Array, uniform_R: jax.Array, greedy_R1: jax.Array) -> jax.Array:
+    """Index of the first entry up to which there is more than that share of the mass; the first of any mass
+    for rows that are greedy."""
+    cumulated_RN = jnp.cumsum(mass_RN, axis=-1)
+    wanted_R1 = jnp.where(greedy_R1, 0.0, uniform_R[:, None]) * cumulated_RN[:, -1:]
+    return jnp.sum(cumulated_RN <= wanted_R1, axis=-1, dtype=jnp.int32)
+
+
+def _blocks(scaled_RV: jax.Array) -> jax.Array:
+    """[R, S, E], the last one filled up with what is never drawn."""
+    R, V = scaled_RV.shape
+    return jnp.pad(scaled_RV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(R, -1, BLOCK)
+
+
+def _sums(scaled_RSE: jax.Array, highest_R: jax.Array) -> jax.Array:
+    return jnp.exp(scaled_RSE - highest_R[:, None, None]).sum(-1)
+
+
+def _logprob(chosen_R: jax.Array, highest_R: jax.Array, sums_RS: jax.Array) -> jax.Array:
+    return chosen_R - highest_R - jnp.log(sums_RS.sum(-1))
+
+
+def _banned(rules: Rules, logits_RV: jax.Array) -> jax.Array:
+    return (rules.never >= 0) & (rules.never < logits_RV.shape[-1])
+
+
+def _left(scaled_RV: jax.Array, rules: Rules) -> jax.Array:
+    """With -inf wherever the rules forbid; they apply one after the other, each to what the last one left."""
+    rows = jnp.arange(len(scaled_RV))[:, None]
+    never_RW = jnp.where(_banned(rules, scaled_RV), rules.never, scaled_RV.shape[-1])
+    scaled_RV = scaled_RV.at[rows, never_RW].set(-jnp.inf, mode="drop")
+    order_RV = _order(scaled_RV)
+    enough_R = jnp.where(rules.top_k > 0, rules.top_k, scaled_RV.shape[-1]).astype(jnp.float32)
+    least_R = _threshold(order_RV, jnp.ones_like(scaled_RV), enough_R)
+    mass_RV = jnp.exp(scaled_RV - scaled_RV.max(-1, keepdims=True))
+    left_RV = jnp.where(order_RV >= least_R[:, None], mass_RV, 0.0)
+    by_share_R = _threshold(order_RV, left_RV, rules.top_p * left_RV.sum(-1))
+    least_R = jnp.where(rules.top_p < 1, jnp.maximum(least_R, by_share_R), least_R)
+    keep_RV = (order_RV >= least_R[:, None]) & (mass_RV >= rules.min_p[:, None])
+    return jnp.where(keep_RV, scaled_RV, -jnp.inf)
+
+
+def _order(values: jax.Array) -> jax.Array:
+    """int32 in the order of float32 values."""
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def _threshold(order_RV: jax.Array, mass_RV: jax.Array, wanted_R: jax.Array) -> jax.Array:
+    """The largest number such that entries of at least it have the wanted mass together."""
+
+    def halve(_, bounds):
+        low_R, high_R = bounds  # low has enough, high has not; their mean without overflow
+        middle_R = (low_R & high_R) + ((low_R ^ high_R) >> 1)
+        enough_R = jnp.where(order_RV >= middle_R[:, None], mass_RV, 0.0).sum(-1) >= wanted_R
+        return jnp.where(enough_R, middle_R, low_R), jnp.where(enough_R, high_R, middle_R)
+
+    limits = jnp.iinfo(jnp.int32)
+    bounds = jnp.full(len(order_RV), limits.min), jnp.full(len(order_RV), limits.max)
+    return jax.lax.fori_loop(0, 32, halve, bounds)[0]
