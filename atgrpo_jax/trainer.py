@@ -85,10 +85,13 @@ class Trainer:
 
     def rollout(self, step: int) -> list[Episode]:
         """Fresh training instances, played by the team."""
-        began, drawn = time.monotonic(), self._engine.tokens
+        began, before = time.monotonic(), self._engine.usage
         indices = train_indices(step, self.x.rollout.instances)
         episodes = play_all(self._player, step, "train", indices, self._episodes)
-        self._measure("rollout", began, self._engine.tokens - drawn)
+        used = self._engine.usage - before
+        self._measure("rollout", began, used.tokens)
+        self._seconds["perf/rollout_drawing_s"] = used.seconds
+        self._seconds["perf/rollout_occupancy"] = used.tokens / max(used.places, 1)
         return episodes
 
     def credit(self, step: int, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:

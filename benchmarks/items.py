@@ -108,7 +108,12 @@ ITEMS = {
 }
 
 
-def parse(description: str, warmup: int, steps: int) -> tuple[str, Item, argparse.Namespace]:
+def parse(
+    description: str,
+    warmup: int,
+    steps: int,
+    more: Callable[[argparse.ArgumentParser], None] = lambda _: None,
+) -> tuple[str, Item, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--item", choices=ITEMS, default="tiny")
     parser.add_argument("--warmup", type=int, default=warmup)
@@ -116,6 +121,7 @@ def parse(description: str, warmup: int, steps: int) -> tuple[str, Item, argpars
     parser.add_argument("--data", type=int, default=1, help="devices; a CPU is as many as asked for")
     for name in ("prompts", "candidates", "prompt_tokens", "new_tokens", "rows"):
         parser.add_argument(f"--{name}", type=int, help="instead of the item's")
+    more(parser)
     args = parser.parse_args()
     changed = {n: v for n, v in vars(args).items() if n in Item.__dataclass_fields__ and v is not None}
     return args.item, dataclasses.replace(ITEMS[args.item], **changed), args

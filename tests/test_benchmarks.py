@@ -15,9 +15,9 @@ from atgrpo_jax.models import hf
 SMALL = ["--prompts=2", "--candidates=2", "--prompt_tokens=8", "--new_tokens=4", "--warmup=1", "--steps=1"]
 
 
-def lines(script):
+def lines(script, *more):
     path = GIN_FOLDER.parent / "benchmarks" / script
-    done = subprocess.run([sys.executable, path, *SMALL], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, path, *SMALL, *more], capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -33,6 +33,13 @@ def test_step_prints_a_json_line_a_phase():
 def test_update_prints_one():
     (line,) = lines("update.py")
     assert line["tokens_per_s"] > 0 and line["share"] > 0 and line["compiles_after_warmup"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--data=1", "--skewed"])
+def test_rollout_prints_one(flag):
+    (line,) = lines("rollout.py", flag)
+    assert line["tokens_per_s"] > 0 and 0 < line["occupancy"] <= 1 and 0 < line["drawing"] <= 1
 
 
 def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):

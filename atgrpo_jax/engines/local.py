@@ -49,6 +49,20 @@ class Family(NamedTuple):
     adapters: Any
 
 
+class Usage(NamedTuple):
+    """What drawing took so far."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    places: float = 0.0  # rows computed, each step; those beyond ``tokens`` were empty or had ended
+
+    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]
+        return Usage(*(one + more for one, more in zip(self, other, strict=True)))
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(*(one - less for one, less in zip(self, other, strict=True)))
+
+
 class Wave(NamedTuple):
     """What the groups of a wave ask for: arrays whose first axis is theirs. An empty place draws nothing."""
 
@@ -121,8 +135,7 @@ class LocalEngine:
         self._weights: dict[str, tuple[Weights, int]] = {}
         self._families: dict[str, Family] = {}
         self._waiting: list[tuple[Request, asyncio.Future]] = []
-        self.seconds = 0.0  # spent drawing
-        self.tokens = 0  # drawn
+        self.usage = Usage()
 
     def push_weights(self, policy: str, weights: Weights, version: int) -> None:
         """Shares the arrays with the caller, who must push again before it donates them."""
@@ -226,9 +239,8 @@ class LocalEngine:
             jax.device_put(wave, self._sharding(requests[0].policy)),
             self._stop_ids,
         )
-        tokens_GKC, *logprobs, count_GK, stopped_GK = map(np.asarray, drawn)
-        self.seconds += time.monotonic() - began
-        self.tokens += int(count_GK.sum())
+        tokens_GKC, *logprobs, count_GK, stopped_GK, steps = map(np.asarray, drawn)
+        self.usage += Usage(time.monotonic() - began, float(count_GK.sum()), float(steps) * count_GK.size)
 
         def sample(g: int, k: int, request: Request) -> Sample:
             mine = g, k, slice(count_GK[g, k])
@@ -256,8 +268,8 @@ def _power_of_two(least: int) -> int:
 def _generate(model, branch_size, params, adapters, wave, stop_ids):
     """Draws until every branch has stopped or reached its group's limit.
 
-    Returns tokens_GKC, their logprobs and drawn logprobs, count_GK and stopped_GK. The stop id is among the
-    tokens.
+    Returns tokens_GKC, their logprobs and drawn logprobs, count_GK, stopped_GK and the number of steps. The
+    stop id is among the tokens.
     """
     (G, P), K, C = wave.prompts_GP.shape, wave.keys_GK2.shape[1], branch_size
     c = model.config
@@ -317,4 +329,4 @@ def _generate(model, branch_size, params, adapters, wave, stop_ids):
         [empty] * c.layers,
     )
     end = jax.lax.while_loop(lambda state: jnp.any(state[2]), body, start)
-    return *end[3], end[4], end[5]
+    return *end[3], end[4], end[5], end[0]
