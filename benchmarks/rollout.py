@@ -49,6 +49,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - began)
         used.append(engine.usage - before)
         compiled = compiles.count if step < args.warmup else compiled
+    recompiled = compiles.count - compiled
     kept, total = used[args.warmup :], sum(seconds[args.warmup :])
     tokens = sum(one.tokens for one in kept)
     gflop = item.gflop()["rollout"] if not (args.skewed or args.team) else 0.0
@@ -60,7 +61,7 @@ def main() -> None:
         occupancy=round(tokens / sum(one.places for one in kept), 3),
         drawing=round(sum(one.seconds for one in kept) / total, 3),
         square_gflop_per_s=round(square_gflops(dtype=item.model.dtype), 1),
-        compiles_after_warmup=compiles.count - compiled,
+        compiles_after_warmup=recompiled,
         peak_mb=round(peak_mb()),
         **machine(),
     )

@@ -40,6 +40,7 @@ def test_update_prints_one():
 def test_rollout_prints_one(flag):
     (line,) = lines("rollout.py", flag)
     assert line["tokens_per_s"] > 0 and 0 < line["occupancy"] <= 1 and 0 < line["drawing"] <= 1
+    assert line["compiles_after_warmup"] == 0
 
 
 def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):
