@@ -142,20 +142,20 @@ class LossConfig:
         return at_grpo
 
 
-class Trained(NamedTuple):
+class Updates(NamedTuple):
     """What updates left behind; on the devices, maybe still being computed, until ``jax.device_get``."""
 
-    updates: list[dict[str, Any]]  # metrics of each
+    records: list[dict[str, Any]]  # metrics of each
     tokens: int  # that they ran on
 
     def metrics(self) -> dict[str, float]:
         """Means over the updates, their number, the tokens, and ``logprob_gap`` of the first update alone,
         where the learner still is the sampler's policy."""
-        counts = {"updates": float(len(self.updates)), "trained_tokens": float(self.tokens)}
-        if not self.updates:
+        counts = {"updates": float(len(self.records)), "trained_tokens": float(self.tokens)}
+        if not self.records:
             return counts
-        means = {name: float(np.mean([u[name] for u in self.updates])) for name in self.updates[0]}
-        return means | counts | {"logprob_gap": float(self.updates[0]["logprob_gap"])}
+        means = {name: float(np.mean([r[name] for r in self.records])) for name in self.records[0]}
+        return means | counts | {"logprob_gap": float(self.records[0]["logprob_gap"])}
 
 
 def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
@@ -293,15 +293,15 @@ class Learner:
         reference: Any = None,
         base: Any = None,
         rate: float = 1.0,
-    ) -> tuple[PolicyState, Trained]:
+    ) -> tuple[PolicyState, Updates]:
         """``update`` on each batch in turn, without waiting for any. Without batches the state is returned as
         it was."""
-        updates, tokens = [], 0
+        records, tokens = [], 0
         for batch in batches:
             state, metrics = self.update(state, batch, temperature, reference, base, rate)
-            updates.append(metrics)
+            records.append(metrics)
             tokens += int((batch.segments > 0).sum())
-        return state, Trained(updates, tokens)
+        return state, Updates(records, tokens)
 
     def _fresh(self, key: jax.Array) -> Any:
         params = init_params(self.model, key)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.learner import Learner, PolicyState, Trained
+from atgrpo_jax.learner import Learner, PolicyState, Updates
 from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters, provide_devices
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
@@ -96,7 +96,7 @@ class Policies:
 
     def train(
         self, name: str, state: PolicyState, batches: Iterable[Batch], reference: Any
-    ) -> tuple[PolicyState, Trained]:
+    ) -> tuple[PolicyState, Updates]:
         """``Learner.train`` of one policy."""
         temperature, rate = self._x.rollout.sampling.temperature, self._x.team.rates.get(name, 1.0)
         return self._learners[name].train(state, batches, temperature, reference, self.base, rate)

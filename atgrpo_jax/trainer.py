@@ -14,7 +14,7 @@ from atgrpo_jax.engines.local import LocalEngine
 from atgrpo_jax.evaluation import evaluate
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.groups import Credited, audit, credit
-from atgrpo_jax.learner import PolicyState, Trained
+from atgrpo_jax.learner import PolicyState, Updates
 from atgrpo_jax.metrics import CompileCounter, MetricsWriter, episode_metrics
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.progress import Progress, say
@@ -114,7 +114,7 @@ class Trainer:
         for item in credited:
             items[item.group.origin.policy].append(item)
         updated = x.team.updated(step, x.task.workflow.order)
-        trained: dict[str, Trained] = {}
+        dispatched: dict[str, Updates] = {}
         for policy in updated:
             batches = minibatches(
                 items[policy],
@@ -125,10 +125,10 @@ class Trainer:
                 aggregate=x.loss.aggregate,
                 constant=x.rollout.sampling.max_tokens,
             )
-            self.states[policy], trained[policy] = self._policies.train(
+            self.states[policy], dispatched[policy] = self._policies.train(
                 policy, self.states[policy], batches, self._reference.get(policy)
             )
-        for policy, updates in jax.device_get(trained).items():  # the step's one wait for the devices
+        for policy, updates in jax.device_get(dispatched).items():  # the step's one wait for the devices
             learned = updates.metrics()
             if learned["updates"]:
                 weight_sync.check_gap(policy, learned["logprob_gap"], x.max_logprob_gap)

@@ -123,6 +123,15 @@ def test_policies_on_meshes_of_their_own_are_the_same(experiment, tmp_path):
             dataclasses.replace(beside, team=team)
 
 
+def test_optimizer_state_on_the_host_is_resumed(experiment, tmp_path):
+    optimizer = dataclasses.replace(experiment.optimizer, offload=True)
+    waiting = dataclasses.replace(experiment, optimizer=optimizer)
+    _, after, _, played = run(experiment, tmp_path / "plain", Team())
+    run(waiting, tmp_path / "host", Team(), steps=1)
+    _, own, _, tail = run(waiting, tmp_path / "host", Team())
+    assert same(after, own) and tail == played[1:]
+
+
 def test_frozen_policies_and_those_whose_turn_it_is_not_stay(experiment, tmp_path):
     start, after, *_ = run(experiment, tmp_path / "frozen", Team("full", frozen=("mover",)))
     assert same(start["mover"], after["mover"]) and not same(start["scout"].params, after["scout"].params)
