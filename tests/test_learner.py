@@ -343,7 +343,7 @@ def test_policies_on_meshes_of_their_own_are_updated_at_the_same_time():
     """Nobody waits for the first policy's updates before the second one's are under way elsewhere."""
     config = MeshConfig(policies=2)
     learners = [Learner(MODEL, OPTIMIZER, cloning, config.build(place=place)) for place in range(2)]
-    many = each(lambda a: np.concatenate([a] * 100), packed(items()))
+    many = each(lambda a: np.concatenate([a] * 300), packed(items()))
 
     def train():
         return [ours.train(ours.init(jax.random.key(0)), [many], 1.0) for ours in learners]
