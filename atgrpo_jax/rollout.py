@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.checks import require
 from atgrpo_jax.engines.base import Engine, Request
 from atgrpo_jax.selection import Select, choose
 from atgrpo_jax.tasks.base import Step, Task, digest
@@ -29,8 +29,9 @@ Propose = Callable[[Any, GroupKey, tuple[int, ...], str], Awaitable[Sequence[Sam
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-    """How a training step samples.
+class RolloutConfig(Sampling):
+    """How a training step samples: the settings of its candidates, and how they become episodes. Whatever
+    tokens the settings leave, training compares with the whole distribution.
 
     "tree": one episode an instance, K candidates at every (turn, role), the best is executed.
     "trajectories": K whole episodes an instance, one candidate at every (turn, role).
@@ -38,29 +39,16 @@ class RolloutConfig:
 
     instances: int = 32  # E, a step
     candidates: int = 8  # K
-    temperature: float = 1.0
-    max_tokens: int = 16  # of an answer, the stop id included
-    # Of the candidates; see ``types.Sampling``. Training compares with the whole distribution all the same.
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    min_tokens: int = 0
-    banned: tuple[int, ...] = ()
     mode: Literal["tree", "trajectories"] = "tree"
     select: Select = "mixed"
     # Outcomes that say nothing about the policy: left out before the baseline is taken.
     exclude: tuple[str, ...] = (Outcome.TOOL_CRASH.value, Outcome.ENGINE_ERROR.value)
 
     def __post_init__(self):
-        check_types(self)
+        super().__post_init__()
         require(self, "instances", self.instances >= 1, "must be at least 1")
         require(self, "candidates", self.candidates >= 2, "a baseline needs at least 2")
         require(self, "temperature", self.temperature > 0, "training needs more than 0")
-        require(self, "max_tokens", self.max_tokens >= 1, "must be at least 1")
-        try:
-            _ = self.sampling
-        except ValueError as error:
-            raise ValueError(f"RolloutConfig: {error}") from error
         unknown = set(self.exclude) - {outcome.value for outcome in Outcome}
         require(self, "exclude", not unknown, f"unknown outcomes {sorted(unknown)}")
         require(
@@ -72,8 +60,7 @@ class RolloutConfig:
 
     @property
     def sampling(self) -> Sampling:
-        names = (field.name for field in dataclasses.fields(Sampling))
-        return Sampling(**{name: getattr(self, name) for name in names})
+        return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
 
 
 @dataclasses.dataclass(frozen=True)

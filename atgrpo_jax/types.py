@@ -77,7 +77,7 @@ class Sampling:
     """Settings of one request; see ``models.sampling.Rules``. Temperature 0 is greedy."""
 
     temperature: float = 1.0
-    max_tokens: int = 16
+    max_tokens: int = 16  # the stop id included
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0

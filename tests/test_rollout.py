@@ -140,6 +140,12 @@ def test_every_step_has_fresh_instances():
     assert list(train_indices(3, 4)) == [8, 9, 10, 11]
 
 
+def test_candidates_are_drawn_by_the_settings():
+    settings = {"temperature": 0.7, "max_tokens": 9, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
+    settings |= {"min_tokens": 2, "banned": (3, 4)}
+    assert RolloutConfig(instances=3, **settings).sampling == Sampling(**settings)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -147,6 +153,11 @@ def test_every_step_has_fresh_instances():
         {"instances": 0},
         {"temperature": 0.0},
         {"max_tokens": 0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"min_p": 1.5},
+        {"min_tokens": 17},
+        {"banned": (-1,)},
         {"mode": "forest"},
         {"select": "best"},
         {"exclude": ("tool_crash", "nonsense")},
