@@ -1,5 +1,6 @@
 """TPUs that are not there, to compile for: libtpu brings their compiler, which knows what fits."""
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -31,11 +32,9 @@ def tpus(name: str, count: int) -> Sequence[Any]:
     chips = next((size for size in LAYOUTS[name] if size >= count), None)
     if chips is None:
         raise ConfigError(f"--compile: up to {max(LAYOUTS[name])} chips of {name}, not {count}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("--compile needs the TPU's compiler: pip install libtpu")
     for variable, value in _NO_MACHINE.items():
         os.environ.setdefault(variable, value)
-    try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{name}:{LAYOUTS[name][chips]}"
-        ).devices
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(f"--compile needs libtpu (pip install libtpu): {error}") from error
+    layout = f"{name}:{LAYOUTS[name][chips]}"
+    return topologies.get_topology_desc(platform="tpu", topology_name=layout).devices

@@ -114,11 +114,14 @@ def test_the_update_compiles_for_a_tpu(device, mesh, sharing):
     assert footprint.update_bytes(x, policies, 320) > gradients
 
 
-def test_what_cannot_be_compiled_ahead():
+def test_what_cannot_be_compiled_ahead(monkeypatch):
     with pytest.raises(ConfigError, match="there is a compiler for v5e, v6e, v5p, not for h100"):
         ahead.tpus("h100", 8)
     with pytest.raises(ConfigError, match="up to 64 chips of v5e, not 65"):
         ahead.tpus("v5e", 65)
+    monkeypatch.setitem(sys.modules, "libtpu", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match="pip install libtpu"):
+        ahead.tpus("v5e", 8)
 
 
 def test_work_by_hand():
