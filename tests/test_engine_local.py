@@ -136,6 +136,17 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
         )
 
 
+def test_usage_counts_what_was_computed_and_what_was_asked_for(engine):
+    """Four groups of three rows are computed, each step of the longest sample; one was asked for."""
+    (samples,) = draw(engine, request([1, 2]))
+    lengths = [len(sample.tokens) for sample in samples]
+    assert engine.usage.tokens == sum(lengths) and engine.usage.places == 12 * max(lengths)
+    before = engine.usage
+    draw(engine, request([1, 2]))
+    used = engine.usage - before
+    assert (used.tokens, used.places) == (before.tokens, before.places) and used.seconds > 0
+
+
 def test_rules_of_sampling_are_kept_in_any_company(engine):
     """Ten tokens at least, three never, of the five most likely; beside a request without rules."""
     ruled = request([1, 2, 3], 5, k=16, max_tokens=16, min_tokens=10, banned=(7, 8, 9), top_k=5)

@@ -49,18 +49,16 @@ class Family(NamedTuple):
     adapters: Any
 
 
-class Usage(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Usage:
     """What drawing took so far."""
 
     seconds: float = 0.0
-    tokens: float = 0.0
-    places: float = 0.0  # rows computed, each step; those beyond ``tokens`` were empty or had ended
-
-    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]
-        return Usage(*(one + more for one, more in zip(self, other, strict=True)))
+    tokens: int = 0
+    places: int = 0  # rows computed, each step; those beyond ``tokens`` were empty or had ended
 
     def __sub__(self, other: "Usage") -> "Usage":
-        return Usage(*(one - less for one, less in zip(self, other, strict=True)))
+        return Usage(self.seconds - other.seconds, self.tokens - other.tokens, self.places - other.places)
 
 
 class Wave(NamedTuple):
@@ -240,7 +238,11 @@ class LocalEngine:
             self._stop_ids,
         )
         tokens_GKC, *logprobs, count_GK, stopped_GK, steps = map(np.asarray, drawn)
-        self.usage += Usage(time.monotonic() - began, float(count_GK.sum()), float(steps) * count_GK.size)
+        self.usage = Usage(
+            self.usage.seconds + time.monotonic() - began,
+            self.usage.tokens + int(count_GK.sum()),
+            self.usage.places + int(steps) * count_GK.size,
+        )
 
         def sample(g: int, k: int, request: Request) -> Sample:
             mine = g, k, slice(count_GK[g, k])
@@ -261,7 +263,7 @@ def _round_up(length: int, multiple: int) -> int:
 
 
 def _power_of_two(least: int) -> int:
-    return 1 << max(least - 1, 0).bit_length() if least else 0
+    return 1 << (least - 1).bit_length() if least else 0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
