@@ -169,17 +169,17 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def summary(phase: str, seconds: Sequence[float], first: float, tokens: int, gflop: float) -> dict:
+def summary(phase: str, seconds: Sequence[float], first: float, tokens: int, gflop: float | None) -> dict:
+    """``gflop``: that had to be done, None if it depends on what was drawn."""
     median = statistics.median(seconds)
+    work = {} if gflop is None else {"gflop": round(gflop, 1), "gflop_per_s": round(gflop / median, 1)}
     return {
         "phase": phase,
         "tokens_per_s": round(tokens / median, 1),
         "seconds": round(median, 4),
         "seconds_range": [round(min(seconds), 4), round(max(seconds), 4)],
         "first_s": round(first, 2),
-        "gflop": round(gflop, 1),
-        "gflop_per_s": round(gflop / median, 1),
-    }
+    } | work
 
 
 def machine() -> dict:

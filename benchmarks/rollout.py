@@ -52,12 +52,12 @@ def main() -> None:
     recompiled = compiles.count - compiled
     kept, total = used[args.warmup :], sum(seconds[args.warmup :])
     tokens = sum(one.tokens for one in kept)
-    gflop = item.gflop()["rollout"] if not (args.skewed or args.team) else 0.0
+    gflop = item.gflop()["rollout"] if not (args.skewed or args.team) else None
     report(
         "rollout",
         item=name,
         data=args.data,
-        **(summary("rollout", seconds[args.warmup :], seconds[0], round(tokens / args.steps), gflop)),
+        **summary("rollout", seconds[args.warmup :], seconds[0], tokens // args.steps, gflop),
         occupancy=round(tokens / sum(one.places for one in kept), 3),
         drawing=round(sum(one.seconds for one in kept) / total, 3),
         square_gflop_per_s=round(square_gflops(dtype=item.model.dtype), 1),

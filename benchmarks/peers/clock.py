@@ -9,12 +9,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-for variable, value in {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
-}.items():
-    os.environ.setdefault(variable, value)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 class Item:

@@ -108,7 +108,7 @@ def run(name: str, command: list[str]) -> list[dict]:
 
 
 def table(lines: list[dict]) -> str:
-    """Markdown. Of ours, the update's figures are those of ``update.py``; peaks are of whole processes."""
+    """Markdown. What ratios are to is our first line of a phase: for the update that of ``update.py``."""
     rows = ["| | phase | tokens/s | s | first s | ours against it |", "|---|---|---|---|---|---|"]
     own: dict[str, float] = {}
     for line in lines:
