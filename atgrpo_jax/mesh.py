@@ -159,8 +159,14 @@ def on_host(sharding: Any) -> bool:
 
 
 def group_sharding(mesh: Mesh) -> NamedSharding:
-    """[G, ...]: groups over data and fsdp."""
+    """[D, ...]: shards over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def page_sharding(mesh: Mesh, heads: int) -> NamedSharding:
+    """[D, N, M, ...]: shards over data and fsdp, key heads over tensor if it divides them."""
+    tensor = "tensor" if heads % mesh.shape["tensor"] == 0 else None
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, tensor))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

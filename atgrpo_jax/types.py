@@ -83,6 +83,7 @@ class Sampling:
     min_p: float = 0.0
     min_tokens: int = 0  # before a stop id may be drawn
     banned: tuple[int, ...] = ()  # token ids that are never drawn
+    stop: tuple[str, ...] = ()  # a sample ends with the token by which its text holds one of them
 
     def __post_init__(self):
         check_types(self)
@@ -95,6 +96,8 @@ class Sampling:
         require(self, "min_tokens", within, f"must be from 0 to max_tokens = {self.max_tokens}")
         object.__setattr__(self, "banned", tuple(self.banned))
         require(self, "banned", all(i >= 0 for i in self.banned), "must not be negative")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        require(self, "stop", all(self.stop), "an empty string is in every text")
 
     @property
     def restricted(self) -> bool:

@@ -22,7 +22,7 @@ from atgrpo_jax.types import Address, Candidate, Group, GroupKey, Origin, Outcom
 MODEL = small_model()
 STOP = 3
 batch_logprobs = jax.jit(Packed(MODEL, MeshConfig().build()).logprobs)
-CONFIG = LocalEngineConfig(groups=4, prompt_bucket=8, max_prompt=32)
+CONFIG = LocalEngineConfig(rows=12, page=8, max_prompt=32, prompt_cache=256, prefill=16)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
-"""How queries meet keys: grouped-query attention over a mask, over the tiles of packed rows in which some
-token sees another, and over a prompt shared by branches."""
+"""How queries meet keys in training: grouped-query attention over a mask, and over the tiles of packed rows in
+which some token sees another. Decoding has its own: see paged.py."""
 
 import math
 from collections.abc import Sequence
@@ -193,56 +193,3 @@ class _Rows:
             return visit(i, j, carry)
 
         return jax.lax.fori_loop(0, jnp.sum(self.pairs_BX[b] >= 0), pair, carry)
-
-
-class Cache(NamedTuple):
-    """Keys and values of one layer, each so that a query's products read it in order: half of attention's
-    time in decoding on a CPU was spent turning caches that are [.., position, head, ..]."""
-
-    keys: jax.Array  # [..., M, H, C]
-    values: jax.Array  # [..., M, C, H]
-
-    @classmethod
-    def of(cls, k_CMH: jax.Array, v_CMH: jax.Array) -> "Cache":
-        """From keys and values [..., C, M, H]."""
-        return cls(jnp.moveaxis(k_CMH, -3, -1), jnp.moveaxis(v_CMH, -3, -2))
-
-    @classmethod
-    def zeros(cls, shape: Sequence[int], length: int, dtype: Any) -> "Cache":
-        """Of ``shape`` [..., M, H]."""
-        *outer, heads, size = shape
-        return cls(
-            jnp.zeros((*outer, heads, size, length), dtype), jnp.zeros((*outer, heads, length, size), dtype)
-        )
-
-    def put(self, position: jax.Array, k_MH: jax.Array, v_MH: jax.Array) -> "Cache":
-        """With keys and values [..., M, H] at one position of all."""
-        write = jax.lax.dynamic_update_slice_in_dim
-        return Cache(
-            write(self.keys, k_MH[..., None], position, axis=-1),
-            write(self.values, v_MH[..., None, :], position, axis=self.values.ndim - 2),
-        )
-
-
-def branch_attention(
-    q_GKNH: jax.Array,
-    prompt_G: Cache,
-    branch_GK: Cache,
-    prompt_mask_GP: jax.Array,
-    branch_mask_GKC: jax.Array,
-) -> jax.Array:
-    """One query a branch, over the prompt of its group (stored once) and its own tokens. [G, K, N, H]."""
-    q_GKMRH = _grouped(q_GKNH, prompt_G.keys.shape[1]) * q_GKNH.shape[-1] ** -0.5
-    wide = {"preferred_element_type": jnp.float32}
-    to_prompt = jnp.einsum("gkmrh,gmhp->gmkrp", q_GKMRH, prompt_G.keys, **wide)
-    to_branch = jnp.einsum("gkmrh,gkmhc->gkmrc", q_GKMRH, branch_GK.keys, **wide)
-    to_prompt = jnp.where(prompt_mask_GP[:, None, None, None], to_prompt, _HIDDEN)
-    to_branch = jnp.where(branch_mask_GKC[:, :, None, None], to_branch, _HIDDEN)
-    highest_GKMR = jnp.maximum(to_prompt.max(-1).swapaxes(1, 2), to_branch.max(-1))
-    to_prompt = jnp.exp(to_prompt - highest_GKMR.swapaxes(1, 2)[..., None])
-    to_branch = jnp.exp(to_branch - highest_GKMR[..., None])
-    total_GKMR = to_prompt.sum(-1).swapaxes(1, 2) + to_branch.sum(-1)
-    dtype = q_GKNH.dtype
-    out = jnp.einsum("gmkrp,gmph->gmkrh", to_prompt.astype(dtype), prompt_G.values, **wide).swapaxes(1, 2)
-    out += jnp.einsum("gkmrc,gkmch->gkmrh", to_branch.astype(dtype), branch_GK.values, **wide)
-    return (out / total_GKMR[..., None]).astype(dtype).reshape(q_GKNH.shape)
