@@ -94,8 +94,8 @@ class Experiment:
         require(
             self,
             "engine",
-            self.engine.groups % rows == 0,
-            f"LocalEngineConfig.groups must be a multiple of mesh data x fsdp = {rows}",
+            self.engine.rows % rows == 0,
+            f"LocalEngineConfig.rows must be a multiple of mesh data x fsdp = {rows}",
         )
 
     @property

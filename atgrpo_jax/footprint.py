@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atgrpo_jax.batch import BatchConfig, pack
+from atgrpo_jax.engines.local import power_of_two
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.learner import cloning
@@ -243,13 +244,13 @@ def _head(local: ModelConfig, x: Experiment, trained: bool) -> float:
 
 
 def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
-    """Keys and values of a wave of the in-process engine, and its logits."""
+    """Pages of the in-process engine on each device, and the logits of its rows."""
     local, engine = _local(config, x.mesh), x.engine
-    prompt = -(-group.longest_prompt // engine.prompt_bucket) * engine.prompt_bucket
-    branches = group.candidates * (1 << (group.new - 1).bit_length())
-    token = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
+    rows = engine.rows / (x.mesh.data * x.mesh.fsdp)
+    places = engine.prompt_cache + (engine.answer_cache or rows * power_of_two(group.new))
+    place = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
     vocab = config.vocab_size or x.tokenizer.vocab_size
-    return engine.groups * ((prompt + branches) * token + 3 * 4 * group.candidates * vocab)
+    return places * place + 3 * 4 * rows * vocab
 
 
 def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[str, float]:
@@ -273,7 +274,8 @@ def seconds(
     roles = x.task.workflow.order
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
     updates: dict[Any, float] = defaultdict(float)  # seconds of each of the meshes side by side
-    waves = math.ceil(group.groups / len(roles) / x.engine.groups)
+    samples = group.groups / len(roles) * group.candidates
+    steps = math.ceil(samples / x.engine.rows) * group.new
     for role in roles:
         policy = x.team.policy(role)
         config = x.architecture(x.start(policy))
@@ -283,7 +285,7 @@ def seconds(
         read = jnp.dtype(config.dtype).itemsize * (
             config.layers * config.block_kernels() + vocab * config.width
         )
-        reading = waves * group.new * read / x.mesh.side / device.bandwidth
+        reading = steps * read / x.mesh.side / device.bandwidth
         for stage, flop in done.items():
             totals[stage][0] += flop
             totals[stage][1] += flop / rate

@@ -32,7 +32,7 @@ class Trainer:
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
         self._engine = LocalEngine(
-            self._policies.models, x.tokenizer.stop_ids, x.engine, self._policies.meshes
+            self._policies.models, x.tokenizer.stop_ids, x.engine, self._policies.meshes, x.tokenizer.decode
         )
         self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
         self._compiles = CompileCounter()

@@ -69,7 +69,7 @@ def main() -> None:
 
 def of_item(item, stop_ids, args):
     model, mesh = Transformer(item.model, item.model.vocab_size), mesh_of(args).build()
-    config = LocalEngineConfig(groups=8, max_prompt=item.prompt_tokens)
+    config = LocalEngineConfig(rows=64, max_prompt=item.prompt_tokens)
     engine = LocalEngine(model, stop_ids, config, mesh)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
     engine.push_weights("shared", Weights(params), 0)

@@ -27,7 +27,7 @@ def main() -> None:
     model = Transformer(item.model, item.model.vocab_size)
     learner = Learner(model, OptimizerConfig(learning_rate=1e-4), LossConfig().objective(), mesh)
     state = learner.init(jax.random.key(0))
-    config = LocalEngineConfig(groups=item.prompts, max_prompt=item.prompt_tokens)
+    config = LocalEngineConfig(rows=item.prompts * item.candidates, max_prompt=item.prompt_tokens)
     engine = LocalEngine(model, (), config, mesh)
     prompts = item.prompt_ids(0)
     compiles, compiled = CompileCounter(), 0

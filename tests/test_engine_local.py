@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import random
 
 import jax
@@ -9,6 +10,7 @@ from fakes import PARITY, small_model
 
 from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.engines.base import Request
+from atgrpo_jax.engines.lanes import Lane
 from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.groups import Credited
@@ -137,14 +139,142 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
 
 
 def test_usage_counts_what_was_computed_and_what_was_asked_for(engine):
-    """Four groups of three rows are computed, each step of the longest sample; one was asked for."""
-    (samples,) = draw(engine, request([1, 2]))
+    """Twelve rows are computed, each step of the longest sample; three were asked for."""
+    (samples,) = draw(engine, request([1] * 10))
     lengths = [len(sample.tokens) for sample in samples]
-    assert engine.usage.tokens == sum(lengths) and engine.usage.places == 12 * max(lengths)
-    before = engine.usage
-    draw(engine, request([1, 2]))
-    used = engine.usage - before
-    assert (used.tokens, used.places) == (before.tokens, before.places) and used.seconds > 0
+    first = engine.usage
+    assert first.tokens == sum(lengths) and first.places == 12 * max(lengths)
+    assert (first.prompt_tokens, first.known_tokens) == (10, 0)
+    draw(engine, request([1] * 10), request([1] * 8 + [2] * 3, 1))
+    used = engine.usage - first
+    assert (used.prompt_tokens, used.known_tokens) == (21, 18)  # a whole prompt; a page of eight
+    assert used.seconds == used.prefill_s + used.decode_s > 0
+
+
+def test_rows_are_free_for_others_as_soon_as_a_sample_ends(params):
+    """Nine samples of 16 tokens and 24 of 9, in four rows that are never empty before the end."""
+    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, rows=4))
+    engine.push_weights("shared", Weights(params), version=7)
+    lengths = [16, 9, 9, 9] * 8 + [16]
+    draw(engine, *(request([i], i, k=1, max_tokens=n) for i, n in enumerate(lengths)))
+    assert engine.usage.tokens == sum(lengths) == 360
+    assert 360 <= engine.usage.places <= 360 + 3 * 16
+
+
+def test_the_number_of_rows_changes_no_token(engine, params):
+    requests = many(7)
+    for rows, others in ((3, {}), (32, {"chunk": 3, "prefill": 64}), (12, {"page": 4})):
+        other = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, rows=rows, **others))
+        other.push_weights("shared", Weights(params), version=7)
+        for ours, expected in zip(draw(other, *requests), draw(engine, *requests), strict=True):
+            for sample, same in zip(ours, expected, strict=True):
+                assert sample.tokens == same.tokens
+                np.testing.assert_allclose(sample.logprobs, same.logprobs, **PARITY)
+
+
+@pytest.mark.parametrize("tight", [{"answer_cache": 24}, {"prompt_cache": 32}], ids=str)
+def test_too_little_memory_takes_longer_and_gives_the_same_bytes(engine, params, tight):
+    """Answers of 16 tokens in pages of 8, of which there are three; a cache of a single longest prompt."""
+    requests = [dataclasses.replace(r, sampling=Sampling(max_tokens=16)) for r in many(9)]
+    poor = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, **tight))
+    poor.push_weights("shared", Weights(params), version=7)
+    assert draw(poor, *requests) == draw(engine, *requests)
+    assert poor.usage.places > engine.usage.places
+
+
+def test_requests_that_come_while_others_draw_give_the_same_bytes(engine):
+    """Each asks after a random number of turns of the event loop, and some ask again in between."""
+    requests = many(9)
+
+    async def late(one, turns):
+        for _ in range(turns):
+            await asyncio.sleep(0.002)
+        return await engine.sample(one)
+
+    async def everything():
+        return await asyncio.gather(*(late(r, i * 7 % 11) for i, r in enumerate(requests)))
+
+    assert asyncio.run(everything()) == draw(engine, *requests)
+
+
+def test_a_push_in_between_leaves_no_mixture(engine, params):
+    """What was being drawn begins again: all samples are those of one version's weights."""
+    requests = [request([i], i, max_tokens=200) for i in range(6)]
+    other = jax.tree.map(lambda x: x * 1.5, params)
+
+    async def everything():
+        answers = asyncio.gather(*map(engine.sample, requests))
+        await asyncio.sleep(0.05)
+        engine.push_weights("shared", Weights(other), 8)
+        return await answers
+
+    mixed = asyncio.run(everything())
+    of_8 = draw(engine, *requests)
+    engine.push_weights("shared", Weights(params), 7)
+    of_7 = draw(engine, *requests)
+    for samples, new, old in zip(mixed, of_8, of_7, strict=True):
+        assert samples == (new if samples[0].version == 8 else old)
+    assert any(samples[0].version == 8 for samples in mixed)
+
+
+def test_what_nobody_waits_for_makes_room(engine):
+    """Cancelled requests, also those that never got a row, leave nothing behind."""
+    requests = many()
+
+    async def everything():
+        tasks = [
+            asyncio.create_task(engine.sample(dataclasses.replace(r, sampling=Sampling(max_tokens=200))))
+            for r in many()
+        ]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        return await asyncio.gather(*map(engine.sample, requests))
+
+    assert asyncio.run(everything()) == draw(engine, *requests)
+    assert not engine._running
+    assert not any(
+        lane.tickets or any(shard.branches for shard in lane._shards) for lane in engine._lanes.values()
+    )
+
+
+def test_a_deadline_ends_a_request_with_errors_for_what_is_not_complete(params):
+    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, deadline=0.001))
+    engine.push_weights("shared", Weights(params), version=7)
+    (samples,) = draw(engine, request([1], max_tokens=500))
+    assert {s.finish for s in samples} == {"error"} and {s.tokens for s in samples} == {()}
+
+
+def test_an_error_while_drawing_reaches_whoever_waits(engine, monkeypatch):
+    monkeypatch.setattr(Lane, "draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        draw(engine, request([1]), request([2], 1))
+    monkeypatch.undo()
+    assert draw(engine, request([1]))[0][0].version == 7
+
+
+def test_a_stop_string_ends_a_sample_at_the_token_that_completes_it(params):
+    """A decoder that writes ids as "<id>": whatever the chunks, the same first place."""
+
+    def decode(ids):
+        return "".join(f"<{i}>" for i in ids)
+
+    plain = LocalEngine(MODEL, (), CONFIG, decode=decode)
+    plain.push_weights("shared", Weights(params), version=7)
+    (whole,) = draw(plain, request([1], max_tokens=16))
+    wanted = whole[0].tokens[4:6]
+    stop = decode(wanted)[1:-1]
+    for chunk in (1, 5, 16):
+        engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, chunk=chunk), decode=decode)
+        engine.push_weights("shared", Weights(params), version=7)
+        (samples,) = draw(engine, request([1], max_tokens=16, stop=(stop, "no such thing")))
+        assert samples[0].tokens == whole[0].tokens[:6] and samples[0].finish == "stop"
+        assert samples[0].logprobs == whole[0].logprobs[:6]
+        assert samples[1] == whole[1] and samples[1].finish == "length"
+    engine = LocalEngine(MODEL, (), CONFIG)
+    engine.push_weights("shared", Weights(params), version=7)
+    with pytest.raises(RunError, match="this engine was given no decoder"):
+        draw(engine, request([1], stop=("x",)))
 
 
 def test_rules_of_sampling_are_kept_in_any_company(engine):
@@ -222,7 +352,9 @@ def test_requests_it_cannot_serve_are_refused(engine, bad, says):
         draw(engine, bad)
 
 
-@pytest.mark.parametrize("wrong", [{"groups": 0}, {"prompt_bucket": 0}, {"max_prompt": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"rows": 0}, {"page": 0}, {"prompt_cache": 1023}, {"answer_cache": -1}, {"deadline": -1.0}]
+)
 def test_config_refuses(wrong):
     with pytest.raises(ValueError, match=r"LocalEngineConfig\."):
         LocalEngineConfig(**wrong)

@@ -62,7 +62,7 @@ def test_meshes_side_by_side_hold_a_policy_each_and_work_at_the_same_time():
 
 def test_offloaded_optimizer_state_is_the_hosts():
     x = dataclasses.replace(load("smoke.gin"), mesh=MeshConfig(data=2, fsdp=2), warm_start=None)
-    x = dataclasses.replace(x, batch=BatchConfig(64, 4), engine=LocalEngineConfig(4))
+    x = dataclasses.replace(x, batch=BatchConfig(64, 4), engine=LocalEngineConfig(rows=4))
     offload = dataclasses.replace(x.optimizer, offload=True)
     stays, waits = Policies(x), Policies(dataclasses.replace(x, optimizer=offload))
     held = [footprint.bytes_a_device(policies.shapes["shared"].opt_state) for policies in (stays, waits)]

@@ -11,13 +11,13 @@ RANKS = [
     {"types"},
     {
         "advantages", "cli", "loss", "mesh", "progress", "selection", "stopping", "team", "tokens",
-        "tasks.base", "engines.base", "models.config", "models.attention",
-        "models.fused", "models.sampling",
+        "tasks.base", "engines.base", "engines.pages", "models.config", "models.attention",
+        "models.fused", "models.paged", "models.sampling",
     },
     {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged", "weight_sync"},
-    {"batch", "models.lora", "models.head", "rollout", "run_folder"},
-    {"models.packed", "engines.local", "checkpoint", "evaluation", "metrics"},
-    {"learner"},
+    {"batch", "models.lora", "models.head", "rollout", "run_folder", "engines.decoding"},
+    {"models.packed", "engines.lanes", "checkpoint", "evaluation", "metrics"},
+    {"learner", "engines.local"},
     {"warm_start"},
     {"experiment"},
     {"policies"},
@@ -27,9 +27,10 @@ RANKS = [
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
-    "rollout", "tasks.base", "tasks.plan_path", "engines.base", "batch", "evaluation", "progress",
+    "rollout", "tasks.base", "tasks.plan_path", "engines.base", "engines.pages", "batch", "evaluation",
+    "progress",
 }  # fmt: skip
-NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.sampling"}
+NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}
 
 
 def modules():

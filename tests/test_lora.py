@@ -111,8 +111,8 @@ def test_the_rate_scales_an_update(params, batch):
     jax.tree.map(lambda one, half: np.testing.assert_allclose(half, 0.5 * one, **PARITY), *steps)
 
 
-def test_adapters_are_drawn_in_one_wave_and_each_gives_what_it_gives_alone(params):
-    engine = LocalEngine(MODEL, (3,), LocalEngineConfig(groups=4, prompt_bucket=8))
+def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
+    engine = LocalEngine(MODEL, (3,), LocalEngineConfig(rows=12, page=8))
     policies = {"one": adapter(params, 1), "other": adapter(params, 2)}
     for name, own in policies.items():
         engine.push_weights(name, Weights(params, own, CONFIG.scale), 1)
@@ -131,8 +131,8 @@ def test_adapters_are_drawn_in_one_wave_and_each_gives_what_it_gives_alone(param
     together = draw("one", "other", "plain", "one")
     assert together == [draw(name)[0] for name in ("one", "other", "plain", "one")]
     assert together[0] == together[3] and together[0] != together[1] != together[2]
-    waves = {engine._shape(Request(name, (1,), (), Sampling()))[0] for name in ("one", "other", "plain")}
-    assert waves == {("one", "other"), ("plain",)}
+    lanes = {policies for policies, _ in engine._lanes}
+    assert lanes == {("one", "other"), ("plain",)}
     for name, own in policies.items():  # a merged policy draws the same tokens
         engine.push_weights(name, Weights(merge(params, own, CONFIG.scale)), 1)
     merged = draw("one", "other")

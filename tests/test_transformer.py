@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fakes import PARITY, SMALL, small_model
 
-from atgrpo_jax.models.attention import Cache, branch_attention, masked_attention
+from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.transformer import init_params, logits
 
@@ -96,36 +96,6 @@ def test_only_distances_between_positions_matter(params):
     one, _ = MODEL.apply({"params": params}, TOKENS, positions(TOKENS), causal)
     far, _ = MODEL.apply({"params": params}, TOKENS, positions(TOKENS) + 100, causal, limit=109)
     np.testing.assert_allclose(one, far, rtol=1e-4, atol=1e-4)
-
-
-def test_branch_attention_equals_one_masked_row_a_branch():
-    rng = np.random.default_rng(1)
-    G, K, P, C, N, M, H = 2, 3, 5, 4, 4, 2, 8
-
-    def draw(*shape):
-        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
-
-    q, prompt = draw(G, K, N, H), (draw(G, P, M, H), draw(G, P, M, H))
-    branch = (draw(G, K, C, M, H), draw(G, K, C, M, H))
-    prompt_mask, branch_mask = np.arange(P) < np.array([[5], [3]]), np.arange(C) < 2
-    branch_mask = jnp.broadcast_to(branch_mask, (G, K, C))
-    ours = branch_attention(q, Cache.of(*prompt), Cache.of(*branch), jnp.asarray(prompt_mask), branch_mask)
-    for g in range(G):
-        for k in range(K):
-            keys, values = (jnp.concatenate([prompt[i][g], branch[i][g, k]])[None] for i in range(2))
-            mask = jnp.concatenate([jnp.asarray(prompt_mask[g]), branch_mask[g, k]])[None, None]
-            alone = masked_attention(q[g, k][None, None], keys, values, mask)
-            np.testing.assert_allclose(ours[g, k], alone[0, 0], **PARITY)
-
-
-def test_a_cache_holds_what_was_put_where():
-    k, v = (jnp.arange(24.0).reshape(2, 3, 4) + offset for offset in (0, 100))  # [M, C, H], by hand
-    whole = Cache.of(k.swapaxes(0, 1), v.swapaxes(0, 1))
-    assert (whole.keys == k.swapaxes(1, 2)).all() and (whole.values == v).all()
-    put = Cache.zeros((2, 4), 3, jnp.float32)
-    for position in (2, 0, 1):
-        put = put.put(jnp.int32(position), k[:, position], v[:, position])
-    jax.tree.map(np.testing.assert_array_equal, put, whole)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The in-process engine's device side: two jitted programs of fixed shapes, whoever is in.
 
-Everything has a leading axis D of shards, which a mesh spreads: each has s rows (samples that draw), and pages of
-its own. Rows are independent of each other, and all loops over pages visit what a row does not see without a
-trace, so a row's bits depend on nothing but itself. The host (lanes.py) says what goes where.
+Everything has a leading axis D of shards, which a mesh spreads: each has s rows (samples that draw), and
+pages of its own. Rows are independent of each other, and what a row does not see leaves no trace in it, so a
+row's bits depend on nothing but itself. The host (lanes.py) says what goes where.
 """
 
 import functools
@@ -75,7 +75,7 @@ class Rows(NamedTuple):
 
     live: Any
     start: Any  # prompt page from whose last token it begins, -1 once it has
-    count: Any  # tokens so far
+    have: Any  # tokens so far
     prompt: Any  # tokens of the prompt
     limit: Any  # most tokens
     least: Any  # tokens before one that stops
@@ -93,14 +93,18 @@ class Rows(NamedTuple):
         return cls(
             live=full(False, bool),
             start=full(-1, np.int32),
-            count=one(),
+            have=one(),
             prompt=one(),
             limit=one(),
             least=one(),
             key=full(0, np.uint32, 2),
             scale=full(0, np.float32, z.adapters),
             rules=Rules(
-                full(1, np.float32), one(), full(1, np.float32), full(0, np.float32), full(-1, np.int32, z.bans)
+                full(1, np.float32),
+                one(),
+                full(1, np.float32),
+                full(0, np.float32),
+                full(-1, np.int32, z.bans),
             ),
             answer=full(z.answer_pages, np.int32, z.longest_answer),
         )
@@ -112,7 +116,7 @@ class Drawn(NamedTuple):
     tokens: Any  # [chunk]
     logprobs: Any  # [chunk]
     drawn_logprobs: Any  # [chunk]
-    count: Any  # tokens so far
+    have: Any  # tokens so far
     live: Any
     stopped: Any  # by a stop id
     steps: Any  # a number
@@ -139,12 +143,12 @@ def prefill(model: Transformer, z: Sizes, state: State, params: Any, adapters: A
         chunk, scale_DFJ = jax.tree.map(at, (work.chunks, work.scale))
 
         def attend(q, k, v, prompts):
-            own = (x.reshape(D, F, *x.shape[1:]) for x in (q, k, v))
+            q_DF, k_DF, v_DF = (x.reshape(D, F, *x.shape[1:]) for x in (q, k, v))
             over = jax.vmap(prefill_attention, in_axes=(0, 0, 0, 0, 0, None))
-            out, prompts = over(*own, prompts, chunk, work.turns[b])
+            out, prompts = over(q_DF, k_DF, v_DF, prompts, chunk, work.turns[b])
             return out.reshape(q.shape), prompts
 
-        positions_DFp = chunk.index[..., None] * p + jnp.arange(p)
+        positions_DFp = chunk.number[..., None] * p + jnp.arange(p)
         inputs = chunk.tokens.reshape(D * F, p), positions_DFp.reshape(D * F, p), attend, state.prompts
         scale_BJ = scale_DFJ.reshape(D * F, -1)
         hidden, prompts = run(model, params, adapters, *inputs, scale_BJ=scale_BJ, limit=z.limit)
@@ -202,9 +206,7 @@ def decode(
 
         inputs = drawn.tokens[:, None], (flat.prompt + count_R)[:, None], attend
         caches = list(zip(state.prompts, answers, strict=True))
-        hidden_R1w, caches = run(
-            model, params, adapters, *inputs, caches, scale_BJ=flat.scale, limit=z.limit
-        )
+        hidden_R1w, caches = run(model, params, adapters, *inputs, caches, scale_BJ=flat.scale, limit=z.limit)
         stop_R = live_R & jnp.isin(drawn.tokens, stop_ids)
         count_R += live_R
         live_R &= ~stop_R & (count_R < flat.limit)
@@ -219,11 +221,11 @@ def decode(
         return (i < z.chunk) & (left > 0) & (asked - left < ended)
 
     out = tuple(jnp.zeros((R, z.chunk), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
-    carry = jnp.int32(0), hidden_Rw, flat.live, flat.count, jnp.zeros(R, bool), out, state.answers
+    carry = jnp.int32(0), hidden_Rw, flat.live, flat.have, jnp.zeros(R, bool), out, state.answers
     i, hidden_Rw, live_R, count_R, stopped_R, out, answers = jax.lax.while_loop(more, step, carry)
     state = state._replace(answers=answers, hidden_Dsw=hidden_Rw.reshape(D, s, -1))
-    by_row = (x.reshape(D, s, *x.shape[1:]) for x in (*out, count_R, live_R, stopped_R))
-    return state, Drawn(*by_row, i)
+    drawn = Drawn(*out, count_R, live_R, stopped_R, steps=i)
+    return state, jax.tree.map(lambda x: x.reshape(D, s, *x.shape[1:]) if x.ndim else x, drawn)
 
 
 class Programs(NamedTuple):

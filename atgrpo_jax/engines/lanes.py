@@ -1,8 +1,8 @@
 """The in-process engine's host side: who draws in which row, and where its keys and values are.
 
-A lane holds requests that the same programs can draw together. A request's samples enter free rows at any time,
-one by one, and leave them when they end; its prompt's pages are computed once and read by all of them. A sample
-whose answer finds no page is drawn again from its start later: its address gives the same tokens.
+A lane holds requests that the same programs can draw together. A request's samples enter free rows at any
+time, one by one, and leave them when they end; its prompt's pages are computed once and read by all of them.
+A sample whose answer finds no page is drawn again from its start later: its address gives the same tokens.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from atgrpo_jax.models.paged import Chunk, Tiles, Turns
 from atgrpo_jax.models.transformer import Transformer
 
 BLOCKS = 8  # of prompt pages, a call
+ENDED = 4  # a chunk is over when one in so many samples has ended: others may have their rows
 
 
 @dataclasses.dataclass(eq=False)
@@ -97,7 +98,7 @@ class Item(NamedTuple):
 
     ticket: Ticket
     pages: list[int]
-    index: int
+    number: int  # of the page within it
 
 
 class Shard:
@@ -162,21 +163,26 @@ class Lane:
         for d, shard in enumerate(self._shards):
             for ticket in shard.tickets:
                 self._enter(d, ticket)
-        while self._queue and (d := max(range(len(self._shards)), key=lambda d: len(self._shards[d].free))) >= 0:
-            shard, ticket = self._shards[d], self._queue[0]
-            taken = shard.prompts.take(ticket.request.policy, ticket.request.prompt_ids) if shard.free else None
-            if taken is None:
+        while self._queue:
+            d = max(range(len(self._shards)), key=lambda d: len(self._shards[d].free))
+            if not self._shards[d].free or not self._begin(d, self._queue[0]):
                 break
             self._queue.popleft()
-            ticket.pages, known = taken
-            shard.tickets.append(ticket)
-            shard.items += [Item(ticket, ticket.pages, i) for i in range(known, len(ticket.pages))]
-            length = len(ticket.request.prompt_ids)
-            found = min(known * self._z.page, length)
-            self._asked += Usage(prompt_tokens=length, known_tokens=found)
-            self._enter(d, ticket)
         for d in range(len(self._shards)):
             self._provide(d)
+
+    def _begin(self, d: int, ticket: Ticket) -> bool:
+        """Whether there was room for its prompt."""
+        shard, prompt = self._shards[d], ticket.request.prompt_ids
+        taken = shard.prompts.take(ticket.request.policy, prompt)
+        if taken is None:
+            return False
+        ticket.pages, known = taken
+        shard.tickets.append(ticket)
+        shard.items += [Item(ticket, ticket.pages, i) for i in range(known, len(ticket.pages))]
+        self._asked += Usage(prompt_tokens=len(prompt), known_tokens=min(known * self._z.page, len(prompt)))
+        self._enter(d, ticket)
+        return True
 
     def _enter(self, d: int, ticket: Ticket) -> None:
         shard, rows = self._shards[d], self._rows
@@ -184,7 +190,7 @@ class Lane:
             k, at = ticket.waiting.popleft(), (d, heapq.heappop(shard.free))
             shard.branches[at[1]] = Branch(ticket, k, next(self._ages))
             sampling = ticket.request.sampling
-            rows.live[at], rows.start[at], rows.count[at] = True, ticket.pages[-1], 0
+            rows.live[at], rows.start[at], rows.have[at] = True, ticket.pages[-1], 0
             rows.prompt[at] = len(ticket.request.prompt_ids)
             rows.limit[at], rows.least[at] = sampling.max_tokens, sampling.min_tokens
             rows.key[at] = ticket.request.addresses[k].key_words()
@@ -229,14 +235,14 @@ class Lane:
         plan: list[list[list[Item]]] = []  # by block and shard
         for d, shard in enumerate(self._shards):
             block_of: dict[int, int] = {}
-            for item in sorted(shard.items, key=lambda item: item.index):
-                b = block_of.get(item.pages[item.index - 1], -1) + 1 if item.index else 0
+            for item in sorted(shard.items, key=lambda item: item.number):
+                b = block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0
                 while b < len(plan) and len(plan[b][d]) == z.fill:
                     b += 1
                 while b >= len(plan):
                     plan.append([[] for _ in self._shards])
                 plan[b][d].append(item)
-                block_of[item.pages[item.index]] = b
+                block_of[item.pages[item.number]] = b
             shard.items = []
         for i in range(0, len(plan), BLOCKS):
             yield self._work_of(plan[i : i + BLOCKS])
@@ -248,30 +254,37 @@ class Lane:
             return np.zeros((z.shards, BLOCKS, z.fill, *sizes), dtype)
 
         chunks = Chunk(zeros(z.page), zeros(), zeros(z.longest_prompt), zeros(), zeros() + z.prompt_pages)
-        work = Work(chunks, zeros(z.adapters, dtype=np.float32), np.zeros(BLOCKS, np.int32), np.int32(len(plan)))
+        work = Work(
+            chunks, zeros(z.adapters, dtype=np.float32), np.zeros(BLOCKS, np.int32), np.int32(len(plan))
+        )
         for b, by_shard in enumerate(plan):
             for d, items in enumerate(by_shard):
-                for f, (ticket, pages, index) in enumerate(items):
+                for f, (ticket, pages, number) in enumerate(items):
                     at = d, b, f
-                    tokens = ticket.request.prompt_ids[index * z.page : (index + 1) * z.page]
+                    tokens = ticket.request.prompt_ids[number * z.page : (number + 1) * z.page]
                     chunks.tokens[at][: len(tokens)] = tokens
-                    chunks.index[at], chunks.last[at], chunks.page[at] = index, len(tokens) - 1, pages[index]
+                    chunks.number[at], chunks.last[at], chunks.page[at] = (
+                        number,
+                        len(tokens) - 1,
+                        pages[number],
+                    )
                     chunks.table[at][: len(pages)] = pages
                     if z.adapters:
                         work.scale[at][ticket.adapter] = ticket.scale
-                    work.turns[b] = max(work.turns[b], index)
+                    work.turns[b] = max(work.turns[b], number)
         return work
 
     def _reading(self) -> tuple[Tiles, Turns]:
+        """What the live rows attend to."""
         z = self._z
-        size = z.blocks, -(-z.rows // z.blocks)
-        E = size[0] * size[1]
+        in_block = -(-z.rows // z.blocks)
+        E = z.blocks * in_block  # a row may be the only one of its prompt
         tiles = Tiles(
             np.full((z.shards, E, z.tile), z.rows, np.int32),
             np.zeros((z.shards, E, z.longest_prompt), np.int32),
             np.zeros((z.shards, E), np.int32),
         )
-        turns = np.zeros(size, np.int32)
+        turns = np.zeros((z.blocks, in_block), np.int32)
         highest, longest = 0, 0
         for d, shard in enumerate(self._shards):
             by_ticket: dict[Ticket, list[int]] = {}
@@ -312,7 +325,7 @@ class Lane:
             self._place(tiles),
             turns,
             self._stop_ids,
-            np.int32(max(live // 8, 1)),
+            np.int32(max(live // ENDED, 1)),
         )
         drawn = jax.tree.map(np.asarray, drawn)
         self._state = state
@@ -336,12 +349,12 @@ class Lane:
         for d, shard in enumerate(self._shards):
             for row, branch in list(shard.branches.items()):
                 at = d, row
-                new = int(drawn.count[at]) - len(branch.tokens)
+                new = int(drawn.have[at]) - len(branch.tokens)
                 branch.tokens += drawn.tokens[at][:new].tolist()
                 branch.logprobs += drawn.logprobs[at][:new].tolist()
                 branch.drawn_logprobs += drawn.drawn_logprobs[at][:new].tolist()
                 branch.stopped = bool(drawn.stopped[at])
-                self._rows.count[at] = drawn.count[at]
+                self._rows.have[at] = drawn.have[at]
                 if not cut(branch) and drawn.live[at]:
                     continue
                 tokens += len(branch.tokens)

@@ -1,8 +1,8 @@
 """The in-process JAX engine: continuous batching over paged caches; see lanes.py and decoding.py.
 
-Requests that the same programs can draw together share a lane, whatever their instance, turn or role; policies
-that are adapters on the same parameters do, too. A request's lane depends on itself and the team alone, and so
-do its tokens, bit for bit.
+Requests that the same programs can draw together share a lane, whatever their instance, turn or role;
+policies that are adapters on the same parameters do, too. A request's lane depends on itself and the team
+alone, and so do its tokens, bit for bit.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class LocalEngineConfig:
     # later. 0 for as many as the rows can draw.
     answer_cache: int = 0
     page: int = 32  # tokens that are stored, shared and evicted together
-    prefill: int = 128  # tokens of prompts that are computed at once, on each of data x fsdp
+    prefill: int = 64  # tokens of prompts that are computed at once, on each of data x fsdp
     chunk: int = 16  # tokens a sample at most between two looks at who has ended
     # Seconds; whoever waits longer gets an error for each sample that is not complete. 0 for no limit.
     deadline: float = 0.0
@@ -45,7 +45,9 @@ class LocalEngineConfig:
         require(self, "answer_cache", self.answer_cache >= 0, "must not be negative")
         require(self, "deadline", self.deadline >= 0, "must not be negative")
         longest = round_up(self.max_prompt, self.page)
-        rule = f"must hold a prompt of max_prompt = {self.max_prompt} tokens in pages of {self.page}: {longest}"
+        rule = (
+            f"must hold a prompt of max_prompt = {self.max_prompt} tokens in pages of {self.page}: {longest}"
+        )
         require(self, "prompt_cache", self.prompt_cache >= longest, rule)
 
 
@@ -71,8 +73,8 @@ class LocalEngine:
         """
         Args:
           models: one for all policies, or that of each.
-          meshes: that of all policies' weights, or of each, over whose data and fsdp axes the rows are spread;
-            they must divide ``config.rows``. One device if not given.
+          meshes: that of all policies' weights, or of each, over whose data and fsdp axes the rows are
+            spread; they must divide ``config.rows``. One device if not given.
           decode: text of token ids, for requests with stop strings.
         """
         self._meshes = meshes
@@ -177,8 +179,9 @@ class LocalEngine:
                     self._answer(ticket)
         except BaseException as error:  # whoever waits must hear of it, or would wait for ever
             for ticket in lane.tickets:
-                if not ticket.future.done():
+                if isinstance(error, Exception) and not ticket.future.done():
                     ticket.future.set_exception(error)
+                ticket.future.cancel()
             self._lanes = {shape: other for shape, other in self._lanes.items() if other is not lane}
             if not isinstance(error, Exception):
                 raise
@@ -199,10 +202,11 @@ class LocalEngine:
         stops = branch.ticket.request.sampling.stop
         if not stops:
             return False
-        assert self._decode is not None
+        decode = self._decode
+        assert decode is not None
 
         def held(length: int) -> bool:
-            text = self._decode(branch.tokens[:length])
+            text = decode(branch.tokens[:length])
             return any(stop in text for stop in stops)
 
         if not held(len(branch.tokens)):
@@ -227,7 +231,9 @@ class LocalEngine:
             )
 
         if not ticket.future.done():
-            ticket.future.set_result([sample(ticket.done.get(k)) for k in range(len(ticket.request.addresses))])
+            ticket.future.set_result(
+                [sample(ticket.done.get(k)) for k in range(len(ticket.request.addresses))]
+            )
 
 
 def sizes(config: LocalEngineConfig, family: Family, request: Request, mesh: Mesh | None) -> Sizes:

@@ -17,7 +17,9 @@ class PromptPages:
         self._known: dict[Hashable, int] = {}
         self._names: dict[int, Hashable] = {}
         self._readers = [0] * count
-        self._left: OrderedDict[int, None] = OrderedDict()  # known and without readers; a child before its parent
+        self._left: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # known and without readers; a child before its parent
 
     def take(self, root: Hashable, prompt: Sequence[int]) -> tuple[list[int], int] | None:
         """The pages of ``prompt``, now read once more, and how many of them, the first ones, were known.

@@ -1,9 +1,7 @@
-"""How queries meet keys in training: grouped-query attention over a mask, and over the tiles of packed rows in
-which some token sees another. Decoding has its own: see paged.py."""
+"""How queries meet keys in training: grouped-query attention over a mask, and over the tiles of packed rows
+in which some token sees another. Sampling has its own: see paged.py."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

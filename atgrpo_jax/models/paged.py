@@ -1,12 +1,12 @@
 """Attention over keys and values in pages, for sampling.
 
-What a query sees is split into pages of one size, each attended to alone: ``partial`` results are merged in the
-order of the pages (a running softmax, 2205.14135). A page of which a query sees nothing leaves the result as it
-was, to the last bit, so a query's result does not depend on which pages other queries have it visit, nor on
-where its own are stored.
+What a query sees is split into pages of one size, each attended to alone: partial results are merged in the
+order of the pages (a running softmax, 2205.14135). A page of which a query sees nothing leaves the result as
+it was, to the last bit, so a query's result does not depend on which pages other queries have it visit, nor
+on where its own are stored.
 
-Prompt pages are read by all samples of the prompt at once: tiles of W samples, in blocks of tiles. Answer pages
-belong to one sample each and are read where they lie, a bank at a time, up to the last bank in use.
+Prompt pages are read by all samples of the prompt at once: tiles of W samples, in blocks of tiles. Answer
+pages belong to one sample each and are read where they lie, a bank at a time, up to the last bank in use.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,9 @@ class Pages(NamedTuple):
         """With whole pages; a number beyond the last one stands for nowhere."""
         return jax.tree.map(lambda old, x: old.at[pages_F].set(x, mode="drop"), self, new)
 
-    def put_places(self, pages_S: jax.Array, places_S: jax.Array, k_SMH: jax.Array, v_SMH: jax.Array) -> "Pages":
+    def put_places(
+        self, pages_S: jax.Array, places_S: jax.Array, k_SMH: jax.Array, v_SMH: jax.Array
+    ) -> "Pages":
         """With one place in each of those pages; a number beyond the last one stands for nowhere."""
         return Pages(
             self.keys.at[pages_S, :, :, places_S].set(k_SMH, mode="drop"),
@@ -91,7 +93,7 @@ class Chunk(NamedTuple):
     """A page of each of F prompts, to be computed after its earlier ones. Arrays."""
 
     tokens: Any  # [F, p]
-    index: Any  # [F] number of the page within its prompt
+    number: Any  # [F] of the page within its prompt
     table: Any  # [F, P] pages of the prompt
     last: Any  # [F] place of its last token
     page: Any  # [F] where it is stored; beyond the last one: nowhere
@@ -100,21 +102,22 @@ class Chunk(NamedTuple):
 def prefill_attention(
     q_FpNH: jax.Array, k_FpMH: jax.Array, v_FpMH: jax.Array, prompts: Pages, chunk: Chunk, turns: jax.Array
 ) -> tuple[jax.Array, Pages]:
-    """Over the earlier pages of the prompt (the first ``turns``, of which some may be too many) and the page's
-    own tokens so far. [F, p, N, H], and the pages with the new ones in them."""
+    """Over the earlier pages of the prompt (the first ``turns``, of which some may be too many) and the own
+    page's tokens so far. [F, p, N, H], and the pages with the new ones in them."""
     (F, p, N, H), M = q_FpNH.shape, k_FpMH.shape[2]
     q = (q_FpNH * H**-0.5).reshape(F, p, M, N // M, H).transpose(0, 2, 3, 1, 4).reshape(F, M, -1, H)
 
     def earlier(j, so_far):
-        sees_F = (j < chunk.index)[:, None, None, None]
+        sees_F = (j < chunk.number)[:, None, None, None]
         return so_far.merge(partial(q, prompts.take(chunk.table[:, j]), sees_F))
 
     own = Pages.of(k_FpMH, v_FpMH)
+    prompts = prompts.put(chunk.page, own)  # after the loop XLA would copy them all
     causal_Xp = jnp.tile(jnp.tril(jnp.ones((p, p), bool)), (N // M, 1))
     so_far = jax.lax.fori_loop(0, turns, earlier, Partial.nothing(q.shape))
     out = so_far.merge(partial(q, own, causal_Xp)).result()
     out = out.reshape(F, M, N // M, p, H).transpose(0, 3, 1, 2, 4).reshape(q_FpNH.shape)
-    return out.astype(q_FpNH.dtype), prompts.put(chunk.page, own)
+    return out.astype(q_FpNH.dtype), prompts
 
 
 class Tiles(NamedTuple):
