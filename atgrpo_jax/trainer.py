@@ -90,8 +90,12 @@ class Trainer:
         episodes = play_all(self._player, step, "train", indices, self._episodes)
         used = self._engine.usage - before
         self._measure("rollout", began, used.tokens)
-        self._seconds["perf/rollout_drawing_s"] = used.seconds
-        self._seconds["perf/rollout_occupancy"] = used.tokens / max(used.places, 1)
+        self._seconds |= {
+            "perf/rollout_prefill_s": used.prefill_s,
+            "perf/rollout_decode_s": used.decode_s,
+            "perf/rollout_occupancy": used.tokens / max(used.places, 1),
+            "perf/rollout_known_prompt": used.known_tokens / max(used.prompt_tokens, 1),
+        }
         return episodes
 
     def credit(self, step: int, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:

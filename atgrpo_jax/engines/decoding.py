@@ -224,8 +224,8 @@ def decode(
     carry = jnp.int32(0), hidden_Rw, flat.live, flat.have, jnp.zeros(R, bool), out, state.answers
     i, hidden_Rw, live_R, count_R, stopped_R, out, answers = jax.lax.while_loop(more, step, carry)
     state = state._replace(answers=answers, hidden_Dsw=hidden_Rw.reshape(D, s, -1))
-    drawn = Drawn(*out, count_R, live_R, stopped_R, steps=i)
-    return state, jax.tree.map(lambda x: x.reshape(D, s, *x.shape[1:]) if x.ndim else x, drawn)
+    drawn = jax.tree.map(lambda x: x.reshape(D, s, *x.shape[1:]), (*out, count_R, live_R, stopped_R))
+    return state, Drawn(*drawn, i)
 
 
 class Programs(NamedTuple):
