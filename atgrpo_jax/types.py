@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -84,6 +85,7 @@ class Sampling:
     min_tokens: int = 0  # before a stop id may be drawn
     banned: tuple[int, ...] = ()  # token ids that are never drawn
     stop: tuple[str, ...] = ()  # a sample ends with the token by which its text holds one of them
+    pattern: str = ""  # regular expression that the whole text matches, if the token limit does not cut it
 
     def __post_init__(self):
         check_types(self)
@@ -98,11 +100,19 @@ class Sampling:
         require(self, "banned", all(i >= 0 for i in self.banned), "must not be negative")
         object.__setattr__(self, "stop", tuple(self.stop))
         require(self, "stop", all(self.stop), "an empty string is in every text")
+        if self.pattern:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                require(self, "pattern", False, f"not a regular expression: {error}")
+            rule = "says itself which tokens come when: without min_tokens, banned and stop"
+            require(self, "pattern", not (self.min_tokens or self.banned or self.stop), rule)
 
     @property
     def restricted(self) -> bool:
         """Whether some tokens that the model could draw may not be."""
-        return bool(self.top_k or self.top_p < 1 or self.min_p or self.min_tokens or self.banned)
+        limits = self.top_k, self.top_p < 1, self.min_p, self.min_tokens, self.banned, self.pattern
+        return any(limits)
 
 
 @dataclasses.dataclass(frozen=True)

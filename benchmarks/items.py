@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atgrpo_jax.batch import BatchConfig, whole_tiles
+from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.footprint import Sizes, work
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.mesh import MeshConfig, provide_devices
@@ -34,6 +35,18 @@ class Item:
     prompt_tokens: int = 64
     new_tokens: int = 64  # nothing stops early
     rows: int = 2  # groups of a micro-batch
+    stop_every: int = 0  # for rollouts: one in so many ids ends a sample
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return tuple(range(0, self.model.vocab_size, self.stop_every)) if self.stop_every else ()
+
+    def engine(self, rows: int = 64) -> LocalEngineConfig:
+        """Pages of half a prompt, but for short and for very long ones."""
+        page = min(max(self.prompt_tokens // 2, 32), 256)
+        return LocalEngineConfig(
+            rows=rows, max_prompt=self.prompt_tokens, page=page, prefill=max(64, min(2 * page, 512))
+        )
 
     @property
     def tokens(self) -> int:
@@ -102,6 +115,8 @@ ITEMS = {
     "tiny": Item(TINY),
     "long": Item(TINY, prompt_tokens=1024, rows=1),
     "vocab": Item(dataclasses.replace(TINY, vocab_size=151_936)),
+    # Lengths are geometric, with a mean of 64: for rollouts.
+    "skewed": Item(TINY, prompts=64, new_tokens=256, stop_every=64),
     # For accelerators.
     "qwen3-0.6b": Item(preset("qwen3-0.6b"), prompts=32, prompt_tokens=512, new_tokens=512),
     "qwen3-1.7b": Item(preset("qwen3-1.7b"), prompts=32, prompt_tokens=512, new_tokens=512),
@@ -159,6 +174,32 @@ def shapes_gflops(item: Item) -> float:
         seconds += times * median_seconds(lambda f=multiply, a=one, b=other: f(a, b))
         flop += times * 2 * m * k * n
     return flop / seconds / 1e9
+
+
+def decode_products_s(model: ModelConfig, vocab_size: int, rows: int) -> float:
+    """Seconds of the matrix products of one decoding step of so many rows, alone: on an accelerator, where
+    they wait for the weights, what the memory's bandwidth allows."""
+    q, kv, width, mlp = (
+        model.heads * model.head_size,
+        model.kv_heads * model.head_size,
+        model.width,
+        model.mlp_width,
+    )
+    shapes = [(width, q), (width, kv), (width, kv), (q, width), (width, mlp), (width, mlp), (mlp, width)]
+
+    def ones(shape):
+        return jnp.full(shape, 1e-3, model.dtype)
+
+    @jax.jit
+    def products(x, layers, head):
+        for q, k, v, o, gate, up, down in layers:
+            x = x @ q @ o + jnp.sum(x @ k) + jnp.sum(x @ v)
+            x = ((x @ gate) * (x @ up)) @ down
+        return x @ head
+
+    layers = [[ones(shape) for shape in shapes] for _ in range(model.layers)]
+    x, head = ones((rows, width)), ones((width, vocab_size))
+    return median_seconds(lambda: products(x, layers, head), repeats=21)
 
 
 def peak_mb() -> float:

@@ -1,13 +1,15 @@
 """Speed of the in-process engine, as JSON lines.
 
-    python benchmarks/rollout.py [--item=tiny|long|vocab] [--skewed] [--team]
+    python benchmarks/rollout.py [--item=tiny|long|vocab|skewed] [--team]
 
-The work items of ``update.py``: every sample is as long as the item says. ``--skewed``: lengths are geometric
-with a mean of 64 and end at 256, 64 prompts x 8; any of a 64th of the ids ends a sample. ``--team``: training
-episodes of plan.gin, played by a policy that cloned a few demonstrations.
+The work items of ``update.py``, where every sample is as long as the item says, and ``skewed``: lengths are
+geometric with a mean of 64 and end at 256, 64 prompts x 8; any of a 64th of the ids ends a sample.
+``--team``: training episodes of plan.gin, played by a policy that cloned a few demonstrations.
 
-``occupancy`` is the share of the computed rows that were tokens somebody asked for; ``drawing`` the share of
-the time that the engine took, and not the tasks.
+``occupancy`` is the share of the computed rows that were tokens somebody asked for; ``prefill`` and
+``decode`` are shares of the time, of which the rest is the host's, tasks included; ``known_prompt`` is the
+share of the prompts' tokens that were in the cache; ``products`` is what decoding would take if it were
+nothing but its matrix products, of its time.
 """
 
 import asyncio
@@ -16,32 +18,29 @@ import tempfile
 import time
 
 import jax
-from items import machine, mesh_of, parse, peak_mb, report, square_gflops, summary
+from items import decode_products_s, machine, mesh_of, parse, peak_mb, report, square_gflops, summary
 from step import rollout
 
 from atgrpo_jax.config import load
-from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.engines.local import LocalEngine
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.rollout import Player, engine_propose, play_all, train_indices
 
-SKEWED = {"prompts": 64, "new_tokens": 256}
-MEAN = 64
+ROWS = 64  # of the engine
 
 
 def main() -> None:
     def flags(parser):
-        parser.add_argument("--skewed", action="store_true")
         parser.add_argument("--team", action="store_true")
+        parser.add_argument("--turns", type=int, default=4, help="of the team's episodes")
 
     name, item, args = parse(__doc__, warmup=2, steps=5, more=flags)
     if args.team:
-        name, (engine, play) = "team", team()
+        name, (engine, play, model) = f"team, {args.turns} turns", team(args.turns)
     else:
-        if args.skewed:
-            name, item = f"{name}, skewed", dataclasses.replace(item, **SKEWED)
-        engine, play = of_item(item, range(0, item.model.vocab_size, MEAN) if args.skewed else (), args)
+        engine, play, model = of_item(item, args)
     compiles, compiled, seconds, used = CompileCounter(), 0, [], []
     for step in range(args.warmup + args.steps):
         before, began = engine.usage, time.perf_counter()
@@ -52,14 +51,19 @@ def main() -> None:
     recompiled = compiles.count - compiled
     kept, total = used[args.warmup :], sum(seconds[args.warmup :])
     tokens = sum(one.tokens for one in kept)
-    gflop = item.gflop()["rollout"] if not (args.skewed or args.team) else None
+    steps = sum(one.places for one in kept) / ROWS
+    products = decode_products_s(model.config, model.vocab_size, ROWS) * steps
+    gflop = item.gflop()["rollout"] if not (item.stop_every or args.team) else None
     report(
         "rollout",
         item=name,
         data=args.data,
         **summary("rollout", seconds[args.warmup :], seconds[0], tokens // args.steps, gflop),
         occupancy=round(tokens / sum(one.places for one in kept), 3),
-        drawing=round(sum(one.seconds for one in kept) / total, 3),
+        prefill=round(sum(one.prefill_s for one in kept) / total, 3),
+        decode=round(sum(one.decode_s for one in kept) / total, 3),
+        products=round(products / sum(one.decode_s for one in kept), 3),
+        known_prompt=round(sum(one.known_tokens for one in kept) / sum(one.prompt_tokens for one in kept), 3),
         square_gflop_per_s=round(square_gflops(dtype=item.model.dtype), 1),
         compiles_after_warmup=recompiled,
         peak_mb=round(peak_mb()),
@@ -67,22 +71,23 @@ def main() -> None:
     )
 
 
-def of_item(item, stop_ids, args):
+def of_item(item, args):
     model, mesh = Transformer(item.model, item.model.vocab_size), mesh_of(args).build()
-    config = LocalEngineConfig(rows=64, max_prompt=item.prompt_tokens)
-    engine = LocalEngine(model, stop_ids, config, mesh)
+    engine = LocalEngine(model, item.stop_ids, item.engine(ROWS), mesh)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
     engine.push_weights("shared", Weights(params), 0)
-    return engine, lambda step: asyncio.run(rollout(engine, item.prompt_ids(step), item, step))
+    return engine, lambda step: asyncio.run(rollout(engine, item.prompt_ids(step), item, step)), model
 
 
-def team():
-    x = load("plan.gin", ["warm_start.WarmStartConfig.steps = 20"])
+def team(turns):
+    changes = [f"base.Workflow.turns = {turns}", "warm_start.WarmStartConfig.steps = 20"]
+    x = load("plan.gin", changes)
     with tempfile.TemporaryDirectory() as cache:
         x = dataclasses.replace(x, warm_start=dataclasses.replace(x.warm_start, cache_dir=cache))
         policies = Policies(x)
         states = policies.start()
-    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, x.engine, policies.meshes)
+    config = dataclasses.replace(x.engine, rows=ROWS)
+    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, config, policies.meshes)
     for policy, weights in policies.weights(states).items():
         engine.push_weights(policy, weights, 0)
     sampling = x.rollout.sampling
@@ -92,7 +97,7 @@ def team():
     def play(step):
         play_all(player, step + 1, "train", train_indices(step + 1, x.rollout.instances))
 
-    return engine, play
+    return engine, play, policies.models[policy]
 
 
 if __name__ == "__main__":

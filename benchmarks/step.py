@@ -14,7 +14,7 @@ from items import machine, mesh_of, parse, peak_mb, report, square_gflops, summa
 
 from atgrpo_jax.batch import pack
 from atgrpo_jax.engines.base import Request
-from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.engines.local import LocalEngine
 from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.transformer import Transformer
@@ -27,8 +27,7 @@ def main() -> None:
     model = Transformer(item.model, item.model.vocab_size)
     learner = Learner(model, OptimizerConfig(learning_rate=1e-4), LossConfig().objective(), mesh)
     state = learner.init(jax.random.key(0))
-    config = LocalEngineConfig(rows=item.prompts * item.candidates, max_prompt=item.prompt_tokens)
-    engine = LocalEngine(model, (), config, mesh)
+    engine = LocalEngine(model, (), item.engine(), mesh)
     prompts = item.prompt_ids(0)
     compiles, compiled = CompileCounter(), 0
     seconds: dict[str, list[float]] = {"rollout": [], "update": [], "step": []}

@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +162,39 @@ def test_rows_are_free_for_others_as_soon_as_a_sample_ends(params):
     assert 360 <= engine.usage.places <= 360 + 3 * 16
 
 
+def test_a_pattern_holds_and_both_logprobs_are_told(params):
+    """Over ids 0..25 as letters, 26 as "ab"; beside a request that is free, on the same weights."""
+
+    def decode(ids):
+        return "".join(chr(97 + i) if i < 26 else "ab" if i == 26 else "" for i in ids if i != STOP)
+
+    engine = LocalEngine(MODEL, (STOP,), CONFIG, decode=decode)
+    engine.push_weights("shared", Weights(params), version=7)
+    pattern = "(ab|c[x-z])+e"
+    for chunk in (1, 16):
+        engine._config = dataclasses.replace(CONFIG, chunk=chunk)
+        ruled = request([1, 2], k=12, max_tokens=12, pattern=pattern)
+        samples, free = draw(engine, ruled, request([1, 2], k=12, max_tokens=12))
+        assert samples == draw(engine, ruled)[0] and free != samples
+        ended = [s for s in samples if s.finish == "stop"]
+        assert len(ended) > 3 and all(re.fullmatch(pattern, decode(s.tokens)) for s in ended)
+        for sample in samples:
+            for n, token in enumerate(sample.tokens):
+                said = jax.nn.log_softmax(next_logits(params, [1, 2, *sample.tokens[:n]]))
+                np.testing.assert_allclose(sample.logprobs[n], said[token], **PARITY)
+                if n == 0:  # a, "ab" or c
+                    left = jax.nn.log_softmax(said[jnp.array([0, 26, 2])])
+                    drawn = left[[0, 26, 2].index(token)]
+                    np.testing.assert_allclose(sample.drawn_logprobs[0], drawn, **PARITY)
+    with pytest.raises(RunError, match="'a~': The vocabulary provided is incompatible"):
+        draw(engine, request([1], pattern="a~"))
+    engine._decode = lambda ids: decode(ids).replace("ab", "a b") if len(ids) > 1 else decode(ids)
+    with pytest.raises(RunError, match="have another text alone than among others"):
+        draw(engine, ruled)
+    with pytest.raises(ValueError, match=r"Sampling.pattern = '\(': not a regular expression"):
+        Sampling(pattern="(")
+
+
 def test_the_number_of_rows_changes_no_token(engine, params):
     requests = many(7)
     for rows, others in ((3, {}), (32, {"chunk": 3, "prefill": 64}), (12, {"page": 4})):
@@ -304,6 +338,19 @@ def test_a_mesh_gives_the_same(engine, params, mesh):
         for sample, other in zip(ours, expected, strict=True):
             assert (sample.tokens, sample.finish) == (other.tokens, other.finish)
             np.testing.assert_allclose(sample.logprobs, other.logprobs, **PARITY)
+
+
+def test_shards_exchange_who_is_done_and_nothing_else(params):
+    """Four of them on four devices: of what decoding computes, no float crosses devices."""
+    mesh = MeshConfig(data=4).build()
+    engine = LocalEngine(MODEL, (STOP,), CONFIG, mesh)
+    placed = jax.device_put(params, parameter_shardings(params, mesh))
+    engine.push_weights("shared", Weights(placed), version=7)
+    draw(engine, *many(6))
+    (lane,) = engine._lanes.values()
+    text = lane.lowered(placed, None).compile().as_text()
+    exchanged = re.findall(r"= (\S+) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+    assert exchanged and not any(shape.startswith(("f32", "bf16", "(")) for shape in exchanged)
 
 
 def test_greedy_takes_the_most_likely_token(engine, params):

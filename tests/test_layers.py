@@ -11,8 +11,8 @@ RANKS = [
     {"types"},
     {
         "advantages", "cli", "loss", "mesh", "progress", "selection", "stopping", "team", "tokens",
-        "tasks.base", "engines.base", "engines.pages", "models.config", "models.attention",
-        "models.fused", "models.paged", "models.sampling",
+        "tasks.base", "engines.base", "engines.pages", "engines.patterns", "models.config",
+        "models.attention", "models.fused", "models.paged", "models.sampling",
     },
     {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged", "weight_sync"},
     {"batch", "models.lora", "models.head", "rollout", "run_folder", "engines.decoding"},

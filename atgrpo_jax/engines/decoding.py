@@ -44,6 +44,7 @@ class Sizes(NamedTuple):
     banks: int  # of answer pages
     bans: int
     adapters: int  # J
+    states: int  # T, of the pattern that all samples match; 0 if there is none
     chunk: int  # tokens a row at most, between two looks of the host
 
     @property
@@ -81,6 +82,7 @@ class Rows(NamedTuple):
     least: Any  # tokens before one that stops
     key: Any  # [2] words of its address
     scale: Any  # [J] of each adapter
+    state: Any  # of the pattern
     rules: Rules
     answer: Any  # [X] its pages; beyond the last one: none
 
@@ -99,6 +101,7 @@ class Rows(NamedTuple):
             least=one(),
             key=full(0, np.uint32, 2),
             scale=full(0, np.float32, z.adapters),
+            state=one(),
             rules=Rules(
                 full(1, np.float32),
                 one(),
@@ -169,9 +172,11 @@ def decode(
     tiles: Tiles,
     turns: Turns,
     stop_ids: jax.Array,
+    pattern_TV: jax.Array,
     ended: jax.Array,
 ) -> tuple[State, Drawn]:
-    """Draws tokens for the live rows until the chunk is full, or so many samples ``ended``."""
+    """Draws tokens for the live rows until the chunk is full, or so many samples ``ended``. For
+    ``pattern_TV`` see patterns.py."""
     D, s, R = z.shards, z.rows, z.shards * z.rows
     flat = jax.tree.map(lambda x: x.reshape(R, *x.shape[2:]), rows)
     owners = jax.vmap(functools.partial(answer_owners, pages=z.answer_pages, page=z.place))(rows.answer)
@@ -180,10 +185,13 @@ def decode(
     size = z.answer_pages // z.banks
 
     def step(carry):
-        i, hidden_Rw, live_R, count_R, stopped_R, out, answers = carry
+        i, hidden_Rw, live_R, count_R, stopped_R, state_R, out, answers = carry
         held_RZ = jnp.where((count_R < flat.least)[:, None], stop_ids, -1)
         rules = flat.rules._replace(never=jnp.concatenate([flat.rules.never, held_RZ], axis=-1))
-        drawn = pick(logits(params, hidden_Rw), uniforms(flat.key, count_R), rules)
+        allowed_RV = pattern_TV[state_R] >= 0 if z.states else None
+        drawn = pick(logits(params, hidden_Rw), uniforms(flat.key, count_R), rules, allowed_RV)
+        if z.states:
+            state_R = pattern_TV[state_R, drawn.tokens]
         out = jax.tree.map(
             lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, i, 1), out, tuple(drawn)
         )
@@ -211,7 +219,7 @@ def decode(
         count_R += live_R
         live_R &= ~stop_R & (count_R < flat.limit)
         answers = [banks for _, banks in caches]
-        return i + 1, hidden_R1w[:, 0], live_R, count_R, stopped_R | stop_R, out, answers
+        return i + 1, hidden_R1w[:, 0], live_R, count_R, stopped_R | stop_R, state_R, out, answers
 
     asked = jnp.sum(flat.live)
 
@@ -221,11 +229,12 @@ def decode(
         return (i < z.chunk) & (left > 0) & (asked - left < ended)
 
     out = tuple(jnp.zeros((R, z.chunk), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
-    carry = jnp.int32(0), hidden_Rw, flat.live, flat.have, jnp.zeros(R, bool), out, state.answers
-    i, hidden_Rw, live_R, count_R, stopped_R, out, answers = jax.lax.while_loop(more, step, carry)
+    stopped_R = jnp.zeros(R, bool)
+    carry = jnp.int32(0), hidden_Rw, flat.live, flat.have, stopped_R, flat.state, out, state.answers
+    i, hidden_Rw, live_R, count_R, stopped_R, _, out, answers = jax.lax.while_loop(more, step, carry)
     state = state._replace(answers=answers, hidden_Dsw=hidden_Rw.reshape(D, s, -1))
     drawn = jax.tree.map(lambda x: x.reshape(D, s, *x.shape[1:]), (*out, count_R, live_R, stopped_R))
-    return state, Drawn(*drawn, i)
+    return state, Drawn._make([*drawn, i])
 
 
 class Programs(NamedTuple):

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from atgrpo_jax.engines.base import Request
 from atgrpo_jax.engines.decoding import Drawn, Rows, Sizes, State, Work, programs
 from atgrpo_jax.engines.pages import PromptPages
-from atgrpo_jax.mesh import group_sharding
+from atgrpo_jax.mesh import group_sharding, replicated
 from atgrpo_jax.models.paged import Chunk, Tiles, Turns
 from atgrpo_jax.models.transformer import Transformer
 
@@ -121,10 +121,16 @@ class Shard:
 
 
 class Lane:
-    def __init__(self, model: Transformer, z: Sizes, mesh: Mesh | None, stop_ids: np.ndarray):
+    """Its programs are compiled for ``z``; for ``pattern_TV`` see patterns.py."""
+
+    def __init__(
+        self, model: Transformer, z: Sizes, mesh: Mesh | None, stop_ids: np.ndarray, pattern_TV: np.ndarray
+    ):
         self._programs = programs(model, z, mesh)
         self._sharding = None if mesh is None else group_sharding(mesh)
         self._stop_ids = stop_ids
+        self._pattern_TV = pattern_TV
+        self._pattern = pattern_TV if mesh is None else jax.device_put(pattern_TV, replicated(mesh))
         self._z = z
         self._state: State | None = None
         self._rows = Rows.empty(z)
@@ -191,6 +197,7 @@ class Lane:
             shard.branches[at[1]] = Branch(ticket, k, next(self._ages))
             sampling = ticket.request.sampling
             rows.live[at], rows.start[at], rows.have[at] = True, ticket.pages[-1], 0
+            rows.state[at] = 0
             rows.prompt[at] = len(ticket.request.prompt_ids)
             rows.limit[at], rows.least[at] = sampling.max_tokens, sampling.min_tokens
             rows.key[at] = ticket.request.addresses[k].key_words()
@@ -315,24 +322,23 @@ class Lane:
             state = self._programs.prefill(state, params, adapters, self._place(work))
         jax.block_until_ready(state.last_DNw)
         prefilled = time.monotonic()
-        tiles, turns = self._reading()
-        live = int(self._rows.live.sum())
-        state, drawn = self._programs.decode(
-            state,
-            params,
-            adapters,
-            self._place(self._rows),
-            self._place(tiles),
-            turns,
-            self._stop_ids,
-            np.int32(max(live // ENDED, 1)),
-        )
+        state, drawn = self._programs.decode(state, params, adapters, *self._inputs())
         drawn = jax.tree.map(np.asarray, drawn)
         self._state = state
         asked, self._asked = self._asked, Usage()
         places = int(drawn.steps) * self._z.shards * self._z.rows
         times = Usage(prefill_s=prefilled - began, decode_s=time.monotonic() - prefilled, places=places)
         return drawn, asked + times
+
+    def lowered(self, params: Any, adapters: Any) -> Any:
+        """The program that draws, as JAX lowers it, to be looked at."""
+        return self._programs.decode.lower(self._state, params, adapters, *self._inputs())
+
+    def _inputs(self) -> tuple:
+        tiles, turns = self._reading()
+        ended = max(int(self._rows.live.sum()) // ENDED, 1)
+        rows, tiles = self._place((self._rows, tiles))
+        return rows, tiles, turns, self._stop_ids, self._pattern, np.int32(ended)
 
     def _place(self, tree: Any) -> Any:
         if self._sharding is None:
@@ -355,6 +361,9 @@ class Lane:
                 branch.drawn_logprobs += drawn.drawn_logprobs[at][:new].tolist()
                 branch.stopped = bool(drawn.stopped[at])
                 self._rows.have[at] = drawn.have[at]
+                if self._z.states:
+                    for token in branch.tokens[-new:]:
+                        self._rows.state[at] = self._pattern_TV[self._rows.state[at], token]
                 if not cut(branch) and drawn.live[at]:
                     continue
                 tokens += len(branch.tokens)

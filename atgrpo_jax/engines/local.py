@@ -18,6 +18,7 @@ from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.base import Request
 from atgrpo_jax.engines.decoding import Sizes
 from atgrpo_jax.engines.lanes import Branch, Lane, Ticket, Usage
+from atgrpo_jax.engines.patterns import automaton, check_match
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Transformer, Weights
@@ -59,6 +60,14 @@ class Family(NamedTuple):
     adapters: Any
 
 
+class Shape(NamedTuple):
+    """What requests of one lane have in common."""
+
+    policies: tuple[str, ...]
+    sizes: Sizes
+    pattern: str
+
+
 class LocalEngine:
     """See the module. Not thread-safe: all calls come from one event loop."""
 
@@ -84,7 +93,8 @@ class LocalEngine:
         self._decode = decode
         self._weights: dict[str, tuple[Weights, int]] = {}
         self._families: dict[str, Family] = {}
-        self._lanes: dict[tuple[tuple[str, ...], Sizes], Lane] = {}
+        self._lanes: dict[Shape, Lane] = {}
+        self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by vocabulary
         self._running: dict[Lane, asyncio.Task] = {}
         self.usage = Usage()
 
@@ -120,8 +130,8 @@ class LocalEngine:
         for token in (max(request.prompt_ids), min(request.prompt_ids)):
             if not 0 <= token < size:
                 raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
-        if request.sampling.stop and self._decode is None:
-            raise RunError(f"Sampling.stop = {request.sampling.stop}: this engine was given no decoder")
+        if (request.sampling.stop or request.sampling.pattern) and self._decode is None:
+            raise RunError("Sampling.stop and Sampling.pattern: this engine was given no decoder")
 
     def _model(self, policy: str) -> Transformer:
         return self._models[policy] if isinstance(self._models, Mapping) else self._models
@@ -145,16 +155,28 @@ class LocalEngine:
         policy = ticket.request.policy
         family = self._family(policy)
         ticket.enter(family.policies.index(policy), self._weights[policy][0].scale)
-        mesh = self._mesh(policy)
-        shape = family.policies, sizes(self._config, family, ticket.request, mesh)
+        mesh, pattern = self._mesh(policy), ticket.request.sampling.pattern
+        pattern_TV = self._pattern(pattern, self._model(policy).vocab_size)
+        z = sizes(self._config, family, ticket.request, mesh)._replace(states=len(pattern_TV))
+        shape = Shape(family.policies, z, pattern)
         if shape not in self._lanes:
-            for other in [o for o, lane in self._lanes.items() if o[0] == shape[0] and not lane.tickets]:
-                del self._lanes[other]  # its memory
-            self._lanes[shape] = Lane(self._model(policy), shape[1], mesh, self._stop_ids)
+            for other, lane in list(self._lanes.items()):
+                if other.policies == shape.policies and not lane.tickets:
+                    del self._lanes[other]  # its memory
+            self._lanes[shape] = Lane(self._model(policy), z, mesh, self._stop_ids, pattern_TV)
         lane = self._lanes[shape]
         lane.add(ticket)
         if lane not in self._running:
             self._running[lane] = asyncio.create_task(self._run(lane, family))
+
+    def _pattern(self, pattern: str, vocab_size: int) -> np.ndarray:
+        if not pattern:
+            return np.zeros((0, vocab_size), np.int32)
+        key = pattern, vocab_size
+        if key not in self._patterns:
+            assert self._decode is not None
+            self._patterns[key] = automaton(pattern, self._decode, vocab_size, self._stop_ids.tolist())
+        return self._patterns[key]
 
     async def _run(self, lane: Lane, family: Family) -> None:
         try:
@@ -199,11 +221,12 @@ class LocalEngine:
 
     def _cut(self, branch: Branch) -> bool:
         """Ends a branch at the first token by which its text holds a stop string, if it does."""
-        stops = branch.ticket.request.sampling.stop
-        if not stops:
+        sampling, decode = branch.ticket.request.sampling, self._decode
+        stops = sampling.stop
+        if decode is None or not (stops or sampling.pattern):
             return False
-        decode = self._decode
-        assert decode is not None
+        if sampling.pattern and branch.stopped:
+            check_match(sampling.pattern, decode(branch.tokens))
 
         def held(length: int) -> bool:
             text = decode(branch.tokens[:length])
@@ -263,6 +286,7 @@ def sizes(config: LocalEngineConfig, family: Family, request: Request, mesh: Mes
         banks=banks,
         bans=power_of_two(len(sampling.banned)),
         adapters=0 if family.adapters is None else len(family.policies),
+        states=0,
         chunk=config.chunk,
     )
 

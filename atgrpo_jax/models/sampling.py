@@ -28,12 +28,15 @@ class Drawn(NamedTuple):
     drawn_logprobs: jax.Array  # [R] of them in the distribution that was drawn from
 
 
-def pick(logits_RV: jax.Array, uniforms_R2: jax.Array, rules: Rules) -> Drawn:
+def pick(
+    logits_RV: jax.Array, uniforms_R2: jax.Array, rules: Rules, allowed_RV: jax.Array | None = None
+) -> Drawn:
     """A token for each row. Of several most likely ones temperature 0 takes the first, with its logprob at
     temperature 1.
 
     Args:
       uniforms_R2: in [0, 1); the first chooses a block of the vocabulary, the second a token in it.
+      allowed_RV: bool; the rules apply to what it leaves. At least one of each row.
     """
     greedy_R1 = (rules.temperature == 0)[:, None]
     scaled_RV = logits_RV / jnp.where(greedy_R1, 1.0, rules.temperature[:, None])
@@ -43,12 +46,15 @@ def pick(logits_RV: jax.Array, uniforms_R2: jax.Array, rules: Rules) -> Drawn:
         return Drawn(tokens_R, logprobs_R, logprobs_R)
 
     def from_some():
-        tokens_R, drawn_logprobs_R = _invert(_left(scaled_RV, rules), uniforms_R2, greedy_R1)
+        allowed = scaled_RV if allowed_RV is None else jnp.where(allowed_RV, scaled_RV, -jnp.inf)
+        tokens_R, drawn_logprobs_R = _invert(_left(allowed, rules), uniforms_R2, greedy_R1)
         chosen_R = jnp.take_along_axis(scaled_RV, tokens_R[:, None], axis=1)[:, 0]
         scaled_RSE = _blocks(scaled_RV)
         highest_R = scaled_RSE.max((-2, -1))
         return Drawn(tokens_R, _logprob(chosen_R, highest_R, _sums(scaled_RSE, highest_R)), drawn_logprobs_R)
 
+    if allowed_RV is not None:
+        return from_some()
     limits = rules.top_k > 0, rules.top_p < 1, rules.min_p > 0, jnp.any(_banned(rules, logits_RV), axis=-1)
     return jax.lax.cond(jnp.any(jnp.stack(limits)), from_some, from_all)
 

@@ -7,6 +7,7 @@ import resource
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,11 +28,13 @@ class Item:
         about = json.loads((self.folder / "item.json").read_text())
         self.model: dict = about["model"]
         self.texts: list[str] = about["texts"]  # of prompts, all of one length
+        self.stop_ids: list[int] = about["stop_ids"]  # that end a sample; none if all are of one length
         self.prompts, self.candidates = about["prompts"], about["candidates"]
         self.prompt_tokens, self.new_tokens = about["prompt_tokens"], about["new_tokens"]
         self.micro = args.micro or self.prompts
         self.rows = self.prompts * self.candidates
         self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.drawn: list[int] = []  # tokens of each step, where samples end when they like
 
     def batch(self, step: int) -> list[str]:
         first = step * self.prompts
@@ -40,18 +43,28 @@ class Item:
     def timed(self, phase: str) -> "Timer":
         return Timer(self.seconds[phase])
 
+    def count(self, lengths: Iterable[int]) -> None:
+        """Of a step's samples."""
+        lengths = list(lengths)
+        assert len(lengths) == self.rows and max(lengths) <= self.new_tokens, lengths
+        assert self.stop_ids or min(lengths) == self.new_tokens, lengths
+        self.drawn.append(sum(lengths))
+
     def report(self, peer: str) -> None:
         new, whole = self.rows * self.new_tokens, self.rows * (self.prompt_tokens + self.new_tokens)
-        for phase, tokens in {"rollout": new, "update": whole, "step": new}.items():
-            assert len(self.seconds[phase]) == self.total, (phase, self.seconds[phase])
-            kept = self.seconds[phase][self.warmup :]
+        if self.drawn:
+            new = statistics.mean(self.drawn[self.warmup :])
+        tokens = {"rollout": new, "update": whole, "step": new}
+        for phase, seconds in self.seconds.items():
+            assert len(seconds) == self.total, (phase, seconds)
+            kept = seconds[self.warmup :]
             line = {
                 "benchmark": peer,
                 "phase": phase,
-                "tokens_per_s": round(tokens / statistics.median(kept), 1),
+                "tokens_per_s": round(tokens[phase] / statistics.median(kept), 1),
                 "seconds": round(statistics.median(kept), 4),
                 "seconds_range": [round(min(kept), 4), round(max(kept), 4)],
-                "first_s": round(self.seconds[phase][0], 2),
+                "first_s": round(seconds[0], 2),
                 "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             }
             print(json.dumps(line), flush=True)

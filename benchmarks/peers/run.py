@@ -1,6 +1,7 @@
 """Ours and the peers' on one work item, one after the other, and a table.
 
     python benchmarks/peers/run.py --environments=FOLDER [--item=tiny|long|vocab] [--data=2]
+    python benchmarks/peers/run.py --environments=FOLDER --rollout [--item=skewed]
 
 FOLDER holds the environments that setup.sh makes. The peers load the model, in the item's dtype, and prompts
 of the item's length, from a folder that this script writes; its tokenizer has a word for each id, so that
@@ -27,19 +28,21 @@ from items import ITEMS, Item  # noqa: E402
 from atgrpo_jax.models import hf  # noqa: E402
 from atgrpo_jax.models.transformer import Transformer, init_params  # noqa: E402
 
-PEERS = {"trl": "trl_grpo.py", "tunix": "tunix_grpo.py"}
+TRAINERS = {"trl": "trl", "tunix": "tunix"}  # script: environment
+SAMPLERS = {"vllm": "vllm", "transformers": "trl", "tunix": "tunix"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--environments", type=Path, required=True)
     parser.add_argument("--item", choices=ITEMS, default="tiny")
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--rollout", action="store_true", help="sampling alone, against samplers")
+    parser.add_argument("--peers", help="some of them, with commas between")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--data", type=int, default=1, help="devices of ours; a CPU is as many as asked for")
     parser.add_argument("--rows", type=int, help="groups of a micro-batch of ours")
-    parser.add_argument("--micro", type=int, default=0, help="prompts of a peer's micro-batch; 0: all")
+    parser.add_argument("--micro", type=int, default=0, help="prompts of a peer's (micro-)batch; 0: all")
     args = parser.parse_args()
     counts = [f"--warmup={args.warmup}", f"--steps={args.steps}"]
     rows = [] if args.rows is None else [f"--rows={args.rows}"]
@@ -47,13 +50,13 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         export(ITEMS[args.item], Path(folder))
-        for script in ("update.py", "step.py"):
+        for script in ("rollout.py",) if args.rollout else ("update.py", "step.py"):
             lines += run("atgrpo_jax", [sys.executable, str(HERE.parent / script), *ours])
-        for peer in args.peers.split(","):
-            python = args.environments / peer / "bin" / "python"
-            lines += run(
-                peer, [str(python), str(HERE / PEERS[peer]), folder, f"--micro={args.micro}", *counts]
-            )
+        peers, kind = (SAMPLERS, "rollout") if args.rollout else (TRAINERS, "grpo")
+        for peer in args.peers.split(",") if args.peers else peers:
+            python = str(args.environments / peers[peer] / "bin" / "python")
+            script = str(HERE / f"{peer}_{kind}.py")
+            lines += run(peer, [python, script, folder, f"--micro={args.micro}", *counts])
     print(table(lines))
 
 
@@ -94,7 +97,8 @@ def export(item: Item, folder: Path) -> None:
     fields = dataclasses.asdict(item) | {"model": dataclasses.asdict(m)}
     prompts = [ids for seed in range(4) for ids in item.prompt_ids(seed)]
     texts = [" ".join(f"w{max(i, 2)}" for i in ids) for ids in prompts]
-    (folder / "item.json").write_text(json.dumps(fields | {"texts": texts}))
+    more = {"texts": texts, "stop_ids": item.stop_ids}
+    (folder / "item.json").write_text(json.dumps(fields | more))
 
 
 def run(name: str, command: list[str]) -> list[dict]:

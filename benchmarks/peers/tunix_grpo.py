@@ -12,28 +12,15 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from flax import nnx  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
-from tunix.models.qwen3 import model as qwen3  # noqa: E402
 from tunix.models.qwen3 import params as qwen3_params  # noqa: E402
 from tunix.rl import rl_cluster  # noqa: E402
 from tunix.rl.grpo import grpo_learner  # noqa: E402
 from tunix.rl.rollout import base_rollout  # noqa: E402
+from tunix_model import model_config  # noqa: E402
 
 m, dtype = item.model, jnp.dtype(item.model["dtype"])
 mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-config = qwen3.ModelConfig(
-    num_layers=m["layers"],
-    vocab_size=m["vocab_size"],
-    embed_dim=m["width"],
-    hidden_dim=m["mlp_width"],
-    num_heads=m["heads"],
-    head_dim=m["head_size"],
-    num_kv_heads=m["kv_heads"],
-    rope_theta=int(m["rope_theta"]),
-    norm_eps=m["rms_epsilon"],
-    use_tied_embedding=m["tied"],
-    dtype=dtype,
-    param_dtype=dtype,
-)
+config = model_config(m)
 with mesh:
     actor = qwen3_params.create_model_from_safe_tensors(str(item.folder), config, mesh, dtype=dtype)
 role = rl_cluster.Role
