@@ -42,11 +42,9 @@ class Item:
         return tuple(range(0, self.model.vocab_size, self.stop_every)) if self.stop_every else ()
 
     def engine(self, rows: int = 64) -> LocalEngineConfig:
-        """Pages of half a prompt, but for short and for very long ones."""
-        page = min(max(self.prompt_tokens // 2, 32), 256)
-        return LocalEngineConfig(
-            rows=rows, max_prompt=self.prompt_tokens, page=page, prefill=max(64, min(2 * page, 512))
-        )
+        """Pages of a quarter of a prompt, but not of few tokens."""
+        page = max(self.prompt_tokens // 4, 64)
+        return LocalEngineConfig(rows=rows, max_prompt=self.prompt_tokens, page=page, prefill=2 * page)
 
     @property
     def tokens(self) -> int:

@@ -33,7 +33,7 @@ class LocalEngineConfig:
     # Tokens of answers, on each of data x fsdp; if they run out, the samples that began last begin again
     # later. 0 for as many as the rows can draw.
     answer_cache: int = 0
-    page: int = 32  # tokens that are stored, shared and evicted together
+    page: int = 64  # tokens of a prompt that are stored, shared and evicted together
     prefill: int = 64  # tokens of prompts that are computed at once, on each of data x fsdp
     chunk: int = 16  # tokens a sample at most between two looks at who has ended
     # Seconds; whoever waits longer gets an error for each sample that is not complete. 0 for no limit.
@@ -264,8 +264,9 @@ def sizes(config: LocalEngineConfig, family: Family, request: Request, mesh: Mes
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     sampling = request.sampling
     rows = config.rows // shards
-    place = min(config.page, power_of_two(sampling.max_tokens))
-    longest_answer = power_of_two(sampling.max_tokens) // place
+    most = power_of_two(sampling.max_tokens)
+    place = min(most, max(config.page // 2, most // 16))
+    longest_answer = most // place
     banks = min(longest_answer, 4)
     all_pages = rows * longest_answer
     wanted = -(-config.answer_cache // place) or all_pages
