@@ -88,6 +88,16 @@ def test_a_request_gives_the_same_samples_whatever_the_company(engine, params):
     assert [shuffled[order.index(i)] for i in range(len(order))] == together
 
 
+def test_a_second_copy_arranged_for_decoding_changes_no_token(engine, params):
+    plain = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, fuse_mb=0.0))
+    plain.push_weights("shared", Weights(params), version=7)
+    assert plain._family("shared").params is params is not engine._family("shared").params
+    for ours, expected in zip(draw(plain, *many(5)), draw(engine, *many(5)), strict=True):
+        for sample, same in zip(ours, expected, strict=True):
+            assert sample.tokens == same.tokens
+            np.testing.assert_allclose(sample.logprobs, same.logprobs, **PARITY)
+
+
 def test_siblings_differ_and_so_does_the_next_step(engine):
     (samples,), (later,) = draw(engine, request([1, 2])), draw(engine, request([1, 2], step=2))
     tokens = [s.tokens for s in (*samples, *later)]
@@ -348,7 +358,7 @@ def test_shards_exchange_who_is_done_and_nothing_else(params):
     engine.push_weights("shared", Weights(placed), version=7)
     draw(engine, *many(6))
     (lane,) = engine._lanes.values()
-    text = lane.lowered(placed, None).compile().as_text()
+    text = lane.lowered(engine._family("shared").params, None).compile().as_text()
     exchanged = re.findall(r"= (\S+) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
     assert exchanged and not any(shape.startswith(("f32", "bf16", "(")) for shape in exchanged)
 

@@ -1,5 +1,7 @@
 """The model against a plain NumPy version written from the architecture's description, token by token."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from fakes import PARITY, SMALL, small_model
 
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.transformer import init_params, logits
+from atgrpo_jax.models.transformer import fuse, init_params, logits
 
 MODEL = small_model()
 TOKENS = np.random.default_rng(0).integers(0, 64, (2, 9)).astype(np.int32)
@@ -90,6 +92,18 @@ def test_later_tokens_change_nothing_before_them(params):
     other, _ = MODEL.apply({"params": params}, changed % 64, positions(TOKENS), causal)
     np.testing.assert_array_equal(one[:, :-1], other[:, :-1])
     assert (one[:, -1] != other[:, -1]).any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fused_layers_give_the_same(bias):
+    model = MODEL.clone(config=dataclasses.replace(SMALL, qkv_bias=bias))
+    params = init_params(model, jax.random.key(1))
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
+    )
+    plain, _ = model.apply({"params": params}, TOKENS, positions(TOKENS), causal)
+    fused, _ = model.clone(fused=True).apply({"params": fuse(params)}, TOKENS, positions(TOKENS), causal)
+    np.testing.assert_allclose(fused, plain, **PARITY)
 
 
 def test_only_distances_between_positions_matter(params):

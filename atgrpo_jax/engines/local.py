@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,7 +22,7 @@ from atgrpo_jax.engines.lanes import Branch, Lane, Ticket, Usage
 from atgrpo_jax.engines.patterns import automaton, check_match
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.transformer import Transformer, Weights
+from atgrpo_jax.models.transformer import Transformer, Weights, fuse
 from atgrpo_jax.types import Sample
 
 
@@ -36,6 +37,8 @@ class LocalEngineConfig:
     page: int = 64  # tokens of a prompt that are stored, shared and evicted together
     prefill: int = 64  # tokens of prompts that are computed at once, on each of data x fsdp
     chunk: int = 16  # tokens a sample at most between two looks at who has ended
+    # Models up to this size are kept a second time, arranged for decoding; not those over fsdp or tensor.
+    fuse_mb: float = 100.0
     # Seconds; whoever waits longer gets an error for each sample that is not complete. 0 for no limit.
     deadline: float = 0.0
 
@@ -44,6 +47,7 @@ class LocalEngineConfig:
         for name in ("rows", "max_prompt", "prompt_cache", "page", "prefill", "chunk"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "answer_cache", self.answer_cache >= 0, "must not be negative")
+        require(self, "fuse_mb", self.fuse_mb >= 0, "must not be negative")
         require(self, "deadline", self.deadline >= 0, "must not be negative")
         longest = round_up(self.max_prompt, self.page)
         rule = (
@@ -56,6 +60,7 @@ class Family(NamedTuple):
     """Policies that are drawn together: the same parameters, an adapter each (stacked in this order)."""
 
     policies: tuple[str, ...]
+    model: Transformer
     params: Any
     adapters: Any
 
@@ -142,13 +147,20 @@ class LocalEngine:
     def _family(self, policy: str) -> Family:
         if policy not in self._families:
             params, adapter, _ = self._weights[policy][0]
-            members = [policy]
+            members, model = [policy], self._model(policy)
             if adapter is not None:
                 pushed = {name: weights for name, (weights, _) in sorted(self._weights.items())}
                 members = [n for n, w in pushed.items() if w.params is params and w.adapter is not None]
                 adapter = stack([pushed[name].adapter for name in members])
-            self._families |= dict.fromkeys(members, Family(tuple(members), params, adapter))
+            elif self._fits_twice(policy, params):
+                model, params = model.clone(fused=True), _fuse(params)
+            self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
         return self._families[policy]
+
+    def _fits_twice(self, policy: str, params: Any) -> bool:
+        mesh = self._mesh(policy)
+        whole = mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
+        return whole and sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= self._config.fuse_mb * 1e6
 
     def _ask(self, ticket: Ticket) -> None:
         """Puts it in its lane, which begins to draw when everybody who is ready to run has asked."""
@@ -163,7 +175,7 @@ class LocalEngine:
             for other, lane in list(self._lanes.items()):
                 if other.policies == shape.policies and not lane.tickets:
                     del self._lanes[other]  # its memory
-            self._lanes[shape] = Lane(self._model(policy), z, mesh, self._stop_ids, pattern_TV)
+            self._lanes[shape] = Lane(family.model, z, mesh, self._stop_ids, pattern_TV)
         lane = self._lanes[shape]
         lane.add(ticket)
         if lane not in self._running:
@@ -257,6 +269,9 @@ class LocalEngine:
             ticket.future.set_result(
                 [sample(ticket.done.get(k)) for k in range(len(ticket.request.addresses))]
             )
+
+
+_fuse = jax.jit(fuse)
 
 
 def sizes(config: LocalEngineConfig, family: Family, request: Request, mesh: Mesh | None) -> Sizes:

@@ -104,6 +104,7 @@ class Linear(nn.Module):
 
 class Block(nn.Module):
     config: ModelConfig
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x_BTD, rotation, scale_BJ, cache, attend: Attend):
@@ -112,15 +113,20 @@ class Block(nn.Module):
         def dense(name, features, x, init=_KERNEL, bias=False):
             return Linear(features, bias, init, c.param_dtype, name=name)(x, scale_BJ)
 
+        def together(names, sizes, x, bias=False):
+            if not self.fused:
+                return [dense(name, size, x, bias=bias) for name, size in zip(names, sizes, strict=True)]
+            return jnp.split(dense("_".join(names), sum(sizes), x, bias=bias), np.cumsum(sizes)[:-1], axis=-1)
+
         def norm(name):
             return RMSNorm(c.rms_epsilon, c.param_dtype, name=name)
 
-        def heads(name, count):
-            y = dense(name, count * c.head_size, h_BTD, bias=c.qkv_bias)
-            return y.reshape(*y.shape[:-1], count, c.head_size)
-
         h_BTD = norm("attention_norm")(x_BTD)
-        q_BTNH, k_BTMH, v_BTMH = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
+        counts = c.heads, c.kv_heads, c.kv_heads
+        projected = together(_QKV, [count * c.head_size for count in counts], h_BTD, c.qkv_bias)
+        q_BTNH, k_BTMH, v_BTMH = (
+            y.reshape(*y.shape[:-1], count, c.head_size) for y, count in zip(projected, counts, strict=True)
+        )
         if c.qk_norm:
             q_BTNH, k_BTMH = norm("q_norm")(q_BTNH), norm("k_norm")(k_BTMH)
         q_BTNH = rotate(q_BTNH, rotation)
@@ -129,10 +135,28 @@ class Block(nn.Module):
         x_BTD += dense("o", c.width, out_BTNH.reshape(*out_BTNH.shape[:-2], -1), _OUT_KERNEL)
 
         h_BTD = norm("mlp_norm")(x_BTD)
-        gate_BTF = nn.silu(dense("gate", c.mlp_width, h_BTD))
-        up_BTF = dense("up", c.mlp_width, h_BTD)
-        x_BTD += dense("down", c.width, gate_BTF * up_BTF, _OUT_KERNEL)
+        gate_BTF, up_BTF = together(_MLP, [c.mlp_width] * 2, h_BTD)
+        x_BTD += dense("down", c.width, nn.silu(gate_BTF) * up_BTF, _OUT_KERNEL)
         return x_BTD, cache
+
+
+# Layers that share their input.
+_QKV = "q", "k", "v"
+_MLP = "gate", "up"
+
+
+def fuse(params: Any) -> Any:
+    """The same parameters as a ``Transformer`` with ``fused`` takes them: layers that share their input are
+    one. Few rows are multiplied faster so."""
+
+    def block(modules):
+        made = {}
+        for names in (_QKV, _MLP):
+            parts = [modules[name] for name in names]
+            made["_".join(names)] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *parts)
+        return {name: module for name, module in modules.items() if name not in _QKV + _MLP} | made
+
+    return {name: block(part) if name.startswith("layer_") else part for name, part in params.items()}
 
 
 def _block(remat: str) -> type[nn.Module]:
@@ -145,6 +169,7 @@ def _block(remat: str) -> type[nn.Module]:
 class Transformer(nn.Module):
     config: ModelConfig
     vocab_size: int
+    fused: bool = False  # see ``fuse``
 
     def setup(self):
         c = self.config
@@ -153,7 +178,7 @@ class Transformer(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape, param_dtype)
         if not c.tied:  # used by ``logits``
             self.head = self.param("head", nn.initializers.normal(0.02), shape[::-1], param_dtype)
-        self.blocks = [_block(c.remat)(c, name=f"layer_{i}") for i in range(c.layers)]
+        self.blocks = [_block(c.remat)(c, self.fused, name=f"layer_{i}") for i in range(c.layers)]
         self.norm = RMSNorm(c.rms_epsilon, c.param_dtype)
 
     def __call__(
@@ -186,7 +211,7 @@ class Transformer(nn.Module):
     def _scanned(self, x_BTD, rotation, scale_BJ, attend) -> tuple[jax.Array, list[Any]]:
         """The same blocks as one, compiled once, over a stack of their weights in the activations' dtype."""
         c = self.config
-        block = _block(c.remat)(c, parent=None)
+        block = _block(c.remat)(c, self.fused, parent=None)
         layers = [layer.variables for layer in self.blocks]
         stacked = jax.tree.map(lambda *leaves: jnp.stack([x.astype(c.dtype) for x in leaves]), *layers)
 
