@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -101,6 +102,9 @@ class LocalEngine:
         self._lanes: dict[Shape, Lane] = {}
         self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by vocabulary
         self._running: dict[Lane, asyncio.Task] = {}
+        # One a mesh: lanes on the same devices take turns.
+        sides = set(meshes.values()) if isinstance(meshes, Mapping) else {meshes}
+        self._threads = ThreadPoolExecutor(len(sides), "engine")
         self.usage = Usage()
 
     def push_weights(self, policy: str, weights: Weights, version: int) -> None:
@@ -201,7 +205,9 @@ class LocalEngine:
                         lane.admit()
                 if not lane.tickets:
                     break
-                drawn, used = await asyncio.to_thread(lane.draw, family.params, family.adapters)
+                loop = asyncio.get_running_loop()
+                work = loop.run_in_executor(self._threads, lane.draw, family.params, family.adapters)
+                drawn, used = await work
                 self.usage += used
                 if lane not in self._lanes.values():  # weights were pushed
                     for ticket in lane.tickets:
