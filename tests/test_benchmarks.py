@@ -44,6 +44,15 @@ def test_rollout_prints_one(flag):
     assert line["compiles_after_warmup"] == 0
 
 
+@pytest.mark.slow
+def test_a_short_soak_finds_nothing_wrong_and_nothing_lost():
+    path = GIN_FOLDER.parent / "benchmarks" / "soak.py"
+    done = subprocess.run([sys.executable, path, "--seconds=20"], capture_output=True, text=True, check=True)
+    line = json.loads(done.stdout)
+    assert line["wrong"] == 0 and line["lost"] == [] and line["pushes"] > 5
+    assert line["requests"] > line["cancelled"] > 0
+
+
 def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):
     for folder in ("benchmarks", "benchmarks/peers"):
         monkeypatch.syspath_prepend(GIN_FOLDER.parent / folder)
