@@ -1,5 +1,6 @@
 """Every test runs with 8 CPU devices; they are asserted, never skipped for."""
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands that tests start, too: libtpu looks for a TPU, loudly
@@ -8,6 +9,15 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """What a file compiled goes with it: each program holds maps of memory, of which a process may have
+    65,530, and XLA's compiler crashes when it gets no more."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
