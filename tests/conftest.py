@@ -13,8 +13,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """What a file compiled goes with it: each program holds maps of memory, of which a process may have
-    65,530, and XLA's compiler crashes when it gets no more."""
+    """What a file compiled goes with it: a process with all files' programs (gigabytes, and tens of thousands
+    of memory maps) crashed in XLA's compiler."""
     yield
     jax.clear_caches()
     gc.collect()
