@@ -47,9 +47,9 @@ def test_rollout_prints_one(flag):
 @pytest.mark.slow
 def test_a_short_soak_finds_nothing_wrong_and_nothing_lost():
     path = GIN_FOLDER.parent / "benchmarks" / "soak.py"
-    done = subprocess.run([sys.executable, path, "--seconds=20"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, path, "--seconds=10"], capture_output=True, text=True, check=True)
     line = json.loads(done.stdout)
-    assert line["wrong"] == 0 and line["lost"] == [] and line["pushes"] > 5
+    assert line["wrong"] == 0 and line["lost"] == [] and line["pushes"] > 3
     assert line["requests"] > line["cancelled"] > 0
 
 
