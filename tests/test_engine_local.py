@@ -207,7 +207,13 @@ def test_a_pattern_holds_and_both_logprobs_are_told(params):
 
 def test_the_number_of_rows_changes_no_token(engine, params):
     requests = many(7)
-    for rows, others in ((3, {}), (32, {"chunk": 3, "prefill": 64}), (12, {"page": 4})):
+    for rows, others in (
+        (3, {}),
+        (32, {"chunk": 3, "prefill": 64}),
+        (12, {"page": 4}),
+        (12, {"page": 6}),
+        (12, {"page": 1}),
+    ):
         other = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, rows=rows, **others))
         other.push_weights("shared", Weights(params), version=7)
         for ours, expected in zip(draw(other, *requests), draw(engine, *requests), strict=True):

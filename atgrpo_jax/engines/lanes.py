@@ -270,11 +270,8 @@ class Lane:
                     at = d, b, f
                     tokens = ticket.request.prompt_ids[number * z.page : (number + 1) * z.page]
                     chunks.tokens[at][: len(tokens)] = tokens
-                    chunks.number[at], chunks.last[at], chunks.page[at] = (
-                        number,
-                        len(tokens) - 1,
-                        pages[number],
-                    )
+                    chunks.number[at], chunks.last[at] = number, len(tokens) - 1
+                    chunks.page[at] = pages[number]
                     chunks.table[at][: len(pages)] = pages
                     if z.adapters:
                         work.scale[at][ticket.adapter] = ticket.scale
@@ -356,13 +353,14 @@ class Lane:
             for row, branch in list(shard.branches.items()):
                 at = d, row
                 new = int(drawn.have[at]) - len(branch.tokens)
-                branch.tokens += drawn.tokens[at][:new].tolist()
+                fresh = drawn.tokens[at][:new].tolist()
+                branch.tokens += fresh
                 branch.logprobs += drawn.logprobs[at][:new].tolist()
                 branch.drawn_logprobs += drawn.drawn_logprobs[at][:new].tolist()
                 branch.stopped = bool(drawn.stopped[at])
                 self._rows.have[at] = drawn.have[at]
                 if self._z.states:
-                    for token in branch.tokens[-new:]:
+                    for token in fresh:
                         self._rows.state[at] = self._pattern_TV[self._rows.state[at], token]
                 if not cut(branch) and drawn.live[at]:
                     continue

@@ -90,7 +90,7 @@ class LocalEngine:
           models: one for all policies, or that of each.
           meshes: that of all policies' weights, or of each, over whose data and fsdp axes the rows are
             spread; they must divide ``config.rows``. One device if not given.
-          decode: text of token ids, for requests with stop strings.
+          decode: text of token ids, for requests with stop strings or a pattern.
         """
         self._meshes = meshes
         self._models = models
@@ -286,7 +286,7 @@ def sizes(config: LocalEngineConfig, family: Family, request: Request, mesh: Mes
     sampling = request.sampling
     rows = config.rows // shards
     most = power_of_two(sampling.max_tokens)
-    place = min(most, max(config.page // 2, most // 16))
+    place = min(most, max(power_of_two(config.page) // 2, most // 16, 1))  # divides ``most``
     longest_answer = most // place
     banks = min(longest_answer, 4)
     all_pages = rows * longest_answer
