@@ -12,17 +12,13 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from flax import nnx  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
-from tunix.models.qwen3 import params as qwen3_params  # noqa: E402
 from tunix.rl import rl_cluster  # noqa: E402
 from tunix.rl.grpo import grpo_learner  # noqa: E402
 from tunix.rl.rollout import base_rollout  # noqa: E402
-from tunix_model import model_config  # noqa: E402
+from tunix_model import load  # noqa: E402
 
-m, dtype = item.model, jnp.dtype(item.model["dtype"])
-mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-config = model_config(m)
-with mesh:
-    actor = qwen3_params.create_model_from_safe_tensors(str(item.folder), config, mesh, dtype=dtype)
+m = item.model
+mesh, actor = load(item)
 role = rl_cluster.Role
 cluster = rl_cluster.RLCluster(
     actor=actor,

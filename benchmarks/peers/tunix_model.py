@@ -1,10 +1,23 @@
-"""Our sizes as tunix's."""
+"""The item's model as tunix has it."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from clock import Item
 from tunix.models.qwen3 import model as qwen3
+from tunix.models.qwen3 import params as qwen3_params
 
 
-def model_config(m: dict) -> qwen3.ModelConfig:
+def load(item: Item) -> tuple[jax.sharding.Mesh, qwen3.Qwen3]:
+    """On one device."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
+    dtype = jnp.dtype(item.model["dtype"])
+    with mesh:
+        config = _config(item.model)
+        return mesh, qwen3_params.create_model_from_safe_tensors(str(item.folder), config, mesh, dtype=dtype)
+
+
+def _config(m: dict) -> qwen3.ModelConfig:
     dtype = jnp.dtype(m["dtype"])
     return qwen3.ModelConfig(
         num_layers=m["layers"],

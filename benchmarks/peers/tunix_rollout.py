@@ -4,20 +4,13 @@ from clock import Item
 
 item = Item(__doc__)
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 from tunix.generate import sampler as samplers  # noqa: E402
 from tunix.generate import tokenizer_adapter  # noqa: E402
-from tunix.models.qwen3 import params as qwen3_params  # noqa: E402
-from tunix_model import model_config  # noqa: E402
+from tunix_model import load  # noqa: E402
 
-m, dtype = item.model, jnp.dtype(item.model["dtype"])
-mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-config = model_config(m)
-with mesh:
-    model = qwen3_params.create_model_from_safe_tensors(str(item.folder), config, mesh, dtype=dtype)
+m = item.model
+mesh, model = load(item)
 sampler = samplers.Sampler(
     transformer=model,
     tokenizer=tokenizer_adapter.TokenizerAdapter(AutoTokenizer.from_pretrained(item.folder)),
