@@ -247,7 +247,8 @@ def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
     """Pages of the in-process engine on each device, and the logits of its rows."""
     local, engine = _local(config, x.mesh), x.engine
     rows = engine.rows / (x.mesh.data * x.mesh.fsdp)
-    places = engine.prompt_cache + (engine.answer_cache or rows * power_of_two(group.new))
+    most = rows * power_of_two(group.new)
+    places = engine.prompt_cache + min(engine.answer_cache or most, most)
     place = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
     vocab = config.vocab_size or x.tokenizer.vocab_size
     return places * place + 3 * 4 * rows * vocab

@@ -10,7 +10,9 @@ import pytest
 from atgrpo_jax import ahead, footprint
 from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.config import load
-from atgrpo_jax.engines.local import LocalEngineConfig
+from atgrpo_jax.engines.base import Request
+from atgrpo_jax.engines.decoding import programs
+from atgrpo_jax.engines.local import Family, LocalEngineConfig, sizes
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
 from atgrpo_jax.mesh import MeshConfig
@@ -19,6 +21,7 @@ from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.plan import parse_mesh
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.team import Team
+from atgrpo_jax.types import Address, GroupKey
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
@@ -31,16 +34,36 @@ def test_parameters_and_optimizer_are_those_of_a_run_to_the_byte(sharing, mesh):
     said = footprint.memory(x, policies, footprint.sizes(x, instances=2))
     states = policies.start()
 
-    def held(tree):  # on one device
-        first = jax.devices()[0]
-        shards = (s for leaf in jax.tree.leaves(tree) for s in leaf.addressable_shards)
-        return sum(shard.data.nbytes for shard in shards if shard.device == first)
-
     for name, state in states.items():
         assert said[f"parameters, {name}"] == held(state.params)
         assert said[f"optimizer, {name}"] == held(state.opt_state)
     if sharing == "lora":
         assert said["parameters, base of adapters"] == held(policies.base)
+
+
+def held(tree):
+    """Bytes on the first device."""
+    first = jax.devices()[0]
+    shards = (s for leaf in jax.tree.leaves(tree) for s in leaf.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.device == first)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("answer_cache", [0, 64])
+def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
+    model = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, vocab_size=400)
+    engine = LocalEngineConfig(rows=8, max_prompt=128, prompt_cache=256, answer_cache=answer_cache)
+    x = dataclasses.replace(load("smoke.gin"), mesh=mesh, model=model, warm_start=None, engine=engine)
+    x = dataclasses.replace(x, batch=BatchConfig(row_tokens=64, rows=4))
+    policies = Policies(x)
+    said = footprint.memory(x, policies, footprint.sizes(x, instances=2))["cache of the rollout"]
+    policy, whole = policies.names[0], Transformer(model, 400)
+    key = GroupKey(0, "train", 0, 0, 0, "role")
+    request = Request(policy, (1,), (Address(0, key, 0),), x.rollout.sampling)
+    z = sizes(engine, Family((policy,), whole, None, None), request, policies.meshes[policy])
+    state = programs(whole, z, policies.meshes[policy]).empty()
+    logits = 3 * 4 * z.rows * 400
+    assert said - logits == held((state.prompts, state.answers))
 
 
 def test_meshes_side_by_side_hold_a_policy_each_and_work_at_the_same_time():
