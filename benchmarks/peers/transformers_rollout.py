@@ -26,10 +26,12 @@ for step in range(item.total):
                 top_k=0,
                 top_p=1.0,
                 max_new_tokens=item.new_tokens,
-                pad_token_id=item.model["vocab_size"],  # no token has it
+                pad_token_id=0,  # after a sample's end
                 **options,
             )[:, item.prompt_tokens :]
-            lengths += (drawn < item.model["vocab_size"]).sum(-1).tolist()
+            ends = torch.isin(drawn, torch.tensor(item.stop_ids, device=drawn.device))
+            before = (ends.cumsum(-1) == 0).sum(-1)
+            lengths += (before + ends.any(-1)).tolist()
     item.count(lengths)
 
 item.report("transformers")
