@@ -2,7 +2,8 @@
 
 Gives a trained team to other tools: writes a folder for every policy, OUT/<policy>. That is a Hugging Face
 model, or the PEFT adapter of a policy that is one; ``--merge`` writes adapters merged into their base. A base
-that a warm start has moved away from its folder is written beside its adapters, as OUT/base_of_adapters.
+that is no folder's, or that a warm start has moved away from it, is written beside its adapters, as
+OUT/base_of_adapters. A policy that did not start from a folder gets no tokenizer files.
 """
 
 from pathlib import Path
@@ -32,27 +33,25 @@ def main(argv: list[str]) -> None:
     if out.exists():
         raise RunError(f"{out} exists; give another --out")
     saved = SavedRun(_RUN_DIR.value)
-    if saved.x.pretrained is None:
-        raise RunError(
-            f"{saved.folder.path} did not start from a model folder, so there is none to write it as"
-        )
     step = saved.newest() if _STEP.value is None else _STEP.value
     everything = saved.weights(step)
     bases = {name: saved.policies.source(name) for name in everything}
-    if saved.policies.adapted and saved.x.warm_start is not None and not _MERGE.value:
+    moved = saved.x.warm_start is not None or saved.x.pretrained is None
+    if saved.policies.adapted and moved and not _MERGE.value:
         folder = str((out / "base_of_adapters").absolute())
         hf.save(folder, saved.policies.base, saved.policies.source(next(iter(saved.policies.adapted))))
         bases |= dict.fromkeys(saved.policies.adapted, folder)
-        print(f"wrote {folder} (after the warm start)")
+        print(f"wrote {folder}")
     for name, weights in everything.items():
         write(bases[name], weights, saved.x.lora, out / name, _MERGE.value)
         print(f"wrote {out / name} (step {step})")
 
 
-def write(source: str, weights: Weights, lora: LoraConfig, out: Path, merged: bool) -> None:
+def write(source: str | dict[str, Any], weights: Weights, lora: LoraConfig, out: Path, merged: bool) -> None:
     """One policy's folder; ``source`` is the one it started from, or its adapter is on."""
     params: Any = weights.params
     if weights.adapter is not None and not merged:
+        assert isinstance(source, str)
         save_adapter(str(out), weights.adapter, lora, base=source)
         return
     if weights.adapter is not None:

@@ -110,9 +110,11 @@ class Policies:
     def weights(self, states: Mapping[str, PolicyState]) -> dict[str, Weights]:
         return {name: self._learners[name].weights(states[name].params, self.base) for name in states}
 
-    def source(self, name: str) -> Any:
-        """The model folder that a policy starts from; None if it is random."""
-        return self._x.folder(self._x.start(name))
+    def source(self, name: str) -> str | dict[str, Any]:
+        """The model folder that a policy starts from, or what its config.json would say if it is random."""
+        start = self._x.start(name)
+        model = _model(self._x, start)
+        return self._x.folder(start) or hf.description(model.config, model.vocab_size)
 
     def _start(self, name: str, params: Mapping[str, Any]) -> PolicyState:
         learner = self._learners[name]

@@ -15,7 +15,7 @@ from reference import VARIANTS, forward, make, ours
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.models import hf
-from atgrpo_jax.models.config import PRESETS
+from atgrpo_jax.models.config import PRESETS, ModelConfig, preset
 from atgrpo_jax.models.transformer import Transformer, init_params
 
 
@@ -142,3 +142,23 @@ def test_presets_have_the_published_numbers_of_parameters(name):
     model = Transformer(config, config.vocab_size)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == config.parameters() == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
+def test_a_description_is_read_back_as_the_config(name, tmp_path):
+    config = preset(name)
+    (tmp_path / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size)))
+    assert hf.model_config(str(tmp_path), config.dtype, config.param_dtype) == config
+
+
+def test_a_model_that_comes_from_no_folder_is_written_as_one_that_transformers_loads(tmp_path):
+    config = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=16, vocab_size=50)
+    params = init_params(Transformer(config, 50), jax.random.key(0))
+    hf.save(str(tmp_path), params, hf.description(config, 50))
+    tokens = np.random.default_rng(0).integers(0, 50, (2, 20))
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor(tokens)).logits
+    _, _, scores = forward(*ours(tmp_path), jnp.asarray(tokens))
+    np.testing.assert_allclose(scores, theirs.numpy(), **LOGITS)
+    with pytest.raises(RunError, match="no Hugging Face model has both"):
+        hf.description(dataclasses.replace(config, qkv_bias=True), 50)

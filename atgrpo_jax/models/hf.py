@@ -97,6 +97,46 @@ def model_config(folder: str, dtype: Dtype = "bfloat16", param_dtype: Dtype = "f
     )
 
 
+def description(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """The config.json that ``model_config`` reads ``config`` from, for models that come from no folder.
+
+    Raises RunError for a combination that no family has.
+    """
+    variants = {variant: kind for kind, variant in _VARIANTS.items()}
+    kind = variants.get((config.qk_norm, config.qkv_bias))
+    if kind is None:
+        raise RunError("no Hugging Face model has both ModelConfig.qk_norm and qkv_bias")
+    raw: dict[str, Any] = {
+        "architectures": [{"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}[kind] + "ForCausalLM"],
+        "model_type": kind,
+        "vocab_size": vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_epsilon,
+        "tie_word_embeddings": config.tied,
+        "max_position_embeddings": 32_768,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "dtype": config.param_dtype,
+    }
+    if config.rope_scaling is not None:
+        scaling = config.rope_scaling
+        raw["max_position_embeddings"] = int(scaling.factor * scaling.original)
+        raw["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low,
+            "high_freq_factor": scaling.high,
+            "original_max_position_embeddings": scaling.original,
+        }
+    return raw
+
+
 _MODULES = {
     "attention_norm": "input_layernorm",
     "q": "self_attn.q_proj",
@@ -169,22 +209,31 @@ def load(folder: str, shapes: Any) -> Any:
 
 
 def save(
-    folder: str, params: Any, source: str, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+    folder: str,
+    params: Any,
+    source: str | dict[str, Any],
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a folder that ``transformers`` loads: weights, and every other file of ``source``.
 
     Args:
+      source: a model folder, or what config.json says (``description``).
       dtype: of the written tensors; that of ``source`` if not given.
       shard_bytes: of one file, at most; one file is on the host at a time.
     """
-    root, origin = Path(folder).expanduser(), Path(source).expanduser()
+    root = Path(folder).expanduser()
     root.mkdir(parents=True, exist_ok=True)
-    raw = _read_json(origin / "config.json")
+    if isinstance(source, dict):
+        raw = source
+    else:
+        origin = Path(source).expanduser()
+        raw = _read_json(origin / "config.json")
+        for name in COPIED:
+            if (origin / name).exists():
+                shutil.copyfile(origin / name, root / name)
     key = "dtype" if "dtype" in raw else "torch_dtype"  # the newer spelling, and the older one
     dtype = dtype or raw.get(key) or "float32"
-    for name in COPIED:
-        if (origin / name).exists():
-            shutil.copyfile(origin / name, root / name)
     shards = list(_shards(params, jnp.dtype(dtype), shard_bytes))
     index: dict[str, str] = {}
     for number, leaves in enumerate(shards, start=1):

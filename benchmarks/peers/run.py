@@ -65,27 +65,8 @@ def export(item: Item, folder: Path) -> None:
     m = item.model
     source = folder / "source"
     source.mkdir()
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": m.vocab_size,
-        "hidden_size": m.width,
-        "intermediate_size": m.mlp_width,
-        "num_hidden_layers": m.layers,
-        "num_attention_heads": m.heads,
-        "num_key_value_heads": m.kv_heads,
-        "head_dim": m.head_size,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": m.rms_epsilon,
-        "rope_theta": m.rope_theta,
-        "tie_word_embeddings": m.tied,
-        "attention_bias": False,
-        "hidden_act": "silu",
-        "bos_token_id": None,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-        "torch_dtype": m.dtype,
-    }
+    more = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    config = hf.description(m, m.vocab_size) | more
     (source / "config.json").write_text(json.dumps(config))
     words = {"<pad>": 0, "<end>": 1} | {f"w{i}": i for i in range(2, m.vocab_size)}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
