@@ -6,6 +6,7 @@ python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=..
 ``--against`` plays a second one on the same instances and gives the paired difference.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,6 @@ from absl import flags
 
 from atgrpo_jax import config, weight_sync
 from atgrpo_jax.cli import gin_flags, run
-from atgrpo_jax.engines.local import LocalEngine
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.evaluation import Score, difference, evaluate
 from atgrpo_jax.experiment import Experiment
@@ -98,32 +98,32 @@ def scores(
     instances = _INSTANCES.value or x.evaluation.instances
     temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
     settings = {"split": _SPLIT.value, "temperature": temperature, "instances": instances}
-    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, x.engine, policies.meshes)
     first: Score | None = None
-    for contender in contenders:
-        name, step, weights = contender
-        weight_sync.push(engine, weights, step)
-        title = f"{_SPLIT.value} after {name}"
-        with Progress(title, instances * _EPISODES.value, "episode") as progress:
-            score = evaluate(
-                x.task,
-                x.team,
-                x.tokenizer,
-                engine,
-                Sampling(temperature, x.rollout.max_tokens),
-                seed=x.seed,
-                step=step,
-                split=_SPLIT.value,
-                instances=instances,
-                episodes=_EPISODES.value,
-                on_episode=progress.advance,
-            )
-        print(f"{title}: {score}", flush=True)
-        if first is None:
-            first = score
-        else:
-            print(f"difference to {name}: {difference(first, score)}", flush=True)
-        yield contender, score, settings
+    with contextlib.closing(policies.engine()) as engine:
+        for contender in contenders:
+            name, step, weights = contender
+            weight_sync.push(engine, weights, step)
+            title = f"{_SPLIT.value} after {name}"
+            with Progress(title, instances * _EPISODES.value, "episode") as progress:
+                score = evaluate(
+                    x.task,
+                    x.team,
+                    x.tokenizer,
+                    engine,
+                    Sampling(temperature, x.rollout.max_tokens),
+                    seed=x.seed,
+                    step=step,
+                    split=_SPLIT.value,
+                    instances=instances,
+                    episodes=_EPISODES.value,
+                    on_episode=progress.advance,
+                )
+            print(f"{title}: {score}", flush=True)
+            if first is None:
+                first = score
+            else:
+                print(f"difference to {name}: {difference(first, score)}", flush=True)
+            yield contender, score, settings
 
 
 def _step(text: str) -> int:

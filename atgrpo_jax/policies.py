@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atgrpo_jax.checkpoint import Checkpoints
+from atgrpo_jax.engines.base import Engine, Served
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.learner import Learner, PolicyState, Updates
 from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters, provide_devices
@@ -109,6 +110,21 @@ class Policies:
 
     def weights(self, states: Mapping[str, PolicyState]) -> dict[str, Weights]:
         return {name: self._learners[name].weights(states[name].params, self.base) for name in states}
+
+    def engine(self) -> Engine:
+        """What samples from them, with no weights yet."""
+        x = self._x
+        return x.engine.build(
+            Served(
+                models=self.models,
+                meshes=self.meshes,
+                sources={name: self.source(name) for name in self.names},
+                stop_ids=x.tokenizer.stop_ids,
+                decode=x.tokenizer.decode,
+                lora=x.lora,
+                longest_answer=x.rollout.max_tokens,
+            )
+        )
 
     def source(self, name: str) -> str | dict[str, Any]:
         """The model folder that a policy starts from, or what its config.json would say if it is random."""

@@ -10,7 +10,6 @@ import jax
 from atgrpo_jax import weight_sync
 from atgrpo_jax.batch import minibatches
 from atgrpo_jax.checkpoint import Checkpoints
-from atgrpo_jax.engines.local import LocalEngine
 from atgrpo_jax.evaluation import evaluate
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.groups import Credited, audit, credit
@@ -31,9 +30,7 @@ class Trainer:
         self.done = 0
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
-        self._engine = LocalEngine(
-            self._policies.models, x.tokenizer.stop_ids, x.engine, self._policies.meshes, x.tokenizer.decode
-        )
+        self._engine = self._policies.engine()
         self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
         self._compiles = CompileCounter()
         self._reference: dict[str, Any] = {}
@@ -60,6 +57,7 @@ class Trainer:
         if self._writer is not None:
             self._writer.close()
         self._checkpoints.close()
+        self._engine.close()
 
     def begin(self) -> None:
         """From the newest checkpoint, or from a start that is scored, recorded and saved as step 0."""
@@ -90,12 +88,13 @@ class Trainer:
         episodes = play_all(self._player, step, "train", indices, self._episodes)
         used = self._engine.usage - before
         self._measure("rollout", began, used.tokens)
-        self._seconds |= {
-            "perf/rollout_prefill_s": used.prefill_s,
-            "perf/rollout_decode_s": used.decode_s,
-            "perf/rollout_occupancy": used.tokens / max(used.places, 1),
-            "perf/rollout_known_prompt": used.known_tokens / max(used.prompt_tokens, 1),
-        }
+        self._seconds["perf/rollout_known_prompt"] = used.known_tokens / max(used.prompt_tokens, 1)
+        if used.places:
+            self._seconds |= {
+                "perf/rollout_prefill_s": used.prefill_s,
+                "perf/rollout_decode_s": used.decode_s,
+                "perf/rollout_occupancy": used.tokens / used.places,
+            }
         return episodes
 
     def credit(self, step: int, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:

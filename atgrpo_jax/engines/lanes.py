@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atgrpo_jax.engines.base import Request
+from atgrpo_jax.engines.base import Request, Usage
 from atgrpo_jax.engines.decoding import Drawn, Rows, Sizes, State, Work, programs
 from atgrpo_jax.engines.pages import PromptPages
 from atgrpo_jax.mesh import group_sharding, replicated
@@ -65,32 +65,6 @@ class Ticket:
         self.adapter, self.scale = adapter, scale
         self.done, self.pages = {}, []
         self.waiting = deque(range(len(self.request.addresses)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """What drawing took so far."""
-
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    tokens: int = 0  # drawn
-    places: int = 0  # rows computed, each step; those beyond ``tokens`` were empty or had ended
-    prompt_tokens: int = 0
-    known_tokens: int = 0  # of them, those whose keys and values were there
-
-    def _with(self, other: "Usage", sign: int) -> "Usage":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Usage(*(one + sign * two for one, two in pairs))
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return self._with(other, 1)
-
-    def __sub__(self, other: "Usage") -> "Usage":
-        return self._with(other, -1)
-
-    @property
-    def seconds(self) -> float:
-        return self.prefill_s + self.decode_s
 
 
 class Item(NamedTuple):

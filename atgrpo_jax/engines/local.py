@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atgrpo_jax.checks import check_types, require
-from atgrpo_jax.engines.base import Request
+from atgrpo_jax.engines.base import Request, Served, Usage
 from atgrpo_jax.engines.decoding import Sizes
-from atgrpo_jax.engines.lanes import Branch, Lane, Ticket, Usage
+from atgrpo_jax.engines.lanes import Branch, Lane, Ticket
 from atgrpo_jax.engines.patterns import automaton, check_match
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.models.lora import stack
@@ -55,6 +55,9 @@ class LocalEngineConfig:
             f"must hold a prompt of max_prompt = {self.max_prompt} tokens in pages of {self.page}: {longest}"
         )
         require(self, "prompt_cache", self.prompt_cache >= longest, rule)
+
+    def build(self, served: Served) -> "LocalEngine":
+        return LocalEngine(served.models, served.stop_ids, self, served.meshes, served.decode)
 
 
 class Family(NamedTuple):
@@ -116,6 +119,9 @@ class LocalEngine:
 
     def version(self, policy: str) -> int:
         return self._weights[policy][1]
+
+    def close(self) -> None:
+        self._threads.shutdown()
 
     async def sample(self, request: Request) -> Sequence[Sample]:
         self._check(request)
