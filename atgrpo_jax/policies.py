@@ -119,6 +119,7 @@ class Policies:
                 models=self.models,
                 meshes=self.meshes,
                 sources={name: self.source(name) for name in self.names},
+                starts={name: x.start(name) for name in self.names},
                 stop_ids=x.tokenizer.stop_ids,
                 decode=x.tokenizer.decode,
                 lora=x.lora,

@@ -7,17 +7,17 @@ import atgrpo_jax
 
 PACKAGE = Path(atgrpo_jax.__file__).parent
 RANKS = [
-    {"errors", "checks"},
-    {"types"},
+    {"errors", "checks", "engines.background", "engines.leash"},
+    {"types", "engines.processes", "engines.published"},
     {
         "advantages", "cli", "loss", "mesh", "progress", "selection", "stopping", "team", "tokens",
-        "tasks.base", "engines.base", "engines.pages", "engines.patterns", "models.config",
+        "tasks.base", "engines.base", "engines.pages", "engines.patterns", "engines.servers", "models.config",
         "models.attention", "models.fused", "models.paged", "models.sampling",
     },
     {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged", "weight_sync"},
     {"batch", "models.lora", "models.head", "rollout", "run_folder", "engines.decoding"},
-    {"models.packed", "engines.lanes", "checkpoint", "evaluation", "metrics"},
-    {"learner", "engines.local"},
+    {"models.packed", "engines.lanes", "engines.fleet", "checkpoint", "evaluation", "metrics"},
+    {"learner", "engines.local", "engines.sglang"},
     {"warm_start"},
     {"experiment"},
     {"policies"},
@@ -27,7 +27,9 @@ RANKS = [
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
-    "rollout", "tasks.base", "tasks.plan_path", "engines.base", "engines.pages", "batch", "evaluation",
+    "rollout", "tasks.base", "tasks.plan_path", "engines.background",
+    "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",
+    "engines.pages", "batch", "evaluation",
     "progress",
 }  # fmt: skip
 NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}

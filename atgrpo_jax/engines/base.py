@@ -27,6 +27,7 @@ class Served:
     sources: Mapping[str, str | dict[str, Any]]
     stop_ids: tuple[int, ...]
     decode: Callable[[Sequence[int]], str]
+    starts: Mapping[str, str]  # the weights it began as: its own name, or what it is an adapter on
     lora: Any  # LoraConfig, of the policies that are adapters
     longest_answer: int  # tokens
 
@@ -42,6 +43,8 @@ class Usage:
     places: int = 0
     prompt_tokens: int = 0
     known_tokens: int = 0  # of them, those whose keys and values were there
+    push_s: float = 0.0  # giving weights to servers
+    push_bytes: int = 0
 
     def _with(self, other: "Usage", sign: int) -> "Usage":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)

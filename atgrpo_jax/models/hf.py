@@ -1,5 +1,6 @@
 """Hugging Face model folders: config.json -> ModelConfig, safetensors <-> sharded parameters."""
 
+import errno
 import json
 import re
 import shutil
@@ -239,7 +240,10 @@ def save(
     for number, leaves in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {tensor_name(path): _fetch(leaf, path, dtype) for path, leaf in leaves}
-        save_file(tensors, root / file, metadata={"format": "pt"})
+        try:
+            save_file(tensors, root / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # its way of saying that the disk is full
+            raise OSError(errno.ENOSPC, str(error), str(root / file)) from error
         (root / file).chmod(0o644)  # the library makes it its owner's alone, and servers read it, too
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:

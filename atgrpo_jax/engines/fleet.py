@@ -1,0 +1,190 @@
+"""The servers of one model: started, checked, given weights, and brought back when they were lost."""
+
+import asyncio
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from atgrpo_jax.engines.processes import ServerProcess
+from atgrpo_jax.engines.servers import Refused, Server, ServerError, Unreachable
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.models import hf
+from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.progress import say
+from atgrpo_jax.types import GroupKey, seed_of
+
+# What the weights' shapes follow from, and what a server reads when it starts only.
+_SHAPE = (
+    "layers", "width", "mlp_width", "heads", "kv_heads", "head_size", "vocab_size", "qk_norm", "qkv_bias",
+    "tied", "rope_theta", "rope_scaling", "rms_epsilon",
+)  # fmt: skip
+_ASK_S = 5.0  # for what a healthy server says at once
+_POLL_S = 0.5
+
+
+@dataclasses.dataclass
+class Fleet:
+    """``name``: the policy whose weights they hold, or "base" under adapters.
+
+    ``state``, ``folder`` and ``adapters`` are what every server must hold before it draws.
+    """
+
+    name: str
+    servers: list[Server]
+    model: Transformer
+    adapted: bool
+    longest_answer: int
+    start_s: float  # until a server that starts is ready, or has taken weights
+    # Starts a server's process on ``folder``; None if they are not ours.
+    launch: "Callable[[Fleet, Server], ServerProcess] | None" = None
+    state: str = ""
+    folder: Path | None = None
+    adapters: dict[str, tuple[str, Path]] = dataclasses.field(default_factory=dict)  # policy -> name, folder
+    # What may be asked of all of them.
+    context: int = sys.maxsize  # tokens
+    texts: bool = True  # they have a tokenizer, and so know stop strings
+    seeds: bool = True  # the same seed draws the same sample
+
+    async def greet(self) -> None:
+        """Waits for servers that are not ours, and checks them. Raises RunError for one that cannot serve."""
+        try:
+            for server in self.servers:
+                await self._ready(server, self.start_s)
+                await self._check(server)
+        except ServerError as error:
+            raise RunError(f"no server of {self.name} for {self.start_s:.0f} s: {error}") from error
+
+    async def update(self) -> None:
+        """All servers at once. Raises RunError if one does not take the weights."""
+        try:
+            await asyncio.gather(*(self.heal(server) for server in self.servers))
+        except ServerError as error:
+            raise RunError(f"the weights of {self.name} did not reach a server: {error}") from error
+
+    async def heal(self, server: Server) -> None:
+        """The server holds what it must, whatever has become of it. Raises Unreachable or ServerError if it
+        cannot be brought to, RunError if no later try could."""
+        async with server.healing:
+            if self._holds(server):
+                return
+            if self.launch is not None and (server.process is None or not server.process.alive):
+                self._start(server)
+            if server.state is None:
+                await self._ready(server, 0.0 if self.launch is None else self.start_s)
+                await self._check(server)
+            await self._give(server)
+
+    def _holds(self, server: Server) -> bool:
+        return server.state == self.state and server.adapters == {name for name, _ in self.adapters.values()}
+
+    def _start(self, server: Server) -> None:
+        assert self.launch is not None
+        if server.process is not None:
+            say(f"the server {server.url} of {self.name} has ended and is started again")
+        server.adapters = set()
+        server.process = self.launch(self, server)
+
+    async def _ready(self, server: Server, patience: float) -> None:
+        """Waits so many seconds for a server that starts, and says so."""
+        began = said = time.monotonic()
+        while True:
+            try:
+                await server.get("/model_info", _ASK_S)
+                return
+            except Unreachable as error:
+                now = time.monotonic()
+                process = server.process
+                if process is not None and not process.alive:
+                    raise RunError(
+                        f"the server of {self.name} ended while it started; {process.last_words()}"
+                    ) from error
+                if now - began > patience:
+                    words = "" if process is None else f"; {process.last_words()}"
+                    raise Unreachable(f"{error}{words}") from error
+                if now - said > 10:
+                    said = now
+                    say(f"waiting for the server {server.url} of {self.name}: {now - began:.0f} s")
+            await asyncio.sleep(_POLL_S)
+
+    async def _check(self, server: Server) -> None:
+        """Raises RunError if the server's model, context or abilities are not what we need."""
+        try:
+            about = await server.get("/server_info", 4 * _ASK_S)
+            info = await server.get("/model_info", _ASK_S)
+            self._check_abilities(server, about, info)
+        except (Refused, KeyError, TypeError) as error:
+            raise RunError(f"{server.url} ({error}) does not answer as sglang 0.5 does") from error
+        if info["weight_version"] == self.state:
+            server.state = self.state
+        else:
+            server.adapters = set()
+
+    def _check_abilities(self, server: Server, about: dict[str, Any], info: dict[str, Any]) -> None:
+        self._check_model(server, info["model_path"])
+        self.context = min(self.context, about["context_length"] or sys.maxsize)
+        if self.context <= self.longest_answer:
+            raise RunError(
+                f"{server.url} has a context of {self.context} tokens, and answers alone may be "
+                f"{self.longest_answer} (RolloutConfig.max_tokens)"
+            )
+        if self.adapted and not about["enable_lora"]:
+            raise RunError(f"{server.url} takes no adapters; start it with --enable-lora (docs/sglang.md)")
+        self.texts &= not about["skip_tokenizer_init"]
+        self.seeds &= bool(about["enable_deterministic_inference"])
+
+    def _check_model(self, server: Server, path: str) -> None:
+        """Weights of other shapes would kill the server, and it keeps the config that it was started on."""
+        try:
+            theirs = hf.model_config(path)
+        except RunError as error:
+            raise RunError(
+                f"{server.url} serves {path}, of which nobody here knows whether the weights of {self.name} "
+                f"fit ({error}); start it on a folder that both can read"
+            ) from error
+        config = dataclasses.replace(self.model.config, vocab_size=self.model.vocab_size)
+        for field in _SHAPE:
+            own, other = getattr(config, field), getattr(theirs, field)
+            if own != other:
+                raise RunError(
+                    f"{server.url} serves {path} with {field} = {other!r}; {self.name} has {own!r}"
+                )
+
+    async def _give(self, server: Server) -> None:
+        """The weights, and those of the adapters; what is not wanted any more goes."""
+        if server.state != self.state:
+            server.state = None
+            body = {
+                "model_path": str(self.folder),
+                "weight_version": self.state,
+                "flush_cache": True,
+                "abort_all_requests": True,
+            }
+            await self._told(server, "/update_weights_from_disk", body)
+            info = await server.get("/model_info", _ASK_S)
+            if info["weight_version"] != self.state:
+                raise ServerError(f"{server.url} names its weights {info['weight_version']} after an update")
+            server.state = self.state
+        wanted = dict(self.adapters.values())
+        for name in wanted.keys() - server.adapters:
+            body = {"lora_name": name, "lora_path": str(wanted[name])}
+            await self._told(server, "/load_lora_adapter", body)
+            server.adapters.add(name)
+        for name in server.adapters - wanted.keys():
+            await self._told(server, "/unload_lora_adapter", {"lora_name": name})
+            server.adapters.discard(name)
+
+    async def _told(self, server: Server, path: str, body: dict[str, Any]) -> None:
+        try:
+            answer = await server.post(path, body, self.start_s)
+        except Refused as error:
+            raise RunError(f"{error} (asked for {body})") from error
+        if not (isinstance(answer, dict) and answer.get("success")):
+            raise ServerError(f"{server.url}{path}: {str(answer)[:200]}")
+
+    def choose(self, key: GroupKey, attempt: int) -> Server:
+        """One for all groups of an instance, where later turns find its prompts; another after a failure."""
+        first = seed_of(key.split, key.instance) % len(self.servers)
+        return self.servers[(first + attempt) % len(self.servers)]

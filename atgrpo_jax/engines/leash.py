@@ -1,0 +1,34 @@
+"""``python leash.py PARENT COMMAND...``: runs the command until it ends, or until the parent is gone.
+
+Stands alone: it is started by its path, in whatever environment a server needs.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+GRACE_S = 10.0
+
+
+def main(parent: int, command: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the whole group is asked to end; the leash goes last
+    try:
+        server = subprocess.Popen(command)
+    except OSError as error:
+        print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr)
+        return 127
+    while server.poll() is None and os.getppid() == parent:
+        time.sleep(0.2)
+    if server.poll() is None:
+        os.killpg(0, signal.SIGTERM)
+        try:
+            server.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(0, signal.SIGKILL)
+    return server.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

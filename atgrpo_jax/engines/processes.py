@@ -1,0 +1,63 @@
+"""A server process of ours: it starts with us, its words are kept, and it ends with us, however we end."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from atgrpo_jax.engines import leash
+
+LAST_WORDS = 15  # lines of a dead server's log that are shown
+
+
+class ServerProcess:
+    """``command`` on a leash (leash.py), in a process group of its own. Its output goes to ``log``."""
+
+    def __init__(self, command: Sequence[str], log: Path):
+        self._log = log
+        with open(log, "ab") as words:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", leash.__file__, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Also of its group."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def last_words(self) -> str:
+        """Its exit code, if it has one, and the end of its log."""
+        lines = self._log.read_text(errors="replace").splitlines()[-LAST_WORDS:]
+        code = self._process.poll()
+        ended = "" if code is None else f"exit code {code}; "
+        return f"{ended}the end of {self._log}:\n" + "\n".join(f"    {line}" for line in lines)
+
+    def stop(self) -> None:
+        """Asks, waits, then makes it end, with all that it started."""
+        try:
+            os.killpg(self.pid, signal.SIGTERM)
+            self._process.wait(leash.GRACE_S)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def free_port() -> int:
+    """One that nobody listened on a moment ago."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -1,0 +1,397 @@
+"""Samples from SGLang servers: one or a fleet, that run already or that we start. See docs/sglang.md.
+
+A group's samples all come from one server, from weights that it was given last and that it names in every
+answer; anything else is drawn again. Weights reach the servers through a folder.
+"""
+
+import asyncio
+import dataclasses
+import itertools
+import os
+import random
+import shlex
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import jax
+import jax.numpy as jnp
+
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.engines.background import Background
+from atgrpo_jax.engines.base import Request, Served, Usage
+from atgrpo_jax.engines.fleet import Fleet
+from atgrpo_jax.engines.processes import ServerProcess, free_port
+from atgrpo_jax.engines.published import Published
+from atgrpo_jax.engines.servers import (
+    Refused,
+    Server,
+    ServerError,
+    Stale,
+    Unreachable,
+    cached_tokens,
+    read_sample,
+    sampling_params,
+)
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.models import hf
+from atgrpo_jax.models.lora import save_adapter
+from atgrpo_jax.models.transformer import Weights, init_params
+from atgrpo_jax.progress import say
+from atgrpo_jax.types import Sample
+
+_HERE = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SGLangConfig:
+    """Nothing in it changes what is learned."""
+
+    # Servers that run already: those of the one model, or of each by the policy's name ("base" under
+    # adapters). Without any, one a model is started on this host.
+    urls: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
+    router: str = ""  # takes the requests for samples on behalf of ``urls``, of one model
+    # Starts a server; the model, address and adapters are added. Words or a line.
+    command: str = f"{sys.executable} -m sglang.launch_server"
+    # Where weights wait for servers to read them. If not given, this host's memory; servers on other hosts
+    # need a folder that they share with us.
+    folder: str = ""
+    groups: int = 64  # that a server works on at once
+    deadline: float = 600.0  # seconds for a group, all tries together
+    attempts: int = 4  # at a group to which servers answer nonsense
+    start: float = 600.0  # seconds until a server is ready, or has taken weights
+    # The API key: a file that holds it, or an environment variable. The key itself is written nowhere.
+    api_key_file: str = ""
+    api_key_variable: str = ""
+
+    def __post_init__(self):
+        check_types(self)
+        if isinstance(self.urls, Mapping):
+            object.__setattr__(self, "urls", {name: tuple(urls) for name, urls in self.urls.items()})
+        else:
+            object.__setattr__(self, "urls", tuple(self.urls))
+        for name in ("groups", "attempts"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("deadline", "start"):
+            require(self, name, getattr(self, name) > 0, "must be positive")
+        parts = [urlsplit(url) for url in self._all()]
+        whole = all(part.scheme in ("http", "https") and part.netloc for part in parts)
+        require(self, "urls", whole, "must look like http://host:30000")
+        named = not isinstance(self.urls, Mapping) or all(self.urls.values())
+        require(self, "urls", named, "a policy without a server")
+        near = all(part.hostname in _HERE for part in parts)
+        rule = "servers on other hosts read weights from a folder that they share with this one"
+        require(self, "folder", bool(self.folder) or near, rule)
+        rule = "needs the urls of the servers behind it, of one model: weights do not go through a router"
+        require(self, "router", not self.router or (bool(parts) and isinstance(self.urls, tuple)), rule)
+        rule = "the key is in a file or in a variable, not in both"
+        require(self, "api_key_file", not (self.api_key_file and self.api_key_variable), rule)
+
+    def _all(self) -> list[str]:
+        lists = self.urls.values() if isinstance(self.urls, Mapping) else [self.urls]
+        return [url for urls in lists for url in urls] + ([self.router] if self.router else [])
+
+    def build(self, served: Served) -> "SGLangEngine":
+        return SGLangEngine(served, self)
+
+    def headers(self) -> dict[str, str]:
+        """With the key, if there is one. Raises RunError if it cannot be read."""
+        key = ""
+        if self.api_key_file:
+            try:
+                key = Path(self.api_key_file).expanduser().read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise RunError(f"SGLangConfig.api_key_file {self.api_key_file}: {error.strerror}") from error
+        elif self.api_key_variable:
+            key = os.environ.get(self.api_key_variable, "")
+        if (self.api_key_file or self.api_key_variable) and not key:
+            raise RunError(f"no API key in {self.api_key_file or self.api_key_variable}")
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+class SGLangEngine:
+    """See the module. ``retries`` counts groups that were drawn again."""
+
+    def __init__(self, served: Served, config: SGLangConfig):
+        """Raises RunError if the servers are not those of the team, or a folder or key is missing."""
+        self._served, self._config = served, config
+        self.usage = Usage()
+        self.retries = 0
+        self._versions: dict[str, int] = {}
+        self._base: Any = None  # the parameters under the adapters that the servers have
+        self._run = f"{uuid.uuid4().hex[:8]}"  # so that no other run's weights are taken for ours
+        self._count = itertools.count()
+        self._loop = Background()
+        headers = config.headers()
+        self._published = Published(config.folder)
+        try:
+            self._check_room()
+            self._session = self._loop.run(_session(headers))
+            self._fleets = self._make_fleets()
+            self._rooms = {
+                name: asyncio.Semaphore(config.groups * len(fleet.servers))
+                for name, fleet in self._fleets.items()
+            }
+            self._router = Server(config.router, self._session) if config.router else None
+            self._aborts: set[asyncio.Task] = set()
+            if config._all():
+                for fleet in self._fleets.values():
+                    self._loop.run(fleet.greet())
+            else:
+                _check_command(config.command)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for fleet in getattr(self, "_fleets", {}).values():
+            for server in fleet.servers:
+                if server.process is not None:
+                    server.process.stop()
+        if hasattr(self, "_session"):
+            self._loop.run(self._session.close())
+        self._loop.close()
+        self._published.close()
+
+    def version(self, policy: str) -> int:
+        return self._versions[policy]
+
+    def push_weights(self, policy: str, weights: Weights, version: int) -> None:
+        """Writes the weights and has every server take them, drop what it knew of prompts, and say so.
+
+        The first push starts the servers, if they are ours. Raises RunError if one does not take them.
+        """
+        began = time.monotonic()
+        fleet, served = self._fleets[self._served.starts[policy]], self._served
+        name = f"{policy}-{version}-{next(self._count)}"
+        old: list[Path | None] = []
+        size = 0
+        if weights.adapter is None or weights.params is not self._base:
+            dtype = served.models[policy].config.dtype
+            old.append(fleet.folder)
+            fleet.folder = self._published.write(
+                f"{name}-model", lambda f: hf.save(f, weights.params, served.sources[policy], dtype)
+            )
+            fleet.state = f"{self._run}/{name}"
+            size += _bytes(fleet.folder)
+        if weights.adapter is not None:
+            self._base = weights.params
+            base, adapter = str(fleet.folder), weights.adapter
+            path = self._published.write(
+                f"{name}-adapter", lambda f: save_adapter(f, adapter, served.lora, base)
+            )
+            old.append(fleet.adapters[policy][1] if policy in fleet.adapters else None)
+            fleet.adapters[policy] = (f"{self._run}-{name}", path)  # a new name for every version
+            size += _bytes(path)
+        self._loop.run(fleet.update())
+        for folder in old:
+            self._published.forget(folder)
+        self._versions[policy] = version
+        self.usage += Usage(push_s=time.monotonic() - began, push_bytes=size)
+
+    async def sample(self, request: Request) -> Sequence[Sample]:
+        """Groups of one prompt at once. Past the deadline every sample is an error, if the servers live.
+
+        Raises RunError if a server refuses the request, none can be reached, or all answer nonsense.
+        """
+        self._check(request)
+        work = asyncio.run_coroutine_threadsafe(self._sample(request), self._loop.loop)
+        return await asyncio.wrap_future(work)
+
+    def _make_fleets(self) -> dict[str, Fleet]:
+        """By model; raises RunError if the config names others than there are."""
+        config = self._config
+        names = sorted(set(self._served.starts.values()))
+        urls = config.urls
+        if isinstance(urls, tuple):
+            if urls and len(names) > 1:
+                raise RunError(
+                    f"SGLangConfig.urls: name the servers of each of the models {', '.join(names)}, "
+                    f'e.g. {{"{names[0]}": ("http://127.0.0.1:30000",), ...}}'
+                )
+            urls = dict.fromkeys(names, urls)
+        elif set(urls) != set(names):
+            raise RunError(
+                f"SGLangConfig.urls names {', '.join(sorted(urls))}; the models are {', '.join(names)}"
+            )
+        fleets = {}
+        for name in names:
+            policies = [policy for policy, start in self._served.starts.items() if start == name]
+            adapted = policies != [name]
+            if adapted and name in policies:
+                raise RunError(f"policy {name} is trained in full, and adapters are on it: not on servers")
+            fleets[name] = Fleet(
+                name,
+                [Server(url, self._session) for url in urls[name] or [f"http://127.0.0.1:{free_port()}"]],
+                self._served.models[policies[0]],
+                adapted,
+                self._served.longest_answer,
+                config.start,
+                None if config._all() else self._launch,
+            )
+        return fleets
+
+    def _launch(self, fleet: Fleet, server: Server) -> ServerProcess:
+        parts = urlsplit(server.url)
+        words = shlex.split(self._config.command)
+        flags = ["--model-path", str(fleet.folder), "--weight-version", fleet.state]
+        flags += ["--host", str(parts.hostname), "--port", str(parts.port)]
+        flags += ["--dtype", fleet.model.config.dtype]
+        if fleet.adapted:
+            modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+            flags += ["--enable-lora", "--max-lora-rank", str(self._served.lora.rank)]
+            flags += ["--lora-target-modules", *modules]
+        say(f"starting {' '.join(words)} on {server.url}")
+        return ServerProcess([*words, *flags], self._published.root / f"server-{parts.port}.log")
+
+    def _check_room(self) -> None:
+        """Two versions of all models are there at once."""
+        sizes = {}
+        for policy, start in self._served.starts.items():
+            model = self._served.models[policy]
+            shapes = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
+            count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+            sizes[start] = 2 * count * jnp.dtype(model.config.dtype).itemsize
+        self._published.check_room(sum(sizes.values()))
+
+    def _check(self, request: Request) -> None:
+        """Before anything is sent: one id outside the vocabulary would end the server."""
+        if request.policy not in self._versions:
+            raise RunError(f"no weights were pushed for policy {request.policy!r}")
+        place = request.addresses[0].group.path()
+        size = self._served.models[request.policy].vocab_size
+        fleet = self._fleets[self._served.starts[request.policy]]
+        for token in (min(request.prompt_ids, default=-1), max(request.prompt_ids, default=-1)):
+            if not 0 <= token < size:
+                raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
+        length, new = len(request.prompt_ids), request.sampling.max_tokens
+        if length + new >= fleet.context:
+            raise RunError(
+                f"a prompt of {length} tokens at {place}, and {new} to draw: the servers of {fleet.name} "
+                f"have a context of {fleet.context}"
+            )
+        if request.sampling.stop and not fleet.texts:
+            raise RunError("Sampling.stop: the servers were started with --skip-tokenizer-init")
+
+    async def _sample(self, request: Request) -> Sequence[Sample]:
+        name = self._served.starts[request.policy]
+        async with self._rooms[name]:
+            return await self._try(request, self._fleets[name])
+
+    async def _try(self, request: Request, fleet: Fleet) -> Sequence[Sample]:
+        """Until a server has drawn the group: elsewhere, later, or from weights given once more."""
+        config, key = self._config, request.addresses[0].group
+        end = time.monotonic() + config.deadline
+        nonsense = 0
+        for attempt in itertools.count():
+            server = fleet.choose(key, attempt)
+            try:
+                async with asyncio.timeout(end - time.monotonic()):
+                    await fleet.heal(server)
+                    return await self._draw(server, fleet, request)
+            except TimeoutError:
+                error = Sample((), (), "error", self._versions[request.policy])
+                return [error] * len(request.addresses)
+            except ServerError as failure:
+                server.state = None
+                self.retries += 1
+                nonsense += not isinstance(failure, Unreachable)
+                pause = min(0.2 * 2**attempt, 5.0) * (0.5 + random.random())
+                if nonsense >= config.attempts or time.monotonic() + pause > end:
+                    raise RunError(
+                        f"no sample at {key.path()} after {attempt + 1} tries; the last: {failure}"
+                    ) from failure
+                if attempt == 0:
+                    say(f"{failure}; the group at {key.path()} is drawn again")
+                await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _draw(self, server: Server, fleet: Fleet, request: Request) -> Sequence[Sample]:
+        """The prompt first, alone, so that its samples find it in the server's cache. Who stops waiting has
+        the server stop, too."""
+        sampling, served, state = request.sampling, self._served, fleet.state
+        params = sampling_params(sampling, served.stop_ids)
+        name = uuid.uuid4().hex
+        count = len(request.addresses)
+        seeds: list[dict[str, int]] = [{} for _ in range(count)]
+        if fleet.seeds:
+            seeds = [{"sampling_seed": address.key_words()[0] >> 1} for address in request.addresses]
+        lora = {}
+        if request.policy in fleet.adapters:
+            lora = {"lora_path": fleet.adapters[request.policy][0]}
+        prompt = {
+            "input_ids": list(request.prompt_ids),
+            "sampling_params": params | {"max_new_tokens": 0},
+            "rid": f"{name}-prompt",
+        }
+        names = [f"{name}-{k}" for k in range(count)]
+        group = {
+            "input_ids": [list(request.prompt_ids)] * count,
+            "sampling_params": [params | seed for seed in seeds],
+            "return_logprob": True,
+            "rid": names,
+        }
+        front = self._router or server
+        try:
+            known = await front.post("/generate", prompt | lora, self._config.deadline)
+            answers = await front.post("/generate", group | lora, self._config.deadline)
+        except asyncio.CancelledError:
+            stop = asyncio.ensure_future(_abort(server, [f"{name}-prompt", *names]))
+            self._aborts.add(stop)
+            stop.add_done_callback(self._aborts.discard)
+            raise
+        except Refused as refused:
+            if await _state(server) != state:
+                raise Stale(f"{server.url} has lost its weights ({refused})") from refused
+            raise RunError(f"{refused} (at {request.addresses[0].group.path()})") from refused
+        if not isinstance(answers, list) or len(answers) != count:
+            raise ServerError(f"{server.url}: {str(answers)[:200]} for {count} samples")
+        size, version = served.models[request.policy].vocab_size, self._versions[request.policy]
+        stops = frozenset(served.stop_ids)
+        samples = [read_sample(answer, sampling, stops, size, state, version) for answer in answers]
+        self.usage += Usage(
+            tokens=sum(len(sample.tokens) for sample in samples),
+            prompt_tokens=len(request.prompt_ids),
+            known_tokens=cached_tokens(known),
+        )
+        return samples
+
+
+async def _session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
+
+
+async def _state(server: Server) -> str | None:
+    """Of the weights that it says it holds."""
+    return (await server.get("/model_info", 5.0))["weight_version"]
+
+
+async def _abort(server: Server, names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            await server.post("/abort_request", {"rid": name}, 5.0)
+        except (ServerError, Refused):
+            return  # whoever asked is gone, and so is the server
+
+
+def _check_command(command: str) -> None:
+    """Raises RunError if it cannot start anything, as far as one can see from here."""
+    words = shlex.split(command)
+    if not words or shutil.which(words[0]) is None:
+        raise RunError(f"SGLangConfig.command = {command!r}: there is no such program")
+    if words[0] == sys.executable and "sglang.launch_server" in words and not find_spec("sglang"):
+        raise RunError(
+            'this Python has no sglang to start servers with: pip install "atgrpo_jax[sglang]", or give '
+            "SGLangConfig.command (launch/serve_sglang.sh makes an environment of its own) or urls"
+        )
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
