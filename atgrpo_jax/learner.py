@@ -108,6 +108,10 @@ class LossConfig:
     entropy: float = 0.0  # coefficient of the entropy bonus
     epochs: int = 1  # passes over a step's groups
     minibatches: int = 4  # updates a pass
+    # For engines that compute at another precision: old logprobs are the learner's own, and each token's
+    # advantage is multiplied with min(learner / sampler probability, this) (truncated importance sampling,
+    # 2110.00641). None compares with the sampler's, and stops where they differ.
+    correction: float | None = None
 
     def __post_init__(self):
         check_types(self)
@@ -115,6 +119,8 @@ class LossConfig:
         require(self, "clip_high", self.clip_high > 0, "must be positive")
         dual = self.dual_clip
         require(self, "dual_clip", dual is None or dual > 1, "must be above 1, or None")
+        cap = self.correction
+        require(self, "correction", cap is None or cap >= 1, "must be at least 1, or None")
         for name in ("kl", "entropy"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
         for name in ("epochs", "minibatches"):
@@ -215,6 +221,9 @@ class Learner:
             in_shardings=(computing.params, rows, plain, None, None),
             out_shardings=(computing.params, plain),
         )
+        self._jit_logprobs = jax.jit(
+            self._logprobs, in_shardings=(computing.params, rows, plain, None), out_shardings=plain
+        )
         self._jit_apply = jax.jit(
             self._apply,
             donate_argnums=0,
@@ -293,19 +302,53 @@ class Learner:
         reference: Any = None,
         base: Any = None,
         rate: float = 1.0,
+        correction: float | None = None,
     ) -> tuple[PolicyState, Updates]:
-        """``update`` on each batch in turn, without waiting for any. Without batches the state is returned as
-        it was."""
+        """``update`` on each batch in turn, without waiting for any; first ``corrected``, if it is given how
+        much at most. Without batches the state is returned as it was."""
+        corrected: Iterable[tuple[Batch, dict[str, Any]]] = ((batch, {}) for batch in batches)
+        if correction is not None:  # all of them by the parameters from before the first update
+            corrected = [self.corrected(state.params, x, temperature, correction, base) for x in batches]
         records, tokens = [], 0
-        for batch in batches:
+        for batch, found in corrected:
             state, metrics = self.update(state, batch, temperature, reference, base, rate)
-            records.append(metrics)
+            records.append(metrics | found)
             tokens += int((batch.segments > 0).sum())
         return state, Updates(records, tokens)
+
+    def corrected(
+        self, params: Any, batch: Batch, temperature: float, most: float, base: Any = None
+    ) -> tuple[Batch, dict[str, float]]:
+        """The batch with this policy's logprobs as the old ones, and advantages times
+        min(exp(logprob - the sampler's), most).
+
+        Returns also the mean of that factor and the largest |logprob - the sampler's|, over trained tokens.
+        """
+        numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(1)
+        given = jax.device_put((self._widened(batch), numbers), self._given)
+        logprobs_ABT = np.asarray(self._jit_logprobs(params, *given, base))[: len(batch.tokens)]
+        trained = batch.trained
+        counts_ABT = trained.weights > 0
+        ratio_ABT = np.where(counts_ABT, logprobs_ABT - trained.old_logprobs, np.float32(0))
+        factor_ABT = np.minimum(np.exp(ratio_ABT), np.float32(most))
+        trained = trained._replace(
+            old_logprobs=np.where(counts_ABT, logprobs_ABT, trained.old_logprobs),
+            advantages=trained.advantages * factor_ABT,
+        )
+        found = {
+            "correction": float(np.average(factor_ABT, weights=trained.weights)),
+            "logprob_gap": float(np.abs(ratio_ABT).max()),
+        }
+        return batch._replace(trained=trained), found
 
     def _fresh(self, key: jax.Array) -> Any:
         params = init_params(self.model, key)
         return params if self._lora is None else init_adapter(params, key, self._lora.rank)
+
+    def _logprobs(self, params, batch, numbers, base):
+        _, temperature, _ = numbers
+        weights = self.weights(params, base)
+        return jax.lax.map(lambda micro: self._packed.logprobs(weights, micro, temperature)[0], batch)
 
     def _update(self, state, batch, numbers, reference, base):
         grads, metrics = self._gradients(state.params, batch, numbers, reference, base)

@@ -32,9 +32,9 @@ def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
                         episodes = trainer.rollout(step)
                     credited, signal = trainer.credit(step, episodes)
                     learned = trainer.learn(step, credited)
-                    trainer.sync(step)
+                    proof = trainer.sync(step)
                     seconds = {"perf/step_s": time.monotonic() - began}
-                    record = trainer.record(step, episodes, credited, signal | learned | seconds)
+                    record = trainer.record(step, episodes, credited, signal | learned | proof | seconds)
                     trainer.checkpoint(step)
                     progress.advance(success=record["rollout/success"])
         except Stopped:

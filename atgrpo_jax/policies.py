@@ -100,7 +100,8 @@ class Policies:
     ) -> tuple[PolicyState, Updates]:
         """``Learner.train`` of one policy."""
         temperature, rate = self._x.rollout.sampling.temperature, self._x.team.rates.get(name, 1.0)
-        return self._learners[name].train(state, batches, temperature, reference, self.base, rate)
+        cap = self._x.loss.correction
+        return self._learners[name].train(state, batches, temperature, reference, self.base, rate, cap)
 
     def compile(self, name: str, batch: Batch) -> list[jax.stages.Compiled]:
         """``Learner.compile`` of one policy."""
@@ -124,6 +125,7 @@ class Policies:
                 decode=x.tokenizer.decode,
                 lora=x.lora,
                 longest_answer=x.rollout.max_tokens,
+                candidates=x.rollout.candidates if x.rollout.mode == "tree" else 1,
             )
         )
 

@@ -20,6 +20,7 @@ from atgrpo_jax.progress import Progress, say
 from atgrpo_jax.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.types import Episode, Sampling, seed_of
+from atgrpo_jax.weight_sync import Gate
 
 
 class Trainer:
@@ -31,6 +32,17 @@ class Trainer:
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
         self._engine = self._policies.engine()
+        self._gate = (
+            Gate(
+                self._policies.models,
+                x.tokenizer.stop_ids,
+                x.rollout.temperature,
+                x.max_logprob_gap,
+                x.seed,
+            )
+            if x.gate
+            else None
+        )
         self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
         self._compiles = CompileCounter()
         self._reference: dict[str, Any] = {}
@@ -69,8 +81,8 @@ class Trainer:
             self.states = policies.start()
             if policies.base is not None:
                 self._checkpoints.save_base(policies.base)
-            self.sync(0)
-            self._writer.write(0, self._score(0, "validation") | self._score(0, "test"))
+            proof = self.sync(0)
+            self._writer.write(0, proof | self._score(0, "validation") | self._score(0, "test"))
             self.checkpoint(0)
         else:
             say(f"going on after step {latest} of {self.folder.path}")
@@ -133,16 +145,27 @@ class Trainer:
             )
         for policy, updates in jax.device_get(dispatched).items():  # the step's one wait for the devices
             learned = updates.metrics()
-            if learned["updates"]:
+            if learned["updates"] and x.loss.correction is None:
                 weight_sync.check_gap(policy, learned["logprob_gap"], x.max_logprob_gap)
             metrics |= {f"{policy}/{name}": value for name, value in learned.items()}
         tokens = sum(metrics[f"{policy}/trained_tokens"] for policy in updated)
         self._measure("update", began, tokens)
         return metrics
 
-    def sync(self, step: int) -> None:
-        """The engine samples from the new weights from here on."""
-        weight_sync.push(self._engine, self._policies.weights(self.states), step)
+    def sync(self, step: int) -> dict[str, float]:
+        """The engine samples from the new weights from here on, and proves it."""
+        began, before = time.monotonic(), self._engine.usage
+        weights = self._policies.weights(self.states)
+        weight_sync.push(self._engine, weights, step)
+        proof: dict[str, float] = {}
+        if self._gate is not None:
+            proof = self._gate.check(self._engine, weights, step, self.x.loss.correction is not None)
+        self._seconds["perf/sync_s"] = time.monotonic() - began
+        used = self._engine.usage - before
+        if used.push_bytes:
+            self._seconds["perf/push_s"] = used.push_s
+            self._seconds["perf/push_mb_per_s"] = used.push_bytes / 1e6 / used.push_s
+        return proof
 
     def record(
         self,

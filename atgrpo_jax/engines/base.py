@@ -30,6 +30,7 @@ class Served:
     starts: Mapping[str, str]  # the weights it began as: its own name, or what it is an adapter on
     lora: Any  # LoraConfig, of the policies that are adapters
     longest_answer: int  # tokens
+    candidates: int  # samples of most requests
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,8 @@ class LocalEngineConfig:
         require(self, "prompt_cache", self.prompt_cache >= longest, rule)
 
     def build(self, served: Served) -> "LocalEngine":
-        return LocalEngine(served.models, served.stop_ids, self, served.meshes, served.decode)
+        usual = served.longest_answer, served.candidates
+        return LocalEngine(served.models, served.stop_ids, self, served.meshes, served.decode, usual)
 
 
 class Family(NamedTuple):
@@ -87,6 +88,7 @@ class LocalEngine:
         config: LocalEngineConfig,
         meshes: Mesh | Mapping[str, Mesh] | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
+        usual: tuple[int, int] | None = None,
     ):
         """
         Args:
@@ -94,12 +96,15 @@ class LocalEngine:
           meshes: that of all policies' weights, or of each, over whose data and fsdp axes the rows are
             spread; they must divide ``config.rows``. One device if not given.
           decode: text of token ids, for requests with stop strings or a pattern.
+          usual: tokens and samples of most requests: programs are made for these, and draw what asks for
+            less, too. Those of each request if not given.
         """
         self._meshes = meshes
         self._models = models
         self._stop_ids = np.asarray(stop_ids, np.int32)
         self._config = config
         self._decode = decode
+        self._usual = usual
         self._weights: dict[str, tuple[Weights, int]] = {}
         self._families: dict[str, Family] = {}
         self._lanes: dict[Shape, Lane] = {}
@@ -179,7 +184,7 @@ class LocalEngine:
         ticket.enter(family.policies.index(policy), self._weights[policy][0].scale)
         mesh, pattern = self._mesh(policy), ticket.request.sampling.pattern
         pattern_TV = self._pattern(pattern, self._model(policy).vocab_size)
-        z = sizes(self._config, family, ticket.request, mesh)._replace(states=len(pattern_TV))
+        z = sizes(self._config, family, ticket.request, mesh, self._usual)._replace(states=len(pattern_TV))
         shape = Shape(family.policies, z, pattern)
         if shape not in self._lanes:
             for other, lane in list(self._lanes.items()):
@@ -286,19 +291,26 @@ class LocalEngine:
 _fuse = jax.jit(fuse)
 
 
-def sizes(config: LocalEngineConfig, family: Family, request: Request, mesh: Mesh | None) -> Sizes:
+def sizes(
+    config: LocalEngineConfig,
+    family: Family,
+    request: Request,
+    mesh: Mesh | None,
+    usual: tuple[int, int] | None = None,
+) -> Sizes:
     """Of the lane that a request belongs to."""
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     sampling = request.sampling
     rows = config.rows // shards
-    most = power_of_two(sampling.max_tokens)
+    tokens, samples = usual or (1, len(request.addresses))
+    most = power_of_two(max(sampling.max_tokens, tokens))
     place = min(most, max(power_of_two(config.page) // 2, most // 16, 1))  # divides ``most``
     longest_answer = most // place
     banks = min(longest_answer, 4)
     all_pages = rows * longest_answer
     wanted = -(-config.answer_cache // place) or all_pages
     answer_pages = round_up(min(max(wanted, longest_answer), all_pages), banks)
-    tile = min(power_of_two(len(request.addresses)), 8)
+    tile = min(power_of_two(samples), 8)
     return Sizes(
         shards=shards,
         rows=rows,
