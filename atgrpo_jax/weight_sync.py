@@ -66,8 +66,8 @@ class Verdict(NamedTuple):
 
     cause: str | None
     gap: float  # largest |learner - engine| logprob of the draws
-    # By how many standard errors the engine is nearer to the pushed weights than to any others it might have
-    # taken for them; 0 where all give the same.
+    # By how many standard errors the engine is nearer to the pushed weights than to any others that it might
+    # have taken for them; 0 where those give the same.
     margin: float
     spread: float  # probability that the draws of an honest engine are spread as unevenly
 
@@ -199,7 +199,7 @@ def judge(
     gap_PK = np.abs(logprobs_PK - np.take_along_axis(learned_PV, tokens_PK, 1))
     gap, spread = float(gap_PK.max()), _spread(tokens_PK, learned_PV, seed)
     margins = {name: _margin(drawn, learned_PV, other) for name, other in others.items()}
-    margin = min(margins.values(), key=abs, default=0.0)
+    margin = min(filter(None, margins.values()), default=0.0)
     cause = None
     if gap_PK[-1].max() <= limit < gap:
         cause = KEPT

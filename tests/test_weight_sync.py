@@ -1,8 +1,66 @@
-import pytest
-from fakes import ScriptedEngine
+"""Pushes, and the gate: faults are put in by hand, and each has to be called by its name."""
 
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from fakes import ScriptedEngine, small_model
+
+from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.weight_sync import check_gap, push
+from atgrpo_jax.models.lora import init_adapter
+from atgrpo_jax.models.transformer import Weights, init_params
+from atgrpo_jax.weight_sync import CHOSEN, KEPT, UNKNOWN, Drawn, Gate, check_gap, judge, push
+
+MODEL, STOP = small_model(), 3
+CONFIG = LocalEngineConfig(rows=64, page=8, max_prompt=16, prompt_cache=256, prefill=16)
+
+
+def params(seed):
+    """Larger than fresh ones, so that the next token is neither certain nor anything at all."""
+    return jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, init_params(MODEL, jax.random.key(seed)))
+
+
+def nudged(tree, seed, size=1e-3):
+    keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(tree))))
+    return jax.tree.map(lambda x: x + size * jax.random.normal(next(keys), x.shape), tree)
+
+
+BASE = params(0)
+ONE = {"shared": Weights(BASE)}
+ADAPTERS = {
+    name: Weights(BASE, nudged(init_adapter(BASE, jax.random.key(i), 2), i, 0.1))
+    for i, name in enumerate("ab")
+}
+
+
+def gate(limit=1e-4):
+    return Gate(dict.fromkeys(("shared", "a", "b"), MODEL), (STOP,), 1.0, limit, seed=0)
+
+
+class Faulty(LocalEngine):
+    """An engine in which ``change(policy, weights)`` is pushed, and ``ask(request)`` is asked for."""
+
+    def __init__(self, change=lambda policy, weights: weights, ask=lambda request: request):
+        super().__init__(MODEL, (STOP,), CONFIG, usual=(1, 8))
+        self.change, self.ask = change, ask
+
+    def push_weights(self, policy, weights, version):
+        super().push_weights(policy, self.change(policy, weights), version)
+
+    async def sample(self, request):
+        return await super().sample(self.ask(request))
+
+
+def pushed(engine, weights, proof, version):
+    push(engine, weights, version)
+    return proof.check(engine, weights, version)
+
+
+def fails(engine, weights, proof, version, says):
+    with pytest.raises(RunError, match=says):
+        pushed(engine, weights, proof, version)
 
 
 def test_a_push_sets_the_version_of_every_policy():
@@ -25,3 +83,107 @@ def test_a_gap_above_the_limit_stops_the_run(gap):
     check_gap("a", 0.01, 0.01)
     with pytest.raises(RunError, match="policy a: sampler and learner logprobs of the same tokens differ by"):
         check_gap("a", gap, 0.01)
+
+
+def test_an_honest_engine_passes_whatever_is_pushed():
+    engine, proof = Faulty(), gate()
+    for version, weights in enumerate([ONE, {"shared": Weights(nudged(BASE, 1))}, ONE, ONE]):
+        found = pushed(engine, weights, proof, version)
+        assert found["shared/gate_gap"] < 1e-4 and found["shared/gate_spread"] > 1e-3
+        assert found["shared/gate_corrected"] == 0
+        assert (found["shared/gate_margin"] > 100) == (version in (1, 2))  # nothing changed in 0 and 3
+    engine, proof = Faulty(), gate()
+    for version in range(2):
+        found = pushed(engine, ADAPTERS, proof, version)
+        assert min(found["a/gate_margin"], found["b/gate_margin"]) > 100
+
+
+def test_a_skipped_push_is_named_even_below_the_limit():
+    def skip(policy, weights):
+        return ONE["shared"]
+
+    for limit in (1e-4, 1.0):
+        engine, proof = Faulty(skip), gate(limit)
+        pushed(engine, ONE, proof, 0)
+        fails(
+            engine,
+            {"shared": Weights(nudged(BASE, 1))},
+            proof,
+            1,
+            "it draws from the weights before the push",
+        )
+
+
+def test_swapped_adapters_and_one_that_was_left_out_are_named():
+    swapped = Faulty(lambda policy, weights: ADAPTERS["b" if policy == "a" else "a"])
+    fails(swapped, ADAPTERS, gate(), 0, "policy a, version 0: .* it draws from the weights of b")
+    bare = Faulty(
+        lambda policy, weights: Weights(weights.params, jax.tree.map(np.zeros_like, weights.adapter))
+    )
+    fails(bare, ADAPTERS, gate(), 0, "it draws from its base, without the adapter")
+
+
+def test_a_kept_cache_is_named():
+    class Keeping(Faulty):
+        def push_weights(self, policy, weights, version):
+            lanes = dict(self._lanes)
+            super().push_weights(policy, weights, version)
+            self._lanes |= lanes
+
+    engine, proof = Keeping(), gate()
+    pushed(engine, ONE, proof, 0)
+    fails(engine, {"shared": Weights(nudged(BASE, 1, 3e-2))}, proof, 1, KEPT)
+
+
+def test_a_server_with_other_weights_is_refused_or_left_to_importance_weights():
+    engine, proof = Faulty(lambda policy, weights: Weights(params(5))), gate()
+    fails(engine, ONE, proof, 0, UNKNOWN)
+    assert proof.check(engine, ONE, 0, correct=True)["shared/gate_corrected"] == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"top_p": 0.95}, {"top_k": 12}, {"min_p": 0.5}, {"temperature": 0.6}], ids=str
+)
+def test_an_engine_that_does_not_draw_from_the_whole_distribution_is_refused(change):
+    def ask(request):
+        return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, **change))
+
+    says = UNKNOWN if "temperature" in change else CHOSEN
+    fails(Faulty(ask=ask), ONE, gate(), 0, says)
+
+
+def test_coarse_logprobs_do_not_hide_that_the_weights_are_the_last_ones():
+    """Noise like bfloat16's, a tenth of what the push has changed."""
+    rng = np.random.default_rng(0)
+    new = np.log(rng.dirichlet(np.ones(50), 9))
+    change = 0.1 * rng.standard_normal(new.shape)
+    tokens = np.stack([rng.choice(50, 64, p=np.exp(row) / np.exp(row).sum()) for row in new])
+    noise = 0.01 * rng.standard_normal(new.shape)
+
+    def drawn(from_, noisy):
+        return Drawn(tokens, np.take_along_axis(from_ + noisy, tokens, 1))
+
+    def verdict(answer):
+        return judge(answer, new, {"the weights before the push": (new - change)[:8]}, 0.5, 0)
+
+    assert verdict(drawn(new, noise)).cause is None
+    assert verdict(drawn(new - change, noise)).cause == "it draws from the weights before the push"
+
+
+def test_honest_draws_are_spread_evenly_and_the_test_says_how_likely():
+    rng = np.random.default_rng(1)
+    new = np.log(rng.dirichlet(np.ones(50), 9))
+    found = []
+    for seed in range(200):
+        tokens = np.stack([rng.choice(50, 64, p=np.exp(row)) for row in new])
+        found.append(judge(Drawn(tokens, np.take_along_axis(new, tokens, 1)), new, {}, 1e-6, seed).spread)
+    assert min(found) > 1e-5
+    # A share x of honest engines is at most as unlikely as x (Kolmogorov's bound is a cautious one).
+    for x in (0.5, 0.1, 0.02):
+        assert np.mean(np.array(found) <= x) < x + 3 * (x / 200) ** 0.5
+
+
+def test_answers_that_are_no_numbers_fail():
+    new = np.log(np.full((9, 4), 0.25))
+    tokens = np.zeros((9, 64), int)
+    assert judge(Drawn(tokens, np.full((9, 64), np.nan)), new, {}, 1.0, 0).cause == UNKNOWN

@@ -90,7 +90,7 @@ class SGLangConfig:
         rule = "servers on other hosts read weights from a folder that they share with this one"
         require(self, "folder", bool(self.folder) or near, rule)
         rule = "needs the urls of the servers behind it, of one model: weights do not go through a router"
-        require(self, "router", not self.router or (bool(parts) and isinstance(self.urls, tuple)), rule)
+        require(self, "router", not self.router or (bool(self.urls) and isinstance(self.urls, tuple)), rule)
         rule = "the key is in a file or in a variable, not in both"
         require(self, "api_key_file", not (self.api_key_file and self.api_key_variable), rule)
 
@@ -151,6 +151,8 @@ class SGLangEngine:
             raise
 
     def close(self) -> None:
+        if self._loop.closed:
+            return
         for fleet in getattr(self, "_fleets", {}).values():
             for server in fleet.servers:
                 if server.process is not None:
@@ -338,10 +340,10 @@ class SGLangEngine:
             "return_logprob": True,
             "rid": names,
         }
-        front = self._router or server
+        front, patience = self._router or server, 2 * self._config.deadline  # ``_try`` ends it sooner
         try:
-            known = await front.post("/generate", prompt | lora, self._config.deadline)
-            answers = await front.post("/generate", group | lora, self._config.deadline)
+            known = await front.post("/generate", prompt | lora, patience)
+            answers = await front.post("/generate", group | lora, patience)
         except asyncio.CancelledError:
             stop = asyncio.ensure_future(_abort(server, [f"{name}-prompt", *names]))
             self._aborts.add(stop)

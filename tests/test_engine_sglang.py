@@ -1,0 +1,465 @@
+"""The SGLang engine against a scripted server; ``test_sglang_live.py`` has the real one."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from fakes import SMALL, small_model
+from scripted_server import ScriptedServer
+
+from atgrpo_jax.engines.base import Request, Served
+from atgrpo_jax.engines.processes import ServerProcess, free_port
+from atgrpo_jax.engines.published import Published
+from atgrpo_jax.engines.servers import sampling_params
+from atgrpo_jax.engines.sglang import SGLangConfig
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.models import hf
+from atgrpo_jax.models.lora import LoraConfig, init_adapter
+from atgrpo_jax.models.transformer import Weights, init_params
+from atgrpo_jax.types import Address, GroupKey, Sampling
+
+MODEL, STOP = small_model(), 3
+ABOUT = hf.description(SMALL, 64)
+PARAMS = init_params(MODEL, jax.random.key(0))
+ADAPTERS = {n: Weights(PARAMS, init_adapter(PARAMS, jax.random.key(i), 2)) for i, n in enumerate("ab")}
+FOUR = Sampling(1.0, 4)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What a server was started on."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(ABOUT))
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def server(folder):
+    with ScriptedServer(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Builds engines, and closes them."""
+    made = []
+
+    def build(*servers, weights=None, starts=None, **settings):
+        starts = starts or {"shared": "shared"}
+        defaults = {
+            "urls": tuple(s.url for s in servers),
+            "folder": str(tmp_path / "weights"),
+            "start": 0.5,
+            "deadline": 20.0,
+        }
+        served = Served(
+            models=dict.fromkeys(starts, MODEL),
+            meshes={},
+            sources=dict.fromkeys(starts, ABOUT),
+            stop_ids=(STOP,),
+            decode=str,
+            starts=starts,
+            lora=LoraConfig(rank=2),
+            longest_answer=4,
+            candidates=3,
+        )
+        engine = SGLangConfig(**defaults | settings).build(served)
+        made.append(engine)
+        for policy, own in (weights or {"shared": Weights(PARAMS)}).items():
+            engine.push_weights(policy, own, 7)
+        return engine
+
+    yield build
+    for engine in made:
+        engine.close()
+
+
+def request(instance=0, k=3, policy="shared", prompt=(5, 6, 7), sampling=FOUR, turn=0):
+    key = GroupKey(1, "train", instance, 0, turn, "a")
+    return Request(policy, prompt, tuple(Address(0, key, i) for i in range(k)), sampling)
+
+
+def groups(server):
+    """The bodies of all requests for groups."""
+    return [body for body in server.bodies("/generate") if isinstance(body["rid"], list)]
+
+
+def ask(engine, *requests):
+    async def everything():
+        return await asyncio.gather(*(engine.sample(r) for r in requests))
+
+    return asyncio.run(everything())
+
+
+def test_a_group_is_one_request_after_its_prompt(server, make):
+    engine = make(server)
+    (samples,) = ask(engine, request())
+    prompt, group = server.bodies("/generate")
+    assert prompt["input_ids"] == [5, 6, 7] and prompt["sampling_params"]["max_new_tokens"] == 0
+    assert group["input_ids"] == [[5, 6, 7]] * 3 and group["return_logprob"]
+    assert [s.tokens for s in samples] == [
+        tuple(answer["output_ids"]) for answer in (server._one([5, 6, 7], {}, rid, 4) for rid in group["rid"])
+    ]
+    assert all(s.version == 7 and s.finish == "length" for s in samples)
+    assert samples[0].logprobs == pytest.approx((-0.5, -0.6, -0.7, -0.8))
+    assert engine.usage.tokens == 12 and engine.usage.prompt_tokens == 3 and engine.usage.known_tokens == 2
+    assert group["sampling_params"][0] == sampling_params(FOUR, (STOP,))
+    assert "sampling_seed" not in group["sampling_params"][0]  # this server would not honour it
+
+
+def test_every_setting_is_sent_so_that_no_default_of_the_servers_counts():
+    sent = sampling_params(Sampling(0.7, 9, top_k=5, top_p=0.9, min_p=0.1, stop=("x",)), (3, 4))
+    assert sent["temperature"] == 0.7 and sent["max_new_tokens"] == 9 and sent["top_k"] == 5
+    assert sent["top_p"] == 0.9 and sent["min_p"] == 0.1 and sent["stop"] == ["x"]
+    assert sent["stop_token_ids"] == [3, 4] and sent["repetition_penalty"] == 1.0
+    assert sent["skip_special_tokens"] is False and sent["no_stop_trim"] is True
+    assert sampling_params(Sampling(), ())["top_k"] == -1
+
+
+@pytest.mark.parametrize(
+    "change", [{"banned": (1,)}, {"min_tokens": 2}, {"pattern": "a+"}], ids=lambda change: next(iter(change))
+)
+def test_settings_under_which_logprobs_would_be_others_are_refused(change):
+    with pytest.raises(RunError, match=rf"Sampling.{next(iter(change))} = .* the in-process engine has both"):
+        sampling_params(Sampling(1.0, 4, **change), ())
+
+
+def test_seeds_are_sent_where_they_are_honoured(server, make, monkeypatch):
+    about = server._server_info(None) | {"enable_deterministic_inference": True}
+    monkeypatch.setattr(server, "_server_info", lambda body: about)
+    ask(make(server), request(), request())
+    seeds = [[p["sampling_seed"] for p in b["sampling_params"]] for b in groups(server)]
+    assert len(set(seeds[0])) == 3 and seeds[0] == seeds[1]
+
+
+TRIED_AGAIN = (
+    "500", "503", "closed", "cut", "no json", "one missing", "no logprobs", "a logprob less", "too many",
+    "wrong id", "nan", "stopped early", "aborted", "another version", "two versions", "restarted",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", TRIED_AGAIN)
+def test_a_group_that_came_back_wrong_is_drawn_again_whole(server, make, fault, capsys):
+    engine = make(server)
+    server.faults = [fault]
+    (samples,) = ask(engine, request())
+    assert len(samples) == 3 and all(len(s.tokens) == 4 and s.version == 7 for s in samples)
+    assert engine.retries == 1 and "is drawn again" in capsys.readouterr().err
+    assert server.version == engine._fleets["shared"].state  # a server that lost its weights has them again
+    updates = len(server.bodies("/update_weights_from_disk"))
+    assert updates == (2 if fault == "restarted" else 1)
+
+
+def test_entries_that_a_server_repeats_are_left_out(server, make):
+    engine = make(server)
+    server.faults = ["repeated"]
+    (samples,) = ask(engine, request())
+    assert samples[0].logprobs == pytest.approx((-0.5, -0.6, -0.7, -0.8)) and engine.retries == 0
+
+
+def test_nonsense_again_and_again_stops_the_run(server, make):
+    engine = make(server, attempts=2)
+    server.faults = ["wrong id"] * 5
+    with pytest.raises(RunError, match=r"no sample at 1/train/0/0/0/a after 2 tries; .* outside the voc"):
+        ask(engine, request())
+
+
+def test_a_slow_server_gives_errors_at_the_deadline_and_is_told_to_stop(server, make):
+    engine = make(server, deadline=0.5)
+    server.faults = ["slow"]
+    began = time.monotonic()
+    (samples,) = ask(engine, request())
+    assert time.monotonic() - began < 5
+    assert [s.finish for s in samples] == ["error"] * 3 and samples[0].version == 7
+    asked = {body["rid"] for body in server.bodies("/abort_request")}
+    _wait(
+        lambda: (
+            {b["rid"] for b in server.bodies("/abort_request")} >= set(server.bodies("/generate")[1]["rid"])
+        )
+    )
+    assert asked <= {body["rid"] for body in server.bodies("/abort_request")}
+
+
+def test_who_is_cancelled_has_the_server_stop(server, make):
+    engine = make(server)
+    server.faults = ["slow"]
+
+    async def give_up():
+        task = asyncio.ensure_future(engine.sample(request()))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(give_up())
+    _wait(lambda: len(server.bodies("/abort_request")) == 4)
+
+
+def test_a_server_that_is_gone_ends_the_run_within_the_deadline(folder, make):
+    with ScriptedServer(folder) as server:
+        engine = make(server, deadline=1.0)
+    began = time.monotonic()
+    with pytest.raises(RunError, match=r"no sample at .* tries; the last: .*model_info"):
+        ask(engine, request())
+    assert time.monotonic() - began < 10
+
+
+def test_another_server_draws_for_one_that_is_gone(folder, make):
+    with ScriptedServer(folder) as one:
+        with ScriptedServer(folder) as other:
+            engine = make(one, other)
+        groups = ask(engine, *(request(i) for i in range(8)))
+        assert all(s.finish == "length" for samples in groups for s in samples)
+        assert len(one.bodies("/generate")) == 16 and engine.retries > 0
+
+
+def test_a_server_that_comes_back_without_its_weights_gets_them_again(folder, make):
+    with ScriptedServer(folder) as server:
+        engine = make(server)
+    with ScriptedServer(folder, port=server.port) as again:
+        ask(engine, request())
+        assert again.version == engine._fleets["shared"].state
+        assert len(again.bodies("/update_weights_from_disk")) == 1
+
+
+def test_groups_of_an_instance_go_to_one_server_and_instances_to_all(folder, make):
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as other:
+        engine = make(one, other)
+        for turn in range(3):
+            ask(engine, *(request(i, prompt=(i + 10, turn), turn=turn) for i in range(8)))
+        seen = [{body["input_ids"][0][0] for body in groups(s)} for s in (one, other)]
+        assert all(seen) and not seen[0] & seen[1]
+
+
+def test_not_more_groups_than_asked_for_are_with_a_server(server, make):
+    engine = make(server, groups=3)
+    ask(engine, *(request(i) for i in range(12)))
+    assert 1 < server.most <= 3
+
+
+def test_weights_are_published_whole_and_the_last_ones_go(server, make, tmp_path):
+    engine = make(server)
+    (body,) = server.bodies("/update_weights_from_disk")
+    assert body["flush_cache"] is True and body["weight_version"] == engine._fleets["shared"].state
+    first = Path(body["model_path"])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), PARAMS)
+    for ours, theirs in zip(
+        jax.tree.leaves(PARAMS), jax.tree.leaves(hf.load(str(first), shapes)), strict=True
+    ):
+        assert (ours == theirs).all()
+    engine.push_weights("shared", Weights(PARAMS), 8)
+    second = Path(server.bodies("/update_weights_from_disk")[1]["model_path"])
+    assert second.is_dir() and not first.exists() and first.parent == second.parent
+    assert engine.version("shared") == 8 and ask(engine, request())[0][0].version == 8
+    assert engine.usage.push_bytes > 2 * sum(x.nbytes for x in jax.tree.leaves(PARAMS))
+    engine.close()
+    assert not first.parent.exists()
+
+
+def test_an_update_that_a_server_does_not_take_is_an_error(server, make, monkeypatch):
+    refuse = {"success": False, "message": "no such file"}
+    monkeypatch.setattr(server, "_update_weights_from_disk", lambda body: refuse)
+    with pytest.raises(RunError, match="the weights of shared did not reach a server: .*no such file"):
+        make(server)
+    monkeypatch.setattr(server, "_update_weights_from_disk", lambda body: {"success": True})
+    with pytest.raises(RunError, match="names its weights default after an update"):
+        make(server)
+
+
+def test_adapters_have_a_new_name_for_every_version(folder, make):
+    with ScriptedServer(folder, lora=True) as server:
+        engine = make(server, weights=ADAPTERS, starts={"a": "base", "b": "base"})
+        assert len(server.bodies("/update_weights_from_disk")) == 1 and len(server.adapters) == 2
+        before = dict(server.adapters)
+        ask(engine, request(policy="b"))
+        (name,) = {body["lora_path"] for body in server.bodies("/generate")}
+        assert "b-7-" in name and name in before
+        engine.push_weights("b", ADAPTERS["b"], 8)
+        assert len(server.adapters) == 2 and name not in server.adapters
+        assert not Path(before[name]).exists()
+        assert len(server.bodies("/update_weights_from_disk")) == 1  # the base stays
+        server.restart()
+        ask(engine, request(policy="b"))
+        assert len(server.adapters) == 2 and len(server.bodies("/update_weights_from_disk")) == 2
+    with ScriptedServer(folder) as bare, pytest.raises(RunError, match="takes no adapters; start it with"):
+        make(bare, weights=ADAPTERS, starts={"a": "base", "b": "base"})
+
+
+def test_models_of_a_team_have_servers_of_their_own(folder, make):
+    starts, weights = {"a": "a", "b": "b"}, {"a": Weights(PARAMS), "b": Weights(PARAMS)}
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as other:
+        engine = make(weights=weights, starts=starts, urls={"a": (one.url,), "b": (other.url,)})
+        ask(engine, request(policy="a"), request(policy="a", instance=1), request(policy="b"))
+        assert len(one.bodies("/generate")) == 4 and len(other.bodies("/generate")) == 2
+        with pytest.raises(RunError, match="name the servers of each of the models a, b"):
+            make(one, other, weights=weights, starts=starts)
+        with pytest.raises(RunError, match="urls names a, c; the models are a, b"):
+            make(weights=weights, starts=starts, urls={"a": (one.url,), "c": (other.url,)})
+
+
+def test_a_router_draws_and_the_servers_behind_it_take_the_weights(folder, make):
+    with ScriptedServer(folder) as server, ScriptedServer(folder) as router:
+        engine = make(server, router=router.url)
+        router.version = engine._fleets["shared"].state
+        ask(engine, request())
+        assert len(router.bodies("/generate")) == 2 and not router.bodies("/update_weights_from_disk")
+        assert not server.bodies("/generate") and len(server.bodies("/update_weights_from_disk")) == 1
+
+
+def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(folder, make, monkeypatch):
+    with ScriptedServer(folder, context=4) as short:
+        with pytest.raises(RunError, match="has a context of 4 tokens, and answers alone may be 4"):
+            make(short)
+        monkeypatch.setattr(short, "_server_info", lambda body: {})
+        with pytest.raises(RunError, match="does not answer as sglang 0.5 does"):
+            make(short)
+    says = r"nobody here knows whether the weights .* fit .*; start it on a folder"
+    with ScriptedServer(folder / "nowhere") as far, pytest.raises(RunError, match=says):
+        make(far)
+    other = hf.description(dataclasses.replace(SMALL, mlp_width=50), 64)
+    (folder / "config.json").write_text(json.dumps(other))
+    with ScriptedServer(folder) as wide:
+        with pytest.raises(RunError, match="mlp_width = 50; shared has 48"):
+            make(wide)
+        assert not wide.bodies("/update_weights_from_disk")
+    with pytest.raises(RunError, match="no server of shared for 0 s: http://127.0.0.1:1/model_info"):
+        make(urls=("http://127.0.0.1:1",), start=0.1)
+
+
+def test_requests_that_would_end_a_server_are_not_sent(server, make):
+    engine = make(server)
+    for wrong, says in (
+        (request(prompt=(5, 64)), "token id 64 at 1/train/0/0/0/a: the vocabulary has 64"),
+        (request(prompt=(-1,)), "token id -1"),
+        (request(prompt=()), "token id -1"),
+        (request(prompt=(5,) * 252), r"a prompt of 252 tokens .* and 4 to draw: .* have a context of 256"),
+        (request(sampling=Sampling(1.0, 4, stop=("x",))), "were started with --skip-tokenizer-init"),
+        (request(policy="b"), "no weights were pushed for policy 'b'"),
+    ):
+        with pytest.raises(RunError, match=says):
+            ask(engine, wrong)
+    assert not server.bodies("/generate")
+
+
+def test_what_a_server_refuses_is_not_asked_again(server, make, monkeypatch):
+    engine = make(server)
+
+    async def refuse(request, body):
+        from aiohttp import web
+
+        return web.json_response({"error": {"message": "temperature must be"}}, status=400)
+
+    monkeypatch.setattr(server, "_generate", refuse)
+    with pytest.raises(RunError, match="temperature must be .*at 1/train/0"):
+        ask(engine, request())
+    assert len(server.bodies("/generate")) == 1
+
+
+def test_a_key_is_read_from_a_file_or_a_variable_and_written_nowhere(folder, make, tmp_path, monkeypatch):
+    secret = "s3cret"
+    (tmp_path / "key").write_text(secret + "\n")
+    monkeypatch.setenv("SERVER_KEY", secret)
+    with ScriptedServer(folder, key=secret) as server:
+        for given in ({"api_key_file": str(tmp_path / "key")}, {"api_key_variable": "SERVER_KEY"}):
+            engine = make(server, **given)
+            assert len(ask(engine, request())[0]) == 3
+            assert secret not in repr(engine._config)
+        with pytest.raises(RunError, match="wants an API key: SGLangConfig.api_key_file or"):
+            make(server)
+        with pytest.raises(RunError, match="nothing: No such file"):
+            make(server, api_key_file="nothing")
+        with pytest.raises(RunError, match="no API key in NO_SUCH"):
+            make(server, api_key_variable="NO_SUCH")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"urls": ("localhost:30000",)}, "must look like http://host:30000"),
+        ({"urls": {"a": ()}}, "a policy without a server"),
+        ({"urls": ("http://gpu-7:30000",)}, "servers on other hosts read weights from a folder"),
+        ({"router": "http://127.0.0.1:1"}, "needs the urls of the servers behind it"),
+        ({"groups": 0}, "at least 1"),
+        ({"deadline": 0.0}, "must be positive"),
+        ({"api_key_file": "a", "api_key_variable": "b"}, "in a file or in a variable"),
+    ],
+)
+def test_the_config_refuses(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        SGLangConfig(**wrong)
+
+
+def test_a_command_that_cannot_start_a_server_is_refused_at_once(make):
+    with pytest.raises(RunError, match="'nosuch --flag': there is no such program"):
+        make(command="nosuch --flag")
+    with pytest.raises(RunError, match=r'no sglang to start .* with: pip install "atgrpo_jax\[sglang\]"'):
+        make()
+
+
+def test_a_server_that_ends_while_it_starts_shows_its_last_words(make):
+    with pytest.raises(RunError, match=r"ended while it started; exit code 3; the end .*\n.*out of memory"):
+        make(command="sh -c 'echo out of memory; exit 3'", start=20.0)
+
+
+def test_a_server_of_ours_ends_with_all_it_started(tmp_path):
+    process = ServerProcess(["sh", "-c", "sleep 60 & echo $!; sleep 60"], tmp_path / "log")
+    _wait(lambda: (tmp_path / "log").read_text().strip())
+    child = int((tmp_path / "log").read_text())
+    assert process.alive and _there(child)
+    process.stop()
+    assert not process.alive and not _there(child)
+
+
+def test_a_server_of_ours_ends_when_we_are_killed(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from atgrpo_jax.engines.processes import ServerProcess;"
+        "ServerProcess(['sh', '-c', 'echo $$; sleep 60'], Path(sys.argv[1])); time.sleep(60)"
+    )
+    log = tmp_path / "log"
+    run = subprocess.Popen([sys.executable, "-c", code, str(log)])
+    _wait(lambda: log.exists() and log.read_text().strip())
+    server = int(log.read_text())
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    _wait(lambda: not _there(server))
+
+
+def test_what_a_killed_run_left_is_removed_and_room_is_asked_for_first(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    own = Published(str(tmp_path))
+    left = tmp_path / own.root.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    left.mkdir()
+    other = Published(str(tmp_path))
+    assert not left.exists() and own.root.is_dir() and other.root != own.root
+    with pytest.raises(RunError, match=r"GB left, and weights on their way to servers take 1000000.0 GB"):
+        own.check_room(1e15)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot make a folder for weights in"):
+        Published(str(tmp_path / "file" / "below"))
+
+
+def test_ports_are_free():
+    assert free_port() != free_port()
+
+
+def _wait(what, seconds=10):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def _there(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
