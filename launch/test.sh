@@ -6,6 +6,11 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 install_checkout "[test]"
 cd "$root"
+case "$*" in
+  *"not slow"*) ;;
+  # The server of tests/test_sglang_live.py, while the first tests run.
+  *) bash launch/serve_sglang.sh --install > "$venv/sglang.log" 2>&1 & ;;
+esac
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"

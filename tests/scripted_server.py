@@ -24,6 +24,7 @@ class ScriptedServer:
         self.faults: list[str] = []
         self.asked: list[tuple[str, object]] = []  # (path, body)
         self.version = "default"
+        self.pushed = ""
         self.adapters: dict[str, str] = {}
         self.drawing = 0
         self.most = 0
@@ -66,7 +67,11 @@ class ScriptedServer:
         return web.json_response(getattr(self, "_" + request.path.strip("/"))(body))
 
     def _model_info(self, body):
-        return {"model_path": self.model_path, "weight_version": self.version}
+        return {
+            "model_path": self.pushed or self.model_path,
+            "tokenizer_path": self.model_path,
+            "weight_version": self.version,
+        }
 
     def _server_info(self, body):
         return {
@@ -77,7 +82,7 @@ class ScriptedServer:
         }
 
     def _update_weights_from_disk(self, body):
-        self.version = body["weight_version"]
+        self.version, self.pushed = body["weight_version"], body["model_path"]
         return {"success": True, "message": "Succeeded to update model weights."}
 
     def _load_lora_adapter(self, body):

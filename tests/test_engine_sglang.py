@@ -264,6 +264,12 @@ def test_weights_are_published_whole_and_the_last_ones_go(server, make, tmp_path
     assert not first.parent.exists()
 
 
+def test_a_server_that_a_run_before_has_pushed_to_serves_the_next(server, make):
+    make(server).close()
+    assert not Path(server.pushed).exists()
+    assert len(ask(make(server), request())[0]) == 3
+
+
 def test_an_update_that_a_server_does_not_take_is_an_error(server, make, monkeypatch):
     refuse = {"success": False, "message": "no such file"}
     monkeypatch.setattr(server, "_update_weights_from_disk", lambda body: refuse)

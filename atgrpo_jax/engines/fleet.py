@@ -123,7 +123,12 @@ class Fleet:
             server.adapters = set()
 
     def _check_abilities(self, server: Server, about: dict[str, Any], info: dict[str, Any]) -> None:
-        self._check_model(server, info["model_path"])
+        # The first follows every push, perhaps to a folder of a run that is over; the other one stays.
+        paths = info["model_path"], info["tokenizer_path"]
+        readable = [path for path in paths if (Path(path) / "config.json").is_file()]
+        if readable or not server.known:
+            self._check_model(server, (readable or paths)[0])
+        server.known = True
         self.context = min(self.context, about["context_length"] or sys.maxsize)
         if self.context <= self.longest_answer:
             raise RunError(
@@ -170,7 +175,11 @@ class Fleet:
         wanted = dict(self.adapters.values())
         for name in wanted.keys() - server.adapters:
             body = {"lora_name": name, "lora_path": str(wanted[name])}
-            await self._told(server, "/load_lora_adapter", body)
+            try:
+                await self._told(server, "/load_lora_adapter", body)
+            except RunError as error:
+                if "already loaded" not in str(error):  # a name is given to one adapter only
+                    raise
             server.adapters.add(name)
         for name in server.adapters - wanted.keys():
             await self._told(server, "/unload_lora_adapter", {"lora_name": name})

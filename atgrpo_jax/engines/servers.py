@@ -36,6 +36,7 @@ class Server:
         self.url = url.rstrip("/")
         self.process = process
         self.state: str | None = None
+        self.known = False  # it has been found to serve our model
         self.adapters: set[str] = set()  # names that it has loaded
         self.healing = asyncio.Lock()
         self._session = session
