@@ -29,7 +29,8 @@ from atgrpo_jax.models import hf  # noqa: E402
 from atgrpo_jax.models.transformer import Transformer, init_params  # noqa: E402
 
 TRAINERS = {"trl": "trl", "tunix": "tunix"}  # script: environment
-SAMPLERS = {"vllm": "vllm", "transformers": "trl", "tunix": "tunix"}
+SAMPLERS = {"vllm": "vllm", "transformers": "trl", "tunix": "tunix", "llamacpp": "llamacpp"}
+OPTIONAL = {"llamacpp"}  # environments that setup.sh makes if told to; passed over where missing
 
 
 def main() -> None:
@@ -53,7 +54,8 @@ def main() -> None:
         for script in ("rollout.py",) if args.rollout else ("update.py", "step.py"):
             lines += run("atgrpo_jax", [sys.executable, str(HERE.parent / script), *ours])
         peers, kind = (SAMPLERS, "rollout") if args.rollout else (TRAINERS, "grpo")
-        for peer in args.peers.split(",") if args.peers else peers:
+        there = [p for p, e in peers.items() if e not in OPTIONAL or (args.environments / e).exists()]
+        for peer in args.peers.split(",") if args.peers else there:
             python = str(args.environments / peers[peer] / "bin" / "python")
             script = str(HERE / f"{peer}_{kind}.py")
             lines += run(peer, [python, script, folder, f"--micro={args.micro}", *counts])
