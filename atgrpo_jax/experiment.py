@@ -8,6 +8,7 @@ from typing import Any
 from atgrpo_jax.batch import BatchConfig
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.local import LocalEngineConfig
+from atgrpo_jax.engines.sglang_jax import SGLangJaxConfig
 from atgrpo_jax.evaluation import EvaluationConfig
 from atgrpo_jax.groups import CreditConfig
 from atgrpo_jax.learner import LossConfig, OptimizerConfig
@@ -42,7 +43,7 @@ class Experiment:
     pretrained: str | Mapping[str, str] | None = None
     lora: LoraConfig = LoraConfig()  # of policies that are adapters
     mesh: MeshConfig = MeshConfig()
-    engine: LocalEngineConfig = LocalEngineConfig()
+    engine: LocalEngineConfig | SGLangJaxConfig = LocalEngineConfig()
     rollout: RolloutConfig = RolloutConfig()
     credit: CreditConfig = CreditConfig()
     batch: BatchConfig = BatchConfig()
@@ -94,7 +95,7 @@ class Experiment:
         require(
             self,
             "engine",
-            self.engine.rows % rows == 0,
+            not isinstance(self.engine, LocalEngineConfig) or self.engine.rows % rows == 0,
             f"LocalEngineConfig.rows must be a multiple of mesh data x fsdp = {rows}",
         )
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atgrpo_jax.batch import BatchConfig, pack
-from atgrpo_jax.engines.local import power_of_two
+from atgrpo_jax.engines.local import LocalEngineConfig, power_of_two
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.learner import cloning
@@ -243,9 +243,17 @@ def _head(local: ModelConfig, x: Experiment, trained: bool) -> float:
     return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
 
 
+def _engine(x: Experiment) -> LocalEngineConfig:
+    """Raises ConfigError for another engine, whose memory and speed are not known here."""
+    if not isinstance(x.engine, LocalEngineConfig):
+        name = type(x.engine).__name__
+        raise ConfigError(f"Experiment.engine is {name}; plan knows LocalEngineConfig only")
+    return x.engine
+
+
 def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
     """Pages of the in-process engine on each device, and the logits of its rows."""
-    local, engine = _local(config, x.mesh), x.engine
+    local, engine = _local(config, x.mesh), _engine(x)
     rows = engine.rows / (x.mesh.data * x.mesh.fsdp)
     most = rows * power_of_two(group.new)
     places = engine.prompt_cache + min(engine.answer_cache or most, most)
@@ -276,7 +284,7 @@ def seconds(
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
     updates: dict[Any, float] = defaultdict(float)  # seconds of each of the meshes side by side
     samples = group.groups / len(roles) * group.candidates
-    steps = math.ceil(samples / x.engine.rows) * group.new
+    steps = math.ceil(samples / _engine(x).rows) * group.new
     for role in roles:
         policy = x.team.policy(role)
         config = x.architecture(x.start(policy))
