@@ -211,8 +211,8 @@ class Session:
         return self._receive()
 
     def _take_weights(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Names, shapes and shardings of the model's arrays, in their order. The arrays themselves are dummies
-        that would live as long as the model: they go."""
+        """Names, shapes and shardings of the model's arrays, in their order. The arrays are dummies that
+        would live as long as the model, and go."""
         from flax import nnx
 
         state = nnx.split(self._runner.model)[1]
