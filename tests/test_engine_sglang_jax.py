@@ -40,7 +40,9 @@ from atgrpo_jax.types import Address, GroupKey, Sample, Sampling
 
 STOP = 3
 MODEL = Transformer(dataclasses.replace(SMALL, head_size=128, heads=2, kv_heads=1, tied=False), 96)
-SIZES = SGLangJaxConfig(context_length=160, max_running_requests=16, max_total_tokens=2048, prefill=128)
+SIZES = SGLangJaxConfig(
+    context_length=160, max_running_requests=16, max_total_tokens=2048, prefill=128, batches=(16,)
+)
 
 
 def request(prompt, instance=0, k=3, step=1, policy="a", **sampling):
@@ -61,6 +63,7 @@ def request(prompt, instance=0, k=3, step=1, policy="a", **sampling):
         {"tensor": 2, "devices": (1, 1)},
         {"prefill": 8, "page": 16},
         {"deadline": -1.0},
+        {"batches": (0,)},
         {"page": "1"},
     ],
 )
@@ -269,7 +272,6 @@ def test_greedy_tokens_are_those_of_our_own_engine(engine, local):
     answers = draw(engine, *asked)
     assert tokens(answers) == tokens(draw(local, *asked))
     assert {sample.version for samples in answers for sample in samples} == {7}
-    assert {sample.finish for samples in answers for sample in samples} == {"length", "stop"}
 
 
 @live
@@ -282,18 +284,19 @@ def test_logprobs_are_the_models_at_the_sampling_temperature(engine, params, tem
         for sample in samples:
             expected = told(params, one.prompt_ids, sample, temperature)
             np.testing.assert_allclose(sample.logprobs, expected, rtol=0, atol=1e-4)
-            assert (sample.tokens[-1] == STOP) == (sample.finish == "stop")
-            assert STOP not in sample.tokens[:-1]
 
 
 @live
 @quiet
 def test_long_answers_have_a_logprob_a_token(engine, params):
-    (samples,) = draw(engine, request([1, 2], max_tokens=130))
+    (samples,) = draw(engine, request([1, 2], k=8, max_tokens=130))
     for sample in samples:
         assert len(sample.tokens) == len(sample.logprobs)
+        assert (sample.tokens[-1] == STOP) == (sample.finish == "stop")
+        assert STOP not in sample.tokens[:-1]
         np.testing.assert_allclose(sample.logprobs, told(params, [1, 2], sample, 1.0), rtol=0, atol=1e-4)
-    assert max(len(sample.tokens) for sample in samples) > 100
+    assert {sample.finish for sample in samples} == {"stop", "length"}
+    assert max(len(sample.tokens) for sample in samples) == 130
 
 
 @live
@@ -302,8 +305,7 @@ def test_siblings_differ_and_a_repetition_is_the_same(engine, params):
     """Alone or in company, in one event loop or the next, before the cache is emptied and after."""
     asked = many(6)
     first = draw(engine, *asked)
-    drawn = [sample.tokens for samples in first for sample in samples]
-    assert len(set(drawn)) == len(drawn) == 18
+    assert all(len({sample.tokens for sample in samples}) == 3 for samples in first)
     alone = [draw(engine, one)[0] for one in asked]
     engine.push_weights("a", Weights(params), 7)
     assert tokens(first) == tokens(alone) == tokens(draw(engine, *asked))
@@ -394,7 +396,7 @@ def test_a_deadline_and_a_cancellation_leave_nothing_behind(engine, params, monk
         task = asyncio.create_task(engine.sample(request([1, 2, 3], max_tokens=120)))
         await asyncio.sleep(0.2)
         with pytest.raises(RunError, match="while samples are being drawn"):
-            monkeypatch.setattr(time, "sleep", lambda _: None)
+            monkeypatch.setattr(sglang_jax_session, "PATIENCE", 0.0)
             engine.push_weights("a", Weights(params), 8)
         monkeypatch.undo()
         task.cancel()
@@ -460,14 +462,14 @@ def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params):
     failing.close()
     assert child.poll() is None
     child.communicate(b"\n")
-    with pytest.raises(RunError, match=r"policy a: sglang-jax did not start|there is memory for"):
-        dataclasses.replace(SIZES, max_total_tokens=10**12).build(served("a"))
+    with pytest.raises(RunError, match="policy a: sglang-jax did not start"):
+        dataclasses.replace(SIZES, memory=1e-6).build(served("a"))
 
 
 @live
 @quiet
 def test_a_run_trains_and_sampler_and_learner_agree(tmp_path):
-    """A policy that is all trained and one that is an adapter, as a user starts it."""
+    """As a user starts it."""
     params = {
         "experiment.Experiment.steps": 3,
         "warm_start.WarmStartConfig.steps": 10,
@@ -480,6 +482,5 @@ def test_a_run_trains_and_sampler_and_learner_agree(tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    gaps = [record[f"{policy}/logprob_gap"] for record in records[1:] for policy in ("scout", "mover")]
-    assert len(gaps) == 6 and max(gaps) < 1e-4
+    assert len(records) == 4 and all(record["shared/logprob_gap"] < 1e-4 for record in records[1:])
     assert all(record["rollout/tokens"] > 0 for record in records[1:])

@@ -40,6 +40,8 @@ class SGLangJaxConfig:
     tensor: int = 1  # devices that each layer is split over; data parallelism there is none
     # Which they are, as indices of jax.devices(); () for the first ones of the policy's mesh.
     devices: tuple[int, ...] = ()
+    # Sizes of batches that programs are compiled for, besides max_running_requests; () for all powers of 2.
+    batches: tuple[int, ...] = ()
     precompile: bool = False  # all shapes at the start, or each when it first comes
     folder: str = ""  # where each policy's config.json is written and left; a temporary one if empty
     # Seconds; whoever waits longer gets an error for each sample that is not complete. 0 for no limit.
@@ -47,7 +49,8 @@ class SGLangJaxConfig:
 
     def __post_init__(self):
         check_types(self)
-        object.__setattr__(self, "devices", tuple(self.devices))
+        for name in ("devices", "batches"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("context_length", "max_running_requests", "page", "prefill", "tensor"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         rule = f"must hold a context of {self.context_length} tokens"
@@ -55,6 +58,7 @@ class SGLangJaxConfig:
         require(self, "prefill", self.prefill >= self.page, f"must hold a page of {self.page} tokens")
         require(self, "memory", 0 < self.memory < 1, "must be between 0 and 1")
         require(self, "deadline", self.deadline >= 0, "must not be negative")
+        require(self, "batches", all(size >= 1 for size in self.batches), "must be at least 1")
         distinct = len(set(self.devices)) == len(self.devices) and all(i >= 0 for i in self.devices)
         exact = not self.devices or len(self.devices) == self.tensor
         rule = f"must be () or as many different indices as tensor = {self.tensor}"

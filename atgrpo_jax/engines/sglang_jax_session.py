@@ -32,6 +32,7 @@ from atgrpo_jax.models.transformer import Transformer
 RELEASE = "0.1.0rc0"
 INSTALL = 'pip install "atgrpo_jax[sglang-tpu]"'
 SPARE = 8  # places of a context that sglang-jax keeps to itself
+PATIENCE = 5.0  # seconds for what was cancelled just before to go
 IDLE = 0.002  # seconds between two looks for requests when there are none
 
 
@@ -152,7 +153,15 @@ class Session:
             raise RunError(f"sglang-jax refuses a request: {error}") from error
         finally:
             self._manager.abort_request(name)  # if it is not complete
+            await self._gone(name)
             await answers.aclose()
+
+    async def _gone(self, name: str) -> None:
+        """When an aborted request has ended. One that had not begun would be remembered for ever."""
+        requests = self._manager.rid_to_state
+        while name in requests and not requests[name].finished:
+            await asyncio.sleep(IDLE)
+        requests.pop(name, None)
 
     def swap(self, params: Any) -> None:
         """Later samples come from ``params``; what was computed from others is forgotten.
@@ -176,15 +185,15 @@ class Session:
 
     def _forget(self) -> None:
         """Empties the cache of prompts, which the Engine does only when nothing is being drawn."""
-        for _ in range(100):  # what was cancelled just now takes a moment to go
-            if self.submit(self._manager.flush_cache()).result(timeout=60).success:
-                return
-            time.sleep(0.05)
-        raise RunError(f"policy {self._policy}: weights were pushed while samples are being drawn")
+        until = time.monotonic() + PATIENCE
+        while not self.submit(self._manager.flush_cache()).result(timeout=60).success:
+            if time.monotonic() > until:
+                raise RunError(f"policy {self._policy}: weights were pushed while samples are being drawn")
+            time.sleep(IDLE)
 
     def close(self) -> None:
         self._closed = True
-        self._ended.wait(timeout=10)
+        self._ended.wait(timeout=2)  # it does not if it has failed
         self.submit(self._leave()).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         while self._loop.is_running():
@@ -253,6 +262,7 @@ def _arguments(folder: str, model: Transformer, devices: Sequence[int], config: 
         "max_prefill_tokens": config.prefill,
         "chunked_prefill_size": config.prefill // config.page * config.page,
         "mem_fraction_static": config.memory,
+        "precompile_bs_paddings": list(config.batches) or None,
         "disable_precompile": not config.precompile,
         "enable_deterministic_sampling": True,
         "enable_single_process": True,
