@@ -19,18 +19,21 @@ setup(
         "jax>=0.10,<0.13",
         "matplotlib>=3.8",
         "numpy>=2.0",
-        "optax>=0.2.8",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.12,<0.13",
         "safetensors>=0.5",
         "tensorboardX>=2.6.2",
         "tqdm>=4.66",
-        "transformers>=5.0",  # tokenizers and chat templates; it needs no torch for them
+        "transformers>=4.57",  # tokenizers and chat templates; it needs no torch for them
     ],
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         # To start SGLang servers from the same environment; launch/serve_sglang.sh makes one of their own.
         "sglang": ["sglang==0.5.23"],
+        # For ``SGLangJaxConfig``: Python >= 3.12. These fix jax, flax, numpy, optax and transformers.
+        "sglang-tpu": ["sglang-jax[tpu]==0.1.0rc0"],
+        "sglang-cpu": ["sglang-jax[cpu]==0.1.0rc0"],
         "patterns": ["outlines-core>=0.2.14,<0.3"],  # for ``Sampling.pattern``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'

@@ -9,6 +9,7 @@ from atgrpo_jax.batch import BatchConfig
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.engines.sglang import SGLangConfig
+from atgrpo_jax.engines.sglang_jax import SGLangJaxConfig
 from atgrpo_jax.evaluation import EvaluationConfig
 from atgrpo_jax.groups import CreditConfig
 from atgrpo_jax.learner import LossConfig, OptimizerConfig
@@ -43,7 +44,7 @@ class Experiment:
     pretrained: str | Mapping[str, str] | None = None
     lora: LoraConfig = LoraConfig()  # of policies that are adapters
     mesh: MeshConfig = MeshConfig()
-    engine: LocalEngineConfig | SGLangConfig = LocalEngineConfig()
+    engine: LocalEngineConfig | SGLangConfig | SGLangJaxConfig = LocalEngineConfig()
     rollout: RolloutConfig = RolloutConfig()
     credit: CreditConfig = CreditConfig()
     batch: BatchConfig = BatchConfig()

@@ -17,6 +17,7 @@ import numpy as np
 
 from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.engines.local import LocalEngineConfig, power_of_two
+from atgrpo_jax.engines.sglang_jax import SGLangJaxConfig
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.learner import cloning
@@ -130,6 +131,10 @@ def _memory(x: Experiment, policies: Policies, names: Sequence[str], group: Size
     )
     lines[_HEAD] = max(_head(local[name], x, trained=ranks[name] is None) for name in configs)
     lines["cache of the rollout"] = sum(_cache(config, x, group) for config in set(configs.values()))
+    for name, shapes in held.items():
+        fused = 0 if name in policies.adapted else _fused(configs[name], x, shapes.params)
+        if fused:
+            lines[f"parameters arranged for the rollout, {name}"] = fused
     return lines
 
 
@@ -246,6 +251,8 @@ def _head(local: ModelConfig, x: Experiment, trained: bool) -> float:
 def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
     """Pages of the in-process engine on each device, and the logits of its rows; servers are elsewhere."""
     local, engine = _local(config, x.mesh), x.engine
+    if isinstance(engine, SGLangJaxConfig):
+        raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
     if not isinstance(engine, LocalEngineConfig):
         return 0.0
     rows = engine.rows / (x.mesh.data * x.mesh.fsdp)
@@ -254,6 +261,18 @@ def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
     place = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
     vocab = config.vocab_size or x.tokenizer.vocab_size
     return places * place + 3 * 4 * rows * vocab
+
+
+def _fused(config: ModelConfig, x: Experiment, params: Any) -> int:
+    """What the in-process engine keeps a second time of a small model; see ``transformer.fuse``."""
+    if not isinstance(x.engine, LocalEngineConfig) or x.mesh.fsdp * x.mesh.tensor > 1:
+        return 0
+    if bytes_a_device(params) > x.engine.fuse_mb * 1e6:
+        return 0
+    outputs = (config.heads + 2 * config.kv_heads) * config.head_size + 2 * config.mlp_width
+    biases = (config.heads + 2 * config.kv_heads) * config.head_size if config.qkv_bias else 0
+    size = config.layers * (config.width * outputs + biases)
+    return size * jnp.dtype(config.param_dtype).itemsize
 
 
 def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The jitted update: (state, batch) -> (state, metrics)."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +59,9 @@ class OptimizerConfig:
         require(self, "final", 0 <= self.final <= 1, "must be in [0, 1]")
         for name in ("b1", "b2", "momentum"):
             require(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        scales = "consistent_rms" in inspect.signature(optax.contrib.muon).parameters
+        rule = "muon needs optax >= 0.2.8, and sglang-jax comes with an older one"
+        require(self, "algorithm", scales or self.algorithm != "muon", rule)
 
     def rate(self) -> optax.Schedule:
         """Update, counted from 0 -> learning rate."""

@@ -17,7 +17,7 @@ from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
 from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.models.config import ModelConfig, preset
-from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.models.transformer import Transformer, fuse
 from atgrpo_jax.plan import parse_mesh
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.team import Team
@@ -64,6 +64,24 @@ def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
     state = programs(whole, z, policies.meshes[policy]).empty()
     logits = 3 * 4 * z.rows * 400
     assert said - logits == held((state.prompts, state.answers))
+
+
+def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one():
+    x = dataclasses.replace(load("smoke.gin"), warm_start=None)
+    policies = Policies(x)
+    params = policies.start()[policies.names[0]].params
+    made = [part for name, part in fuse(params).items() if name.startswith("layer_")]
+    new = sum(
+        held(module) for part in made for name, module in part.items() if "_" in name and "norm" not in name
+    )
+
+    def said(x):
+        group = footprint.sizes(x, instances=2)
+        return footprint.memory(x, Policies(x), group).get("parameters arranged for the rollout, shared")
+
+    assert said(x) == new > 0
+    assert said(dataclasses.replace(x, engine=dataclasses.replace(x.engine, fuse_mb=0.0))) is None
+    assert said(dataclasses.replace(x, mesh=MeshConfig(fsdp=2))) is None
 
 
 def test_meshes_side_by_side_hold_a_policy_each_and_work_at_the_same_time():

@@ -16,8 +16,11 @@ RANKS = [
     },
     {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged"},
     {"batch", "models.lora", "models.head", "rollout", "run_folder", "engines.decoding"},
-    {"models.packed", "engines.lanes", "engines.fleet", "weight_sync", "checkpoint", "evaluation", "metrics"},
-    {"learner", "engines.local", "engines.sglang"},
+    {
+        "models.packed", "engines.lanes", "engines.fleet", "engines.sglang_jax_session", "weight_sync",
+        "checkpoint", "evaluation", "metrics",
+    },
+    {"learner", "engines.local", "engines.sglang", "engines.sglang_jax"},
     {"warm_start"},
     {"experiment"},
     {"policies"},
