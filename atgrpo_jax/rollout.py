@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -63,6 +64,19 @@ class RolloutConfig(Sampling):
         return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
 
 
+class Clock:
+    """``with clock:`` adds to ``seconds``."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exc) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
 @dataclasses.dataclass(frozen=True)
 class Player:
     """Plays episodes. ``propose`` draws candidates: an engine's (``engine_propose``), or demonstrations."""
@@ -75,6 +89,7 @@ class Player:
     seed: int
     select: Select = "mixed"
     exclude: tuple[str, ...] = (Outcome.ENGINE_ERROR.value,)
+    clock: Clock = dataclasses.field(default_factory=Clock)  # of the task's and tokenizer's own work
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """One episode of the team on ``task.instance(split, index)``."""
@@ -91,7 +106,8 @@ class Player:
                 draws = await asyncio.gather(*(self._draw(state, key) for key in keys))
             for i, key in enumerate(keys):
                 drawn = draws[i] if workflow.parallel else await self._draw(state, key)
-                group, steps = self._score(state, drawn)
+                with self.clock:
+                    group, steps = self._score(state, drawn)
                 groups.append(group)
                 if group.chosen is None:
                     return finish(turn + 1, "engine_error")
@@ -104,7 +120,8 @@ class Player:
 
     async def _draw(self, state: Any, key: GroupKey) -> list[tuple[Origin, Sample]]:
         """K samples of the prompt that ``key.role`` sees in ``state``, each stamped with its origin."""
-        prompt_ids = self.tokenizer.prompt_ids(self.task.prompt(state, key.role))
+        with self.clock:
+            prompt_ids = self.tokenizer.prompt_ids(self.task.prompt(state, key.role))
         policy = self.team.policy(key.role)
         samples = await self.propose(state, key, prompt_ids, policy)
         version = next((s.version for s in samples if s.finish != "error"), -1)

@@ -95,14 +95,17 @@ class Trainer:
 
     def rollout(self, step: int) -> list[Episode]:
         """Fresh training instances, played by the team."""
-        began, before = time.monotonic(), self._engine.usage
+        began, before, own = time.monotonic(), self._engine.usage, self._player.clock.seconds
         indices = train_indices(step, self.x.rollout.instances)
         episodes = play_all(self._player, step, "train", indices, self._episodes)
         used = self._engine.usage - before
         self._measure("rollout", began, used.tokens)
         self._seconds["perf/rollout_known_prompt"] = used.known_tokens / max(used.prompt_tokens, 1)
+        self._seconds["perf/rollout_environment_s"] = self._player.clock.seconds - own
         if used.places:
+            idle = self._seconds["perf/rollout_s"] - used.seconds  # of the devices
             self._seconds |= {
+                "perf/rollout_idle_s": idle,
                 "perf/rollout_prefill_s": used.prefill_s,
                 "perf/rollout_decode_s": used.decode_s,
                 "perf/rollout_occupancy": used.tokens / used.places,

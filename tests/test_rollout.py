@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 
 import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
@@ -133,6 +134,23 @@ def test_a_crash_in_one_instance_stops_the_rollout_with_its_error():
 
     with pytest.raises(RuntimeError, match="task bug"):
         play_all(player({}, Broken())[0], 1, "train", range(3))
+
+
+def test_the_tasks_own_time_is_told_apart_from_the_engines():
+    class Slow(Sum):
+        def act(self, state, role, text):
+            time.sleep(0.02)
+            return super().act(state, role, text)
+
+    class Waiting(ScriptedEngine):
+        async def sample(self, request):
+            await asyncio.sleep(0.2)
+            return await super().sample(request)
+
+    made, engine = player({(0, "a"): ["1", "2", "3"], (0, "b"): ["7", "7", "7"]}, Slow())
+    waiting = dataclasses.replace(made, propose=engine_propose(Waiting(engine.script), SAMPLING, 3, seed=5))
+    play(waiting)
+    assert 6 * 0.02 <= waiting.clock.seconds < 2 * 0.2
 
 
 def test_every_step_has_fresh_instances():
