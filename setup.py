@@ -39,7 +39,7 @@ setup(
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
             *("gguf>=0.19", "libtpu==0.0.52", "mypy==2.4.1", "outlines-core>=0.2.14,<0.3", "peft>=0.17"),
-            *("pytest>=8", "ruff==0.17.6", "torch==2.13.0"),
+            *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "torch==2.13.0"),
         ],
     },
 )
