@@ -1,6 +1,7 @@
 """Against ``transformers``, in float32: small random models of every architecture and variant."""
 
 import dataclasses
+import errno
 import json
 
 import jax
@@ -11,6 +12,7 @@ import torch
 import transformers
 from fakes import LOGITS
 from reference import VARIANTS, forward, make, ours
+from safetensors import SafetensorError
 
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.mesh import MeshConfig
@@ -162,3 +164,15 @@ def test_a_model_that_comes_from_no_folder_is_written_as_one_that_transformers_l
     np.testing.assert_allclose(scores, theirs.numpy(), **LOGITS)
     with pytest.raises(RunError, match="no Hugging Face model has both"):
         hf.description(dataclasses.replace(config, qkv_bias=True), 50)
+
+
+def test_a_full_disk_is_said_as_one(tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(hf, "save_file", full)
+    config = ModelConfig(layers=1, width=8, mlp_width=8, heads=2, kv_heads=2, head_size=4, vocab_size=9)
+    params = init_params(Transformer(config, 9), jax.random.key(0))
+    with pytest.raises(OSError, match="No space left") as error:
+        hf.save(str(tmp_path), params, hf.description(config, 9))
+    assert error.value.errno == errno.ENOSPC and error.value.filename.endswith(hf.SINGLE)

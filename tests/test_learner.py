@@ -215,6 +215,7 @@ def test_the_loss_is_that_of_the_formula():
         {"kl": 0.1},
         {"epochs": 2},
         {"minibatches": 3},
+        {"correction": 2.0},
     ],
     ids=str,
 )
@@ -237,7 +238,7 @@ def test_every_option_changes_the_result(change):
             aggregate=loss.aggregate, constant=16,
         )  # fmt: skip
         near = [near_the_policy(batch, state.params, i) for i, batch in enumerate(batches)]
-        return ours.train(state, near, 1.0, reference)[0].params
+        return ours.train(state, near, 1.0, reference, correction=loss.correction)[0].params
 
     base = LossConfig(minibatches=2)
     changed = dataclasses.replace(base, **change)
@@ -263,6 +264,31 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     off = with_old_logprobs(batch, own.trained.old_logprobs - 0.25)
     _, far = ours.update(ours.init(jax.random.key(0)), off, 1.0)
     np.testing.assert_allclose(far["logprob_gap"], 0.25, rtol=1e-4)
+
+
+def test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own_tokens():
+    ours, batch = learner(), packed(items())
+    state = ours.init(jax.random.key(0))
+    micro = jax.tree.map(lambda x: x[0], batch)
+    own = np.asarray(batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))[0])[None]
+    trained = batch.trained.weights > 0
+    off = np.where(trained, np.random.default_rng(0).uniform(-1, 1, own.shape), 0).astype(np.float32)
+    corrected, found = ours.corrected(state.params, with_old_logprobs(batch, own - off), 1.0, most=1.5)
+    factor = np.minimum(np.exp(off), 1.5)
+    assert factor.max() == 1.5 and factor.min() < 0.5
+    np.testing.assert_allclose(corrected.trained.old_logprobs[trained], own[trained], **PARITY)
+    expected = batch.trained.advantages * factor
+    np.testing.assert_allclose(corrected.trained.advantages[trained], expected[trained], **PARITY)
+    np.testing.assert_allclose(found["logprob_gap"], np.abs(off).max(), **PARITY)
+    np.testing.assert_allclose(
+        found["correction"], np.average(factor, weights=batch.trained.weights), **PARITY
+    )
+
+    mine = with_old_logprobs(batch, own)
+    plain, _ = ours.train(state, [mine, mine], 1.0)
+    again, metrics = ours.train(ours.init(jax.random.key(0)), [mine, mine], 1.0, correction=2.0)
+    assert_same(plain.params, again.params)
+    np.testing.assert_allclose(jax.device_get(metrics).metrics()["correction"], 1.0, **PARITY)
 
 
 def test_without_batches_a_policy_stays_as_it_is():
@@ -423,7 +449,14 @@ def test_advantages_move_logprobs_their_way():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"clip_low": 1.0}, {"clip_high": 0.0}, {"dual_clip": 1.0}, {"kl": -1.0}, {"epochs": 0}],
+    [
+        {"clip_low": 1.0},
+        {"clip_high": 0.0},
+        {"dual_clip": 1.0},
+        {"kl": -1.0},
+        {"epochs": 0},
+        {"correction": 0.5},
+    ],
 )
 def test_loss_config_refuses(wrong):
     with pytest.raises(ValueError, match=f"LossConfig.{next(iter(wrong))}"):

@@ -1,7 +1,7 @@
 """Samples through sglang-jax's in-process ``Engine``: its TPU kernels, our arrays.
 
 One Engine a policy. It starts from a config.json that we write, on dummy weights; ``push_weights`` puts the
-policy's arrays in their place, with no file in between. See sglang_jax_session.py and docs/sglang_jax.md.
+policy's arrays in their place, with no file in between. See sglang_jax_session.py and docs/sglang.md.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """All that touches sglang-jax: one of its Engines, held in this process.
 
 Its way to new weights is not public, and its Engine is made to own the process. So this file relies on
-private parts of one release, ``RELEASE``; docs/sglang_jax.md lists them. Nothing of it is imported before
+private parts of one release, ``RELEASE``; docs/sglang.md lists them. Nothing of it is imported before
 ``Session`` needs it.
 """
 
