@@ -1,5 +1,6 @@
 """Whole runs as a user starts them: real processes, killed and resumed."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -13,10 +14,12 @@ import time
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from atgrpo_jax import config
 from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.learner import Learner
+from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.run_folder import RunFolder
 
@@ -143,6 +146,14 @@ def test_evaluate_repeats_the_runs_own_scores(whole, place):
         assert out.startswith(f"test after step {step}: {expected:.1%} of 20")
     records = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
     assert [r["step"] for r in records] == [STEPS, 0]
+
+
+def test_a_run_that_started_from_no_folder_is_exported_as_one(whole, place):
+    finish(start(place, "--run_dir=whole", "--out=exported", module="export"))
+    x = config.load("smoke.gin")
+    read = hf.model_config(str(place / "exported" / "shared"), "float32")
+    assert read == dataclasses.replace(x.model, vocab_size=x.tokenizer.vocab_size)
+    assert transformers.AutoModelForCausalLM.from_pretrained(place / "exported" / "shared").num_parameters()
 
 
 def test_killed_at_ten_random_moments_and_resumed_it_is_the_same_run(whole, place):
