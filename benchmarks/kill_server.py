@@ -85,7 +85,7 @@ def steps(folder: Path) -> list[int]:
 def broken_groups(folder: Path) -> int:
     """Groups without all their candidates, or not drawn from the weights of the step before."""
     broken = 0
-    for path in sorted((folder / "episodes").iterdir()):
+    for path in sorted((folder / "episodes").glob("*.gz")):
         with gzip.open(path, "rt") as file:
             for line in file:
                 group = json.loads(line)

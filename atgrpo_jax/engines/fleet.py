@@ -60,7 +60,7 @@ class Fleet:
     async def update(self) -> None:
         """All servers at once. Raises RunError if one does not take the weights."""
         try:
-            await asyncio.gather(*(self.heal(server) for server in self.servers))
+            await asyncio.gather(*(self._heal_in_time(server) for server in self.servers))
         except ServerError as error:
             raise RunError(f"the weights of {self.name} did not reach a server: {error}") from error
 
@@ -76,6 +76,17 @@ class Fleet:
                 await self._ready(server, 0.0 if self.launch is None else self.start_s)
                 await self._check(server)
             await self._give(server)
+
+    async def _heal_in_time(self, server: Server) -> None:
+        end = time.monotonic() + self.start_s
+        while True:
+            try:
+                return await self.heal(server)
+            except Unreachable:
+                server.state = None
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(_POLL_S)
 
     def _holds(self, server: Server) -> bool:
         return server.state == self.state and server.adapters == {name for name, _ in self.adapters.values()}
@@ -98,6 +109,8 @@ class Fleet:
                 now = time.monotonic()
                 process = server.process
                 if process is not None and not process.alive:
+                    if server.known:  # it has served, so whatever ended it may not do so again
+                        raise Unreachable(f"{server.url} ended while it started again") from error
                     raise RunError(
                         f"the server of {self.name} ended while it started; {process.last_words()}"
                     ) from error
