@@ -45,7 +45,7 @@ def main() -> None:
         while run.poll() is None and kills < args.kills and not steps(folder):
             time.sleep(1)
         while run.poll() is None and kills < args.kills:
-            time.sleep(rng.uniform(1, 12))
+            time.sleep(rng.uniform(1, 40))  # a restart takes 10 to 20
             leash = server_of(run.pid)
             if leash is not None:
                 os.killpg(leash, signal.SIGKILL)
