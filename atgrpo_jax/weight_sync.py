@@ -26,8 +26,8 @@ LENGTH = 16  # tokens of each
 DRAWS = 64  # tokens drawn after each prompt
 # A test of the draws fails an honest engine once in so many pushes.
 RARELY = 1e-8
-# Standard errors by which an engine must be nearer to the last weights than to the new ones.
-STALE_Z = 6.0
+# Standard errors by which an engine must be nearer to other weights of the learner's than to the pushed ones.
+OTHERS_Z = 6.0
 
 
 def push(engine: Engine, weights: Mapping[str, Any], version: int) -> None:
@@ -203,7 +203,7 @@ def judge(
     cause = None
     if gap_PK[-1].max() <= limit < gap:
         cause = KEPT
-    elif margins and min(margins.values()) < -STALE_Z:
+    elif margins and min(margins.values()) < -OTHERS_Z:
         cause = f"it draws from {min(margins, key=lambda name: margins[name])}"
     elif not gap <= limit:
         cause = UNKNOWN

@@ -1,18 +1,20 @@
 # Sourced by the other scripts: a virtual environment with this checkout in it.
 #   ATGRPO_VENV    where it lives (default: .venv in the checkout)
-#   ATGRPO_PYTHON  the Python to make it with, 3.11 or newer (default: the first one found)
+#   ATGRPO_PYTHON  the Python to make it with, 3.11 or newer (default: the first one found, pyenv's included)
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${ATGRPO_VENV:-$root/.venv}"
 
+# find_python [LEAST BELOW]: the first Python with LEAST <= version < BELOW.
 find_python() {
-  local python
-  for python in ${ATGRPO_PYTHON:-python3 python3.13 python3.12 python3.11}; do
-    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  local least="${1:-3, 11}" below="${2:-4, 0}" python pyenv=""
+  if command -v pyenv >/dev/null; then pyenv="$(pyenv root)"; fi
+  for python in ${ATGRPO_PYTHON:-python3 python3.13 python3.12 python3.11 "$pyenv"/versions/3.1[1-9].*/bin/python}; do
+    if "$python" -c "import sys; sys.exit(not ($least) <= sys.version_info < ($below))" 2>/dev/null; then
       echo "$python"
       return
     fi
   done
-  echo "error: no Python >= 3.11 found; set ATGRPO_PYTHON to one" >&2
+  echo "error: no Python >= ${least/, /.} and < ${below/, /.} found; set ATGRPO_PYTHON to one" >&2
   return 1
 }
 

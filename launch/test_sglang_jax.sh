@@ -1,28 +1,14 @@
 #!/usr/bin/env bash
 # The tests of engines/sglang_jax.py with sglang-jax itself, on a CPU, in a virtual environment of their own with
 # a Python 3.12 or 3.13. About two minutes on 2 cores, 2 GB of disk. Arguments go to pytest.
-#   ATGRPO_SGLANG_JAX_VENV    where the environment lives (default: .venv-sglang-jax in the checkout)
-#   ATGRPO_SGLANG_JAX_PYTHON  the Python to make it with (default: the first one found, pyenv's included)
+#   ATGRPO_SGLANG_JAX_VENV  where the environment lives (default: .venv-sglang-jax in the checkout)
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 venv="${ATGRPO_SGLANG_JAX_VENV:-$root/.venv-sglang-jax}"
-
-find_python() {
-  local python pyenv=""
-  if command -v pyenv >/dev/null; then pyenv="$(pyenv root)"; fi
-  for python in ${ATGRPO_SGLANG_JAX_PYTHON:-python3.12 python3.13 "$pyenv"/versions/3.1[23].*/bin/python}; do
-    if "$python" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info < (3, 14))' 2>/dev/null; then
-      echo "$python"
-      return
-    fi
-  done
-  echo "error: sglang-jax needs a Python 3.12 or 3.13; set ATGRPO_SGLANG_JAX_PYTHON to one" >&2
-  return 1
-}
 
 stamp="$root $(cksum < "$root/setup.py")"
 if ! grep -qsF "$stamp" "$venv/.atgrpo"; then
-  python="$(find_python)"
+  python="$(find_python "3, 12" "3, 14")"
   echo "making $venv" >&2
   "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv

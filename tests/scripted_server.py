@@ -7,6 +7,7 @@ two together.
 import asyncio
 import json
 import threading
+from http import HTTPStatus
 
 from aiohttp import web
 
@@ -117,10 +118,8 @@ class ScriptedServer:
             for ids, params, rid in zip(body["input_ids"], body["sampling_params"], body["rid"], strict=True)
         ]
         first = answers[0]["meta_info"]
-        if fault == "500":
-            return web.Response(status=500, text="Internal Server Error")
-        if fault == "503":
-            return web.Response(status=503, text="the server is paused")
+        if fault.isdigit():
+            return web.Response(status=int(fault), text=HTTPStatus(int(fault)).phrase)
         if fault == "closed":
             request.transport.close()
         elif fault == "cut":

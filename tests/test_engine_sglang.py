@@ -16,7 +16,7 @@ from fakes import SMALL, small_model
 from scripted_server import ScriptedServer
 
 from atgrpo_jax.engines.base import Request, Served
-from atgrpo_jax.engines.processes import ServerProcess, free_port
+from atgrpo_jax.engines.processes import ServerProcess
 from atgrpo_jax.engines.published import Published
 from atgrpo_jax.engines.servers import sampling_params
 from atgrpo_jax.engines.sglang import SGLangConfig
@@ -141,8 +141,8 @@ def test_seeds_are_sent_where_they_are_honoured(server, make, monkeypatch):
 
 
 TRIED_AGAIN = (
-    "500", "503", "closed", "cut", "no json", "one missing", "no logprobs", "a logprob less", "too many",
-    "wrong id", "nan", "stopped early", "aborted", "another version", "two versions", "restarted",
+    "408", "429", "500", "503", "closed", "cut", "no json", "one missing", "no logprobs", "a logprob less",
+    "too many", "wrong id", "nan", "stopped early", "aborted", "another version", "two versions", "restarted",
 )  # fmt: skip
 
 
@@ -188,6 +188,22 @@ def test_a_slow_server_gives_errors_at_the_deadline_and_is_told_to_stop(server, 
     assert asked <= {body["rid"] for body in server.bodies("/abort_request")}
 
 
+def test_a_server_that_is_not_ready_by_the_deadline_ends_the_run(server, make, monkeypatch):
+    engine = make(server, deadline=0.5)
+    engine._fleets["shared"].servers[0].state = None
+    monkeypatch.setattr(server, "_model_info", lambda body: time.sleep(1.0))
+    with pytest.raises(RunError, match=r"no sample at .*: http.* was not ready to draw within .*deadline"):
+        ask(engine, request())
+
+
+def test_who_is_cancelled_behind_a_router_has_every_server_stop(folder, make):
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as other, ScriptedServer(folder) as router:
+        engine = make(one, other, router=router.url, deadline=0.5)
+        router.version, router.faults = engine._fleets["shared"].state, ["slow"]
+        ask(engine, request())
+        _wait(lambda: all(len(server.bodies("/abort_request")) == 4 for server in (one, other)))
+
+
 def test_who_is_cancelled_has_the_server_stop(server, make):
     engine = make(server)
     server.faults = ["slow"]
@@ -219,6 +235,15 @@ def test_another_server_draws_for_one_that_is_gone(folder, make):
         groups = ask(engine, *(request(i) for i in range(8)))
         assert all(s.finish == "length" for samples in groups for s in samples)
         assert len(one.bodies("/generate")) == 16 and engine.retries > 0
+
+
+def test_a_server_that_names_no_weights_is_asked_again(server, make, monkeypatch):
+    engine = make(server)
+    server.faults, answers = ["400"], [{}]
+    known = server._model_info
+    monkeypatch.setattr(server, "_model_info", lambda body: answers.pop() if answers else known(body))
+    ask(engine, request())
+    assert engine.retries == 1
 
 
 def test_a_server_that_comes_back_without_its_weights_gets_them_again(folder, make):
@@ -451,10 +476,6 @@ def test_what_a_killed_run_left_is_removed_and_room_is_asked_for_first(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot make a folder for weights in"):
         Published(str(tmp_path / "file" / "below"))
-
-
-def test_ports_are_free():
-    assert free_port() != free_port()
 
 
 def _wait(what, seconds=10):

@@ -464,7 +464,7 @@ def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params):
     assert child.poll() is None
     child.communicate(b"\n")
     with pytest.raises(RunError, match="policy a: sglang-jax did not start"):
-        dataclasses.replace(SIZES, memory=1e-6).build(served("a"))
+        dataclasses.replace(SIZES, memory=1e-9).build(served("a"))
 
 
 @live
@@ -473,7 +473,7 @@ def test_a_run_trains_and_sampler_and_learner_agree(tmp_path):
     """As a user starts it."""
     params = {
         "experiment.Experiment.steps": 3,
-        "warm_start.WarmStartConfig.steps": 10,
+        "warm_start.WarmStartConfig.steps": 40,
         "warm_start.WarmStartConfig.cache_dir": f'"{tmp_path / "cache"}"',
         "evaluation.EvaluationConfig.instances": 4,
         "evaluation.EvaluationConfig.validation_instances": 2,
@@ -483,5 +483,6 @@ def test_a_run_trains_and_sampler_and_learner_agree(tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(records) == 4 and all(record["shared/logprob_gap"] < 1e-4 for record in records[1:])
-    assert all(record["rollout/tokens"] > 0 for record in records[1:])
+    assert len(records) == 4 and all(record["shared/gate_gap"] < 1e-4 for record in records)
+    learned = [record for record in records[1:] if record["shared/updates"]]
+    assert learned and all(record["shared/logprob_gap"] < 1e-4 for record in learned)

@@ -133,9 +133,25 @@ def test_the_next_run_takes_the_warm_start_from_the_cache_and_equals_the_first(w
     assert_same_run(RunFolder(place / "again"), folder)
 
 
-def test_another_seed_is_another_run(whole, place):
-    finish(train(place, "seed", "experiment.Experiment.seed = 1"))
-    assert episodes(RunFolder(place / "seed")) != episodes(whole[0])
+@pytest.fixture(scope="module")
+def other(place):
+    """Another seed, no gate, and what sampler and learner differ by corrected."""
+    switches = "Experiment.seed = 1", "Experiment.gate = False"
+    finish(
+        train(place, "other", *(f"experiment.{s}" for s in switches), "learner.LossConfig.correction = 2.0")
+    )
+    return RunFolder(place / "other")
+
+
+def test_another_seed_is_another_run(whole, other):
+    assert episodes(other) != episodes(whole[0])
+
+
+def test_gate_and_correction_are_switches(whole, other):
+    with_gate, without = whole[0].read_metrics(), other.read_metrics()
+    assert all("shared/gate_gap" in r and "shared/correction" not in r for r in with_gate[1:])
+    assert all("shared/gate_gap" not in r for r in without)
+    assert all(r["shared/correction"] == pytest.approx(1.0, abs=1e-4) for r in without[1:])
 
 
 def test_evaluate_repeats_the_runs_own_scores(whole, place):

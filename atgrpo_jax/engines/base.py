@@ -79,7 +79,3 @@ class Engine(Protocol):
     def close(self) -> None:
         """Ends what the engine started. Nothing can be sampled afterwards."""
         ...
-
-
-class EngineConfig(Protocol):
-    def build(self, served: Served) -> Engine: ...

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.engines.processes import ServerProcess
-from atgrpo_jax.engines.servers import Refused, Server, ServerError, Unreachable
+from atgrpo_jax.engines.servers import ASK_S, Refused, Server, ServerError, Unreachable
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Transformer
@@ -21,7 +21,6 @@ _SHAPE = (
     "layers", "width", "mlp_width", "heads", "kv_heads", "head_size", "vocab_size", "qk_norm", "qkv_bias",
     "tied", "rope_theta", "rope_scaling", "rms_epsilon",
 )  # fmt: skip
-_ASK_S = 5.0  # for what a healthy server says at once
 _POLL_S = 0.5
 
 
@@ -95,6 +94,7 @@ class Fleet:
         assert self.launch is not None
         if server.process is not None:
             say(f"the server {server.url} of {self.name} has ended and is started again")
+            server.process.stop()  # what it had started may have outlived it
         server.adapters = set()
         server.process = self.launch(self, server)
 
@@ -103,7 +103,7 @@ class Fleet:
         began = said = time.monotonic()
         while True:
             try:
-                await server.get("/model_info", _ASK_S)
+                await server.get("/model_info", ASK_S)
                 return
             except Unreachable as error:
                 now = time.monotonic()
@@ -125,8 +125,8 @@ class Fleet:
     async def _check(self, server: Server) -> None:
         """Raises RunError if the server's model, context or abilities are not what we need."""
         try:
-            about = await server.get("/server_info", 4 * _ASK_S)
-            info = await server.get("/model_info", _ASK_S)
+            about = await server.get("/server_info", 4 * ASK_S)
+            info = await server.get("/model_info", ASK_S)
             self._check_abilities(server, about, info)
         except (Refused, KeyError, TypeError) as error:
             raise RunError(f"{server.url} ({error}) does not answer as sglang 0.5 does") from error
@@ -181,9 +181,9 @@ class Fleet:
                 "abort_all_requests": True,
             }
             await self._told(server, "/update_weights_from_disk", body)
-            info = await server.get("/model_info", _ASK_S)
-            if info["weight_version"] != self.state:
-                raise ServerError(f"{server.url} names its weights {info['weight_version']} after an update")
+            held = await server.weights()
+            if held != self.state:
+                raise ServerError(f"{server.url} names its weights {held} after an update")
             server.state = self.state
         wanted = dict(self.adapters.values())
         for name in wanted.keys() - server.adapters:

@@ -3,6 +3,7 @@
 Stands alone: it is started by its path, in whatever environment a server needs.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,10 +24,9 @@ def main(parent: int, command: list[str]) -> int:
         time.sleep(0.2)
     if server.poll() is None:
         os.killpg(0, signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(0, signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)  # what the server had started, and this process
     return server.returncode
 
 

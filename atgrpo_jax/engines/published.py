@@ -72,3 +72,7 @@ def _runs(pid: str) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())

@@ -12,6 +12,10 @@ from atgrpo_jax.engines.processes import ServerProcess
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.types import Sample, Sampling
 
+ASK_S = 5.0  # for what a healthy server says at once
+# What a server or something before it answers that has no room or no time now.
+_LATER = (408, 429, 502, 503, 504)
+
 
 class ServerError(Exception):
     """The server did not answer, or with something else than what was asked for. Another try may help."""
@@ -48,6 +52,13 @@ class Server:
         """The answer, as JSON; None if it is empty. Raises ServerError or Refused."""
         return await self._ask("POST", path, body, seconds)
 
+    async def weights(self) -> Any:
+        """The name of those that it says it holds."""
+        info = await self.get("/model_info", ASK_S)
+        if not isinstance(info, dict) or "weight_version" not in info:
+            raise ServerError(f"{self.url}/model_info names no weights: {str(info)[:200]}")
+        return info["weight_version"]
+
     async def _ask(self, method: str, path: str, body: Any, seconds: float) -> Any:
         try:
             limit = aiohttp.ClientTimeout(total=seconds)
@@ -63,10 +74,10 @@ class Server:
                 f"{self.url}{path}: status {status}; the server wants an API key: "
                 "SGLangConfig.api_key_file or api_key_variable"
             )
-        if 400 <= status < 500:
+        if 400 <= status < 500 and status not in _LATER:
             raise Refused(f"{self.url}{path}: {_message(text)}")
         if status != 200:
-            kind = Unreachable if status in (502, 503, 504) else ServerError
+            kind = Unreachable if status in _LATER else ServerError
             raise kind(f"{self.url}{path}: status {status}: {_message(text)}")
         try:
             return json.loads(text) if text.strip() else None

@@ -5,6 +5,7 @@ answer; anything else is drawn again. Weights reach the servers through a folder
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -29,8 +30,9 @@ from atgrpo_jax.engines.background import Background
 from atgrpo_jax.engines.base import Request, Served, Usage
 from atgrpo_jax.engines.fleet import Fleet
 from atgrpo_jax.engines.processes import ServerProcess, free_port
-from atgrpo_jax.engines.published import Published
+from atgrpo_jax.engines.published import Published, folder_bytes
 from atgrpo_jax.engines.servers import (
+    ASK_S,
     Refused,
     Server,
     ServerError,
@@ -126,41 +128,40 @@ class SGLangEngine:
         self.retries = 0
         self._versions: dict[str, int] = {}
         self._base: Any = None  # the parameters under the adapters that the servers have
-        self._run = f"{uuid.uuid4().hex[:8]}"  # so that no other run's weights are taken for ours
+        self._run = uuid.uuid4().hex[:8]  # so that no other run's weights are taken for ours
         self._count = itertools.count()
-        self._loop = Background()
+        self._aborts: set[asyncio.Task] = set()
         headers = config.headers()
-        self._published = Published(config.folder)
-        try:
+        with contextlib.ExitStack() as stack:
+            self._published = Published(config.folder)
+            stack.callback(self._published.close)
             self._check_room()
+            self._loop = Background()
+            stack.callback(self._loop.close)
             self._session = self._loop.run(_session(headers))
+            stack.callback(lambda: self._loop.run(self._session.close()))
             self._fleets = self._make_fleets()
+            stack.callback(self._stop_servers)
             self._rooms = {
                 name: asyncio.Semaphore(config.groups * len(fleet.servers))
                 for name, fleet in self._fleets.items()
             }
             self._router = Server(config.router, self._session) if config.router else None
-            self._aborts: set[asyncio.Task] = set()
             if config._all():
                 for fleet in self._fleets.values():
                     self._loop.run(fleet.greet())
             else:
                 _check_command(config.command)
-        except BaseException:
-            self.close()
-            raise
+            self._opened = stack.pop_all()
 
     def close(self) -> None:
-        if self._loop.closed:
-            return
-        for fleet in getattr(self, "_fleets", {}).values():
+        self._opened.close()
+
+    def _stop_servers(self) -> None:
+        for fleet in self._fleets.values():
             for server in fleet.servers:
                 if server.process is not None:
                     server.process.stop()
-        if hasattr(self, "_session"):
-            self._loop.run(self._session.close())
-        self._loop.close()
-        self._published.close()
 
     def version(self, policy: str) -> int:
         return self._versions[policy]
@@ -182,7 +183,7 @@ class SGLangEngine:
                 f"{name}-model", lambda f: hf.save(f, weights.params, served.sources[policy], dtype)
             )
             fleet.state = f"{self._run}/{name}"
-            size += _bytes(fleet.folder)
+            size += folder_bytes(fleet.folder)
         if weights.adapter is not None:
             self._base = weights.params
             base, adapter = str(fleet.folder), weights.adapter
@@ -191,7 +192,7 @@ class SGLangEngine:
             )
             old.append(fleet.adapters[policy][1] if policy in fleet.adapters else None)
             fleet.adapters[policy] = (f"{self._run}-{name}", path)  # a new name for every version
-            size += _bytes(path)
+            size += folder_bytes(path)
         self._loop.run(fleet.update())
         for folder in old:
             self._published.forget(folder)
@@ -199,7 +200,7 @@ class SGLangEngine:
         self.usage += Usage(push_s=time.monotonic() - began, push_bytes=size)
 
     async def sample(self, request: Request) -> Sequence[Sample]:
-        """Groups of one prompt at once. Past the deadline every sample is an error, if the servers live.
+        """Groups of one prompt at once. Past the deadline every sample is an error, if a server was drawing.
 
         Raises RunError if a server refuses the request, none can be reached, or all answer nonsense.
         """
@@ -293,12 +294,18 @@ class SGLangEngine:
         end = time.monotonic() + config.deadline
         nonsense = 0
         for attempt in itertools.count():
-            server = fleet.choose(key, attempt)
+            server, ready = fleet.choose(key, attempt), False
             try:
                 async with asyncio.timeout(end - time.monotonic()):
                     await fleet.heal(server)
+                    ready = True
                     return await self._draw(server, fleet, request)
-            except TimeoutError:
+            except TimeoutError as late:
+                if not ready:
+                    raise RunError(
+                        f"no sample at {key.path()}: {server.url} was not ready to draw within "
+                        f"SGLangConfig.deadline = {config.deadline:g} s"
+                    ) from late
                 error = Sample((), (), "error", self._versions[request.policy])
                 return [error] * len(request.addresses)
             except ServerError as failure:
@@ -345,12 +352,14 @@ class SGLangEngine:
             known = await front.post("/generate", prompt | lora, patience)
             answers = await front.post("/generate", group | lora, patience)
         except asyncio.CancelledError:
-            stop = asyncio.ensure_future(_abort(server, [f"{name}-prompt", *names]))
+            # A router does not say where it has sent them.
+            drawing = fleet.servers if self._router else [server]
+            stop = asyncio.ensure_future(_abort(drawing, [f"{name}-prompt", *names]))
             self._aborts.add(stop)
             stop.add_done_callback(self._aborts.discard)
             raise
         except Refused as refused:
-            if await _state(server) != state:
+            if await server.weights() != state:
                 raise Stale(f"{server.url} has lost its weights ({refused})") from refused
             raise RunError(f"{refused} (at {request.addresses[0].group.path()})") from refused
         if not isinstance(answers, list) or len(answers) != count:
@@ -370,17 +379,11 @@ async def _session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
 
 
-async def _state(server: Server) -> str | None:
-    """Of the weights that it says it holds."""
-    return (await server.get("/model_info", 5.0))["weight_version"]
-
-
-async def _abort(server: Server, names: Sequence[str]) -> None:
-    for name in names:
-        try:
-            await server.post("/abort_request", {"rid": name}, 5.0)
-        except (ServerError, Refused):
-            return  # whoever asked is gone, and so is the server
+async def _abort(servers: Sequence[Server], names: Sequence[str]) -> None:
+    for server in servers:
+        with contextlib.suppress(ServerError, Refused):  # whoever asked is gone, and so is the server
+            for name in names:
+                await server.post("/abort_request", {"rid": name}, ASK_S)
 
 
 def _check_command(command: str) -> None:
@@ -393,7 +396,3 @@ def _check_command(command: str) -> None:
             'this Python has no sglang to start servers with: pip install "atgrpo_jax[sglang]", or give '
             "SGLangConfig.command (launch/serve_sglang.sh makes an environment of its own) or urls"
         )
-
-
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())

@@ -8,6 +8,7 @@ private parts of one release, ``RELEASE``; docs/sglang.md lists them. Nothing of
 import asyncio
 import atexit
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -113,9 +114,12 @@ class Session:
             folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             _describe(folder, model, stop_ids, config.context_length + SPARE)
             stack.enter_context(_process_kept())
+            before = _contexts()
             try:
                 self._engine = _start(_arguments(str(folder), model, devices, config))
             except Exception as error:
+                for context in _contexts() - before:  # left open, they would stop whoever collects them
+                    context.destroy(linger=0)
                 raise RunError(f"policy {policy}: sglang-jax did not start: {error!r}") from error
         self._manager, self._loop = self._engine.tokenizer_manager, self._engine.loop
         self._scheduler = self._engine.scheduler_info["scheduler"]
@@ -233,6 +237,13 @@ class Session:
             shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             leaf.delete()
         return shapes
+
+
+def _contexts() -> set[Any]:
+    """Those of ZeroMQ that are open in this process."""
+    import zmq
+
+    return {found for found in gc.get_objects() if isinstance(found, zmq.Context) and not found.closed}
 
 
 def _describe(folder: Path, model: Transformer, stop_ids: Sequence[int], context: int) -> None:

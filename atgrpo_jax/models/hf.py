@@ -4,7 +4,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -240,17 +240,22 @@ def save(
     for number, leaves in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {tensor_name(path): _fetch(leaf, path, dtype) for path, leaf in leaves}
-        try:
-            save_file(tensors, root / file, metadata={"format": "pt"})
-        except SafetensorError as error:  # its way of saying that the disk is full
-            raise OSError(errno.ENOSPC, str(error), str(root / file)) from error
-        (root / file).chmod(0o644)  # the library makes it its owner's alone, and servers read it, too
+        save_tensors(root / file, tensors)
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = sum(leaf.size for _, leaf in _leaves(params)) * jnp.dtype(dtype).itemsize
         record = {"metadata": {"total_size": total}, "weight_map": index}
         (root / INDEX).write_text(json.dumps(record, indent=2) + "\n")
     (root / "config.json").write_text(json.dumps(raw | {key: dtype}, indent=2) + "\n")
+
+
+def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises OSError if the disk is full."""
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except SafetensorError as error:  # its way of saying that the disk is full
+        raise OSError(errno.ENOSPC, str(error), str(file)) from error
+    file.chmod(0o644)  # the library makes it its owner's alone, and servers read it, too
 
 
 def _leaves(params: Any) -> Iterator[tuple[str, jax.Array]]:

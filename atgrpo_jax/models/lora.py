@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from atgrpo_jax.checks import check_types, require
-from atgrpo_jax.models.hf import tensor_name
+from atgrpo_jax.models.hf import save_tensors, tensor_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +74,8 @@ def save_adapter(folder: str, adapter: Any, config: LoraConfig, base: str) -> No
 
     Args:
       base: the model folder (or hub name) that the adapter belongs to.
+
+    Raises OSError if the disk is full.
     """
     root = Path(folder).expanduser()
     root.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def save_adapter(folder: str, adapter: Any, config: LoraConfig, base: str) -> No
             for letter in "ab":  # torch keeps [out, in]
                 values = np.ascontiguousarray(np.asarray(ab[letter], np.float32).T)
                 tensors[f"{module}.lora_{letter.upper()}.weight"] = values
-    save_file(tensors, root / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(root / "adapter_model.safetensors", tensors)
     about = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
