@@ -7,11 +7,15 @@ import atgrpo_jax
 
 PACKAGE = Path(atgrpo_jax.__file__).parent
 RANKS = [
-    {"errors", "checks", "engines.background", "engines.leash"},
-    {"types", "engines.processes", "engines.published"},
+    {
+        "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
+        "sandbox.program",
+    },
+    {"types", "engines.processes", "engines.published", "sandbox.worker"},
     {
         "advantages", "cli", "loss", "mesh", "progress", "selection", "stopping", "team", "tokens",
         "tasks.base", "engines.base", "engines.pages", "engines.patterns", "engines.servers", "models.config",
+        "sandbox.pool",
         "models.attention", "models.fused", "models.paged", "models.sampling",
     },
     {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged"},
@@ -33,7 +37,7 @@ NO_JAX = {
     "rollout", "tasks.base", "tasks.plan_path", "engines.background",
     "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",
     "engines.pages", "batch", "evaluation",
-    "progress",
+    "progress", "sandbox.base", "sandbox.kernel", "sandbox.pool", "sandbox.program", "sandbox.worker",
 }  # fmt: skip
 NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}
 

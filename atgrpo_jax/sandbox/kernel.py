@@ -1,0 +1,202 @@
+"""What a Linux kernel lets a process give up for good: system calls (seccomp) and files (Landlock).
+
+Through ctypes: neither needs a library, a privilege or a container's leave. Used by sandbox/worker.py in the
+process that is about to run a program.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Iterable, Sequence
+
+# Number of each call on x86_64 and on aarch64 (None: it has no such call). Whatever is not here is refused:
+# sockets, new programs, names of files changed, other processes looked at, and so on.
+_CALLS = {
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
+    "lstat": (6, None), "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None),
+    "faccessat": (269, 48), "faccessat2": (439, 439), "readlink": (89, None), "readlinkat": (267, 78),
+    "getcwd": (79, 17), "getdents": (78, None), "getdents64": (217, 61), "lseek": (8, 62),
+    "pread64": (17, 67), "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66), "poll": (7, None),
+    "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72), "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "pipe": (22, None),
+    "pipe2": (293, 59), "eventfd2": (290, 19), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24),
+    "close_range": (436, 436), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215),
+    "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214), "futex": (202, 98),
+    "membarrier": (324, 283), "rseq": (334, 293), "set_tid_address": (218, 96),
+    "set_robust_list": (273, 99), "exit": (60, 93), "exit_group": (231, 94), "getpid": (39, 172),
+    "gettid": (186, 178), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175),
+    "getgid": (104, 176), "getegid": (108, 177), "getgroups": (115, 158), "uname": (63, 160),
+    "sysinfo": (99, 179), "getrusage": (98, 165), "times": (100, 153), "getrlimit": (97, 163),
+    "arch_prctl": (158, None), "sched_yield": (24, 124), "sched_getaffinity": (204, 123),
+    "getcpu": (309, 168), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137),
+    "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "restart_syscall": (219, 128),
+    "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113),
+    "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None), "setitimer": (38, 103),
+    "getitimer": (36, 102), "alarm": (37, None), "pause": (34, None), "getrandom": (318, 278),
+}  # fmt: skip
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, kernel's name
+
+_LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_ALLOW = 0x7FFF0000
+_NUMBER, _MACHINE = 0, 4  # offsets in what a filter sees of a call
+_PARENT_ENDS, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 1, 38, 22, 2  # for prctl
+
+_THREAD, _NAMESPACES = 0x10000, 0x7E020080  # flags of clone
+_WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # flags of open
+_TERMINAL = (0x5401, 0x541B, 0x5450, 0x5451)  # is it one, bytes waiting, close on exec or not
+_FCNTL = (0, 1, 2, 3, 4, 1030)  # duplicates and flags; not who is sent which signal
+_NAMES = (15, 16, 0x53564D41)  # of threads, and of memory
+
+_RESTRICT = (444, 445, 446)  # Landlock: make a ruleset, add a rule, obey it
+_READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # by version; later ones know one more
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+class _Reads(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32))
+
+
+def seccomp_known() -> bool:
+    """Whether there is a table of system calls for this machine."""
+    return platform.system() == "Linux" and platform.machine() in _ARCHITECTURES
+
+
+def landlock_version() -> int:
+    """0 where the kernel has none."""
+    return max(0, _libc.syscall(_RESTRICT[0], None, 0, 1)) if platform.system() == "Linux" else 0
+
+
+def end_with_parent() -> None:
+    """Raises OSError."""
+    _check(_libc.prctl(_PARENT_ENDS, 9, 0, 0, 0))
+
+
+def deny_privileges() -> None:
+    """No later program gains rights by being started. Raises OSError."""
+    _check(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+
+
+def deny_calls() -> None:
+    """From here on this process computes, reads, writes what is open, has threads, and nothing else: no
+    other processes, no network, no files written or changed, no signals to others. Raises OSError."""
+    code = _filter(platform.machine(), os.getpid())
+    _check(_libc.prctl(_SECCOMP, _FILTER, ctypes.byref(_Program(len(code) // 8, code)), 0, 0))
+
+
+def reading(paths: Iterable[str]) -> int:
+    """A ruleset for ``deny_files``: files and folders, with all below, that may be read. A descriptor."""
+    version = landlock_version()
+    rights = (1 << _FILE_RIGHTS.get(version, 16)) - 1
+    network, scopes = 3 * (version >= 4), 3 * (version >= 6)
+    handled = struct.pack("QQQ", rights, network, scopes)[: 8 if version < 4 else 16 if version < 6 else 24]
+    ruleset = _check(_libc.syscall(_RESTRICT[0], handled, len(handled), 0))
+    for path in paths:
+        try:
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        allowed = _READ_FILE | (_READ_FOLDER if os.path.isdir(path) else 0)
+        rule = _Reads(allowed, opened)
+        try:
+            _check(_libc.syscall(_RESTRICT[1], ruleset, 1, ctypes.byref(rule), 0))
+        finally:
+            os.close(opened)
+    return ruleset
+
+
+def deny_files(ruleset: int) -> None:
+    """From here on this process and its children open only what the ruleset names. Raises OSError."""
+    _check(_libc.syscall(_RESTRICT[2], ruleset, 0))
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _filter(machine: str, pid: int) -> bytes:
+    """The filter's instructions. Whatever a call's number and arguments do not allow is an error for it."""
+    column, architecture = _ARCHITECTURES[machine]
+    special = {
+        "open": (2, None, _unless_any_bit(1, _WRITING, errno.EACCES)),
+        "openat": (257, 56, _unless_any_bit(2, _WRITING, errno.EACCES)),
+        "openat2": (437, 437, [_refuse(errno.ENOSYS)]),
+        "clone": (56, 220, _thread()),
+        "clone3": (435, 435, [_refuse(errno.ENOSYS)]),  # its flags are out of a filter's sight
+        "kill": (62, 129, _if_one_of(0, (pid,), errno.EPERM)),
+        "tgkill": (234, 131, _if_one_of(0, (pid,), errno.EPERM)),
+        "prlimit64": (302, 261, _if_null(2)),  # limits are read, not set
+        "ioctl": (16, 29, _if_one_of(1, _TERMINAL, errno.ENOTTY)),
+        "fcntl": (72, 25, _if_one_of(1, _FCNTL, errno.EPERM)),
+        "prctl": (157, 167, _if_one_of(0, _NAMES, errno.EPERM)),
+    }
+    code = [_load(_MACHINE), _jump(_EQUAL, architecture, 1, 0), _refuse(errno.ENOSYS), _load(_NUMBER)]
+    for numbers in _CALLS.values():
+        code += _on(numbers[column], [_instruction(_RETURN, _ALLOW)])
+    for on_x86, on_arm, body in special.values():
+        code += _on((on_x86, on_arm)[column], body)
+    return b"".join([*code, _refuse(errno.EPERM)])
+
+
+def _on(number: int | None, body: Sequence[bytes]) -> list[bytes]:
+    """``body``, which returns, for the call of that number."""
+    return [] if number is None else [_jump(_EQUAL, number, 0, len(body)), *body]
+
+
+def _unless_any_bit(argument: int, bits: int, code: int) -> list[bytes]:
+    return [_load(_low(argument)), _jump(_ANY_BIT, bits, 1, 0), _instruction(_RETURN, _ALLOW), _refuse(code)]
+
+
+def _thread() -> list[bytes]:
+    return [
+        _load(_low(0)), _jump(_ANY_BIT, _THREAD, 0, 2), _jump(_ANY_BIT, _NAMESPACES, 1, 0),
+        _instruction(_RETURN, _ALLOW), _refuse(errno.EPERM),
+    ]  # fmt: skip
+
+
+def _if_one_of(argument: int, values: Sequence[int], code: int) -> list[bytes]:
+    body = [_load(_low(argument))]
+    for value in values:
+        body += [_jump(_EQUAL, value, 0, 1), _instruction(_RETURN, _ALLOW)]
+    return [*body, _refuse(code)]
+
+
+def _if_null(argument: int) -> list[bytes]:
+    return [
+        _load(_low(argument)), _jump(_EQUAL, 0, 0, 3), _load(_low(argument) + 4), _jump(_EQUAL, 0, 0, 1),
+        _instruction(_RETURN, _ALLOW), _refuse(errno.EPERM),
+    ]  # fmt: skip
+
+
+def _low(argument: int) -> int:
+    """Where the lower half of an argument is, on machines that put it first."""
+    return 16 + 8 * argument
+
+
+def _load(offset: int) -> bytes:
+    return _instruction(_LOAD, offset)
+
+
+def _refuse(code: int) -> bytes:
+    return _instruction(_RETURN, 0x00050000 | code)
+
+
+def _jump(kind: int, value: int, yes: int, no: int) -> bytes:
+    return _instruction(kind, value, yes, no)
+
+
+def _instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    return struct.pack("HBBI", code, yes, no, value)

@@ -1,0 +1,329 @@
+"""Warm workers that run programs side by side, and how far they are kept apart from everything else.
+
+See docs/sandbox.md for what each level stops.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import atgrpo_jax
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.sandbox import kernel
+from atgrpo_jax.sandbox.base import Program, Run
+
+Level = Literal["limits", "kernel", "namespaces"]
+LEVELS: tuple[Level, ...] = ("limits", "kernel", "namespaces")  # weakest first
+START_S = 30.0  # until a worker is ready
+GRACE_S = 5.0  # beyond a program's own limits, until its worker counts as hung
+# Shared libraries, where distributions keep them, and what Python reads beside its own library.
+_SYSTEM = (
+    "/lib64", "/usr/lib64", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom",
+)  # fmt: skip
+_PACKAGES = ("site-packages", "dist-packages")
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",
+    "LANG": "C.UTF-8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SandboxConfig:
+    """Limits of each program, and ``level``, below which none is run:
+
+    "namespaces"  bubblewrap: nothing else exists for the program; and all of "kernel"
+    "kernel"      Landlock and seccomp: it reads Python's library and no other file, writes none, has no
+                  network, starts no process and signals none
+    "limits"      time, memory and output are limited, and that is all
+    """
+
+    level: Level = "kernel"
+    workers: int = 0  # programs at once; 0 for one a core
+    wall: float = 10.0  # seconds
+    cpu: int = 5  # seconds
+    memory_mb: int = 512
+    output_kb: int = 256  # of standard output, and of standard error
+    open_files: int = 32
+    threads: int = 32
+    packages: tuple[str, ...] = ()  # of this environment that programs may import, beside Python's own
+
+    def __post_init__(self):
+        check_types(self)
+        object.__setattr__(self, "packages", tuple(self.packages))
+        require(self, "workers", self.workers >= 0, "must not be negative; 0 for one a core")
+        for name in ("wall", "cpu", "memory_mb", "output_kb", "open_files", "threads"):
+            require(self, name, getattr(self, name) > 0, "must be positive")
+        require(self, "open_files", self.open_files >= 8, "Python itself needs 8")
+        for name in self.packages:
+            require(self, "packages", find_spec(name) is not None, f"{name} is not installed here")
+
+    def build(self) -> "Sandbox":
+        """Raises RunError if this machine has no level as high as ``level``."""
+        return Sandbox(self)
+
+
+class Sandbox:
+    """Starts its workers at the highest level at which one starts and nothing gets through (``probe``)."""
+
+    def __init__(self, config: SandboxConfig):
+        self._config = config
+        self._count = config.workers or os.cpu_count() or 1
+        self.level = self._best(config.level)
+        self._free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
+        for _ in range(self._count):
+            self._free.put(None)  # started when first needed
+        self._threads = concurrent.futures.ThreadPoolExecutor(self._count, "sandbox")
+        self.replaced = 0  # workers that died or hung
+        self._lock = threading.Lock()
+        self._workers: set[Worker] = set()
+
+    async def run(self, program: Program) -> Run:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, program)
+
+    def run_now(self, program: Program) -> Run:
+        """The same, waiting. Raises RunError if no worker starts any more."""
+        worker = self._free.get()
+        try:
+            if worker is None:
+                worker = self._start()
+            return worker.run(program)
+        except WorkerLost as lost:
+            assert worker is not None
+            self._drop(worker)
+            worker = None
+            return Run("crash", stderr=str(lost))
+        finally:
+            self._free.put(worker)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for worker in list(self._workers):
+            worker.stop()
+        self._workers.clear()
+
+    def _start(self) -> "Worker":
+        worker = Worker(self._config, self.level)
+        with self._lock:
+            self._workers.add(worker)
+        return worker
+
+    def _drop(self, worker: "Worker") -> None:
+        worker.stop()
+        with self._lock:
+            self._workers.discard(worker)
+            self.replaced += 1
+
+    def _best(self, least: Level) -> Level:
+        reasons = []
+        for level in reversed(LEVELS[LEVELS.index(least) :]):
+            reason = _missing(level) or _probe(self._config, level)
+            if reason is None:
+                return level
+            reasons.append(f"{level}: {reason}")
+        raise RunError(
+            f"SandboxConfig.level = {least!r}: this machine cannot keep programs apart as far ("
+            + "; ".join(reasons)
+            + "); docs/sandbox.md says what each level needs"
+        )
+
+
+class WorkerLost(Exception):
+    """It died, hung, or answered nonsense."""
+
+
+class Worker:
+    """A worker process and the pipes to it. Raises RunError if it does not start."""
+
+    def __init__(self, config: SandboxConfig, level: Level):
+        self._config = config
+        executable, settings, readable = _settings(config, level)
+        command = [executable, "-s", "-S", "-B", "-c", _MAIN, str(Path(atgrpo_jax.__file__).parents[1])]
+        if level == "namespaces":
+            command = [*_bubblewrap(readable, settings["stdlib"]), *command]
+        self._words = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words,
+            env=_ENVIRONMENT, cwd="/", start_new_session=True, bufsize=0,
+        )  # fmt: skip
+        try:
+            answer = self._ask(settings, START_S)
+        except WorkerLost as lost:
+            words = self._last_words()
+            self.stop()
+            raise RunError(f"a worker of the sandbox ({level}) did not start: {lost}; {words}") from lost
+        assert answer == {"ready": True}, answer
+
+    def run(self, program: Program) -> Run:
+        """Raises WorkerLost."""
+        answer = self._ask(dataclasses.asdict(program), self._config.wall + GRACE_S)
+        try:
+            return Run(**answer)
+        except TypeError as error:
+            raise WorkerLost(f"a worker answered {str(answer)[:200]}") from error
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._words):
+            assert pipe is not None
+            pipe.close()
+
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        end = time.monotonic() + seconds
+        data = json.dumps(request).encode()
+        data = struct.pack("<I", len(data)) + data
+        try:
+            asked = memoryview(data)
+            while asked:
+                asked = asked[self._process.stdin.write(asked) :]
+            (length,) = struct.unpack("<I", self._read(4, end))
+            return json.loads(self._read(length, end))
+        except (OSError, ValueError) as error:
+            raise WorkerLost(f"a worker ended, or answered nonsense: {error!r}") from error
+
+    def _read(self, length: int, end: float) -> bytes:
+        opened = self._process.stdout.fileno()  # type: ignore[union-attr]
+        parts, have = [], 0
+        watch = select.poll()
+        watch.register(opened, select.POLLIN)
+        while have < length:
+            if not watch.poll(max(0.0, 1000 * (end - time.monotonic()))):
+                raise WorkerLost("a worker did not answer in time")
+            part = os.read(opened, min(length - have, 1 << 20))
+            if not part:
+                raise WorkerLost(f"a worker ended with code {self._process.wait(GRACE_S)}")
+            parts.append(part)
+            have += len(part)
+        return b"".join(parts)
+
+    def _last_words(self) -> str:
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").strip().splitlines()
+        return " | ".join(lines[-3:]) or "it said nothing"
+
+
+_MAIN = "import sys; sys.path.insert(0, sys.argv[1]); from atgrpo_jax.sandbox.worker import main; main()"
+
+
+def _settings(config: SandboxConfig, level: Level) -> tuple[str, dict[str, Any], list[str]]:
+    """The Python that runs a worker, what the worker is told, and the paths it reads."""
+    executable = os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
+    stdlib = sysconfig.get_path("stdlib")
+    libraries = Path(sys.base_prefix, "lib").glob("libpython*")
+    packages = [_folder(name) for name in config.packages]
+    others = [*_SYSTEM, *map(str, libraries), executable, *map(str, packages)]
+    own = [str(path) for path in sorted(Path(stdlib).iterdir()) if path.name not in _PACKAGES]
+    settings = {
+        "path": [stdlib, f"{stdlib}/lib-dynload", *sorted({str(path.parent) for path in packages})],
+        "stdlib": stdlib,
+        "packages": config.packages,
+        "readable": [*own, *others],
+        "files": level != "limits" and kernel.landlock_version() > 0,
+        "calls": level != "limits",
+        "wall": config.wall,
+        "cpu": config.cpu,
+        "memory": config.memory_mb << 20,
+        "output": config.output_kb << 10,
+        "open_files": config.open_files,
+        "threads": config.threads,
+    }
+    return executable, settings, others
+
+
+def _folder(package: str) -> Path:
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin)
+    return path.parent if path.name == "__init__.py" else path
+
+
+def _bubblewrap(readable: list[str], stdlib: str) -> list[str]:
+    """A command in front of a worker's: its own processes, network and files, and the last only to read."""
+    ours = Path(atgrpo_jax.__file__).parent
+    words = ["bwrap", "--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
+    for path in (stdlib, *readable, str(ours / "__init__.py"), str(ours / "sandbox")):
+        if not path.startswith("/dev/"):
+            words += ["--ro-bind-try", path, path]
+    for name in _PACKAGES:
+        if Path(stdlib, name).is_dir():
+            words += ["--tmpfs", f"{stdlib}/{name}"]
+    for name, value in _ENVIRONMENT.items():
+        words += ["--setenv", name, value]
+    return [*words, "--chdir", "/", "--"]
+
+
+def _missing(level: Level) -> str | None:
+    """What this machine lacks for a level, as far as one can see without trying."""
+    if not sys.platform.startswith("linux"):
+        return "programs are run on Linux only"
+    if level != "limits" and not kernel.seccomp_known():
+        return "no table of system calls for this processor"
+    if level == "kernel" and not kernel.landlock_version():
+        return "this kernel has no Landlock (Linux 5.13 has it)"
+    if level == "namespaces" and shutil.which("bwrap") is None:
+        return "bubblewrap (bwrap) is not installed"
+    return None
+
+
+# Tries what no level above "limits" lets through, and prints what it could do.
+_BURGLAR = """
+import os, socket, sys
+done = []
+def attempt(what, work):
+    try:
+        work()
+    except Exception:
+        return
+    done.append(what)
+secret, parent = input(), int(input())
+attempt("read a file", lambda: open(secret).read())
+attempt("read an environment", lambda: open(f"/proc/{parent}/environ").read())
+attempt("write a file", lambda: open(secret + ".written", "w"))
+attempt("open a socket", socket.socket)
+attempt("start a process", os.fork)
+attempt("signal a process", lambda: os.kill(parent, 0))
+print(", ".join(done))
+"""
+
+
+def _probe(config: SandboxConfig, level: Level) -> str | None:
+    """Why programs would not be kept apart at ``level``; None if they are, as far as one program can tell."""
+    with tempfile.NamedTemporaryFile() as secret:
+        try:
+            worker = Worker(config, level)
+        except RunError as error:
+            return str(error)
+        try:
+            run = worker.run(Program(_BURGLAR, f"{secret.name}\n{os.getpid()}\n"))
+        except WorkerLost as lost:
+            return str(lost)
+        finally:
+            worker.stop()
+    if run.end != "ok":
+        return f"a program could not be run ({run.end}: {run.stderr.strip()[-200:]})"
+    could = run.stdout.strip()
+    return f"a program could {could}" if could and level != "limits" else None

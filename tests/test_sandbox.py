@@ -1,0 +1,386 @@
+"""Programs that mean harm, against the sandbox itself; real processes, nothing mocked."""
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.sandbox import kernel, pool
+from atgrpo_jax.sandbox.base import Program
+from atgrpo_jax.sandbox.pool import SandboxConfig
+
+SMALL = SandboxConfig(workers=1, wall=1.5, cpu=1, memory_mb=128, output_kb=16, threads=16)
+HELLO = Program("print('hello', input())", "you")
+
+
+@pytest.fixture(scope="module", params=["kernel", "namespaces"])
+def sandbox(request):
+    if request.param == "namespaces" and shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "LEVELS", ("limits", request.param))  # no stronger one
+        made = dataclasses.replace(SMALL, level=request.param).build()
+    assert made.level == request.param
+    yield made
+    assert made.run_now(HELLO).stdout == "hello you\n" and made.replaced == 0
+    made.close()
+
+
+def run(sandbox, source, stdin="", **more):
+    return sandbox.run_now(Program(source, stdin, **more))
+
+
+def test_a_program_reads_and_prints(sandbox):
+    found = run(
+        sandbox, "import sys\nprint(sum(map(int, sys.stdin)))\nprint('é', file=sys.stderr)", "1\n2\n3"
+    )
+    assert (found.end, found.stdout, found.stderr, found.built) == ("ok", "6\n", "é\n", True)
+
+
+@pytest.mark.parametrize(
+    "source, end, says, built",
+    [
+        ("print(1", "error", "SyntaxError: '(' was never closed", False),
+        ("print('a')\n1 / 0", "error", 'File "program.py", line 2', True),
+        ("raise SystemExit(3)", "error", "", True),
+        ("raise SystemExit('no')", "error", "no\n", True),
+        ("raise SystemExit", "ok", "", True),
+        ("import atexit\natexit.register(print, 'last')", "ok", "", True),
+        ("from numpy import array", "error", "No module named 'numpy'", True),
+        ("def f(): f()\nf()", "error", "RecursionError", True),
+        ("import ctypes; ctypes.string_at(0)", "error", "ended by SIGSEGV", True),
+        ("import threading; t = threading.Thread(target=print, args=('t',)); t.start()", "ok", "", True),
+    ],
+)
+def test_how_programs_end(sandbox, source, end, says, built):
+    found = run(sandbox, source)
+    assert (found.end, found.built) == (end, built) and says in found.stderr
+
+
+HOSTILE = {
+    "fork bomb": ("import os\nwhile True: os.fork()", "error"),
+    "process": ("import subprocess; subprocess.run(['true'])", "error"),
+    "another program": ("import os; os.execv('/bin/true', ['true'])", "error"),
+    "thread bomb": (
+        "import threading, time\nthreading.stack_size(1 << 16)\n"
+        "while True: threading.Thread(target=time.sleep, args=(9,)).start()",
+        "limit",
+    ),
+    "memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 20))", "error"),
+    "memory bomb, shared": ("import mmap\nx = [mmap.mmap(-1, 1 << 26) for _ in range(9)]", "error"),
+    "endless output": ("while True: print('x' * 100)", "limit"),
+    "endless errors": ("import sys\nwhile True: sys.stderr.write('x' * 100)", "limit"),
+    "output past the end": ("import os\nos.lseek(1, 1 << 40, 0)\nos.write(1, b'x')", "error"),
+    "sleep": ("import time; time.sleep(1e6)", "timeout"),
+    "sleep, deaf": (
+        "import signal, time\nfor i in range(1, 32):\n  try: signal.signal(i, signal.SIG_IGN)\n"
+        "  except OSError: pass\nwhile True: time.sleep(1)",
+        "timeout",
+    ),
+    "stopped": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "timeout"),
+    "loop": ("while True: pass", "timeout"),
+    "loop in C": ("sum(range(10 ** 15))", "timeout"),
+    "loop in a regular expression": ("import re; re.match('(a*)*b', 'a' * 99)", "timeout"),
+    "limits raised": (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "error",
+    ),
+    "file written": ("open('/tmp/atgrpo_written', 'w')", "error"),
+    "file written here": ("open('written', 'x')", "error"),
+    "file deleted": ("import os; os.unlink('{victim}')", "error"),
+    "file renamed": ("import os; os.rename('{victim}', '{victim}.gone')", "error"),
+    "file emptied": ("import os; os.truncate('{victim}', 0)", "error"),
+    "file made executable": ("import os; os.chmod('{victim}', 0o777)", "error"),
+    "folder made": ("import os; os.mkdir('/tmp/atgrpo_made')", "error"),
+    "file read": ("print(open('{victim}').read())", "error"),
+    "password file read": ("print(open('/etc/passwd').read())", "error"),
+    "our package read": ("print(open('{package}').read())", "error"),
+    "environment of ours": ("print(open('/proc/{parent}/environ').read())", "error"),
+    "memory of its parent": ("import os; open(f'/proc/{os.getppid()}/mem', 'rb')", "error"),
+    "its own descriptors": ("import os; os.listdir('/proc/self/fd')", "error"),
+    "socket": ("import socket; socket.create_connection(('127.0.0.1', {port}), 1)", "error"),
+    "local socket": ("import socket; socket.socket(socket.AF_UNIX).connect('/run/x')", "error"),
+    "parent killed": ("import os; os.kill(os.getppid(), 9)", "error"),
+    "group killed": ("import os; os.kill(0, 9)", "error"),
+    "all killed": ("import os; os.kill(-1, 9)", "error"),
+    "parent killed through a pipe": (
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())", "error",
+    ),
+    "killed by itself": ("import os; os.kill(os.getpid(), 9)", "error"),
+    "output closed": ("import os\nos.close(1)\nprint('x')", "error"),
+    "all closed": ("import os\nos.closerange(0, 256)\nprint('x')", "error"),
+    "namespaces": (
+        "import ctypes, os\nif ctypes.CDLL(None).unshare(0x10000000) < 0: raise SystemExit(1)", "error",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_harm_is_stopped(sandbox, tmp_path, name):
+    source, end = HOSTILE[name]
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    mode = victim.stat().st_mode
+    for word, value in (
+        ("victim", victim),
+        ("package", kernel.__file__),
+        ("parent", os.getpid()),
+        ("port", 9),
+    ):
+        source = source.replace(f"{{{word}}}", str(value))
+    found = run(sandbox, source)
+    assert found.end == end, found
+    assert "precious" not in found.stdout and victim.read_text() == "precious"
+    assert victim.stat().st_mode == mode and not Path("/tmp/atgrpo_made").exists()
+    assert run(sandbox, HELLO.source, "you").stdout == "hello you\n"
+
+
+def test_calls_by_number_are_refused(sandbox):
+    """What Python has no function for: each must be an error of the kernel's, and none must work."""
+    calls = {
+        "ptrace": 101, "process_vm_readv": 310, "memfd_create": 319, "io_uring_setup": 425, "bpf": 321,
+        "keyctl": 250, "userfaultfd": 323, "perf_event_open": 298, "mount": 165, "chroot": 161, "setuid": 105,
+        "clone3": 435, "openat2": 437, "pidfd_open": 434, "socketpair": 53, "vfork": 58, "setsid": 112,
+    }  # fmt: skip
+    source = (
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nfor name, number in CALLS.items():\n"
+        "    if libc.syscall(number, 0, 0, 0, 0, 0) >= 0 or ctypes.get_errno() not in (1, 38): print(name)"
+    )
+    if os.uname().machine == "x86_64":
+        assert run(sandbox, f"CALLS = {calls}\n{source}").stdout == ""
+
+
+def test_nothing_survives_between_programs(sandbox):
+    run(sandbox, "import math, builtins\nmath.pi = 3\nbuiltins.print = None\nimport json\njson.dumps = len")
+    found = run(sandbox, "import math, json; print(math.pi > 3, json.dumps('a'))")
+    assert found.stdout == 'True "a"\n'
+
+
+def test_the_same_program_does_the_same(sandbox):
+    source = "import random\nprint(random.random(), hash('a'), {'b', 'c', 'd'})"
+    assert run(sandbox, source) == run(sandbox, source)
+
+
+def test_a_program_knows_nothing_of_us(sandbox, monkeypatch):
+    monkeypatch.setenv("SECRET", "token")
+    found = run(sandbox, "import os, sys\nprint(dict(os.environ), sys.path, sys.argv, sorted(sys.modules))")
+    assert (
+        "SECRET" not in found.stdout and "atgrpo" not in found.stdout and "site-packages" not in found.stdout
+    )
+
+
+# Programs that are called
+
+
+ADD = "class Solution:\n    def add(self, a, b=1):\n        return a + b\n"
+ASK = "f = globals()['Solution().add']\n"
+
+
+def called(sandbox, source, harness):
+    return sandbox.run_now(Program(source, harness=ASK + harness, names=("Solution().add",)))
+
+
+def test_a_harness_calls_the_program(sandbox):
+    data = "[1.5, None, True, (2,), {3}, {'k': [b'b']}, frozenset(), float('inf'), 2 ** 99, 1j]"
+    found = called(
+        sandbox,
+        "class Solution:\n    def add(self, a, b): return [a, b]",
+        f"print(f({data}, b=0) == [{data}, 0])",
+    )
+    assert (found.end, found.stdout, found.built) == ("ok", "True\n", True)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Yes:\n  def __eq__(self, o): return True\nclass Solution:\n  def add(self, *a): return Yes()",
+        "class Solution:\n  def add(self, *a): import os; print('1'); os.write(1, b'1'); raise SystemExit(0)",
+        "class Solution:\n  def add(self, *a): import os; os._exit(0)",
+        "class Solution:\n  def add(self, *a): import os; os.write(5, b'{\"result\": 1}\\n' * 9); return 2",
+        "class Solution:\n  def add(self, *a): import json; json.dumps = lambda x: '{}'; return 2",
+        "class Solution:\n  def add(self, *a): import os; os.closerange(0, 99)",
+        "raise SystemExit(0)",
+        "class Solution:\n  def add(self, *a):\n    x = []\n    x.append(x)\n    return x",
+        "syntax error",
+    ],
+)
+def test_a_program_cannot_speak_for_its_harness(sandbox, source):
+    harness = "try:\n    print(1 if f(2, 3) == 5 else 0)\nexcept Exception:\n    print(0)"
+    found = called(sandbox, source, harness)
+    assert (found.end, found.stdout) == ("ok", "0\n")
+    assert called(sandbox, ADD, harness).stdout == "1\n"
+
+
+def test_a_program_that_hangs_when_it_is_called(sandbox):
+    source = "class Solution:\n    def add(self, a, b):\n        while a: pass\n        return 0"
+    found = called(sandbox, source, "print(f(0, 0), flush=True)\nprint(f(1, 0))")
+    assert found.stdout == "0\n" and found.end in ("timeout", "error")
+
+
+# The pool
+
+
+def test_programs_run_side_by_side():
+    sandbox = dataclasses.replace(SMALL, workers=4).build()
+    sleepers = [Program(f"import time; time.sleep(0.5); print({i})") for i in range(4)]
+
+    async def everything():
+        return await asyncio.gather(*map(sandbox.run, sleepers))
+
+    asyncio.run(everything())  # starts the workers
+    began = time.monotonic()
+    found = asyncio.run(everything())
+    assert [run.stdout for run in found] == ["0\n", "1\n", "2\n", "3\n"]
+    assert time.monotonic() - began < 1.5
+    sandbox.close()
+    with pytest.raises(RuntimeError):
+        asyncio.run(sandbox.run(HELLO))
+
+
+def test_a_worker_that_dies_or_hangs_is_replaced(monkeypatch):
+    monkeypatch.setattr(pool, "GRACE_S", 0.5)
+    sandbox = SMALL.build()
+    assert sandbox.run_now(HELLO).end == "ok"
+    (worker,) = sandbox._workers
+    for sign in (signal.SIGKILL, signal.SIGSTOP):
+        (worker,) = sandbox._workers
+        os.killpg(worker._process.pid, sign)
+        found = sandbox.run_now(HELLO)
+        assert found.end == "crash" and "a worker" in found.stderr
+        assert sandbox.run_now(HELLO).end == "ok"
+    assert sandbox.replaced == 2 and len(sandbox._workers) == 1
+    sandbox.close()
+
+
+def test_a_worker_killed_while_a_program_runs(monkeypatch):
+    sandbox = SMALL.build()
+    sandbox.run_now(HELLO)
+    (worker,) = sandbox._workers
+    threading.Timer(0.3, lambda: os.killpg(worker._process.pid, signal.SIGKILL)).start()
+    assert sandbox.run_now(Program("import time; time.sleep(9)")).end == "crash"
+    sandbox.close()
+
+
+def test_all_ends_with_the_trainer(tmp_path):
+    """Also if it is killed: workers and the programs that they run."""
+    script = (
+        "import threading, time\nfrom atgrpo_jax.sandbox.base import Program\n"
+        "from atgrpo_jax.sandbox.pool import SandboxConfig\n"
+        "sandbox = SandboxConfig(workers=1, wall=60.0).build()\n"
+        "sleep = Program('import time; time.sleep(60)')\n"
+        "threading.Thread(target=sandbox.run_now, args=(sleep,), daemon=True).start()\n"
+        "while not sandbox._workers: time.sleep(0.05)\ntime.sleep(0.5)\n"
+        "print(*[worker._process.pid for worker in sandbox._workers], flush=True)\ntime.sleep(60)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    group = int(trainer.stdout.readline())
+    trainer.kill()
+    trainer.communicate()
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("processes of the sandbox have outlived the trainer")
+
+
+def test_the_strongest_level_is_taken_and_a_machine_below_the_least_refused(monkeypatch):
+    monkeypatch.setattr(pool, "_missing", lambda level: "none here" if level == "namespaces" else None)
+    sandbox = SMALL.build()
+    assert sandbox.level == "kernel"
+    sandbox.close()
+    with pytest.raises(RunError, match=r"SandboxConfig.level = 'namespaces': .* \(namespaces: none here\)"):
+        dataclasses.replace(SMALL, level="namespaces").build()
+    monkeypatch.setattr(pool, "_missing", lambda level: "none here" if level != "limits" else None)
+    with pytest.raises(RunError, match="kernel: none here"):
+        SMALL.build()
+    sandbox = dataclasses.replace(SMALL, level="limits").build()
+    assert sandbox.level == "limits" and sandbox.run_now(HELLO).end == "ok"
+    sandbox.close()
+
+
+def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
+    """The kernel may say that it has something and not enforce it: one tries."""
+    real = pool._settings
+
+    def without_files(config, level):
+        executable, settings, readable = real(config, level)
+        return executable, settings | {"files": False}, readable
+
+    monkeypatch.setattr(pool, "_settings", without_files)
+    monkeypatch.setattr(pool, "LEVELS", ("limits", "kernel"))
+    with pytest.raises(RunError, match="kernel: a program could read a file, read an environment"):
+        SMALL.build()
+
+
+def test_packages_that_programs_may_import():
+    sandbox = dataclasses.replace(SMALL, packages=("numpy",), memory_mb=1024).build()
+    found = sandbox.run_now(Program("import numpy.polynomial; print(numpy.arange(3).sum())\nimport jax"))
+    assert found.stdout == "3\n" and "Error" in found.stderr.splitlines()[-1]
+    sandbox.close()
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"level": "strong"}, "SandboxConfig.level"),
+        ({"workers": -1}, "SandboxConfig.workers"),
+        ({"wall": 0.0}, "SandboxConfig.wall"),
+        ({"open_files": 4}, "Python itself needs 8"),
+        ({"packages": ("no_such",)}, "no_such is not installed here"),
+    ],
+)
+def test_the_config_refuses(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        SandboxConfig(**wrong)
+
+
+# The filter, on both processors
+
+
+def decide(code, architecture, number, *arguments):
+    """What the kernel's interpreter of such filters would answer: "allow" or an error's number."""
+    data = struct.pack("<IIQ6Q", number, architecture, 0, *(*arguments, *[0] * (6 - len(arguments))))
+    instructions = [struct.unpack("<HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
+    at, held = 0, 0
+    while True:
+        kind, yes, no, value = instructions[at]
+        at += 1
+        if kind == 0x20:
+            (held,) = struct.unpack_from("<I", data, value)
+        elif kind == 0x06:
+            return "allow" if value == 0x7FFF0000 else value & 0xFFFF
+        else:
+            at += yes if (held == value if kind == 0x15 else held & value) else no
+
+
+@pytest.mark.parametrize(
+    "machine, name, read, socket, openat, clone, kill, prlimit",
+    [("x86_64", 0xC000003E, 0, 41, 257, 56, 62, 302), ("aarch64", 0xC00000B7, 63, 198, 56, 220, 129, 261)],
+)
+def test_the_filter(machine, name, read, socket, openat, clone, kill, prlimit):
+    code = kernel._filter(machine, pid=77)
+    assert decide(code, name, read) == "allow" and decide(code, name, socket) == 1
+    assert decide(code, 0x40000003, read) == 38  # another processor's call
+    assert decide(code, name, read | 0x40000000) == 1  # another table of calls
+    assert decide(code, name, openat, 0, 0, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY) == "allow"
+    for flag in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
+        assert decide(code, name, openat, 0, 0, flag) == 13
+    thread = 0x3D0F00
+    assert decide(code, name, clone, thread) == "allow" and decide(code, name, clone, 17) == 1
+    assert decide(code, name, clone, thread | 0x10000000) == 1  # a thread in a namespace of its own
+    assert decide(code, name, kill, 77, 9) == "allow"
+    assert {decide(code, name, kill, pid, 9) for pid in (1, 0, 2**64 - 1, 76)} == {1}
+    assert decide(code, name, prlimit, 0, 7, 0) == "allow"
+    assert {decide(code, name, prlimit, 0, 7, new) for new in (1, 2**32, 2**47)} == {1}
