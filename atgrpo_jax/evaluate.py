@@ -99,7 +99,7 @@ def scores(
     temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
     settings = {"split": _SPLIT.value, "temperature": temperature, "instances": instances}
     first: Score | None = None
-    with contextlib.closing(policies.engine()) as engine:
+    with contextlib.closing(policies.engine()) as engine, x.running() as runner:
         for contender in contenders:
             name, step, weights = contender
             weight_sync.push(engine, weights, step)
@@ -116,6 +116,7 @@ def scores(
                     split=_SPLIT.value,
                     instances=instances,
                     episodes=_EPISODES.value,
+                    runner=runner,
                     on_episode=progress.advance,
                 )
             print(f"{title}: {score}", flush=True)

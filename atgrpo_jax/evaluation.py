@@ -9,7 +9,8 @@ import numpy as np
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.base import Engine
 from atgrpo_jax.rollout import Player, engine_propose, play_all
-from atgrpo_jax.tasks.base import Task
+from atgrpo_jax.sandbox.base import Runner
+from atgrpo_jax.tasks.base import Task, ToolTask
 from atgrpo_jax.team import Team
 from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import Sampling
@@ -106,7 +107,7 @@ def difference(score: Score, other: Score) -> Difference:
 
 
 def evaluate(
-    task: Task,
+    task: Task | ToolTask,
     team: Team,
     tokenizer: Tokenizer,
     engine: Engine,
@@ -117,11 +118,12 @@ def evaluate(
     split: str,
     instances: int,
     episodes: int = 1,
+    runner: Runner | None = None,
     on_episode: Callable[[], None] = lambda: None,
 ) -> Score:
     """Plays ``instances`` of ``split``, each ``episodes`` times, every role drawing one candidate."""
     propose = engine_propose(engine, sampling, 1, seed)
-    player = Player(task, team, tokenizer, propose, sampling, seed, select="first")
+    player = Player(task, team, tokenizer, propose, sampling, seed, runner=runner, select="first")
     played = play_all(player, step, split, range(instances), episodes, on_episode)
     solved_IK = np.array([episode.solved for episode in played]).reshape(instances, episodes)
     return Score(solved_IK, sum(episode.turns for episode in played) / len(played))

@@ -1,7 +1,8 @@
 """Everything that defines a run, as one frozen value."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from atgrpo_jax.learner import LossConfig, OptimizerConfig
 from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.lora import LoraConfig
+from atgrpo_jax.progress import say
 from atgrpo_jax.rollout import RolloutConfig
-from atgrpo_jax.tasks.base import Task
+from atgrpo_jax.sandbox.base import Runner
+from atgrpo_jax.sandbox.pool import SandboxConfig
+from atgrpo_jax.tasks.base import Task, ToolTask
 from atgrpo_jax.team import BASE, Team
 from atgrpo_jax.tokens import TinyTokenizer, Tokenizer
 from atgrpo_jax.types import hash_bytes
@@ -37,7 +41,7 @@ class Experiment:
     ``tokenizer``.
     """
 
-    task: Task
+    task: Task | ToolTask
     team: Team = Team()
     tokenizer: Tokenizer = TinyTokenizer()
     model: ModelConfig | Mapping[str, ModelConfig] = ModelConfig()
@@ -45,6 +49,7 @@ class Experiment:
     lora: LoraConfig = LoraConfig()  # of policies that are adapters
     mesh: MeshConfig = MeshConfig()
     engine: LocalEngineConfig | SGLangConfig | SGLangJaxConfig = LocalEngineConfig()
+    sandbox: SandboxConfig = SandboxConfig()  # for tasks whose roles write programs
     rollout: RolloutConfig = RolloutConfig()
     credit: CreditConfig = CreditConfig()
     batch: BatchConfig = BatchConfig()
@@ -124,6 +129,20 @@ class Experiment:
         """What one of ``starts`` is read from; None if it is random."""
         return self.pretrained[start] if isinstance(self.pretrained, Mapping) else self.pretrained
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Runner | None]:
+        """Runs the programs that roles of the task write; None if they write none.
+
+        Raises RunError if this machine cannot keep programs apart as the sandbox's config asks.
+        """
+        if not isinstance(self.task, ToolTask):
+            yield None
+            return
+        sandbox = self.sandbox.build()
+        with contextlib.closing(sandbox):
+            say(sandbox.about())
+            yield sandbox
+
     def identity(self) -> str:
         """Equal for experiments that leave the same bytes, step by step."""
         return hash_bytes(repr(_without_free(self))).hex()
@@ -149,7 +168,8 @@ def _without_free(experiment: Experiment) -> Experiment:
     engine = experiment.engine
     if isinstance(engine, SGLangConfig):
         engine = SGLangConfig()  # a run may go on with other servers
-    return dataclasses.replace(experiment, **defaults, warm_start=warm_start, engine=engine)
+    sandbox = dataclasses.replace(experiment.sandbox, level=SandboxConfig.level, workers=0)
+    return dataclasses.replace(experiment, **defaults, warm_start=warm_start, engine=engine, sandbox=sandbox)
 
 
 def _difference(name: str, ours: Any, theirs: Any) -> str | None:

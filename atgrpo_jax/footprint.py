@@ -80,12 +80,16 @@ class Sizes:
 def sizes(x: Experiment, instances: int = 16) -> Sizes:
     """From prompts of demonstrated episodes of the first training instances."""
     propose = demonstrations(x.task, x.tokenizer, 1, x.seed)
-    player = Player(x.task, x.team, x.tokenizer, propose, Sampling(), x.seed, select="random")
 
-    async def play():
+    async def play(runner):
+        player = Player(
+            x.task, x.team, x.tokenizer, propose, Sampling(), x.seed, runner=runner, select="random"
+        )
         return await asyncio.gather(*(player.play(1, "train", index) for index in range(instances)))
 
-    origins = [group.origin for episode in asyncio.run(play()) for group in episode.groups]
+    with x.running() as runner:
+        episodes = asyncio.run(play(runner))
+    origins = [group.origin for episode in episodes for group in episode.groups]
     lengths = [len(origin.prompt_ids) for origin in origins]
     roles, turns = len(x.task.workflow.order), x.task.workflow.turns
     tree = x.rollout.mode == "tree"

@@ -14,6 +14,7 @@ from atgrpo_jax.learner import Learner, PolicyState, Updates
 from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters, provide_devices
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
+from atgrpo_jax.sandbox.base import Runner
 from atgrpo_jax.team import BASE
 from atgrpo_jax.tokens import check_same_ids
 from atgrpo_jax.types import Batch, seed_of
@@ -59,9 +60,10 @@ class Policies:
             self._made[key] = Learner(_model(x, start), x.optimizer, objective, mesh, lora)
         return self._made[key]
 
-    def start(self) -> dict[str, PolicyState]:
-        """States of all policies before any training: random or from a folder, then the warm start; sets
-        ``base``. Raises RunError if a folder does not hold what the model needs."""
+    def start(self, runner: Runner | None = None) -> dict[str, PolicyState]:
+        """States of all policies before any training: random or from a folder, then the warm start, for
+        which the ``runner`` runs demonstrated programs; sets ``base``. Raises RunError if a folder does not
+        hold what the model needs."""
         x = self._x
         fresh = {name: lambda name=name: self._fresh(name) for name in x.starts}
         if x.warm_start is None:
@@ -79,6 +81,7 @@ class Policies:
                 batch=x.batch,
                 seed=x.seed,
                 source=repr(x.pretrained),
+                runner=runner,
             )
         if self.adapted:
             # A copy, in case a policy of that name is trained, too: its own arrays are donated.

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from atgrpo_jax.checks import require
 from atgrpo_jax.engines.base import Engine, Request
+from atgrpo_jax.sandbox.base import Run, Runner
 from atgrpo_jax.selection import Select, choose
-from atgrpo_jax.tasks.base import Step, Task, digest
+from atgrpo_jax.tasks.base import Step, Task, ToolTask, digest
 from atgrpo_jax.team import Team
 from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import (
@@ -81,12 +82,13 @@ class Clock:
 class Player:
     """Plays episodes. ``propose`` draws candidates: an engine's (``engine_propose``), or demonstrations."""
 
-    task: Task
+    task: Task | ToolTask
     team: Team
     tokenizer: Tokenizer
     propose: Propose
     sampling: Sampling
     seed: int
+    runner: Runner | None = None  # of the programs that roles write
     select: Select = "mixed"
     exclude: tuple[str, ...] = (Outcome.ENGINE_ERROR.value,)
     clock: Clock = dataclasses.field(default_factory=Clock)  # of the task's and tokenizer's own work
@@ -106,15 +108,14 @@ class Player:
                 draws = await asyncio.gather(*(self._draw(state, key) for key in keys))
             for i, key in enumerate(keys):
                 drawn = draws[i] if workflow.parallel else await self._draw(state, key)
-                with self.clock:
-                    group, steps = self._score(state, drawn)
+                group, steps = await self._score(state, drawn)
                 groups.append(group)
                 if group.chosen is None:
                     return finish(turn + 1, "engine_error")
                 taken = steps[group.chosen]
                 assert taken is not None
                 state = taken.state
-                if taken.done:
+                if taken.done and (not workflow.parallel or key is keys[-1]):
                     return finish(turn + 1, "solved" if taken.solved else "ended")
         return finish(workflow.turns, "turn_limit")
 
@@ -141,25 +142,50 @@ class Player:
             for sample in samples
         ]
 
-    def _score(self, state: Any, drawn: Sequence[tuple[Origin, Sample]]) -> tuple[Group, list[Step | None]]:
+    async def _score(
+        self, state: Any, drawn: Sequence[tuple[Origin, Sample]]
+    ) -> tuple[Group, list[Step | None]]:
         """Scores every candidate from the same ``state``, then selects."""
         key = drawn[0][0].key
+        with self.clock:
+            texts = [self.tokenizer.decode(sample.tokens) for _, sample in drawn]
+        given = [text for text, (_, sample) in zip(texts, drawn, strict=True) if sample.finish != "error"]
+        runs = await asyncio.gather(*(self._run(state, key.role, text) for text in given))
+        left = iter(runs)
         candidates, steps = [], []
-        for origin, sample in drawn:
-            text = self.tokenizer.decode(sample.tokens)
-            step = None
-            outcome = Outcome.ENGINE_ERROR
-            if sample.finish != "error":
-                step = self.task.act(state, key.role, text)
-                truncated = sample.finish == "length"
-                outcome = Outcome.TRUNCATED if truncated else step.outcome
-            counts = step is not None and outcome.value not in self.exclude
-            reward = step.reward if step is not None and counts else None
-            candidates.append(Candidate(origin, sample, text, outcome, reward))
-            steps.append(step)
-        seed = seed_of("select", self.seed, key.path())
-        chosen = choose([c.reward for c in candidates], self.select, self.team.alpha, seed)
+        with self.clock:
+            for text, (origin, sample) in zip(texts, drawn, strict=True):
+                step = None
+                outcome = Outcome.ENGINE_ERROR
+                if sample.finish != "error":
+                    step, outcome = self._act(state, key.role, text, sample, next(left))
+                counts = step is not None and outcome.value not in self.exclude
+                reward = step.reward if step is not None and counts else None
+                candidates.append(Candidate(origin, sample, text, outcome, reward))
+                steps.append(step)
+            seed = seed_of("select", self.seed, key.path())
+            chosen = choose([c.reward for c in candidates], self.select, self.team.alpha, seed)
         return Group(tuple(candidates), chosen), steps
+
+    async def _run(self, state: Any, role: str, text: str) -> Sequence[Run]:
+        """The programs that a text calls for, side by side."""
+        if not isinstance(self.task, ToolTask):
+            return ()
+        with self.clock:
+            programs = self.task.programs(state, role, text)
+        assert self.runner is not None, "a task whose roles write programs needs somewhere to run them"
+        return await asyncio.gather(*map(self.runner.run, programs))
+
+    def _act(
+        self, state: Any, role: str, text: str, sample: Sample, runs: Sequence[Run]
+    ) -> tuple[Step, Outcome]:
+        if isinstance(self.task, ToolTask):
+            step = self.task.act(state, role, text, runs)
+        else:
+            step = self.task.act(state, role, text)
+        if any(run.end == "crash" for run in runs):
+            return step, Outcome.TOOL_CRASH
+        return step, Outcome.TRUNCATED if sample.finish == "length" else step.outcome
 
 
 def engine_propose(engine: Engine, sampling: Sampling, candidates: int, seed: int) -> Propose:

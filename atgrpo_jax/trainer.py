@@ -1,5 +1,6 @@
 """The stages of a training step, and what they share."""
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ class Trainer:
         self.done = 0
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
-        self._engine = self._policies.engine()
+        self._opened = contextlib.ExitStack()
+        self._runner = self._opened.enter_context(x.running())
+        self._engine = self._opened.enter_context(contextlib.closing(self._policies.engine()))
         self._gate = (
             Gate(
                 self._policies.models,
@@ -58,8 +61,9 @@ class Trainer:
             engine_propose(self._engine, x.rollout.sampling, candidates, x.seed),
             x.rollout.sampling,
             x.seed,
-            x.rollout.select,
-            x.rollout.exclude,
+            runner=self._runner,
+            select=x.rollout.select,
+            exclude=x.rollout.exclude,
         )
 
     def __enter__(self) -> "Trainer":
@@ -69,7 +73,7 @@ class Trainer:
         if self._writer is not None:
             self._writer.close()
         self._checkpoints.close()
-        self._engine.close()
+        self._opened.close()
 
     def begin(self) -> None:
         """From the newest checkpoint, or from a start that is scored, recorded and saved as step 0."""
@@ -78,7 +82,7 @@ class Trainer:
         self._writer = MetricsWriter(self.folder, first=0 if latest is None else latest + 1)
         policies = self._policies
         if latest is None:
-            self.states = policies.start()
+            self.states = policies.start(self._runner)
             if policies.base is not None:
                 self._checkpoints.save_base(policies.base)
             proof = self.sync(0)
@@ -215,6 +219,7 @@ class Trainer:
                 step=step,
                 split=split,
                 instances=instances,
+                runner=self._runner,
                 on_episode=progress.advance,
             )
         say(f"{split} after step {step}: {score}")

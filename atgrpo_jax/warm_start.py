@@ -21,7 +21,8 @@ from atgrpo_jax.learner import Learner, OptimizerConfig, cloning
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.progress import Progress, say
 from atgrpo_jax.rollout import Player, Propose, play_all, train_indices
-from atgrpo_jax.tasks.base import Task
+from atgrpo_jax.sandbox.base import Runner
+from atgrpo_jax.tasks.base import Play, Task, ToolTask
 from atgrpo_jax.team import Team
 from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import Episode, Sample, Sampling, hash_bytes, seed_of
@@ -51,12 +52,13 @@ def warm_start(
     *,
     models: Mapping[str, Transformer],
     meshes: Mapping[str, Mesh],
-    task: Task,
+    task: Task | ToolTask,
     team: Team,
     tokenizer: Tokenizer,
     batch: BatchConfig,
     seed: int,
     source: str,
+    runner: Runner | None = None,
 ) -> dict[str, Any]:
     """Parameters of every policy after cloning, from the cache if the same were made before.
 
@@ -90,15 +92,15 @@ def warm_start(
         if path.exists():
             say(f"warm start: from the cache, {path}")
             return _read(checkpointer, path, {name: learners[name].shapes.params for name in fresh})
-        params = _clone(config, fresh, learners, task, team, tokenizer, batch, seed)
+        propose = demonstrations(task, tokenizer, config.candidates, seed)
+        player = Player(task, team, tokenizer, propose, Sampling(), seed, runner=runner, select="random")
+        params = _clone(config, fresh, learners, player, batch)
         checkpointer.save(path, params)
         checkpointer.wait_until_finished()
     return params
 
 
-def _clone(config, fresh, learners, task, team, tokenizer, batch, seed) -> dict[str, Any]:
-    propose = demonstrations(task, tokenizer, config.candidates, seed)
-    player = Player(task, team, tokenizer, propose, Sampling(), seed, select="random")
+def _clone(config, fresh, learners, player, batch) -> dict[str, Any]:
     states = {name: learners[name].start_from(make()) for name, make in fresh.items()}
     with Progress("warm start", config.steps, "step") as progress:
         for step in range(1, config.steps + 1):
@@ -112,7 +114,7 @@ def _clone(config, fresh, learners, task, team, tokenizer, batch, seed) -> dict[
     return {name: state.params for name, state in states.items()}
 
 
-def demonstrations(task: Task, tokenizer: Tokenizer, candidates: int, seed: int) -> Propose:
+def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int) -> Propose:
     """Proposes the task's own demonstrations instead of an engine's samples."""
 
     async def propose(state, key, prompt_ids, policy):
@@ -147,7 +149,7 @@ def _read(checkpointer, path: Path, shapes: Any) -> dict[str, Any]:
         ) from error
 
 
-def _sources(task: Task) -> str:
+def _sources(task: Play) -> str:
     """Digest of the code that a warm start comes from: the package's and the task's."""
     files = sorted(Path(atgrpo_jax.__file__).parent.rglob("*.py"))
     own = inspect.getsourcefile(type(task))

@@ -42,10 +42,13 @@ def main() -> None:
         command += [f"--run_dir={folder}", *(f"--gin_param={line}" for line in lines)]
         began = time.monotonic()
         run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        while run.poll() is None and kills < args.kills and not steps(folder):
-            time.sleep(1)
+        done = 0
         while run.poll() is None and kills < args.kills:
-            time.sleep(rng.uniform(1, 40))  # a restart takes 10 to 20
+            if len(steps(folder)) <= done:  # since the last kill: the server draws, and is not starting
+                time.sleep(0.1)
+                continue
+            done = len(steps(folder))
+            time.sleep(rng.uniform(0, 4))
             leash = server_of(run.pid)
             if leash is not None:
                 os.killpg(leash, signal.SIGKILL)

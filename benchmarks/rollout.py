@@ -92,7 +92,7 @@ def team(turns):
         engine.push_weights(policy, weights, 0)
     sampling = x.rollout.sampling
     propose = engine_propose(engine, sampling, x.rollout.candidates, x.seed)
-    player = Player(x.task, x.team, x.tokenizer, propose, sampling, x.seed, x.rollout.select)
+    player = Player(x.task, x.team, x.tokenizer, propose, sampling, x.seed, select=x.rollout.select)
 
     def play(step):
         play_all(player, step + 1, "train", train_indices(step + 1, x.rollout.instances))

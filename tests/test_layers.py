@@ -11,9 +11,9 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.program",
     },
-    {"types", "engines.processes", "engines.published", "sandbox.worker"},
+    {"types", "progress", "engines.processes", "engines.published", "sandbox.worker"},
     {
-        "advantages", "cli", "loss", "mesh", "progress", "selection", "stopping", "team", "tokens",
+        "advantages", "cli", "loss", "mesh", "selection", "stopping", "team", "tokens",
         "tasks.base", "engines.base", "engines.pages", "engines.patterns", "engines.servers", "models.config",
         "sandbox.pool",
         "models.attention", "models.fused", "models.paged", "models.sampling",

@@ -8,11 +8,37 @@ import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
 
 from atgrpo_jax.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
+from atgrpo_jax.sandbox.base import Program, Run
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.team import Team
 from atgrpo_jax.types import Outcome, Sampling
 
 SAMPLING = Sampling(1.0, 8)
+
+
+class Shouts(Sum):
+    """After "=" comes a program, which is run twice; its number is the sum of both outputs."""
+
+    def programs(self, state, role, text):
+        return [Program(text[1:])] * 2 if text.startswith("=") else []
+
+    def act(self, state, role, text, runs):
+        if runs:
+            text = str(sum(int(run.stdout or 0) for run in runs))
+        return super().act(state, role, text)
+
+
+@dataclasses.dataclass
+class Echo:
+    """Runs a program by giving it back."""
+
+    wait: float = 0.0
+    asked: list[str] = dataclasses.field(default_factory=list)
+
+    async def run(self, program):
+        self.asked.append(program.source)
+        await asyncio.sleep(self.wait)
+        return Run("crash") if program.source == "crash" else Run("ok", program.source)
 
 
 def player(script, task=None, k=3, team=None, **settings):
@@ -68,6 +94,37 @@ def test_a_parallel_workflow_shows_every_role_the_start_of_the_turn():
     assert prompts == ["a []", "b []", "a [2, 2]", "b [2, 2]"]
     # Actions still apply one after the other.
     assert episode.groups[1].candidates[0].reward.local == 2.0
+
+
+def test_a_parallel_turn_is_played_to_its_end():
+    """What ``a`` has done may end the episode; the samples of ``b`` were drawn, and count all the same."""
+    task = Sum(Workflow(order=("a", "b"), turns=2, parallel=True))
+    episode = play(player({(0, "a"): ["10", "1", "0"], (0, "b"): ["0", "0", "0"]}, task)[0])
+    assert (episode.end, episode.turns, len(episode.groups)) == ("solved", 1, 2)
+
+
+def test_programs_are_run_before_their_candidates_are_scored():
+    made, _ = player({(0, "a"): ["3", "x", "=7"]}, Shouts(Workflow(order=("a",), turns=1)), runner=Echo())
+    group = play(made).groups[0]
+    assert [c.reward.local for c in group.candidates] == [3.0, -1.0, 14.0]
+    assert [c.outcome for c in group.candidates] == [Outcome.OK, Outcome.INVALID, Outcome.OK]
+
+
+def test_programs_of_all_candidates_run_side_by_side():
+    runner = Echo(wait=0.2)
+    made, _ = player({(0, "a"): ["=1", "=2", "=3"]}, Shouts(Workflow(order=("a",), turns=1)), runner=runner)
+    began = time.monotonic()
+    play(made)
+    assert time.monotonic() - began < 0.5 and runner.asked == ["1", "1", "2", "2", "3", "3"]
+
+
+def test_a_sandbox_that_fails_is_not_the_candidates_fault():
+    script = {(0, "a"): ["=1", "=crash", "=2"]}
+    exclude = (Outcome.TOOL_CRASH.value, Outcome.ENGINE_ERROR.value)
+    task = Shouts(Workflow(order=("a",), turns=1))
+    group = play(player(script, task, runner=Echo(), exclude=exclude)[0]).groups[0]
+    assert [c.outcome for c in group.candidates] == [Outcome.OK, Outcome.TOOL_CRASH, Outcome.OK]
+    assert group.candidates[1].reward is None and group.chosen == 2
 
 
 def test_roles_are_drawn_by_their_policies():

@@ -90,6 +90,7 @@ class Sandbox:
     def __init__(self, config: SandboxConfig):
         self._config = config
         self._count = config.workers or os.cpu_count() or 1
+        self._reasons: list[str] = []  # why it is not a stronger level
         self.level = self._best(config.level)
         self._free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         for _ in range(self._count):
@@ -98,6 +99,11 @@ class Sandbox:
         self.replaced = 0  # workers that died or hung
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
+
+    def about(self) -> str:
+        """A line for people."""
+        weaker = f" ({'; '.join(self._reasons)})" if self._reasons else ""
+        return f"sandbox: level {self.level}, {self._count} programs at once{weaker}"
 
     async def run(self, program: Program) -> Run:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, program)
@@ -136,15 +142,14 @@ class Sandbox:
             self.replaced += 1
 
     def _best(self, least: Level) -> Level:
-        reasons = []
         for level in reversed(LEVELS[LEVELS.index(least) :]):
             reason = _missing(level) or _probe(self._config, level)
             if reason is None:
                 return level
-            reasons.append(f"{level}: {reason}")
+            self._reasons.append(f"{level}: {reason}")
         raise RunError(
             f"SandboxConfig.level = {least!r}: this machine cannot keep programs apart as far ("
-            + "; ".join(reasons)
+            + "; ".join(self._reasons)
             + "); docs/sandbox.md says what each level needs"
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.sandbox.base import Program, Run
 from atgrpo_jax.types import Message, Outcome, Reward, hash_bytes
 
 
@@ -13,8 +14,9 @@ from atgrpo_jax.types import Message, Outcome, Reward, hash_bytes
 class Workflow:
     """Who speaks when. Data, so that roles can be added without touching the rollout.
 
-    ``order`` is the order of roles within a turn. In a parallel workflow all roles of a turn observe its
-    start; in a sequential one each sees what the role before it did.
+    ``order`` is the order of roles within a turn. In a sequential workflow each sees what the role before it
+    did, and an action may end the episode. In a parallel one all roles observe the turn's start; their
+    actions are carried out in order, and only the last one's end counts.
     """
 
     order: tuple[str, ...]
@@ -40,8 +42,7 @@ class Step:
     solved: bool
 
 
-@runtime_checkable
-class Task(Protocol):
+class Play(Protocol):
     """One kind of problem. Instances are pure functions of (task config, split, index), and no two
     splits share one."""
 
@@ -58,12 +59,29 @@ class Task(Protocol):
 
     def prompt(self, state: Any, role: str) -> Sequence[Message]: ...
 
+    def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
+        """A deliberately imperfect answer, for the warm start."""
+        ...
+
+
+@runtime_checkable
+class Task(Play, Protocol):
     def act(self, state: Any, role: str, text: str) -> Step:
         """What ``role`` saying ``text`` leads to. Never raises on any text."""
         ...
 
-    def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
-        """A deliberately imperfect answer, for the warm start."""
+
+@runtime_checkable
+class ToolTask(Play, Protocol):
+    """A task of which some roles write programs. It is as pure as any other: it says which programs are to
+    be run, and is told what became of them."""
+
+    def programs(self, state: Any, role: str, text: str) -> Sequence[Program]:
+        """To be run because ``role`` said ``text``; none if it wrote none."""
+        ...
+
+    def act(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Step:
+        """What it leads to, given how those programs ended. Never raises on any text or run."""
         ...
 
 
