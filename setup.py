@@ -11,12 +11,14 @@ setup(
     license_expression="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["atgrpo_jax", "atgrpo_jax.*"]),
+    package_data={"atgrpo_jax.tasks": ["templates/*/*/*.txt"]},
     install_requires=[
         "absl-py>=2.1",
         "aiohttp>=3.11,<4",
         "flax>=0.12",
         "gin-config==0.5.0",  # config.py walks its parsed bindings, so the version is fixed
         "jax>=0.10,<0.13",
+        "jinja2>=3.1",  # prompts, and the chat templates of models
         "matplotlib>=3.8",
         "numpy>=2.0",
         "optax>=0.2.6",

@@ -61,7 +61,7 @@ def render(experiment: Experiment) -> str:
     imports = sorted({_import(type(part)) for _, part in parts})
     blocks = []
     for scope, part in parts:
-        fields = [f.name for f in dataclasses.fields(part)]
+        fields = [f.name for f in dataclasses.fields(part) if f.init]
         blocks.append("\n".join(f"{_name(part, scope)}.{f} = {_value(part, f, scope)}" for f in fields))
     header = ["from __gin__ import dynamic_registration", *imports]
     return "\n".join(header) + "\n\n" + "\n\n".join(block for block in blocks if block) + "\n"

@@ -115,7 +115,7 @@ def test_render_names_every_field_and_loads_to_the_same(tmp_path):
     assert load(str(path)) == experiment
     for cls in (Experiment, RolloutConfig, PlanPath):
         for field in dataclasses.fields(cls):
-            assert f"{cls.__name__}.{field.name} = " in text
+            assert (f"{cls.__name__}.{field.name} = " in text) == field.init
 
 
 def test_parts_in_a_mapping_are_written_as_scopes_of_their_keys(tmp_path):

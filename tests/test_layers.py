@@ -11,18 +11,20 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.program",
     },
-    {"types", "progress", "engines.processes", "engines.published", "sandbox.worker"},
+    {"types", "progress", "data", "engines.processes", "engines.published", "sandbox.worker"},
     {
         "advantages", "cli", "loss", "mesh", "selection", "stopping", "team", "tokens",
-        "tasks.base", "engines.base", "engines.pages", "engines.patterns", "engines.servers", "models.config",
-        "sandbox.pool",
-        "models.attention", "models.fused", "models.paged", "models.sampling",
+        "tasks.base", "tasks.prompts", "sandbox.pool", "engines.base", "engines.pages", "engines.patterns",
+        "engines.servers", "models.config", "models.attention", "models.fused", "models.paged", "models.sampling",
     },
-    {"tasks.plan_path", "models.transformer", "models.hf", "groups", "packaged"},
-    {"batch", "models.lora", "models.head", "rollout", "run_folder", "engines.decoding"},
+    {"tasks.games", "models.transformer", "models.hf", "groups", "packaged"},
     {
-        "models.packed", "engines.lanes", "engines.fleet", "engines.sglang_jax_session", "weight_sync",
-        "checkpoint", "evaluation", "metrics",
+        "tasks.plan_path", "tasks.sokoban_rooms", "tasks.sudoku", "batch", "models.lora", "models.head",
+        "rollout", "run_folder", "engines.decoding",
+    },
+    {
+        "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet", "engines.sglang_jax_session",
+        "weight_sync", "checkpoint", "evaluation", "metrics",
     },
     {"learner", "engines.local", "engines.sglang", "engines.sglang_jax"},
     {"warm_start"},
@@ -34,7 +36,8 @@ RANKS = [
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
-    "rollout", "tasks.base", "tasks.plan_path", "engines.background",
+    "rollout", "data", "tasks.base", "tasks.games", "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
+    "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
     "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",
     "engines.pages", "batch", "evaluation",
     "progress", "sandbox.base", "sandbox.kernel", "sandbox.pool", "sandbox.program", "sandbox.worker",

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from atgrpo_jax.tasks.base import Workflow, digest
+from atgrpo_jax.tasks.games import Proposal
 from atgrpo_jax.tasks.plan_path import (
     Instance,
     PlanPath,
@@ -87,7 +88,7 @@ def test_walk_bumps_stay_in_place_and_the_goal_ends_it():
 
 def test_cells_name_the_moves_that_lead_to_them():
     def walk(text):
-        return walk_from(GRID, (0, 0), parse_moves(text))
+        return walk_from(GRID, (0, 0), TASK.read(START, text))
 
     assert walk("[10 20 21 22]") == walk("[00 10 20 R 22]") == Walk("DDRR", (2, 2), ())
     # 02 is a wall, 12 is not next to 01, and a cell is not next to itself.
@@ -122,7 +123,7 @@ def test_the_scout_is_scored_on_its_simulation_and_moves_nobody():
     assert step.reward.local == pytest.approx(0.2 / 4 * (1 + 0.4 + 0.2))
     assert not step.done
     assert step.state.position == (0, 0)
-    assert step.state.proposal == walk_from(GRID, (0, 0), "DDRR")
+    assert step.state.proposal == Proposal(walk_from(GRID, (0, 0), "DDRR"), True)
     # The mover's action clears it for the next turn; so does a scout without a list.
     assert TASK.act(step.state, "mover", "[D]").state == State(GRID, (1, 0))
     assert TASK.act(step.state, "scout", "").state == START
@@ -146,7 +147,7 @@ def test_a_simulated_walk_away_costs_no_more_than_the_whole_progress():
 
 
 def test_digests_tell_states_apart():
-    proposal = walk_from(GRID, (0, 0), "D")
+    proposal = Proposal(walk_from(GRID, (0, 0), "D"), False)
     states = [START, State(GRID, (1, 0)), dataclasses.replace(START, proposal=proposal)]
     assert len({digest(s) for s in states}) == 3
     assert digest(State(GRID, (0, 0))) == digest(START)
@@ -229,7 +230,10 @@ def test_a_demonstrated_mover_repeats_a_proposal_that_arrives():
         ({"obstacles": 0.999}, r"no solvable 6x6 grid"),
         ({"proposal": 1.0}, r"failing could pay 2.1 and solving"),
         ({"illegal": -0.1}, r"PlanPath.illegal"),
-        ({"workflow": Workflow(("scout",))}, r"nobody moves"),
+        ({"workflow": Workflow(("scout",))}, r"the last role decides: it must be mover"),
+        ({"workflow": Workflow(("scout", "mover"), parallel=True)}, r"must see what was proposed"),
+        ({"prompts": "nowhere"}, r"PlanPath.prompts = 'nowhere': no prompts in 'nowhere'"),
+        ({"workflow": Workflow(("tool", "mover"))}, r"no template tool.txt in .*plan_path/short"),
         ({"workflow": Workflow(("mover", "judge"))}, r"not \['judge'\]"),
     ],
 )

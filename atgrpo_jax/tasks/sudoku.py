@@ -1,0 +1,274 @@
+"""Sudoku: fill a grid so that every row, column and box holds every digit once.
+
+The task of arXiv 2510.11062, with the faults of its reference code mended: the given digits stay, puzzles
+have exactly one solution, the splits share none, and the lists that prompts ask for are read. The ``filler``
+decides; see tasks/games.py for the roles.
+"""
+
+import dataclasses
+import functools
+import itertools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+from atgrpo_jax.checks import require
+from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.tasks.games import Game, Played, Proposal, in_split
+from atgrpo_jax.types import seed_of
+
+Grid = tuple[int, ...]  # row by row, 0 is empty
+Fill = tuple[int, int, int]  # row, column, digit; all -1 for what is none
+
+MAX_DRAWS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+    puzzle: Grid
+    solution: Grid
+
+    @property
+    def size(self) -> int:
+        return round(len(self.puzzle) ** 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A list of fills carried out. ``refused`` holds the numbers, from 1, of those that were not: outside the
+    grid, a given cell, or a digit that the row, column or box has."""
+
+    fills: tuple[Fill, ...]
+    grid: Grid
+    refused: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    instance: Instance
+    grid: Grid
+    proposal: Proposal | None = None  # carried: a Filled
+
+
+@dataclasses.dataclass(frozen=True)
+class Sudoku(Game):
+    """What a game pays is in ``Game``. Fills gain the change of (right - wrong) / (cells empty at the start):
+    right is as in the solution. Cells that were not given may be filled again.
+    """
+
+    decider: ClassVar[str] = "filler"
+
+    workflow: Workflow = Workflow(order=("scout", "filler"))
+    prompts: str = "sudoku/short"
+    size: Literal[4, 9] = 4
+    least_empty: int = 4
+    most_empty: int = 10
+
+    def __post_init__(self):
+        require(self, "size", self.size in (4, 9), "must be 4 or 9")
+        most = {4: 12, 9: 60}[self.size]
+        within = 1 <= self.least_empty <= self.most_empty <= most
+        rule = (
+            f"must be from 1 to most_empty, and that at most {most}: fewer digits seldom leave one solution"
+        )
+        require(self, "least_empty", within, rule)
+        super().__post_init__()
+
+    def instance(self, split: str, index: int) -> Instance:
+        """Raises ValueError for an unknown split, or if no such puzzle turns up."""
+        return _draw(self.size, self.least_empty, self.most_empty, self.seed, split, index)
+
+    def initial(self, instance: Instance) -> State:
+        return State(instance, instance.puzzle)
+
+    def read(self, state: State, text: str) -> Sequence[Fill]:
+        """Fills: ``[013 021]``, ``[[0, 1, 3], [0, 2, 1]]``; or whole rows: ``[[1, 2, 3, 4], ...]``, of which
+        what is in the grid already is left out."""
+        size = state.instance.size
+        items = _last_list(text)
+        rows = [item for item in items if len(item) == size]
+        if len(items) == len(rows) == size:
+            return [
+                (r, c, digit)
+                for r, row in enumerate(rows)
+                for c, digit in enumerate(row)
+                if state.grid[r * size + c] != digit
+            ]
+        return [(*item,) if len(item) == 3 else (-1, -1, -1) for item in items]
+
+    def play(self, state: State, actions: Sequence[Fill]) -> Played:
+        instance = state.instance
+        filled = fill(state, actions)
+        empty = instance.puzzle.count(0)
+        solved = filled.grid == instance.solution
+        return Played(
+            State(instance, filled.grid),
+            filled,
+            (_right(instance, filled.grid) - _right(instance, state.grid)) / empty,
+            len(filled.refused) / len(filled.fills),
+            solved=solved,
+            shortest=solved and len(filled.fills) == sum(map(int.__ne__, state.grid, filled.grid)),
+        )
+
+    def values(self, state: State) -> dict[str, Any]:
+        size, instance = state.instance.size, state.instance
+        cells = [divmod(i, size) for i in range(size * size)]
+        own = zip(cells, instance.puzzle, state.grid, strict=True)
+        own_fills = [(r, c, digit) for (r, c), given, digit in own if digit and not given]
+        return {
+            "size": size,
+            "rows": [state.grid[i : i + size] for i in range(0, size * size, size)],
+            "given": [f"{r}{c}{d}" for (r, c), d in zip(cells, instance.puzzle, strict=True) if d],
+            "filled": [f"{r}{c}{d}" for r, c, d in own_fills],
+            "empty": state.grid.count(0),
+            "box": "2x2" if size == 4 else "3x3",
+        }
+
+    def shown(self, state: State, carried: Filled) -> dict[str, Any]:
+        return {"fills": _write(carried.fills), "wrong": carried.refused}
+
+    def demonstrated(self, state: State, rng: random.Random) -> str:
+        """All cells that are not as in the solution, in an order in which each is the easiest of those left
+        (fewest digits that would fit), each with some probability given a random digit that fits."""
+        size, solution = state.instance.size, state.instance.solution
+        grid, fills = list(state.grid), []
+        for i, (digit, right) in enumerate(zip(state.grid, solution, strict=True)):
+            if digit not in (0, right):
+                grid[i] = 0
+        while 0 in grid:
+            fits = {i: candidates(tuple(grid), i) for i, digit in enumerate(grid) if not digit}
+            easiest = min(fits, key=lambda i: len(fits[i]))
+            grid[easiest] = solution[easiest]
+            digit = solution[easiest]
+            if rng.random() < self.demonstration_error:
+                digit = rng.choice(fits[easiest] if len(fits[easiest]) > 1 else range(1, size + 1))
+            fills.append((*divmod(easiest, size), digit))
+        return _write(fills)
+
+    def repeated(self, state: State, carried: Filled) -> str:
+        return _write(carried.fills)
+
+
+def words() -> tuple[str, ...]:
+    """Pieces of text for a ``TinyTokenizer``, so that prompts and answers are short."""
+    return (
+        "scout", "filler", "given", " filled", " wrong", " solved",
+        "list empty cells with digits in brackets",
+        *(f" {row}{column}" for row in range(9) for column in range(9)),
+    )  # fmt: skip
+
+
+def fill(state: State, fills: Sequence[Fill]) -> Filled:
+    """Carries them out, one after the other."""
+    size, grid, refused = state.instance.size, list(state.grid), []
+    for number, (r, c, digit) in enumerate(fills, 1):
+        place = r * size + c
+        if 0 <= r < size and 0 <= c < size and not state.instance.puzzle[place]:
+            before, grid[place] = grid[place], 0
+            if digit in candidates(tuple(grid), place):
+                grid[place] = digit
+                continue
+            grid[place] = before
+        refused.append(number)
+    return Filled(tuple(fills), tuple(grid), tuple(refused))
+
+
+def candidates(grid: Grid, place: int) -> list[int]:
+    """Digits that row, column and box of an empty cell do not have."""
+    size = round(len(grid) ** 0.5)
+    taken = {grid[i] for i in _peers(size)[place]}
+    return [digit for digit in range(1, size + 1) if digit not in taken]
+
+
+def solutions(grid: Grid) -> Iterator[Grid]:
+    """All ways to complete a grid."""
+    empty = [i for i, digit in enumerate(grid) if not digit]
+    if not empty:
+        yield grid
+        return
+    fits = {i: candidates(grid, i) for i in empty}
+    place = min(empty, key=lambda i: len(fits[i]))
+    for digit in fits[place]:
+        yield from solutions((*grid[:place], digit, *grid[place + 1 :]))
+
+
+def _last_list(text: str) -> list[tuple[int, ...]]:
+    """Items of the last list in brackets: of numbers, or of words of digits. A list of lists is one list."""
+    found = re.findall(r"\[\s*(?:\[[^\[\]]*\][\s,;]*)+\]|\[[^\[\]]*\]", text)
+    if not found:
+        return []
+    last = found[-1][1:-1]
+    if "[" in last:
+        return [tuple(map(int, re.findall(r"\d+", item))) for item in re.findall(r"\[([^\[\]]*)\]", last)]
+    words = re.findall(r"\d+", last)
+    if words and all(len(word) == 1 for word in words):  # one fill, or one row, as numbers
+        return [tuple(map(int, words))]
+    return [tuple(map(int, word)) for word in words]
+
+
+def _write(fills: Sequence[Fill]) -> str:
+    return "[" + "".join(f" {r}{c}{digit}" if r >= 0 else " ?" for r, c, digit in fills) + "]"
+
+
+def _right(instance: Instance, grid: Grid) -> int:
+    """Cells filled as in the solution, less those filled otherwise; the given ones apart."""
+    own = [(s, g) for p, s, g in zip(instance.puzzle, instance.solution, grid, strict=True) if not p and g]
+    return sum(1 if solution == digit else -1 for solution, digit in own)
+
+
+@functools.cache
+def _peers(size: int) -> list[list[int]]:
+    """For each cell the others of its row, column and box."""
+    side = round(size**0.5)
+    cells = list(itertools.product(range(size), repeat=2))
+    return [
+        [
+            i
+            for i, (a, b) in enumerate(cells)
+            if (a, b) != (r, c) and (a == r or b == c or (a // side, b // side) == (r // side, c // side))
+        ]
+        for r, c in cells
+    ]
+
+
+def _full(size: int, rng: random.Random) -> Grid:
+    """A random complete grid."""
+
+    def complete(grid: list[int]) -> bool:
+        empty = {i: candidates(tuple(grid), i) for i, digit in enumerate(grid) if not digit}
+        if not empty:
+            return True
+        place = min(empty, key=lambda i: (len(empty[i]), i))
+        for digit in rng.sample(empty[place], len(empty[place])):
+            grid[place] = digit
+            if complete(grid):
+                return True
+        grid[place] = 0
+        return False
+
+    grid = [0] * (size * size)
+    grid[:size] = rng.sample(range(1, size + 1), size)
+    complete(grid)
+    return tuple(grid)
+
+
+@functools.lru_cache(maxsize=4096)
+def _draw(size: int, least: int, most: int, seed: int, split: str, index: int) -> Instance:
+    rng = random.Random(seed_of("sudoku", size, least, most, seed, split, index))
+    for _ in range(MAX_DRAWS):
+        solution, wanted = _full(size, rng), rng.randint(least, most)
+        puzzle = list(solution)
+        for place in rng.sample(range(size * size), size * size):
+            if puzzle.count(0) == wanted:
+                break
+            puzzle[place] = 0
+            if len(list(itertools.islice(solutions(tuple(puzzle)), 2))) > 1:
+                puzzle[place] = solution[place]
+        instance = Instance(tuple(puzzle), solution)
+        if puzzle.count(0) == wanted and in_split(instance, split):
+            return instance
+    raise ValueError(
+        f"Sudoku: no {size}x{size} puzzle with {least} to {most} empty cells and one solution for split "
+        f"{split} in {MAX_DRAWS} draws; lower most_empty"
+    )
