@@ -135,7 +135,7 @@ class Experiment:
 
         Raises RunError if this machine cannot keep programs apart as the sandbox's config asks.
         """
-        if not isinstance(self.task, ToolTask):
+        if not isinstance(self.task, ToolTask) or not self.task.tools:
             yield None
             return
         sandbox = self.sandbox.build()

@@ -169,7 +169,7 @@ class Player:
 
     async def _run(self, state: Any, role: str, text: str) -> Sequence[Run]:
         """The programs that a text calls for, side by side."""
-        if not isinstance(self.task, ToolTask):
+        if not isinstance(self.task, ToolTask) or role not in self.task.tools:
             return ()
         with self.clock:
             programs = self.task.programs(state, role, text)

@@ -15,7 +15,8 @@ RANKS = [
     {
         "advantages", "cli", "loss", "mesh", "selection", "stopping", "team", "tokens",
         "tasks.base", "tasks.prompts", "sandbox.pool", "engines.base", "engines.pages", "engines.patterns",
-        "engines.servers", "models.config", "models.attention", "models.fused", "models.paged", "models.sampling",
+        "engines.servers", "models.config", "models.attention",
+        "models.fused", "models.paged", "models.sampling",
     },
     {"tasks.games", "models.transformer", "models.hf", "groups", "packaged"},
     {
@@ -32,7 +33,7 @@ RANKS = [
     {"policies"},
     {"config", "report", "trainer", "footprint", "ahead"},
     {"loop", "saved_run"},
-    {"train", "evaluate", "export", "plan"},
+    {"train", "evaluate", "export", "plan", "tasks.check"},
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",

@@ -19,6 +19,8 @@ SAMPLING = Sampling(1.0, 8)
 class Shouts(Sum):
     """After "=" comes a program, which is run twice; its number is the sum of both outputs."""
 
+    tools = ("a",)
+
     def programs(self, state, role, text):
         return [Program(text[1:])] * 2 if text.startswith("=") else []
 

@@ -76,6 +76,11 @@ class ToolTask(Play, Protocol):
     """A task of which some roles write programs. It is as pure as any other: it says which programs are to
     be run, and is told what became of them."""
 
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """The roles of its workflow that write programs, or whose words need some to be run."""
+        ...
+
     def programs(self, state: Any, role: str, text: str) -> Sequence[Program]:
         """To be run because ``role`` said ``text``; none if it wrote none."""
         ...

@@ -107,7 +107,12 @@ class Game(abc.ABC):
         except ValueError as error:
             require(self, "prompts", False, str(error))
         object.__setattr__(self, "prompts_digest", digest)
-        self.instance("train", 0)  # settings under which there are no instances are refused here
+        first = self.initial(self.instance("train", 0))  # no instances: refused here
+        for role in self.workflow.order:
+            try:
+                self.prompt(first, role)
+            except ValueError as error:
+                require(self, "prompts", False, str(error))
 
     # Of each game
 
@@ -217,7 +222,8 @@ def python_block(text: str) -> str | None:
     """The last fenced block of Python in a text, or its last fenced block; None if there is none."""
     blocks = re.findall(r"```([\w+-]*)[ \t]*\n(.*?)```", text, re.DOTALL)
     python = [code for name, code in blocks if name.lower() in ("python", "python3", "py")]
-    return (python or [code for _, code in blocks] or [None])[-1]
+    found = python or [code for _, code in blocks]
+    return found[-1].rstrip() if found else None
 
 
 def _cut(text: str) -> str:

@@ -1,6 +1,7 @@
 """Prompts as template files: what each role of a task is shown, to read and to change.
 
-A folder holds ``ROLE.txt`` for each role, in Jinja's language. Those that ship are in ``tasks/templates``.
+A folder holds ``ROLE.txt`` for each role, in Jinja's language; files that begin with "_" are for others to
+include. Those that ship are in ``tasks/templates``.
 """
 
 import functools
@@ -17,8 +18,12 @@ SHIPPED = Path(__file__).parent / "templates"
 
 
 def render(folder: str, role: str, values: Mapping[str, Any]) -> list[Message]:
-    """What ``role`` is shown: one message of the user's. Every name in a template must have a value."""
-    return [{"role": "user", "content": _templates(folder)[role].render(values, role=role).strip("\n")}]
+    """What ``role`` is shown: one message of the user's. Raises ValueError for a name without a value."""
+    try:
+        content = _templates(folder)[role].render(values, role=role)
+    except jinja2.UndefinedError as error:
+        raise ValueError(f"{_folder(folder) / role}.txt: {error.message}") from error
+    return [{"role": "user", "content": content.strip("\n")}]
 
 
 def check(folder: str, roles: Sequence[str]) -> str:
@@ -49,9 +54,12 @@ def _templates(folder: str) -> dict[str, jinja2.Template]:
     if not files:
         raise ValueError(f"no prompts in {folder!r}: neither a folder here nor one in {SHIPPED}")
     language = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(_folder(folder)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     try:
-        return {path.stem: language.from_string(path.read_text(encoding="utf-8")) for path in files}
+        return {path.stem: language.get_template(path.name) for path in files if path.name[0] != "_"}
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"prompts {folder!r}, line {error.lineno}: {error.message}") from error
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.message}") from error

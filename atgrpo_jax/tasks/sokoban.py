@@ -140,6 +140,7 @@ class Sokoban(Game):
             "moves": self._write(state, carried.moves),
             "boxes": list(map(name, carried.boxes)),
             "player": name(carried.player),
+            "at": carried.player,
             "hits": carried.bumps,
             "stuck": carried.stuck,
         }

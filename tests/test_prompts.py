@@ -1,0 +1,87 @@
+"""Each role's prompt at turns 1 and 2 against tests/golden, for people to read when templates change.
+
+``python tests/test_prompts.py`` writes the files anew.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from atgrpo_jax.sandbox.base import Run
+from atgrpo_jax.tasks import prompts
+from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.tasks.plan_path import PlanPath
+from atgrpo_jax.tasks.sokoban import Sokoban
+from atgrpo_jax.tasks.sudoku import Sudoku
+
+GOLDEN = Path(__file__).parent / "golden"
+# Texts of two turns, by role; a tool's is what its program prints.
+GAME = {"scout": "[R, R, D]", "tool": "[R, R, D]", "mover": "[R, D]"}
+DIGITS = {"scout": "[[0, 0, 1], [0, 1, 2]]", "tool": "[[0, 0, 1]]", "filler": "[[0, 0, 1], [0, 1, 2]]"}
+CASES = {
+    "plan_path_short": (PlanPath(), GAME),
+    "plan_path_full": (PlanPath(prompts="plan_path/full", view="symbols"), GAME),
+    "plan_path_tool": (PlanPath(prompts="plan_path/full", workflow=Workflow(("tool", "mover"))), GAME),
+    "sokoban_short": (Sokoban(), GAME),
+    "sokoban_full": (Sokoban(prompts="sokoban/full", view="symbols"), GAME),
+    "sokoban_tool": (Sokoban(prompts="sokoban/full", workflow=Workflow(("tool", "mover"))), GAME),
+    "sudoku_short": (Sudoku(), DIGITS),
+    "sudoku_full": (Sudoku(prompts="sudoku/full"), DIGITS),
+    "sudoku_tool": (Sudoku(prompts="sudoku/full", workflow=Workflow(("tool", "filler"))), DIGITS),
+}
+
+
+def rendered(name):
+    task, texts = CASES[name]
+    state = task.initial(task.instance("train", 1))
+    shown = []
+    for turn in (1, 2):
+        for role in task.workflow.order:
+            content = task.prompt(state, role)[0]["content"]
+            shown.append(f"######## turn {turn}, {role}\n{content}\n")
+            if role in task.tools:
+                text = f"```python\nprint({texts[role]!r})\n```"
+                state = task.act(state, role, text, [Run("ok", texts[role], "", True)]).state
+            else:
+                state = task.act(state, role, texts[role]).state
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prompts(name):
+    assert rendered(name) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_all_shipped_templates_are_shown():
+    used = {task.prompts for task, _ in CASES.values()}
+    assert used == {str(path.parent.relative_to(prompts.SHIPPED)) for path in prompts.SHIPPED.rglob("*.txt")}
+
+
+def test_a_folder_of_ones_own(tmp_path):
+    (tmp_path / "mover.txt").write_text("Go from {{ position }} to {{ goal }}{% include '_end.txt' %}")
+    (tmp_path / "_end.txt").write_text("!")
+    task = PlanPath(prompts=str(tmp_path), workflow=Workflow(("mover",)))
+    state = task.initial(task.instance("train", 0))
+    assert task.prompt(state, "mover")[0]["content"].endswith("!")
+    before = task.prompts_digest
+    (tmp_path / "_end.txt").write_text("?")
+    assert PlanPath(prompts=str(tmp_path), workflow=Workflow(("mover",))).prompts_digest != before
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{% if %}", r"mover.txt, line 1: Expected an expression"),
+        ("{{ nothing_of_the_kind }}", "is undefined"),
+    ],
+)
+def test_a_template_that_is_none(tmp_path, text, says):
+    (tmp_path / "mover.txt").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        PlanPath(prompts=str(tmp_path), workflow=Workflow(("mover",)))
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for case in CASES:
+        (GOLDEN / f"{case}.txt").write_text(rendered(case), encoding="utf-8")

@@ -1,0 +1,197 @@
+import collections
+import itertools
+import json
+import random
+
+import pytest
+
+from atgrpo_jax.tasks.sokoban import Sokoban, State, walk_from
+from atgrpo_jax.tasks.sokoban_rooms import FAR, MOVES, Instance, push_distances, pushes, solve
+from atgrpo_jax.types import Outcome
+
+TASK = Sokoban()
+ROOM = Instance(("######", "#@   #", "# $  #", "#    #", "#   .#", "######"))
+START = State(ROOM, (1, 1), ((2, 2),))
+
+
+def shortest(instance):
+    """Moves of a shortest solution, by trying everything; None if there is none."""
+    start = instance.player, instance.boxes
+    distance, queue = {start: 0}, collections.deque([start])
+    while queue:
+        player, boxes = queue.popleft()
+        if boxes == instance.goals:
+            return distance[player, boxes]
+        for down, right in MOVES.values():
+            target = player[0] + down, player[1] + right
+            beyond = target[0] + down, target[1] + right
+            after = boxes
+            if target in boxes:
+                if beyond not in instance.floor or beyond in boxes:
+                    continue
+                after = boxes ^ {target, beyond}
+            if target in instance.floor and (target, after) not in distance:
+                distance[target, after] = distance[player, boxes] + 1
+                queue.append((target, after))
+    return None
+
+
+@pytest.mark.parametrize(
+    ("task", "count"), [(TASK, 1000), (Sokoban(boxes=2), 100), (Sokoban(boxes=3, walls=0.05), 10)]
+)
+def test_every_room_can_be_solved_in_as_many_moves_as_asked_for(task, count):
+    for index in range(count):
+        instance = task.instance("train", index)
+        assert len(instance.boxes) == len(instance.goals) == task.boxes
+        assert not instance.boxes & instance.goals
+        assert task.least_moves <= shortest(instance) <= task.most_moves
+
+
+@pytest.mark.parametrize(("boxes", "count"), [(1, 300), (2, 60)])
+def test_the_solver_solves_and_its_bound_holds(boxes, count):
+    task = Sokoban(boxes=boxes)
+    for index in range(count):
+        instance = task.instance("test", index)
+        state = task.initial(instance)
+        moves = solve(instance, state.boxes, state.player)
+        walk = walk_from(state, moves)
+        assert frozenset(walk.boxes) == instance.goals and len(walk.moves) == len(moves) >= shortest(instance)
+        assert not walk.bumps and pushes(instance, state.boxes) <= len(moves)
+
+
+def test_what_cannot_be_solved():
+    corner = Instance(("#####", "#$ @#", "#  .#", "#####"))
+    assert pushes(corner, ((1, 1),)) >= FAR and solve(corner, ((1, 1),), (1, 3)) is None
+    assert shortest(corner) is None
+
+
+def test_push_distances_by_hand():
+    (distance,) = push_distances(ROOM).values()
+    assert distance[4, 4] == 0 and distance[4, 3] == 1 and distance[2, 2] == 4
+    assert (4, 1) not in distance and (1, 4) not in distance  # corners
+    assert (1, 2) not in distance  # along a wall without a goal
+    assert pushes(ROOM, ((2, 2),)) == 4
+
+
+def test_splits_share_no_room_and_instances_are_pure():
+    drawn = {s: [TASK.instance(s, i) for i in range(300)] for s in ("train", "validation", "test")}
+    assert drawn["train"] == [Sokoban().instance("train", i) for i in range(300)]
+    for one, other in itertools.combinations(drawn.values(), 2):
+        assert not set(one) & set(other)
+    with pytest.raises(ValueError, match="split 'dev'"):
+        TASK.instance("dev", 0)
+
+
+def test_walks():
+    walk = walk_from(START, "RDDRD")  # onto (1, 2), the box down twice, beside it, and down
+    assert (walk.player, walk.boxes, walk.bumps, walk.stuck) == ((4, 3), ((4, 2),), (), False)
+    walk = walk_from(START, "U?RRRR")
+    assert walk.player == (1, 4) and walk.bumps == (1, 2, 6)
+    # Cells are moves; one that is not next to the player's changes nothing.
+    assert walk_from(START, TASK.read(START, "[ 11 12 22 32 33 43]")) == walk_from(START, "RDDRD")
+    assert walk_from(START, ["44"]).bumps == (1,)
+    two = State(Instance(("#####", "#@$$#", "#.. #", "#####")), (1, 1), ((1, 2), (1, 3)))
+    assert walk_from(two, "R").bumps == (1,)  # a box is behind the box
+
+
+def test_a_walk_ends_where_all_is_solved():
+    walk = walk_from(START, "RDDLDRRUUU")
+    assert (walk.moves, walk.boxes, walk.player) == ("RDDLDRR", ((4, 4),), (4, 3))
+
+
+def test_rewards_by_hand():
+    close = pytest.approx
+
+    def act(text, role="mover", state=START):
+        step = TASK.act(state, role, text)
+        return step.reward.team, step.reward.local, step.outcome, step.done, step.solved
+
+    assert act("[RDDLDRR]") == (1.0, close(0.3 + 0.5), Outcome.OK, True, True)
+    assert act("[RD]") == (0.0, close(0.3 / 4), Outcome.OK, False, False)
+    assert act("[R]") == (0.0, close(0.0), Outcome.OK, False, False)
+    assert act("[UR]") == (0.0, close(-0.1 / 4 / 2), Outcome.OK, False, False)
+    assert act("none") == (0.0, close(-0.1 / 4), Outcome.INVALID, False, False)
+    assert act("[RDDLDRR]", "scout") == (0.0, close(0.25 / 4 * 1.8), Outcome.OK, False, False)
+    # To a wall without a goal: as far back as can be, and the end.
+    assert act("[DDRU]") == (0.0, close(-0.3), Outcome.OK, True, False)
+
+
+def test_to_and_fro_pays_nothing():
+    state, total = START, 0.0
+    for text in ("[RD]", "[LDDRU]", "[RD]"):
+        step = TASK.act(state, "mover", text)
+        state, total = step.state, total + step.reward.local
+    ends = State(state.instance, state.player, state.boxes)
+    assert total == pytest.approx(0.3 * (4 - pushes(ROOM, ends.boxes)) / 4, abs=0.06)
+
+
+def test_the_proposal_is_shown():
+    state = TASK.act(START, "scout", "[ 12 22 32 92]").state
+    assert (state.player, state.boxes) == ((1, 1), ((2, 2),))
+    text = TASK.prompt(state, "mover")[0]["content"]
+    assert "scout [ 11 12 22 32 32] ends at 32 boxes 42 hits at 4\n" in text
+    assert text.endswith("goals 44 boxes 22 at 11")
+    symbols = Sokoban(view="symbols")
+    assert "\n".join(ROOM.rows) in symbols.prompt(START, "mover")[0]["content"]
+    assert "scout [RDD?] ends" in symbols.prompt(state, "mover")[0]["content"]
+
+
+def test_demonstrations():
+    perfect = Sokoban(demonstration_error=0.0, demonstration_moves=99)
+    for index in range(100):
+        state = perfect.initial(perfect.instance("train", index))
+        assert perfect.act(state, "mover", perfect.demonstration(state, "mover", random.Random(0))).solved
+
+
+def write_levels(path, rooms):
+    path.write_text("\n".join(json.dumps({"grid": room}) for room in rooms) + "\n")
+    return str(path)
+
+
+def test_levels_of_files(tmp_path):
+    rooms = [["#####", f"#@{' ' * i}$.{' ' * (3 - i)}#", "#" * (5 + 3)] for i in range(4)]
+    rooms = [[row.ljust(8, "#")[:8] for row in room] for room in rooms]
+    files = {
+        "train": write_levels(tmp_path / "train.jsonl", rooms),
+        "test": write_levels(tmp_path / "test.jsonl", rooms[:1]),
+    }
+    task = Sokoban(levels=files, view="symbols")
+    drawn = [task.instance("train", i) for i in range(6)]
+    assert {d.rows for d in drawn} == {tuple(room) for room in rooms[1:]}  # what is tested on is left out
+    assert set(drawn[:3]) == set(drawn[3:]) and task.instance("test", 5).rows == tuple(rooms[0])
+    with pytest.raises(ValueError, match="names no file for split 'validation'"):
+        task.instance("validation", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", r"train.jsonl:2: no JSON"),
+        ("[]", r":2: no JSON object"),
+        ("{}", r":2: no field 'grid'"),
+        ('{"grid": "###"}', r":2: grid = '###' is no list"),
+        ('{"grid": ["#@$#"]}', r":2: grid: expected rows of one length, one player"),
+    ],
+)
+def test_bad_levels_are_named(tmp_path, line, says):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"grid": ["#####", "#@$.#", "#####"]}\n' + line + "\n")
+    with pytest.raises(ValueError, match=says):
+        Sokoban(levels={"train": str(path)})
+    with pytest.raises(ValueError, match="nowhere: no such file"):
+        Sokoban(levels={"train": "nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"size": 3}, "Sokoban.size = 3"),
+        ({"size": 12}, 'above 10 use view "symbols"'),
+        ({"boxes": 5}, "Sokoban.boxes = 5"),
+        ({"walls": 0.95}, "no 6x6 room with 1 boxes"),
+        ({"least_moves": 40}, "Sokoban.least_moves = 40"),
+    ],
+)
+def test_refuses(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Sokoban(**wrong)

@@ -1,0 +1,165 @@
+import itertools
+import random
+
+import pytest
+
+from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.tasks.sudoku import Instance, State, Sudoku, candidates, fill, solutions
+from atgrpo_jax.types import Outcome
+
+TASK = Sudoku()
+# 1 2 | 3 .      one solution; empty: 03 11 22 30
+# 3 . | 1 2
+# ----+----
+# 2 1 | . 3
+# . 3 | 2 1
+SOLUTION = (1, 2, 3, 4, 3, 4, 1, 2, 2, 1, 4, 3, 4, 3, 2, 1)
+PUZZLE = (1, 2, 3, 0, 3, 0, 1, 2, 2, 1, 0, 3, 0, 3, 2, 1)
+INSTANCE = Instance(PUZZLE, SOLUTION)
+START = State(INSTANCE, PUZZLE)
+
+
+def all_solutions(grid):
+    """By trying every digit everywhere."""
+    size = round(len(grid) ** 0.5)
+    side = round(size**0.5)
+
+    def valid(full):
+        rows = [full[i : i + size] for i in range(0, len(full), size)]
+        columns = list(zip(*rows, strict=True))
+        boxes = [
+            [rows[r + i][c + j] for i in range(side) for j in range(side)]
+            for r in range(0, size, side)
+            for c in range(0, size, side)
+        ]
+        return all(sorted(part) == list(range(1, size + 1)) for part in (*rows, *columns, *boxes))
+
+    empty = [i for i, digit in enumerate(grid) if not digit]
+    for digits in itertools.product(range(1, size + 1), repeat=len(empty)):
+        full = list(grid)
+        for place, digit in zip(empty, digits, strict=True):
+            full[place] = digit
+        if valid(full):
+            yield tuple(full)
+
+
+def test_every_puzzle_has_one_solution_and_it_is_the_one_we_know():
+    task = Sudoku(least_empty=4, most_empty=7)  # of which brute force can try all completions
+    for index in range(40):
+        instance = task.instance("train", index)
+        assert list(all_solutions(instance.puzzle)) == [instance.solution]
+
+
+@pytest.mark.parametrize("task", [TASK, Sudoku(size=9, least_empty=30, most_empty=50)])
+def test_the_solver_finds_the_same(task):
+    for index in range(1000 if task.size == 4 else 20):
+        instance = task.instance("train", index)
+        assert list(solutions(instance.puzzle)) == [instance.solution]
+        assert task.least_empty <= instance.puzzle.count(0) <= task.most_empty
+
+
+def test_splits_share_no_puzzle_and_instances_are_pure():
+    drawn = {s: [TASK.instance(s, i) for i in range(300)] for s in ("train", "validation", "test")}
+    assert drawn["train"] == [Sudoku().instance("train", i) for i in range(300)]
+    for one, other in itertools.combinations(drawn.values(), 2):
+        assert not set(one) & set(other)
+    with pytest.raises(ValueError, match="split 'dev'"):
+        TASK.instance("dev", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "fills"),
+    [
+        ("[ 034 114]", [(0, 3, 4), (1, 1, 4)]),
+        ("[034, 114]", [(0, 3, 4), (1, 1, 4)]),
+        ("['034', \"114\"]", [(0, 3, 4), (1, 1, 4)]),
+        ("[[0, 3, 4], [1,1,4]]", [(0, 3, 4), (1, 1, 4)]),
+        ("[[0, 3, 4]]", [(0, 3, 4)]),
+        ("[0, 3, 4]", [(0, 3, 4)]),
+        ("first [034]\n#### [[1, 1, 4]]\nthat is all", [(1, 1, 4)]),
+        ("[(0, 3, 4)]", [(0, 3, 4)]),
+        ("[[1,2,3,4],[3,4,1,2],[2,1,4,3],[4,3,2,1]]", [(0, 3, 4), (1, 1, 4), (2, 2, 4), (3, 0, 4)]),
+        ("[1234 3412 2143 4321]", [(0, 3, 4), (1, 1, 4), (2, 2, 4), (3, 0, 4)]),
+        ("[03]", [(-1, -1, -1)]),
+        ("[]", []),
+        ("034", []),
+        ("[034", []),
+    ],
+)
+def test_read(text, fills):
+    assert TASK.read(START, text) == fills
+
+
+def test_given_digits_stay_and_rules_are_kept():
+    # A given cell; a digit that the row has; outside; no digit; then a right one, and one over it.
+    filled = fill(START, [(0, 0, 4), (0, 3, 1), (4, 0, 1), (0, 3, 9), (0, 3, 4), (1, 1, 4)])
+    assert filled.refused == (1, 2, 3, 4)
+    assert filled.grid == (1, 2, 3, 4, 3, 4, 1, 2, 2, 1, 0, 3, 0, 3, 2, 1)
+    assert candidates(PUZZLE, 3) == [4]
+
+
+def test_a_wrong_digit_that_breaks_no_rule_can_be_corrected():
+    puzzle = (0, 0, 3, 4, 3, 4, 1, 2, 2, 1, 4, 3, 4, 3, 2, 1)
+    state = State(Instance(puzzle, SOLUTION), puzzle)
+    assert fill(state, [(0, 0, 2)]).refused == (1,)  # the column has it
+    free = (0, 0, 0, 0, 3, 4, 0, 0, 2, 1, 4, 3, 4, 3, 2, 1)
+    state = State(Instance(free, SOLUTION), free)
+    wrong = fill(state, [(0, 2, 2)])
+    assert wrong.refused == (1,) and fill(state, [(1, 2, 2)]).refused == (1,)
+    empty = (0,) * 16
+    state = State(Instance(empty, SOLUTION), empty)
+    assert fill(state, [(0, 0, 2), (0, 0, 1)]).grid[0] == 1
+
+
+def test_rewards_by_hand():
+    close = pytest.approx
+
+    def act(text, role="filler", state=START):
+        step = TASK.act(state, role, text)
+        return step.reward.team, step.reward.local, step.outcome, step.done, step.solved
+
+    assert act("[ 034 114 224 304]") == (1.0, close(0.3 + 0.5), Outcome.OK, True, True)
+    assert act("[ 034 034 114 224 304]") == (1.0, close(0.3), Outcome.OK, True, True)  # not as few as any
+    assert act("[ 034]") == (0.0, close(0.3 / 4), Outcome.OK, False, False)
+    assert act("[ 031 034]") == (0.0, close(0.3 / 4 - 0.1 / 4 / 2), Outcome.OK, False, False)
+    assert act("none") == (0.0, close(-0.1 / 4), Outcome.INVALID, False, False)
+    assert act("[ 034]", "scout") == (0.0, close(0.25 / 4 * 0.3 / 4), Outcome.OK, False, False)
+    # What is right, then wrong, is paid back; the givens of this one leave the choice.
+    empty = (0,) * 16
+    state = State(Instance(empty, SOLUTION), empty)
+    right, wrong = TASK.act(state, "filler", "[ 001]"), TASK.act(state, "filler", "[ 002]")
+    assert right.reward.local == -wrong.reward.local == close(0.3 / 16)
+    assert TASK.act(wrong.state, "filler", "[ 001]").reward.local == close(2 * 0.3 / 16)
+
+
+def test_the_scout_changes_nothing_and_its_proposal_is_shown():
+    state = TASK.act(START, "scout", "[ 034 111]").state
+    assert state.grid == PUZZLE
+    text = TASK.prompt(state, "filler")[0]["content"]
+    assert "scout [ 034 111] wrong 2\n" in text and "filled" not in text
+    later = TASK.act(state, "filler", "[ 034]").state
+    assert later.proposal is None and " filled 034" in TASK.prompt(later, "scout")[0]["content"]
+
+
+def test_demonstrations():
+    perfect = Sudoku(demonstration_error=0.0)
+    for index in range(100):
+        state = perfect.initial(perfect.instance("train", index))
+        assert perfect.act(state, "filler", perfect.demonstration(state, "filler", random.Random(0))).solved
+    state = TASK.act(START, "scout", "[ 304 034 114 224]").state
+    assert TASK.demonstration(state, "filler", random.Random(0)) == "[ 304 034 114 224]"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"size": 6}, r"Sudoku.size = 6: must be 4 or 9"),
+        ({"least_empty": 11}, r"Sudoku.least_empty = 11"),
+        ({"most_empty": 16}, r"must be from 1 to most_empty, and that at most 12"),
+        ({"workflow": Workflow(("filler", "scout"))}, "the last role decides: it must be filler"),
+        ({"proposal": 0.9}, "failing could pay"),
+    ],
+)
+def test_refuses(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Sudoku(**wrong)
