@@ -22,6 +22,7 @@ setup(
         "matplotlib>=3.8",
         "numpy>=2.0",
         "optax>=0.2.6",
+        "packaging>=23",
         "orbax-checkpoint>=0.12,<0.13",
         "safetensors>=0.5",
         "tensorboardX>=2.6.2",

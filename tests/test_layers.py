@@ -9,7 +9,7 @@ PACKAGE = Path(atgrpo_jax.__file__).parent
 RANKS = [
     {
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
-        "sandbox.program",
+        "sandbox.packages", "sandbox.program",
     },
     {"types", "progress", "data", "engines.processes", "engines.published", "sandbox.worker"},
     {
@@ -41,7 +41,8 @@ NO_JAX = {
     "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
     "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",
     "engines.pages", "batch", "evaluation",
-    "progress", "sandbox.base", "sandbox.kernel", "sandbox.pool", "sandbox.program", "sandbox.worker",
+    "progress", "sandbox.base", "sandbox.kernel", "sandbox.packages",
+    "sandbox.pool", "sandbox.program", "sandbox.worker",
 }  # fmt: skip
 NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}
 

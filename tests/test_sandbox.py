@@ -314,8 +314,8 @@ def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
     """The kernel may say that it has something and not enforce it: one tries."""
     real = pool._settings
 
-    def without_files(config, level):
-        executable, settings, readable = real(config, level)
+    def without_files(*args):
+        executable, settings, readable = real(*args)
         return executable, settings | {"files": False}, readable
 
     monkeypatch.setattr(pool, "_settings", without_files)
@@ -324,11 +324,15 @@ def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
         SMALL.build()
 
 
-def test_packages_that_programs_may_import():
-    sandbox = dataclasses.replace(SMALL, packages=("numpy",), memory_mb=1024).build()
-    found = sandbox.run_now(Program("import numpy.polynomial; print(numpy.arange(3).sum())\nimport jax"))
-    assert found.stdout == "3\n" and "Error" in found.stderr.splitlines()[-1]
-    sandbox.close()
+def test_packages_that_programs_may_import(monkeypatch):
+    for level in ("kernel", "namespaces") if shutil.which("bwrap") else ("kernel",):
+        monkeypatch.setattr(pool, "LEVELS", ("limits", level))
+        config = dataclasses.replace(SMALL, level=level, packages=("numpy",), memory_mb=1024)
+        sandbox = config.build(warm_up="import numpy; numpy.warm = 7")
+        source = "import numpy.polynomial; print(numpy.arange(3).sum(), numpy.warm)\nimport jax"
+        found = sandbox.run_now(Program(source))
+        assert found.stdout == "3 7\n" and "Error" in found.stderr.splitlines()[-1]
+        sandbox.close()
 
 
 @pytest.mark.parametrize(

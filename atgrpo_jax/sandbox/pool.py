@@ -20,14 +20,13 @@ import sysconfig
 import tempfile
 import threading
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import atgrpo_jax
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.sandbox import kernel
+from atgrpo_jax.sandbox import kernel, packages
 from atgrpo_jax.sandbox.base import Program, Run
 
 Level = Literal["limits", "kernel", "namespaces"]
@@ -67,7 +66,8 @@ class SandboxConfig:
     output_kb: int = 256  # of standard output, and of standard error
     open_files: int = 32
     threads: int = 32
-    packages: tuple[str, ...] = ()  # of this environment that programs may import, beside Python's own
+    # Of this environment that programs may import, beside Python's own. What those need is there, too.
+    packages: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_types(self)
@@ -76,19 +76,25 @@ class SandboxConfig:
         for name in ("wall", "cpu", "memory_mb", "output_kb", "open_files", "threads"):
             require(self, name, getattr(self, name) > 0, "must be positive")
         require(self, "open_files", self.open_files >= 8, "Python itself needs 8")
-        for name in self.packages:
-            require(self, "packages", find_spec(name) is not None, f"{name} is not installed here")
+        try:
+            packages.paths(self.packages)
+        except ValueError as error:
+            require(self, "packages", False, str(error))
 
-    def build(self) -> "Sandbox":
-        """Raises RunError if this machine has no level as high as ``level``."""
-        return Sandbox(self)
+    def build(self, warm_up: str = "") -> "Sandbox":
+        """Raises RunError if this machine has no level as high as ``level``.
+
+        Args:
+          warm_up: a program of ours that every worker runs first, so that others find what it loads.
+        """
+        return Sandbox(self, warm_up)
 
 
 class Sandbox:
     """Starts its workers at the highest level at which one starts and nothing gets through (``probe``)."""
 
-    def __init__(self, config: SandboxConfig):
-        self._config = config
+    def __init__(self, config: SandboxConfig, warm_up: str = ""):
+        self._config, self._warm_up = config, warm_up
         self._count = config.workers or os.cpu_count() or 1
         self._reasons: list[str] = []  # why it is not a stronger level
         self.level = self._best(config.level)
@@ -130,7 +136,7 @@ class Sandbox:
         self._workers.clear()
 
     def _start(self) -> "Worker":
-        worker = Worker(self._config, self.level)
+        worker = Worker(self._config, self.level, self._warm_up)
         with self._lock:
             self._workers.add(worker)
         return worker
@@ -143,7 +149,7 @@ class Sandbox:
 
     def _best(self, least: Level) -> Level:
         for level in reversed(LEVELS[LEVELS.index(least) :]):
-            reason = _missing(level) or _probe(self._config, level)
+            reason = _missing(level) or _probe(self._config, level, self._warm_up)
             if reason is None:
                 return level
             self._reasons.append(f"{level}: {reason}")
@@ -161,9 +167,9 @@ class WorkerLost(Exception):
 class Worker:
     """A worker process and the pipes to it. Raises RunError if it does not start."""
 
-    def __init__(self, config: SandboxConfig, level: Level):
+    def __init__(self, config: SandboxConfig, level: Level, warm_up: str = ""):
         self._config = config
-        executable, settings, readable = _settings(config, level)
+        executable, settings, readable = _settings(config, level, warm_up)
         command = [executable, "-s", "-S", "-B", "-c", _MAIN, str(Path(atgrpo_jax.__file__).parents[1])]
         if level == "namespaces":
             command = [*_bubblewrap(readable, settings["stdlib"]), *command]
@@ -234,18 +240,20 @@ class Worker:
 _MAIN = "import sys; sys.path.insert(0, sys.argv[1]); from atgrpo_jax.sandbox.worker import main; main()"
 
 
-def _settings(config: SandboxConfig, level: Level) -> tuple[str, dict[str, Any], list[str]]:
+def _settings(config: SandboxConfig, level: Level, warm_up: str) -> tuple[str, dict[str, Any], list[str]]:
     """The Python that runs a worker, what the worker is told, and the paths it reads."""
     executable = os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
     stdlib = sysconfig.get_path("stdlib")
     libraries = Path(sys.base_prefix, "lib").glob("libpython*")
-    packages = [_folder(name) for name in config.packages]
-    others = [*_SYSTEM, *map(str, libraries), executable, *map(str, packages)]
+    others = [*_SYSTEM, *map(str, libraries), executable]
+    site = packages.paths(config.packages)
+    others += map(str, site)
     own = [str(path) for path in sorted(Path(stdlib).iterdir()) if path.name not in _PACKAGES]
     settings = {
-        "path": [stdlib, f"{stdlib}/lib-dynload", *sorted({str(path.parent) for path in packages})],
+        "path": [stdlib, f"{stdlib}/lib-dynload", *sorted({str(path.parent) for path in site})],
         "stdlib": stdlib,
         "packages": config.packages,
+        "warm_up": warm_up,
         "readable": [*own, *others],
         "files": level != "limits" and kernel.landlock_version() > 0,
         "calls": level != "limits",
@@ -257,13 +265,6 @@ def _settings(config: SandboxConfig, level: Level) -> tuple[str, dict[str, Any],
         "threads": config.threads,
     }
     return executable, settings, others
-
-
-def _folder(package: str) -> Path:
-    spec = find_spec(package)
-    assert spec is not None and spec.origin is not None
-    path = Path(spec.origin)
-    return path.parent if path.name == "__init__.py" else path
 
 
 def _bubblewrap(readable: list[str], stdlib: str) -> list[str]:
@@ -315,11 +316,11 @@ print(", ".join(done))
 """
 
 
-def _probe(config: SandboxConfig, level: Level) -> str | None:
+def _probe(config: SandboxConfig, level: Level, warm_up: str) -> str | None:
     """Why programs would not be kept apart at ``level``; None if they are, as far as one program can tell."""
     with tempfile.NamedTemporaryFile() as secret:
         try:
-            worker = Worker(config, level)
+            worker = Worker(config, level, warm_up)
         except RunError as error:
             return str(error)
         try:

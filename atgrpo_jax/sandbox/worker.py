@@ -50,6 +50,7 @@ class Worker:
             del sys.modules[name]  # none of a program's business
         for name in (*_USUAL, *settings["packages"]):
             importlib.import_module(name)
+        exec(settings["warm_up"], {"__name__": "warm_up"})
         self._rules = kernel.reading(settings["readable"]) if settings["files"] else None
         gc.collect()
         gc.freeze()

@@ -150,12 +150,12 @@ class Sudoku(Game):
         return _write(carried.fills)
 
 
-def words() -> tuple[str, ...]:
-    """Pieces of text for a ``TinyTokenizer``, so that prompts and answers are short."""
+def words(size: int = 4) -> tuple[str, ...]:
+    """Pieces of text for a ``TinyTokenizer``, so that prompts and answers are short: one for each fill."""
     return (
         "scout", "filler", "given", " filled", " wrong", " solved",
         "list empty cells with digits in brackets",
-        *(f" {row}{column}" for row in range(9) for column in range(9)),
+        *(f" {r}{c}{d}" for r in range(size) for c in range(size) for d in range(1, size + 1)),
     )  # fmt: skip
 
 

@@ -1,0 +1,37 @@
+"""Where the files of installed packages are, and of all that these need."""
+
+import importlib.metadata as metadata
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def paths(names: Iterable[str]) -> list[Path]:
+    """Files and folders next to each other in site-packages, for packages by the names they are imported by.
+
+    Raises ValueError for one that is not installed.
+    """
+    by_import = metadata.packages_distributions()
+    wanted: list[str] = []
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(f"{name} is not installed here")
+        wanted += by_import.get(name, [])
+    found: dict[Path, None] = {}
+    seen: set[str] = set()
+    while wanted:
+        distribution = metadata.distribution(wanted.pop())
+        if distribution.name in seen:
+            continue
+        seen.add(distribution.name)
+        for file in distribution.files or ():
+            top = file.parts[0]
+            if top not in ("..", "__pycache__"):
+                found[Path(str(distribution.locate_file(top)))] = None
+        for text in distribution.requires or ():
+            need = Requirement(text)
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                wanted.append(need.name)
+    return list(found)
