@@ -37,11 +37,19 @@ setup(
         # For ``SGLangJaxConfig``: Python >= 3.12. These fix jax, flax, numpy, optax and transformers.
         "sglang-tpu": ["sglang-jax[tpu]==0.1.0rc0"],
         "sglang-cpu": ["sglang-jax[cpu]==0.1.0rc0"],
+        "math": ["math-verify>=0.8,<0.10"],  # compares answers to mathematical problems
         "patterns": ["outlines-core>=0.2.14,<0.3"],  # for ``Sampling.pattern``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
-            *("gguf>=0.19", "libtpu==0.0.52", "mypy==2.4.1", "outlines-core>=0.2.14,<0.3", "peft>=0.17"),
+            *(
+                "gguf>=0.19",
+                "libtpu==0.0.52",
+                "math-verify>=0.8,<0.10",
+                "mypy==2.4.1",
+                "outlines-core>=0.2.14,<0.3",
+                "peft>=0.17",
+            ),
             *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "torch==2.13.0"),
         ],
     },

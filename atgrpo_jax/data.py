@@ -1,10 +1,74 @@
 """Rows of problem sets: JSON lines, plain or gzipped. See docs/data.md."""
 
+import functools
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+import random
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from atgrpo_jax.progress import say
+from atgrpo_jax.types import seed_of
+
+SPLITS = ("train", "validation", "test")
+Files = tuple[tuple[str, tuple[str, ...]], ...]  # of each split
+
+
+def files_of(given: Mapping[str, str | tuple[str, ...]]) -> Files:
+    """Raises ValueError for a split that there is not."""
+    unknown = sorted(set(given) - set(SPLITS))
+    if unknown:
+        raise ValueError(f"files of split {unknown[0]!r}: expected {', '.join(SPLITS)}")
+    lists = {split: (paths,) if isinstance(paths, str) else tuple(paths) for split, paths in given.items()}
+    return tuple(lists.items())
+
+
+@functools.lru_cache
+def rows_of(
+    files: Files, split: str, read: Callable[[str], tuple[Any, ...]], key: Callable[[Any], Hashable]
+) -> tuple[Any, ...]:
+    """What ``read`` makes of the files of a split, each once, without what a later split has: one trains on
+    nothing that is tested on. ``key`` is equal for what counts as the same.
+
+    Raises ValueError for a split without files, or in which nothing is left.
+    """
+    by_split = dict(files)
+    if split not in by_split:
+        raise ValueError(f"no files for split {split!r}, only for {', '.join(by_split) or 'none'}")
+    later = [by_split.get(name, ()) for name in SPLITS[SPLITS.index(split) + 1 :]]
+    kept_back = {key(row) for paths in later for path in paths for row in read(path)}
+    rows = [row for path in by_split[split] for row in read(path)]
+    distinct = {key(row): row for row in reversed(rows)}
+    own = [row for name, row in reversed(distinct.items()) if name not in kept_back]
+    if len(own) < len(rows):
+        again, shared = len(rows) - len(distinct), len(distinct) - len(own)
+        say(
+            f"{split}: {len(rows)} problems, of which {shared} are left out for being in a later split, "
+            f"{again} for coming twice"
+        )
+    if not own:
+        raise ValueError(f"no problem is left in split {split!r}")
+    return tuple(own)
+
+
+def pick(rows: tuple[Any, ...], seed: int, split: str, index: int) -> Any:
+    """Those of "train" in a random order, then in another one; others in the order that they have."""
+    round_, place = divmod(index, len(rows))
+    if split != "train":
+        return rows[place]
+    return rows[_order(len(rows), seed, round_)[place]]
+
+
+@functools.lru_cache(maxsize=8)
+def _order(count: int, seed: int, round_: int) -> list[int]:
+    return random.Random(seed_of("problems", seed, round_)).sample(range(count), count)
+
+
+def words_of(text: str) -> str:
+    """A text's letters and digits: equal for texts that differ in spaces, case or punctuation."""
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:

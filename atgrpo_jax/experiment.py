@@ -138,7 +138,8 @@ class Experiment:
         if not isinstance(self.task, ToolTask) or not self.task.tools:
             yield None
             return
-        sandbox = self.sandbox.build()
+        packages = dict.fromkeys((*self.sandbox.packages, *self.task.packages))
+        sandbox = dataclasses.replace(self.sandbox, packages=tuple(packages)).build(self.task.warm_up)
         with contextlib.closing(sandbox):
             say(sandbox.about())
             yield sandbox

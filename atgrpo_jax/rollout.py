@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from atgrpo_jax.checks import require
 from atgrpo_jax.engines.base import Engine, Request
-from atgrpo_jax.sandbox.base import Run, Runner
+from atgrpo_jax.sandbox.base import Program, Run, Runner
 from atgrpo_jax.selection import Select, choose
 from atgrpo_jax.tasks.base import Step, Task, ToolTask, digest
 from atgrpo_jax.team import Team
@@ -168,13 +168,19 @@ class Player:
         return Group(tuple(candidates), chosen), steps
 
     async def _run(self, state: Any, role: str, text: str) -> Sequence[Run]:
-        """The programs that a text calls for, side by side."""
+        """Of the programs that a text calls for, those that wait for no other side by side."""
         if not isinstance(self.task, ToolTask) or role not in self.task.tools:
             return ()
-        with self.clock:
-            programs = self.task.programs(state, role, text)
         assert self.runner is not None, "a task whose roles write programs needs somewhere to run them"
-        return await asyncio.gather(*map(self.runner.run, programs))
+        runs: list[Run] = []
+        while programs := self._programs(state, role, text, runs):
+            runs += await asyncio.gather(*map(self.runner.run, programs))
+        return runs
+
+    def _programs(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Sequence[Program]:
+        assert isinstance(self.task, ToolTask)
+        with self.clock:
+            return self.task.programs(state, role, text, runs)
 
     def _act(
         self, state: Any, role: str, text: str, sample: Sample, runs: Sequence[Run]

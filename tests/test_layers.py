@@ -11,20 +11,23 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program",
     },
-    {"types", "progress", "data", "engines.processes", "engines.published", "sandbox.worker"},
+    {"types", "progress", "engines.processes", "engines.published", "sandbox.worker"},
     {
         "advantages", "cli", "loss", "mesh", "selection", "stopping", "team", "tokens",
-        "tasks.base", "tasks.prompts", "sandbox.pool", "engines.base", "engines.pages", "engines.patterns",
+        "data", "tasks.base", "tasks.prompts", "sandbox.pool",
+        "engines.base", "engines.pages", "engines.patterns",
         "engines.servers", "models.config", "models.attention",
         "models.fused", "models.paged", "models.sampling",
     },
     {"tasks.games", "models.transformer", "models.hf", "groups", "packaged"},
     {
-        "tasks.plan_path", "tasks.sokoban_rooms", "tasks.sudoku", "batch", "models.lora", "models.head",
+        "tasks.code_problems", "tasks.math", "tasks.plan_path", "tasks.sokoban_rooms", "tasks.sudoku",
+        "batch", "models.lora", "models.head",
         "rollout", "run_folder", "engines.decoding",
     },
     {
-        "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet", "engines.sglang_jax_session",
+        "tasks.code", "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet",
+        "engines.sglang_jax_session",
         "weight_sync", "checkpoint", "evaluation", "metrics",
     },
     {"learner", "engines.local", "engines.sglang", "engines.sglang_jax"},
@@ -37,7 +40,8 @@ RANKS = [
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
-    "rollout", "data", "tasks.base", "tasks.games", "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
+    "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.math",
+    "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
     "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
     "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",
     "engines.pages", "batch", "evaluation",

@@ -10,6 +10,9 @@ import pytest
 from atgrpo_jax.sandbox.base import Run
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.tasks.code import Code
+from atgrpo_jax.tasks.code_problems import Problem
+from atgrpo_jax.tasks.math import Math
 from atgrpo_jax.tasks.plan_path import PlanPath
 from atgrpo_jax.tasks.sokoban import Sokoban
 from atgrpo_jax.tasks.sudoku import Sudoku
@@ -18,6 +21,16 @@ GOLDEN = Path(__file__).parent / "golden"
 # Texts of two turns, by role; a tool's is what its program prints.
 GAME = {"scout": "[R, R, D]", "tool": "[R, R, D]", "mover": "[R, D]"}
 DIGITS = {"scout": "[[0, 0, 1], [0, 1, 2]]", "tool": "[[0, 0, 1]]", "filler": "[[0, 0, 1], [0, 1, 2]]"}
+TEST = "```input\n1 2\n```\n```output\n3\n```"
+ASSERT = "```python\nassert f(1) == 3\n```"
+
+
+class Call(Code):
+    def instance(self, split, index):
+        return Problem("f", "Add two.", "call", (("assert f(1) == 3", ""),), "def f(x):", names=("f",))
+
+
+CALL = Call()
 CASES = {
     "plan_path_short": (PlanPath(), GAME),
     "plan_path_full": (PlanPath(prompts="plan_path/full", view="symbols"), GAME),
@@ -27,6 +40,13 @@ CASES = {
     "sokoban_tool": (Sokoban(prompts="sokoban/full", workflow=Workflow(("tool", "mover"))), GAME),
     "sudoku_short": (Sudoku(), DIGITS),
     "sudoku_full": (Sudoku(prompts="sudoku/full"), DIGITS),
+    "math_full": (Math(), {"tool": "13", "reasoner": "Surely \\boxed{12}."}),
+    "math_judge": (
+        Math(workflow=Workflow(("reasoner1", "reasoner2", "tool", "judge"), turns=3)),
+        {"reasoner1": "\\boxed{1}", "reasoner2": "No idea.", "tool": "2", "judge": "\\boxed{1}"},
+    ),
+    "code_full": (Code(), {"coder": "```python\nprint(4)\n```", "tester": TEST}),
+    "code_call": (CALL, {"coder": "```python\ndef f(x):\n    return 4\n```", "tester": ASSERT}),
     "sudoku_tool": (Sudoku(prompts="sudoku/full", workflow=Workflow(("tool", "filler"))), DIGITS),
 }
 
@@ -39,11 +59,13 @@ def rendered(name):
         for role in task.workflow.order:
             content = task.prompt(state, role)[0]["content"]
             shown.append(f"######## turn {turn}, {role}\n{content}\n")
-            if role in task.tools:
-                text = f"```python\nprint({texts[role]!r})\n```"
-                state = task.act(state, role, text, [Run("ok", texts[role], "", True)]).state
-            else:
-                state = task.act(state, role, texts[role]).state
+            text, printed = texts[role], ""
+            if role == "tool":
+                text, printed = f"```python\nprint({text!r})\n```", text
+            runs = []
+            while len(task.programs(state, role, text, runs)):
+                runs += [Run("ok", printed, "", True)] * len(task.programs(state, role, text, runs))
+            state = task.act(state, role, text, runs).state
     return "\n".join(shown)
 
 

@@ -19,10 +19,10 @@ SAMPLING = Sampling(1.0, 8)
 class Shouts(Sum):
     """After "=" comes a program, which is run twice; its number is the sum of both outputs."""
 
-    tools = ("a",)
+    tools, packages, warm_up = ("a",), (), ""
 
-    def programs(self, state, role, text):
-        return [Program(text[1:])] * 2 if text.startswith("=") else []
+    def programs(self, state, role, text, runs):
+        return [Program(text[1:])] if text.startswith("=") and len(runs) < 2 else []
 
     def act(self, state, role, text, runs):
         if runs:
@@ -117,7 +117,8 @@ def test_programs_of_all_candidates_run_side_by_side():
     made, _ = player({(0, "a"): ["=1", "=2", "=3"]}, Shouts(Workflow(order=("a",), turns=1)), runner=runner)
     began = time.monotonic()
     play(made)
-    assert time.monotonic() - began < 0.5 and runner.asked == ["1", "1", "2", "2", "3", "3"]
+    # Each has two, one after the other.
+    assert time.monotonic() - began < 0.9 and runner.asked == ["1", "2", "3", "1", "2", "3"]
 
 
 def test_a_sandbox_that_fails_is_not_the_candidates_fault():

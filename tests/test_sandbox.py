@@ -199,6 +199,19 @@ def test_a_harness_calls_the_program(sandbox):
     assert (found.end, found.stdout, found.built) == ("ok", "True\n", True)
 
 
+NODE = "class Node:\n    def __init__(self, value, next=None):\n        self.value, self.next = value, next\n"
+
+
+def test_objects_of_classes_that_both_define(sandbox):
+    source = f"{NODE}class Solution:\n    def add(self, node): return Node(node.value + 1, node)"
+    found = called(sandbox, source, f"{NODE}n = f(Node(1))\nprint(n.value, n.next.value, n.next.next)")
+    assert (found.end, found.stdout) == ("ok", "2 1 None\n")
+    # A class of the program's own, or of Python's, is not made on the harness' side.
+    for made in ("Own()", "__import__('subprocess').Popen"):
+        source = f"class Own: pass\nclass Solution:\n    def add(self): return {made}"
+        assert called(sandbox, source, "print(f())").end == "error"
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -159,7 +159,7 @@ def test_levels_of_files(tmp_path):
     drawn = [task.instance("train", i) for i in range(6)]
     assert {d.rows for d in drawn} == {tuple(room) for room in rooms[1:]}  # what is tested on is left out
     assert set(drawn[:3]) == set(drawn[3:]) and task.instance("test", 5).rows == tuple(rooms[0])
-    with pytest.raises(ValueError, match="names no file for split 'validation'"):
+    with pytest.raises(ValueError, match="no files for split 'validation', only for train, test"):
         task.instance("validation", 0)
 
 

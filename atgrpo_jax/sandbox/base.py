@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal, Protocol
 
+End = Literal["ok", "error", "timeout", "limit", "crash"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -10,8 +12,9 @@ class Program:
 
     With a ``harness`` the program is not run to print something, but to be called: the harness runs in a
     process of its own, in which each of ``names`` is a function that calls what the program knows under that
-    name (an expression, e.g. "Solution().add"). Only plain data (numbers, strings, lists, dicts ...) go
-    between the two, so whatever the program does to itself, the harness' output is the harness' own.
+    name (an expression, e.g. "Solution().add"). Only plain data go between the two (numbers, strings, lists,
+    dicts ..., and objects with such attributes, of classes that both define under one name), so whatever the
+    program does to itself, the harness' output is the harness' own.
     """
 
     source: str
@@ -28,7 +31,7 @@ class Run:
     too much output or too many threads; "crash", the sandbox has failed and nothing is known.
     """
 
-    end: Literal["ok", "error", "timeout", "limit", "crash"]
+    end: End
     stdout: str = ""
     stderr: str = ""  # its end
     built: bool = False  # the program is valid Python

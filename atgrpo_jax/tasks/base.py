@@ -81,12 +81,23 @@ class ToolTask(Play, Protocol):
         """The roles of its workflow that write programs, or whose words need some to be run."""
         ...
 
-    def programs(self, state: Any, role: str, text: str) -> Sequence[Program]:
-        """To be run because ``role`` said ``text``; none if it wrote none."""
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """That programs import, beside Python's own (``SandboxConfig.packages``)."""
+        ...
+
+    @property
+    def warm_up(self) -> str:
+        """A program that loads what others then find loaded; may be empty."""
+        ...
+
+    def programs(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Sequence[Program]:
+        """To be run next because ``role`` said ``text``, given how those before have ended; none if that is
+        all."""
         ...
 
     def act(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Step:
-        """What it leads to, given how those programs ended. Never raises on any text or run."""
+        """What it leads to, given how all those programs ended. Never raises on any text or run."""
         ...
 
 

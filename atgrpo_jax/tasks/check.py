@@ -7,6 +7,7 @@ What it looks for is in docs/your-task.md; a problem is a line with the rule, th
 
 import asyncio
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -23,7 +24,7 @@ from atgrpo_jax.cli import run as run_main
 from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.sandbox.base import Program, Run, Runner
+from atgrpo_jax.sandbox.base import End, Run, Runner
 from atgrpo_jax.tasks.base import Step, Task, ToolTask, digest
 from atgrpo_jax.types import seed_of
 
@@ -37,6 +38,10 @@ HOSTILE = (
     "```python\nprint([])\n```", "<|end|>", "####", "#### [U", "x" * 50_000,
     "__import__('os').abort()", "{{ 7 * 7 }} {% for %}",
 )  # fmt: skip
+
+# What a program may come to.
+ENDS: tuple[End, ...] = ("ok", "error", "timeout", "limit", "crash")
+OUTPUTS = ("", "\x00", "[" * 2000, "0\n" * 2000, "nan", "[true]", "{}")
 
 _GIN_FILE = flags.DEFINE_string("gin_file", None, "A gin file with the task, e.g. plan.gin.")
 _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A gin binding over the file's; repeatable.")
@@ -153,12 +158,13 @@ class _Check:
     async def _act(self, state: Any, role: str, text: str, place: str) -> Step:
         task = self._task
         if isinstance(task, ToolTask):
-            programs = task.programs(state, role, text)
-            if programs and role not in task.tools:
-                self._found("tools names the roles that write programs", f"{place}: {role} is not among them")
-            if programs and self._runner is None:
-                raise RunError("its programs need a sandbox")
-            runs = [await self._runner.run(program) for program in programs]
+            runs: list[Run] = []
+            while programs := task.programs(state, role, text, runs):
+                if role not in task.tools:
+                    self._found("tools names the roles that write programs", f"{place}: it is not among them")
+                if self._runner is None:
+                    raise RunError("its programs need a sandbox")
+                runs += [await self._runner.run(program) for program in programs]
             step = task.act(state, role, text, runs)
         else:
             step = task.act(state, role, text)
@@ -176,14 +182,14 @@ class _Check:
         task = self._task
         if not isinstance(task, ToolTask):
             return
-        for text in texts:
-            programs: Sequence[Program] = task.programs(state, role, text)
-            for end in ("ok", "error", "timeout", "limit", "crash"):
-                for out in ("", "\x00", "[" * 2000, "0\n" * 2000, "nan"):
-                    try:
-                        task.act(state, role, text, [Run(end, out, out, True)] * len(programs))
-                    except Exception as error:
-                        self._found("no run raises", f"{place}: {end} {out[:20]!r}: {error!r}")
+        for text, end, out in itertools.product(texts, ENDS, OUTPUTS):
+            runs: list[Run] = []
+            try:
+                while programs := task.programs(state, role, text, runs):
+                    runs += [Run(end, out, out, True)] * len(programs)
+                task.act(state, role, text, runs)
+            except Exception as error:
+                self._found("no run raises", f"{place}: {end} {out[:20]!r}: {error!r}")
 
     async def _farm(self, index: int) -> None:
         """Among many episodes of one instance, none that fails may pay more than one that is solved."""

@@ -65,6 +65,8 @@ class Game(abc.ABC):
     """
 
     decider: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    warm_up: ClassVar[str] = ""
 
     workflow: Workflow
     prompts: str  # a folder of templates; see tasks/prompts.py
@@ -159,8 +161,8 @@ class Game(abc.ABC):
         }
         return prompts.render(self.prompts, role, self.values(state) | {"proposal": proposal})
 
-    def programs(self, state: Any, role: str, text: str) -> list[Program]:
-        code = python_block(text) if role == TOOL else None
+    def programs(self, state: Any, role: str, text: str, runs: Sequence[Run] = ()) -> list[Program]:
+        code = python_block(text) if role == TOOL and not runs else None
         return [] if code is None else [Program(code)]
 
     def act(self, state: Any, role: str, text: str, runs: Sequence[Run] = ()) -> Step:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from atgrpo_jax.checks import require
+from atgrpo_jax.data import files_of, pick, rows_of
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.games import Game, Played, Proposal
 from atgrpo_jax.tasks.plan_path import name
@@ -23,8 +24,8 @@ from atgrpo_jax.tasks.sokoban_rooms import (
     Instance,
     draw_room,
     drawn,
-    level,
     pushes,
+    read_levels,
     shift,
     solve,
 )
@@ -70,7 +71,7 @@ class Sokoban(Game):
     least_moves: int = 4  # of a shortest solution
     most_moves: int = 30
     # Files of levels instead: of each split, rows {"grid": [row, ...]}; see docs/data.md.
-    levels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    levels: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     view: Literal["cells", "symbols"] = "cells"  # as in Plan-Path
     demonstration_moves: int = 12  # at most, in one list
 
@@ -84,9 +85,10 @@ class Sokoban(Game):
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
-        """Raises ValueError for an unknown split, or if no such room turns up."""
+        """Raises ValueError for an unknown split, a file without levels, or if no such room turns up."""
         if self.levels:
-            return level(tuple(sorted(self.levels.items())), self.seed, split, index)
+            rows = rows_of(files_of(self.levels), split, read_levels, _rows)
+            return pick(rows, self.seed, split, index)
         limits = self.least_moves, self.most_moves
         return draw_room(self.size, self.boxes, self.walls, *limits, self.seed, split, index)
 
@@ -207,6 +209,10 @@ def walk_from(state: State, actions: Sequence[str]) -> Walk:
             break
     stuck = pushes(instance, tuple(sorted(boxes))) >= FAR
     return Walk(carried, player, tuple(sorted(boxes)), tuple(bumps), stuck)
+
+
+def _rows(instance: Instance) -> tuple[str, ...]:
+    return instance.rows
 
 
 def _solution(state: State) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from atgrpo_jax.data import read_rows
-from atgrpo_jax.tasks.games import SPLIT_PARTS, in_split
+from atgrpo_jax.tasks.games import in_split
 from atgrpo_jax.types import seed_of
 
 Cell = tuple[int, int]  # row, column
@@ -212,7 +212,8 @@ def _pulled(floor, goals, most) -> dict[tuple[frozenset[Cell], Cell], int]:
 
 
 @functools.lru_cache
-def _read_levels(path: str) -> tuple[Instance, ...]:
+def read_levels(path: str) -> tuple[Instance, ...]:
+    """Raises ValueError naming the line that holds no level."""
     levels = []
     for line, row in read_rows(path, {"grid": list}):
         rows = tuple(row["grid"])
@@ -224,24 +225,4 @@ def _read_levels(path: str) -> tuple[Instance, ...]:
             rule = "rows of one length, one player, and as many boxes as goals, 1 to 6"
             raise ValueError(f"{path}:{line}: grid: expected {rule}")
         levels.append(Instance(rows))
-    return tuple(dict.fromkeys(levels))
-
-
-@functools.lru_cache(maxsize=4096)
-def level(levels: tuple[tuple[str, str], ...], seed: int, split: str, index: int) -> Instance:
-    """From the files of each split: all its levels in a random order, then all in another one.
-
-    Raises ValueError for a split without a file, or naming the line of a file that holds no level.
-    """
-    files = dict(levels)
-    if split not in files:
-        raise ValueError(f"Sokoban.levels names no file for split {split!r}, only for {', '.join(files)}")
-    order = list(SPLIT_PARTS)  # what is in a later split is in no earlier one
-    later = [files[name] for name in order[order.index(split) + 1 :] if name in files]
-    kept = {level for path in later for level in _read_levels(path)}
-    own = [level for level in _read_levels(files[split]) if level not in kept]
-    if not own:
-        raise ValueError(f"Sokoban.levels[{split!r}] = {files[split]!r}: all its levels are in a later split")
-    rounds, place = divmod(index, len(own))
-    shuffled = random.Random(seed_of("levels", seed, split, rounds)).sample(range(len(own)), len(own))
-    return own[shuffled[place]]
+    return tuple(levels)

@@ -1,0 +1,279 @@
+"""Programming problems: a coder writes a program, a tester a test of it, and both see where the two differ.
+
+The task of arXiv 2510.11062, with the faults of its reference code mended: the golden tests are hidden from
+both, agreement of program and test ends an episode and only golden tests say what success is, and the tester
+has a reward of its own.
+"""
+
+import ast
+import dataclasses
+import random
+import re
+from collections.abc import Mapping, Sequence
+
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.data import files_of, pick, rows_of
+from atgrpo_jax.sandbox.base import Program, Run
+from atgrpo_jax.tasks import prompts
+from atgrpo_jax.tasks.base import Step, Workflow
+from atgrpo_jax.tasks.code_problems import (
+    Problem,
+    alias,
+    called,
+    key,
+    made_up,
+    passed,
+    programs,
+    read,
+    same_output,
+)
+from atgrpo_jax.tasks.games import python_block
+from atgrpo_jax.types import Message, Outcome, Reward
+
+CODER, TESTER = ROLES = ("coder", "tester")
+SHOWN = 1000  # characters of a test's texts that are shown
+LONGEST = 10_000  # characters of either text of a tester's test
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A tester's test, and what the program made of it. In the form "call", ``given`` is the call."""
+
+    given: str
+    expected: str
+    printed: str
+    agrees: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What was said in a turn; of the program also how it did, which no role is told."""
+
+    code: str = ""  # the program as of this turn
+    right: float = 0.0  # share of golden tests that it passes
+    case: Case | None = None
+    coder: tuple[tuple[str, float], ...] = ()  # parts of the rewards
+    tester: tuple[tuple[str, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    problem: Problem
+    rounds: tuple[Round, ...] = ()  # complete ones
+    now: Round = Round()
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Task and config. A role's local reward (arXiv 2510.11062, appendix):
+
+    coder    builds * [its program is Python] + runs * [it ends well on the first test] + golden * (share of
+             golden tests that it passes)
+    tester   form * [it wrote a test] + quality * [a right program passes it]: the problem's own solution or,
+             if it has none, the team's once that passes all golden tests; without either this part is 0
+
+    and the team's is the share of golden tests that the program passes. Each part is paid as the change since
+    the role (or the team) spoke before, as in ``Math``.
+
+    The episode ends when the program passes the tester's test, and with the last turn; it is solved if the
+    program passes all golden tests then.
+    """
+
+    workflow: Workflow = Workflow(order=("coder", "tester"), turns=4, parallel=True)
+    prompts: str = "code/full"
+    # Files of problems of each split; see docs/data.md. Without any: small ones that are made up.
+    files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tests: int = 8  # golden ones that are run, at most
+    seed: int = 0
+    builds: float = 0.1
+    runs: float = 0.1
+    golden: float = 0.8
+    form: float = 0.2
+    quality: float = 0.8
+    demonstration_error: float = 0.3  # probability that a demonstrated program or test is a wrong one
+    prompts_digest: str = dataclasses.field(init=False, default="")  # of the templates' content
+
+    packages = ()
+    warm_up = ""
+
+    def __post_init__(self):
+        check_types(self)
+        unknown = sorted(set(self.workflow.order) - set(ROLES))
+        require(self, "workflow", not unknown, f"roles are {' and '.join(ROLES)}, not {unknown}")
+        require(self, "workflow", self.workflow.order[0] == CODER, "the coder speaks first")
+        require(self, "tests", self.tests >= 1, "must be at least 1")
+        require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
+        for name in ("builds", "runs", "golden", "form", "quality"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
+        try:
+            object.__setattr__(self, "prompts_digest", prompts.check(self.prompts, self.workflow.order))
+            first = self.initial(self.instance("train", 0))
+            for role in self.workflow.order:
+                self.prompt(first, role)
+        except ValueError as error:
+            require(self, "prompts" if not self.files else "files", False, str(error))
+
+    def instance(self, split: str, index: int) -> Problem:
+        """Raises ValueError for a split without files, or naming the line and field of a bad row."""
+        if self.files:
+            return pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index)
+        return made_up(self.seed, split, index)
+
+    def initial(self, instance: Problem) -> State:
+        return State(instance)
+
+    # Play
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        return self.workflow.order
+
+    def prompt(self, state: State, role: str) -> list[Message]:
+        problem = state.problem
+        rounds = state.rounds if self.workflow.parallel or role == CODER else (*state.rounds, state.now)
+        values = {
+            "question": problem.question,
+            "form": problem.form,
+            "starter": problem.starter,
+            "call": alias(problem.names[0]) if problem.names else "",
+            "rounds": [{"code": r.code, "case": r.case and vars(r.case)} for r in rounds],
+        }
+        return prompts.render(self.prompts, role, values)
+
+    def programs(self, state: State, role: str, text: str, runs: Sequence[Run]) -> list[Program]:
+        if runs:
+            return []
+        problem = state.problem
+        if role == CODER:
+            code = python_block(text)
+            return [] if code is None else programs(problem, code, self.tests)
+        test = read_test(problem, text)
+        if test is None:
+            return []
+        return [_run_test(problem, code, test) for code in (state.now.code, self._reference(state)) if code]
+
+    def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
+        now, outcome = (self._code if role == CODER else self._test)(state, text, runs)
+        before = state.rounds[-1] if state.rounds else Round()
+        own = "coder" if role == CODER else "tester"
+        paid = dict(getattr(before, own))
+        parts = {name: value - paid.get(name, 0.0) for name, value in getattr(now, own)}
+        team = now.right - state.now.right
+        after, done = dataclasses.replace(state, now=now), False
+        if role == self.workflow.order[-1]:
+            agrees = now.case is not None and now.case.agrees
+            done = agrees or len(state.rounds) + 1 == self.workflow.turns
+            if not done:
+                kept = Round(now.code, now.right)
+                after = State(state.problem, (*state.rounds, now), kept)
+        return Step(after, Reward.of(team, **parts), outcome, done, done and now.right == 1.0)
+
+    def _code(self, state: State, text: str, runs: Sequence[Run]) -> tuple[Round, Outcome]:
+        code = python_block(text)
+        if code is None or not runs:
+            nothing = tuple((name, 0.0) for name in ("builds", "runs", "golden"))
+            return dataclasses.replace(state.now, coder=nothing), Outcome.INVALID
+        good, count = passed(state.problem, runs, self.tests)
+        parts = (
+            ("builds", self.builds * runs[0].built),
+            ("runs", self.runs * (runs[0].end == "ok")),
+            ("golden", self.golden * good / count),
+        )
+        timeout = any(run.end == "timeout" for run in runs)
+        outcome = Outcome.TOOL_TIMEOUT if timeout else Outcome.OK if runs[0].built else Outcome.INVALID
+        return dataclasses.replace(state.now, code=code, right=good / count, coder=parts), outcome
+
+    def _test(self, state: State, text: str, runs: Sequence[Run]) -> tuple[Round, Outcome]:
+        problem, test = state.problem, read_test(state.problem, text)
+        if test is None:
+            nothing = tuple((name, 0.0) for name in ("form", "quality"))
+            return dataclasses.replace(state.now, case=None, tester=nothing), Outcome.INVALID
+        results = iter(runs)
+        own = next(results, None) if state.now.code else None
+        other = next(results, None) if self._reference(state) else None
+        agrees = own is not None and _passes(problem, own, test)
+        printed = "" if own is None else _printed(problem, own)
+        good = other is not None and _passes(problem, other, test)
+        parts = ("form", self.form), ("quality", self.quality * good)
+        case = Case(_cut(test[0]), _cut(test[1]), _cut(printed), agrees)
+        return dataclasses.replace(state.now, case=case, tester=parts), Outcome.OK
+
+    def _reference(self, state: State) -> str:
+        """A right program, if one is known."""
+        return state.problem.solution or (state.now.code if state.now.right == 1.0 else "")
+
+    def demonstration(self, state: State, role: str, rng: random.Random) -> str:
+        problem, wrong = state.problem, rng.random() < self.demonstration_error
+        if role == CODER:
+            code = problem.solution if problem.solution and not wrong else "print(0)"
+            return f"```python\n{code}\n```"
+        if problem.form == "call":
+            expected = "None" if wrong else _expected(problem.tests[0][0])
+            return f"```python\nassert {_call(problem.tests[0][0])} == {expected}\n```"
+        given, expected = rng.choice(problem.tests)
+        return f"```input\n{given.rstrip()}\n```\n```output\n{'0' if wrong else expected.rstrip()}\n```"
+
+
+def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
+    """A tester's test: what the program reads and should print, or a call and its value; None without one.
+
+    A call and a value must be written out: an assert that any program passes is no test.
+    """
+    if problem.form == "stdio":
+        found = [re.findall(rf"```{name}[ \t]*\n(.*?)```", text, re.DOTALL) for name in ("input", "output")]
+        if not all(found):
+            return None
+        given, expected = found[0][-1], found[1][-1].strip()
+        return (given, expected) if expected and max(len(given), len(expected)) <= LONGEST else None
+    code = python_block(text)
+    if code is None or len(code) > LONGEST:
+        return None
+    try:
+        (statement,) = ast.parse(code).body
+        assert isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Compare)
+        assert len(statement.test.ops) == 1 and isinstance(statement.test.ops[0], ast.Eq)
+        call, value = statement.test.left, statement.test.comparators[0]
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        assert call.func.id in map(alias, problem.names)
+        for part in (value, *call.args, *(named.value for named in call.keywords)):
+            ast.literal_eval(part)
+        return ast.unparse(call), ast.unparse(value)
+    except (AssertionError, ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return None
+
+
+def _run_test(problem: Problem, code: str, test: tuple[str, str]) -> Program:
+    given, expected = test
+    if problem.form == "stdio":
+        return Program(problem.before + code, given)
+    shown = f"_value = {given}\nprint(repr(_value)[:{SHOWN}], flush=True)\nassert _value == ({expected})"
+    return called(problem, code, [shown])
+
+
+def _passes(problem: Problem, run: Run, test: tuple[str, str]) -> bool:
+    if problem.form == "stdio":
+        return run.end == "ok" and same_output(run.stdout, test[1], problem.tolerance)
+    return run.stdout.rstrip().rpartition("\n")[2] == "1"
+
+
+def _printed(problem: Problem, run: Run) -> str:
+    """What a program made of a test, as the roles are shown it."""
+    if problem.form == "call":
+        value, _, _ = run.stdout.rstrip().rpartition("\n")
+        return value or "an error"
+    return run.stdout if run.end == "ok" else f"{run.stdout}\n({run.end}) {run.stderr[-300:]}".strip()
+
+
+def _call(statement: str) -> str:
+    compared = ast.parse(statement).body[0].test  # type: ignore[attr-defined]
+    return ast.unparse(compared.left)
+
+
+def _expected(statement: str) -> str:
+    compared = ast.parse(statement).body[0].test  # type: ignore[attr-defined]
+    return ast.unparse(compared.comparators[0])
+
+
+def _cut(text: str) -> str:
+    half = SHOWN // 2
+    return text if len(text) <= SHOWN else f"{text[:half]}\n...\n{text[-half:]}"

@@ -1,0 +1,240 @@
+"""Programming problems: read from files of several forms, or made up, and how an answer to one is tested."""
+
+import ast
+import builtins
+import dataclasses
+import functools
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from atgrpo_jax.data import read_rows, words_of
+from atgrpo_jax.sandbox.base import Program, Run
+from atgrpo_jax.tasks.games import in_split
+from atgrpo_jax.types import seed_of
+
+# What an answer that is a function or a class may take for granted.
+PREAMBLE = (
+    "from typing import *\nfrom collections import *\nfrom itertools import *\nfrom functools import *\n"
+    "from heapq import *\nfrom bisect import *\n"
+    "import collections, functools, heapq, itertools, math, re, string\n"
+)
+_RUN_TESTS = """
+for _test in _TESTS:
+    try:
+        exec(_test, globals())
+        print(1, flush=True)
+    except BaseException:
+        print(0, flush=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """``form`` "stdio": a program reads and prints; ``tests`` are pairs of texts. "call": functions are
+    called under ``names``; ``tests`` are pairs of an assert statement and "", after ``setup``."""
+
+    id: str
+    question: str
+    form: Literal["stdio", "call"]
+    tests: tuple[tuple[str, str], ...]
+    starter: str = ""  # where the answer begins
+    before: str = ""  # what comes before it
+    names: tuple[str, ...] = ()
+    setup: str = ""
+    solution: str = ""  # a right answer, if one is known
+    tolerance: float = 0.0  # of numbers that are printed
+
+
+def programs(problem: Problem, answer: str, most: int) -> list[Program]:
+    """First one that only shows whether the answer runs, then those of ``most`` tests."""
+    source = problem.before + answer
+    if problem.form == "stdio":
+        return [Program(source, given) for given, _ in problem.tests[:most]]
+    statements = [statement for statement, _ in problem.tests[:most]]
+    return [Program(source), called(problem, answer, statements)]
+
+
+def passed(problem: Problem, runs: Sequence[Run], most: int) -> tuple[int, int]:
+    """How many tests an answer passes, and of how many, given how ``programs`` have ended."""
+    count = len(problem.tests[:most])
+    if problem.form == "call":
+        return runs[1].stdout.split().count("1"), count
+    right = [
+        run.end == "ok" and same_output(run.stdout, expected, problem.tolerance)
+        for run, (_, expected) in zip(runs, problem.tests[:most], strict=True)
+    ]
+    return sum(right), count
+
+
+def called(problem: Problem, answer: str, statements: Sequence[str]) -> Program:
+    """Runs assert statements on an answer's functions, in a process that the answer does not reach."""
+    given = "".join(f"{alias(name)!r}: globals()[{name!r}], " for name in problem.names)
+    parts = f"_GIVEN = {{{given}}}", problem.before, problem.setup, "globals().update(_GIVEN)"
+    harness = "\n".join((*parts, f"_TESTS = {list(statements)!r}", _RUN_TESTS))
+    return Program(problem.before + answer, harness=harness, names=problem.names)
+
+
+def alias(name: str) -> str:
+    """What tests call a name that is no plain one."""
+    return name if name.isidentifier() else "candidate"
+
+
+def same_output(printed: str, expected: str, tolerance: float = 0.0) -> bool:
+    """Token by token, whatever the white space; numbers within the tolerance, absolute or relative."""
+    one, other = printed.split(), expected.split()
+    return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other, strict=True))
+
+
+def _same(one: str, other: str, tolerance: float) -> bool:
+    if one == other:
+        return True
+    try:
+        a, b = float(one), float(other)
+    except ValueError:
+        return False
+    return abs(a - b) <= tolerance * max(1.0, abs(b))
+
+
+# Files
+
+
+@functools.lru_cache
+def read(path: str) -> tuple[Problem, ...]:
+    """Raises ValueError naming the line and the field of a bad row."""
+    return tuple(
+        _problem(row, path, f"{path}:{number}") for number, row in read_rows(path, {"question": str})
+    )
+
+
+def key(problem: Problem) -> str:
+    return words_of(problem.question)
+
+
+def _problem(row: dict[str, Any], path: str, place: str) -> Problem:
+    mode = row.get("mode", "stdio")
+    if mode not in _READERS:
+        raise ValueError(f"{place}: mode = {mode!r}, expected one of {', '.join(_READERS)}")
+    try:
+        fields = _READERS[mode](row, path)
+    except KeyError as error:
+        raise ValueError(f"{place}: no field {error} in mode {mode}") from error
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{place}: {error}") from error
+    if not fields["tests"]:
+        raise ValueError(f"{place}: tests: there are none")
+    given = {
+        "id": str(row.get("id", place)),
+        "question": row["question"],
+        "solution": row.get("solution") or "",
+    }
+    return Problem(**given | fields)
+
+
+def _stdio(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+    inputs, outputs = row["test_input"], row["test_output"]
+    if len(inputs) != len(outputs):
+        raise ValueError(f"test_input has {len(inputs)} items, test_output {len(outputs)}")
+    tests = tuple((str(i), str(o)) for i, o in zip(inputs, outputs, strict=True))
+    return {"form": "stdio", "tests": tests, "tolerance": float(row.get("tolerance") or 0.0)}
+
+
+def _call(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+    tests = []
+    for given, expected in zip(row["test_input"], row["test_output"], strict=True):
+        values = [json.loads(line) for line in given.splitlines() if line.strip()]
+        tests.append((f"assert candidate(*{values!r}) == {json.loads(expected)!r}", ""))
+    names = (f"Solution().{row['entry_point']}",)
+    return _function(row, tests, names) | {"before": PREAMBLE}
+
+
+def _candidate(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+    before = row.get("before")
+    if before is None:
+        before = _preambles(path)[row["preamble"]]
+    return _function(row, [(test, "") for test in row["tests"]], (row["entry_point"],)) | {
+        "before": before + "\n"
+    }
+
+
+def _assert(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+    setup, statements = row.get("setup") or "", [*row["tests"], *row.get("hard_tests", ())]
+    own = _names(setup, ast.Store) | set(dir(builtins))
+    names = sorted(set().union(*(_called(statement) for statement in statements)) - own)
+    return _function(row, [(s, "") for s in statements], tuple(names)) | {"setup": setup, "before": PREAMBLE}
+
+
+def _check(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+    fields = _function(row, [(f"check({row['entry_point']})", "")], (row["entry_point"],))
+    solution = row["question"] + row["solution"] if row.get("solution") else ""
+    setup = f"{row['question']}\n    pass\n{row['tests']}"  # tests may use what the question defines
+    own = {"setup": setup, "starter": row["question"], "before": PREAMBLE, "solution": solution}
+    return fields | own
+
+
+def _function(
+    row: Mapping[str, Any], tests: Sequence[tuple[str, str]], names: tuple[str, ...]
+) -> dict[str, Any]:
+    return {"form": "call", "tests": tuple(tests), "names": names, "starter": row.get("starter_code") or ""}
+
+
+_READERS = {"stdio": _stdio, "call": _call, "candidate": _candidate, "assert": _assert, "check": _check}
+
+
+def _names(source: str, context: type) -> set[str]:
+    found = {
+        node.id
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, context)
+    }
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {(item.asname or item.name).split(".")[0] for item in node.names}
+    return found
+
+
+def _called(statement: str) -> set[str]:
+    calls = [node.func for node in ast.walk(ast.parse(statement.strip())) if isinstance(node, ast.Call)]
+    return {function.id for function in calls if isinstance(function, ast.Name)}
+
+
+@functools.lru_cache
+def _preambles(path: str) -> dict[str, str]:
+    """Of ``NAME_SPLIT.jsonl.gz`` they are in ``NAME_preamble_SPLIT.json`` beside it."""
+    file = Path(path).expanduser()
+    name, _, split = file.name.partition(".")[0].rpartition("_")
+    beside = file.with_name(f"{name}_preamble_{split}.json")
+    if not beside.is_file():
+        raise ValueError(f"preamble: no file {beside}, and no field 'before'")
+    return json.loads(beside.read_text(encoding="utf-8"))
+
+
+# Made up
+
+
+_OPERATIONS = {
+    "sum": "sum(x)", "product": "__import__('math').prod(x)", "largest": "max(x)", "smallest": "min(x)",
+    "spread (largest less smallest)": "max(x) - min(x)", "number of even ones": "sum(i % 2 == 0 for i in x)",
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def made_up(seed: int, split: str, index: int) -> Problem:
+    """Read some integers, print something about them."""
+    rng = random.Random(seed_of("code", seed, split, index))
+    while True:
+        name, count, more = rng.choice(list(_OPERATIONS)), rng.randint(2, 4), rng.randint(0, 99)
+        question = f"Read {count} integers from one line. Print the {name} of them" + (
+            f", plus {more}." if more else "."
+        )
+        solution = f"x = list(map(int, input().split()))\nprint({_OPERATIONS[name]} + {more})"
+        given = [[rng.randint(-20, 20) for _ in range(count)] for _ in range(4)]
+        results = [eval(_OPERATIONS[name], {"x": x}) + more for x in given]
+        tests = tuple((" ".join(map(str, x)) + "\n", f"{y}\n") for x, y in zip(given, results, strict=True))
+        problem = Problem(words_of(question), question, "stdio", tests, solution=solution)
+        if in_split(question, split):
+            return problem

@@ -1,0 +1,373 @@
+"""Mathematical problems with one answer: some roles reason, others write programs, all see what came before.
+
+The task of arXiv 2510.11062, with the faults of its reference code mended: agreement ends an episode, and
+only a right answer is success; what is trained on is not what is tested on; nothing that a model wrote is
+evaluated in the trainer's own process.
+
+Roles, by how their names begin: ``tool`` writes a program that prints the answer, ``reasoner`` ends with a
+boxed answer, and so does ``judge``, who sees what the others said in the same turn. Several of a kind are
+numbered: ``reasoner1``, ``reasoner2``.
+"""
+
+import dataclasses
+import functools
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from importlib.util import find_spec
+from typing import Any
+
+from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.data import files_of, pick, read_rows, rows_of, words_of
+from atgrpo_jax.sandbox.base import Program, Run
+from atgrpo_jax.tasks import prompts
+from atgrpo_jax.tasks.base import Step, Workflow
+from atgrpo_jax.tasks.games import in_split, python_block
+from atgrpo_jax.types import Message, Outcome, Reward, seed_of
+
+TOOL, REASONER, JUDGE = KINDS = ("tool", "reasoner", "judge")
+SHOWN = 500  # characters at each end of what was said that others are shown
+LONGEST = 200  # characters of an answer
+TOLERANCE = Fraction(1, 10**6)  # relative, of numbers
+
+# Says which of several answers equals the first; runs in the sandbox, where a hostile one can do no harm.
+_COMPARE = """
+import json
+from math_verify import parse, verify
+
+def read(text):
+    return parse("$" + text + "$", parsing_timeout=None)
+
+def same(one, other):
+    try:
+        return bool(verify(one, other, timeout_seconds=None))
+    except Exception:
+        return False
+
+answer, *others = map(read, json.loads(input()))
+print(json.dumps([same(other, answer) for other in others]))
+"""
+_WARM_UP = (
+    "from math_verify import parse, verify\n"
+    r"verify(*(parse(t, parsing_timeout=None) for t in (r'$\frac{1}{2}$', '$0.5$')), timeout_seconds=None)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    id: str
+    question: str
+    answer: str  # LaTeX, or a number
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a role said in a turn. ``answer`` is None if there was none."""
+
+    role: str
+    text: str = ""
+    code: str = ""
+    output: str = ""
+    answer: str | None = None
+    right: bool = False
+    like: str | None = None  # the first answer of the turn that is equal to this one
+    parts: tuple[tuple[str, float], ...] = ()  # of its reward
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    problem: Problem
+    turns: tuple[tuple[Said, ...], ...] = ()  # complete ones
+    said: tuple[Said, ...] = ()  # in this turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Math:
+    """Task and config. A role's local reward (arXiv 2510.11062, appendix):
+
+    reasoner, judge   form * [boxed an answer] + match * [it is right]
+    tool              builds * [its program is Python] + runs * [it ends well] + tool_match * [it prints the
+                      right answer]
+
+    and the team's is 1 if the team's answer is right: of the last turn in which anyone gave one the judge's,
+    else the last reasoner's, else the last tool's. Each part is paid as the change since the role (or the
+    team) spoke before. That takes the same off all candidates of a group, so advantages are those of the sums
+    above; and what an episode pays is where it ends, so that putting off agreement pays nothing.
+
+    The episode ends when all who spoke in a turn agree, and with the last turn; it is solved if the team's
+    answer is right then.
+    """
+
+    workflow: Workflow = Workflow(order=("tool", "reasoner"), turns=4, parallel=True)
+    prompts: str = "math/full"
+    # Files of problems of each split; see docs/data.md. Without any: sums that are made up.
+    files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    terms: int = 3  # of a made-up sum, at most
+    largest: int = 20  # number in one
+    seed: int = 0
+    form: float = 0.2
+    match: float = 0.8
+    builds: float = 0.1
+    runs: float = 0.1
+    tool_match: float = 0.8
+    demonstration_error: float = 0.3  # probability that a demonstrated answer is a wrong one
+    prompts_digest: str = dataclasses.field(init=False, default="")  # of the templates' content
+
+    def __post_init__(self):
+        check_types(self)
+        unknown = sorted({role for role in self.workflow.order if kind_of(role) not in KINDS})
+        require(self, "workflow", not unknown, f"roles are {', '.join(KINDS)} and a number, not {unknown}")
+        judges = [role for role in self.workflow.order if kind_of(role) == JUDGE]
+        last = not judges or (judges == [self.workflow.order[-1]] and not self.workflow.parallel)
+        require(self, "workflow", last, "a judge is one, speaks last, and hears the others: not parallel")
+        require(self, "terms", self.terms >= 2, "must be at least 2")
+        require(self, "largest", self.largest >= 2, "must be at least 2")
+        require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
+        for name in ("form", "match", "builds", "runs", "tool_match"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
+        missing = find_spec("math_verify") is None
+        require(self, "files", not missing, 'needs math-verify: pip install "atgrpo_jax[math]"')
+        try:
+            kinds = sorted(set(map(kind_of, self.workflow.order)))
+            object.__setattr__(self, "prompts_digest", prompts.check(self.prompts, kinds))
+            first = self.initial(self.instance("train", 0))
+            for role in self.workflow.order:
+                self.prompt(first, role)
+        except ValueError as error:
+            require(self, "prompts" if not self.files else "files", False, str(error))
+
+    def instance(self, split: str, index: int) -> Problem:
+        """Raises ValueError for a split without files, or naming the line and field of a bad row."""
+        if self.files:
+            return pick(rows_of(files_of(self.files), split, _read, _key), self.seed, split, index)
+        return _sum(self.terms, self.largest, self.seed, split, index)
+
+    def initial(self, instance: Problem) -> State:
+        return State(instance)
+
+    # Play
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        return self.workflow.order  # also those who only answer: answers are compared in the sandbox
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return ("math_verify",)
+
+    warm_up = _WARM_UP
+
+    def prompt(self, state: State, role: str) -> list[Message]:
+        kind = kind_of(role)
+        rounds = [*state.turns, *([state.said] if kind == JUDGE and state.said else [])]
+        shown = [[_shown(said) for said in turn] for turn in rounds]
+        return prompts.render(self.prompts, kind, {"question": state.problem.question, "rounds": shown})
+
+    def programs(self, state: State, role: str, text: str, runs: Sequence[Run]) -> list[Program]:
+        if kind_of(role) == TOOL and not runs:
+            code = python_block(text)
+            return [] if code is None else [Program(code)]
+        answer = _answer(role, text, runs)
+        if answer is None or len(runs) > (kind_of(role) == TOOL):
+            return []
+        others = self._others(state)
+        if None not in [plainly_same(answer, other) for other in others]:
+            return []
+        return [Program(_COMPARE, json.dumps([answer, *others]))]
+
+    def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
+        said, outcome = self._hear(state, role, text, runs)
+        after = dataclasses.replace(state, said=(*state.said, said))
+        before = _last(state, role)
+        paid = dict(before.parts) if before is not None else {}
+        parts = {name: value - paid.get(name, 0.0) for name, value in said.parts}
+        team = float(_right(after)) - float(_right(state))
+        done = False
+        if role == self.workflow.order[-1]:
+            agreed = len(after.said) > 1 and len({s.like for s in after.said} | {None}) == 2
+            agreed = agreed and all(s.like for s in after.said)
+            done = agreed or len(after.turns) + 1 == self.workflow.turns
+            if not done:
+                after = State(state.problem, (*after.turns, after.said))
+        return Step(after, Reward.of(team, **parts), outcome, done, done and _right(after))
+
+    def demonstration(self, state: State, role: str, rng: random.Random) -> str:
+        answer = state.problem.answer
+        if rng.random() < self.demonstration_error:
+            number = as_number(answer)
+            answer = str(rng.randrange(100) if number is None else number + rng.choice((-2, -1, 1, 2)))
+        if kind_of(role) == TOOL:
+            return f"```python\nprint({answer!r})\n```"
+        return f"\\boxed{{{answer}}}"
+
+    def _others(self, state: State) -> list[str]:
+        """What an answer is compared with: the truth, then the different ones of this turn."""
+        return [state.problem.answer, *dict.fromkeys(said.like for said in state.said if said.like)]
+
+    def _hear(self, state: State, role: str, text: str, runs: Sequence[Run]) -> tuple[Said, Outcome]:
+        kind, answer = kind_of(role), _answer(role, text, runs)
+        right, like = False, answer
+        outcome = Outcome.OK if answer is not None else Outcome.INVALID
+        if answer is not None:
+            others = self._others(state)
+            judged = runs[kind == TOOL :]
+            same = _verdicts(judged[0] if judged else None, answer, others)
+            right = same[0]
+            equal = [other for other, yes in zip(others[1:], same[1:], strict=True) if yes]
+            like = equal[0] if equal else answer
+        if kind != TOOL:
+            parts = ("form", self.form * (answer is not None)), ("match", self.match * right)
+            return Said(role, text, answer=answer, right=right, like=like, parts=parts), outcome
+        run = runs[0] if runs else Run("error")
+        if run.end == "timeout":
+            outcome = Outcome.TOOL_TIMEOUT
+        made = (
+            ("builds", self.builds * run.built),
+            ("runs", self.runs * (run.end == "ok")),
+            ("match", self.tool_match * right),
+        )
+        output = run.stdout or run.stderr
+        return Said(role, text, python_block(text) or "", output, answer, right, like, made), outcome
+
+
+def _shown(said: Said) -> dict[str, Any]:
+    own = {"kind": kind_of(said.role), "text": _cut(said.text), "output": _cut(said.output)}
+    return {"role": said.role, "code": said.code, "answer": said.answer} | own
+
+
+def kind_of(role: str) -> str:
+    return role.rstrip("0123456789")
+
+
+def boxed(text: str) -> str | None:
+    """What is in the last ``\\boxed{...}`` of a text; None if there is none, or it is empty."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 1, start + len("\\boxed{")
+    for place in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return _short(text[begin:place])
+    return None
+
+
+def as_number(text: str) -> Fraction | None:
+    """Of a plain number: ``-3``, ``1,234.5``, ``3/4``, ``1e3``."""
+    plain = text.strip().strip("$")
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", plain):
+        plain = plain.replace(",", "")
+    if not re.fullmatch(r"[-+]?\d{1,100}(\.\d{1,100})?(e[-+]?\d{1,2})?|[-+]?\d{1,100}/\d{1,100}", plain):
+        return None
+    try:
+        return Fraction(plain)
+    except ZeroDivisionError:
+        return None
+
+
+def plainly_same(one: str, other: str) -> bool | None:
+    """None where it takes algebra to say."""
+    if one.split() == other.split():
+        return True
+    numbers = as_number(one), as_number(other)
+    if None in numbers:
+        return None
+    first, second = numbers
+    assert first is not None and second is not None
+    return abs(first - second) <= TOLERANCE * max(abs(first), abs(second))
+
+
+def _verdicts(run: Run | None, answer: str, others: Sequence[str]) -> list[bool]:
+    """Which of the others an answer equals; those that take algebra as the run says, if it says so."""
+    plain = [plainly_same(answer, other) for other in others]
+    said: Any = None
+    if run is not None and run.end == "ok":
+        try:
+            said = json.loads(run.stdout)
+        except ValueError:
+            said = None
+    if not isinstance(said, list) or len(said) != len(others):
+        said = [False] * len(others)
+    return [bool(algebra) if yes is None else yes for yes, algebra in zip(plain, said, strict=True)]
+
+
+def _answer(role: str, text: str, runs: Sequence[Run]) -> str | None:
+    if kind_of(role) != TOOL:
+        return boxed(text)
+    if not runs or runs[0].end != "ok":
+        return None
+    lines = runs[0].stdout.strip().splitlines()
+    return boxed(runs[0].stdout) or (_short(lines[-1]) if lines else None)
+
+
+def _short(text: str) -> str | None:
+    text = text.strip()
+    return text if 0 < len(text) <= LONGEST else None
+
+
+def _last(state: State, role: str) -> Said | None:
+    """What a role said in its last turn."""
+    found = [said for turn in state.turns[-1:] for said in turn if said.role == role]
+    return found[0] if found else None
+
+
+def _right(state: State) -> bool:
+    """Whether the team's answer, as things stand, is right."""
+    for turn in (state.said, *reversed(state.turns)):
+        answers = [said for said in turn if said.answer is not None]
+        by_kind = {kind: [said for said in answers if kind_of(said.role) == kind] for kind in KINDS}
+        for kind in (JUDGE, REASONER, TOOL):
+            if by_kind[kind]:
+                return by_kind[kind][-1].right
+    return False
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}\n...\n{text[-SHOWN:]}"
+
+
+@functools.lru_cache
+def _read(path: str) -> tuple[Problem, ...]:
+    """Raises ValueError naming the line and the field of a bad row."""
+    problems = []
+    for number, row in read_rows(path, {"question": str}):
+        answers = row.get("answers", [row.get("answer")])
+        one = isinstance(answers, list) and len(answers) == 1 and isinstance(answers[0], (str, int, float))
+        if not one:
+            raise ValueError(f"{path}:{number}: answer = {str(answers)[:60]} is not one text or number")
+        answer = str(answers[0]).strip().strip("$")
+        if not 0 < len(answer) <= LONGEST:
+            raise ValueError(f"{path}:{number}: answer = {answer[:60]!r} is empty or longer than {LONGEST}")
+        problems.append(Problem(str(row.get("id", number)), row["question"], answer))
+    return tuple(problems)
+
+
+def _key(problem: Problem) -> str:
+    return words_of(problem.question)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sum(terms: int, largest: int, seed: int, split: str, index: int) -> Problem:
+    """A sum of products, made up."""
+    rng = random.Random(seed_of("math", terms, largest, seed, split, index))
+    while True:
+        count = rng.randint(2, terms)
+        numbers = [rng.randint(2, largest) for _ in range(count)]
+        signs = [rng.choice("+-*") for _ in range(count - 1)]
+        text = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True))
+        problem = Problem(text, f"What is {text}?", str(_value(numbers, signs)))
+        if in_split(problem, split):
+            return problem
+
+
+def _value(numbers: Sequence[int], signs: Sequence[str]) -> int:
+    total, product, sign = 0, numbers[0], 1
+    for symbol, number in zip(signs, numbers[1:], strict=True):
+        if symbol == "*":
+            product *= number
+        else:
+            total += sign * product
+            product, sign = number, 1 if symbol == "+" else -1
+    return total + sign * product

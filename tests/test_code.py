@@ -1,0 +1,307 @@
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from atgrpo_jax.sandbox.pool import SandboxConfig
+from atgrpo_jax.tasks import code_problems
+from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.tasks.check import check
+from atgrpo_jax.tasks.code import Code, State, read_test
+from atgrpo_jax.tasks.code_problems import Problem, passed, programs, same_output
+from atgrpo_jax.types import Outcome
+
+TASK = Code()
+ADD = Problem(
+    "add",
+    "Print the sum.",
+    "stdio",
+    (("1 2\n", "3\n"), ("4 5\n", "9\n"), ("0 0\n", "0\n"), ("-1 1\n", "0\n")),
+)
+START = State(ADD)
+RIGHT = "print(sum(map(int, input().split())))"
+HALF = "a, b = map(int, input().split())\nprint(a + b if a > 0 else 7)"  # passes two of four
+CALLED = Problem(
+    "f", "Add two numbers.", "call",
+    (("assert candidate(1, 2) == 3", ""), ("assert candidate(a=0, b=0) == 0", "")),
+    names=("Solution().f",), solution="class Solution:\n    def f(self, a, b):\n        return a + b",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    made = SandboxConfig(workers=2, cpu=1, wall=2.0).build()
+    yield made
+    assert made.replaced == 0
+    made.close()
+
+
+def say(sandbox, state, role, text, task=TASK):
+    runs = []
+    while found := task.programs(state, role, text, runs):
+        runs += map(sandbox.run_now, found)
+    return task.act(state, role, text, runs)
+
+
+def block(code):
+    return f"```python\n{code}\n```"
+
+
+def case(given, expected):
+    return f"So:\n```input\n{given}\n```\nand\n```output\n{expected}\n```"
+
+
+def test_made_up_problems_are_solved_by_their_solutions(sandbox):
+    drawn = {s: [TASK.instance(s, i) for i in range(60)] for s in ("train", "validation", "test")}
+    for problem in drawn["train"][:20]:
+        runs = [sandbox.run_now(p) for p in programs(problem, problem.solution, 8)]
+        assert passed(problem, runs, 8) == (4, 4)
+    questions = [{p.question for p in problems} for problems in drawn.values()]
+    assert not questions[0] & questions[2] and not questions[0] & questions[1]
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "tolerance", "same"),
+    [
+        ("1 2\n3", " 1  2 3\n\n", 0.0, True),
+        ("1 2", "1 2 3", 0.0, False),
+        ("Case #1: 0.50000001", "Case #1: 0.5", 1e-6, True),
+        ("0.51", "0.5", 1e-6, False),
+        ("1.0", "1", 0.0, True),
+        ("a", "b", 1.0, False),
+        ("nan", "nan", 0.0, True),
+        ("", "", 0.0, True),
+    ],
+)
+def test_outputs_are_compared_token_by_token(printed, expected, tolerance, same):
+    assert same_output(printed, expected, tolerance) is same
+
+
+def test_the_coders_rewards_by_hand(sandbox):
+    close = pytest.approx
+
+    def act(text):
+        step = say(sandbox, START, "coder", text)
+        return step.reward.local, step.reward.team, step.outcome
+
+    assert act("no program") == (0.0, 0.0, Outcome.INVALID)
+    assert act(block("print(")) == (0.0, 0.0, Outcome.INVALID)
+    assert act(block("1 / 0")) == (close(0.1), 0.0, Outcome.OK)
+    assert act(block("print(0)")) == (close(0.1 + 0.1 + 0.8 / 2), 0.5, Outcome.OK)
+    assert act(block(RIGHT)) == (close(1.0), 1.0, Outcome.OK)
+    assert act(block("while True: pass")) == (close(0.1), 0.0, Outcome.TOOL_TIMEOUT)
+
+
+def test_the_testers_rewards_by_hand(sandbox):
+    close = pytest.approx
+
+    def act(state, text):
+        step = say(sandbox, state, "tester", text)
+        return step.reward.local, step.reward.team, step.outcome
+
+    half = say(sandbox, START, "coder", block(HALF)).state
+    right = say(sandbox, START, "coder", block(RIGHT)).state
+    assert act(half, "no test") == act(half, "```input\n1\n```") == (0.0, 0.0, Outcome.INVALID)
+    assert act(half, case("1 2", "3")) == (close(0.2), 0.0, Outcome.OK)  # nobody knows a right program
+    assert act(right, case("1 2", "3")) == (close(1.0), 0.0, Outcome.OK)
+    assert act(right, case("1 2", "4")) == (close(0.2), 0.0, Outcome.OK)
+    known = State(Problem("add", "?", "stdio", ADD.tests, solution=RIGHT))
+    assert act(say(sandbox, known, "coder", block(HALF)).state, case("0 1", "1"))[0] == close(1.0)
+    assert act(known, case("0 1", "1"))[0] == close(1.0)  # without any program of the team
+
+
+def test_agreement_ends_it_and_only_golden_tests_are_success(sandbox):
+    half = say(sandbox, START, "coder", block(HALF)).state
+    step = say(sandbox, half, "tester", case("1 2", "3"))
+    assert (step.done, step.solved) == (True, False)
+    right = say(sandbox, START, "coder", block(RIGHT)).state
+    step = say(sandbox, right, "tester", case("1 2", " 3 "))
+    assert (step.done, step.solved) == (True, True)
+    step = say(sandbox, right, "tester", case("1 2", "4"))
+    assert not step.done and len(step.state.rounds) == 1
+
+
+def test_the_last_turn_ends_it(sandbox):
+    task = Code(workflow=Workflow(("coder",), turns=1))
+    step = say(sandbox, START, "coder", block(RIGHT), task)
+    assert (step.done, step.solved) == (True, True)
+    step = say(sandbox, START, "coder", "nothing", task)
+    assert (step.done, step.solved) == (True, False)
+
+
+def test_parts_are_paid_as_changes_and_a_program_is_kept(sandbox):
+    close = pytest.approx
+    state, seen = START, []
+    for role, text in [
+        ("coder", block(RIGHT)), ("tester", case("1 2", "4")),
+        ("coder", "I keep it."), ("tester", case("1 2", "3")),
+    ]:  # fmt: skip
+        step = say(sandbox, state, role, text)
+        state = step.state
+        seen.append((step.reward.local, step.reward.team))
+    assert seen == [(close(1.0), 1.0), (close(0.2), 0.0), (close(-1.0), 0.0), (close(0.8), 0.0)]
+    assert (step.done, step.solved) == (True, True)
+
+
+def test_functions_are_called(sandbox):
+    state = State(CALLED)
+    step = say(sandbox, state, "coder", block(CALLED.solution))
+    assert (step.reward.team, step.reward.local) == (1.0, pytest.approx(1.0))
+    wrong = say(sandbox, state, "coder", block(CALLED.solution.replace("+", "-")))
+    assert wrong.reward.team == 0.5
+    tested = say(sandbox, wrong.state, "tester", block("assert candidate(1, 2) == 3"))
+    assert tested.reward.local == pytest.approx(1.0) and not tested.done
+    found = tested.state.rounds[0].case
+    assert (found.given, found.expected, found.printed, found.agrees) == ("candidate(1, 2)", "3", "-1", False)
+    assert "candidate(1, 2)" in TASK.prompt(tested.state, "coder")[0]["content"]
+    agreed = say(sandbox, step.state, "tester", block("assert candidate(2, b=3) == 5"))
+    assert (agreed.done, agreed.solved) == (True, True)
+    broken = say(sandbox, wrong.state, "tester", block("assert candidate('a', 2) == 3"))
+    assert broken.state.rounds[0].case.printed == "an error"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "assert True", "assert candidate(1, 2)", "assert candidate(1, 2) == candidate(1, 2)",
+        "assert candidate(__import__('os').getpid(), 1) == 1", "assert other(1) == 1", "candidate(1, 2) == 3",
+        "print(1)\nassert candidate(1, 2) == 3", "assert candidate(1, 2) == 3 == 3",
+        "assert 3 == candidate(1, 2)",
+        "assert candidate(*[1, 2]) == 3 if 1 else 0",
+    ],
+)  # fmt: skip
+def test_an_assert_that_any_program_passes_is_no_test(text):
+    assert read_test(CALLED, block(text)) is None
+
+
+def test_a_program_cannot_pass_golden_tests_by_force(sandbox):
+    forcing = (
+        "class Any:\n    def __eq__(self, other): return True\n"
+        "class Solution:\n    def f(self, *a, **k): return Any()\n"
+        "import builtins\nbuiltins.AssertionError = SystemExit\nprint(1)\nprint(1)"
+    )
+    assert say(sandbox, State(CALLED), "coder", block(forcing)).reward.team == 0.0
+    reading = "print(open('/proc/self/cmdline').read())"
+    assert say(sandbox, START, "coder", block(reading)).reward.team == 0.0
+
+
+def test_golden_tests_are_hidden(sandbox):
+    secret = Problem("s", "Print it.", "stdio", (("5\n", "91827\n"),), solution="print(91827)")
+    state = say(sandbox, State(secret), "coder", block("print(1)")).state
+    state = say(sandbox, state, "tester", case("2", "3")).state
+    for role in ("coder", "tester"):
+        assert "91827" not in TASK.prompt(state, role)[0]["content"]
+
+
+def test_prompts_show_where_program_and_test_differ(sandbox):
+    first = TASK.prompt(START, "coder")[0]["content"]
+    assert "Attempt" not in first and "Print the sum." in first
+    state = say(sandbox, START, "coder", block(HALF)).state
+    assert (
+        TASK.prompt(state, "tester")[0]["content"] == TASK.prompt(START, "tester")[0]["content"]
+    )  # parallel
+    state = say(sandbox, state, "tester", case("0 1", "1")).state
+    for role in ("coder", "tester"):
+        later = TASK.prompt(state, role)[0]["content"]
+        assert all(
+            part in later for part in (HALF, "Input:\n```\n0 1\n", "Expected:\n```\n1\n", "output:\n```\n7\n")
+        )
+
+
+def test_hostile_and_random_texts(sandbox):
+    assert check(TASK, sandbox, instances=1, episodes=6) == []
+
+
+# Files
+
+
+ROWS = {
+    "stdio": {"test_input": ["1\n"], "test_output": ["2\n"], "solution": "print(int(input()) + 1)"},
+    "call": {
+        "test_input": ["[1, 2]\n3"], "test_output": ["6"], "entry_point": "f",
+        "solution": "class Solution:\n    def f(self, x: List[int], y): return sum(x) + y",
+    },
+    "candidate": {
+        "tests": ["assert candidate(x = [1]) == 1"], "entry_point": "Solution().f",
+        "before": "from typing import *",
+        "solution": "class Solution:\n    def f(self, x: List[int]): return sum(x)",
+    },
+    "assert": {
+        "tests": ["assert first([3]) == N", "assert sorted(set(first([[4], 3]))) == [4]"], "setup": "N = 3",
+        "solution": "def first(x): return x[0]",
+    },
+    "check": {
+        "question": "def f(x):\n    \"\"\"One more.\"\"\"\n", "entry_point": "f",
+        "solution": "    return x + 1",
+        "tests": "def check(candidate):\n    for i in range(3):\n        assert candidate(i) == i + 1\n",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ROWS)
+def test_rows_of_each_mode(sandbox, tmp_path, mode):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "?", "mode": mode} | ROWS[mode]) + "\n")
+    (problem,) = code_problems.read(str(path))
+    runs = [sandbox.run_now(p) for p in programs(problem, problem.solution, 8)]
+    assert passed(problem, runs, 8) == (len(problem.tests),) * 2, runs
+    runs = [sandbox.run_now(p) for p in programs(problem, "def f(*x): pass", 8)]
+    assert passed(problem, runs, 8)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"mode": "essay"}, r"a.jsonl:1: mode = 'essay', expected one of stdio, call"),
+        ({"test_input": ["1"]}, r":1: no field 'test_output' in mode stdio"),
+        ({"test_input": ["1"], "test_output": []}, r":1: test_input has 1 items, test_output 0"),
+        ({"test_input": [], "test_output": []}, r":1: tests: there are none"),
+        (
+            {"mode": "call", "entry_point": "f", "test_input": ["x"], "test_output": ["1"]},
+            r":1: Expecting value",
+        ),
+        (
+            {"mode": "candidate", "entry_point": "f", "tests": ["x"], "preamble": "p0"},
+            r"preamble: no file .*_preamble_",
+        ),
+        ({"mode": "assert", "tests": ["assert ("]}, r":1: '\(' was never closed"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, row, says):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "?"} | row) + "\n")
+    with pytest.raises(ValueError, match=says):
+        Code(files={"train": str(tmp_path / "a.jsonl")})
+
+
+DATA = os.environ.get("ATGRPO_DATA")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="ATGRPO_DATA names no folder of problem sets")
+@pytest.mark.parametrize("name", ["mbpp_train", "humaneval_test", "leetcode_train"])
+def test_the_solutions_of_problem_sets_pass(sandbox, name):
+    problems = code_problems.read(str(Path(DATA) / "code" / f"{name}.jsonl.gz"))
+    chosen = random.Random(0).sample(problems, 60)
+    whole = 0
+    for problem in chosen:
+        runs = [sandbox.run_now(p) for p in programs(problem, problem.solution, 20)]
+        right, count = passed(problem, runs, 20)
+        whole += right == count
+    assert whole >= 58  # a solution may need a package, or a class that only the answer defines
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"workflow": Workflow(("critic",))}, r"roles are coder and tester, not \['critic'\]"),
+        ({"workflow": Workflow(("tester", "coder"))}, "the coder speaks first"),
+        ({"tests": 0}, "Code.tests"),
+        ({"files": {"train": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
+        ({"golden": -1.0}, "Code.golden"),
+    ],
+)
+def test_refuses(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Code(**wrong)

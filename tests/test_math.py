@@ -1,0 +1,234 @@
+import json
+from fractions import Fraction
+
+import pytest
+
+from atgrpo_jax.sandbox.pool import SandboxConfig
+from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.tasks.check import check
+from atgrpo_jax.tasks.math import Math, Problem, State, as_number, boxed, plainly_same
+from atgrpo_jax.types import Outcome
+
+TASK = Math()
+HALF = State(Problem("1", "What is a half?", "\\frac{1}{2}"))
+SEVEN = State(Problem("2", "What is 3 + 4?", "7"))
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    made = SandboxConfig(workers=1, packages=TASK.packages, cpu=2, wall=4.0).build(TASK.warm_up)
+    yield made
+    assert made.replaced == 0
+    made.close()
+
+
+def say(sandbox, state, role, text, task=TASK):
+    runs = []
+    while programs := task.programs(state, role, text, runs):
+        runs += map(sandbox.run_now, programs)
+    return task.act(state, role, text, runs)
+
+
+def program(*lines):
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def test_made_up_sums_are_right_and_splits_share_none():
+    drawn = {s: [TASK.instance(s, i) for i in range(300)] for s in ("train", "validation", "test")}
+    for problem in drawn["train"]:
+        assert eval(problem.question.removeprefix("What is ").removesuffix("?")) == int(problem.answer)
+    assert not {p.question for p in drawn["train"]} & {p.question for p in drawn["test"]}
+    assert drawn["train"] == [Math().instance("train", i) for i in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so \\boxed{7}", "7"),
+        ("\\boxed{1} or \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{ a {b} c }", "a {b} c"),
+        ("\\boxed{}", None),
+        ("\\boxed{7", None),
+        ("7", None),
+        ("\\boxed{" + "9" * 300 + "}", None),
+    ],
+)
+def test_boxed(text, answer):
+    assert boxed(text) == answer
+
+
+def test_numbers():
+    assert as_number(" 1,234.5 ") == Fraction(2469, 2) and as_number("$-3/4$") == Fraction(-3, 4)
+    assert as_number("1e3") == 1000 and as_number("1/0") is None
+    assert [as_number(text) for text in ("1,2", "x", "", "1" * 200, "\\pi", "1e999")] == [None] * 6
+    assert plainly_same("0.333333333", "1/3") and not plainly_same("0.3333", "1/3")
+    assert plainly_same("a  b", "a b") and plainly_same("x", "1") is None
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "same"),
+    [
+        ("\\frac{1}{2}", "0.5", True),
+        ("\\frac{1}{2}", "\\dfrac12", True),
+        ("2x+1", "1+2x", True),
+        ("(1, 2)", "(1,2)", True),
+        ("[0,1)", "[0,1]", False),
+        ("\\sqrt{2}", "1.414213562", True),
+        ("\\sqrt{2}", "1.41", False),
+        ("5", "10^{10^{10}}", False),  # would never end, or take all memory
+        ("5", "\\frac{1}{0}", False),
+        ("5", "__import__('os')", False),
+        ("5", "\\boxed{" * 20, False),
+    ],
+)
+def test_what_counts_as_equal(sandbox, truth, answer, same):
+    state = State(Problem("1", "?", truth))
+    step = say(sandbox, state, "reasoner", f"\\boxed{{{answer}}}", Math(workflow=Workflow(("reasoner",), 1)))
+    assert step.solved is same and step.done
+
+
+def test_local_rewards_by_hand(sandbox):
+    close = pytest.approx
+
+    def local(role, text, state=SEVEN):
+        step = say(sandbox, state, role, text)
+        return step.reward.local, step.reward.team, step.outcome
+
+    assert local("reasoner", "no answer") == (0.0, 0.0, Outcome.INVALID)
+    assert local("reasoner", "\\boxed{8}") == (close(0.2), 0.0, Outcome.OK)
+    assert local("reasoner", "\\boxed{7}") == (close(1.0), 1.0, Outcome.OK)
+    assert local("tool", "no program") == (0.0, 0.0, Outcome.INVALID)
+    assert local("tool", program("print(")) == (0.0, 0.0, Outcome.INVALID)
+    assert local("tool", program("1 / 0")) == (close(0.1), 0.0, Outcome.INVALID)
+    assert local("tool", program("7")) == (close(0.2), 0.0, Outcome.INVALID)
+    assert local("tool", program("print('so')", "print(8)")) == (close(0.2), 0.0, Outcome.OK)
+    assert local("tool", program("print(3 + 4)")) == (close(1.0), 1.0, Outcome.OK)
+    assert local("tool", program("from sympy import Rational", "print(Rational(1, 2))"), HALF)[0] == close(
+        1.0
+    )
+    assert local("tool", program("while True: pass")) == (close(0.1), 0.0, Outcome.TOOL_TIMEOUT)
+
+
+def test_agreement_ends_it_and_only_a_right_answer_is_success(sandbox):
+    for number, solved in ((7, True), (8, False)):
+        state = say(sandbox, SEVEN, "tool", program(f"print({number})")).state
+        step = say(sandbox, state, "reasoner", f"\\boxed{{{number}.0}}")
+        assert (step.done, step.solved) == (True, solved)
+    state = say(sandbox, SEVEN, "tool", program("print(7)")).state
+    step = say(sandbox, state, "reasoner", "\\boxed{8}")
+    assert not step.done and len(step.state.turns) == 1 and step.state.said == ()
+    state = say(sandbox, SEVEN, "tool", "nothing").state
+    assert not say(sandbox, state, "reasoner", "\\boxed{7}").done  # nobody to agree with
+
+
+def test_wrong_answers_agree_by_algebra(sandbox):
+    state = say(sandbox, SEVEN, "tool", program("print('\\\\\\\\frac{\\\\\\\\sqrt{2}}{2}')")).state
+    assert say(sandbox, state, "reasoner", "\\boxed{\\frac{1}{\\sqrt{2}}}").done
+
+
+def test_the_last_turn_ends_it(sandbox):
+    task = Math(workflow=Workflow(("tool", "reasoner"), turns=2, parallel=True))
+    state = SEVEN
+    for turn in (1, 2):
+        state = say(sandbox, state, "tool", program("print(1)"), task).state
+        step = say(sandbox, state, "reasoner", "\\boxed{7}", task)
+        state = step.state
+        assert (step.done, step.solved) == ((False, False) if turn == 1 else (True, True))
+
+
+def test_parts_are_paid_as_changes_so_an_episode_pays_where_it_ends(sandbox):
+    state, total, team = SEVEN, 0.0, 0.0
+    texts = [
+        ("tool", program("print(7)")),
+        ("reasoner", "\\boxed{8}"),
+        ("tool", "none"),
+        ("reasoner", "\\boxed{7}"),
+    ]
+    seen = []
+    for role, text in texts:
+        step = say(sandbox, state, role, text)
+        state, total, team = step.state, total + step.reward.local, team + step.reward.team
+        seen.append((round(step.reward.local, 9), step.reward.team))
+    # The tool was right, so was the team; the reasoner's word counts more; ...
+    assert seen == [(1.0, 1.0), (0.2, -1.0), (-1.0, 0.0), (0.8, 1.0)]
+    assert (total, team) == (pytest.approx(1.0), 1.0)
+
+
+def test_prompts_show_the_turns_before_and_not_the_answer(sandbox):
+    first = TASK.prompt(SEVEN, "reasoner")[0]["content"]
+    assert "What is 3 + 4?" in first and "Attempt" not in first and "\\boxed{answer}" in first
+    state = say(sandbox, SEVEN, "tool", program("print(5)")).state
+    assert TASK.prompt(state, "reasoner")[0]["content"] == first  # parallel: only complete turns are shown
+    state = say(sandbox, state, "reasoner", "It is " + "x" * 5000 + "\\boxed{6}").state
+    later = TASK.prompt(state, "tool")[0]["content"]
+    assert "print(5)" in later and "Its answer: 5" in later and "Its answer: 6" in later and len(later) < 3000
+    assert "7" not in later
+
+
+def test_many_who_reason_and_a_judge(sandbox):
+    task = Math(workflow=Workflow(("reasoner1", "reasoner2", "tool1", "judge"), turns=2))
+    state = SEVEN
+    for role, text in (
+        ("reasoner1", "\\boxed{7}"),
+        ("reasoner2", "\\boxed{8}"),
+        ("tool1", program("print(8)")),
+    ):
+        assert "Attempt" not in task.prompt(state, role)[0]["content"]
+        state = say(sandbox, state, role, text, task).state
+    shown = task.prompt(state, "judge")[0]["content"]
+    assert shown.count("Its answer: 8") == 2 and "Its answer: 7" in shown
+    step = say(sandbox, state, "judge", "\\boxed{7}", task)
+    assert (step.reward.team, step.done) == (1.0, False)  # from a wrong last reasoner to a right judge
+
+
+def test_hostile_and_random_texts(sandbox):
+    assert check(TASK, sandbox, instances=1, episodes=6) == []
+
+
+def rows(path, *lines):
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_files_of_problems(tmp_path, capsys):
+    one, two = {"question": "What is 1 + 1?", "answer": 2}, {"question": "And 2 + 2?", "answers": ["$4$"]}
+    files = {
+        "train": (rows(tmp_path / "a.jsonl", one, two), rows(tmp_path / "b.jsonl", two)),
+        "test": rows(tmp_path / "t.jsonl", {"question": "what is  1+1", "answer": "2"}),
+    }
+    task = Math(files=files)
+    assert [task.instance("train", i).answer for i in range(3)] == ["4"] * 3
+    assert task.instance("test", 0).answer == "2"
+    said = capsys.readouterr().err
+    assert "train: 3 problems, of which 1 are left out for being in a later split, 1 for coming twice" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{\n", r"a.jsonl:1: no JSON"),
+        ({"answer": "2"}, r":1: no field 'question'"),
+        ({"question": "?"}, r":1: answer = \[None\] is not one text or number"),
+        ({"question": "?", "answers": ["1", "2"]}, r":1: answer = "),
+        ({"question": "?", "answer": ""}, r":1: answer = '' is empty"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, line, says):
+    with pytest.raises(ValueError, match=says):
+        Math(files={"train": rows(tmp_path / "a.jsonl", line)})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"workflow": Workflow(("critic",))}, r"not \['critic'\]"),
+        ({"workflow": Workflow(("judge", "reasoner"))}, "a judge is one, speaks last"),
+        ({"files": {"dev": "x"}}, "files of split 'dev'"),
+        ({"files": {"train": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
+        ({"match": -1.0}, "Math.match"),
+        ({"prompts": "nowhere"}, "no prompts in 'nowhere'"),
+    ],
+)
+def test_refuses(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Math(**wrong)
