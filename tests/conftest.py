@@ -1,9 +1,18 @@
 """Every test runs with 8 CPU devices; they are asserted, never skipped for."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands that tests start, too: libtpu looks for a TPU, loudly
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Compiled once for all tests of a run, and for the processes that they start. Tests make many learners and
+    # engines of the same shapes, each with functions of its own; without this most of their time is XLA's.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="atgrpo_jax_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

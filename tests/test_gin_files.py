@@ -1,15 +1,39 @@
 """Every shipped gin file builds, says what it is, and has no macro or scope that nothing refers to."""
 
+import itertools
+import json
+import re
+
 import pytest
 from reference import SIZES, make, make_tokenizer
 
 from atgrpo_jax.config import GIN_FOLDER, load, render
+from atgrpo_jax.data import SPLITS
 
-FILES = sorted(GIN_FOLDER.glob("*.gin"))
+PARTS = sorted(GIN_FOLDER.glob("parts/*.gin"))
+FILES = sorted(set(GIN_FOLDER.rglob("*.gin")) - set(PARTS))
+TASKS, TEAMS = ("plan_path", "sokoban", "sudoku", "math", "code"), ("single", "shared", "lora", "roles")
 
 
-def test_there_are_some():
-    assert {"plan.gin", "plan_10x10.gin", "smoke.gin"} <= {path.name for path in FILES}
+def name_of(path):
+    return str(path.relative_to(GIN_FOLDER))
+
+
+def whole(path):
+    """A file's text, and that of the files it includes."""
+    text = path.read_text()
+    return text + "".join(
+        whole(GIN_FOLDER / name) for name in re.findall(r"^include ['\"](.*)['\"]", text, re.M)
+    )
+
+
+def test_there_is_one_for_every_cell():
+    names = {name_of(path) for path in FILES}
+    assert {"plan.gin", "plan_10x10.gin", "smoke.gin", "sokoban.gin", "sudoku.gin"} <= names
+    cells = itertools.product(TASKS, TEAMS, ("1.7b", "8b"))
+    assert {f"paper/{task}_{team}_{size}.gin" for task, team, size in cells} <= names
+    used = set(re.findall(r"parts/\w+(?:\.\d+\w)?\.gin", "".join(map(whole, FILES))))
+    assert used == set(map(name_of, PARTS))
     assert not (GIN_FOLDER / "__init__.py").exists()  # it would hide the gin library
 
 
@@ -21,19 +45,31 @@ def model_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_it_builds(path, tmp_path, model_folder):
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    """A file for each split, with a problem that is mathematical and a program."""
+    folder = tmp_path_factory.mktemp("problems")
+    for split in SPLITS:
+        row = {"question": split, "answer": "1", "test_input": ["1"], "test_output": ["1"]}
+        (folder / f"{split}.jsonl").write_text(json.dumps(row))
+    return folder
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_it_builds(path, tmp_path, model_folder, problems):
     # Unused macros, scopes and parts are errors of load.
-    bindings = [f"MODEL = '{model_folder}'"] if "%MODEL" in path.read_text() else []
-    experiment = load(path.name, bindings)
+    text = whole(path)
+    bindings = [f"MODEL = '{model_folder}'"] if "%MODEL" in text else []
+    bindings += [f"{s.upper()} = '{problems / s}.jsonl'" for s in SPLITS if f"%{s.upper()}" in text]
+    experiment = load(name_of(path), bindings)
     copy = tmp_path / "copy.gin"
     copy.write_text(render(experiment))
     assert load(str(copy)) == experiment
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_its_header_says_what_it_is_and_how_to_run_it(path):
     header = path.read_text().split("\nfrom ")[0].split("\ninclude")[0]
     assert all(line.startswith("#") or not line for line in header.splitlines())
-    assert f"--gin_file={path.name}" in header
+    assert f"--gin_file={name_of(path)}" in header
     assert "CPU" in header  # on what, and how long

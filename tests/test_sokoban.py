@@ -112,8 +112,8 @@ def test_rewards_by_hand():
     assert act("[UR]") == (0.0, close(-0.1 / 4 / 2), Outcome.OK, False, False)
     assert act("none") == (0.0, close(-0.1 / 4), Outcome.INVALID, False, False)
     assert act("[RDDLDRR]", "scout") == (0.0, close(0.25 / 4 * 1.8), Outcome.OK, False, False)
-    # To a wall without a goal: as far back as can be, and the end.
-    assert act("[DDRU]") == (0.0, close(-0.3), Outcome.OK, True, False)
+    # To a wall without a goal: the end, and what was done before is lost.
+    assert act("[DDRU]") == (0.0, close(-0.1 / 4), Outcome.OK, True, False)
 
 
 def test_to_and_fro_pays_nothing():

@@ -3,7 +3,6 @@
 import dataclasses
 import gzip
 import json
-import os
 import random
 import re
 import signal
@@ -35,14 +34,9 @@ def place(tmp_path_factory):
 
 
 def start(place, *args, module="train"):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     return subprocess.Popen(
         [sys.executable, "-m", f"atgrpo_jax.{module}", *args],
-        cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -57,8 +57,9 @@ class State:
 @dataclasses.dataclass(frozen=True)
 class Sokoban(Game):
     """What a game pays is in ``Game``. With d the pushes that boxes need at the least to goals of their own,
-    each as if it were alone, and D its value at the start, a walk gains (d - d') / D. A box from where no
-    goal can be reached ends the episode, and costs more than all that was gained.
+    each as if it were alone, and D its value at the start, a room is done to max(0, 1 - d / D), and a walk gains
+    what is done more. A box from where no goal can be reached ends the episode: nothing is done then, and the
+    whole walk counts as illegal. (At a cost of all that can be gained, teams learnt not to push: docs/log.md.)
     """
 
     decider: ClassVar[str] = "mover"
@@ -107,13 +108,13 @@ class Sokoban(Game):
         after = State(state.instance, walk.player, walk.boxes)
         whole = pushes(state.instance, tuple(sorted(state.instance.boxes)))
         before, left = pushes(state.instance, state.boxes), pushes(state.instance, walk.boxes)
-        done = -1.0 if walk.stuck else max(-1.0, 1 - left / whole)  # of the way, at the end
+        done = 0.0 if walk.stuck else max(0.0, 1 - left / whole)  # of the way, at the end
         carried = len(walk.moves)
         return Played(
             after,
             walk,
-            done - max(-1.0, 1 - before / whole),
-            len(walk.bumps) / carried,
+            done - max(0.0, 1 - before / whole),
+            1.0 if walk.stuck else len(walk.bumps) / carried,
             solved=after.solved,
             shortest=after.solved and _pushed(state, walk.moves) == before,
             dead=walk.stuck,
