@@ -47,10 +47,24 @@ def test_rollout_prints_one(flag):
 @pytest.mark.slow
 def test_a_short_soak_finds_nothing_wrong_and_nothing_lost():
     path = GIN_FOLDER.parent / "benchmarks" / "soak.py"
-    done = subprocess.run([sys.executable, path, "--seconds=10"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, path, "--seconds=5"], capture_output=True, text=True, check=True)
     line = json.loads(done.stdout)
     assert line["wrong"] == 0 and line["lost"] == [] and line["pushes"] > 3
     assert line["requests"] > line["cancelled"] > 0
+
+
+@pytest.mark.slow
+def test_the_sandbox_under_a_short_soak():
+    path = GIN_FOLDER.parent / "benchmarks" / "sandbox.py"
+    done = subprocess.run([sys.executable, path, "--soak=100"], capture_output=True, text=True, check=True)
+    line = json.loads(done.stdout)
+    assert (line["wrong"], line["replaced"], line["closed"]["processes"], line["file_left"]) == (
+        0,
+        0,
+        0,
+        False,
+    )
+    assert line["ends"]["honest, ok"] > 70 and len(line["ends"]) > 2
 
 
 def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):

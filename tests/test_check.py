@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import math
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fakes import Sum
@@ -159,6 +161,16 @@ def test_as_a_user_runs_it(tmp_path):
     ended = checked(tmp_path, "--gin_file=plan.gin", "--gin_param=rollout.RolloutConfig.max_tokens = 4")
     assert ended.returncode == 2 and "demonstrations fit RolloutConfig.max_tokens: one of" in ended.stdout
     assert "error: PlanPath breaks the contract in 1 places" in ended.stderr
+
+
+@pytest.mark.slow
+def test_the_example_in_the_docs(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "your-task.md").read_text()
+    code, gin = re.findall(r"^```(?:python)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[:2]
+    (tmp_path / "sorting.py").write_text(code)
+    (tmp_path / "sorting.gin").write_text(gin)
+    ended = checked(tmp_path, "--gin_file=sorting.gin")
+    assert ended.returncode == 0 and "Sorting keeps the contract" in ended.stdout, ended.stdout + ended.stderr
 
 
 @pytest.mark.slow

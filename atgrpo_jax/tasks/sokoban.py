@@ -57,9 +57,9 @@ class State:
 @dataclasses.dataclass(frozen=True)
 class Sokoban(Game):
     """What a game pays is in ``Game``. With d the pushes that boxes need at the least to goals of their own,
-    each as if it were alone, and D its value at the start, a room is done to max(0, 1 - d / D), and a walk gains
-    what is done more. A box from where no goal can be reached ends the episode: nothing is done then, and the
-    whole walk counts as illegal. (At a cost of all that can be gained, teams learnt not to push: docs/log.md.)
+    each as if it were alone, and D its value at the start, a room is done to max(0, 1 - d / D), and a walk
+    gains what is done more. A box from where no goal can be reached ends the episode: nothing is done then,
+    and the whole walk counts as illegal. (At a higher cost teams learnt not to push: docs/log.md.)
     """
 
     decider: ClassVar[str] = "mover"
