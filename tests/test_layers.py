@@ -36,7 +36,7 @@ RANKS = [
     {"policies"},
     {"config", "report", "trainer", "footprint", "ahead"},
     {"loop", "saved_run"},
-    {"train", "evaluate", "export", "plan", "tasks.check"},
+    {"train", "evaluate", "export", "plan", "prepare", "tasks.check"},
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",

@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from atgrpo_jax import config
+from atgrpo_jax.cli import gin_flags
 from atgrpo_jax.cli import run as run_main
 from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.errors import ConfigError, RunError
@@ -43,8 +44,7 @@ HOSTILE = (
 ENDS: tuple[End, ...] = ("ok", "error", "timeout", "limit", "crash")
 OUTPUTS = ("", "\x00", "[" * 2000, "0\n" * 2000, "nan", "[true]", "{}")
 
-_GIN_FILE = flags.DEFINE_string("gin_file", None, "A gin file with the task, e.g. plan.gin.")
-_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A gin binding over the file's; repeatable.")
+_GIN_FILE, _GIN_PARAM = gin_flags()
 _INSTANCES = flags.DEFINE_integer("instances", 20, "How many instances of each split are looked at.")
 _DIGESTS = flags.DEFINE_bool("digests", False, "Only print digests of instances and prompts.")
 
