@@ -13,7 +13,6 @@ import gzip
 import io
 import json
 import pickle
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,9 +25,6 @@ from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.progress import say
 
 PYTHON3 = 3  # the language of a solution in CodeContests
-
-_SOURCE = flags.DEFINE_string("source", None, "What the files are; see --help.")
-_OUT = flags.DEFINE_string("out", None, "The file to write, e.g. data/code_train.jsonl.gz.")
 
 
 class Unusable(Exception):
@@ -235,18 +231,20 @@ def _private(text: str | None) -> list[dict[str, Any]]:
     return json.loads(_Texts(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load())
 
 
-def main(argv: list[str]) -> None:
-    if _SOURCE.value not in SOURCES:
-        raise ConfigError(f"--source={_SOURCE.value}: expected one of {', '.join(SOURCES)}")
-    if _OUT.value is None or len(argv) < 2:
+def main(argv: list[str], source: str | None, out: str | None) -> None:
+    if source not in SOURCES:
+        raise ConfigError(f"--source={source}: expected one of {', '.join(SOURCES)}")
+    if out is None or len(argv) < 2:
         raise ConfigError("give --out=FILE and the files to read")
-    written, left_out = convert(_SOURCE.value, argv[1:], _OUT.value)
+    written, left_out = convert(source, argv[1:], out)
     for reason, count in left_out.most_common():
         say(f"left out: {count} ({reason})")
     if not written:
         raise RunError("no row could be used")
-    print(f"{written} problems in {_OUT.value}", file=sys.stdout)
+    print(f"{written} problems in {out}")
 
 
 if __name__ == "__main__":
-    run(main)
+    kind = flags.DEFINE_string("source", None, f"What the files are: {', '.join(SOURCES)}.")
+    file = flags.DEFINE_string("out", None, "The file to write, e.g. data/code_train.jsonl.gz.")
+    run(lambda argv: main(argv, kind.value, file.value))

@@ -337,6 +337,22 @@ def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
         SMALL.build()
 
 
+def test_a_child_that_cannot_give_up_what_it_must_runs_nothing(monkeypatch):
+    """Limits below what the process has already cannot be set, say; nothing is taken for a result then."""
+    sandbox = SMALL.build()
+    real = pool._settings
+
+    def without_memory(*args):
+        executable, settings, readable = real(*args)
+        return executable, settings | {"memory": "none"}, readable
+
+    monkeypatch.setattr(pool, "_settings", without_memory)
+    for asked in (HELLO, Program(ADD, harness=ASK + "print(1)", names=("Solution().add",))):
+        found = sandbox.run_now(asked)
+        assert found.end == "crash" and found.stdout == "" and "the sandbox failed" in found.stderr
+    sandbox.close()
+
+
 def test_packages_that_programs_may_import(monkeypatch):
     for level in ("kernel", "namespaces") if shutil.which("bwrap") else ("kernel",):
         monkeypatch.setattr(pool, "LEVELS", ("limits", level))

@@ -73,7 +73,7 @@ class Worker:
             for end in (ask, asked, tell, told):
                 os.close(end)
             found = tester.result(self._settings, self._wait([tester, served]))
-            return found | {"built": served.built()}
+            return found | {"built": served.built()} | ({} if served.ready() else {"end": "crash"})
 
     def give_up(self) -> None:
         """In a child: whatever a program does not need. Raises OSError if the kernel keeps it."""
@@ -148,10 +148,11 @@ class Child:
         self._closed = False
 
     def built(self) -> bool:
-        return self._notes() == b"." + program.BUILT
+        return os.pread(self._note, 16, 0) == b"." + program.BUILT
 
-    def _notes(self) -> bytes:
-        return os.pread(self._note, 16, 0)
+    def ready(self) -> bool:
+        """It has given up what it had to."""
+        return os.pread(self._note, 1, 0) == b"."
 
     def threads(self) -> int:
         """0 where it cannot be seen."""
@@ -176,7 +177,7 @@ class Child:
         err = os.pread(self._err, _LAST, max(0, size - _LAST))
         words = f"ended by {signal.Signals(number).name}\n".encode() if number and not why else b""
         return {
-            "end": why or ("error" if status else "ok") if self._notes() else "crash",
+            "end": why or ("error" if status else "ok") if self.ready() else "crash",
             "stdout": out[: settings["output"]].decode(errors="replace"),
             "stderr": (err + words).decode(errors="replace"),
             "built": self.built(),

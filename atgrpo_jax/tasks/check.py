@@ -44,10 +44,6 @@ HOSTILE = (
 ENDS: tuple[End, ...] = ("ok", "error", "timeout", "limit", "crash")
 OUTPUTS = ("", "\x00", "[" * 2000, "0\n" * 2000, "nan", "[true]", "{}")
 
-_GIN_FILE, _GIN_PARAM = gin_flags()
-_INSTANCES = flags.DEFINE_integer("instances", 20, "How many instances of each split are looked at.")
-_DIGESTS = flags.DEFINE_bool("digests", False, "Only print digests of instances and prompts.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -289,17 +285,18 @@ def digests(task: Task | ToolTask, instances: int) -> list[str]:
     return lines
 
 
-def main(argv: list[str]) -> None:
+def main(
+    argv: list[str], gin_file: flags.FlagHolder, gin_param: flags.FlagHolder, instances: int, only: bool
+) -> None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
-    if _GIN_FILE.value is None:
+    if gin_file.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
-    x = config.load(_GIN_FILE.value, _GIN_PARAM.value)
-    if _DIGESTS.value:
-        print("\n".join(digests(x.task, _INSTANCES.value)))
+    x = config.load(gin_file.value, gin_param.value)
+    if only:
+        print("\n".join(digests(x.task, instances)))
         return
-    problems = check_experiment(x, _INSTANCES.value, print)
-    problems += _elsewhere(x.task)
+    problems = [*check_experiment(x, instances, print), *_elsewhere(x.task, instances)]
     for problem in problems:
         print(problem)
     if problems:
@@ -307,19 +304,21 @@ def main(argv: list[str]) -> None:
     print(f"{type(x.task).__name__} keeps the contract")
 
 
-def _elsewhere(task: Task | ToolTask) -> list[Problem]:
+def _elsewhere(task: Task | ToolTask, instances: int) -> list[Problem]:
     """Another process, which hashes strings otherwise, must make the same instances."""
     command = [sys.executable, "-m", "atgrpo_jax.tasks.check", *sys.argv[1:], "--digests"]
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     ended = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True)
+    rule = "every process makes the same instances"
     if ended.returncode:
-        return [Problem("every process makes the same instances", ended.stderr.strip()[-500:])]
-    ours, theirs = digests(task, _INSTANCES.value), ended.stdout.splitlines()
+        return [Problem(rule, ended.stderr.strip()[-500:])]
+    ours, theirs = digests(task, instances), ended.stdout.splitlines()
     other = [one.rsplit(" ", 2)[0] for one, two in zip(ours, theirs, strict=True) if one != two]
-    return [
-        Problem("every process makes the same instances", f"{place} is another one") for place in other[:3]
-    ]
+    return [Problem(rule, f"{place} is another one") for place in other[:3]]
 
 
-if __name__ == "__main__":
-    run_main(main)
+if __name__ == "__main__":  # flags of a module that tests and tasks import would be everybody's
+    given = gin_flags()
+    size = flags.DEFINE_integer("instances", 20, "How many instances of each split are looked at.")
+    named = flags.DEFINE_bool("digests", False, "Only print digests of instances and prompts.")
+    run_main(lambda argv: main(argv, *given, size.value, named.value))
