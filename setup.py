@@ -50,7 +50,7 @@ setup(
                 "outlines-core>=0.2.14,<0.3",
                 "peft>=0.17",
             ),
-            *("pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6", "torch==2.13.0"),
+            *("pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "torch==2.13.0"),
         ],
     },
 )

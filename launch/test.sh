@@ -15,4 +15,4 @@ esac
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 # Files side by side, two at a time: more would want more memory than they save time.
-exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

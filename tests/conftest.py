@@ -20,6 +20,15 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+# The files that take longest begin first, so that none runs on alone at the end.
+LONGEST = ("test_train.py", "test_sglang_live.py", "test_policies.py", "test_learner.py", "test_readme.py")
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """What a file compiled goes with it: a process with all files' programs (gigabytes, and tens of thousands
