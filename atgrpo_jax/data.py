@@ -16,6 +16,15 @@ SPLITS = ("train", "validation", "test")
 Files = tuple[tuple[str, tuple[str, ...]], ...]  # of each split
 
 
+def absolute(given: Mapping[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
+    """The same files from whatever directory a run is read."""
+
+    def one(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    return {s: one(paths) if isinstance(paths, str) else tuple(map(one, paths)) for s, paths in given.items()}
+
+
 def files_of(given: Mapping[str, str | tuple[str, ...]]) -> Files:
     """Raises ValueError for a split that there is not."""
     unknown = sorted(set(given) - set(SPLITS))

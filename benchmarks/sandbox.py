@@ -21,7 +21,6 @@ import time
 from items import report
 
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.sandbox import pool
 from atgrpo_jax.sandbox.base import Program
 from atgrpo_jax.sandbox.pool import LEVELS, Sandbox, SandboxConfig
 
@@ -63,10 +62,9 @@ def rates(seconds: float) -> None:
     limit = count / (time.monotonic() - began)
     report("sandbox", level="an interpreter for each, one at a time", programs_per_s=round(limit, 1))
     for level in LEVELS[1:]:
-        pool.LEVELS = ("limits", level)  # no stronger one
         for workers in (1, os.cpu_count() or 1):
             try:
-                sandbox = SandboxConfig(level=level, workers=workers).build()
+                sandbox = SandboxConfig(level=level, workers=workers).build(levels=(level,))
             except RunError as error:
                 report("sandbox", level=level, missing=str(error))
                 break

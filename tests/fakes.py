@@ -74,6 +74,14 @@ class Longest(Sum):
         return Step((*state, text), Reward.of(0.0, length=float(len(text))), Outcome.OK, False, False)
 
 
+def say(sandbox, task, state, role, text):
+    """What a role saying a text leads to, its programs run."""
+    runs = []
+    while programs := task.programs(state, role, text, runs):
+        runs += map(sandbox.run_now, programs)
+    return task.act(state, role, text, runs)
+
+
 class CharTokenizer:
     """One id a character (its code point); id 0 stops."""
 

@@ -3,6 +3,7 @@ import os
 import random
 from pathlib import Path
 
+import fakes
 import pytest
 
 from atgrpo_jax.sandbox.pool import SandboxConfig
@@ -39,10 +40,7 @@ def sandbox():
 
 
 def say(sandbox, state, role, text, task=TASK):
-    runs = []
-    while found := task.programs(state, role, text, runs):
-        runs += map(sandbox.run_now, found)
-    return task.act(state, role, text, runs)
+    return fakes.say(sandbox, task, state, role, text)
 
 
 def block(code):
@@ -121,6 +119,21 @@ def test_agreement_ends_it_and_only_golden_tests_are_success(sandbox):
     assert (step.done, step.solved) == (True, True)
     step = say(sandbox, right, "tester", case("1 2", "4"))
     assert not step.done and len(step.state.rounds) == 1
+
+
+@pytest.mark.parametrize("weight", ["builds", "runs", "golden", "form", "quality"])
+def test_every_weight_matters(sandbox, weight):
+    def pay(task):
+        step = say(sandbox, START, "coder", block(RIGHT), task)
+        return step.reward.local + say(sandbox, step.state, "tester", case("1 2", "3"), task).reward.local
+
+    assert pay(TASK) - pay(Code(**{weight: 0.0})) == pytest.approx(getattr(TASK, weight))
+
+
+def test_no_more_golden_tests_are_run_than_asked_for(sandbox):
+    step = say(sandbox, START, "coder", block("print(3)"), Code(tests=1))
+    assert step.reward.team == 1.0
+    assert say(sandbox, START, "coder", block("print(3)")).reward.team == 0.25
 
 
 def test_the_last_turn_ends_it(sandbox):

@@ -89,3 +89,21 @@ def test_long_programs_and_outputs_are_shown_shortened():
     text = f"```python\n# {'x' * 9000}\n```"
     step = task.act(state, "tool", text, [Run("ok", "y" * 9000, "", True)])
     assert 2000 < len(task.prompt(step.state, "mover")[0]["content"]) < 6000
+
+
+@pytest.mark.parametrize("weight", ["progress", "shortest", "illegal", "invalid", "proposal", "code"])
+def test_every_weight_matters(weight):
+    def pay(task):
+        state = task.initial(task.instance("train", 0))
+        words = "R" * 30, task.demonstration(state, "mover", random.Random(0)), ""
+        lists = [task.act(state, "mover", f"[{word.strip('[]')}]") for word in words]
+        tool = task.act(state, "tool", "```python\n1\n```", [Run("ok", words[1], "", True)])
+        return [step.reward.local for step in (*lists, tool)]
+
+    settings = {"view": "symbols", "demonstration_error": 0.0, "demonstration_moves": 99}
+    order = Workflow(("tool", "mover"))
+    usual, other = (
+        PlanPath(prompts="plan_path/full", workflow=order, **settings, **change)
+        for change in ({}, {weight: 0.0})
+    )
+    assert pay(usual) != pay(other)

@@ -19,7 +19,7 @@ RANKS = [
         "engines.servers", "models.config", "models.attention",
         "models.fused", "models.paged", "models.sampling",
     },
-    {"tasks.games", "models.transformer", "models.hf", "groups", "packaged"},
+    {"tasks.games", "tasks.grid", "models.transformer", "models.hf", "groups", "packaged"},
     {
         "tasks.code_problems", "tasks.math", "tasks.plan_path", "tasks.sokoban_rooms", "tasks.sudoku",
         "batch", "models.lora", "models.head",
@@ -40,7 +40,8 @@ RANKS = [
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
-    "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.math",
+    "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
+    "tasks.math",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
     "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
     "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",

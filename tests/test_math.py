@@ -1,6 +1,7 @@
 import json
 from fractions import Fraction
 
+import fakes
 import pytest
 
 from atgrpo_jax.sandbox.pool import SandboxConfig
@@ -23,10 +24,7 @@ def sandbox():
 
 
 def say(sandbox, state, role, text, task=TASK):
-    runs = []
-    while programs := task.programs(state, role, text, runs):
-        runs += map(sandbox.run_now, programs)
-    return task.act(state, role, text, runs)
+    return fakes.say(sandbox, task, state, role, text)
 
 
 def program(*lines):
@@ -124,6 +122,26 @@ def test_agreement_ends_it_and_only_a_right_answer_is_success(sandbox):
 def test_wrong_answers_agree_by_algebra(sandbox):
     state = say(sandbox, SEVEN, "tool", program("print('\\\\\\\\frac{\\\\\\\\sqrt{2}}{2}')")).state
     assert say(sandbox, state, "reasoner", "\\boxed{\\frac{1}{\\sqrt{2}}}").done
+
+
+def test_what_others_said_is_no_reason_to_miss_the_truth(sandbox):
+    """A tool's output that cannot be read, or takes for ever to: the reasoner's is compared all the same."""
+    for printed in ("\\\\frac{", "10^{10^{10}}"):
+        state = say(sandbox, HALF, "tool", program(f"print('{printed}')")).state
+        assert state.said[0].answer is not None and not state.said[0].right
+        step = say(sandbox, state, "reasoner", "\\boxed{\\dfrac{2}{4}}")
+        assert (step.reward.team, step.done) == (1.0, False)
+
+
+@pytest.mark.parametrize("weight", ["form", "match", "builds", "runs", "tool_match"])
+def test_every_weight_matters(sandbox, weight):
+    task = Math(**{weight: 0.0})
+    texts = {"tool": program("print(7)"), "reasoner": "\\boxed{7}"}
+    pay = [
+        [say(sandbox, SEVEN, role, text, t).reward.local for role, text in texts.items()]
+        for t in (TASK, task)
+    ]
+    assert pay[0] != pay[1] and sum(pay[0]) - sum(pay[1]) == pytest.approx(getattr(TASK, weight))
 
 
 def test_the_last_turn_ends_it(sandbox):

@@ -6,13 +6,13 @@ import pytest
 
 from atgrpo_jax.tasks.base import Workflow, digest
 from atgrpo_jax.tasks.games import Proposal
+from atgrpo_jax.tasks.grid import parse_moves
 from atgrpo_jax.tasks.plan_path import (
     Instance,
     PlanPath,
     State,
     Walk,
     distances,
-    parse_moves,
     walk_from,
 )
 from atgrpo_jax.types import Outcome
@@ -75,7 +75,7 @@ def test_distances():
     ],
 )
 def test_parse_moves(text, moves):
-    assert parse_moves(text) == list(moves)
+    assert parse_moves(text, (9, 9)) == list(moves)
 
 
 def test_walk_bumps_stay_in_place_and_the_goal_ends_it():
@@ -233,7 +233,7 @@ def test_a_demonstrated_mover_repeats_a_proposal_that_arrives():
         ({"workflow": Workflow(("scout",))}, r"the last role decides: it must be mover"),
         ({"workflow": Workflow(("scout", "mover"), parallel=True)}, r"must see what was proposed"),
         ({"prompts": "nowhere"}, r"PlanPath.prompts = 'nowhere': no prompts in 'nowhere'"),
-        ({"workflow": Workflow(("tool", "mover"))}, r"no template tool.txt in .*plan_path/short"),
+        ({"workflow": Workflow(("tool", "mover"))}, r"no template tool in .*plan_path/short"),
         ({"workflow": Workflow(("mover", "judge"))}, r"not \['judge'\]"),
     ],
 )

@@ -79,13 +79,15 @@ def test_all_shipped_templates_are_shown():
     assert used == {str(path.parent.relative_to(prompts.SHIPPED)) for path in prompts.SHIPPED.rglob("*.txt")}
 
 
-def test_a_folder_of_ones_own(tmp_path):
+def test_a_folder_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "mover.txt").write_text("Go from {{ position }} to {{ goal }}{% include '_end.txt' %}")
     (tmp_path / "_end.txt").write_text("!")
     task = PlanPath(prompts=str(tmp_path), workflow=Workflow(("mover",)))
     state = task.initial(task.instance("train", 0))
     assert task.prompt(state, "mover")[0]["content"].endswith("!")
     before = task.prompts_digest
+    monkeypatch.chdir(tmp_path.parent)
+    assert PlanPath(prompts=tmp_path.name, workflow=Workflow(("mover",))) == task  # from wherever it is read
     (tmp_path / "_end.txt").write_text("?")
     assert PlanPath(prompts=str(tmp_path), workflow=Workflow(("mover",))).prompts_digest != before
 

@@ -27,9 +27,7 @@ HELLO = Program("print('hello', input())", "you")
 def sandbox(request):
     if request.param == "namespaces" and shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "LEVELS", ("limits", request.param))  # no stronger one
-        made = dataclasses.replace(SMALL, level=request.param).build()
+    made = dataclasses.replace(SMALL, level=request.param).build(levels=(request.param,))
     assert made.level == request.param
     yield made
     assert made.run_now(HELLO).stdout == "hello you\n" and made.replaced == 0
@@ -264,13 +262,14 @@ def test_a_worker_that_dies_or_hangs_is_replaced(monkeypatch):
     sandbox = SMALL.build()
     assert sandbox.run_now(HELLO).end == "ok"
     (worker,) = sandbox._workers
-    for sign in (signal.SIGKILL, signal.SIGSTOP):
+    large = Program(HELLO.source, "you" * 100_000)  # more than a pipe holds
+    for sign, program in ((signal.SIGKILL, HELLO), (signal.SIGSTOP, HELLO), (signal.SIGSTOP, large)):
         (worker,) = sandbox._workers
         os.killpg(worker._process.pid, sign)
-        found = sandbox.run_now(HELLO)
+        found = sandbox.run_now(program)
         assert found.end == "crash" and "a worker" in found.stderr
         assert sandbox.run_now(HELLO).end == "ok"
-    assert sandbox.replaced == 2 and len(sandbox._workers) == 1
+    assert sandbox.replaced == 3 and len(sandbox._workers) == 1
     sandbox.close()
 
 
@@ -332,9 +331,8 @@ def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
         return executable, settings | {"files": False}, readable
 
     monkeypatch.setattr(pool, "_settings", without_files)
-    monkeypatch.setattr(pool, "LEVELS", ("limits", "kernel"))
     with pytest.raises(RunError, match="kernel: a program could read a file, read an environment"):
-        SMALL.build()
+        SMALL.build(levels=("kernel",))
 
 
 def test_a_child_that_cannot_give_up_what_it_must_runs_nothing(monkeypatch):
@@ -353,14 +351,32 @@ def test_a_child_that_cannot_give_up_what_it_must_runs_nothing(monkeypatch):
     sandbox.close()
 
 
-def test_packages_that_programs_may_import(monkeypatch):
+def test_packages_that_programs_may_import():
     for level in ("kernel", "namespaces") if shutil.which("bwrap") else ("kernel",):
-        monkeypatch.setattr(pool, "LEVELS", ("limits", level))
         config = dataclasses.replace(SMALL, level=level, packages=("numpy",), memory_mb=1024)
-        sandbox = config.build(warm_up="import numpy; numpy.warm = 7")
+        sandbox = config.build("import numpy; numpy.warm = 7", levels=(level,))
         source = "import numpy.polynomial; print(numpy.arange(3).sum(), numpy.warm)\nimport jax"
         found = sandbox.run_now(Program(source))
         assert found.stdout == "3 7\n" and "Error" in found.stderr.splitlines()[-1]
+        sandbox.close()
+
+
+@pytest.mark.parametrize(
+    "field, value, source, end",
+    [
+        ("wall", 0.2, "import time; time.sleep(0.5)", "timeout"),
+        ("cpu", 1, "import time\nwhile time.process_time() < 1.5: pass", "timeout"),
+        ("memory_mb", 64, "x = bytearray(100 << 20)", "error"),
+        ("output_kb", 1, "print('x' * 2000)", "limit"),
+        ("open_files", 8, "import os\nx = [os.dup(0) for _ in range(12)]", "error"),
+        ("threads", 1, "import threading\nt = threading.Timer(0.3, print)\nt.start()", "limit"),
+    ],
+)
+def test_every_limit_holds_and_can_be_raised(field, value, source, end):
+    roomy = SandboxConfig(workers=1, wall=9.0, cpu=5)
+    for config, expected in ((roomy, "ok"), (dataclasses.replace(roomy, **{field: value}), end)):
+        sandbox = config.build(levels=("kernel",))
+        assert sandbox.run_now(Program(source)).end == expected
         sandbox.close()
 
 

@@ -20,6 +20,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,23 +82,26 @@ class SandboxConfig:
         except ValueError as error:
             require(self, "packages", False, str(error))
 
-    def build(self, warm_up: str = "") -> "Sandbox":
+    def build(self, warm_up: str = "", levels: Sequence[Level] = LEVELS) -> "Sandbox":
         """Raises RunError if this machine has no level as high as ``level``.
 
         Args:
           warm_up: a program of ours that every worker runs first, so that others find what it loads.
+          levels: that come into question, weakest first.
         """
-        return Sandbox(self, warm_up)
+        return Sandbox(self, warm_up, levels)
 
 
 class Sandbox:
-    """Starts its workers at the highest level at which one starts and nothing gets through (``probe``)."""
+    """Starts its workers at the highest level at which one starts and nothing gets through (``_probe``)."""
 
-    def __init__(self, config: SandboxConfig, warm_up: str = ""):
+    def __init__(self, config: SandboxConfig, warm_up: str, levels: Sequence[Level]):
         self._config, self._warm_up = config, warm_up
         self._count = config.workers or os.cpu_count() or 1
         self._reasons: list[str] = []  # why it is not a stronger level
-        self.level = self._best(config.level)
+        self.level = self._best(
+            [level for level in levels if LEVELS.index(level) >= LEVELS.index(config.level)]
+        )
         self._free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         for _ in range(self._count):
             self._free.put(None)  # started when first needed
@@ -147,14 +151,14 @@ class Sandbox:
             self._workers.discard(worker)
             self.replaced += 1
 
-    def _best(self, least: Level) -> Level:
-        for level in reversed(LEVELS[LEVELS.index(least) :]):
+    def _best(self, levels: Sequence[Level]) -> Level:
+        for level in reversed(levels):
             reason = _missing(level) or _probe(self._config, level, self._warm_up)
             if reason is None:
                 return level
             self._reasons.append(f"{level}: {reason}")
         raise RunError(
-            f"SandboxConfig.level = {least!r}: this machine cannot keep programs apart as far ("
+            f"SandboxConfig.level = {self._config.level!r}: this machine cannot keep programs apart as far ("
             + "; ".join(self._reasons)
             + "); docs/sandbox.md says what each level needs"
         )
@@ -167,17 +171,19 @@ class WorkerLost(Exception):
 class Worker:
     """A worker process and the pipes to it. Raises RunError if it does not start."""
 
-    def __init__(self, config: SandboxConfig, level: Level, warm_up: str = ""):
+    def __init__(self, config: SandboxConfig, level: Level, warm_up: str):
         self._config = config
         executable, settings, readable = _settings(config, level, warm_up)
         command = [executable, "-s", "-S", "-B", "-c", _MAIN, str(Path(atgrpo_jax.__file__).parents[1])]
         if level == "namespaces":
             command = [*_bubblewrap(readable, settings["stdlib"]), *command]
         self._words = tempfile.TemporaryFile()
+        # Unbuffered, and never waiting by themselves: a worker may have stopped reading.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words,
             env=_ENVIRONMENT, cwd="/", start_new_session=True, bufsize=0,
         )  # fmt: skip
+        os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
         try:
             answer = self._ask(settings, START_S)
         except WorkerLost as lost:
@@ -203,30 +209,29 @@ class Worker:
             pipe.close()
 
     def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
         end = time.monotonic() + seconds
         data = json.dumps(request).encode()
-        data = struct.pack("<I", len(data)) + data
         try:
-            asked = memoryview(data)
-            while asked:
-                asked = asked[self._process.stdin.write(asked) :]
+            self._write(struct.pack("<I", len(data)) + data, end)
             (length,) = struct.unpack("<I", self._read(4, end))
             return json.loads(self._read(length, end))
         except (OSError, ValueError) as error:
             raise WorkerLost(f"a worker ended, or answered nonsense: {error!r}") from error
 
+    def _write(self, data: bytes, end: float) -> None:
+        opened, left = self._process.stdin.fileno(), memoryview(data)  # type: ignore[union-attr]
+        while left:
+            _await(opened, select.POLLOUT, end)
+            left = left[os.write(opened, left) :]
+
     def _read(self, length: int, end: float) -> bytes:
         opened = self._process.stdout.fileno()  # type: ignore[union-attr]
         parts, have = [], 0
-        watch = select.poll()
-        watch.register(opened, select.POLLIN)
         while have < length:
-            if not watch.poll(max(0.0, 1000 * (end - time.monotonic()))):
-                raise WorkerLost("a worker did not answer in time")
+            _await(opened, select.POLLIN, end)
             part = os.read(opened, min(length - have, 1 << 20))
             if not part:
-                raise WorkerLost(f"a worker ended with code {self._process.wait(GRACE_S)}")
+                raise WorkerLost("a worker has ended")
             parts.append(part)
             have += len(part)
         return b"".join(parts)
@@ -237,6 +242,14 @@ class Worker:
         return " | ".join(lines[-3:]) or "it said nothing"
 
 
+def _await(opened: int, event: int, end: float) -> None:
+    """Raises WorkerLost if nothing comes to pass until then."""
+    watch = select.poll()
+    watch.register(opened, event)
+    if not watch.poll(max(0.0, 1000 * (end - time.monotonic()))):
+        raise WorkerLost("a worker did not answer in time")
+
+
 _MAIN = "import sys; sys.path.insert(0, sys.argv[1]); from atgrpo_jax.sandbox.worker import main; main()"
 
 
@@ -245,9 +258,8 @@ def _settings(config: SandboxConfig, level: Level, warm_up: str) -> tuple[str, d
     executable = os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
     stdlib = sysconfig.get_path("stdlib")
     libraries = Path(sys.base_prefix, "lib").glob("libpython*")
-    others = [*_SYSTEM, *map(str, libraries), executable]
     site = packages.paths(config.packages)
-    others += map(str, site)
+    others = [*_SYSTEM, *map(str, libraries), executable, *map(str, site)]
     own = [str(path) for path in sorted(Path(stdlib).iterdir()) if path.name not in _PACKAGES]
     settings = {
         "path": [stdlib, f"{stdlib}/lib-dynload", *sorted({str(path.parent) for path in site})],
@@ -270,7 +282,9 @@ def _settings(config: SandboxConfig, level: Level, warm_up: str) -> tuple[str, d
 def _bubblewrap(readable: list[str], stdlib: str) -> list[str]:
     """A command in front of a worker's: its own processes, network and files, and the last only to read."""
     ours = Path(atgrpo_jax.__file__).parent
-    words = ["bwrap", "--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
+    found = shutil.which("bwrap")
+    assert found is not None, "the level was tried without it"
+    words = [found, "--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
     for path in (stdlib, *readable, str(ours / "__init__.py"), str(ours / "sandbox")):
         if not path.startswith("/dev/"):
             words += ["--ro-bind-try", path, path]

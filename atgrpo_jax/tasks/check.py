@@ -33,7 +33,8 @@ SPLITS = ("train", "validation", "test")
 # What no task should trip over, whatever it makes of it.
 HOSTILE = (
     "", " ", "\n\n", "[", "]", "[]", "[[]]", "[" * 3000, "{" * 3000, "[0]" * 3000, "['']", "[\x00]",
-    "[9999999999999999999999]", "[-1, -1, -1]", "[1e999, nan, inf]", "[None, True]", "é漢🙂\u202e[U]",
+    "[9999999999999999999999]", f"[{'9' * 9000}]", f"[[{'9' * 9000}, 1, 1]]", f"\\boxed{{{'9' * 190}}}",
+    "[-1, -1, -1]", "[1e999, nan, inf]", "[None, True]", "é漢🙂\u202e[U]",
     "\\boxed{", "\\boxed{}", "\\boxed{" * 500, "\\boxed{\\frac{1}{0}}", "\\boxed{10**10**10}",
     "```", "```python\n", "```python\n```", "```python\nraise SystemExit(1)\n```",
     "```python\nprint([])\n```", "<|end|>", "####", "#### [U", "x" * 50_000,

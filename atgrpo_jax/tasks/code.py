@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from atgrpo_jax.checks import check_types, require
-from atgrpo_jax.data import files_of, pick, rows_of
+from atgrpo_jax.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.sandbox.base import Program, Run
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.base import Step, Workflow
@@ -105,13 +105,8 @@ class Code:
         require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
         for name in ("builds", "runs", "golden", "form", "quality"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
-        try:
-            object.__setattr__(self, "prompts_digest", prompts.check(self.prompts, self.workflow.order))
-            first = self.initial(self.instance("train", 0))
-            for role in self.workflow.order:
-                self.prompt(first, role)
-        except ValueError as error:
-            require(self, "prompts" if not self.files else "files", False, str(error))
+        object.__setattr__(self, "files", absolute(self.files))
+        prompts.settle(self, self.workflow.order)
 
     def instance(self, split: str, index: int) -> Problem:
         """Raises ValueError for a split without files, or naming the line and field of a bad row."""
@@ -195,7 +190,8 @@ class Code:
         printed = "" if own is None else _printed(problem, own)
         good = other is not None and _passes(problem, other, test)
         parts = ("form", self.form), ("quality", self.quality * good)
-        case = Case(_cut(test[0]), _cut(test[1]), _cut(printed), agrees)
+        given, expected, printed = (prompts.shortened(part, SHOWN) for part in (*test, printed))
+        case = Case(given, expected, printed, agrees)
         return dataclasses.replace(state.now, case=case, tester=parts), Outcome.OK
 
     def _reference(self, state: State) -> str:
@@ -272,8 +268,3 @@ def _call(statement: str) -> str:
 def _expected(statement: str) -> str:
     compared = ast.parse(statement).body[0].test  # type: ignore[attr-defined]
     return ast.unparse(compared.comparators[0])
-
-
-def _cut(text: str) -> str:
-    half = SHOWN // 2
-    return text if len(text) <= SHOWN else f"{text[:half]}\n...\n{text[-half:]}"

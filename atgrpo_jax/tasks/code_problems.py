@@ -161,7 +161,7 @@ def _candidate(row: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 def _assert(row: Mapping[str, Any], path: str) -> dict[str, Any]:
     setup, statements = row.get("setup") or "", [*row["tests"], *row.get("hard_tests", ())]
-    own = _names(setup, ast.Store) | set(dir(builtins))
+    own = _defined(setup) | set(dir(builtins))
     names = sorted(set().union(*(_called(statement) for statement in statements)) - own)
     return _function(row, [(s, "") for s in statements], tuple(names)) | {"setup": setup, "before": PREAMBLE}
 
@@ -183,16 +183,15 @@ def _function(
 _READERS = {"stdio": _stdio, "call": _call, "candidate": _candidate, "assert": _assert, "check": _check}
 
 
-def _names(source: str, context: type) -> set[str]:
-    found = {
-        node.id
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Name) and isinstance(node.ctx, context)
-    }
+def _defined(source: str) -> set[str]:
+    """Names that a program defines at its top or anywhere below."""
+    found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
             found |= {(item.asname or item.name).split(".")[0] for item in node.names}
     return found
 

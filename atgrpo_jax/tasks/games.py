@@ -104,17 +104,7 @@ class Game(abc.ABC):
             f"failing could pay {failed:.3g} and solving only {solved:.3g}; lower proposal, shortest, code, "
             "illegal or invalid",
         )
-        try:
-            digest = prompts.check(self.prompts, self.workflow.order)
-        except ValueError as error:
-            require(self, "prompts", False, str(error))
-        object.__setattr__(self, "prompts_digest", digest)
-        first = self.initial(self.instance("train", 0))  # no instances: refused here
-        for role in self.workflow.order:
-            try:
-                self.prompt(first, role)
-            except ValueError as error:
-                require(self, "prompts", False, str(error))
+        prompts.settle(self, self.workflow.order)
 
     # Of each game
 
@@ -153,8 +143,8 @@ class Game(abc.ABC):
     def prompt(self, state: Any, role: str) -> list[Message]:
         found = state.proposal
         proposal = found and {
-            "code": _cut(found.code),
-            "output": _cut(found.output),
+            "code": prompts.shortened(found.code, SHOWN),
+            "output": prompts.shortened(found.output, SHOWN),
             "solved": found.solved,
             **(self.shown(state, found.carried) if found.carried is not None else {}),
             "nothing": found.carried is None,
@@ -168,21 +158,19 @@ class Game(abc.ABC):
     def act(self, state: Any, role: str, text: str, runs: Sequence[Run] = ()) -> Step:
         turns = self.workflow.turns
         parts: dict[str, float] = {}
-        proposal = None
+        proposal, outcome = Proposal(None, False), Outcome.INVALID
         if role == TOOL:
-            code, run = python_block(text) or "", runs[0] if runs else Run("error")
+            run = runs[0] if runs else Run("error")
             parts["code"] = self.code / turns * (run.built + (run.end == "ok")) / 2
-            proposal = Proposal(None, False, code, run.stdout or run.stderr)
+            proposal = Proposal(None, False, python_block(text) or "", run.stdout or run.stderr)
             text = run.stdout
             if run.end == "timeout":
-                after = dataclasses.replace(state, proposal=proposal)
-                reward = Reward.of(0.0, **parts, invalid=-self.invalid / turns)
-                return Step(after, reward, Outcome.TOOL_TIMEOUT, False, False)
+                text, outcome = "", Outcome.TOOL_TIMEOUT
         actions = self.read(state, text)
         if not actions:
             reward = Reward.of(0.0, **parts, invalid=-self.invalid / turns)
-            after = dataclasses.replace(state, proposal=proposal)
-            return Step(after, reward, Outcome.INVALID, False, False)
+            after = dataclasses.replace(state, proposal=proposal if role == TOOL else None)
+            return Step(after, reward, outcome, False, False)
         played = self.play(state, actions)
         shortest = self.shortest * played.shortest
         parts["illegal"] = -self.illegal / turns * played.illegal
@@ -194,9 +182,7 @@ class Game(abc.ABC):
         bounded = min(max(played.gained, -1.0), 1.0)
         worth = played.solved + self.progress * bounded + shortest
         reward = Reward.of(0.0, proposal=self.proposal / turns * worth, **parts)
-        proposal = dataclasses.replace(
-            proposal or Proposal(None, False), carried=played.carried, solved=played.solved
-        )
+        proposal = dataclasses.replace(proposal, carried=played.carried, solved=played.solved)
         return Step(dataclasses.replace(state, proposal=proposal), reward, Outcome.OK, False, False)
 
     def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
@@ -226,8 +212,3 @@ def python_block(text: str) -> str | None:
     python = [code for name, code in blocks if name.lower() in ("python", "python3", "py")]
     found = python or [code for _, code in blocks]
     return found[-1].rstrip() if found else None
-
-
-def _cut(text: str) -> str:
-    half = SHOWN // 2
-    return text if len(text) <= SHOWN else f"{text[:half]}\n...\n{text[-half:]}"

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from atgrpo_jax.checks import check_types, require
-from atgrpo_jax.data import files_of, pick, read_rows, rows_of, words_of
+from atgrpo_jax.data import absolute, files_of, pick, read_rows, rows_of, words_of
 from atgrpo_jax.sandbox.base import Program, Run
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.base import Step, Workflow
@@ -28,11 +28,11 @@ from atgrpo_jax.tasks.games import in_split, python_block
 from atgrpo_jax.types import Message, Outcome, Reward, seed_of
 
 TOOL, REASONER, JUDGE = KINDS = ("tool", "reasoner", "judge")
-SHOWN = 500  # characters at each end of what was said that others are shown
+SHOWN = 1000  # characters of what was said that others are shown
 LONGEST = 200  # characters of an answer
 TOLERANCE = Fraction(1, 10**6)  # relative, of numbers
 
-# Says which of several answers equals the first; runs in the sandbox, where a hostile one can do no harm.
+# Says whether two answers are equal; runs in the sandbox, where a hostile one can do no harm.
 _COMPARE = """
 import json
 from math_verify import parse, verify
@@ -40,14 +40,7 @@ from math_verify import parse, verify
 def read(text):
     return parse("$" + text + "$", parsing_timeout=None)
 
-def same(one, other):
-    try:
-        return bool(verify(one, other, timeout_seconds=None))
-    except Exception:
-        return False
-
-answer, *others = map(read, json.loads(input()))
-print(json.dumps([same(other, answer) for other in others]))
+print(int(verify(*map(read, json.loads(input())), timeout_seconds=None)))
 """
 _WARM_UP = (
     "from math_verify import parse, verify\n"
@@ -129,14 +122,8 @@ class Math:
             require(self, name, getattr(self, name) >= 0, "must not be negative")
         missing = find_spec("math_verify") is None
         require(self, "files", not missing, 'needs math-verify: pip install "atgrpo_jax[math]"')
-        try:
-            kinds = sorted(set(map(kind_of, self.workflow.order)))
-            object.__setattr__(self, "prompts_digest", prompts.check(self.prompts, kinds))
-            first = self.initial(self.instance("train", 0))
-            for role in self.workflow.order:
-                self.prompt(first, role)
-        except ValueError as error:
-            require(self, "prompts" if not self.files else "files", False, str(error))
+        object.__setattr__(self, "files", absolute(self.files))
+        prompts.settle(self, list(map(kind_of, self.workflow.order)))
 
     def instance(self, split: str, index: int) -> Problem:
         """Raises ValueError for a split without files, or naming the line and field of a bad row."""
@@ -153,10 +140,7 @@ class Math:
     def tools(self) -> tuple[str, ...]:
         return self.workflow.order  # also those who only answer: answers are compared in the sandbox
 
-    @property
-    def packages(self) -> tuple[str, ...]:
-        return ("math_verify",)
-
+    packages = ("math_verify",)
     warm_up = _WARM_UP
 
     def prompt(self, state: State, role: str) -> list[Message]:
@@ -172,10 +156,8 @@ class Math:
         answer = _answer(role, text, runs)
         if answer is None or len(runs) > (kind_of(role) == TOOL):
             return []
-        others = self._others(state)
-        if None not in [plainly_same(answer, other) for other in others]:
-            return []
-        return [Program(_COMPARE, json.dumps([answer, *others]))]
+        # One for each: an answer of somebody else's that cannot be read is no reason to miss the truth.
+        return [Program(_COMPARE, json.dumps([other, answer])) for other in self._unclear(state, answer)]
 
     def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
         said, outcome = self._hear(state, role, text, runs)
@@ -186,8 +168,8 @@ class Math:
         team = float(_right(after)) - float(_right(state))
         done = False
         if role == self.workflow.order[-1]:
-            agreed = len(after.said) > 1 and len({s.like for s in after.said} | {None}) == 2
-            agreed = agreed and all(s.like for s in after.said)
+            likes = {said.like for said in after.said}
+            agreed = len(after.said) > 1 and len(likes) == 1 and None not in likes
             done = agreed or len(after.turns) + 1 == self.workflow.turns
             if not done:
                 after = State(state.problem, (*after.turns, after.said))
@@ -206,17 +188,23 @@ class Math:
         """What an answer is compared with: the truth, then the different ones of this turn."""
         return [state.problem.answer, *dict.fromkeys(said.like for said in state.said if said.like)]
 
+    def _unclear(self, state: State, answer: str) -> list[str]:
+        """Those of the others that take algebra to compare with."""
+        return [other for other in self._others(state) if plainly_same(answer, other) is None]
+
     def _hear(self, state: State, role: str, text: str, runs: Sequence[Run]) -> tuple[Said, Outcome]:
         kind, answer = kind_of(role), _answer(role, text, runs)
         right, like = False, answer
         outcome = Outcome.OK if answer is not None else Outcome.INVALID
         if answer is not None:
-            others = self._others(state)
-            judged = runs[kind == TOOL :]
-            same = _verdicts(judged[0] if judged else None, answer, others)
-            right = same[0]
-            equal = [other for other, yes in zip(others[1:], same[1:], strict=True) if yes]
-            like = equal[0] if equal else answer
+            judged = zip(self._unclear(state, answer), runs[kind == TOOL :], strict=True)
+            algebra = {other: run.end == "ok" and run.stdout.strip() == "1" for other, run in judged}
+            truth, *others = (
+                (other, algebra[other] if other in algebra else plainly_same(answer, other))
+                for other in self._others(state)
+            )
+            right = bool(truth[1])
+            like = next((other for other, same in others if same), answer)
         if kind != TOOL:
             parts = ("form", self.form * (answer is not None)), ("match", self.match * right)
             return Said(role, text, answer=answer, right=right, like=like, parts=parts), outcome
@@ -233,8 +221,14 @@ class Math:
 
 
 def _shown(said: Said) -> dict[str, Any]:
-    own = {"kind": kind_of(said.role), "text": _cut(said.text), "output": _cut(said.output)}
-    return {"role": said.role, "code": said.code, "answer": said.answer} | own
+    return {
+        "role": said.role,
+        "kind": kind_of(said.role),
+        "text": prompts.shortened(said.text, SHOWN),
+        "code": said.code,
+        "output": prompts.shortened(said.output, SHOWN),
+        "answer": said.answer,
+    }
 
 
 def kind_of(role: str) -> str:
@@ -279,20 +273,6 @@ def plainly_same(one: str, other: str) -> bool | None:
     return abs(first - second) <= TOLERANCE * max(abs(first), abs(second))
 
 
-def _verdicts(run: Run | None, answer: str, others: Sequence[str]) -> list[bool]:
-    """Which of the others an answer equals; those that take algebra as the run says, if it says so."""
-    plain = [plainly_same(answer, other) for other in others]
-    said: Any = None
-    if run is not None and run.end == "ok":
-        try:
-            said = json.loads(run.stdout)
-        except ValueError:
-            said = None
-    if not isinstance(said, list) or len(said) != len(others):
-        said = [False] * len(others)
-    return [bool(algebra) if yes is None else yes for yes, algebra in zip(plain, said, strict=True)]
-
-
 def _answer(role: str, text: str, runs: Sequence[Run]) -> str | None:
     if kind_of(role) != TOOL:
         return boxed(text)
@@ -322,10 +302,6 @@ def _right(state: State) -> bool:
             if by_kind[kind]:
                 return by_kind[kind][-1].right
     return False
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}\n...\n{text[-SHOWN:]}"
 
 
 @functools.lru_cache

@@ -11,18 +11,15 @@ import collections
 import dataclasses
 import functools
 import random
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from atgrpo_jax.checks import require
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.games import Game, Played, Proposal, in_split
+from atgrpo_jax.tasks.grid import MOVES, Cell, move_of, name, parse_moves, shift
 from atgrpo_jax.types import seed_of
 
-Cell = tuple[int, int]  # row, column
-
-MOVES: dict[str, Cell] = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 MAX_DRAWS = 20_000
 
 
@@ -87,8 +84,7 @@ class PlanPath(Game):
         return State(instance, instance.start)
 
     def read(self, state: State, text: str) -> Sequence[str]:
-        moves = parse_moves(text)
-        return moves[1:] if moves and moves[0] == name(state.position) else moves
+        return parse_moves(text, state.position)
 
     def play(self, state: State, actions: Sequence[str]) -> Played:
         instance, distance = state.instance, distances(state.instance)
@@ -125,7 +121,7 @@ class PlanPath(Game):
         goal, distance = state.instance.goal, distances(state.instance)
         cell, moves = state.position, ""
         while cell != goal and len(moves) < min(distance[state.position], self.demonstration_moves):
-            open_ = {m: _shift(cell, m) for m in MOVES if state.instance.free(_shift(cell, m))}
+            open_ = {m: shift(cell, m) for m in MOVES if state.instance.free(shift(cell, m))}
             best = [m for m, target in open_.items() if distance[target] < distance[cell]]
             wrong = rng.random() < self.demonstration_error
             moves += rng.choice(list(open_) if wrong else best)
@@ -146,22 +142,11 @@ class PlanPath(Game):
         return f"[{text}]"
 
 
-def parse_moves(text: str) -> list[str]:
-    """The moves in the last bracketed list of ``text``; none if there is no list.
-
-    A move is one of U, D, L, R or the name of the cell that it leads to: reads ``[URD]``, ``[U, R, D]``,
-    ``['U', "R"]``, lower case, and ``[03 04 14]``. Anything else in the list is kept as "?".
-    """
-    lists = re.findall(r"\[([^\[\]]*)\]", text)
-    items = re.findall(r"\d+|[^\s\d,'\"]", lists[-1].upper()) if lists else []
-    return [item if item in MOVES or item.isdigit() else "?" for item in items]
-
-
 def walk_from(instance: Instance, cell: Cell, moves: Sequence[str]) -> Walk:
     """Carries out what ``parse_moves`` read. A cell that is not next to the walker's is an unknown move."""
     carried, bumps = "", []
     for item in moves:
-        carried += item if item in MOVES else _move_to(cell, item)
+        carried += move_of(cell, item)
         reached = _reached(instance, cell, carried[-1])
         if reached == cell:
             bumps.append(len(carried))
@@ -179,16 +164,11 @@ def distances(instance: Instance) -> dict[Cell, int]:
     while queue:
         cell = queue.popleft()
         for move in MOVES:
-            near = _shift(cell, move)
+            near = shift(cell, move)
             if instance.free(near) and near not in distance:
                 distance[near] = distance[cell] + 1
                 queue.append(near)
     return distance
-
-
-def name(cell: Cell) -> str:
-    """Row and column, e.g. "03"; "12,3" if either has two digits."""
-    return f"{cell[0]}{cell[1]}" if max(cell) < 10 else f"{cell[0]},{cell[1]}"
 
 
 def render(state: State, view: str) -> str:
@@ -204,19 +184,9 @@ def render(state: State, view: str) -> str:
     return "\n".join("".join(row) for row in drawn)
 
 
-def _shift(cell: Cell, move: str) -> Cell:
-    down, right = MOVES.get(move, (0, 0))
-    return cell[0] + down, cell[1] + right
-
-
-def _move_to(cell: Cell, target: str) -> str:
-    """The move that leads from ``cell`` to the cell of that name; "?" if none does."""
-    return next((move for move in MOVES if name(_shift(cell, move)) == target), "?")
-
-
 def _reached(instance: Instance, cell: Cell, move: str) -> Cell:
     """Where a move leads: ``cell`` itself if it is blocked or unknown."""
-    target = _shift(cell, move)
+    target = shift(cell, move)
     return target if instance.free(target) else cell
 
 

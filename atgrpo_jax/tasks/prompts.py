@@ -12,36 +12,58 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
+from atgrpo_jax.checks import require
 from atgrpo_jax.types import Message, hash_bytes
 
 SHIPPED = Path(__file__).parent / "templates"
 
 
+class TemplateError(ValueError):
+    """There is no such folder, or a file in it is no template or names something that has no value."""
+
+
 def render(folder: str, role: str, values: Mapping[str, Any]) -> list[Message]:
-    """What ``role`` is shown: one message of the user's. Raises ValueError for a name without a value."""
+    """What ``role`` is shown: one message of the user's. Raises TemplateError."""
     try:
         content = _templates(folder)[role].render(values, role=role)
     except jinja2.UndefinedError as error:
-        raise ValueError(f"{_folder(folder) / role}.txt: {error.message}") from error
+        raise TemplateError(f"{_folder(folder) / role}.txt: {error.message}") from error
     return [{"role": "user", "content": content.strip("\n")}]
 
 
-def check(folder: str, roles: Sequence[str]) -> str:
-    """A digest of the folder's templates, which names their content.
+def settle(task: Any, names: Sequence[str]) -> None:
+    """For a task's ``__post_init__``: there are templates of those names in the folder ``task.prompts``, and
+    they show every role the first instance. ``prompts`` becomes absolute if it is a folder of the user's, and
+    ``prompts_digest`` says what its files hold.
 
-    Raises ValueError if there is no such folder, if it lacks a role's file, or if a file is no template.
+    Raises ValueError naming the field if that is not so, and whatever ``task.instance`` raises.
     """
-    missing = sorted(set(roles) - set(_templates(folder)))
-    if missing:
-        raise ValueError(f"no template {missing[0]}.txt in {_folder(folder)}")
-    texts = [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in _files(folder)]
-    return hash_bytes("\n".join(texts)).hex()
+    first = task.initial(task.instance("train", 0))
+    if _own(task.prompts).is_dir():
+        object.__setattr__(task, "prompts", str(_own(task.prompts).absolute()))
+    try:
+        missing = sorted(set(names) - set(_templates(task.prompts)))
+        require(task, "prompts", not missing, f"no template {', '.join(missing)} in {_folder(task.prompts)}")
+        for role in task.workflow.order:
+            task.prompt(first, role)
+    except TemplateError as error:
+        require(task, "prompts", False, str(error))
+    texts = [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in _files(task.prompts)]
+    object.__setattr__(task, "prompts_digest", hash_bytes("\n".join(texts)).hex())
+
+
+def shortened(text: str, most: int) -> str:
+    """The two ends of a text that is longer than so many characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}\n...\n{text[-(most // 2) :]}"
+
+
+def _own(folder: str) -> Path:
+    return Path(folder).expanduser()
 
 
 def _folder(folder: str) -> Path:
     """One of the user's, or one of ours."""
-    own = Path(folder).expanduser()
-    return own if own.is_dir() else SHIPPED / folder
+    return _own(folder) if _own(folder).is_dir() else SHIPPED / folder
 
 
 def _files(folder: str) -> list[Path]:
@@ -52,7 +74,7 @@ def _files(folder: str) -> list[Path]:
 def _templates(folder: str) -> dict[str, jinja2.Template]:
     files = _files(folder)
     if not files:
-        raise ValueError(f"no prompts in {folder!r}: neither a folder here nor one in {SHIPPED}")
+        raise TemplateError(f"no prompts in {folder!r}: neither a folder here nor one in {SHIPPED}")
     language = jinja2.sandbox.ImmutableSandboxedEnvironment(
         loader=jinja2.FileSystemLoader(_folder(folder)),
         undefined=jinja2.StrictUndefined,
@@ -62,4 +84,4 @@ def _templates(folder: str) -> dict[str, jinja2.Template]:
     try:
         return {path.stem: language.get_template(path.name) for path in files if path.name[0] != "_"}
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"{error.filename}, line {error.lineno}: {error.message}") from error
+        raise TemplateError(f"{error.filename}, line {error.lineno}: {error.message}") from error

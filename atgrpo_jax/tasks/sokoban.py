@@ -8,25 +8,21 @@ the roles.
 import dataclasses
 import itertools
 import random
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from atgrpo_jax.checks import require
-from atgrpo_jax.data import files_of, pick, rows_of
+from atgrpo_jax.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.games import Game, Played, Proposal
-from atgrpo_jax.tasks.plan_path import name
+from atgrpo_jax.tasks.grid import MOVES, Cell, move_of, name, parse_moves, shift
 from atgrpo_jax.tasks.sokoban_rooms import (
     FAR,
-    MOVES,
-    Cell,
     Instance,
     draw_room,
     drawn,
     pushes,
     read_levels,
-    shift,
     solve,
 )
 
@@ -83,6 +79,7 @@ class Sokoban(Game):
         require(self, "walls", 0 <= self.walls < 1, "must be in [0, 1)")
         require(self, "least_moves", 1 <= self.least_moves <= self.most_moves, "must be from 1 to most_moves")
         require(self, "demonstration_moves", self.demonstration_moves >= 1, "must be at least 1")
+        object.__setattr__(self, "levels", absolute(self.levels))
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
@@ -97,11 +94,7 @@ class Sokoban(Game):
         return State(instance, instance.player, tuple(sorted(instance.boxes)))
 
     def read(self, state: State, text: str) -> Sequence[str]:
-        lists = re.findall(r"\[([^\[\]]*)\]", text)
-        items = re.findall(r"\d+|[^\s\d,'\"]", lists[-1].upper()) if lists else []
-        if items and items[0] == name(state.player):
-            items = items[1:]
-        return [item if item in MOVES or item.isdigit() else "?" for item in items]
+        return parse_moves(text, state.player)
 
     def play(self, state: State, actions: Sequence[str]) -> Played:
         walk = walk_from(state, actions)
@@ -131,7 +124,6 @@ class Sokoban(Game):
                 state.player,
             ),
             "view": self.view,
-            "size": "{}x{}".format(*instance.shape),
             "walls": _inner_walls(instance),
             "boxes": list(map(name, state.boxes)),
             "goals": list(map(name, sorted(instance.goals))),
@@ -196,7 +188,7 @@ def walk_from(state: State, actions: Sequence[str]) -> Walk:
     player, boxes = state.player, set(state.boxes)
     carried, bumps = "", []
     for item in actions:
-        move = item if item in MOVES else next((m for m in MOVES if name(shift(player, m)) == item), "?")
+        move = move_of(player, item)
         carried += move
         target = shift(player, move)
         beyond = shift(target, move)

@@ -11,11 +11,9 @@ from typing import Any
 
 from atgrpo_jax.data import read_rows
 from atgrpo_jax.tasks.games import in_split
+from atgrpo_jax.tasks.grid import MOVES, Cell, shift
 from atgrpo_jax.types import seed_of
 
-Cell = tuple[int, int]  # row, column
-
-MOVES: dict[str, Cell] = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 FAR = 1_000_000  # pushes to a goal from where there is no way
 MAX_DRAWS = 2000  # rooms
 MAX_PULLED = 20_000  # positions that are looked at in one room
@@ -77,11 +75,6 @@ def drawn(
 
     height, width = shape
     return tuple("".join(symbol((r, c)) for c in range(width)) for r in range(height))
-
-
-def shift(cell: Cell, move: str, times: int = 1) -> Cell:
-    down, right = MOVES.get(move, (0, 0))
-    return cell[0] + times * down, cell[1] + times * right
 
 
 @functools.lru_cache(maxsize=4096)
@@ -216,13 +209,16 @@ def read_levels(path: str) -> tuple[Instance, ...]:
     """Raises ValueError naming the line that holds no level."""
     levels = []
     for line, row in read_rows(path, {"grid": list}):
-        rows = tuple(row["grid"])
-        symbols = "".join(map(str, rows))
+        rows = tuple(map(str, row["grid"]))
+        symbols = "".join(rows)
         boxes = symbols.count("$") + symbols.count("*")
-        whole = len({len(r) for r in rows}) == 1 and symbols.count("@") + symbols.count("+") == 1
         goals = symbols.count(".") + symbols.count("*") + symbols.count("+")
+        whole = len(set(map(len, rows))) == 1 and symbols.count("@") + symbols.count("+") == 1
         if not whole or not 1 <= boxes == goals <= 6:
             rule = "rows of one length, one player, and as many boxes as goals, 1 to 6"
             raise ValueError(f"{path}:{line}: grid: expected {rule}")
-        levels.append(Instance(rows))
+        level = Instance(rows)
+        if not 0 < pushes(level, tuple(sorted(level.boxes))) < FAR:
+            raise ValueError(f"{path}:{line}: grid: it is solved, or no box can be brought to some goal")
+        levels.append(level)
     return tuple(levels)

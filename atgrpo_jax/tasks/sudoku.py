@@ -121,7 +121,6 @@ class Sudoku(Game):
             "rows": [state.grid[i : i + size] for i in range(0, size * size, size)],
             "given": [f"{r}{c}{d}" for (r, c), d in zip(cells, instance.puzzle, strict=True) if d],
             "filled": [f"{r}{c}{d}" for r, c, d in own_fills],
-            "empty": state.grid.count(0),
             "box": "2x2" if size == 4 else "3x3",
         }
 
@@ -200,7 +199,8 @@ def _last_list(text: str) -> list[tuple[int, ...]]:
         return []
     last = found[-1][1:-1]
     if "[" in last:
-        return [tuple(map(int, re.findall(r"\d+", item))) for item in re.findall(r"\[([^\[\]]*)\]", last)]
+        items = re.findall(r"\[([^\[\]]*)\]", last)
+        return [tuple(int(number[:9]) for number in re.findall(r"\d+", item)) for item in items]
     words = re.findall(r"\d+", last)
     if words and all(len(word) == 1 for word in words):  # one fill, or one row, as numbers
         return [tuple(map(int, words))]
