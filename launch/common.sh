@@ -18,6 +18,15 @@ find_python() {
   return 1
 }
 
+# one_at_a_time FOLDER COMMAND [...]: runs it where no other process does so for the same folder.
+one_at_a_time() {
+  mkdir -p "$1"
+  {
+    flock 9
+    "${@:2}" >&2 9>&-
+  } 9> "$1/.lock"
+}
+
 # install_checkout EXTRAS: installs in editable mode, unless that was done with the same setup.py.
 install_checkout() {
   local extras="$1" python stamp

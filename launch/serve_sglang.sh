@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Starts an SGLang server in a virtual environment of its own, which it makes the first time:
 #   bash launch/serve_sglang.sh --model-path FOLDER --port 30000 [...]     what sglang.launch_server takes
+#   bash launch/serve_sglang.sh --router --worker-urls URL URL --port 30100  one address for several servers
 #   bash launch/serve_sglang.sh --install                                  the environment only
 # Without an NVIDIA GPU it serves from the CPU, slowly: for trying out, and for tests.
 #   ATGRPO_SGLANG_VENV  where the environment lives (default: .venv-sglang in the checkout)
@@ -8,6 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 venv="${ATGRPO_SGLANG_VENV:-$root/.venv-sglang}"
 version=0.5.23
+router=sglang-router==0.3.2
 
 install() {
   local python pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
@@ -16,25 +18,26 @@ install() {
   echo "installing sglang $version in $venv; some minutes the first time" >&2
   "$python" -m venv "$venv"
   if [ -n "$gpu" ]; then
-    "${pip[@]}" "sglang==$version"
+    "${pip[@]}" "sglang==$version" "$router"
   else
     # What sglang asks for is gigabytes of CUDA, which a CPU never touches.
     "${pip[@]}" torch==2.13.0
     "${pip[@]}" -r "$root/launch/sglang_cpu.txt"
-    "${pip[@]}" --no-deps "sglang==$version" torchvision==0.28.0 xgrammar==0.2.7
+    "${pip[@]}" --no-deps "sglang==$version" "$router" torchvision==0.28.0 xgrammar==0.2.7
   fi
   touch "$venv/.complete-$version"
 }
 
 gpu="$(command -v nvidia-smi || true)"
-mkdir -p "$venv"
 unset PYTHONDONTWRITEBYTECODE # a start would compile hundreds of modules
-{
-  flock 9
-  install >&2 9>&-
-} 9> "$venv/.lock"
+one_at_a_time "$venv" install
 if [ "${1:-}" = --install ]; then
   exit
+fi
+if [ "${1:-}" = --router ]; then
+  # A group repeats its prompt K times, of which the router finds one in K known: by default too few, and the
+  # group goes to another server than its prompt went to.
+  exec "$venv/bin/python" -m sglang_router.launch_router --policy cache_aware --cache-threshold 0.01 "${@:2}"
 fi
 flags=()
 if [ -z "$gpu" ]; then

@@ -8,8 +8,11 @@ install_checkout "[test]"
 cd "$root"
 case "$*" in
   *"not slow"*) ;;
-  # The server of tests/test_sglang_live.py, while the first tests run.
-  *) bash launch/serve_sglang.sh --install > "$venv/sglang.log" 2>&1 & ;;
+  # What tests/test_sglang_live.py and tests/test_sglang_jax_live.py start, while the first tests run.
+  *) {
+    bash launch/serve_sglang.sh --install
+    bash launch/test_sglang_jax.sh --install
+  } > "$venv/sglang.log" 2>&1 & ;;
 esac
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

@@ -1,13 +1,19 @@
 #!/usr/bin/env bash
 # The tests of engines/sglang_jax.py with sglang-jax itself, on a CPU, in a virtual environment of their own with
-# a Python 3.12 or 3.13. About two minutes on 2 cores, 2 GB of disk. Arguments go to pytest.
+# a Python 3.12 or 3.13, made the first time. About two minutes on 2 cores, 2 GB of disk.
+#   bash launch/test_sglang_jax.sh [...]        arguments go to pytest
+#   bash launch/test_sglang_jax.sh --install    the environment only
 #   ATGRPO_SGLANG_JAX_VENV  where the environment lives (default: .venv-sglang-jax in the checkout)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 venv="${ATGRPO_SGLANG_JAX_VENV:-$root/.venv-sglang-jax}"
 
-stamp="$root $(cksum < "$root/setup.py")"
-if ! grep -qsF "$stamp" "$venv/.atgrpo"; then
+install() {
+  local python stamp
+  stamp="$root $(cksum < "$root/setup.py")"
+  if grep -qsF "$stamp" "$venv/.atgrpo"; then
+    return
+  fi
   python="$(find_python "3, 12" "3, 14")"
   echo "making $venv" >&2
   "$python" -m venv "$venv"
@@ -15,9 +21,14 @@ if ! grep -qsF "$stamp" "$venv/.atgrpo"; then
   # uv: pip takes minutes for so many packages.
   "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" -e "$root[sglang-cpu]" 'pytest>=8'
   echo "$stamp" > "$venv/.atgrpo"
-fi
+}
+
 # Without compiled files each start of Python would compile hundreds of modules again.
 unset PYTHONDONTWRITEBYTECODE
+one_at_a_time "$venv" install
+if [ "${1:-}" = --install ]; then
+  exit
+fi
 cd "$root"
 # anyio's plugin and flax, as sglang-jax fixes them, use names that pytest and JAX call old.
 ATGRPO_SGLANG_JAX=1 JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -p no:anyio \

@@ -65,7 +65,8 @@ class ScriptedServer:
             return web.json_response({"error": "Unauthorized"}, status=401)
         if request.path == "/generate":
             return await self._generate(request, body)
-        return web.json_response(getattr(self, "_" + request.path.strip("/"))(body))
+        about = getattr(self, "_" + request.path.strip("/"), None)
+        return web.json_response(about(body)) if about else web.Response(status=404)
 
     def _model_info(self, body):
         return {
@@ -81,6 +82,9 @@ class ScriptedServer:
             "skip_tokenizer_init": True,
             "enable_deterministic_inference": False,
         }
+
+    def _readiness(self, body):  # a router's
+        return {"status": "ready", "healthy_workers": 1, "total_workers": 1}
 
     def _update_weights_from_disk(self, body):
         self.version, self.pushed = body["weight_version"], body["model_path"]
@@ -98,7 +102,7 @@ class ScriptedServer:
         return None
 
     async def _generate(self, request, body):
-        if isinstance(body["rid"], str):  # the prompt alone
+        if not isinstance(body["input_ids"][0], list):  # the prompt alone
             return web.json_response(self._one(body["input_ids"], body["sampling_params"], body["rid"], 0))
         lora = body.get("lora_path")
         if lora is not None and lora not in self.adapters:
@@ -113,9 +117,11 @@ class ScriptedServer:
     async def _group(self, request, body):
         fault = self.faults.pop(0) if self.faults else ""
         await asyncio.sleep(0.01)
+        count, params = len(body["input_ids"]), body["sampling_params"]
+        each = params if isinstance(params, list) else [params] * count
         answers = [
-            self._one(ids, params, rid, params["max_new_tokens"])
-            for ids, params, rid in zip(body["input_ids"], body["sampling_params"], body["rid"], strict=True)
+            self._one(ids, params, f"{body['rid']}_{i}", params["max_new_tokens"])
+            for i, (ids, params) in enumerate(zip(body["input_ids"], each, strict=True))
         ]
         first = answers[0]["meta_info"]
         if fault.isdigit():

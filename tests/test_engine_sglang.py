@@ -89,7 +89,7 @@ def request(instance=0, k=3, policy="shared", prompt=(5, 6, 7), sampling=FOUR, t
 
 def groups(server):
     """The bodies of all requests for groups."""
-    return [body for body in server.bodies("/generate") if isinstance(body["rid"], list)]
+    return [body for body in server.bodies("/generate") if isinstance(body["input_ids"][0], list)]
 
 
 def ask(engine, *requests):
@@ -106,13 +106,12 @@ def test_a_group_is_one_request_after_its_prompt(server, make):
     assert prompt["input_ids"] == [5, 6, 7] and prompt["sampling_params"]["max_new_tokens"] == 0
     assert group["input_ids"] == [[5, 6, 7]] * 3 and group["return_logprob"]
     assert [s.tokens for s in samples] == [
-        tuple(answer["output_ids"]) for answer in (server._one([5, 6, 7], {}, rid, 4) for rid in group["rid"])
+        tuple(server._one([5, 6, 7], {}, f"{group['rid']}_{k}", 4)["output_ids"]) for k in range(3)
     ]
     assert all(s.version == 7 and s.finish == "length" for s in samples)
     assert samples[0].logprobs == pytest.approx((-0.5, -0.6, -0.7, -0.8))
     assert engine.usage.tokens == 12 and engine.usage.prompt_tokens == 3 and engine.usage.known_tokens == 2
-    assert group["sampling_params"][0] == sampling_params(FOUR, (STOP,))
-    assert "sampling_seed" not in group["sampling_params"][0]  # this server would not honour it
+    assert group["sampling_params"] == sampling_params(FOUR, (STOP,))  # no seeds: not honoured here
 
 
 def test_every_setting_is_sent_so_that_no_default_of_the_servers_counts():
@@ -179,13 +178,18 @@ def test_a_slow_server_gives_errors_at_the_deadline_and_is_told_to_stop(server, 
     (samples,) = ask(engine, request())
     assert time.monotonic() - began < 5
     assert [s.finish for s in samples] == ["error"] * 3 and samples[0].version == 7
-    asked = {body["rid"] for body in server.bodies("/abort_request")}
-    _wait(
-        lambda: (
-            {b["rid"] for b in server.bodies("/abort_request")} >= set(server.bodies("/generate")[1]["rid"])
-        )
-    )
-    assert asked <= {body["rid"] for body in server.bodies("/abort_request")}
+    name = server.bodies("/generate")[1]["rid"]
+    drawing = {f"{name}_{k}" for k in range(3)}
+    _wait(lambda: {body["rid"] for body in server.bodies("/abort_request")} >= drawing)
+
+
+def test_what_is_being_drawn_at_the_end_is_stopped(server, make):
+    engine = make(server)
+    server.faults = ["slow"]
+    work = asyncio.run_coroutine_threadsafe(engine._sample(request()), engine._loop.loop)
+    _wait(lambda: server.drawing == 1)
+    engine.close()
+    assert work.cancelled() and len(server.bodies("/abort_request")) == 4
 
 
 def test_a_server_that_is_not_ready_by_the_deadline_ends_the_run(server, make, monkeypatch):
@@ -345,6 +349,39 @@ def test_a_router_draws_and_the_servers_behind_it_take_the_weights(folder, make)
         assert not server.bodies("/generate") and len(server.bodies("/update_weights_from_disk")) == 1
 
 
+def test_a_router_that_is_not_there_is_missed_before_anything(server, make):
+    with pytest.raises(RunError, match=r"no server of shared for 0.5 s: http://127.0.0.1:1/readiness: "):
+        make(server, router="http://127.0.0.1:1")
+    with pytest.raises(RunError, match="does not answer as sglang or sglang-router does"):
+        make(server, router=f"{server.url}/generate")
+
+
+def test_requests_are_what_a_router_understands(folder, make, monkeypatch):
+    """One name and one setting for all samples of a request, whatever the servers honour."""
+    with ScriptedServer(folder) as server, ScriptedServer(folder) as router:
+        about = server._server_info(None) | {"enable_deterministic_inference": True}
+        monkeypatch.setattr(server, "_server_info", lambda body: about)
+        engine = make(server, router=router.url)
+        router.version = engine._fleets["shared"].state
+        ask(engine, request())
+        for body in router.bodies("/generate"):
+            assert isinstance(body["rid"], str) and isinstance(body["sampling_params"], dict)
+
+
+def test_all_servers_behind_a_router_get_their_weights_again(folder, make):
+    """It does not say which of them answered with others. One that is down is left out."""
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as other, ScriptedServer(folder) as router:
+        with ScriptedServer(folder) as down:
+            engine = make(one, other, down, router=router.url)
+        router.version = engine._fleets["shared"].state
+        router.faults = ["another version"]
+        one.restart()
+        other.restart()
+        (samples,) = ask(engine, request())
+        assert len(samples) == 3 and engine.retries == 1
+        assert [len(s.bodies("/update_weights_from_disk")) for s in (one, other, down)] == [2, 2, 1]
+
+
 def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(folder, make, monkeypatch):
     with ScriptedServer(folder, context=4) as short:
         with pytest.raises(RunError, match="has a context of 4 tokens, and answers alone may be 4"):
@@ -361,7 +398,7 @@ def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(fo
         with pytest.raises(RunError, match="mlp_width = 50; shared has 48"):
             make(wide)
         assert not wide.bodies("/update_weights_from_disk")
-    with pytest.raises(RunError, match="no server of shared for 0 s: http://127.0.0.1:1/model_info"):
+    with pytest.raises(RunError, match="no server of shared for 0.1 s: http://127.0.0.1:1/model_info"):
         make(urls=("http://127.0.0.1:1",), start=0.1)
 
 

@@ -452,7 +452,7 @@ def _error(work):
 
 @live
 @quiet
-def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params):
+def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params, monkeypatch):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     failing = SIZES.build(served("a"))
     failing.push_weights("a", Weights(params), 1)
@@ -463,8 +463,12 @@ def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params):
     failing.close()
     assert child.poll() is None
     child.communicate(b"\n")
+    asked = sglang_jax_session._arguments
+    monkeypatch.setattr(
+        sglang_jax_session, "_arguments", lambda *sizes: asked(*sizes) | {"attention_backend": "none such"}
+    )
     with pytest.raises(RunError, match="policy a: sglang-jax did not start"):
-        dataclasses.replace(SIZES, memory=1e-9).build(served("a"))
+        SIZES.build(served("a"))
 
 
 @live

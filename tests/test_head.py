@@ -14,11 +14,6 @@ B, T, D, V = 4, 192, 16, 24
 TEMPERATURE = jnp.float32(0.7)
 
 
-@pytest.fixture(params=[1, CHUNK_BYTES], ids=["a tile a chunk", "one chunk"])
-def chunk_bytes(request):
-    return request.param
-
-
 def inputs(tied):
     rng = np.random.default_rng(0)
     table = rng.standard_normal((V, D) if tied else (D, V)).astype(np.float32)
@@ -46,10 +41,13 @@ def whole(tied, table, hidden, trained):
     )
 
 
-MESHES = [MeshConfig(), MeshConfig(data=2), MeshConfig(fsdp=4), MeshConfig(tensor=4), MeshConfig(2, 2, 2)]
+ALONE, TOGETHER = MeshConfig(), MeshConfig(2, 2, 2)
+MESHES = [ALONE, MeshConfig(data=2), MeshConfig(fsdp=4), MeshConfig(tensor=4), TOGETHER]
+# A tile a chunk on every mesh; all tiles as one where meshes are simplest and hardest.
+PLACES = [(mesh, 1) for mesh in MESHES] + [(mesh, CHUNK_BYTES) for mesh in (ALONE, TOGETHER)]
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(("mesh", "chunk_bytes"), PLACES, ids=str)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_equals_the_whole_one(tied, mesh, chunk_bytes):
     table, hidden, trained, _ = inputs(tied)
@@ -61,8 +59,11 @@ def test_equals_the_whole_one(tied, mesh, chunk_bytes):
         np.testing.assert_allclose(ours, reference, **PARITY)
 
 
-@pytest.mark.parametrize("reference", [False, True], ids=["", "with a reference"])
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(
+    ("mesh", "chunk_bytes", "reference"),
+    [(*place, True) for place in PLACES] + [(mesh, 1, False) for mesh in (ALONE, TOGETHER)],
+    ids=str,
+)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_loss_and_gradient_equal_those_of_the_whole_one(tied, mesh, reference, chunk_bytes):
     table, hidden, trained, others = inputs(tied)

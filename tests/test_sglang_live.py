@@ -23,6 +23,7 @@ from atgrpo_jax.engines import fleet as fleets
 from atgrpo_jax.engines import sglang
 from atgrpo_jax.engines.base import Request, Served
 from atgrpo_jax.engines.local import LocalEngineConfig
+from atgrpo_jax.engines.processes import free_port
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.attention import masked_attention
@@ -188,14 +189,15 @@ def test_the_scripted_server_answers_as_the_real_one(live):
     (request,) = requests("a", 1.0, k=2, count=1, tokens=3)
     params = sglang.sampling_params(request.sampling, TOKENIZER.stop_ids)
     body = {
-        "input_ids": [list(request.prompt_ids)] * 2, "sampling_params": [params] * 2,
-        "return_logprob": True, "rid": ["x-0", "x-1"],
+        "input_ids": [list(request.prompt_ids)] * 2, "sampling_params": params,
+        "return_logprob": True, "rid": "x",
     }  # fmt: skip
     real = raw(live, "/generate", body)
     script = ScriptedServer("nowhere", TOKENIZER.vocab_size)
     script.version = real[0]["meta_info"]["weight_version"]
     for k, answer in enumerate(real):
-        made = script._one(request.prompt_ids, params, f"x-{k}", 3)
+        made = script._one(request.prompt_ids, params, f"x_{k}", 3)
+        assert made["meta_info"]["id"] == answer["meta_info"]["id"]
         assert made.keys() == answer.keys()
         assert made["meta_info"].keys() <= answer["meta_info"].keys()
         for name, value in made["meta_info"].items():
@@ -220,6 +222,52 @@ def test_a_push_changes_the_draws_to_those_of_the_new_weights(live, local):
     assert server_of(live).adapters == names and len(names) == 2
 
 
+def wait_until_idle(engine):
+    """Within 20 s. A server flushes its cache only when it draws nothing, and answers in words."""
+    for _ in range(40):
+        try:
+            raw(engine, "/flush_cache", {})
+        except json.JSONDecodeError:
+            return
+        except urllib.error.HTTPError:
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail("something still runs")
+
+
+def test_a_real_router_takes_the_requests(live, local):
+    """Draws and aborts through it; weights past it. Its draws are those of the server."""
+    url, ports = server_of(live).url, (free_port(), free_port())
+    command = ["bash", f"{ROOT}/launch/serve_sglang.sh", "--router", "--worker-urls", url]
+    command += ["--host", "127.0.0.1", "--port", str(ports[0]), "--prometheus-port", str(ports[1])]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as router:
+        try:
+            behind = sglang.SGLangConfig(urls=(url,), router=f"http://127.0.0.1:{ports[0]}")
+            engine = behind.build(dataclasses.replace(served(), stop_ids=()))  # nothing ends by itself
+            push(engine, TEAM, 0)
+            asked = requests("a", 0.0, k=2)
+            for theirs, ours in zip(ask(engine, asked), ask(local, asked), strict=True):
+                assert theirs[0].tokens == theirs[1].tokens
+                assert theirs[0].tokens[: len(ours[0].tokens)] == ours[0].tokens
+            assert engine.retries == 0
+
+            async def give_up():
+                long = [dataclasses.replace(r, sampling=Sampling(1.0, 2000)) for r in requests("b", 1.0, k=4)]
+                tasks = [asyncio.ensure_future(engine.sample(request)) for request in long]
+                await asyncio.sleep(1.0)
+                for task in tasks:
+                    task.cancel()
+
+            asyncio.run(give_up())
+            engine.close()
+            wait_until_idle(live)
+        finally:
+            router.terminate()
+    server_of(live).state = None  # it has been given other weights
+    push(live, TEAM, 0)
+
+
 def test_who_is_cancelled_leaves_nothing_running(live):
     async def give_up():
         long = [dataclasses.replace(r, sampling=Sampling(1.0, 2000)) for r in requests("a", 1.0, k=4)]
@@ -232,16 +280,7 @@ def test_who_is_cancelled_leaves_nothing_running(live):
     live._served = dataclasses.replace(live._served, stop_ids=())  # nothing ends by itself
     try:
         asyncio.run(give_up())
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                raw(live, "/flush_cache", {})
-                return
-            except (urllib.error.HTTPError, json.JSONDecodeError) as error:  # 400 while something runs
-                if isinstance(error, json.JSONDecodeError):
-                    return
-                time.sleep(0.5)
-        pytest.fail("something still runs")
+        wait_until_idle(live)
     finally:
         live._served = dataclasses.replace(live._served, stop_ids=TOKENIZER.stop_ids)
 

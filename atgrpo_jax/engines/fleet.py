@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,18 @@ class Fleet:
     texts: bool = True  # they have a tokenizer, and so know stop strings
     seeds: bool = True  # the same seed draws the same sample
 
-    async def greet(self) -> None:
+    async def greet(self, router: Server | None) -> None:
         """Waits for servers that are not ours, and checks them. Raises RunError for one that cannot serve."""
         try:
             for server in self.servers:
                 await self._ready(server, self.start_s)
                 await self._check(server)
+            if router is not None:
+                await self._ready(router, self.start_s, "/readiness")
+        except Refused as error:
+            raise RunError(f"{error}: this does not answer as sglang or sglang-router does") from error
         except ServerError as error:
-            raise RunError(f"no server of {self.name} for {self.start_s:.0f} s: {error}") from error
+            raise RunError(f"no server of {self.name} for {self.start_s:g} s: {error}") from error
 
     async def update(self) -> None:
         """All servers at once. Raises RunError if one does not take the weights."""
@@ -75,6 +79,14 @@ class Fleet:
                 await self._ready(server, 0.0 if self.launch is None else self.start_s)
                 await self._check(server)
             await self._give(server)
+
+    async def heal_any(self, servers: Sequence[Server]) -> None:
+        """All that can be reached hold what they must. Raises ServerError if none can."""
+        found = await asyncio.gather(*map(self.heal, servers), return_exceptions=True)
+        failures = [failure for failure in found if failure is not None]
+        for failure in failures:
+            if not isinstance(failure, ServerError) or len(failures) == len(servers):
+                raise failure
 
     async def _heal_in_time(self, server: Server) -> None:
         end = time.monotonic() + self.start_s
@@ -98,12 +110,12 @@ class Fleet:
         server.adapters = set()
         server.process = self.launch(self, server)
 
-    async def _ready(self, server: Server, patience: float) -> None:
+    async def _ready(self, server: Server, patience: float, path: str = "/model_info") -> None:
         """Waits so many seconds for a server that starts, and says so."""
         began = said = time.monotonic()
         while True:
             try:
-                await server.get("/model_info", ASK_S)
+                await server.get(path, ASK_S)
                 return
             except Unreachable as error:
                 now = time.monotonic()

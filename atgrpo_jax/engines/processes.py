@@ -2,14 +2,18 @@
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from atgrpo_jax.engines import leash
+from atgrpo_jax.errors import RunError
 
 LAST_WORDS = 15  # lines of a dead server's log that are shown
 
@@ -61,3 +65,15 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def check_command(command: str) -> None:
+    """Raises RunError if it cannot start anything, as far as one can see from here."""
+    words = shlex.split(command)
+    if not words or shutil.which(words[0]) is None:
+        raise RunError(f"SGLangConfig.command = {command!r}: there is no such program")
+    if words[0] == sys.executable and "sglang.launch_server" in words and not find_spec("sglang"):
+        raise RunError(
+            'this Python has no sglang to start servers with: pip install "atgrpo_jax[sglang]", or give '
+            "SGLangConfig.command (launch/serve_sglang.sh makes an environment of its own) or urls"
+        )

@@ -1,6 +1,7 @@
 """One SGLang server as we talk to it: JSON over HTTP, and what its answers mean. See docs/sglang.md."""
 
 import asyncio
+import contextlib
 import json
 import math
 from collections.abc import Collection, Sequence
@@ -58,6 +59,12 @@ class Server:
         if not isinstance(info, dict) or "weight_version" not in info:
             raise ServerError(f"{self.url}/model_info names no weights: {str(info)[:200]}")
         return info["weight_version"]
+
+    async def abort(self, names: Sequence[str]) -> None:
+        """Stops the requests of these names, if the server is there."""
+        with contextlib.suppress(ServerError, Refused):
+            for name in names:
+                await self.post("/abort_request", {"rid": name}, ASK_S)
 
     async def _ask(self, method: str, path: str, body: Any, seconds: float) -> Any:
         try:

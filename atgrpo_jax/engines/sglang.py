@@ -11,12 +11,10 @@ import itertools
 import os
 import random
 import shlex
-import shutil
 import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +27,7 @@ from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.background import Background
 from atgrpo_jax.engines.base import Request, Served, Usage
 from atgrpo_jax.engines.fleet import Fleet
-from atgrpo_jax.engines.processes import ServerProcess, free_port
+from atgrpo_jax.engines.processes import ServerProcess, check_command, free_port
 from atgrpo_jax.engines.published import Published, folder_bytes
 from atgrpo_jax.engines.servers import (
     ASK_S,
@@ -130,7 +128,8 @@ class SGLangEngine:
         self._base: Any = None  # the parameters under the adapters that the servers have
         self._run = uuid.uuid4().hex[:8]  # so that no other run's weights are taken for ours
         self._count = itertools.count()
-        self._aborts: set[asyncio.Task] = set()
+        self._drawing: set[asyncio.Future] = set()
+        self._aborts: set[asyncio.Future] = set()
         headers = config.headers()
         with contextlib.ExitStack() as stack:
             self._published = Published(config.folder)
@@ -139,7 +138,7 @@ class SGLangEngine:
             self._loop = Background()
             stack.callback(self._loop.close)
             self._session = self._loop.run(_session(headers))
-            stack.callback(lambda: self._loop.run(self._session.close()))
+            stack.callback(lambda: self._loop.run(self._hang_up()))
             self._fleets = self._make_fleets()
             stack.callback(self._stop_servers)
             self._rooms = {
@@ -149,13 +148,23 @@ class SGLangEngine:
             self._router = Server(config.router, self._session) if config.router else None
             if config._all():
                 for fleet in self._fleets.values():
-                    self._loop.run(fleet.greet())
+                    self._loop.run(fleet.greet(self._router))
             else:
-                _check_command(config.command)
+                check_command(config.command)
             self._opened = stack.pop_all()
 
     def close(self) -> None:
         self._opened.close()
+
+    async def _hang_up(self) -> None:
+        """Gives up what is still being drawn, and tells the servers so, if they answer."""
+        for drawing in self._drawing:
+            drawing.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ASK_S):
+                while left := self._drawing | self._aborts:
+                    await asyncio.wait(left)
+        await self._session.close()
 
     def _stop_servers(self) -> None:
         for fleet in self._fleets.values():
@@ -284,7 +293,10 @@ class SGLangEngine:
             raise RunError("Sampling.stop: the servers were started with --skip-tokenizer-init")
 
     async def _sample(self, request: Request) -> Sequence[Sample]:
-        name = self._served.starts[request.policy]
+        name, own = self._served.starts[request.policy], asyncio.current_task()
+        assert own is not None
+        self._drawing.add(own)
+        own.add_done_callback(self._drawing.discard)
         async with self._rooms[name]:
             return await self._try(request, self._fleets[name])
 
@@ -294,22 +306,25 @@ class SGLangEngine:
         end = time.monotonic() + config.deadline
         nonsense = 0
         for attempt in itertools.count():
-            server, ready = fleet.choose(key, attempt), False
+            # A router does not say which of its servers it sends a request to.
+            servers = fleet.servers if self._router else [fleet.choose(key, attempt)]
+            ready = False
             try:
                 async with asyncio.timeout(end - time.monotonic()):
-                    await fleet.heal(server)
+                    await fleet.heal_any(servers)
                     ready = True
-                    return await self._draw(server, fleet, request)
+                    return await self._draw(servers, fleet, request)
             except TimeoutError as late:
                 if not ready:
                     raise RunError(
-                        f"no sample at {key.path()}: {server.url} was not ready to draw within "
+                        f"no sample at {key.path()}: {servers[0].url} was not ready to draw within "
                         f"SGLangConfig.deadline = {config.deadline:g} s"
                     ) from late
                 error = Sample((), (), "error", self._versions[request.policy])
                 return [error] * len(request.addresses)
             except ServerError as failure:
-                server.state = None
+                for server in servers:
+                    server.state = None
                 self.retries += 1
                 nonsense += not isinstance(failure, Unreachable)
                 pause = min(0.2 * 2**attempt, 5.0) * (0.5 + random.random())
@@ -322,48 +337,46 @@ class SGLangEngine:
                 await asyncio.sleep(pause)
         raise AssertionError
 
-    async def _draw(self, server: Server, fleet: Fleet, request: Request) -> Sequence[Sample]:
-        """The prompt first, alone, so that its samples find it in the server's cache. Who stops waiting has
-        the server stop, too."""
+    async def _draw(self, servers: Sequence[Server], fleet: Fleet, request: Request) -> Sequence[Sample]:
+        """By one of the servers: the prompt first, alone, so that its samples find it in the server's cache.
+        Who stops waiting has the server stop, too."""
         sampling, served, state = request.sampling, self._served, fleet.state
         params = sampling_params(sampling, served.stop_ids)
         name = uuid.uuid4().hex
         count = len(request.addresses)
-        seeds: list[dict[str, int]] = [{} for _ in range(count)]
-        if fleet.seeds:
-            seeds = [{"sampling_seed": address.key_words()[0] >> 1} for address in request.addresses]
-        lora = {}
-        if request.policy in fleet.adapters:
-            lora = {"lora_path": fleet.adapters[request.policy][0]}
+        each: dict[str, Any] | list[dict[str, Any]] = params
+        if fleet.seeds and not self._router:  # which knows one setting for all samples of a request
+            each = [params | {"sampling_seed": address.key_words()[0] >> 1} for address in request.addresses]
+        adapter = fleet.adapters.get(request.policy)
+        lora = {"lora_path": adapter[0]} if adapter else {}
         prompt = {
             "input_ids": list(request.prompt_ids),
             "sampling_params": params | {"max_new_tokens": 0},
-            "rid": f"{name}-prompt",
+            "rid": f"{name}_prompt",
         }
-        names = [f"{name}-{k}" for k in range(count)]
         group = {
             "input_ids": [list(request.prompt_ids)] * count,
-            "sampling_params": [params | seed for seed in seeds],
+            "sampling_params": each,
             "return_logprob": True,
-            "rid": names,
+            "rid": name,  # from which the server makes NAME_0, NAME_1, ...
         }
-        front, patience = self._router or server, 2 * self._config.deadline  # ``_try`` ends it sooner
+        front, patience = self._router or servers[0], 2 * self._config.deadline  # ``_try`` ends it sooner
         try:
             known = await front.post("/generate", prompt | lora, patience)
             answers = await front.post("/generate", group | lora, patience)
         except asyncio.CancelledError:
-            # A router does not say where it has sent them.
-            drawing = fleet.servers if self._router else [server]
-            stop = asyncio.ensure_future(_abort(drawing, [f"{name}-prompt", *names]))
+            names = [f"{name}_{what}" for what in ("prompt", *range(count))]
+            stop = asyncio.gather(*(server.abort(names) for server in servers))
             self._aborts.add(stop)
             stop.add_done_callback(self._aborts.discard)
             raise
         except Refused as refused:
-            if await server.weights() != state:
-                raise Stale(f"{server.url} has lost its weights ({refused})") from refused
+            for server in servers:
+                if await server.weights() != state:
+                    raise Stale(f"{server.url} has lost its weights ({refused})") from refused
             raise RunError(f"{refused} (at {request.addresses[0].group.path()})") from refused
         if not isinstance(answers, list) or len(answers) != count:
-            raise ServerError(f"{server.url}: {str(answers)[:200]} for {count} samples")
+            raise ServerError(f"{front.url}: {str(answers)[:200]} for {count} samples")
         size, version = served.models[request.policy].vocab_size, self._versions[request.policy]
         stops = frozenset(served.stop_ids)
         samples = [read_sample(answer, sampling, stops, size, state, version) for answer in answers]
@@ -377,22 +390,3 @@ class SGLangEngine:
 
 async def _session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
-
-
-async def _abort(servers: Sequence[Server], names: Sequence[str]) -> None:
-    for server in servers:
-        with contextlib.suppress(ServerError, Refused):  # whoever asked is gone, and so is the server
-            for name in names:
-                await server.post("/abort_request", {"rid": name}, ASK_S)
-
-
-def _check_command(command: str) -> None:
-    """Raises RunError if it cannot start anything, as far as one can see from here."""
-    words = shlex.split(command)
-    if not words or shutil.which(words[0]) is None:
-        raise RunError(f"SGLangConfig.command = {command!r}: there is no such program")
-    if words[0] == sys.executable and "sglang.launch_server" in words and not find_spec("sglang"):
-        raise RunError(
-            'this Python has no sglang to start servers with: pip install "atgrpo_jax[sglang]", or give '
-            "SGLangConfig.command (launch/serve_sglang.sh makes an environment of its own) or urls"
-        )

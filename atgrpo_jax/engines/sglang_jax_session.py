@@ -120,7 +120,9 @@ class Session:
             except Exception as error:
                 for context in _contexts() - before:  # left open, they would stop whoever collects them
                     context.destroy(linger=0)
-                raise RunError(f"policy {policy}: sglang-jax did not start: {error!r}") from error
+                raise RunError(
+                    f"policy {policy}: sglang-jax did not start: {error!r}; above is what it logged"
+                ) from error
         self._manager, self._loop = self._engine.tokenizer_manager, self._engine.loop
         self._scheduler = self._engine.scheduler_info["scheduler"]
         self._receive = self._scheduler.recv_requests
