@@ -5,13 +5,16 @@ every run of the same config and seed.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.types import Episode
@@ -22,7 +25,8 @@ class MetricsWriter:
 
     def __init__(self, folder: RunFolder, first: int):
         self._file = open(folder.metrics, "a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first)
+        self._events = EventFileWriter(str(folder.tensorboard), flush_secs=10)
+        self._show(first, session_log=SessionLog(status=SessionLog.START))  # later ones before it are void
 
     def close(self) -> None:
         self._file.close()
@@ -33,8 +37,11 @@ class MetricsWriter:
         record |= {name: float(value) for name, value in sorted(values.items())}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, float(value), step)
+        scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+        self._show(step, summary=Summary(value=scalars))
+
+    def _show(self, step: int, **what: Any) -> None:
+        self._events.add_event(Event(wall_time=time.time(), step=step, **what))
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
