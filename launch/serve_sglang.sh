@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Starts an SGLang server in a virtual environment of its own, which it makes the first time:
-#   bash launch/serve_sglang.sh --model-path FOLDER --port 30000 [...]     what sglang.launch_server takes
-#   bash launch/serve_sglang.sh --router --worker-urls URL URL --port 30100  one address for several servers
-#   bash launch/serve_sglang.sh --install                                  the environment only
+#   bash launch/serve_sglang.sh --model-path FOLDER --port 30000 [...]        what sglang.launch_server takes
+#   bash launch/serve_sglang.sh --router --worker-urls URL URL --port 30100   one address for several servers
+#   bash launch/serve_sglang.sh --install                                     the environment only
 # Without an NVIDIA GPU it serves from the CPU, slowly: for trying out, and for tests.
 #   ATGRPO_SGLANG_VENV  where the environment lives (default: .venv-sglang in the checkout)
 set -euo pipefail
@@ -13,7 +13,7 @@ router=sglang-router==0.3.2
 
 install() {
   local python pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
-  [ -e "$venv/.complete-$version" ] && return
+  [ -e "$venv/.complete-$version-${router##*=}" ] && return
   python="$(find_python)"
   echo "installing sglang $version in $venv; some minutes the first time" >&2
   "$python" -m venv "$venv"
@@ -25,7 +25,7 @@ install() {
     "${pip[@]}" -r "$root/launch/sglang_cpu.txt"
     "${pip[@]}" --no-deps "sglang==$version" "$router" torchvision==0.28.0 xgrammar==0.2.7
   fi
-  touch "$venv/.complete-$version"
+  touch "$venv/.complete-$version-${router##*=}"
 }
 
 gpu="$(command -v nvidia-smi || true)"
