@@ -32,6 +32,15 @@ def test_there_is_one_for_every_cell():
     assert {"plan.gin", "plan_10x10.gin", "smoke.gin", "sokoban.gin", "sudoku.gin"} <= names
     cells = itertools.product(TASKS, TEAMS, ("1.7b", "8b"))
     assert {f"paper/{task}_{team}_{size}.gin" for task, team, size in cells} <= names
+    tiny = {f"tiny/{task}_{team}.gin" for task in ("plan", *TASKS[1:]) for team in TEAMS}
+    there = {
+        "plan_shared",
+        "sokoban_shared",
+        "sudoku_shared",
+        "math_lora",
+        "code_lora",
+    }  # the files above these
+    assert tiny - {f"tiny/{name}.gin" for name in there} <= names
     used = set(re.findall(r"parts/\w+(?:\.\d+\w)?\.gin", "".join(map(whole, FILES))))
     assert used == set(map(name_of, PARTS))
     assert not (GIN_FOLDER / "__init__.py").exists()  # it would hide the gin library
