@@ -136,7 +136,9 @@ class Policies:
         """The model folder that a policy starts from, or what its config.json would say if it is random."""
         start = self._x.start(name)
         model = _model(self._x, start)
-        return self._x.folder(start) or hf.description(model.config, model.vocab_size)
+        return self._x.folder(start) or hf.description(
+            model.config, model.vocab_size, self._x.tokenizer.stop_ids
+        )
 
     def _start(self, name: str, params: Mapping[str, Any]) -> PolicyState:
         learner = self._learners[name]

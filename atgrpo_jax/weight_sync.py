@@ -73,6 +73,9 @@ class Verdict(NamedTuple):
 
 
 UNKNOWN = "it holds other weights than any of the learner's, or computes at a lower precision"
+# A kept cache makes errors after the known prompts so many times larger than after the new one. Noise is the
+# same after both.
+KEPT_RATIO = 5.0
 KEPT = "it has kept what it computed of prompts with the weights before the push"
 LAST = "the weights before the push"
 CHOSEN = "its draws are not spread like the distribution: top-p, top-k, min-p or another temperature"
@@ -201,7 +204,8 @@ def judge(
     margins = {name: _margin(drawn, learned_PV, other) for name, other in others.items()}
     margin = min(filter(None, margins.values()), default=0.0)
     cause = None
-    if gap_PK[-1].max() <= limit < gap:
+    known, new = np.sqrt(np.mean(gap_PK[:-1] ** 2)), np.sqrt(np.mean(gap_PK[-1] ** 2))
+    if gap_PK[-1].max() <= limit < gap and known > KEPT_RATIO * new:
         cause = KEPT
     elif margins and min(margins.values()) < -OTHERS_Z:
         cause = f"it draws from {min(margins, key=lambda name: margins[name])}"

@@ -15,7 +15,8 @@ from atgrpo_jax.engines.processes import free_port
 
 
 class ScriptedServer:
-    """``faults`` is a list of what to do instead of an answer to the next groups: one each."""
+    """``faults`` is a list of what to do instead of an answer to the next groups: one each. What is asked of
+    the paths in ``lost`` is done, and the answer lost, once."""
 
     def __init__(self, model_path, vocab_size=64, context=256, lora=False, key=None, port=None):
         self.model_path, self.vocab_size, self.context = str(model_path), vocab_size, context
@@ -23,6 +24,7 @@ class ScriptedServer:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.faults: list[str] = []
+        self.lost: list[str] = []
         self.asked: list[tuple[str, object]] = []  # (path, body)
         self.version = "default"
         self.pushed = ""
@@ -42,6 +44,14 @@ class ScriptedServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def hang(self):
+        """Connections are taken, and nothing is answered until ``go_on``."""
+        self._going = threading.Event()
+        self._loop.call_soon_threadsafe(self._going.wait)
+
+    def go_on(self):
+        self._going.set()
 
     def restart(self):
         """As a supervisor would: the weights and adapters are gone."""
@@ -66,7 +76,11 @@ class ScriptedServer:
         if request.path == "/generate":
             return await self._generate(request, body)
         about = getattr(self, "_" + request.path.strip("/"), None)
-        return web.json_response(about(body)) if about else web.Response(status=404)
+        answer = about(body) if about else web.Response(status=404)
+        if request.path in self.lost:
+            self.lost.remove(request.path)
+            request.transport.close()
+        return answer if isinstance(answer, web.Response) else web.json_response(answer)
 
     def _model_info(self, body):
         return {
@@ -77,7 +91,7 @@ class ScriptedServer:
 
     def _server_info(self, body):
         return {
-            "context_length": self.context,
+            "max_req_input_len": self.context,
             "enable_lora": self.lora,
             "skip_tokenizer_init": True,
             "enable_deterministic_inference": False,
@@ -95,6 +109,8 @@ class ScriptedServer:
         return {"success": True, "error_message": "", "loaded_adapters": self.adapters}
 
     def _unload_lora_adapter(self, body):
+        if body["lora_name"] not in self.adapters:
+            return web.json_response({"error": {"message": "LoRA with this name does not exist"}}, status=400)
         del self.adapters[body["lora_name"]]
         return {"success": True, "error_message": "", "loaded_adapters": self.adapters}
 
@@ -148,6 +164,8 @@ class ScriptedServer:
         elif fault == "too many":
             first["output_token_logprobs"] = first["output_token_logprobs"] * 2
             first["completion_tokens"] *= 2
+        elif fault == "no count":
+            first["completion_tokens"] = None
         elif fault == "wrong id":
             first["output_token_logprobs"][-1][1] = self.vocab_size
         elif fault == "nan":
@@ -156,6 +174,8 @@ class ScriptedServer:
             first["output_token_logprobs"].pop()
             first["completion_tokens"] -= 1
             first["finish_reason"] = {"type": "stop", "matched": 5}
+        elif fault == "another end":
+            first["finish_reason"] = {"type": "stop", "matched": first["output_token_logprobs"][-1][1]}
         elif fault == "aborted":
             first["finish_reason"] = {"type": "abort", "message": "Aborted"}
         elif fault == "another version":

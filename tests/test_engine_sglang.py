@@ -4,7 +4,9 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +14,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from aiohttp import web
 from fakes import SMALL, small_model
 from scripted_server import ScriptedServer
 
+from atgrpo_jax.engines import fleet, servers
+from atgrpo_jax.engines.background import Background
 from atgrpo_jax.engines.base import Request, Served
 from atgrpo_jax.engines.processes import ServerProcess
 from atgrpo_jax.engines.published import Published
@@ -27,7 +32,7 @@ from atgrpo_jax.models.transformer import Weights, init_params
 from atgrpo_jax.types import Address, GroupKey, Sampling
 
 MODEL, STOP = small_model(), 3
-ABOUT = hf.description(SMALL, 64)
+ABOUT = hf.description(SMALL, 64, (STOP,))
 PARAMS = init_params(MODEL, jax.random.key(0))
 ADAPTERS = {n: Weights(PARAMS, init_adapter(PARAMS, jax.random.key(i), 2)) for i, n in enumerate("ab")}
 FOUR = Sampling(1.0, 4)
@@ -141,7 +146,8 @@ def test_seeds_are_sent_where_they_are_honoured(server, make, monkeypatch):
 
 TRIED_AGAIN = (
     "408", "429", "500", "503", "closed", "cut", "no json", "one missing", "no logprobs", "a logprob less",
-    "too many", "wrong id", "nan", "stopped early", "aborted", "another version", "two versions", "restarted",
+    "too many", "no count", "wrong id", "nan", "stopped early", "aborted", "another version", "two versions",
+    "restarted",
 )  # fmt: skip
 
 
@@ -169,6 +175,15 @@ def test_nonsense_again_and_again_stops_the_run(server, make):
     server.faults = ["wrong id"] * 5
     with pytest.raises(RunError, match=r"no sample at 1/train/0/0/0/a after 2 tries; .* outside the voc"):
         ask(engine, request())
+
+
+def test_a_server_that_ends_samples_where_we_do_not_stops_the_run(server, make):
+    """Drawn again until none ends so, samples would come from another distribution."""
+    engine = make(server)
+    server.faults = ["another end"]
+    with pytest.raises(RunError, match=r"ended a sample with token \d+, and ours end with \[3\] only"):
+        ask(engine, request())
+    assert engine.retries == 0
 
 
 def test_a_slow_server_gives_errors_at_the_deadline_and_is_told_to_stop(server, make):
@@ -241,9 +256,47 @@ def test_another_server_draws_for_one_that_is_gone(folder, make):
         assert len(one.bodies("/generate")) == 16 and engine.retries > 0
 
 
-def test_a_server_that_names_no_weights_is_asked_again(server, make, monkeypatch):
+def test_a_fleet_goes_on_without_a_server_until_it_answers_again(folder, make, capsys, monkeypatch):
+    monkeypatch.setattr(fleet, "_REST_S", 0.1)
+    with ScriptedServer(folder) as one:
+        with ScriptedServer(folder) as other:
+            engine = make(one, other)
+        for version in (8, 9):
+            engine.push_weights("shared", Weights(PARAMS), version)
+        said = capsys.readouterr().err
+        assert said.count("shared goes on without this server") == 1 and other.url in said
+        ask(engine, *(request(i) for i in range(8)))
+        with ScriptedServer(folder, port=other.port) as again:
+            time.sleep(0.1)
+            assert len(ask(engine, *(request(i) for i in range(8)))) == 8
+            assert again.version == one.version and groups(again)
+    with pytest.raises(RunError, match="the weights of shared did not reach a server: "):
+        engine.push_weights("shared", Weights(PARAMS), 10)
+
+
+@pytest.mark.parametrize("behind_router", [False, True])
+def test_many_groups_do_not_wait_one_after_another_for_a_silent_server(
+    folder, make, monkeypatch, behind_router
+):
+    for module in (fleet, servers):
+        monkeypatch.setattr(module, "ASK_S", 0.3)
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as silent, ScriptedServer(folder) as router:
+        routed = {"router": router.url} if behind_router else {}
+        engine = make(one, silent, deadline=2.0, **routed)
+        router.version = engine._fleets["shared"].state
+        silent.hang()
+        try:
+            for server in engine._fleets["shared"].servers:
+                server.state = None
+            assert len(ask(engine, *(request(i) for i in range(24)))) == 24
+        finally:
+            silent.go_on()
+
+
+@pytest.mark.parametrize("answer", [{}, web.Response(status=404)], ids=["without weights", "not found"])
+def test_a_server_that_names_no_weights_is_asked_again(server, make, monkeypatch, answer):
     engine = make(server)
-    server.faults, answers = ["400"], [{}]
+    server.faults, answers = ["400"], [answer]
     known = server._model_info
     monkeypatch.setattr(server, "_model_info", lambda body: answers.pop() if answers else known(body))
     ask(engine, request())
@@ -328,6 +381,16 @@ def test_adapters_have_a_new_name_for_every_version(folder, make):
         make(bare, weights=ADAPTERS, starts={"a": "base", "b": "base"})
 
 
+def test_an_answer_that_is_lost_does_not_end_the_run(folder, make):
+    """The server has done what it was asked for, and says so when it is asked again."""
+    with ScriptedServer(folder, lora=True) as server:
+        engine = make(server, weights=ADAPTERS, starts={"a": "base", "b": "base"}, start=20.0)
+        for path in ("/load_lora_adapter", "/unload_lora_adapter", "/update_weights_from_disk"):
+            server.lost = [path]
+            engine.push_weights("b", Weights(dict(PARAMS), ADAPTERS["b"].adapter), 8)
+            assert not server.lost and len(server.adapters) == 2
+
+
 def test_models_of_a_team_have_servers_of_their_own(folder, make):
     starts, weights = {"a": "a", "b": "b"}, {"a": Weights(PARAMS), "b": Weights(PARAMS)}
     with ScriptedServer(folder) as one, ScriptedServer(folder) as other:
@@ -384,7 +447,7 @@ def test_all_servers_behind_a_router_get_their_weights_again(folder, make):
 
 def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(folder, make, monkeypatch):
     with ScriptedServer(folder, context=4) as short:
-        with pytest.raises(RunError, match="has a context of 4 tokens, and answers alone may be 4"):
+        with pytest.raises(RunError, match="has room for 4 tokens, and answers alone may be 4"):
             make(short)
         monkeypatch.setattr(short, "_server_info", lambda body: {})
         with pytest.raises(RunError, match="does not answer as sglang 0.5 does"):
@@ -392,7 +455,7 @@ def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(fo
     says = r"nobody here knows whether the weights .* fit .*; start it on a folder"
     with ScriptedServer(folder / "nowhere") as far, pytest.raises(RunError, match=says):
         make(far)
-    other = hf.description(dataclasses.replace(SMALL, mlp_width=50), 64)
+    other = hf.description(dataclasses.replace(SMALL, mlp_width=50), 64, (STOP,))
     (folder / "config.json").write_text(json.dumps(other))
     with ScriptedServer(folder) as wide:
         with pytest.raises(RunError, match="mlp_width = 50; shared has 48"):
@@ -402,13 +465,30 @@ def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(fo
         make(urls=("http://127.0.0.1:1",), start=0.1)
 
 
+def test_a_server_that_ends_samples_elsewhere_or_decodes_them_otherwise_is_refused(
+    folder, server, make, monkeypatch
+):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [3, 11]}')
+    with pytest.raises(RunError, match=r"also end samples with \[11\]; ours end with \[3\]: make"):
+        make(server)
+    (folder / "generation_config.json").unlink()
+    about = server._server_info(None) | {"skip_tokenizer_init": False}
+    monkeypatch.setattr(server, "_server_info", lambda body: about)
+    texts = [str([i]) for i in range(64)]
+    monkeypatch.setattr(server, "_detokenize", lambda body: {"text": texts}, raising=False)
+    ask(make(server), request(sampling=Sampling(1.0, 4, stop=("x",))))
+    texts[9] = "[8]"
+    with pytest.raises(RunError, match=r"has another tokenizer: token 9 is '\[8\]' there and '\[9\]' here"):
+        make(server)
+
+
 def test_requests_that_would_end_a_server_are_not_sent(server, make):
     engine = make(server)
     for wrong, says in (
         (request(prompt=(5, 64)), "token id 64 at 1/train/0/0/0/a: the vocabulary has 64"),
         (request(prompt=(-1,)), "token id -1"),
         (request(prompt=()), "token id -1"),
-        (request(prompt=(5,) * 252), r"a prompt of 252 tokens .* and 4 to draw: .* have a context of 256"),
+        (request(prompt=(5,) * 252), r"a prompt of 252 tokens .* and 4 to draw: .* have room for 256"),
         (request(sampling=Sampling(1.0, 4, stop=("x",))), "were started with --skip-tokenizer-init"),
         (request(policy="b"), "no weights were pushed for policy 'b'"),
     ):
@@ -421,8 +501,6 @@ def test_what_a_server_refuses_is_not_asked_again(server, make, monkeypatch):
     engine = make(server)
 
     async def refuse(request, body):
-        from aiohttp import web
-
         return web.json_response({"error": {"message": "temperature must be"}}, status=400)
 
     monkeypatch.setattr(server, "_generate", refuse)
@@ -431,13 +509,16 @@ def test_what_a_server_refuses_is_not_asked_again(server, make, monkeypatch):
     assert len(server.bodies("/generate")) == 1
 
 
-def test_a_key_is_read_from_a_file_or_a_variable_and_written_nowhere(folder, make, tmp_path, monkeypatch):
+def test_a_key_is_read_from_a_file_or_a_variable_and_written_nowhere(
+    folder, make, tmp_path, monkeypatch, capsys
+):
     secret = "s3cret"
     (tmp_path / "key").write_text(secret + "\n")
     monkeypatch.setenv("SERVER_KEY", secret)
     with ScriptedServer(folder, key=secret) as server:
         for given in ({"api_key_file": str(tmp_path / "key")}, {"api_key_variable": "SERVER_KEY"}):
             engine = make(server, **given)
+            server.faults = ["500"]
             assert len(ask(engine, request())[0]) == 3
             assert secret not in repr(engine._config)
         with pytest.raises(RunError, match="wants an API key: SGLangConfig.api_key_file or"):
@@ -446,6 +527,8 @@ def test_a_key_is_read_from_a_file_or_a_variable_and_written_nowhere(folder, mak
             make(server, api_key_file="nothing")
         with pytest.raises(RunError, match="no API key in NO_SUCH"):
             make(server, api_key_variable="NO_SUCH")
+    said = capsys.readouterr()
+    assert "status 500" in said.err and secret not in said.err + said.out
 
 
 @pytest.mark.parametrize(
@@ -468,6 +551,8 @@ def test_the_config_refuses(wrong, says):
 def test_a_command_that_cannot_start_a_server_is_refused_at_once(make):
     with pytest.raises(RunError, match="'nosuch --flag': there is no such program"):
         make(command="nosuch --flag")
+    with pytest.raises(RunError, match=r"launch/nosuch.sh is no file in /"):
+        make(command="bash launch/nosuch.sh")
     with pytest.raises(RunError, match=r'no sglang to start .* with: pip install "atgrpo_jax\[sglang\]"'):
         make()
 
@@ -501,18 +586,43 @@ def test_a_server_of_ours_ends_when_we_are_killed(tmp_path):
 
 
 def test_what_a_killed_run_left_is_removed_and_room_is_asked_for_first(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    own = Published(str(tmp_path))
-    left = tmp_path / own.root.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
-    left.mkdir()
+    code = (
+        "import os, sys; from atgrpo_jax.engines.published import Published;"
+        "kept = Published(sys.argv[1]); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    (left,) = tmp_path.iterdir()
+    assert killed.returncode == -signal.SIGKILL
+    own, here = Published(str(tmp_path)), socket.gethostname()
+    elsewhere = tmp_path / left.name.replace(here, f"{here}-17")  # on a shared folder, whatever its lock says
+    shutil.copytree(own.root, elsewhere)
     other = Published(str(tmp_path))
-    assert not left.exists() and own.root.is_dir() and other.root != own.root
+    assert not left.exists() and own.root.is_dir() and elsewhere.is_dir() and other.root != own.root
     with pytest.raises(RunError, match=r"GB left, and weights on their way to servers take 1000000.0 GB"):
         own.check_room(1e15)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot make a folder for weights in"):
         Published(str(tmp_path / "file" / "below"))
+
+
+def test_what_an_interrupted_caller_waited_for_is_cancelled(caplog):
+    background, ends = Background(), []
+
+    async def endless():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ends.append(True)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            background.run(endless())
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    background.close()
+    assert ends and not caplog.records
 
 
 def _wait(what, seconds=10):

@@ -392,6 +392,16 @@ def test_a_deadline_and_a_cancellation_leave_nothing_behind(engine, params, monk
         patched.setattr(engine, "_config", dataclasses.replace(SIZES, deadline=0.001))
         (samples,) = draw(engine, request([1, 2, 3], max_tokens=120))
     assert {(sample.finish, sample.tokens) for sample in samples} == {("error", ())}
+    with monkeypatch.context() as patched:  # one of them is late
+        drawn = iter([True, True, False])
+        generate = sglang_jax_session.Session.generate
+
+        async def late(self, *args):
+            return await generate(self, *args) if next(drawn, True) else sglang_jax_session.NONE
+
+        patched.setattr(sglang_jax_session.Session, "generate", late)
+        (samples,) = draw(engine, request([1, 2, 3], max_tokens=2))
+    assert len(samples) > 2 and {sample.finish for sample in samples} == {"error"}
 
     async def cancelled():
         task = asyncio.create_task(engine.sample(request([1, 2, 3], max_tokens=120)))

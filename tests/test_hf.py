@@ -149,21 +149,42 @@ def test_presets_have_the_published_numbers_of_parameters(name):
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
 def test_a_description_is_read_back_as_the_config(name, tmp_path):
     config = preset(name)
-    (tmp_path / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size)))
+    (tmp_path / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size, (7,))))
     assert hf.model_config(str(tmp_path), config.dtype, config.param_dtype) == config
 
 
 def test_a_model_that_comes_from_no_folder_is_written_as_one_that_transformers_loads(tmp_path):
     config = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=16, vocab_size=50)
     params = init_params(Transformer(config, 50), jax.random.key(0))
-    hf.save(str(tmp_path), params, hf.description(config, 50))
+    hf.save(str(tmp_path), params, hf.description(config, 50, (7,)))
     tokens = np.random.default_rng(0).integers(0, 50, (2, 20))
     with torch.no_grad():
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor(tokens)).logits
     _, _, scores = forward(*ours(tmp_path), jnp.asarray(tokens))
     np.testing.assert_allclose(scores, theirs.numpy(), **LOGITS)
     with pytest.raises(RunError, match="no Hugging Face model has both"):
-        hf.description(dataclasses.replace(config, qkv_bias=True), 50)
+        hf.description(dataclasses.replace(config, qkv_bias=True), 50, (7,))
+
+
+def test_what_ends_a_sequence_is_that_of_both_files_and_what_is_asked_for(tmp_path):
+    """A server stops at all of them, so the weights that it is given name the run's and no others."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    make(source, "Llama", {})
+    (source / "generation_config.json").write_text('{"eos_token_id": [5, 6], "top_p": 0.9}')
+    config = json.loads((source / "config.json").read_text())
+    for said, found in ((4, {4, 5, 6}), ([3], {3, 5, 6}), (None, {5, 6})):
+        (source / "config.json").write_text(json.dumps(config | {"eos_token_id": said}))
+        assert hf.end_ids(str(source)) == found
+    _, params = ours(source)
+    hf.save(str(out), params, str(source), stop_ids=(9,))
+    assert hf.end_ids(str(out)) == {9}
+    assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": [9], "top_p": 0.9}
+    hf.save(str(out), params, str(source))
+    assert hf.end_ids(str(out)) == {5, 6}
+    del config["eos_token_id"]
+    (source / "config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoConfig.from_pretrained(source).eos_token_id
+    assert hf.end_ids(str(source)) == {theirs, 5, 6}
 
 
 def test_a_full_disk_is_said_as_one(tmp_path, monkeypatch):
@@ -174,5 +195,5 @@ def test_a_full_disk_is_said_as_one(tmp_path, monkeypatch):
     config = ModelConfig(layers=1, width=8, mlp_width=8, heads=2, kv_heads=2, head_size=4, vocab_size=9)
     params = init_params(Transformer(config, 9), jax.random.key(0))
     with pytest.raises(OSError, match="No space left") as error:
-        hf.save(str(tmp_path), params, hf.description(config, 9))
+        hf.save(str(tmp_path), params, hf.description(config, 9, (7,)))
     assert error.value.errno == errno.ENOSPC and error.value.filename.endswith(hf.SINGLE)

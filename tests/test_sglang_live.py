@@ -42,6 +42,7 @@ TOKENIZER = TinyTokenizer()
 # That of smoke.gin, so that one server does for all.
 CONFIG = ModelConfig(layers=2, width=32, mlp_width=64, heads=2, kv_heads=1, head_size=16)
 MODEL = Transformer(CONFIG, TOKENIZER.vocab_size)
+ABOUT = hf.description(CONFIG, TOKENIZER.vocab_size, TOKENIZER.stop_ids)
 LORA = LoraConfig(rank=4)
 AGREE = 1e-4  # nats
 
@@ -66,7 +67,7 @@ def served():
     return Served(
         models=dict.fromkeys(TEAM, MODEL),
         meshes=dict.fromkeys(TEAM),
-        sources=dict.fromkeys(TEAM, hf.description(CONFIG, TOKENIZER.vocab_size)),
+        sources=dict.fromkeys(TEAM, ABOUT),
         stop_ids=TOKENIZER.stop_ids,
         decode=TOKENIZER.decode,
         starts=dict.fromkeys(TEAM, "base"),
@@ -205,6 +206,8 @@ def test_the_scripted_server_answers_as_the_real_one(live):
         assert (
             made["meta_info"]["weight_versions"][0].keys() == answer["meta_info"]["weight_versions"][0].keys()
         )
+    fleet = live._fleets["base"]
+    assert not fleet.seeds and not fleet.texts and 32_000 < fleet.context < 32_768  # places of its cache
     for path in ("/model_info", "/server_info"):
         assert getattr(script, f"_{path[1:]}")(None).keys() <= raw(live, path).keys()
 
@@ -244,12 +247,11 @@ def test_a_real_router_takes_the_requests(live, local):
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as router:
         try:
             behind = sglang.SGLangConfig(urls=(url,), router=f"http://127.0.0.1:{ports[0]}")
-            engine = behind.build(dataclasses.replace(served(), stop_ids=()))  # nothing ends by itself
+            engine = behind.build(served())
             push(engine, TEAM, 0)
             asked = requests("a", 0.0, k=2)
             for theirs, ours in zip(ask(engine, asked), ask(local, asked), strict=True):
-                assert theirs[0].tokens == theirs[1].tokens
-                assert theirs[0].tokens[: len(ours[0].tokens)] == ours[0].tokens
+                assert theirs[0].tokens == theirs[1].tokens == ours[0].tokens
             assert engine.retries == 0
 
             async def give_up():
@@ -277,12 +279,8 @@ def test_who_is_cancelled_leaves_nothing_running(live):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    live._served = dataclasses.replace(live._served, stop_ids=())  # nothing ends by itself
-    try:
-        asyncio.run(give_up())
-        wait_until_idle(live)
-    finally:
-        live._served = dataclasses.replace(live._served, stop_ids=TOKENIZER.stop_ids)
+    asyncio.run(give_up())
+    wait_until_idle(live)
 
 
 @pytest.fixture
@@ -293,7 +291,7 @@ def full(live):
         served(),
         models={"shared": MODEL},
         meshes={"shared": None},
-        sources={"shared": hf.description(CONFIG, TOKENIZER.vocab_size)},
+        sources={"shared": ABOUT},
         starts={"shared": "shared"},
     )
     engine = sglang.SGLangConfig(urls=(server_of(live).url,)).build(alone)
@@ -387,13 +385,12 @@ def run(folder, engine, *params):
     return [json.loads(line) for line in lines][1:]
 
 
-def test_smoke_trains_against_a_server_that_runs_already_with_the_same_curve(live, tmp_path):
+def test_smoke_trains_on_a_server_that_it_starts_with_the_same_curve(tmp_path):
     engine = f"""
 from atgrpo_jax.engines import sglang
 experiment.Experiment.engine = @sglang.SGLangConfig()
-sglang.SGLangConfig.urls = ("{server_of(live).url}",)
+sglang.SGLangConfig.command = "bash {ROOT}/launch/serve_sglang.sh"
 """
-    server_of(live).state = None  # it will be given other weights
     records = {}
     for name, lines in (("sglang", engine), ("local", "")):
         (tmp_path / name).mkdir()

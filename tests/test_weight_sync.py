@@ -170,6 +170,18 @@ def test_coarse_logprobs_do_not_hide_that_the_weights_are_the_last_ones():
     assert verdict(drawn(new - change, noise)).cause == "it draws from the weights before the push"
 
 
+def test_noise_about_as_large_as_the_limit_is_not_taken_for_a_kept_cache():
+    """Or a run whose importance weights should make up for it would stop."""
+    rng = np.random.default_rng(3)
+    new = np.log(rng.dirichlet(np.ones(50), 9))
+    causes = []
+    for sigma in np.linspace(0.2, 0.6, 41):
+        tokens = np.stack([rng.choice(50, 64, p=np.exp(row)) for row in new])
+        noisy = np.take_along_axis(new + sigma * rng.standard_normal(new.shape), tokens, 1)
+        causes.append(judge(Drawn(tokens, noisy), new, {}, 1.0, 0).cause)
+    assert set(causes) == {None, UNKNOWN}
+
+
 def test_honest_draws_are_spread_evenly_and_the_test_says_how_likely():
     rng = np.random.default_rng(1)
     new = np.log(rng.dirichlet(np.ones(50), 9))

@@ -22,6 +22,8 @@ _SHAPE = (
     "tied", "rope_theta", "rope_scaling", "rms_epsilon",
 )  # fmt: skip
 _POLL_S = 0.5
+_REST_S = 5.0  # before a server that was not reached is asked again
+_DECODED = 256  # ids whose texts are compared
 
 
 @dataclasses.dataclass
@@ -35,6 +37,8 @@ class Fleet:
     servers: list[Server]
     model: Transformer
     adapted: bool
+    stop_ids: tuple[int, ...]
+    decode: Callable[[Sequence[int]], str]
     longest_answer: int
     start_s: float  # until a server that starts is ready, or has taken weights
     # Starts a server's process on ``folder``; None if they are not ours.
@@ -43,7 +47,7 @@ class Fleet:
     folder: Path | None = None
     adapters: dict[str, tuple[str, Path]] = dataclasses.field(default_factory=dict)  # policy -> name, folder
     # What may be asked of all of them.
-    context: int = sys.maxsize  # tokens
+    context: int = sys.maxsize  # tokens of a prompt and its answer
     texts: bool = True  # they have a tokenizer, and so know stop strings
     seeds: bool = True  # the same seed draws the same sample
 
@@ -61,11 +65,16 @@ class Fleet:
             raise RunError(f"no server of {self.name} for {self.start_s:g} s: {error}") from error
 
     async def update(self) -> None:
-        """All servers at once. Raises RunError if one does not take the weights."""
-        try:
-            await asyncio.gather(*(self._heal_in_time(server) for server in self.servers))
-        except ServerError as error:
-            raise RunError(f"the weights of {self.name} did not reach a server: {error}") from error
+        """All servers at once; those that cannot be reached get the weights when they can. Raises RunError if
+        one does not take them, or none is reached in time."""
+        end = time.monotonic() + self.start_s
+        while True:
+            try:
+                return await self.heal_any(self.servers)
+            except ServerError as error:
+                if not isinstance(error, Unreachable) or time.monotonic() > end:
+                    raise RunError(f"the weights of {self.name} did not reach a server: {error}") from error
+            await asyncio.sleep(_POLL_S)
 
     async def heal(self, server: Server) -> None:
         """The server holds what it must, whatever has become of it. Raises Unreachable or ServerError if it
@@ -73,31 +82,33 @@ class Fleet:
         async with server.healing:
             if self._holds(server):
                 return
-            if self.launch is not None and (server.process is None or not server.process.alive):
-                self._start(server)
-            if server.state is None:
-                await self._ready(server, 0.0 if self.launch is None else self.start_s)
-                await self._check(server)
-            await self._give(server)
+            until, why = server.down
+            if time.monotonic() < until:
+                raise Unreachable(why)  # who waited for the lock does not ask a silent server once more
+            try:
+                if self.launch is not None and (server.process is None or not server.process.alive):
+                    self._start(server)
+                if server.state is None:
+                    await self._ready(server, 0.0 if self.launch is None else self.start_s)
+                    await self._check(server)
+                await self._give(server)
+            except Refused as error:
+                raise ServerError(str(error)) from error
+            except Unreachable as error:
+                server.state = None
+                if len(self.servers) > 1 and not server.down[1]:
+                    say(f"{error}; {self.name} goes on without this server until it answers again")
+                server.down = time.monotonic() + _REST_S, str(error)
+                raise
+            server.down = 0.0, ""
 
     async def heal_any(self, servers: Sequence[Server]) -> None:
-        """All that can be reached hold what they must. Raises ServerError if none can."""
+        """All that can be reached hold what they must. Raises ServerError if none can, or one refuses."""
         found = await asyncio.gather(*map(self.heal, servers), return_exceptions=True)
         failures = [failure for failure in found if failure is not None]
         for failure in failures:
-            if not isinstance(failure, ServerError) or len(failures) == len(servers):
+            if not isinstance(failure, Unreachable) or len(failures) == len(servers):
                 raise failure
-
-    async def _heal_in_time(self, server: Server) -> None:
-        end = time.monotonic() + self.start_s
-        while True:
-            try:
-                return await self.heal(server)
-            except Unreachable:
-                server.state = None
-                if time.monotonic() > end:
-                    raise
-            await asyncio.sleep(_POLL_S)
 
     def _holds(self, server: Server) -> bool:
         return server.state == self.state and server.adapters == {name for name, _ in self.adapters.values()}
@@ -140,6 +151,8 @@ class Fleet:
             about = await server.get("/server_info", 4 * ASK_S)
             info = await server.get("/model_info", ASK_S)
             self._check_abilities(server, about, info)
+            if not about["skip_tokenizer_init"]:
+                await self._check_tokenizer(server)
         except (Refused, KeyError, TypeError) as error:
             raise RunError(f"{server.url} ({error}) does not answer as sglang 0.5 does") from error
         if info["weight_version"] == self.state:
@@ -154,11 +167,12 @@ class Fleet:
         if readable or not server.known:
             self._check_model(server, (readable or paths)[0])
         server.known = True
-        self.context = min(self.context, about["context_length"] or sys.maxsize)
+        self.context = min(self.context, about["max_req_input_len"])
         if self.context <= self.longest_answer:
             raise RunError(
-                f"{server.url} has a context of {self.context} tokens, and answers alone may be "
-                f"{self.longest_answer} (RolloutConfig.max_tokens)"
+                f"{server.url} has room for {self.context} tokens, and answers alone may be "
+                f"{self.longest_answer} (RolloutConfig.max_tokens); its --context-length, --max-total-tokens "
+                "and memory decide"
             )
         if self.adapted and not about["enable_lora"]:
             raise RunError(f"{server.url} takes no adapters; start it with --enable-lora (docs/sglang.md)")
@@ -181,6 +195,22 @@ class Fleet:
                 raise RunError(
                     f"{server.url} serves {path} with {field} = {other!r}; {self.name} has {own!r}"
                 )
+        more = hf.end_ids(path) - set(self.stop_ids)
+        if more:
+            raise RunError(
+                f"{server.url} serves {path}, whose eos_token_id would also end samples with {sorted(more)}; "
+                f"ours end with {sorted(self.stop_ids)}: make the two the same"
+            )
+
+    async def _check_tokenizer(self, server: Server) -> None:
+        ids = list(range(0, self.model.vocab_size, max(1, self.model.vocab_size // _DECODED)))
+        theirs = await server.post("/detokenize", {"tokens": [[i] for i in ids]}, 4 * ASK_S)
+        for i, text in zip(ids, theirs["text"], strict=True):
+            own = self.decode([i])
+            if text != own:
+                raise RunError(
+                    f"{server.url} has another tokenizer: token {i} is {text!r} there and {own!r} here"
+                )
 
     async def _give(self, server: Server) -> None:
         """The weights, and those of the adapters; what is not wanted any more goes."""
@@ -200,25 +230,27 @@ class Fleet:
         wanted = dict(self.adapters.values())
         for name in wanted.keys() - server.adapters:
             body = {"lora_name": name, "lora_path": str(wanted[name])}
-            try:
-                await self._told(server, "/load_lora_adapter", body)
-            except RunError as error:
-                if "already loaded" not in str(error):  # a name is given to one adapter only
-                    raise
+            await self._told(server, "/load_lora_adapter", body, "already loaded")
             server.adapters.add(name)
         for name in server.adapters - wanted.keys():
-            await self._told(server, "/unload_lora_adapter", {"lora_name": name})
+            await self._told(server, "/unload_lora_adapter", {"lora_name": name}, "does not exist")
             server.adapters.discard(name)
 
-    async def _told(self, server: Server, path: str, body: dict[str, Any]) -> None:
+    async def _told(self, server: Server, path: str, body: dict[str, Any], done: str = "") -> None:
+        """Raises RunError if the server refuses, unless with words that mean that it has ``done`` so before,
+        and its answer was lost."""
         try:
             answer = await server.post(path, body, self.start_s)
         except Refused as error:
+            if done and done in str(error):
+                return
             raise RunError(f"{error} (asked for {body})") from error
         if not (isinstance(answer, dict) and answer.get("success")):
             raise ServerError(f"{server.url}{path}: {str(answer)[:200]}")
 
     def choose(self, key: GroupKey, attempt: int) -> Server:
-        """One for all groups of an instance, where later turns find its prompts; another after a failure."""
-        first = seed_of(key.split, key.instance) % len(self.servers)
-        return self.servers[(first + attempt) % len(self.servers)]
+        """One for all groups of an instance, where later turns find its prompts; another after a failure, or
+        while nobody answers there."""
+        first = seed_of(key.split, key.instance) % len(self.servers) + attempt
+        order = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
+        return next((server for server in order if server.down[0] <= time.monotonic()), order[0])

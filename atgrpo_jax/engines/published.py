@@ -1,5 +1,7 @@
 """Weights on their way to servers: in a folder that they read, whole or not at all."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -10,23 +12,25 @@ from pathlib import Path
 from atgrpo_jax.errors import RunError
 
 IN_MEMORY = Path("/dev/shm")
+_LOCK = "lock"
 
 
 class Published:
     """Folders under one of our own in ``parent``; without one, in this host's memory where it has such a
-    file system. What runs that were killed left there goes first."""
+    file system. What killed runs of this host left there goes first: a living one holds a lock in its own."""
 
     def __init__(self, parent: str = ""):
         """Raises RunError if the folder cannot be made."""
         default = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
         self.parent = Path(parent).expanduser().absolute() if parent else default
-        prefix = f"atgrpo-{socket.gethostname()}-"
+        host = f"atgrpo-{socket.gethostname()}"
         try:
             self.parent.mkdir(parents=True, exist_ok=True)
-            for left in self.parent.glob(f"{prefix}*"):
-                if not _runs(left.name.removeprefix(prefix).split("-")[0]):
+            for left in self.parent.glob(f"{host}-*"):
+                if left.name.rpartition("-")[0] == host and _abandoned(left):
                     shutil.rmtree(left, ignore_errors=True)
-            self.root = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=self.parent))
+            self.root = Path(tempfile.mkdtemp(prefix=f"{host}-", dir=self.parent))
+            self._lock = _locked(self.root)
         except OSError as error:
             raise RunError(f"cannot make a folder for weights in {self.parent}: {error.strerror}") from error
         self.root.chmod(0o755)  # servers may be another user's
@@ -59,18 +63,30 @@ class Published:
 
     def close(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
+        os.close(self._lock)
 
 
-def _runs(pid: str) -> bool:
-    """Whether a process of this number is there; what is no number is not ours to judge."""
-    if not pid.isdigit():
-        return True
+def _locked(root: Path) -> int:
+    """The descriptor of a lock that ends with this process. Its file is there only when it is held."""
+    descriptor = os.open(root / "unlocked", os.O_CREAT | os.O_RDWR, 0o644)
+    with contextlib.suppress(OSError):  # no locks on this file system: then nobody takes it for abandoned
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(root / "unlocked", root / _LOCK)
+    return descriptor
+
+
+def _abandoned(root: Path) -> bool:
+    """Whether whoever made it has ended."""
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        descriptor = os.open(root / _LOCK, os.O_RDWR)
+    except OSError:
         return False
-    except PermissionError:
-        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
     return True
 
 

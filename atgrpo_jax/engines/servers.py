@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import math
+import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -35,7 +36,10 @@ class Refused(Exception):
 
 
 class Server:
-    """``state`` names the weights it is known to hold, None if that is not known (any longer)."""
+    """``state`` names the weights it is known to hold, None if that is not known (any longer).
+
+    ``down`` says until when (time.monotonic) it is not asked again, and why.
+    """
 
     def __init__(self, url: str, session: aiohttp.ClientSession, process: ServerProcess | None = None):
         self.url = url.rstrip("/")
@@ -43,6 +47,7 @@ class Server:
         self.state: str | None = None
         self.known = False  # it has been found to serve our model
         self.adapters: set[str] = set()  # names that it has loaded
+        self.down: tuple[float, str] = 0.0, ""
         self.healing = asyncio.Lock()
         self._session = session
 
@@ -54,8 +59,11 @@ class Server:
         return await self._ask("POST", path, body, seconds)
 
     async def weights(self) -> Any:
-        """The name of those that it says it holds."""
-        info = await self.get("/model_info", ASK_S)
+        """The name of those that it says it holds. Raises ServerError if it does not say."""
+        try:
+            info = await self.get("/model_info", ASK_S)
+        except Refused as error:
+            raise ServerError(str(error)) from error
         if not isinstance(info, dict) or "weight_version" not in info:
             raise ServerError(f"{self.url}/model_info names no weights: {str(info)[:200]}")
         return info["weight_version"]
@@ -143,11 +151,13 @@ def read_sample(
     """What one answer of /generate says. Ids and logprobs are the last ``completion_tokens`` entries of
     output_token_logprobs: some servers repeat earlier ones before them.
 
-    Raises Stale if other weights than ``state`` drew it, ServerError if it is not what was asked for.
+    Raises Stale if other weights than ``state`` drew it, ServerError if it is not what was asked for, and
+    RunError if a token ended it that does not end ours: drawn again until none does, samples would come from
+    another distribution.
     """
     try:
         about = answer["meta_info"]
-        count, finish = about["completion_tokens"], about["finish_reason"]["type"]
+        count, finish = operator.index(about["completion_tokens"]), about["finish_reason"]["type"]
         entries = about["output_token_logprobs"][-count:] if count else []
         matched = about["finish_reason"].get("matched")
         tokens = tuple(entry[1] for entry in entries)
@@ -161,6 +171,11 @@ def read_sample(
     if finish == "abort":
         raise ServerError(f"the server aborted a sample: {about['finish_reason'].get('message')}")
     wrong = _wrong(tokens, logprobs, count, finish, matched, sampling, stop_ids, vocab_size)
+    if wrong and finish == "stop" and tokens[-1:] == (matched,) and matched not in stop_ids:
+        raise RunError(
+            f"a server ended a sample with token {matched}, and ours end with {sorted(stop_ids)} only; "
+            "start it on a folder whose config.json, generation_config.json and tokenizer name no other"
+        )
     if wrong:
         raise ServerError(f"{wrong}: {str(answer)[:200]}")
     return Sample(tokens, logprobs, finish, version)

@@ -189,7 +189,8 @@ class SGLangEngine:
             dtype = served.models[policy].config.dtype
             old.append(fleet.folder)
             fleet.folder = self._published.write(
-                f"{name}-model", lambda f: hf.save(f, weights.params, served.sources[policy], dtype)
+                f"{name}-model",
+                lambda f: hf.save(f, weights.params, served.sources[policy], dtype, served.stop_ids),
             )
             fleet.state = f"{self._run}/{name}"
             size += folder_bytes(fleet.folder)
@@ -244,6 +245,8 @@ class SGLangEngine:
                 [Server(url, self._session) for url in urls[name] or [f"http://127.0.0.1:{free_port()}"]],
                 self._served.models[policies[0]],
                 adapted,
+                self._served.stop_ids,
+                self._served.decode,
                 self._served.longest_answer,
                 config.start,
                 None if config._all() else self._launch,
@@ -287,7 +290,7 @@ class SGLangEngine:
         if length + new >= fleet.context:
             raise RunError(
                 f"a prompt of {length} tokens at {place}, and {new} to draw: the servers of {fleet.name} "
-                f"have a context of {fleet.context}"
+                f"have room for {fleet.context}"
             )
         if request.sampling.stop and not fleet.texts:
             raise RunError("Sampling.stop: the servers were started with --skip-tokenizer-init")

@@ -44,7 +44,7 @@ class SGLangJaxConfig:
     batches: tuple[int, ...] = ()
     precompile: bool = False  # all shapes at the start, or each when it first comes
     folder: str = ""  # where each policy's config.json is written and left; a temporary one if empty
-    # Seconds; whoever waits longer gets an error for each sample that is not complete. 0 for no limit.
+    # Seconds; a group that is not complete by then is drawn in vain, errors all. 0 for no limit.
     deadline: float = 0.0
 
     def __post_init__(self):
@@ -200,6 +200,9 @@ class SGLangJaxEngine:
             known_tokens=(first or answers[0]).known_tokens,
         )
         stops, decode = request.sampling.stop, self._served.decode
+        if any(answer.finish == "error" for answer in answers):
+            # The longest samples are the last to be complete: the rest would be a choice of short ones.
+            return [Sample((), (), "error", version)] * len(answers)
         return [cut(sample_of(answer, version), stops, decode) for answer in answers]
 
 

@@ -250,8 +250,7 @@ def _contexts() -> set[Any]:
 
 def _describe(folder: Path, model: Transformer, stop_ids: Sequence[int], context: int) -> None:
     """Writes the config.json that an Engine needs beside its weights."""
-    raw = hf.description(model.config, model.vocab_size)
-    raw["eos_token_id"] = list(stop_ids)  # or some families have another by default
+    raw = hf.description(model.config, model.vocab_size, stop_ids)
     raw["max_position_embeddings"] = max(context, raw["max_position_embeddings"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")

@@ -4,7 +4,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from atgrpo_jax.errors import RunError
 from atgrpo_jax.models.config import Dtype, ModelConfig, RopeScaling
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+GENERATION = "generation_config.json"
 # Copied as they are when a trained folder is written.
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
-    "added_tokens.json", "chat_template.jinja", "generation_config.json",
+    "added_tokens.json", "chat_template.jinja", GENERATION,
 )  # fmt: skip
 SHARD_BYTES = 5 * 10**9
 
@@ -98,7 +99,21 @@ def model_config(folder: str, dtype: Dtype = "bfloat16", param_dtype: Dtype = "f
     )
 
 
-def description(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+def end_ids(folder: str) -> set[int]:
+    """The ids that end a sequence for whoever serves the folder, by both its files that name some.
+
+    Raises RunError if one cannot be read.
+    """
+    root = Path(folder).expanduser()
+    raw = _read_json(root / "config.json")
+    # What transformers takes for a family whose config.json does not say.
+    found = [raw.get("eos_token_id", 2 if raw.get("model_type") == "llama" else None)]
+    if (root / GENERATION).is_file():
+        found.append(_read_json(root / GENERATION).get("eos_token_id"))
+    return {i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
+
+
+def description(config: ModelConfig, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, Any]:
     """The config.json that ``model_config`` reads ``config`` from, for models that come from no folder.
 
     Raises RunError for a combination that no family has.
@@ -123,6 +138,7 @@ def description(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
         "max_position_embeddings": 32_768,
         "hidden_act": "silu",
         "attention_bias": False,
+        "eos_token_id": list(stop_ids),  # or some families have another by default
         "dtype": config.param_dtype,
     }
     if config.rope_scaling is not None:
@@ -214,6 +230,7 @@ def save(
     params: Any,
     source: str | dict[str, Any],
     dtype: str | None = None,
+    stop_ids: Sequence[int] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a folder that ``transformers`` loads: weights, and every other file of ``source``.
@@ -221,6 +238,7 @@ def save(
     Args:
       source: a model folder, or what config.json says (``description``).
       dtype: of the written tensors; that of ``source`` if not given.
+      stop_ids: what ends a sequence; that of ``source`` if not given.
       shard_bytes: of one file, at most; one file is on the host at a time.
     """
     root = Path(folder).expanduser()
@@ -233,6 +251,12 @@ def save(
         for name in COPIED:
             if (origin / name).exists():
                 shutil.copyfile(origin / name, root / name)
+    if stop_ids is not None:
+        ends = {"eos_token_id": list(stop_ids)}
+        raw = raw | ends
+        if (root / GENERATION).exists():
+            said = _read_json(root / GENERATION) | ends
+            (root / GENERATION).write_text(json.dumps(said, indent=2) + "\n")
     key = "dtype" if "dtype" in raw else "torch_dtype"  # the newer spelling, and the older one
     dtype = dtype or raw.get(key) or "float32"
     shards = list(_shards(params, jnp.dtype(dtype), shard_bytes))
