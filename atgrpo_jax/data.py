@@ -63,10 +63,13 @@ def rows_of(
 
 
 def pick(rows: tuple[Any, ...], seed: int, split: str, index: int) -> Any:
-    """Those of "train" in a random order, then in another one; others in the order that they have."""
-    round_, place = divmod(index, len(rows))
+    """Those of "train" in a random order, then in another one; others once, in the order that they have.
+
+    Raises IndexError past the end of the others.
+    """
     if split != "train":
-        return rows[place]
+        return rows[index]
+    round_, place = divmod(index, len(rows))
     return rows[_order(len(rows), seed, round_)[place]]
 
 

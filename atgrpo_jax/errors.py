@@ -13,6 +13,10 @@ class RunError(UserError):
     """A run cannot start, go on, or be read."""
 
 
+class PromptTooLong(RunError):
+    """An engine has no room for a prompt and its answer."""
+
+
 class Stopped(KeyboardInterrupt):
     """SIGTERM or Ctrl-C. A KeyboardInterrupt, so that nothing that handles errors swallows it."""
 

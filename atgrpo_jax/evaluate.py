@@ -1,9 +1,10 @@
 """Scores a team on held-out instances: of a run, or of a model folder that plays all roles.
 
-python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP]
+python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--gin_param=...]
 python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=...] [--against=FOLDER]
 
-``--against`` plays a second one on the same instances and gives the paired difference.
+``--against`` plays a second one on the same instances and gives the paired difference. Parameters of a run's
+task and evaluation may be others than in training: --gin_param='math.Math.files = {"test": "aime25.jsonl"}'.
 """
 
 import contextlib
@@ -13,15 +14,16 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags
 
-from atgrpo_jax import config, weight_sync
+from atgrpo_jax import config, experiment, weight_sync
 from atgrpo_jax.cli import gin_flags, run
 from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.evaluation import Score, difference, evaluate
+from atgrpo_jax.evaluation import Score, available, difference, evaluate
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Weights
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.progress import Progress
+from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.saved_run import SavedRun
 from atgrpo_jax.team import Team
 from atgrpo_jax.tokens import FolderTokenizer
@@ -54,16 +56,34 @@ def main(argv: list[str]) -> None:
 
 def evaluate_run(saved: SavedRun) -> None:
     """Appends each score to the run's evaluations.jsonl."""
+    x = _played(saved.x)
     step = saved.newest() if _STEP.value is None else _STEP.value
 
     def contenders() -> Iterator[Contender]:
         for number in [step] if _AGAINST.value is None else [step, _step(_AGAINST.value)]:
             yield f"step {number}", number, saved.weights(number)
 
-    for (_, number, _), score, settings in scores(saved.x, saved.policies, contenders()):
-        record = {"step": number} | settings | score.record()
+    for (_, number, _), score, settings in scores(x, saved.policies, contenders()):
+        record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
         with open(saved.folder.evaluations, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _played(trained: Experiment) -> Experiment:
+    """What the team of a run plays. Raises ConfigError for a parameter that training has settled."""
+    if _GIN_FILE.value is not None:
+        raise ConfigError(
+            "--run_dir has a config of its own: no --gin_file; --gin_param changes single parameters"
+        )
+    if not _GIN_PARAM.value:
+        return trained
+    x = config.load(str(RunFolder(_RUN_DIR.value).config), _GIN_PARAM.value)
+    free = {name: getattr(trained, name) for name in ("task", "evaluation", "sandbox")}
+    settled = experiment.difference(dataclasses.replace(x, **free), trained)
+    if settled or x.task.workflow.order != trained.task.workflow.order:
+        settled = settled or f"Workflow.order = {x.task.workflow.order}"
+        raise ConfigError(f"--gin_param may change the task and the evaluation of a run, not {settled}")
+    return x
 
 
 def evaluate_folders(model: str) -> None:
@@ -95,7 +115,7 @@ def scores(
     x: Experiment, policies: Policies, contenders: Iterator[Contender]
 ) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
     """Plays and prints each contender in turn, and the difference of the first to each later one."""
-    instances = _INSTANCES.value or x.evaluation.instances
+    instances = available(x.task, _SPLIT.value, _INSTANCES.value or x.evaluation.instances)
     temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
     settings = {"split": _SPLIT.value, "temperature": temperature, "instances": instances}
     first: Score | None = None

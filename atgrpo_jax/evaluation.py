@@ -1,5 +1,6 @@
 """Held-out success of a team: the same rollout, one candidate a node, nothing selected."""
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable
@@ -21,7 +22,7 @@ Z = 1.959964  # normal quantile of 95 %
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     temperature: float = 1.0  # 0 is greedy
-    instances: int = 200  # of the test split, before and after training
+    instances: int = 200  # of the test split, before and after training; all, if it has fewer
     every: int = 20  # steps between evaluations on the validation split; 0 for none
     validation_instances: int = 100
 
@@ -104,6 +105,19 @@ def difference(score: Score, other: Score) -> Difference:
     return Difference(
         float(gain_I.mean()), *_normal(gain_I), int((gain_I > 0).sum()), int((gain_I < 0).sum())
     )
+
+
+def available(task: Task | ToolTask, split: str, most: int) -> int:
+    """How many instances a split has, at most ``most``. Raises ValueError if it has no problems at all."""
+
+    def ends_before(count: int) -> bool:
+        try:
+            task.instance(split, count - 1)
+        except IndexError:
+            return True
+        return False
+
+    return bisect.bisect_left(range(1, most + 1), True, key=ends_before)
 
 
 def evaluate(

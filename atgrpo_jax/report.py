@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from atgrpo_jax.evaluation import available
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.progress import duration
 from atgrpo_jax.run_folder import RunFolder, write_atomically
@@ -33,7 +34,7 @@ def summarise(x: Experiment, folder: RunFolder) -> dict[str, Any]:
     summary = {
         "run_dir": str(folder.path),
         "steps": x.steps,
-        "instances": x.evaluation.instances,
+        "instances": available(x.task, "test", x.evaluation.instances),
         "before": {key: first[f"test/{key}"] for key in keys},
         "after": {key: last[f"test/{key}"] for key in keys},
         "train_seconds": sum(record.get("perf/step_s", 0.0) for record in records),

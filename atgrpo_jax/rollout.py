@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from atgrpo_jax.checks import require
 from atgrpo_jax.engines.base import Engine, Request
+from atgrpo_jax.errors import PromptTooLong
+from atgrpo_jax.progress import say
 from atgrpo_jax.sandbox.base import Program, Run, Runner
 from atgrpo_jax.selection import Select, choose
 from atgrpo_jax.tasks.base import Step, Task, ToolTask, digest
@@ -195,11 +197,21 @@ class Player:
 
 
 def engine_propose(engine: Engine, sampling: Sampling, candidates: int, seed: int) -> Propose:
-    """Candidates from an engine, each at its own address."""
+    """Candidates from an engine, each at its own address.
+
+    What roles have said may make a later turn's prompt too long for the engine: then there are no samples, as
+    when an engine fails. Raises PromptTooLong for a first turn's, which is the task's own doing.
+    """
 
     async def propose(state, key, prompt_ids, policy):
         addresses = tuple(Address(seed, key, k) for k in range(candidates))
-        return await engine.sample(Request(policy, prompt_ids, addresses, sampling))
+        try:
+            return await engine.sample(Request(policy, prompt_ids, addresses, sampling))
+        except PromptTooLong as error:
+            if key.turn == 0:
+                raise
+            say(f"{error}; the episode ends there")
+            return [Sample((), (), "error", engine.version(policy))] * candidates
 
     return propose
 

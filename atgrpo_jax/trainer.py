@@ -11,7 +11,9 @@ import jax
 from atgrpo_jax import weight_sync
 from atgrpo_jax.batch import minibatches
 from atgrpo_jax.checkpoint import Checkpoints
-from atgrpo_jax.evaluation import evaluate
+from atgrpo_jax.data import SPLITS
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.evaluation import available, evaluate
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.groups import Credited, audit, credit
 from atgrpo_jax.learner import PolicyState, Updates
@@ -29,6 +31,11 @@ class Trainer:
 
     def __init__(self, x: Experiment, folder: RunFolder):
         self.x, self.folder = x, folder
+        for split in SPLITS:
+            try:
+                x.task.instance(split, 0)  # before any time is spent
+            except ValueError as error:
+                raise ConfigError(f"no instance to use for {split}: {error}") from error
         self.done = 0
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
@@ -207,7 +214,8 @@ class Trainer:
 
     def _score(self, step: int, split: str) -> dict[str, float]:
         x = self.x.evaluation
-        instances = x.instances if split == "test" else x.validation_instances
+        most = x.instances if split == "test" else x.validation_instances
+        instances = available(self.x.task, split, most)
         with Progress(f"{split} after step {step}", instances, "episode") as progress:
             score = evaluate(
                 self.x.task,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
 
-from atgrpo_jax.evaluation import EvaluationConfig, Score, difference, evaluate, wilson
+from atgrpo_jax.evaluation import EvaluationConfig, Score, available, difference, evaluate, wilson
 from atgrpo_jax.team import Team
 from atgrpo_jax.types import Sampling
 
@@ -37,6 +37,18 @@ def test_every_episode_of_an_instance_has_addresses_of_its_own():
     )  # fmt: skip
     assert score.solved_IK.shape == (2, 3)
     assert len({r.addresses[0] for r in engine.requests}) == 2 * 3 * 2
+
+
+def test_a_split_that_ends_is_played_once():
+    problems = [f'{{"question": "What is {i} + 1?", "answer": {i + 1}}}' for i in range(7)]
+
+    class Few:
+        def instance(self, split, index):
+            return problems[index] if split == "test" else index
+
+    few = Few()
+    assert [available(few, "test", most) for most in (1, 6, 7, 8, 200)] == [1, 6, 7, 7, 7]
+    assert available(few, "train", 200) == 200
 
 
 def score(*rows):

@@ -7,6 +7,7 @@ import time
 import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
 
+from atgrpo_jax.errors import PromptTooLong
 from atgrpo_jax.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
 from atgrpo_jax.sandbox.base import Program, Run
 from atgrpo_jax.tasks.base import Workflow
@@ -167,6 +168,27 @@ def test_an_engine_that_fails_every_sibling_ends_the_episode_but_not_the_others(
     episode = play(player({(0, "a"): ["1", "1", "2"], (0, "b"): [None] * 3})[0])
     assert (episode.end, episode.solved, len(episode.groups)) == ("engine_error", False, 2)
     assert episode.groups[1].chosen is None
+
+
+def test_what_roles_have_said_may_be_too_long_for_the_engine_what_the_task_says_may_not(capsys):
+    class Short(ScriptedEngine):
+        async def sample(self, request):
+            if len(request.prompt_ids) > most:
+                raise PromptTooLong(f"a prompt of {len(request.prompt_ids)} tokens")
+            return await super().sample(request)
+
+    engine = Short({(0, "a"): ["1"], (0, "b"): ["2"], (1, "a"): ["3"], (1, "b"): ["4"]}, version=3)
+    made = Player(Sum(), Team(), CharTokenizer(), engine_propose(engine, SAMPLING, 1, 5), SAMPLING, seed=5)
+    first, last = (len(CharTokenizer().prompt_ids(Sum().prompt(said, "a"))) for said in ((), (1, 2)))
+    most = last - 1
+    episode = play(made)
+    assert (episode.end, episode.turns, len(episode.groups)) == ("engine_error", 2, 3)
+    (lost,) = episode.groups[2].candidates
+    assert lost.reward is None and lost.sample.version == 3
+    assert "tokens; the episode ends there" in capsys.readouterr().err
+    most = first - 1
+    with pytest.raises(PromptTooLong):
+        play(made)
 
 
 def test_every_sample_has_its_own_address():

@@ -158,6 +158,25 @@ def test_evaluate_repeats_the_runs_own_scores(whole, place):
     assert [r["step"] for r in records] == [STEPS, 0]
 
 
+def test_evaluate_plays_a_run_on_another_task_than_it_was_trained_on(whole, place):
+    folder, _, _ = whole
+    args, one = (
+        (f"--run_dir={folder.path}", "--instances=3"),
+        "--gin_param=plan_path.PlanPath.obstacles = 0.0",
+    )
+    before = len(folder.evaluations.read_text().splitlines())
+    out, _ = finish(start(place, *args, one, module="evaluate"))
+    assert out.startswith("test after step") and " of 3 (" in out
+    (record,) = map(json.loads, folder.evaluations.read_text().splitlines()[before:])
+    assert record["gin_param"] == ["plan_path.PlanPath.obstacles = 0.0"] and record["instances"] == 3
+    for more, says in (
+        ("--gin_param=learner.OptimizerConfig.learning_rate = 1.0", "may change the task and the evaluation"),
+        ("--gin_file=smoke.gin", "has a config of its own: no --gin_file"),
+    ):
+        _, err = finish(start(place, *args, more, module="evaluate"), code=2)
+        assert says in err
+
+
 def test_a_run_that_started_from_no_folder_is_exported_as_one(whole, place):
     finish(start(place, "--run_dir=whole", "--out=exported", module="export"))
     x = config.load("smoke.gin")

@@ -21,7 +21,7 @@ from atgrpo_jax.engines.base import Request, Served, Usage
 from atgrpo_jax.engines.decoding import Sizes
 from atgrpo_jax.engines.lanes import Branch, Lane, Ticket
 from atgrpo_jax.engines.patterns import automaton, check_match
-from atgrpo_jax.errors import RunError
+from atgrpo_jax.errors import PromptTooLong, RunError
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Transformer, Weights, fuse
 from atgrpo_jax.types import Sample
@@ -140,7 +140,8 @@ class LocalEngine:
         place = request.addresses[0].group.path()
         length = len(request.prompt_ids)
         if not 1 <= length <= self._config.max_prompt:
-            raise RunError(
+            kind = PromptTooLong if length else RunError
+            raise kind(
                 f"a prompt of {length} tokens at {place}: must be 1 to LocalEngineConfig.max_prompt = "
                 f"{self._config.max_prompt}"
             )

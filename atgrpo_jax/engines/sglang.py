@@ -40,7 +40,7 @@ from atgrpo_jax.engines.servers import (
     read_sample,
     sampling_params,
 )
-from atgrpo_jax.errors import RunError
+from atgrpo_jax.errors import PromptTooLong, RunError
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.lora import save_adapter
 from atgrpo_jax.models.transformer import Weights, init_params
@@ -288,7 +288,7 @@ class SGLangEngine:
                 raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
         length, new = len(request.prompt_ids), request.sampling.max_tokens
         if length + new >= fleet.context:
-            raise RunError(
+            raise PromptTooLong(
                 f"a prompt of {length} tokens at {place}, and {new} to draw: the servers of {fleet.name} "
                 f"have room for {fleet.context}"
             )

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.base import Request, Served, Usage
 from atgrpo_jax.engines.sglang_jax_session import Answer, Session, check_installed
-from atgrpo_jax.errors import RunError
+from atgrpo_jax.errors import PromptTooLong, RunError
 from atgrpo_jax.models.lora import merge
 from atgrpo_jax.models.transformer import Transformer, Weights
 from atgrpo_jax.types import Address, Sample, Sampling
@@ -173,7 +173,8 @@ class SGLangJaxEngine:
         place = request.addresses[0].group.path()
         length, most = len(request.prompt_ids), self._config.context_length - request.sampling.max_tokens
         if not 1 <= length <= most:
-            raise RunError(
+            kind = PromptTooLong if length else RunError
+            raise kind(
                 f"a prompt of {length} tokens at {place}: must be 1 to {most}, "
                 f"SGLangJaxConfig.context_length less max_tokens"
             )

@@ -50,7 +50,7 @@ class Play(Protocol):
     def workflow(self) -> Workflow: ...
 
     def instance(self, split: str, index: int) -> Any:
-        """A hashable, immutable problem."""
+        """A hashable, immutable problem. Splits but "train" may end: IndexError beyond."""
         ...
 
     def initial(self, instance: Any) -> Any:

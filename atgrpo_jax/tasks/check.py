@@ -24,9 +24,11 @@ from atgrpo_jax.cli import gin_flags
 from atgrpo_jax.cli import run as run_main
 from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.errors import ConfigError, RunError
+from atgrpo_jax.evaluation import available
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.sandbox.base import End, Run, Runner
 from atgrpo_jax.tasks.base import Step, Task, ToolTask, digest
+from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import seed_of
 
 SPLITS = ("train", "validation", "test")
@@ -72,6 +74,7 @@ class _Check:
     def __init__(self, task, runner, instances, episodes):
         self._task, self._runner, self._episodes = task, runner, episodes
         self._instances = range(instances)
+        self._held = {split: range(available(task, split, instances)) for split in SPLITS}
         self._problems: dict[Problem, None] = {}
         self._rng = random.Random(0)
 
@@ -90,8 +93,8 @@ class _Check:
 
     def _pure_instances(self) -> None:
         for split in SPLITS:
-            first = [digest(self._task.instance(split, i)) for i in self._instances]
-            again = [digest(self._task.instance(split, i)) for i in reversed(self._instances)][::-1]
+            first = [digest(self._task.instance(split, i)) for i in self._held[split]]
+            again = [digest(self._task.instance(split, i)) for i in reversed(self._held[split])][::-1]
             for index, (one, other) in enumerate(zip(first, again, strict=True)):
                 if one != other:
                     self._found("instances are pure", f"{split} {index} is another one the second time")
@@ -99,7 +102,7 @@ class _Check:
     def _disjoint_splits(self) -> None:
         seen: dict[str, str] = {}
         for split in SPLITS:
-            for index in self._instances:
+            for index in self._held[split]:
                 name = digest(self._task.instance(split, index))
                 place = seen.setdefault(name, f"{split} {index}")
                 if not place.startswith(split):
@@ -252,14 +255,15 @@ def check_experiment(
 async def _lengths(x: Experiment, runner: Runner | None, instances: int, say) -> list[Problem]:
     problems, longest, answers = [], 0, 0
     judge = _Check(x.task, runner, instances, 0)
-    for index in range(instances):
+    wordy = _wordy(x.tokenizer, x.rollout.max_tokens)
+    for index, said in itertools.product(range(instances), (None, wordy)):
         state = x.task.initial(x.task.instance("train", index))
         done = False
         for turn in range(x.task.workflow.turns):
             for role in x.task.workflow.order:
-                text = x.task.demonstration(state, role, random.Random(index))
+                text = said or x.task.demonstration(state, role, random.Random(index))
                 longest = max(longest, len(x.tokenizer.prompt_ids(x.task.prompt(state, role))))
-                answers = max(answers, len(x.tokenizer.answer_ids(text)))
+                answers = max(answers, 0 if said else len(x.tokenizer.answer_ids(text)))
                 step = await judge._act(state, role, text, f"train {index}, turn {turn}, {role}")
                 state, done = step.state, step.done
             if done:
@@ -275,11 +279,18 @@ async def _lengths(x: Experiment, runner: Runner | None, instances: int, say) ->
     return problems
 
 
+def _wordy(tokenizer: Tokenizer, tokens: int) -> str:
+    """A program that is as long as an answer may be: roles that are shown it must have it shortened."""
+    line = "print('so long')\n"
+    lines = tokens // max(1, len(tokenizer.answer_ids(line)) - 1)
+    return f"```python\n{line * lines}```"
+
+
 def digests(task: Task | ToolTask, instances: int) -> list[str]:
     """Of instances and first prompts: equal in every process."""
     lines = []
     for split in SPLITS:
-        for index in range(instances):
+        for index in range(available(task, split, instances)):
             instance = task.instance(split, index)
             prompts = [task.prompt(task.initial(instance), role) for role in task.workflow.order]
             lines.append(f"{split} {index} {digest(instance)} {digest(prompts)}")

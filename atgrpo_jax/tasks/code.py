@@ -32,6 +32,7 @@ from atgrpo_jax.types import Message, Outcome, Reward
 
 CODER, TESTER = ROLES = ("coder", "tester")
 SHOWN = 1000  # characters of a test's texts that are shown
+PROGRAM_SHOWN = 4000
 LONGEST = 10_000  # characters of either text of a tester's test
 
 
@@ -106,7 +107,7 @@ class Code:
         for name in ("builds", "runs", "golden", "form", "quality"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
         object.__setattr__(self, "files", absolute(self.files))
-        prompts.settle(self, self.workflow.order)
+        prompts.settle(self, self.workflow.order, next(iter(self.files), "train"))
 
     def instance(self, split: str, index: int) -> Problem:
         """Raises ValueError for a split without files, or naming the line and field of a bad row."""
@@ -131,7 +132,10 @@ class Code:
             "form": problem.form,
             "starter": problem.starter,
             "call": alias(problem.names[0]) if problem.names else "",
-            "rounds": [{"code": r.code, "case": r.case and vars(r.case)} for r in rounds],
+            "rounds": [
+                {"code": prompts.shortened(r.code, PROGRAM_SHOWN), "case": r.case and vars(r.case)}
+                for r in rounds
+            ],
         }
         return prompts.render(self.prompts, role, values)
 

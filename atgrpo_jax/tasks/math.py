@@ -29,6 +29,7 @@ from atgrpo_jax.types import Message, Outcome, Reward, seed_of
 
 TOOL, REASONER, JUDGE = KINDS = ("tool", "reasoner", "judge")
 SHOWN = 1000  # characters of what was said that others are shown
+PROGRAM_SHOWN = 2000
 LONGEST = 200  # characters of an answer
 TOLERANCE = Fraction(1, 10**6)  # relative, of numbers
 
@@ -123,7 +124,7 @@ class Math:
         missing = find_spec("math_verify") is None
         require(self, "files", not missing, 'needs math-verify: pip install "atgrpo_jax[math]"')
         object.__setattr__(self, "files", absolute(self.files))
-        prompts.settle(self, list(map(kind_of, self.workflow.order)))
+        prompts.settle(self, list(map(kind_of, self.workflow.order)), next(iter(self.files), "train"))
 
     def instance(self, split: str, index: int) -> Problem:
         """Raises ValueError for a split without files, or naming the line and field of a bad row."""
@@ -225,7 +226,7 @@ def _shown(said: Said) -> dict[str, Any]:
         "role": said.role,
         "kind": kind_of(said.role),
         "text": prompts.shortened(said.text, SHOWN),
-        "code": said.code,
+        "code": prompts.shortened(said.code, PROGRAM_SHOWN),
         "output": prompts.shortened(said.output, SHOWN),
         "answer": said.answer,
     }

@@ -31,14 +31,14 @@ def render(folder: str, role: str, values: Mapping[str, Any]) -> list[Message]:
     return [{"role": "user", "content": content.strip("\n")}]
 
 
-def settle(task: Any, names: Sequence[str]) -> None:
+def settle(task: Any, names: Sequence[str], split: str = "train") -> None:
     """For a task's ``__post_init__``: there are templates of those names in the folder ``task.prompts``, and
-    they show every role the first instance. ``prompts`` becomes absolute if it is a folder of the user's, and
-    ``prompts_digest`` says what its files hold.
+    they show every role the first instance of a split. ``prompts`` becomes absolute if it is a folder of the
+    user's, and ``prompts_digest`` says what its files hold.
 
     Raises ValueError naming the field if that is not so, and whatever ``task.instance`` raises.
     """
-    first = task.initial(task.instance("train", 0))
+    first = task.initial(task.instance(split, 0))
     if _own(task.prompts).is_dir():
         object.__setattr__(task, "prompts", str(_own(task.prompts).absolute()))
     try:
