@@ -18,7 +18,7 @@ from atgrpo_jax.mesh import batch_sharding, host_sharding, parameter_shardings, 
 from atgrpo_jax.models.head import Objective
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params
+from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, init_params
 from atgrpo_jax.types import Batch
 
 
@@ -221,7 +221,7 @@ class Learner:
         )
         # The same in two programs: in one, XLA fetches the optimizer's state before it computes gradients.
         self._jit_gradients = jax.jit(
-            self._gradients,
+            self._exact_gradients,
             in_shardings=(computing.params, rows, plain, None, None),
             out_shardings=(computing.params, plain),
         )
@@ -352,10 +352,11 @@ class Learner:
     def _logprobs(self, params, batch, numbers, base):
         _, temperature, _ = numbers
         weights = self.weights(params, base)
-        return jax.lax.map(lambda micro: self._packed.logprobs(weights, micro, temperature)[0], batch)
+        with exact_products(self.model.config):
+            return jax.lax.map(lambda micro: self._packed.logprobs(weights, micro, temperature)[0], batch)
 
     def _update(self, state, batch, numbers, reference, base):
-        grads, metrics = self._gradients(state.params, batch, numbers, reference, base)
+        grads, metrics = self._exact_gradients(state.params, batch, numbers, reference, base)
         return self._apply(state, grads, numbers), metrics
 
     def _apply(self, state, grads, numbers):
@@ -364,6 +365,10 @@ class Learner:
         updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
         return PolicyState(params, opt_state)
+
+    def _exact_gradients(self, *given):
+        with exact_products(self.model.config):
+            return self._gradients(*given)
 
     def _gradients(self, params, batch, numbers, reference, base):
         count, temperature, _ = numbers

@@ -18,7 +18,7 @@ from atgrpo_jax.engines.base import Engine, Request
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.transformer import Transformer, Weights, logits, run
+from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, logits, run
 from atgrpo_jax.types import Address, GroupKey, Sampling, seed_of
 
 PROMPTS = 8  # that are asked again after every push, so that what a cache keeps of them shows
@@ -73,8 +73,8 @@ class Verdict(NamedTuple):
 
 
 UNKNOWN = "it holds other weights than any of the learner's, or computes at a lower precision"
-# A kept cache makes errors after the known prompts so many times larger than after the new one. Noise is the
-# same after both.
+# A kept cache makes errors after every known prompt so many times larger than after the new one. Noise, too,
+# differs between prompts, but not by who has asked for them before.
 KEPT_RATIO = 5.0
 KEPT = "it has kept what it computed of prompts with the weights before the push"
 LAST = "the weights before the push"
@@ -177,16 +177,17 @@ def next_logprobs(
     """What may follow each row: [B, V] float32, at ``temperature`` (0: as at 1)."""
     B, T = tokens_BT.shape
     mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
-    hidden_BTD, _ = run(
-        model,
-        weights.params,
-        None if weights.adapter is None else stack([weights.adapter]),
-        tokens_BT,
-        jnp.broadcast_to(jnp.arange(T), (B, T)),
-        lambda q, k, v, _: (masked_attention(q, k, v, mask_BTT), None),
-        scale_BJ=jnp.full((B, 1), weights.scale, jnp.float32),
-    )
-    scores_BV = logits(weights.params, hidden_BTD[:, -1])
+    with exact_products(model.config):
+        hidden_BTD, _ = run(
+            model,
+            weights.params,
+            None if weights.adapter is None else stack([weights.adapter]),
+            tokens_BT,
+            jnp.broadcast_to(jnp.arange(T), (B, T)),
+            lambda q, k, v, _: (masked_attention(q, k, v, mask_BTT), None),
+            scale_BJ=jnp.full((B, 1), weights.scale, jnp.float32),
+        )
+        scores_BV = logits(weights.params, hidden_BTD[:, -1])
     return jax.nn.log_softmax(scores_BV / jnp.where(temperature > 0, temperature, 1.0))
 
 
@@ -204,8 +205,8 @@ def judge(
     margins = {name: _margin(drawn, learned_PV, other) for name, other in others.items()}
     margin = min(filter(None, margins.values()), default=0.0)
     cause = None
-    known, new = np.sqrt(np.mean(gap_PK[:-1] ** 2)), np.sqrt(np.mean(gap_PK[-1] ** 2))
-    if gap_PK[-1].max() <= limit < gap and known > KEPT_RATIO * new:
+    *known, new = np.sqrt(np.mean(gap_PK**2, axis=1))
+    if gap_PK[-1].max() <= limit < gap and min(known) > KEPT_RATIO * new:
         cause = KEPT
     elif margins and min(margins.values()) < -OTHERS_Z:
         cause = f"it draws from {min(margins, key=lambda name: margins[name])}"

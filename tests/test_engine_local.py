@@ -19,7 +19,7 @@ from atgrpo_jax.mesh import MeshConfig, parameter_shardings
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Weights, init_params, logits
+from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
 from atgrpo_jax.types import Address, Candidate, Group, GroupKey, Origin, Outcome, Sampling
 
 MODEL = small_model()
@@ -354,6 +354,36 @@ def test_a_mesh_gives_the_same(engine, params, mesh):
         for sample, other in zip(ours, expected, strict=True):
             assert (sample.tokens, sample.finish) == (other.tokens, other.finish)
             np.testing.assert_allclose(sample.logprobs, other.logprobs, **PARITY)
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+def test_the_kernel_gives_the_same(mesh):
+    """Interpreted; whole answers of two pages, on prompts of up to two."""
+    config = LocalEngineConfig(rows=12, page=16, max_prompt=32, prompt_cache=256, prefill=16)
+    on_mesh = None if mesh is None else mesh.build()
+    drawn = {}
+    for attention in ("tiles", "fused"):
+        model = Transformer(dataclasses.replace(MODEL.config, head_size=16, attention=attention), 64)
+        engine = LocalEngine(model, (STOP,), config, on_mesh)
+        engine.push_weights("shared", Weights(init_params(model, jax.random.key(0))), 0)
+        drawn[attention] = draw(
+            engine, *(request(list(range(4, 4 + n)), n, max_tokens=32) for n in (3, 9, 20))
+        )
+        (lane,) = engine._lanes.values()
+        assert lane._z.fused == (attention == "fused")
+    for one, other in zip(drawn["fused"], drawn["tiles"], strict=True):
+        assert [s.tokens for s in one] == [s.tokens for s in other]
+        for sample, expected in zip(one, other, strict=True):
+            np.testing.assert_allclose(sample.logprobs, expected.logprobs, **PARITY)
+
+
+def test_float32_is_multiplied_in_float32(params, engine):
+    """On every device: what JAX lowers asks for it."""
+    draw(engine, request([5]))
+    (lane,) = engine._lanes.values()
+    text = lane.lowered(engine._family("shared").params, None).as_text()
+    products = re.findall(r"stablehlo.dot_general.*", text)
+    assert products and all("precision = [HIGHEST, HIGHEST]" in product for product in products)
 
 
 def test_shards_exchange_who_is_done_and_nothing_else(params):

@@ -19,7 +19,10 @@ RANKS = [
         "engines.servers", "models.config", "models.attention",
         "models.fused", "models.paged", "models.sampling",
     },
-    {"tasks.games", "tasks.grid", "models.transformer", "models.hf", "groups", "packaged"},
+    {
+        "tasks.games", "tasks.grid", "models.fused_paged", "models.transformer", "models.hf", "groups",
+        "packaged",
+    },
     {
         "tasks.code_problems", "tasks.math", "tasks.plan_path", "tasks.sokoban_rooms", "tasks.sudoku",
         "batch", "models.lora", "models.head",

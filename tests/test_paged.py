@@ -1,3 +1,4 @@
+import functools
 import random
 
 import jax
@@ -8,6 +9,7 @@ from fakes import PARITY
 
 from atgrpo_jax.engines.pages import PromptPages
 from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.fused_paged import fused_decode_attention, supports
 from atgrpo_jax.models.paged import (
     Chunk,
     Pages,
@@ -84,8 +86,30 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
                 for of_prompt, of_row in ((keys, own_k), (values, own_v))
             ]
             np.testing.assert_allclose(ours[row], by_plain_attention(q[row], *seen), **PARITY)
+    one_bank = jax.tree.map(lambda *x: jnp.concatenate(x), *banks)
+    inputs = q, jnp.asarray(counts), pool, one_bank, tiles, jnp.asarray(table)
+    kernels = fused_decode_attention(*jax.tree.map(lambda x: jnp.asarray(x)[None], inputs), interpret=True)[0]
+    for row, prompt in enumerate(prompt_of):
+        if prompt is not None:
+            np.testing.assert_allclose(kernels[row], ours[row], **PARITY)
+    assert (kernels[3] == 0).all()  # nobody
     # Pages beyond what anybody sees change nothing, not the last bit.
     assert (np.asarray(attend(Turns(jnp.array([3, 1]), 2, 2))) == np.asarray(ours)).all()
+
+
+def test_the_kernel_lowers_for_a_gpu():
+    """To Triton's intermediate language; whether a GPU runs it needs one."""
+
+    def shape(*sizes, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct((1, *sizes), dtype)
+
+    wide = functools.partial(shape, dtype=jnp.bfloat16)
+    pages = Pages(wide(9, 2, 64, 32), wide(9, 2, 32, 64))
+    tiles = Tiles(shape(4, 2), shape(4, 3), shape(4))
+    traced = jax.jit(fused_decode_attention).trace(wide(5, 6, 64), shape(5), pages, pages, tiles, shape(5, 2))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @__gpu$xla") == 1
+    assert supports(64, 32) and not supports(96, 32) and not supports(64, 8)
 
 
 def test_prefill_sees_earlier_pages_and_the_own_tokens_so_far(prompts):

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atgrpo_jax.mesh import group_sharding, page_sharding
+from atgrpo_jax.models.fused_paged import fused_decode_attention
 from atgrpo_jax.models.paged import (
     Chunk,
     Pages,
@@ -24,7 +25,7 @@ from atgrpo_jax.models.paged import (
     prefill_attention,
 )
 from atgrpo_jax.models.sampling import Rules, pick, uniforms
-from atgrpo_jax.models.transformer import Transformer, logits, run
+from atgrpo_jax.models.transformer import Transformer, exact_products, logits, run
 
 
 class Sizes(NamedTuple):
@@ -46,6 +47,7 @@ class Sizes(NamedTuple):
     adapters: int  # J
     states: int  # T, of the pattern that all samples match; 0 if there is none
     chunk: int  # tokens a row at most, between two looks of the host
+    fused: bool  # attention is one kernel
 
     @property
     def limit(self) -> int:
@@ -165,6 +167,7 @@ def prefill(model: Transformer, z: Sizes, state: State, params: Any, adapters: A
 def decode(
     model: Transformer,
     z: Sizes,
+    mesh: Mesh | None,
     state: State,
     params: Any,
     adapters: Any,
@@ -208,8 +211,11 @@ def decode(
                 put(bank, jnp.where(page_Ds // size == b, page_Ds % size, size), count_Ds % z.place, k, v)
                 for b, bank in enumerate(banks)
             ]
-            over = jax.vmap(decode_attention, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
-            out = over(q, count_Ds, prompts, banks, tiles, owners, rows.answer, turns)
+            if z.fused:
+                out = _fused(mesh, q, count_Ds, prompts, banks[0], tiles, rows.answer)
+            else:
+                over = jax.vmap(decode_attention, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
+                out = over(q, count_Ds, prompts, banks, tiles, owners, rows.answer, turns)
             return out.reshape(q_R1NH.shape), (prompts, banks)
 
         inputs = drawn.tokens[:, None], (flat.prompt + count_R)[:, None], attend
@@ -237,6 +243,20 @@ def decode(
     return state, Drawn._make([*drawn, i])
 
 
+def _fused(mesh: Mesh | None, q_DsNH: jax.Array, count_Ds: jax.Array, *inputs: Any) -> jax.Array:
+    """``fused_decode_attention`` on each device's shards and heads, which XLA would not find by itself."""
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    attention = functools.partial(fused_decode_attention, interpret=device.platform == "cpu")
+    if mesh is None:
+        return attention(q_DsNH, count_Ds, *inputs)
+    prompts, *rest = inputs
+    by_head = page_sharding(mesh, prompts.keys.shape[2]).spec
+    by_shard = group_sharding(mesh).spec
+    specs = by_head, by_shard, by_head, by_head, by_shard, by_shard
+    sharded = jax.shard_map(attention, mesh=mesh, in_specs=specs, out_specs=by_head, check_vma=False)
+    return sharded(q_DsNH, count_Ds, prompts, *rest)
+
+
 class Programs(NamedTuple):
     empty: Any
     prefill: Any
@@ -248,11 +268,18 @@ def programs(model: Transformer, z: Sizes, mesh: Mesh | None) -> Programs:
     """Jitted."""
     sharding = None if mesh is None else _shardings(model, z, mesh)
     both = None if sharding is None else (sharding, None)
-    compiled = functools.partial(jax.jit, donate_argnums=0)
+
+    def compiled(program, out_shardings):
+        def traced(*inputs):
+            with exact_products(model.config):
+                return program(*inputs)
+
+        return jax.jit(traced, donate_argnums=0, out_shardings=out_shardings)
+
     return Programs(
         jax.jit(functools.partial(empty, model, z), out_shardings=sharding),
-        compiled(functools.partial(prefill, model, z), out_shardings=sharding),
-        compiled(functools.partial(decode, model, z), out_shardings=both),
+        compiled(functools.partial(prefill, model, z), sharding),
+        compiled(functools.partial(decode, model, z, mesh), both),
     )
 
 

@@ -22,6 +22,8 @@ from atgrpo_jax.engines.decoding import Sizes
 from atgrpo_jax.engines.lanes import Branch, Lane, Ticket
 from atgrpo_jax.engines.patterns import automaton, check_match
 from atgrpo_jax.errors import PromptTooLong, RunError
+from atgrpo_jax.models import fused_paged
+from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Transformer, Weights, fuse
 from atgrpo_jax.types import Sample
@@ -304,10 +306,13 @@ def sizes(
     sampling = request.sampling
     rows = config.rows // shards
     tokens, samples = usual or (1, len(request.addresses))
-    most = power_of_two(max(sampling.max_tokens, tokens))
-    place = min(most, max(power_of_two(config.page) // 2, most // 16, 1))  # divides ``most``
+    fused = _wants_kernel(family.model.config, mesh)
+    least = fused_paged.LEAST if fused else 1
+    most = power_of_two(max(sampling.max_tokens, tokens, least))
+    place = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
     longest_answer = most // place
-    banks = min(longest_answer, 4)
+    fused = fused and fused_paged.supports(family.model.config.head_size, config.page, place)
+    banks = 1 if fused else min(longest_answer, 4)
     all_pages = rows * longest_answer
     wanted = -(-config.answer_cache // place) or all_pages
     answer_pages = round_up(min(max(wanted, longest_answer), all_pages), banks)
@@ -329,6 +334,15 @@ def sizes(
         adapters=0 if family.adapters is None else len(family.policies),
         states=0,
         chunk=config.chunk,
+        fused=fused,
+    )
+
+
+def _wants_kernel(config: ModelConfig, mesh: Mesh | None) -> bool:
+    """Whether attention over pages is to be one kernel: on GPUs, and interpreted, for tests."""
+    platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+    return (platform == "gpu" and config.attention != "tiles") or (
+        platform == "cpu" and config.attention == "fused"
     )
 
 

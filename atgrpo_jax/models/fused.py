@@ -146,11 +146,11 @@ def _output_kernel(counts, lists, own_i, prompt_i, own, q, k, v, out, log_total,
         acc, best, total = carry
         j = lists[b, i, x]
         at = _at(j, t)
-        scores = _dot(q[...], k[at, :].T) * scale
+        scores = dot(q[...], k[at, :].T) * scale
         scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, _HIDDEN)
         now = jnp.maximum(best, jnp.max(scores, axis=1, keepdims=True))
         kept, probs = jnp.exp(best - now), jnp.exp(scores - now)
-        acc = acc * kept + _dot(probs.astype(v.dtype), v[at, :])
+        acc = acc * kept + dot(probs.astype(v.dtype), v[at, :])
         return acc, now, total * kept + jnp.sum(probs, axis=1, keepdims=True)
 
     start = jnp.zeros(q.shape, jnp.float32), jnp.full((t, 1), _HIDDEN), jnp.zeros((t, 1), jnp.float32)
@@ -168,11 +168,11 @@ def _queries_kernel(counts, lists, own_i, prompt_i, own, q, k, v, d_out, log_tot
     def visit(x, acc):
         j = lists[b, i, x]
         at = _at(j, t)
-        scores = _dot(q[...], k[at, :].T) * scale
+        scores = dot(q[...], k[at, :].T) * scale
         scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, _HIDDEN)
-        d_probs = _dot(d_out[...], v[at, :].T)
+        d_probs = dot(d_out[...], v[at, :].T)
         d_scores = jnp.exp(scores - log_column) * (d_probs - inner_column)
-        return acc + _dot(d_scores.astype(k.dtype), k[at, :])
+        return acc + dot(d_scores.astype(k.dtype), k[at, :])
 
     acc = jax.lax.fori_loop(0, counts[b, i], visit, jnp.zeros(q.shape, jnp.float32))
     dq[...] = (acc * scale).astype(dq.dtype)
@@ -187,14 +187,14 @@ def _keys_kernel(counts, lists, own, prompt, own_j, q, k, v, d_out, log_total, i
         dk, dv = carry
         i = lists[b, j, x]
         at = _at(i, t)
-        scores = _dot(k[...], q[at, :].T) * scale
+        scores = dot(k[...], q[at, :].T) * scale
         # Here a row is a key: ``_order`` counts from the other side.
         scores = jnp.where(_sees(own[:, at], prompt[:, at], own_column, -_order(t, j, i)), scores, _HIDDEN)
         probs = jnp.exp(scores - log_total[:, at])
-        dv += _dot(probs.astype(v.dtype), d_out[at, :])
-        d_probs = _dot(v[...], d_out[at, :].T)
+        dv += dot(probs.astype(v.dtype), d_out[at, :])
+        d_probs = dot(v[...], d_out[at, :].T)
         d_scores = probs * (d_probs - inner[:, at])
-        return dk + _dot(d_scores.astype(q.dtype), q[at, :]), dv
+        return dk + dot(d_scores.astype(q.dtype), q[at, :]), dv
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     acc_k, acc_v = jax.lax.fori_loop(0, counts[b, j], visit, (zeros, zeros))
@@ -229,7 +229,8 @@ def _diagonal(t: int) -> jax.Array:
     return _order(t, jnp.int32(0), jnp.int32(0)) == 0
 
 
-def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+def dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """In a kernel: a product of two matrices, summed in float32."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.dot(x, y, precision=precision, preferred_element_type=jnp.float32)
 

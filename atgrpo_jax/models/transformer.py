@@ -5,6 +5,7 @@ The caller says how queries meet keys: ``attend(q, k, v, cache) -> (out, cache)`
 so training, prefill and decoding share this file and differ only in the function they pass.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -220,6 +221,14 @@ class Transformer(nn.Module):
 
         x_BTD, caches = jax.lax.scan(step, x_BTD, stacked)
         return x_BTD, [jax.tree.map(lambda leaf, i=i: leaf[i], caches) for i in range(c.layers)]
+
+
+def exact_products(config: ModelConfig) -> contextlib.AbstractContextManager:
+    """A context to trace in, where float32 models multiply in float32. Otherwise GPUs round the factors to
+    TF32 and TPUs to bfloat16, and a sampler and a learner, whose programs round differently, are two
+    policies."""
+    exact = config.dtype == "float32"
+    return jax.default_matmul_precision("highest") if exact else contextlib.nullcontext()
 
 
 class Weights(NamedTuple):
