@@ -158,9 +158,13 @@ def test_levels_of_files(tmp_path):
     task = Sokoban(levels=files, view="symbols")
     drawn = [task.instance("train", i) for i in range(6)]
     assert {d.rows for d in drawn} == {tuple(room) for room in rooms[1:]}  # what is tested on is left out
-    assert set(drawn[:3]) == set(drawn[3:]) and task.instance("test", 5).rows == tuple(rooms[0])
+    assert set(drawn[:3]) == set(drawn[3:]) and task.instance("test", 0).rows == tuple(rooms[0])
+    with pytest.raises(IndexError):
+        task.instance("test", 1)
     with pytest.raises(ValueError, match="no files for split 'validation', only for train, test"):
         task.instance("validation", 0)
+    held_out = Sokoban(levels={"test": files["test"]}, view="symbols")  # no need to train
+    assert held_out.instance("test", 0) == task.instance("test", 0)
 
 
 @pytest.mark.parametrize(
