@@ -32,9 +32,8 @@ from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import seed_of
 
 SPLITS = ("train", "validation", "test")
-BOUND = (
-    10.0  # of a reward's team and local part, and of an episode's sums of them: the team's, and each role's
-)
+# Of a reward's team and local part, and of their sums over an episode: the team's, and each role's.
+BOUND = 10.0
 # What no task should trip over, whatever it makes of it.
 HOSTILE = (
     "", " ", "\n\n", "[", "]", "[]", "[[]]", "[" * 3000, "{" * 3000, "[0]" * 3000, "['']", "[\x00]",
