@@ -67,6 +67,18 @@ def test_the_sandbox_under_a_short_soak():
     assert line["ends"]["honest, ok"] > 70 and len(line["ends"]) > 2
 
 
+@pytest.mark.slow
+def test_generators_print_a_line_a_game():
+    path = GIN_FOLDER.parent / "benchmarks" / "generators.py"
+    done = subprocess.run(
+        [sys.executable, path, "--seconds=0.05"], capture_output=True, text=True, check=True
+    )
+    games = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {game["game"] for game in games} == {"PlanPath", "Sokoban", "Sudoku"}
+    assert [game["boxes"] for game in games if game["boxes"]] == [1, 2, 3, 4]
+    assert all(game["instances_per_s"] > 0 and game["oracle_ms"] <= game["oracle_ms_most"] for game in games)
+
+
 def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):
     for folder in ("benchmarks", "benchmarks/peers"):
         monkeypatch.syspath_prepend(GIN_FOLDER.parent / folder)

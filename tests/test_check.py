@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import random
 import re
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 from fakes import Sum
 
+from atgrpo_jax.data import SPLITS
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.base import Step, Workflow
 from atgrpo_jax.tasks.check import check
+from atgrpo_jax.tasks.code import Code
+from atgrpo_jax.tasks.math import Math
 from atgrpo_jax.tasks.plan_path import PlanPath
 from atgrpo_jax.tasks.sokoban import Sokoban
 from atgrpo_jax.tasks.sudoku import Sudoku
@@ -27,19 +31,52 @@ from atgrpo_jax.types import Outcome, Reward
         PlanPath(),
         PlanPath(view="symbols", prompts="plan_path/full", workflow=Workflow(("mover",), turns=1)),
         Sokoban(boxes=2),
+        Sokoban(workflow=Workflow(("mover",), turns=2)),
+        Sudoku(workflow=Workflow(("filler",), turns=2)),
         Sudoku(),
         Sudoku(size=9, least_empty=30, most_empty=45, prompts="sudoku/full"),
     ],
-    ids=lambda task: f"{type(task).__name__}, {task.prompts}",
+    ids=lambda task: f"{type(task).__name__}, {' '.join(task.workflow.order)}, {task.prompts}",
 )
 def test_the_games_keep_the_contract(task):
     assert check(task, instances=6) == []
 
 
-def test_a_game_with_a_tool_keeps_the_contract():
-    task = PlanPath(prompts="plan_path/full", workflow=Workflow(("tool", "mover")))
-    sandbox = SandboxConfig(workers=1, wall=2.0, cpu=1).build()
-    assert check(task, sandbox, instances=1, episodes=4) == []
+CALL = {
+    "mode": "call", "question": "Add.", "entry_point": "add", "starter_code": "class Solution: ...",
+    "solution": "class Solution:\n    def add(self, a, b):\n        return a + b",
+    "test_input": ["1\n2", "[3]\n[4]"], "test_output": ["3", "[3, 4]"],
+}  # fmt: skip
+
+
+TWO = Workflow(("scout", "tool", "mover"))
+
+
+def code_to_call(folder):
+    """Problems that test a function, one of each split."""
+    for split in SPLITS:
+        (folder / f"{split}.jsonl").write_text(json.dumps(CALL | {"question": f"Add, in {split}."}))
+    return Code(files={split: str(folder / f"{split}.jsonl") for split in SPLITS})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: PlanPath(prompts="plan_path/full", workflow=Workflow(("tool", "mover"))),
+        lambda folder: PlanPath(prompts="plan_path/full", workflow=TWO, proposal=0.1),
+        lambda folder: Sokoban(prompts="sokoban/full", workflow=Workflow(("tool", "mover"))),
+        lambda folder: Sudoku(prompts="sudoku/full", workflow=Workflow(("tool", "filler"))),
+        lambda folder: Math(workflow=Workflow(("reasoner1", "reasoner2", "tool1", "judge"), turns=2)),
+        lambda folder: Math(workflow=Workflow(("reasoner",), turns=2)),
+        lambda folder: Code(workflow=Workflow(("coder",))),
+        code_to_call,
+    ],
+    ids=["PlanPath", "two proposers", "Sokoban", "Sudoku", "a judge", "Math alone", "Code alone", "calls"],
+)
+def test_what_runs_programs_keeps_the_contract(make, tmp_path):
+    task = make(tmp_path)
+    sandbox = SandboxConfig(workers=1, wall=2.0, cpu=1, packages=task.packages).build(task.warm_up)
+    assert check(task, sandbox, instances=1, episodes=8) == []
     sandbox.close()
 
 
@@ -74,8 +111,16 @@ def with_act(change):
     return Changed()
 
 
-def paying(reward):
-    return with_act(lambda step, text: dataclasses.replace(step, reward=reward(step)))
+def paying(reward, **fields):
+    changed = with_act(lambda step, text: dataclasses.replace(step, reward=reward(step)))
+    return dataclasses.replace(changed, **fields)
+
+
+LONG = Workflow(order=("a", "b"), turns=12)
+# Nothing is nearer to being solved after a 0.
+to_and_fro = with_act(
+    lambda step, text: dataclasses.replace(step, reward=Reward.of(step.reward.team, idle=float(text == "0")))
+)
 
 
 class ImpureInstances(Good):
@@ -139,6 +184,11 @@ class Raises(Good):
             "what is solved is done",
         ),
         (paying(lambda step: Reward.of(-5.0 * step.solved, wandering=1.0)), "failing pays less than solving"),
+        (to_and_fro, "failing pays less than solving"),
+        (paying(lambda step: Reward.of(11.0 * step.solved)), "rewards are bounded"),
+        (paying(lambda step: Reward.of(0.0, lost=-11.0)), "rewards are bounded"),
+        (paying(lambda step: Reward.of(0.0, wandering=1.0), workflow=LONG), "rewards are bounded"),
+        (paying(lambda step: Reward.of(-0.6), workflow=LONG), "rewards are bounded"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -146,6 +196,12 @@ def test_what_breaks_it_is_named(task, rule):
     problems = check(task, instances=3)
     assert rule in {problem.rule for problem in problems}
     assert all(str(problem).startswith(problem.rule) for problem in problems)
+
+
+def test_the_bound_is_the_users():
+    task = paying(lambda step: Reward.of(100.0 * step.solved))
+    assert {problem.rule for problem in check(task, instances=1)} == {"rewards are bounded"}
+    assert check(task, instances=3, bound=100.0) == []
 
 
 def checked(tmp_path, *args):

@@ -41,6 +41,9 @@ def test_there_is_one_for_every_cell():
         "code_lora",
     }  # the files above these
     assert tiny - {f"tiny/{name}.gin" for name in there} <= names
+    assert {f"paper/math_aggregation_{agents}.gin" for agents in (3, 5, 7)} | {
+        "tiny/math_aggregation.gin"
+    } <= names
     used = set(re.findall(r"parts/\w+(?:\.\d+\w)?\.gin", "".join(map(whole, FILES))))
     assert used == set(map(name_of, PARTS))
     assert not (GIN_FOLDER / "__init__.py").exists()  # it would hide the gin library
@@ -64,13 +67,25 @@ def problems(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_it_builds(path, tmp_path, model_folder, problems):
-    # Unused macros, scopes and parts are errors of load.
+def built(path, model_folder, problems):
+    """Unused macros, scopes and parts are errors of load."""
     text = whole(path)
     bindings = [f"MODEL = '{model_folder}'"] if "%MODEL" in text else []
     bindings += [f"{s.upper()} = '{problems / s}.jsonl'" for s in SPLITS if f"%{s.upper()}" in text]
-    experiment = load(name_of(path), bindings)
+    return load(name_of(path), bindings)
+
+
+@pytest.mark.parametrize("agents", [3, 5, 7])
+def test_agents_of_the_aggregation(agents, model_folder, problems):
+    x = built(GIN_FOLDER / f"paper/math_aggregation_{agents}.gin", model_folder, problems)
+    *others, judge = x.task.workflow.order
+    assert judge == "judge" and not x.task.workflow.parallel
+    assert others == [f"{kind}{i + 1}" for kind in ("reasoner", "tool") for i in range(agents // 2)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_it_builds(path, tmp_path, model_folder, problems):
+    experiment = built(path, model_folder, problems)
     copy = tmp_path / "copy.gin"
     copy.write_text(render(experiment))
     assert load(str(copy)) == experiment

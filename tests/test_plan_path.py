@@ -43,11 +43,37 @@ def test_splits_are_disjoint_even_where_instances_are_few():
         assert not one & other
 
 
-def test_every_instance_can_be_solved():
-    for index in range(200):
-        instance = TASK.instance("test", index)
-        assert instance.start != instance.goal
-        assert instance.start in distances(instance)
+def shortest(instance):
+    """Moves of a shortest path from start to goal, by widening the set of cells reached; None without one."""
+    cells = {(r, c) for r, row in enumerate(instance.rows) for c, cell in enumerate(row) if cell == "."}
+    reached = {instance.start} & cells
+    for count in range(len(cells)):
+        if instance.goal in reached:
+            return count
+        reached |= {(r + i, c + j) for r, c in reached for i, j in ((0, 1), (1, 0), (0, -1), (-1, 0))} & cells
+    return None
+
+
+@pytest.mark.parametrize(
+    ("size", "obstacles", "split"),
+    [(6, 0.22, "train"), (6, 0.22, "test"), (10, 0.22, "train"), (5, 0.45, "train")],
+)
+def test_every_instance_can_be_solved_and_the_oracle_is_as_short_as_any(size, obstacles, split):
+    task = PlanPath(
+        size=size,
+        obstacles=obstacles,
+        view="symbols",
+        demonstration_error=0.0,
+        demonstration_moves=size * size,
+    )
+    for index in range(1000):
+        instance = task.instance(split, index)
+        least = shortest(instance)
+        assert least is not None and 0 < least == distances(instance)[instance.start]
+        text = task.demonstration(task.initial(instance), "mover", random.Random(index))
+        step = task.act(task.initial(instance), "mover", text)
+        assert step.solved and len(text.strip("[]")) == least
+        assert step.reward.parts == {"progress": task.progress, "shortest": task.shortest, "illegal": 0.0}
 
 
 def test_distances():

@@ -1,10 +1,14 @@
+import dataclasses
 import itertools
+import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 
 from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.sudoku import Instance, State, Sudoku, candidates, fill, solutions
+from atgrpo_jax.tasks.sudoku import Instance, State, Sudoku, candidates, fill, read_puzzles, solutions
 from atgrpo_jax.types import Outcome
 
 TASK = Sudoku()
@@ -19,35 +23,27 @@ INSTANCE = Instance(PUZZLE, SOLUTION)
 START = State(INSTANCE, PUZZLE)
 
 
-def all_solutions(grid):
-    """By trying every digit everywhere."""
-    size = round(len(grid) ** 0.5)
-    side = round(size**0.5)
-
-    def valid(full):
-        rows = [full[i : i + size] for i in range(0, len(full), size)]
-        columns = list(zip(*rows, strict=True))
-        boxes = [
-            [rows[r + i][c + j] for i in range(side) for j in range(side)]
-            for r in range(0, size, side)
-            for c in range(0, size, side)
-        ]
-        return all(sorted(part) == list(range(1, size + 1)) for part in (*rows, *columns, *boxes))
-
-    empty = [i for i, digit in enumerate(grid) if not digit]
-    for digits in itertools.product(range(1, size + 1), repeat=len(empty)):
-        full = list(grid)
-        for place, digit in zip(empty, digits, strict=True):
-            full[place] = digit
-        if valid(full):
-            yield tuple(full)
+def full_grids():
+    """All of 4x4, by trying every order of the digits in every row."""
+    for rows in itertools.product(itertools.permutations(range(1, 5)), repeat=4):
+        columns = zip(*rows, strict=True)
+        boxes = [rows[r][c : c + 2] + rows[r + 1][c : c + 2] for r in (0, 2) for c in (0, 2)]
+        if all(len(set(part)) == 4 for part in (*columns, *boxes)):
+            yield tuple(itertools.chain(*rows))
 
 
-def test_every_puzzle_has_one_solution_and_it_is_the_one_we_know():
-    task = Sudoku(least_empty=4, most_empty=7)  # of which brute force can try all completions
-    for index in range(40):
+@pytest.mark.parametrize("task", [TASK, Sudoku(least_empty=10, most_empty=12)])
+def test_every_puzzle_of_4x4_has_one_solution_and_it_is_the_one_we_know(task):
+    grids = list(full_grids())
+    assert len(grids) == 288
+    for index in range(1000):
         instance = task.instance("train", index)
-        assert list(all_solutions(instance.puzzle)) == [instance.solution]
+        fitting = [
+            grid
+            for grid in grids
+            if all(given in (0, digit) for given, digit in zip(instance.puzzle, grid, strict=True))
+        ]
+        assert fitting == [instance.solution]
 
 
 @pytest.mark.parametrize("task", [TASK, Sudoku(size=9, least_empty=30, most_empty=50)])
@@ -148,6 +144,97 @@ def test_demonstrations():
         assert perfect.act(state, "filler", perfect.demonstration(state, "filler", random.Random(0))).solved
     state = TASK.act(START, "scout", "[ 304 034 114 224]").state
     assert TASK.demonstration(state, "filler", random.Random(0)) == "[ 304 034 114 224]"
+
+
+def text_of(grid):
+    return "".join(map(str, grid))
+
+
+def write(path, *rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def row_of(grid, **more):
+    return {"size": round(len(grid) ** 0.5), "puzzle": text_of(grid), **more}
+
+
+def test_puzzles_of_files(tmp_path, capsys):
+    """Both sizes; each once, none of a later split, training for ever and the others to their end."""
+    nine = Sudoku(size=9, least_empty=30, most_empty=40).instance("train", 0)
+    others = [TASK.instance("train", i).puzzle for i in range(3)]
+    files = {
+        "train": write(tmp_path / "train.jsonl", *map(row_of, (PUZZLE, *others, others[0], nine.puzzle))),
+        "test": write(
+            tmp_path / "test.jsonl",
+            row_of(PUZZLE, id="a", solution=text_of(SOLUTION), empty=4),
+            row_of(TASK.instance("test", 0).puzzle, solution=None),
+        ),
+    }
+    task = Sudoku(files=files)
+    drawn = [task.instance("train", i) for i in range(8)]
+    assert {d.puzzle for d in drawn} == {*others, nine.puzzle} and set(drawn[:4]) == set(drawn[4:])
+    assert (
+        "6 problems, of which 1 are left out for being in a later split, 1 for coming"
+        in capsys.readouterr().err
+    )
+    assert [task.instance("test", i) for i in range(2)] == [INSTANCE, TASK.instance("test", 0)]
+    with pytest.raises(IndexError):
+        task.instance("test", 2)
+    with pytest.raises(ValueError, match="no files for split 'validation', only for train, test"):
+        task.instance("validation", 0)
+    assert Sudoku(files={"test": files["test"]}).instance("test", 0) == INSTANCE  # no need to train
+    state = task.initial(nine)
+    perfect = dataclasses.replace(task, demonstration_error=0.0)
+    assert perfect.act(state, "filler", perfect.demonstration(state, "filler", random.Random(0))).solved
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{\n", r"a.jsonl:2: no JSON"),
+        ({"size": 4}, r":2: no field 'puzzle'"),
+        ({"size": "4", "puzzle": text_of(PUZZLE)}, r":2: size = '4' is no int"),
+        ({"size": 6, "puzzle": "0" * 36}, r":2: size = 6: expected 4 or 9"),
+        ({"size": 9, "puzzle": text_of(PUZZLE)}, r":2: puzzle = '1230\d+': expected 81 digits from 0 to 9"),
+        (row_of((5, *PUZZLE[1:])), r":2: puzzle = '5230\d+': expected 16 digits from 0 to 4"),
+        (row_of((1, 1, *PUZZLE[2:])), r":2: puzzle: given .* at \(row, column\) \[\(0, 0\), \(0, 1\)"),
+        (row_of(SOLUTION), r":2: puzzle: no cell is empty"),
+        (row_of((0,) * 16), r":2: puzzle: it has more than one solution"),
+        (row_of((0,) * 81), r":2: puzzle: it has more than one solution"),
+        (row_of((1, 2, 3, 0) + (0, 0, 0, 4) + (0,) * 8), r":2: puzzle: it has no solution"),
+        (row_of(PUZZLE, solution="12"), r":2: solution = '12': expected 16 digits"),
+        (row_of(PUZZLE, solution=text_of(PUZZLE)), r":2: solution: it is not the puzzle's, .* 12343412"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_named(tmp_path, row, says):
+    path = write(tmp_path / "a.jsonl", row_of(PUZZLE), row)
+    with pytest.raises(ValueError, match=says):
+        Sudoku(files={"train": path})
+
+
+def test_bad_files_are_named():
+    with pytest.raises(ValueError, match="nowhere: no such file"):
+        Sudoku(files={"train": "nowhere"})
+    with pytest.raises(ValueError, match="files of split 'dev'"):
+        Sudoku(files={"dev": "nowhere"})
+
+
+DATA = os.environ.get("ATGRPO_DATA")
+
+
+@pytest.mark.skipif(DATA is None, reason="ATGRPO_DATA names no folder of problem sets")
+@pytest.mark.parametrize("size", [4, 9])
+def test_the_puzzles_of_problem_sets(size):
+    files = {
+        split: str(Path(DATA) / "sudoku" / f"sudoku{size}_{split}.jsonl.gz") for split in ("train", "test")
+    }
+    task = Sudoku(files=files)
+    train, test = map(read_puzzles, files.values())
+    assert len(train) == {4: 1000, 9: 600}[size] and len(test) == 160
+    assert {i.size for i in train + test} == {size}
+    assert [task.instance("test", i) for i in range(160)] == list(test)  # none comes twice
+    assert {task.instance("train", i) for i in range(len(train))} == set(train) - set(test) == set(train)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -32,6 +32,8 @@ from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import seed_of
 
 SPLITS = ("train", "validation", "test")
+# Of a reward's team and local part, and of their sums over an episode: the team's, and each role's.
+BOUND = 10.0
 # What no task should trip over, whatever it makes of it.
 HOSTILE = (
     "", " ", "\n\n", "[", "]", "[]", "[[]]", "[" * 3000, "{" * 3000, "[0]" * 3000, "['']", "[\x00]",
@@ -58,7 +60,11 @@ class Problem:
 
 
 def check(
-    task: Task | ToolTask, runner: Runner | None = None, instances: int = 20, episodes: int = 60
+    task: Task | ToolTask,
+    runner: Runner | None = None,
+    instances: int = 20,
+    episodes: int = 60,
+    bound: float = BOUND,
 ) -> list[Problem]:
     """Everything that a task can be shown to get wrong by itself; see ``check_experiment`` for the rest.
 
@@ -66,13 +72,14 @@ def check(
       runner: of the programs that its roles write.
       instances: of each split.
       episodes: of each of the first training instances, in search of one that pays for failing.
+      bound: of rewards, either way, in their own unit: of each, and of their sums over an episode.
     """
-    return asyncio.run(_Check(task, runner, instances, episodes).everything())
+    return asyncio.run(_Check(task, runner, instances, episodes, bound).everything())
 
 
 class _Check:
-    def __init__(self, task, runner, instances, episodes):
-        self._task, self._runner, self._episodes = task, runner, episodes
+    def __init__(self, task, runner, instances, episodes, bound=BOUND):
+        self._task, self._runner, self._episodes, self._bound = task, runner, episodes, bound
         self._instances = range(instances)
         self._held = {split: range(available(task, split, instances)) for split in SPLITS}
         self._problems: dict[Problem, None] = {}
@@ -171,6 +178,10 @@ class _Check:
         reward = step.reward
         if not all(map(math.isfinite, (reward.team, reward.local))):
             self._found("rewards are finite", f"{place}: {reward} for {text[:80]!r}")
+        elif max(map(abs, (reward.team, reward.local))) > self._bound:
+            self._found(
+                "rewards are bounded", f"{place}: {reward} for {text[:80]!r}; {self._bound:.3g} is allowed"
+            )
         if abs(sum(reward.parts.values()) - reward.local) > 1e-9:
             self._found("parts sum to the local reward", f"{place}: {reward}")
         if step.solved and not step.done:
@@ -192,37 +203,74 @@ class _Check:
                 self._found("no run raises", f"{place}: {end} {out[:20]!r}: {error!r}")
 
     async def _farm(self, index: int) -> None:
-        """Among many episodes of one instance, none that fails may pay more than one that is solved."""
-        task = self._task
-        best, worst = -math.inf, math.inf
+        """Among many episodes of one instance, none that fails may pay a role more than a solved one does."""
+        best: dict[str, float] = {}
+        worst: dict[str, float] = {}
         for episode in range(self._episodes):
-            rng = random.Random(seed_of("farm", index, episode))
-            state, total, solved = task.initial(task.instance("train", index)), 0.0, False
-            spoil = rng.choice((0.0, 0.3, 1.0))
-            for turn in range(task.workflow.turns):
-                done = False
-                for role in task.workflow.order:
-                    text = task.demonstration(state, role, rng)
-                    if rng.random() < spoil:
-                        text = rng.choice([*_spoilt(text, rng), rng.choice(HOSTILE)])
-                    step = await self._step(state, role, text, f"train {index}, turn {turn}, {role}")
-                    if step is None:
-                        return
-                    state, total, solved = step.state, total + step.reward.mixed(1.0), step.solved
-                    done = step.done
-                    if done and not task.workflow.parallel:
-                        break
-                if done:
+            ended = await self._episode(index, random.Random(seed_of("farm", index, episode)))
+            if ended is None:
+                return
+            earned, solved = ended
+            for role, total in earned.items():
+                if solved:
+                    worst[role] = min(total, worst.get(role, math.inf))
+                else:
+                    best[role] = max(total, best.get(role, -math.inf))
+        for role in self._task.workflow.order:
+            if best.get(role, -math.inf) > worst.get(role, math.inf) + 1e-9:  # beyond rounding
+                self._found(
+                    "failing pays less than solving",
+                    f"train {index}: an episode that fails pays {role} {best[role]:.3g}, one that is solved "
+                    f"{worst[role]:.3g}",
+                )
+
+    async def _episode(self, index: int, rng: random.Random) -> tuple[dict[str, float], bool] | None:
+        """What one pays each role, the team's part included, and whether it is solved; None if something
+        raised. Answers are more or less spoilt or, in every fourth episode, those that pay the most at once.
+        """
+        task = self._task
+        state, solved, team = task.initial(task.instance("train", index)), False, 0.0
+        local = dict.fromkeys(task.workflow.order, 0.0)
+        spoil, tries = rng.choice(((0.0, 1), (0.3, 1), (1.0, 1), (0.5, 4)))
+        for turn in range(task.workflow.turns):
+            done = False
+            for role in task.workflow.order:
+                place = f"train {index}, turn {turn}, {role}"
+                texts = [self._said(state, role, spoil, rng) for _ in range(tries)]
+                step = await self._best(state, role, texts, place)
+                if step is None:
+                    return None
+                state, solved, done = step.state, step.solved, step.done
+                local[role] += step.reward.local
+                team += step.reward.team
+                if done and not task.workflow.parallel:
                     break
-            if solved:
-                worst = min(worst, total)
-            else:
-                best = max(best, total)
-        if best > worst:
-            self._found(
-                "failing pays less than solving",
-                f"train {index}: an episode that fails pays {best:.3g}, one that is solved {worst:.3g}",
-            )
+            if done:
+                break
+        self._bounded(f"train {index}", team, local)
+        return {role: team + own for role, own in local.items()}, solved
+
+    def _said(self, state: Any, role: str, spoil: float, rng: random.Random) -> str:
+        text = self._task.demonstration(state, role, rng)
+        return rng.choice([*_spoilt(text, rng), rng.choice(HOSTILE)]) if rng.random() < spoil else text
+
+    async def _best(self, state: Any, role: str, texts: Sequence[str], place: str) -> Step | None:
+        """Of what the texts lead to, what pays the most and is no success, which would end it; None if one
+        raised."""
+        steps: list[Step] = []
+        for text in texts:
+            step = await self._step(state, role, text, place)
+            if step is None:
+                return None
+            steps.append(step)
+        return max(steps, key=lambda step: (not step.solved, step.reward.mixed(1.0)))
+
+    def _bounded(self, place: str, team: float, local: Mapping[str, float]) -> None:
+        """The sums of an episode are within what a single reward must be: more turns do not pay more."""
+        for name, total in {"the team": team, **local}.items():
+            if abs(total) > self._bound:
+                seen = f"{place}: an episode pays {name} {total:.3g}; {self._bound:.3g} is allowed"
+                self._found("rewards are bounded", seen)
 
 
 def _spoilt(text: str, rng: random.Random) -> Iterator[str]:
@@ -239,7 +287,7 @@ def _spoilt(text: str, rng: random.Random) -> Iterator[str]:
 
 
 def check_experiment(
-    x: Experiment, instances: int, say: Callable[[str], None] = lambda line: None
+    x: Experiment, instances: int, say: Callable[[str], None] = lambda line: None, bound: float = BOUND
 ) -> list[Problem]:
     """``check``, and whether prompts and demonstrations fit what the experiment allows for them."""
     began = time.monotonic()
@@ -247,7 +295,7 @@ def check_experiment(
     seconds = max(time.monotonic() - began, 1e-9)
     say(f"{len(made) / seconds:.0f} instances/s")
     with x.running() as runner:
-        problems = check(x.task, runner, instances)
+        problems = check(x.task, runner, instances, bound=bound)
         problems += asyncio.run(_lengths(x, runner, instances, say))
     return problems
 
@@ -298,7 +346,12 @@ def digests(task: Task | ToolTask, instances: int) -> list[str]:
 
 
 def main(
-    argv: list[str], gin_file: flags.FlagHolder, gin_param: flags.FlagHolder, instances: int, only: bool
+    argv: list[str],
+    gin_file: flags.FlagHolder,
+    gin_param: flags.FlagHolder,
+    instances: int,
+    bound: float,
+    only: bool,
 ) -> None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
@@ -308,7 +361,7 @@ def main(
     if only:
         print("\n".join(digests(x.task, instances)))
         return
-    problems = [*check_experiment(x, instances, print), *_elsewhere(x.task, instances)]
+    problems = [*check_experiment(x, instances, print, bound), *_elsewhere(x.task, instances)]
     for problem in problems:
         print(problem)
     if problems:
@@ -332,5 +385,6 @@ def _elsewhere(task: Task | ToolTask, instances: int) -> list[Problem]:
 if __name__ == "__main__":  # flags of a module that tests and tasks import would be everybody's
     given = gin_flags()
     size = flags.DEFINE_integer("instances", 20, "How many instances of each split are looked at.")
+    largest = flags.DEFINE_float("bound", BOUND, "Of rewards: of each, and of their sums over an episode.")
     named = flags.DEFINE_bool("digests", False, "Only print digests of instances and prompts.")
-    run_main(lambda argv: main(argv, *given, size.value, named.value))
+    run_main(lambda argv: main(argv, *given, size.value, largest.value, named.value))

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from atgrpo_jax.checks import check_types, require
@@ -104,7 +104,7 @@ class Game(abc.ABC):
             f"failing could pay {failed:.3g} and solving only {solved:.3g}; lower proposal, shortest, code, "
             "illegal or invalid",
         )
-        prompts.settle(self, self.workflow.order)
+        prompts.settle(self, self.workflow.order, next(iter(self.sources), "train"))
 
     # Of each game
 
@@ -133,6 +133,11 @@ class Game(abc.ABC):
     @abc.abstractmethod
     def demonstrated(self, state: Any, rng: random.Random) -> str:
         """A list as ``read`` reads it, wrong here and there (``demonstration_error``)."""
+
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        """Of each split, the files that its instances are read from; none if they are made up."""
+        return {}
 
     # Play
 

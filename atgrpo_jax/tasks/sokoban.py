@@ -83,12 +83,17 @@ class Sokoban(Game):
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
-        """Raises ValueError for an unknown split, a file without levels, or if no such room turns up."""
+        """Raises ValueError for an unknown split, a file without levels, or if no such room turns up;
+        IndexError past the end of a held-out split's files."""
         if self.levels:
             rows = rows_of(files_of(self.levels), split, read_levels, _rows)
             return pick(rows, self.seed, split, index)
         limits = self.least_moves, self.most_moves
         return draw_room(self.size, self.boxes, self.walls, *limits, self.seed, split, index)
+
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        return self.levels
 
     def initial(self, instance: Instance) -> State:
         return State(instance, instance.player, tuple(sorted(instance.boxes)))

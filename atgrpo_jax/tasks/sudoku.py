@@ -10,10 +10,11 @@ import functools
 import itertools
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from atgrpo_jax.checks import require
+from atgrpo_jax.data import absolute, files_of, pick, read_rows, rows_of
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.games import Game, Played, Proposal, in_split
 from atgrpo_jax.types import seed_of
@@ -64,6 +65,8 @@ class Sudoku(Game):
     size: Literal[4, 9] = 4
     least_empty: int = 4
     most_empty: int = 10
+    # Files of puzzles instead: of each split, rows {"size": 4, "puzzle": digits}; see docs/data.md.
+    files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         require(self, "size", self.size in (4, 9), "must be 4 or 9")
@@ -73,11 +76,19 @@ class Sudoku(Game):
             f"must be from 1 to most_empty, and that at most {most}: fewer digits seldom leave one solution"
         )
         require(self, "least_empty", within, rule)
+        object.__setattr__(self, "files", absolute(self.files))
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
-        """Raises ValueError for an unknown split, or if no such puzzle turns up."""
+        """Raises ValueError for an unknown split, a bad row of a file, or if no such puzzle turns up;
+        IndexError past the end of a held-out split's files."""
+        if self.files:
+            return pick(rows_of(files_of(self.files), split, read_puzzles, _key), self.seed, split, index)
         return _draw(self.size, self.least_empty, self.most_empty, self.seed, split, index)
+
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        return self.files
 
     def initial(self, instance: Instance) -> State:
         return State(instance, instance.puzzle)
@@ -190,6 +201,43 @@ def solutions(grid: Grid) -> Iterator[Grid]:
     place = min(empty, key=lambda i: len(fits[i]))
     for digit in fits[place]:
         yield from solutions((*grid[:place], digit, *grid[place + 1 :]))
+
+
+@functools.lru_cache
+def read_puzzles(path: str) -> tuple[Instance, ...]:
+    """Of a file of JSON lines, in its order. Raises ValueError naming the line and the field of a bad row."""
+    return tuple(
+        _puzzle(row, f"{path}:{number}") for number, row in read_rows(path, {"size": int, "puzzle": str})
+    )
+
+
+def _puzzle(row: Mapping[str, Any], place: str) -> Instance:
+    size = row["size"]
+    if size not in (4, 9):
+        raise ValueError(f"{place}: size = {size}: expected 4 or 9")
+    grid = _digits(row, "puzzle", size, place)
+    if 0 not in grid:
+        raise ValueError(f"{place}: puzzle: no cell is empty")
+    twice = [divmod(i, size) for i, digit in enumerate(grid) if digit and digit not in candidates(grid, i)]
+    if twice:
+        raise ValueError(f"{place}: puzzle: given digits contradict each other at (row, column) {twice}")
+    found = list(itertools.islice(solutions(grid), 2))
+    if len(found) != 1:
+        raise ValueError(f"{place}: puzzle: it has {'more than one solution' if found else 'no solution'}")
+    if row.get("solution") is not None and _digits(row, "solution", size, place) != found[0]:
+        raise ValueError(f"{place}: solution: it is not the puzzle's, which is {''.join(map(str, found[0]))}")
+    return Instance(grid, found[0])
+
+
+def _digits(row: Mapping[str, Any], field: str, size: int, place: str) -> Grid:
+    text = str(row[field])
+    if not re.fullmatch(f"[0-{size}]{{{size * size}}}", text):
+        raise ValueError(f"{place}: {field} = {text[:90]!r}: expected {size * size} digits from 0 to {size}")
+    return tuple(map(int, text))
+
+
+def _key(instance: Instance) -> Grid:
+    return instance.puzzle
 
 
 def _last_list(text: str) -> list[tuple[int, ...]]:
