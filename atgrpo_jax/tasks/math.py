@@ -11,7 +11,9 @@ numbered: ``reasoner1``, ``reasoner2``.
 
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -31,9 +33,10 @@ TOOL, REASONER, JUDGE = KINDS = ("tool", "reasoner", "judge")
 SHOWN = 1000  # characters of what was said that others are shown
 PROGRAM_SHOWN = 2000
 LONGEST = 200  # characters of an answer
-TOLERANCE = Fraction(1, 10**6)  # relative, of numbers
+TOLERANCE = Fraction(1, 10**6)  # relative, where one number is a decimal fraction
 
-# Says whether two answers are equal; runs in the sandbox, where a hostile one can do no harm.
+# Says whether each part of one answer is a part of the other; runs in the sandbox, where a hostile one can do
+# no harm.
 _COMPARE = """
 import json
 from math_verify import parse, verify
@@ -41,7 +44,22 @@ from math_verify import parse, verify
 def read(text):
     return parse("$" + text + "$", parsing_timeout=None)
 
-print(int(verify(*map(read, json.loads(input())), timeout_seconds=None)))
+def near(one, other):
+    try:
+        return abs(float(one[0]) - float(other[0])) <= tolerance
+    except Exception:
+        return False
+
+def found(part):
+    for place, other in enumerate(others):
+        if verify(part, other, timeout_seconds=None) or tolerance and near(part, other):
+            del others[place]
+            return True
+    return False
+
+parts, others, tolerance = json.loads(input())
+parts, others = list(map(read, parts)), list(map(read, others))
+print(int(all(map(found, parts))))
 """
 _WARM_UP = (
     "from math_verify import parse, verify\n"
@@ -54,6 +72,8 @@ class Problem:
     id: str
     question: str
     answer: str  # LaTeX, or a number
+    multiple: bool = False  # the answer is a list of several, in any order
+    tolerance: float = 0.0  # of numbers, absolute, if the problem has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +178,7 @@ class Math:
         if answer is None or len(runs) > (kind_of(role) == TOOL):
             return []
         # One for each: an answer of somebody else's that cannot be read is no reason to miss the truth.
-        return [Program(_COMPARE, json.dumps([other, answer])) for other in self._unclear(state, answer)]
+        return [_algebra(state.problem, other, answer) for other in self._unclear(state, answer)]
 
     def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
         said, outcome = self._hear(state, role, text, runs)
@@ -191,7 +211,7 @@ class Math:
 
     def _unclear(self, state: State, answer: str) -> list[str]:
         """Those of the others that take algebra to compare with."""
-        return [other for other in self._others(state) if plainly_same(answer, other) is None]
+        return [other for other in self._others(state) if plainly_equal(state.problem, other, answer) is None]
 
     def _hear(self, state: State, role: str, text: str, runs: Sequence[Run]) -> tuple[Said, Outcome]:
         kind, answer = kind_of(role), _answer(role, text, runs)
@@ -201,7 +221,7 @@ class Math:
             judged = zip(self._unclear(state, answer), runs[kind == TOOL :], strict=True)
             algebra = {other: run.end == "ok" and run.stdout.strip() == "1" for other, run in judged}
             truth, *others = (
-                (other, algebra[other] if other in algebra else plainly_same(answer, other))
+                (other, algebra[other] if other in algebra else plainly_equal(state.problem, other, answer))
                 for other in self._others(state)
             )
             right = bool(truth[1])
@@ -262,16 +282,74 @@ def as_number(text: str) -> Fraction | None:
         return None
 
 
-def plainly_same(one: str, other: str) -> bool | None:
-    """None where it takes algebra to say."""
-    if one.split() == other.split():
+def plainly_equal(problem: Problem, one: str, other: str) -> bool | None:
+    """Whether two answers to a problem are equal; None where it takes algebra to say."""
+    ours, theirs = _unmatched(problem, one, other)
+    if len(ours) != len(theirs):
+        return False
+
+    def differs(part: str) -> bool:
+        return all(plainly_same(part, another, problem.tolerance) is False for another in theirs)
+
+    return True if not ours else False if any(map(differs, ours)) else None
+
+
+def plainly_same(one: str, other: str, tolerance: float = 0.0) -> bool | None:
+    """Whether two texts are the same, or the same number: exactly, to ``TOLERANCE`` where one is a decimal
+    fraction, or to an absolute tolerance. None where it takes algebra to say."""
+    if _unspaced(one) == _unspaced(other):
         return True
-    numbers = as_number(one), as_number(other)
-    if None in numbers:
+    first, second = as_number(one), as_number(other)
+    if first is None or second is None:
         return None
-    first, second = numbers
-    assert first is not None and second is not None
-    return abs(first - second) <= TOLERANCE * max(abs(first), abs(second))
+    allowed = Fraction(str(tolerance))
+    whole = first.denominator == second.denominator == 1
+    if not whole and re.search(r"\.|e-", one + " " + other):
+        allowed = max(allowed, TOLERANCE * max(abs(first), abs(second)))
+    return abs(first - second) <= allowed
+
+
+def listed(text: str) -> list[str]:
+    """The answers in a list of several: what commas, "and" and "or" part outside of brackets. ``a \\pm b`` is
+    two."""
+    text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])", "", text.strip())
+    text = re.sub(r"^\\\{(.*)\\\}$", r"\1", text.strip(), flags=re.DOTALL)  # a set
+    text = re.sub(r"\\(?:text|mbox|mathrm)\{\s*(?:and|or)\s*\}|\b(?:and|or)\b", ",", text)
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    signed = itertools.chain(*map(_of_either_sign, parts))
+    return [part.strip() for part in signed if part.strip()]
+
+
+def _of_either_sign(part: str) -> list[str]:
+    both = [re.sub(r"\\pm\s*", sign, part) for sign in ("+", "-")]
+    return both if r"\pm" in part else [part]
+
+
+def _unmatched(problem: Problem, one: str, other: str) -> tuple[list[str], list[str]]:
+    """The parts of two answers that are not plainly the same as one of the other's."""
+    ours, theirs = (listed(text) if problem.multiple else [text] for text in (one, other))
+    for part in tuple(ours):
+        same = [another for another in theirs if plainly_same(part, another, problem.tolerance)]
+        if same:
+            ours.remove(part)
+            theirs.remove(same[0])
+    return ours, theirs
+
+
+def _algebra(problem: Problem, one: str, other: str) -> Program:
+    """Prints 1 if two answers are equal."""
+    return Program(_COMPARE, json.dumps([*_unmatched(problem, one, other), problem.tolerance]))
+
+
+def _unspaced(text: str) -> str:
+    """Without the spaces that part no two letters or digits."""
+    return re.sub(r"\s+", " ", re.sub(r"\s*([^\w\s])\s*", r"\1", text.strip()))
 
 
 def _answer(role: str, text: str, runs: Sequence[Run]) -> str | None:
@@ -310,15 +388,40 @@ def _read(path: str) -> tuple[Problem, ...]:
     """Raises ValueError naming the line and the field of a bad row."""
     problems = []
     for number, row in read_rows(path, {"question": str}):
-        answers = row.get("answers", [row.get("answer")])
-        one = isinstance(answers, list) and len(answers) == 1 and isinstance(answers[0], (str, int, float))
-        if not one:
-            raise ValueError(f"{path}:{number}: answer = {str(answers)[:60]} is not one text or number")
-        answer = str(answers[0]).strip().strip("$")
-        if not 0 < len(answer) <= LONGEST:
-            raise ValueError(f"{path}:{number}: answer = {answer[:60]!r} is empty or longer than {LONGEST}")
-        problems.append(Problem(str(row.get("id", number)), row["question"], answer))
+        try:
+            problems.append(problem_of({"id": number} | row))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
     return tuple(problems)
+
+
+def problem_of(row: Mapping[str, Any]) -> Problem:
+    """Of a row with a question. Raises ValueError naming the field that is bad."""
+    answers = row.get("answers", [row.get("answer")])
+    one = isinstance(answers, list) and len(answers) == 1 and isinstance(answers[0], (str, int, float))
+    if not one:
+        raise ValueError(f"answer = {str(answers)[:60]} is not one text or number")
+    answer = without_marks(str(answers[0]))
+    if not 0 < len(answer) <= LONGEST:
+        raise ValueError(f"answer = {answer[:60]!r} is empty or longer than {LONGEST}")
+    tolerance = _tolerance(row.get("tolerance"))
+    return Problem(str(row.get("id", "")), row["question"], answer, bool(row.get("multiple")), tolerance)
+
+
+def without_marks(answer: str) -> str:
+    """An answer without the dollar signs of LaTeX, and the full stop after them."""
+    return re.sub(r"(?<!\\)\$", "", re.sub(r"\$\s*\.$", "$", answer.strip())).strip()
+
+
+def _tolerance(given: Any) -> float:
+    """OlympiadBench writes it as a text, or as one for each part of an answer: then it is the largest."""
+    try:
+        found = max(map(float, str(given or 0).split(",")))
+    except ValueError as error:
+        raise ValueError(f"tolerance = {str(given)[:60]!r} is no number") from error
+    if not 0 <= found < math.inf:
+        raise ValueError(f"tolerance = {found} is not a finite number of at least 0")
+    return found
 
 
 def _key(problem: Problem) -> str:
