@@ -68,6 +68,14 @@ def test_made_up_problems_are_solved_by_their_solutions(sandbox):
         ("Case #1: 0.50000001", "Case #1: 0.5", 1e-6, True),
         ("0.51", "0.5", 1e-6, False),
         ("1.0", "1", 0.0, True),
+        ("9007199254740993", "9007199254740992", 0.0, False),  # equal as floats
+        ("9007199254740993", "9007199254740992", 1e-9, True),
+        ("1000000", "1000001", 0.0, False),
+        ("+007 1e3", "7 1000.0", 0.0, True),
+        ("1" * 20_000, "1" * 19_999 + "2", 0.0, False),  # longer than Python makes an int of
+        ("1" * 20_000, "1" * 19_999 + "2", 0.1, False),
+        ("snan", "1", 1.0, False),
+        ("1e9999", "-1e9999", 1.0, False),
         ("a", "b", 1.0, False),
         ("nan", "nan", 0.0, True),
         ("", "", 0.0, True),

@@ -5,8 +5,11 @@ import builtins
 import dataclasses
 import functools
 import json
+import math
 import random
+import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +32,9 @@ for _test in _TESTS:
     except BaseException:
         print(0, flush=True)
 """
+
+
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]{1,4})?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +89,8 @@ def alias(name: str) -> str:
 
 
 def same_output(printed: str, expected: str, tolerance: float = 0.0) -> bool:
-    """Token by token, whatever the white space; numbers within the tolerance, absolute or relative."""
+    """Token by token, whatever the white space; numbers exactly, or within a tolerance (absolute or
+    relative) if there is one."""
     one, other = printed.split(), expected.split()
     return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other, strict=True))
 
@@ -91,11 +98,12 @@ def same_output(printed: str, expected: str, tolerance: float = 0.0) -> bool:
 def _same(one: str, other: str, tolerance: float) -> bool:
     if one == other:
         return True
-    try:
-        a, b = float(one), float(other)
-    except ValueError:
+    if not (_NUMBER.fullmatch(one) and _NUMBER.fullmatch(other)):
         return False
-    return abs(a - b) <= tolerance * max(1.0, abs(b))
+    if Decimal(one) == Decimal(other):  # floats of different integers may be equal
+        return True
+    a, b = float(one), float(other)
+    return tolerance > 0 and math.isfinite(b) and abs(a - b) <= tolerance * max(1.0, abs(b))
 
 
 # Files
