@@ -129,7 +129,7 @@ def _problem(row: dict[str, Any], path: str, place: str) -> Problem:
         fields = _READERS[mode](row, path)
     except KeyError as error:
         raise ValueError(f"{place}: no field {error} in mode {mode}") from error
-    except (TypeError, ValueError, SyntaxError) as error:
+    except (TypeError, ValueError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{place}: {error}") from error
     if not fields["tests"]:
         raise ValueError(f"{place}: tests: there are none")
@@ -153,7 +153,8 @@ def _call(row: Mapping[str, Any], path: str) -> dict[str, Any]:
     tests = []
     for given, expected in zip(row["test_input"], row["test_output"], strict=True):
         values = [json.loads(line) for line in given.splitlines() if line.strip()]
-        tests.append((f"assert candidate(*{values!r}) == {json.loads(expected)!r}", ""))
+        arguments = ", ".join(map(repr, values))
+        tests.append((f"assert candidate({arguments}) == {json.loads(expected)!r}", ""))
     names = (f"Solution().{row['entry_point']}",)
     return _function(row, tests, names) | {"before": PREAMBLE}
 
@@ -169,8 +170,10 @@ def _candidate(row: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 def _assert(row: Mapping[str, Any], path: str) -> dict[str, Any]:
     setup, statements = row.get("setup") or "", [*row["tests"], *row.get("hard_tests", ())]
-    own = _defined(setup) | set(dir(builtins))
+    own = _defined(setup) | (set(dir(builtins)) - _functions(row.get("solution") or ""))
     names = sorted(set().union(*(_called(statement) for statement in statements)) - own)
+    if not names:
+        raise ValueError("tests call no function of the answer's")
     return _function(row, [(s, "") for s in statements], tuple(names)) | {"setup": setup, "before": PREAMBLE}
 
 
@@ -202,6 +205,14 @@ def _defined(source: str) -> set[str]:
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             found |= {(item.asname or item.name).split(".")[0] for item in node.names}
     return found
+
+
+def _functions(source: str) -> set[str]:
+    """Names of the functions at the top of a program; none if it is not Python."""
+    try:
+        return {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
 
 
 def _called(statement: str) -> set[str]:
