@@ -326,7 +326,9 @@ def test_rows_of_each_mode(sandbox, tmp_path, mode):
         ),
         ({"mode": "assert", "tests": ["assert ("]}, r":1: '\(' was never closed"),
         ({"mode": "assert", "tests": ["assert max(1, 2) == 2"]}, r":1: tests call no function of the answer"),
-        ({"mode": "stdio", "test_input": 1, "test_output": 1}, r":1: object of type 'int' has no len"),
+        ({"mode": "stdio", "test_input": 1, "test_output": 1}, r":1: test_input = '1' is no list"),
+        ({"test_input": "12", "test_output": "34"}, r":1: test_input = '12' is no list"),
+        ({"test_input": ["1"], "test_output": ["1"], "solution": ["x"]}, r":1: solution = .* is no text"),
         (
             {"mode": "call", "entry_point": "f", "test_input": [1], "test_output": ["1"]},
             r":1: 'int' object has no attribute",
