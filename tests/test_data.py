@@ -1,10 +1,22 @@
 """How problem sets are read. With ATGRPO_DATA, a folder of them: that every file of it can be."""
 
 import gzip
+import os
+import random
+from pathlib import Path
 
+import fakes
 import pytest
 
 from atgrpo_jax.data import read_rows, words_of
+from atgrpo_jax.sandbox.pool import SandboxConfig
+from atgrpo_jax.tasks import code_problems
+from atgrpo_jax.tasks import math as math_problems
+from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.tasks.code import Code, State, read_test
+from atgrpo_jax.tasks.math import Math, boxed, listed, plainly_equal
+from atgrpo_jax.tasks.sokoban import Sokoban
+from atgrpo_jax.tasks.sokoban_rooms import read_levels
 
 
 @pytest.mark.parametrize(
@@ -48,3 +60,75 @@ def test_a_damaged_file_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{number}.jsonl.gz: cannot be read"):
             list(read_rows(str(path), {}))
+
+
+# A folder of problem sets
+
+
+DATA = os.environ.get("ATGRPO_DATA")
+READERS = {"math": math_problems.read, "code": code_problems.read, "sokoban": read_levels}
+needs_data = pytest.mark.skipif(DATA is None, reason="ATGRPO_DATA names no folder of problem sets")
+
+
+def files(*folders):
+    found = [
+        path for folder in folders for path in sorted(Path(DATA or "").glob(f"{folder}/*.jsonl.gz")) if DATA
+    ]
+    return pytest.mark.parametrize("path", found, ids=lambda path: path.name.partition(".")[0])
+
+
+def read(path):
+    return READERS[path.parent.name](str(path))
+
+
+@needs_data
+@files("math", "code", "sokoban")
+def test_every_row_is_read(path):
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        assert len(read(path)) == sum(1 for _ in lines) > 0
+
+
+@needs_data
+@files("math", "code", "sokoban")
+def test_tasks_take_every_file(path):
+    given = {"train": str(path)}
+    if path.parent.name == "sokoban":
+        task = Sokoban(levels=given, view="symbols")
+    else:
+        task = {"math": Math, "code": Code}[path.parent.name](files=given)
+    assert all(task.instance("train", index) in read(path) for index in range(3))
+
+
+@needs_data
+@files("math")
+def test_an_answer_is_equal_to_itself(path):
+    for problem in read(path):
+        assert plainly_equal(problem, problem.answer, boxed(f"So \\boxed{{{problem.answer}}}.")), problem
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    made = SandboxConfig(workers=1, packages=Math.packages).build(Math().warm_up)
+    yield made
+    made.close()
+
+
+@needs_data
+@pytest.mark.slow
+@files("math")
+def test_an_answer_is_equal_to_itself_written_otherwise(sandbox, path):
+    task = Math(workflow=Workflow(("reasoner",), 1))
+    for problem in random.Random(0).sample(read(path), 20):
+        parts = listed(problem.answer) if problem.multiple else [problem.answer]
+        text = ", ".join(reversed(parts)).replace("\\frac", "\\dfrac ").replace("+", " + ")
+        step = fakes.say(sandbox, task, task.initial(problem), "reasoner", f"\\boxed{{{text}}}")
+        assert step.solved, (problem, text)
+
+
+@needs_data
+@files("code")
+def test_every_problem_has_a_demonstrated_test(path):
+    task = Code(demonstration_error=0.0)
+    for problem in read(path):
+        text = task.demonstration(State(problem), "tester", random.Random(0))
+        assert read_test(problem, text) is not None, (problem.id, text)

@@ -149,7 +149,7 @@ class Math:
     def instance(self, split: str, index: int) -> Problem:
         """Raises ValueError for a split without files, or naming the line and field of a bad row."""
         if self.files:
-            return pick(rows_of(files_of(self.files), split, _read, _key), self.seed, split, index)
+            return pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index)
         return _sum(self.terms, self.largest, self.seed, split, index)
 
     def initial(self, instance: Problem) -> State:
@@ -384,7 +384,7 @@ def _right(state: State) -> bool:
 
 
 @functools.lru_cache
-def _read(path: str) -> tuple[Problem, ...]:
+def read(path: str) -> tuple[Problem, ...]:
     """Raises ValueError naming the line and the field of a bad row."""
     problems = []
     for number, row in read_rows(path, {"question": str}):
@@ -424,7 +424,7 @@ def _tolerance(given: Any) -> float:
     return found
 
 
-def _key(problem: Problem) -> str:
+def key(problem: Problem) -> str:
     return words_of(problem.question)
 
 
