@@ -25,12 +25,13 @@ from absl import flags
 from atgrpo_jax.cli import run
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.progress import say
+from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks import code_problems, math
 from atgrpo_jax.tasks.sokoban_rooms import level_of
 from atgrpo_jax.types import hash_bytes
 
 PYTHON3 = 3  # the language of a solution in CodeContests
-LONGEST = 256 << 10  # characters of a result: a program in the sandbox prints no more (SandboxConfig)
+LONGEST = SandboxConfig.output_kb << 10  # characters of a result: a program may print no more
 NAMED = 3  # places of rows left out, for each reason
 # What DAPO writes around every problem.
 DAPO_BEFORE = (
@@ -47,7 +48,7 @@ class Unusable(Exception):
 def apps(row: dict[str, Any]) -> dict[str, Any]:
     """APPS: github.com/hendrycks/apps, or its JSON lines on a hub."""
     tests = _json(row["input_output"], "no tests")
-    inputs, outputs = tests.get("inputs") or [], tests.get("outputs") or []
+    inputs, outputs = _list(tests.get("inputs") or []), _list(tests.get("outputs") or [])
     solutions = _json(row.get("solutions") or "[]", "")
     common = {
         "id": f"apps-{row.get('problem_id', row.get('id'))}",
@@ -215,34 +216,38 @@ def convert(source: str, files: list[str], out: str) -> Converted:
     """
     done, seen = Converted(), set()
     with _replacing(Path(out).expanduser()) as target:
-        for file in files:
-            fits, misfit = 0, ""
-            for number, given in enumerate(_rows(source, Path(file).expanduser()), 1):
-                place = f"{file}, row {number}"
-                try:
-                    made = _made(source, given)
-                except Unusable as reason:
-                    done.leave_out(str(reason), place)
-                    fits += 1
-                    continue
-                except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
-                    misfit = misfit or f"row {number}: {_said(error)}"
-                    done.leave_out(f"not a row of {source}", f"{place} ({_said(error)})")
-                    continue
-                fits += 1
-                name = hash_bytes(json.dumps(made | {"id": ""}))
-                if name in seen:
-                    done.leave_out("the same as a row before", place)
-                    continue
-                seen.add(name)
-                target.write(json.dumps(made, ensure_ascii=False) + "\n")
-                done.written += 1
-            if not fits:
-                raise RunError(f"{file}: no row of {source} in it ({misfit or 'there is none at all'})")
+        for place, row in (found for file in files for found in _usable(source, file, done)):
+            name = hash_bytes(json.dumps(row | {"id": ""}))
+            if name in seen:
+                done.leave_out("the same as a row before", place)
+                continue
+            seen.add(name)
+            target.write(json.dumps(row, ensure_ascii=False) + "\n")
+            done.written += 1
         if not done.written:
             reasons = (f"{count} {reason}" for reason, count in done.left_out.most_common())
             raise RunError(f"no row could be used: {', '.join(reasons)}")
     return done
+
+
+def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file's rows as the task reads them, and where they were; what is left out goes to ``done``."""
+    fits, misfit = 0, "there is none at all"
+    for number, given in enumerate(_rows(source, Path(file).expanduser()), 1):
+        place = f"{file}, row {number}"
+        try:
+            row = _made(source, given)
+        except Unusable as reason:
+            done.leave_out(str(reason), place)
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            done.leave_out(f"not a row of {source}", f"{place} ({_said(error)})")
+            misfit = f"row {number}: {_said(error)}"
+            continue
+        else:
+            yield place, row
+        fits += 1
+    if not fits:
+        raise RunError(f"{file}: no row of {source} in it ({misfit})")
 
 
 def _made(source: str, given: Any) -> dict[str, Any]:
@@ -294,7 +299,9 @@ def _rows(source: str, file: Path) -> Iterator[Any]:
 
 
 def _instead_of_data(file: Path) -> str | None:
-    """What a failed download leaves in a file's place."""
+    """What a failed download leaves in a file's place; None if it looks like data."""
+    if not file.is_file():
+        return "no such file"
     with open(file, "rb") as opened:
         start = opened.read(200).lstrip().lower()
     if not start:

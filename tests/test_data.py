@@ -9,6 +9,7 @@ import fakes
 import pytest
 
 from atgrpo_jax.data import read_rows, words_of
+from atgrpo_jax.prepare import convert
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks import code_problems
 from atgrpo_jax.tasks import math as math_problems
@@ -132,3 +133,16 @@ def test_every_problem_has_a_demonstrated_test(path):
     for problem in read(path):
         text = task.demonstration(State(problem), "tester", random.Random(0))
         assert read_test(problem, text) is not None, (problem.id, text)
+
+
+@needs_data
+@files("sokoban")
+def test_boxoban_as_text_becomes_the_same_levels(tmp_path, path):
+    rooms = [level.rows for level in read(path) if level.shape == (10, 10)]
+    if not rooms:
+        pytest.skip("rooms of other sizes")
+    levels = ("\n".join((f"; {number}", *rows, "")) for number, rows in enumerate(rooms))
+    (tmp_path / "000.txt").write_text("\n".join(levels))
+    done = convert("boxoban", [str(tmp_path / "000.txt")], str(tmp_path / "out.jsonl.gz"))
+    assert done.written == len(rooms)
+    assert [level.rows for level in read_levels(str(tmp_path / "out.jsonl.gz"))] == rooms
