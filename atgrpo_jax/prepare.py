@@ -136,8 +136,8 @@ def answers(row: dict[str, Any]) -> dict[str, Any]:
     if answer in (None, "", []):
         raise Unusable("no answer")
     name = _first(row, ("id", "ID", "unique_id", "problem_idx"))
-    if name is None:
-        name = (_json(row.get("extra_info") or "{}", "") or {}).get("index")
+    if name is None and isinstance(row.get("extra_info"), dict):
+        name = row["extra_info"].get("index")
     question = question.strip().removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
     return {"id": "" if name is None else str(name), "question": question, "answer": _answer(answer)}
 

@@ -13,6 +13,7 @@ import pytest
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.prepare import DAPO_AFTER, DAPO_BEFORE, LONGEST, convert
 from atgrpo_jax.tasks import code_problems
+from atgrpo_jax.tasks import math as math_problems
 from atgrpo_jax.tasks.math import Math
 from atgrpo_jax.tasks.sokoban import Sokoban
 
@@ -223,6 +224,30 @@ def test_bad_rows_are_left_out_and_the_first_are_named(tmp_path):
     assert "a.jsonl, row 2 (malformed JSON: " in first and "row 3 (no JSON object)" in second
     assert "row 4 (the question or the solution is no text)" in third
     assert len(code_problems.read(str(tmp_path / "out.jsonl"))) == 1
+
+
+ODD = (
+    None, 0, -1.5, float("nan"), True, "", "x", "[", "null", "[[1]]", [], [[]], [None], ["x"], {}, {"a": 1},
+    "9" * 5000, "[" * 50_000, "\ud800", {"inputs": "12", "outputs": "34"}, {"input": [1], "output": [None]},
+    {"fn_name": "f", "inputs": [3], "outputs": [4]}, {"ground_truth": {}}, [{"content": 5}],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "row"),
+    [
+        ("apps", APPS), ("apps", APPS_CALL), ("codecontests", CONTEST), ("livecodebench", LCB),
+        ("livecodebench", LCB_CALL), ("answers", {"problem": "What?", "answer": "2"}),
+        ("answers", {"prompt": [{"content": "?"}], "reward_model": {"ground_truth": "2"}, "extra_info": {}}),
+        ("olympiadbench", {"id": 3, "question": "?", "final_answer": ["1"], "error": "1e-1", "image_1": ""}),
+    ],
+)  # fmt: skip
+def test_no_row_aborts_a_conversion_and_what_is_written_is_read(tmp_path, source, row):
+    rows = [row | {name: odd} for name in row for odd in ODD]
+    count, left_out = written(tmp_path, source, row, *rows)
+    assert count + sum(left_out.values()) == len(rows) + 1 and left_out
+    read = math_problems.read if source in ("answers", "olympiadbench") else code_problems.read
+    assert len(read(str(tmp_path / "data" / "out.jsonl.gz"))) == count
 
 
 WHOLE = gzip.compress(json.dumps(APPS).encode() * 50)

@@ -72,8 +72,9 @@ class Problem:
     id: str
     question: str
     answer: str  # LaTeX, or a number
-    multiple: bool = False  # the answer is a list of several, in any order
-    tolerance: float = 0.0  # of numbers, absolute, if the problem has one
+    # How answers are compared. Not in the ``repr``, by which splits of made-up problems are drawn.
+    multiple: bool = dataclasses.field(default=False, repr=False)  # it is a list of several, in any order
+    tolerance: float = dataclasses.field(default=0.0, repr=False)  # of numbers, absolute, if there is one
 
 
 @dataclasses.dataclass(frozen=True)
