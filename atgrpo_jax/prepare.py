@@ -9,7 +9,6 @@ that cannot be used are counted by the reason, and the first of them are named.
 import base64
 import collections
 import contextlib
-import csv
 import dataclasses
 import gzip
 import io
@@ -23,10 +22,11 @@ from typing import Any, TextIO
 from absl import flags
 
 from atgrpo_jax.cli import run
+from atgrpo_jax.downloads import rows_in, said
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.progress import say
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks import code_problems, math
+from atgrpo_jax.tasks import code_problems, math_problems
 from atgrpo_jax.tasks.sokoban_rooms import level_of
 from atgrpo_jax.types import hash_bytes
 
@@ -175,7 +175,7 @@ def _code(row: dict[str, Any]) -> None:
 
 
 def _math(row: dict[str, Any]) -> None:
-    math.problem_of(row)
+    math_problems.problem_of(row)
 
 
 def _sokoban(row: dict[str, Any]) -> None:
@@ -233,15 +233,15 @@ def convert(source: str, files: list[str], out: str) -> Converted:
 def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
     """A file's rows as the task reads them, and where they were; what is left out goes to ``done``."""
     fits, misfit = 0, "there is none at all"
-    for number, given in enumerate(_rows(source, Path(file).expanduser()), 1):
+    for number, given in enumerate(rows_in(Path(file).expanduser(), levels=source == "boxoban"), 1):
         place = f"{file}, row {number}"
         try:
             row = _made(source, given)
         except Unusable as reason:
             done.leave_out(str(reason), place)
         except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
-            done.leave_out(f"not a row of {source}", f"{place} ({_said(error)})")
-            misfit = f"row {number}: {_said(error)}"
+            done.leave_out(f"not a row of {source}", f"{place} ({said(error)})")
+            misfit = f"row {number}: {said(error)}"
             continue
         else:
             yield place, row
@@ -275,85 +275,6 @@ def _replacing(path: Path) -> Iterator[TextIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-# Reading
-
-
-def _rows(source: str, file: Path) -> Iterator[Any]:
-    kind = file.name.removesuffix(".gz").rpartition(".")[2]
-    read = _levels if source == "boxoban" else {"csv": _table, "json": _whole}.get(kind, _lines)
-    try:
-        if instead := _instead_of_data(file):
-            raise RunError(f"{file}: {instead}")
-        if kind == "parquet":
-            yield from _parquet(file)
-            return
-        opened = gzip.open if file.suffix == ".gz" else open
-        with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
-            yield from read(text)
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError) as error:
-        raise RunError(
-            f"{file}: cannot be read ({_said(error)}); if it was downloaded, do so again"
-        ) from error
-
-
-def _instead_of_data(file: Path) -> str | None:
-    """What a failed download leaves in a file's place; None if it looks like data."""
-    if not file.is_file():
-        return "no such file"
-    with open(file, "rb") as opened:
-        start = opened.read(200).lstrip().lower()
-    if not start:
-        return "it is empty"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page, not the data: download it again, perhaps after a login"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is Git LFS's pointer to the data: get the file itself (git lfs pull)"
-    return None
-
-
-def _lines(text: TextIO) -> Iterator[Any]:
-    return (line for line in text if line.strip())
-
-
-def _whole(text: TextIO) -> Iterator[Any]:
-    whole = json.load(text)
-    if not isinstance(whole, (list, dict)):
-        raise ValueError("neither a list nor an object")
-    return iter(whole if isinstance(whole, list) else whole.values())
-
-
-def _table(text: TextIO) -> Iterator[Any]:
-    csv.field_size_limit(1 << 30)  # tests can be long
-    return csv.DictReader(text)
-
-
-def _levels(text: TextIO) -> Iterator[Any]:
-    """Boxoban's levels: each a line "; NUMBER", then its rows."""
-    stem = Path(text.name).name.partition(".")[0]
-    level: dict[str, Any] = {}
-    for line in map(str.rstrip, text):
-        if line.startswith(";"):
-            if level:
-                yield level
-            level = {"id": f"boxoban-{stem}-{line[1:].strip()}", "grid": []}
-        elif line:
-            level.setdefault("grid", []).append(line)
-    if level:
-        yield level
-
-
-def _parquet(file: Path) -> Iterator[Any]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise RunError(f"{file}: Parquet needs pyarrow: pip install pyarrow") from error
-    try:
-        for batch in parquet.ParquetFile(file).iter_batches(1000):
-            yield from batch.to_pylist()
-    except ArrowException as error:
-        raise ValueError(str(error)) from error
 
 
 # Fields
@@ -399,11 +320,11 @@ def _answer(found: Any) -> str:
         (found,) = found
     if isinstance(found, bool) or not isinstance(found, (str, int, float)):
         raise TypeError(f"answer = {str(found)[:60]!r} is neither a text nor a number")
-    answer = math.without_marks(str(found))
+    answer = math_problems.without_marks(str(found))
     if not answer:
         raise Unusable("no answer")
-    if len(answer) > math.LONGEST:
-        raise Unusable(f"the answer is longer than {math.LONGEST} characters")
+    if len(answer) > math_problems.LONGEST:
+        raise Unusable(f"the answer is longer than {math_problems.LONGEST} characters")
     return answer
 
 
@@ -435,13 +356,6 @@ def _private(text: str | None) -> list[dict[str, Any]]:
         raise
     except Exception as error:  # a damaged pickle may raise any
         raise ValueError(f"private tests are damaged: {error!r}") from error
-
-
-def _said(error: BaseException) -> str:
-    """An error's words, in one line."""
-    if isinstance(error, KeyError):
-        return f"no field {error}"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def main(argv: list[str], source: str | None, out: str | None) -> None:

@@ -11,11 +11,11 @@ import pytest
 from atgrpo_jax.data import read_rows, words_of
 from atgrpo_jax.prepare import convert
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks import code_problems
-from atgrpo_jax.tasks import math as math_problems
+from atgrpo_jax.tasks import code_problems, math_problems
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.code import Code, State, read_test
-from atgrpo_jax.tasks.math import Math, boxed, listed, plainly_equal
+from atgrpo_jax.tasks.math import Math, boxed
+from atgrpo_jax.tasks.math_problems import listed, plainly_equal
 from atgrpo_jax.tasks.sokoban import Sokoban
 from atgrpo_jax.tasks.sokoban_rooms import read_levels
 

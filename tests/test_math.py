@@ -7,7 +7,8 @@ import pytest
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.check import check
-from atgrpo_jax.tasks.math import Math, Problem, State, as_number, boxed, plainly_equal, plainly_same
+from atgrpo_jax.tasks.math import Math, State, boxed
+from atgrpo_jax.tasks.math_problems import Problem, as_number, plainly_equal, plainly_same
 from atgrpo_jax.types import Outcome
 
 TASK = Math()
