@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ def _order(count: int, seed: int, round_: int) -> list[int]:
 
 
 def words_of(text: str) -> str:
-    """A text's letters and digits: equal for texts that differ in spaces, case or punctuation."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    """A text's words, numbers and signs of arithmetic: equal for texts that differ in spaces, case or
+    punctuation, and not for problems that differ in a sign."""
+    return " ".join(re.findall(r"\w+|[-+*/^<>=!%−×÷±≠≤≥]", text.lower()))
 
 
 def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -96,14 +98,14 @@ def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _row(line, f"{path}:{number}", fields)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
 
 
 def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for an integer longer than Python reads
         raise ValueError(f"{place}: no JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{place}: no JSON object")

@@ -2,13 +2,14 @@
 
     python -m atgrpo_jax.prepare --source=apps --out=data/code_train.jsonl.gz apps/train.jsonl
 
-Reads JSON lines, JSON, CSV (each also gzipped) and, with pyarrow installed, Parquet. What cannot be used is
-counted by its reason.
+Reads JSON lines, JSON, CSV, Boxoban's text (each also gzipped) and, with pyarrow installed, Parquet. Rows
+that cannot be used are counted by the reason, and the first of them are named.
 """
 
 import base64
 import collections
-import csv
+import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -16,27 +17,38 @@ import pickle
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from absl import flags
 
 from atgrpo_jax.cli import run
+from atgrpo_jax.downloads import rows_in, said
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.progress import say
+from atgrpo_jax.sandbox.pool import SandboxConfig
+from atgrpo_jax.tasks import code_problems, math_problems
+from atgrpo_jax.tasks.sokoban_rooms import level_of
+from atgrpo_jax.types import hash_bytes
 
 PYTHON3 = 3  # the language of a solution in CodeContests
+LONGEST = SandboxConfig.output_kb << 10  # characters of a result: a program may print no more
+NAMED = 3  # places of rows left out, for each reason
+# What DAPO writes around every problem.
+DAPO_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form "
+    "Answer: $Answer (without quotes) where $Answer is the answer to the problem."
+)
+DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 
 class Unusable(Exception):
-    """Why a row is left out."""
+    """Why a row is left out that is in its source's form."""
 
 
 def apps(row: dict[str, Any]) -> dict[str, Any]:
     """APPS: github.com/hendrycks/apps, or its JSON lines on a hub."""
-    tests = _json(row.get("input_output"), "no tests")
-    inputs, outputs = tests.get("inputs") or [], tests.get("outputs") or []
-    if not inputs:
-        raise Unusable("no tests")
+    tests = _json(row["input_output"], "no tests")
+    inputs, outputs = _list(tests.get("inputs") or []), _list(tests.get("outputs") or [])
     solutions = _json(row.get("solutions") or "[]", "")
     common = {
         "id": f"apps-{row.get('problem_id', row.get('id'))}",
@@ -44,44 +56,46 @@ def apps(row: dict[str, Any]) -> dict[str, Any]:
         "solution": solutions[0] if solutions else "",
     }
     if name := tests.get("fn_name"):
-        # Arguments are lists of values, results sometimes in a list of one.
-        results = [out[0] if isinstance(out, list) and len(out) == 1 else out for out in outputs]
         method = "class Solution" in (row.get("starter_code") or "")
+        called = "candidate" if method else name
+        calls = [f"{called}({', '.join(map(repr, _list(given)))})" for given in inputs]
+        calls, results = _short(calls, list(map(_result, outputs)))
         return common | {
             "mode": "candidate",
             "entry_point": f"Solution().{name}" if method else name,
             "starter_code": row.get("starter_code") or "",
             "before": "from typing import *\n",
-            "tests": [
-                f"assert {'candidate' if method else name}(*{list(given)!r}) == {result!r}"
-                for given, result in zip(inputs, results, strict=True)
-            ],
+            "tests": [f"assert {call} {result}" for call, result in zip(calls, results, strict=True)],
         }
-    return common | {
-        "mode": "stdio",
-        "test_input": list(map(_text, inputs)),
-        "test_output": list(map(_text, outputs)),
-    }
+    given, expected = _short(list(map(_text, inputs)), list(map(_text, outputs)))
+    return common | {"mode": "stdio", "test_input": given, "test_output": expected}
+
+
+def _result(expected: Any) -> str:
+    """What a call must give. A list of one may be the value, or be around it: APPS' own tests take both."""
+    if isinstance(expected, list) and len(expected) == 1:
+        return f"in ({expected[0]!r}, {expected!r})"
+    return f"== {expected!r}"
 
 
 def codecontests(row: dict[str, Any]) -> dict[str, Any]:
     """CodeContests: github.com/google-deepmind/code_contests, its Parquet or JSON lines on a hub."""
+    question = row["description"]
     given: list[str] = []
     expected: list[str] = []
     for name in ("public_tests", "private_tests", "generated_tests"):
         tests = row.get(name) or {}
-        given += tests.get("input") or []
-        expected += tests.get("output") or []
-    if not given:
-        raise Unusable("no tests")
+        given += _list(tests.get("input") or [])
+        expected += _list(tests.get("output") or [])
     if row.get("input_file"):
         raise Unusable("reads a file")
+    given, expected = _short(given, expected)
     found = row.get("solutions") or {}
     pairs = zip(found.get("language") or [], found.get("solution") or [], strict=True)
     python = [source for language, source in pairs if language in (PYTHON3, "PYTHON3")]
     return {
         "id": f"codecontests-{row.get('name')}",
-        "question": row["description"],
+        "question": question,
         "mode": "stdio",
         "test_input": given,
         "test_output": expected,
@@ -91,15 +105,15 @@ def codecontests(row: dict[str, Any]) -> dict[str, Any]:
 
 def livecodebench(row: dict[str, Any]) -> dict[str, Any]:
     """LiveCodeBench: the JSON lines of code_generation_lite; private tests included."""
+    question = f"{row.get('question_title', '')}\n\n{row['question_content']}".strip()
     tests = _json(row.get("public_test_cases") or "[]", "") + _private(row.get("private_test_cases"))
-    if not tests:
-        raise Unusable("no tests")
+    given, expected = _short([test["input"] for test in tests], [test["output"] for test in tests])
     common = {
         "id": f"lcb-{row.get('question_id')}",
-        "question": f"{row.get('question_title', '')}\n\n{row['question_content']}".strip(),
+        "question": question,
         "starter_code": row.get("starter_code") or "",
-        "test_input": [test["input"] for test in tests],
-        "test_output": [test["output"] for test in tests],
+        "test_input": given,
+        "test_output": expected,
     }
     if tests[0].get("testtype") == "functional":
         name = _json(row.get("metadata") or "{}", "").get("func_name")
@@ -113,97 +127,205 @@ def answers(row: dict[str, Any]) -> dict[str, Any]:
     """Polaris, AIME, DAPO and their like: a problem and an answer, under one of the usual names."""
     question = _first(row, ("problem", "Problem", "question", "Question", "prompt"))
     if isinstance(question, list):  # a conversation
-        question = question[0]["content"]
+        question = next(said["content"] for said in reversed(question) if said.get("role", "user") == "user")
     answer = _first(row, ("answer", "Answer", "final_answer", "expected_answer"))
-    if question is None or answer in (None, ""):
-        raise Unusable("no question or no answer")
+    if answer is None:
+        answer = (_json(row.get("reward_model") or "{}", "") or {}).get("ground_truth")
+    if question is None:
+        raise ValueError("no field that holds the question")
+    if answer in (None, "", []):
+        raise Unusable("no answer")
     name = _first(row, ("id", "ID", "unique_id", "problem_idx"))
-    return {"id": str(name or ""), "question": question, "answer": str(answer)}
+    if name is None and isinstance(row.get("extra_info"), dict):
+        name = row["extra_info"].get("index")
+    question = question.strip().removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
+    return {"id": "" if name is None else str(name), "question": question, "answer": _answer(answer)}
 
 
 def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
     """OlympiadBench: github.com/OpenBMB/OlympiadBench; text only, with an answer that can be compared."""
-    found = row.get("final_answer")
+    question, found = row["question"], row.get("final_answer")
     if not found:
         raise Unusable("no answer: a proof")
-    if any(row.get(f"image_{i}") for i in range(1, 10)) or "<image_" in row["question"]:
+    if any(row.get(f"image_{i}") for i in range(1, 10)) or "<image_" in question:
         raise Unusable("has pictures")
-    if len(found) > 1:
-        raise Unusable("several answers")
-    answer = str(found[0]).strip("$")
-    return {"id": f"olympiadbench-{row.get('id')}", "question": row["question"], "answer": answer}
+    if row.get("answer_type") == "Need_human_evaluate":
+        raise Unusable("an answer that people must judge")
+    return {
+        "id": f"olympiadbench-{row.get('id')}",
+        "question": question,
+        "answer": _answer(_list(found)),
+        "multiple": bool(row.get("is_multiple_answer")),
+        "tolerance": row.get("error") or None,
+    }
 
 
-SOURCES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "apps": apps,
-    "codecontests": codecontests,
-    "livecodebench": livecodebench,
-    "answers": answers,
-    "olympiadbench": olympiadbench,
+def boxoban(row: dict[str, Any]) -> dict[str, Any]:
+    """Boxoban: github.com/google-deepmind/boxoban-levels, its text files."""
+    rows = row["grid"]
+    if not set("".join(rows)) <= set("#@$. "):
+        raise ValueError("expected no symbols but #, @, $, . and space")
+    if [len(line) for line in rows] != [10] * 10:
+        raise ValueError("expected 10 rows of 10")
+    return row
+
+
+def _code(row: dict[str, Any]) -> None:
+    code_problems.problem_of(row)
+
+
+def _math(row: dict[str, Any]) -> None:
+    math_problems.problem_of(row)
+
+
+def _sokoban(row: dict[str, Any]) -> None:
+    level_of(row["grid"])
+
+
+# What makes a row, and what raises ValueError for one that the task does not read.
+SOURCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
+    "apps": (apps, _code),
+    "codecontests": (codecontests, _code),
+    "livecodebench": (livecodebench, _code),
+    "answers": (answers, _math),
+    "olympiadbench": (olympiadbench, _math),
+    "boxoban": (boxoban, _sokoban),
 }
 
 
-def convert(source: str, files: list[str], out: str) -> tuple[int, collections.Counter[str]]:
-    """Rows written, and what was left out by reason. Raises RunError for a file that cannot be read."""
-    left_out: collections.Counter[str] = collections.Counter()
-    written = 0
-    path = Path(out).expanduser()
+@dataclasses.dataclass
+class Converted:
+    """How many rows are written, and for each reason how many are left out, and where the first are."""
+
+    written: int = 0
+    left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    places: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def leave_out(self, reason: str, place: str) -> None:
+        self.left_out[reason] += 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < NAMED:
+            places.append(place)
+
+
+def convert(source: str, files: list[str], out: str) -> Converted:
+    """What the rows of files are made into is in ``out``, each once.
+
+    Raises RunError for a file that cannot be read, or of which no row is in the source's form, and if no row
+    could be used; ``out`` is then as it was before.
+    """
+    done, seen = Converted(), set()
+    with _replacing(Path(out).expanduser()) as target:
+        for place, row in (found for file in files for found in _usable(source, file, done)):
+            name = hash_bytes(json.dumps(row | {"id": ""}))
+            if name in seen:
+                done.leave_out("the same as a row before", place)
+                continue
+            seen.add(name)
+            target.write(json.dumps(row, ensure_ascii=False) + "\n")
+            done.written += 1
+        if not done.written:
+            reasons = (f"{count} {reason}" for reason, count in done.left_out.most_common())
+            raise RunError(f"no row could be used: {', '.join(reasons)}")
+    return done
+
+
+def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file's rows as the task reads them, and where they were; what is left out goes to ``done``."""
+    fits, misfit = 0, "there is none at all"
+    for number, given in enumerate(rows_in(Path(file).expanduser(), levels=source == "boxoban"), 1):
+        place = f"{file}, row {number}"
+        try:
+            row = _made(source, given)
+        except Unusable as reason:
+            done.leave_out(str(reason), place)
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            done.leave_out(f"not a row of {source}", f"{place} ({said(error)})")
+            misfit = f"row {number}: {said(error)}"
+            continue
+        else:
+            yield place, row
+        fits += 1
+    if not fits:
+        raise RunError(f"{file}: no row of {source} in it ({misfit})")
+
+
+def _made(source: str, given: Any) -> dict[str, Any]:
+    """The row that a task reads, of one of a source's; a text is that row's JSON."""
+    make, check = SOURCES[source]
+    row = _json(given, "")
+    if not isinstance(row, dict):
+        raise ValueError("no JSON object")
+    made = make(row)
+    if not all(isinstance(made.get(name, ""), str) for name in ("question", "solution", "starter_code")):
+        raise ValueError("the question or the solution is no text")
+    json.dumps(made, ensure_ascii=False).encode()  # halves of characters cannot be written
+    check(made)
+    return made
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """To write a file that takes the place of another once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with (gzip.open if path.suffix == ".gz" else open)(partial, "wt", encoding="utf-8") as target:
-        for file in files:
-            for place, row in _rows(Path(file).expanduser()):
-                try:
-                    made = SOURCES[source](row)
-                except Unusable as reason:
-                    left_out[str(reason)] += 1
-                    continue
-                except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                    raise RunError(f"{place}: not a row of {source}: {error!r}") from error
-                target.write(json.dumps(made, ensure_ascii=False) + "\n")
-                written += 1
-    partial.replace(path)
-    return written, left_out
-
-
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    kind = file.name.removesuffix(".gz").rpartition(".")[2]
     try:
-        if kind == "parquet":
-            yield from _parquet(file)
-            return
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8", newline="") as text:
-            if kind == "csv":
-                rows: Iterator[Any] = csv.DictReader(text)
-            elif kind == "json":
-                whole = json.load(text)
-                rows = iter(whole if isinstance(whole, list) else whole.values())
-            else:
-                rows = (json.loads(line) for line in text if line.strip())
-            for number, row in enumerate(rows, 1):
-                yield f"{file}, row {number}", row
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{file}: cannot be read ({error})") from error
+        with (gzip.open if path.suffix == ".gz" else open)(partial, "wt", encoding="utf-8") as target:
+            yield target
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise RunError(f"{file}: Parquet needs pyarrow: pip install pyarrow") from error
-    try:
-        rows = parquet.read_table(file).to_pylist()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({error})") from error
-    for number, row in enumerate(rows, 1):
-        yield f"{file}, row {number}", row
+# Fields
 
 
 def _json(text: Any, reason: str) -> Any:
     """A field that holds JSON, or what it would hold."""
     if not text and reason:
         raise Unusable(reason)
-    return json.loads(text) if isinstance(text, str) else text
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except json.JSONDecodeError as error:
+        raise ValueError(f"malformed JSON: {error}") from error
+    except ValueError as error:
+        raise Unusable("an integer is longer than Python reads") from error
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
+
+
+def _list(found: Any) -> list[Any]:
+    if not isinstance(found, list):
+        raise TypeError(f"{str(found)[:60]!r} is no list")
+    return found
+
+
+def _short(given: list[Any], expected: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Tests whose results are short enough for a program to print. Raises Unusable if none are."""
+    if not given:
+        raise Unusable("no tests")
+    if len(given) != len(expected):
+        raise Unusable("not as many results as inputs")
+    kept = [pair for pair in zip(given, expected, strict=True) if len(pair[1]) <= LONGEST]
+    if not kept:
+        raise Unusable(f"results are longer than {LONGEST} characters")
+    return [one for one, _ in kept], [other for _, other in kept]
+
+
+def _answer(found: Any) -> str:
+    """Raises Unusable for several answers, and for one that is longer than the task reads."""
+    if isinstance(found, list):
+        if len(found) > 1:
+            raise Unusable("several answers")
+        (found,) = found
+    if isinstance(found, bool) or not isinstance(found, (str, int, float)):
+        raise TypeError(f"answer = {str(found)[:60]!r} is neither a text nor a number")
+    answer = math_problems.without_marks(str(found))
+    if not answer:
+        raise Unusable("no answer")
+    if len(answer) > math_problems.LONGEST:
+        raise Unusable(f"the answer is longer than {math_problems.LONGEST} characters")
+    return answer
 
 
 def _text(part: Any) -> str:
@@ -227,8 +349,13 @@ def _private(text: str | None) -> list[dict[str, Any]]:
     if not text:
         return []
     if text.lstrip().startswith("["):
-        return json.loads(text)
-    return json.loads(_Texts(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load())
+        return _json(text, "")
+    try:
+        return _json(_Texts(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load(), "")
+    except Unusable:
+        raise
+    except Exception as error:  # a damaged pickle may raise any
+        raise ValueError(f"private tests are damaged: {error!r}") from error
 
 
 def main(argv: list[str], source: str | None, out: str | None) -> None:
@@ -236,12 +363,10 @@ def main(argv: list[str], source: str | None, out: str | None) -> None:
         raise ConfigError(f"--source={source}: expected one of {', '.join(SOURCES)}")
     if out is None or len(argv) < 2:
         raise ConfigError("give --out=FILE and the files to read")
-    written, left_out = convert(source, argv[1:], out)
-    for reason, count in left_out.most_common():
-        say(f"left out: {count} ({reason})")
-    if not written:
-        raise RunError("no row could be used")
-    print(f"{written} problems in {out}")
+    done = convert(source, argv[1:], out)
+    for reason, count in done.left_out.most_common():
+        say(f"left out: {count} ({reason}): {'; '.join(done.places[reason])}{'; ...' * (count > NAMED)}")
+    print(f"{done.written} problems in {out}")
 
 
 if __name__ == "__main__":

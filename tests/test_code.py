@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import random
@@ -68,6 +69,14 @@ def test_made_up_problems_are_solved_by_their_solutions(sandbox):
         ("Case #1: 0.50000001", "Case #1: 0.5", 1e-6, True),
         ("0.51", "0.5", 1e-6, False),
         ("1.0", "1", 0.0, True),
+        ("9007199254740993", "9007199254740992", 0.0, False),  # equal as floats
+        ("9007199254740993", "9007199254740992", 1e-9, True),
+        ("1000000", "1000001", 0.0, False),
+        ("+007 1e3", "7 1000.0", 0.0, True),
+        ("1" * 20_000, "1" * 19_999 + "2", 0.0, False),  # longer than Python makes an int of
+        ("1" * 20_000, "1" * 19_999 + "2", 0.1, False),
+        ("snan", "1", 1.0, False),
+        ("1e9999", "-1e9999", 1.0, False),
         ("a", "b", 1.0, False),
         ("nan", "nan", 0.0, True),
         ("", "", 0.0, True),
@@ -227,6 +236,42 @@ def test_hostile_and_random_texts(sandbox):
     assert check(TASK, sandbox, instances=1, episodes=6) == []
 
 
+def test_demonstrated_tests_are_golden_ones_that_a_tester_could_write():
+    task, wrong = Code(demonstration_error=0.0), Code(demonstration_error=1.0)
+
+    def shown(problem, task=task):
+        return read_test(problem, task.demonstration(State(problem), "tester", random.Random(0)))
+
+    long = dataclasses.replace(ADD, tests=(("1 " * 9000, "9000\n"), ("4 5\n", "9\n")))
+    assert shown(long) == ("4 5\n", "9") and shown(long, wrong) == ("4 5\n", "0")
+    tests = tuple((f"assert {test}", "") for test in (
+        "set(candidate([1])) == {1}", "candidate([1]) == N", "candidate(f([1])) == 1",
+        "is_same(candidate(1), 1)", "candidate(3, 4) in (7, [7])",
+    ))  # fmt: skip
+    assert shown(dataclasses.replace(CALLED, tests=tests)) == ("candidate(3, 4)", "7")
+    assert shown(dataclasses.replace(CALLED, tests=tests[:1])) == ("candidate()", "None")
+    inside = (
+        "def f(x):\n    pass\ndef check(candidate):\n    for i in range(9):\n"
+        "        assert candidate(i) == i\n    assert candidate(2) == 4\n"
+    )
+    check = Problem("c", "?", "call", (("check(f)", ""),), names=("f",), setup=inside)
+    assert shown(check) == ("f(2)", "4") and shown(check, wrong) == ("f(2)", "None")
+    assert shown(dataclasses.replace(check, setup="def (")) == ("f()", "None")
+
+
+def test_a_function_may_have_the_name_of_a_builtin(sandbox, tmp_path):
+    row = {
+        "question": "?",
+        "mode": "assert",
+        "tests": ["assert sum(4, 6) == 3"],
+        "solution": "def sum(a, b): return 3",
+    }
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (problem,) = code_problems.read(str(tmp_path / "a.jsonl"))
+    runs = [sandbox.run_now(p) for p in programs(problem, problem.solution, 8)]
+    assert (problem.names, passed(problem, runs, 8)) == (("sum",), (1, 1))
+
+
 # Files
 
 
@@ -280,6 +325,14 @@ def test_rows_of_each_mode(sandbox, tmp_path, mode):
             r"preamble: no file .*_preamble_",
         ),
         ({"mode": "assert", "tests": ["assert ("]}, r":1: '\(' was never closed"),
+        ({"mode": "assert", "tests": ["assert max(1, 2) == 2"]}, r":1: tests call no function of the answer"),
+        ({"mode": "stdio", "test_input": 1, "test_output": 1}, r":1: test_input = '1' is no list"),
+        ({"test_input": "12", "test_output": "34"}, r":1: test_input = '12' is no list"),
+        ({"test_input": ["1"], "test_output": ["1"], "solution": ["x"]}, r":1: solution = .* is no text"),
+        (
+            {"mode": "call", "entry_point": "f", "test_input": [1], "test_output": ["1"]},
+            r":1: 'int' object has no attribute",
+        ),
     ],
 )
 def test_bad_rows_are_named(tmp_path, row, says):

@@ -13,7 +13,7 @@ RANKS = [
     },
     {"types", "progress", "engines.processes", "engines.published", "sandbox.worker"},
     {
-        "advantages", "cli", "loss", "mesh", "selection", "stopping", "team", "tokens",
+        "advantages", "cli", "downloads", "loss", "mesh", "selection", "stopping", "team", "tokens",
         "data", "tasks.base", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
         "engines.servers", "models.config", "models.attention",
@@ -24,12 +24,12 @@ RANKS = [
         "packaged",
     },
     {
-        "tasks.code_problems", "tasks.math", "tasks.plan_path", "tasks.sokoban_rooms", "tasks.sudoku",
-        "batch", "models.lora", "models.head",
+        "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
+        "tasks.sudoku", "batch", "models.lora", "models.head",
         "rollout", "run_folder", "engines.decoding",
     },
     {
-        "tasks.code", "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet",
+        "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet",
         "engines.sglang_jax_session",
         "weight_sync", "checkpoint", "evaluation", "metrics",
     },
@@ -44,7 +44,7 @@ RANKS = [
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
-    "tasks.math",
+    "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
     "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
     "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",

@@ -7,7 +7,8 @@ import pytest
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.check import check
-from atgrpo_jax.tasks.math import Math, Problem, State, as_number, boxed, plainly_same
+from atgrpo_jax.tasks.math import Math, State, boxed
+from atgrpo_jax.tasks.math_problems import Problem, as_number, plainly_equal, plainly_same
 from atgrpo_jax.types import Outcome
 
 TASK = Math()
@@ -61,6 +62,36 @@ def test_numbers():
     assert [as_number(text) for text in ("1,2", "x", "", "1" * 200, "\\pi", "1e999")] == [None] * 6
     assert plainly_same("0.333333333", "1/3") and not plainly_same("0.3333", "1/3")
     assert plainly_same("a  b", "a b") and plainly_same("x", "1") is None
+    assert plainly_same("(1, 2)", "(1,2)") and plainly_same("2 1/2", "21/2") is None
+
+
+def test_whole_numbers_are_the_same_exactly():
+    assert not plainly_same("1000000", "1000001") and not plainly_same("1,000,000", "1000001.0")
+    assert plainly_same("1000000", "1e6") and plainly_same("1000000", "1000000.0")
+    assert not plainly_same("1/3", "1000000/3000001")
+    assert plainly_same("1000000", "1000000.5") and plainly_same("3", "2.9999999")
+    assert plainly_same("4.2", "4.3", 0.1) and plainly_same("42", "43", 1) and not plainly_same("42", "44", 1)
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "same"),
+    [
+        ("1,3,5", "5, 1,3", True),
+        ("100,200", "200,100", True),  # not 100200
+        ("100,200", "100200", False),
+        ("1,3,5", "\\{3,5,1\\}", True),
+        ("1,3", "1 and 3", True),
+        ("1,3,5", "1,3", False),
+        ("1,3,5", "1,3,7", False),
+        ("1,3", "1,3,3", False),
+        ("(0,2),(0,-2)", "(0,-2), (0, 2)", True),
+        ("(0,2),(0,-2)", "(2,0),(0,-2)", None),
+        ("-2,2", "\\pm 2", True),
+        ("\\frac{32}{9},\\frac{1}{2}", "0.5,\\frac{32}{9}", None),
+    ],
+)
+def test_lists_of_answers_are_compared_in_any_order(truth, answer, same):
+    assert plainly_equal(Problem("1", "?", truth, multiple=True), truth, answer) is same
 
 
 @pytest.mark.parametrize(
@@ -83,6 +114,24 @@ def test_what_counts_as_equal(sandbox, truth, answer, same):
     state = State(Problem("1", "?", truth))
     step = say(sandbox, state, "reasoner", f"\\boxed{{{answer}}}", Math(workflow=Workflow(("reasoner",), 1)))
     assert step.solved is same and step.done
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer", "same"),
+    [
+        ({"answer": "\\frac{32}{9},\\frac{1}{2}"}, "\\dfrac12, \\frac{64}{18}", True),
+        ({"answer": "\\frac{32}{9},\\frac{1}{2}"}, "\\dfrac12, \\frac{1}{2}", False),
+        ({"answer": "(0,2),(0,-2)"}, "(2,0),(0,-2)", False),
+        ({"answer": "f(x)=-1,f(x)=x+1"}, "f(x)=1+x,f(x)=-1", True),
+        ({"answer": "4.2", "multiple": False, "tolerance": 0.1}, "\\frac{43}{10}", True),
+        ({"answer": "4.2", "multiple": False, "tolerance": 0.1}, "\\frac{44}{10}", False),
+        ({"answer": "4.2", "multiple": False, "tolerance": 0.1}, "x", False),
+    ],
+)
+def test_lists_and_tolerances_in_algebra(sandbox, fields, answer, same):
+    problem = Problem("1", "?", **{"multiple": True} | fields)
+    task = Math(workflow=Workflow(("reasoner",), 1))
+    assert say(sandbox, State(problem), "reasoner", f"\\boxed{{{answer}}}", task).solved is same
 
 
 def test_local_rewards_by_hand(sandbox):
@@ -221,9 +270,17 @@ def test_files_of_problems(tmp_path, capsys):
     assert "train: 3 problems, of which 1 are left out for being in a later split, 1 for coming twice" in said
 
 
+def test_rows_of_several_answers(tmp_path):
+    row = {"question": "?", "answers": ["$69$,$84$."], "multiple": True, "tolerance": "1e-1,1e-2"}
+    task = Math(files={"train": rows(tmp_path / "a.jsonl", row)})
+    assert task.instance("train", 0) == Problem("1", "?", "69,84", multiple=True, tolerance=0.1)
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        ({"question": "?", "answer": "1", "tolerance": "x"}, r":1: tolerance = 'x' is no number"),
+        ({"question": "?", "answer": "1", "tolerance": -1}, r":1: tolerance = -1.0 is not a finite"),
         ("{\n", r"a.jsonl:1: no JSON"),
         ({"answer": "2"}, r":1: no field 'question'"),
         ({"question": "?"}, r":1: answer = \[None\] is not one text or number"),

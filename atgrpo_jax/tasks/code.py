@@ -7,9 +7,10 @@ has a reward of its own.
 
 import ast
 import dataclasses
+import functools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.data import absolute, files_of, pick, rows_of
@@ -207,11 +208,10 @@ class Code:
         if role == CODER:
             code = problem.solution if problem.solution and not wrong else "print(0)"
             return f"```python\n{code}\n```"
-        if problem.form == "call":
-            expected = "None" if wrong else _expected(problem.tests[0][0])
-            return f"```python\nassert {_call(problem.tests[0][0])} == {expected}\n```"
-        given, expected = rng.choice(problem.tests)
-        return f"```input\n{given.rstrip()}\n```\n```output\n{'0' if wrong else expected.rstrip()}\n```"
+        given, expected = rng.choice(writable(problem) or (_nothing(problem),))
+        if wrong:
+            expected = "0" if problem.form == "stdio" else "None"
+        return _written(problem, given, expected)
 
 
 def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
@@ -264,11 +264,41 @@ def _printed(problem: Problem, run: Run) -> str:
     return run.stdout if run.end == "ok" else f"{run.stdout}\n({run.end}) {run.stderr[-300:]}".strip()
 
 
-def _call(statement: str) -> str:
-    compared = ast.parse(statement).body[0].test  # type: ignore[attr-defined]
-    return ast.unparse(compared.left)
+def _written(problem: Problem, given: str, expected: str) -> str:
+    """A test as ``read_test`` reads it."""
+    if problem.form == "stdio":
+        return f"```input\n{given.rstrip()}\n```\n```output\n{expected.rstrip()}\n```"
+    return f"```python\nassert {given} == {expected}\n```"
 
 
-def _expected(statement: str) -> str:
-    compared = ast.parse(statement).body[0].test  # type: ignore[attr-defined]
-    return ast.unparse(compared.comparators[0])
+def _nothing(problem: Problem) -> tuple[str, str]:
+    """A test in the right form that is likely to be a wrong one."""
+    return ("", "0") if problem.form == "stdio" else (f"{alias(problem.names[0])}()", "None")
+
+
+@functools.lru_cache(maxsize=1024)
+def writable(problem: Problem) -> tuple[tuple[str, str], ...]:
+    """The golden tests that a tester could write, as ``read_test`` reads them. Demonstrations are made of
+    them, and those are made of training problems only."""
+    pairs = problem.tests if problem.form == "stdio" else _equalities(problem)
+    return tuple(filter(None, (read_test(problem, _written(problem, *pair)) for pair in pairs)))
+
+
+def _equalities(problem: Problem) -> Iterator[tuple[str, str]]:
+    """The left and the right sides of golden tests, also of those within HumanEval's ``check``."""
+    source = "\n".join((problem.setup, *(statement for statement, _ in problem.tests)))
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    for node in nodes:
+        match node:
+            case ast.Assert(ast.Compare(call, [ast.Eq()], [value])):
+                pass
+            case ast.Assert(ast.Compare(call, [ast.In()], [ast.Tuple([value, *_])])):  # any of them will do
+                pass
+            case _:
+                continue
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "candidate":
+            call.func.id = alias(problem.names[0])
+        yield ast.unparse(call), ast.unparse(value)

@@ -5,8 +5,11 @@ import builtins
 import dataclasses
 import functools
 import json
+import math
 import random
+import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +32,9 @@ for _test in _TESTS:
     except BaseException:
         print(0, flush=True)
 """
+
+
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]{1,4})?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +89,8 @@ def alias(name: str) -> str:
 
 
 def same_output(printed: str, expected: str, tolerance: float = 0.0) -> bool:
-    """Token by token, whatever the white space; numbers within the tolerance, absolute or relative."""
+    """Token by token, whatever the white space; numbers exactly, or within a tolerance (absolute or
+    relative) if there is one."""
     one, other = printed.split(), expected.split()
     return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other, strict=True))
 
@@ -91,11 +98,12 @@ def same_output(printed: str, expected: str, tolerance: float = 0.0) -> bool:
 def _same(one: str, other: str, tolerance: float) -> bool:
     if one == other:
         return True
-    try:
-        a, b = float(one), float(other)
-    except ValueError:
+    if not (_NUMBER.fullmatch(one) and _NUMBER.fullmatch(other)):
         return False
-    return abs(a - b) <= tolerance * max(1.0, abs(b))
+    if Decimal(one) == Decimal(other):  # floats of different integers may be equal
+        return True
+    a, b = float(one), float(other)
+    return tolerance > 0 and math.isfinite(b) and abs(a - b) <= tolerance * max(1.0, abs(b))
 
 
 # Files
@@ -104,48 +112,60 @@ def _same(one: str, other: str, tolerance: float) -> bool:
 @functools.lru_cache
 def read(path: str) -> tuple[Problem, ...]:
     """Raises ValueError naming the line and the field of a bad row."""
-    return tuple(
-        _problem(row, path, f"{path}:{number}") for number, row in read_rows(path, {"question": str})
-    )
+    problems = []
+    for number, row in read_rows(path, {"question": str}):
+        place = f"{path}:{number}"
+        try:
+            problems.append(problem_of({"id": place} | row, path))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    return tuple(problems)
 
 
 def key(problem: Problem) -> str:
     return words_of(problem.question)
 
 
-def _problem(row: dict[str, Any], path: str, place: str) -> Problem:
+def problem_of(row: Mapping[str, Any], path: str = "") -> Problem:
+    """Of a row with a question, of the file at ``path``. Raises ValueError naming the field that is bad."""
     mode = row.get("mode", "stdio")
     if mode not in _READERS:
-        raise ValueError(f"{place}: mode = {mode!r}, expected one of {', '.join(_READERS)}")
+        raise ValueError(f"mode = {mode!r}, expected one of {', '.join(_READERS)}")
+    solution = row.get("solution") or ""
+    if not isinstance(solution, str):
+        raise ValueError(f"solution = {str(solution)[:60]!r} is no text")
+    given = {"id": str(row.get("id", "")), "question": row["question"], "solution": solution}
     try:
         fields = _READERS[mode](row, path)
     except KeyError as error:
-        raise ValueError(f"{place}: no field {error} in mode {mode}") from error
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"no field {error} in mode {mode}") from error
+    except (TypeError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error)) from error
     if not fields["tests"]:
-        raise ValueError(f"{place}: tests: there are none")
-    given = {
-        "id": str(row.get("id", place)),
-        "question": row["question"],
-        "solution": row.get("solution") or "",
-    }
+        raise ValueError("tests: there are none")
     return Problem(**given | fields)
 
 
 def _stdio(row: Mapping[str, Any], path: str) -> dict[str, Any]:
-    inputs, outputs = row["test_input"], row["test_output"]
+    inputs, outputs = _list(row, "test_input"), _list(row, "test_output")
     if len(inputs) != len(outputs):
         raise ValueError(f"test_input has {len(inputs)} items, test_output {len(outputs)}")
     tests = tuple((str(i), str(o)) for i, o in zip(inputs, outputs, strict=True))
     return {"form": "stdio", "tests": tests, "tolerance": float(row.get("tolerance") or 0.0)}
 
 
+def _list(row: Mapping[str, Any], name: str) -> list[Any]:
+    if not isinstance(row[name], list):
+        raise ValueError(f"{name} = {str(row[name])[:60]!r} is no list")
+    return row[name]
+
+
 def _call(row: Mapping[str, Any], path: str) -> dict[str, Any]:
     tests = []
-    for given, expected in zip(row["test_input"], row["test_output"], strict=True):
+    for given, expected in zip(_list(row, "test_input"), _list(row, "test_output"), strict=True):
         values = [json.loads(line) for line in given.splitlines() if line.strip()]
-        tests.append((f"assert candidate(*{values!r}) == {json.loads(expected)!r}", ""))
+        arguments = ", ".join(map(repr, values))
+        tests.append((f"assert candidate({arguments}) == {json.loads(expected)!r}", ""))
     names = (f"Solution().{row['entry_point']}",)
     return _function(row, tests, names) | {"before": PREAMBLE}
 
@@ -154,15 +174,17 @@ def _candidate(row: Mapping[str, Any], path: str) -> dict[str, Any]:
     before = row.get("before")
     if before is None:
         before = _preambles(path)[row["preamble"]]
-    return _function(row, [(test, "") for test in row["tests"]], (row["entry_point"],)) | {
+    return _function(row, [(test, "") for test in _list(row, "tests")], (row["entry_point"],)) | {
         "before": before + "\n"
     }
 
 
 def _assert(row: Mapping[str, Any], path: str) -> dict[str, Any]:
-    setup, statements = row.get("setup") or "", [*row["tests"], *row.get("hard_tests", ())]
-    own = _defined(setup) | set(dir(builtins))
+    setup, statements = row.get("setup") or "", [*_list(row, "tests"), *(row.get("hard_tests") or ())]
+    own = _defined(setup) | (set(dir(builtins)) - _functions(row.get("solution") or ""))
     names = sorted(set().union(*(_called(statement) for statement in statements)) - own)
+    if not names:
+        raise ValueError("tests call no function of the answer's")
     return _function(row, [(s, "") for s in statements], tuple(names)) | {"setup": setup, "before": PREAMBLE}
 
 
@@ -194,6 +216,14 @@ def _defined(source: str) -> set[str]:
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             found |= {(item.asname or item.name).split(".")[0] for item in node.names}
     return found
+
+
+def _functions(source: str) -> set[str]:
+    """Names of the functions at the top of a program; none if it is not Python."""
+    try:
+        return {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
 
 
 def _called(statement: str) -> set[str]:

@@ -10,50 +10,33 @@ numbered: ``reasoner1``, ``reasoner2``.
 """
 
 import dataclasses
-import functools
-import json
 import random
-import re
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any
 
 from atgrpo_jax.checks import check_types, require
-from atgrpo_jax.data import absolute, files_of, pick, read_rows, rows_of, words_of
+from atgrpo_jax.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.sandbox.base import Program, Run
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.base import Step, Workflow
-from atgrpo_jax.tasks.games import in_split, python_block
-from atgrpo_jax.types import Message, Outcome, Reward, seed_of
+from atgrpo_jax.tasks.games import python_block
+from atgrpo_jax.tasks.math_problems import (
+    LONGEST,
+    WARM_UP,
+    Problem,
+    algebra,
+    as_number,
+    key,
+    made_up,
+    plainly_equal,
+    read,
+)
+from atgrpo_jax.types import Message, Outcome, Reward
 
 TOOL, REASONER, JUDGE = KINDS = ("tool", "reasoner", "judge")
 SHOWN = 1000  # characters of what was said that others are shown
 PROGRAM_SHOWN = 2000
-LONGEST = 200  # characters of an answer
-TOLERANCE = Fraction(1, 10**6)  # relative, of numbers
-
-# Says whether two answers are equal; runs in the sandbox, where a hostile one can do no harm.
-_COMPARE = """
-import json
-from math_verify import parse, verify
-
-def read(text):
-    return parse("$" + text + "$", parsing_timeout=None)
-
-print(int(verify(*map(read, json.loads(input())), timeout_seconds=None)))
-"""
-_WARM_UP = (
-    "from math_verify import parse, verify\n"
-    r"verify(*(parse(t, parsing_timeout=None) for t in (r'$\frac{1}{2}$', '$0.5$')), timeout_seconds=None)"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    id: str
-    question: str
-    answer: str  # LaTeX, or a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +112,8 @@ class Math:
     def instance(self, split: str, index: int) -> Problem:
         """Raises ValueError for a split without files, or naming the line and field of a bad row."""
         if self.files:
-            return pick(rows_of(files_of(self.files), split, _read, _key), self.seed, split, index)
-        return _sum(self.terms, self.largest, self.seed, split, index)
+            return pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index)
+        return made_up(self.terms, self.largest, self.seed, split, index)
 
     def initial(self, instance: Problem) -> State:
         return State(instance)
@@ -142,7 +125,7 @@ class Math:
         return self.workflow.order  # also those who only answer: answers are compared in the sandbox
 
     packages = ("math_verify",)
-    warm_up = _WARM_UP
+    warm_up = WARM_UP
 
     def prompt(self, state: State, role: str) -> list[Message]:
         kind = kind_of(role)
@@ -158,7 +141,7 @@ class Math:
         if answer is None or len(runs) > (kind_of(role) == TOOL):
             return []
         # One for each: an answer of somebody else's that cannot be read is no reason to miss the truth.
-        return [Program(_COMPARE, json.dumps([other, answer])) for other in self._unclear(state, answer)]
+        return [algebra(state.problem, other, answer) for other in self._unclear(state, answer)]
 
     def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
         said, outcome = self._hear(state, role, text, runs)
@@ -191,7 +174,7 @@ class Math:
 
     def _unclear(self, state: State, answer: str) -> list[str]:
         """Those of the others that take algebra to compare with."""
-        return [other for other in self._others(state) if plainly_same(answer, other) is None]
+        return [other for other in self._others(state) if plainly_equal(state.problem, other, answer) is None]
 
     def _hear(self, state: State, role: str, text: str, runs: Sequence[Run]) -> tuple[Said, Outcome]:
         kind, answer = kind_of(role), _answer(role, text, runs)
@@ -201,7 +184,7 @@ class Math:
             judged = zip(self._unclear(state, answer), runs[kind == TOOL :], strict=True)
             algebra = {other: run.end == "ok" and run.stdout.strip() == "1" for other, run in judged}
             truth, *others = (
-                (other, algebra[other] if other in algebra else plainly_same(answer, other))
+                (other, algebra[other] if other in algebra else plainly_equal(state.problem, other, answer))
                 for other in self._others(state)
             )
             right = bool(truth[1])
@@ -249,31 +232,6 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def as_number(text: str) -> Fraction | None:
-    """Of a plain number: ``-3``, ``1,234.5``, ``3/4``, ``1e3``."""
-    plain = text.strip().strip("$")
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", plain):
-        plain = plain.replace(",", "")
-    if not re.fullmatch(r"[-+]?\d{1,100}(\.\d{1,100})?(e[-+]?\d{1,2})?|[-+]?\d{1,100}/\d{1,100}", plain):
-        return None
-    try:
-        return Fraction(plain)
-    except ZeroDivisionError:
-        return None
-
-
-def plainly_same(one: str, other: str) -> bool | None:
-    """None where it takes algebra to say."""
-    if one.split() == other.split():
-        return True
-    numbers = as_number(one), as_number(other)
-    if None in numbers:
-        return None
-    first, second = numbers
-    assert first is not None and second is not None
-    return abs(first - second) <= TOLERANCE * max(abs(first), abs(second))
-
-
 def _answer(role: str, text: str, runs: Sequence[Run]) -> str | None:
     if kind_of(role) != TOOL:
         return boxed(text)
@@ -303,48 +261,3 @@ def _right(state: State) -> bool:
             if by_kind[kind]:
                 return by_kind[kind][-1].right
     return False
-
-
-@functools.lru_cache
-def _read(path: str) -> tuple[Problem, ...]:
-    """Raises ValueError naming the line and the field of a bad row."""
-    problems = []
-    for number, row in read_rows(path, {"question": str}):
-        answers = row.get("answers", [row.get("answer")])
-        one = isinstance(answers, list) and len(answers) == 1 and isinstance(answers[0], (str, int, float))
-        if not one:
-            raise ValueError(f"{path}:{number}: answer = {str(answers)[:60]} is not one text or number")
-        answer = str(answers[0]).strip().strip("$")
-        if not 0 < len(answer) <= LONGEST:
-            raise ValueError(f"{path}:{number}: answer = {answer[:60]!r} is empty or longer than {LONGEST}")
-        problems.append(Problem(str(row.get("id", number)), row["question"], answer))
-    return tuple(problems)
-
-
-def _key(problem: Problem) -> str:
-    return words_of(problem.question)
-
-
-@functools.lru_cache(maxsize=4096)
-def _sum(terms: int, largest: int, seed: int, split: str, index: int) -> Problem:
-    """A sum of products, made up."""
-    rng = random.Random(seed_of("math", terms, largest, seed, split, index))
-    while True:
-        count = rng.randint(2, terms)
-        numbers = [rng.randint(2, largest) for _ in range(count)]
-        signs = [rng.choice("+-*") for _ in range(count - 1)]
-        text = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True))
-        problem = Problem(text, f"What is {text}?", str(_value(numbers, signs)))
-        if in_split(problem, split):
-            return problem
-
-
-def _value(numbers: Sequence[int], signs: Sequence[str]) -> int:
-    total, product, sign = 0, numbers[0], 1
-    for symbol, number in zip(signs, numbers[1:], strict=True):
-        if symbol == "*":
-            product *= number
-        else:
-            total += sign * product
-            product, sign = number, 1 if symbol == "+" else -1
-    return total + sign * product

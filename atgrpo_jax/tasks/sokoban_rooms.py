@@ -6,7 +6,7 @@ import functools
 import heapq
 import itertools
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from atgrpo_jax.data import read_rows
@@ -209,16 +209,23 @@ def read_levels(path: str) -> tuple[Instance, ...]:
     """Raises ValueError naming the line that holds no level."""
     levels = []
     for line, row in read_rows(path, {"grid": list}):
-        rows = tuple(map(str, row["grid"]))
-        symbols = "".join(rows)
-        boxes = symbols.count("$") + symbols.count("*")
-        goals = symbols.count(".") + symbols.count("*") + symbols.count("+")
-        whole = len(set(map(len, rows))) == 1 and symbols.count("@") + symbols.count("+") == 1
-        if not whole or not 1 <= boxes == goals <= 6:
-            rule = "rows of one length, one player, and as many boxes as goals, 1 to 6"
-            raise ValueError(f"{path}:{line}: grid: expected {rule}")
-        level = Instance(rows)
-        if not 0 < pushes(level, tuple(sorted(level.boxes))) < FAR:
-            raise ValueError(f"{path}:{line}: grid: it is solved, or no box can be brought to some goal")
-        levels.append(level)
+        try:
+            levels.append(level_of(row["grid"]))
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: grid: {error}") from error
     return tuple(levels)
+
+
+def level_of(grid: Sequence[Any]) -> Instance:
+    """Raises ValueError for what is no level, or one without a way to play it."""
+    rows = tuple(map(str, grid))
+    symbols = "".join(rows)
+    boxes = symbols.count("$") + symbols.count("*")
+    goals = symbols.count(".") + symbols.count("*") + symbols.count("+")
+    whole = len(set(map(len, rows))) == 1 and symbols.count("@") + symbols.count("+") == 1
+    if not whole or not 1 <= boxes == goals <= 6:
+        raise ValueError("expected rows of one length, one player, and as many boxes as goals, 1 to 6")
+    level = Instance(rows)
+    if not 0 < pushes(level, tuple(sorted(level.boxes))) < FAR:
+        raise ValueError("it is solved, or no box can be brought to some goal")
+    return level
