@@ -68,7 +68,7 @@ def export(item: Item, folder: Path) -> None:
     source = folder / "source"
     source.mkdir()
     more = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-    config = hf.description(m, m.vocab_size) | more
+    config = hf.description(m, m.vocab_size, (1,)) | more
     (source / "config.json").write_text(json.dumps(config))
     words = {"<pad>": 0, "<end>": 1} | {f"w{i}": i for i in range(2, m.vocab_size)}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
