@@ -485,7 +485,7 @@ def test_a_child_that_cannot_give_up_what_it_must_runs_nothing(monkeypatch):
 
     def without_memory(*args):
         executable, settings, readable = real(*args)
-        return executable, settings | {"memory": "none"}, readable
+        return executable, settings | {"limits": settings["limits"] | {"memory": "none"}}, readable
 
     monkeypatch.setattr(pool, "_settings", without_memory)
     for asked in (HELLO, Program(ADD, harness=ASK + "print(1)", names=("Solution().add",))):

@@ -76,9 +76,9 @@ def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) 
 
 def written(text: str) -> int:
     """A descriptor, at the text's begin."""
-    opened = os.memfd_create("")
-    with open(opened, "wb", closefd=False) as file:
-        file.write(text.encode(errors="replace"))
+    opened, left = os.memfd_create(""), text.encode(errors="replace")
+    while left:
+        left = left[os.write(opened, left) :]
     os.lseek(opened, 0, os.SEEK_SET)
     return opened
 

@@ -249,12 +249,14 @@ def _settings(config: SandboxConfig, level: Level, warm_up: str) -> tuple[str, d
         "readable": [*own, *others],
         "files": level != "limits" and kernel.landlock_version() > 0,
         "calls": level != "limits",
-        "wall": config.wall,
-        "cpu": config.cpu,
-        "memory": config.memory_mb << 20,
-        "output": config.output_kb << 10,
-        "open_files": config.open_files,
-        "threads": config.threads,
+        "limits": {
+            "wall": config.wall,
+            "cpu": config.cpu,
+            "memory": config.memory_mb << 20,
+            "output": config.output_kb << 10,
+            "open_files": config.open_files,
+            "threads": config.threads,
+        },
     }
     return executable, settings, others
 

@@ -47,7 +47,8 @@ class Worker:
     """Settings: see ``pool._settings``."""
 
     def __init__(self, settings: dict[str, Any], connection: socket.socket):
-        self._settings, self._connection = settings, connection
+        self._limits, self._connection = settings["limits"], connection
+        self._calls = settings["calls"]
         sys.path[:] = settings["path"]
         for name in [name for name in sys.modules if name.startswith("atgrpo_jax")]:
             del sys.modules[name]  # none of a program's business
@@ -73,7 +74,7 @@ class Worker:
                 for opened in own:
                     os.close(opened)
             why = self._wait(children)
-            _send(self._connection, [child.end(why, self._settings["cpu"]) for child in children])
+            _send(self._connection, [child.end(why, self._limits["cpu"]) for child in children])
 
     def _become(self, opened: Sequence[int]) -> None:
         """In a child: what is left are these files, from descriptor 0 on, and what a program needs."""
@@ -87,13 +88,13 @@ class Worker:
 
     def _give_up(self) -> None:
         """Raises OSError if the kernel keeps what a program does not need."""
-        settings = self._settings
-        cpu = settings["cpu"]
+        limits = self._limits
+        cpu = limits["cpu"]
         resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # a signal of its own, then the end
         for kind, most in (
-            (resource.RLIMIT_AS, settings["memory"]),
-            (resource.RLIMIT_FSIZE, settings["output"] + 1),
-            (resource.RLIMIT_NOFILE, settings["open_files"]),
+            (resource.RLIMIT_AS, limits["memory"]),
+            (resource.RLIMIT_FSIZE, limits["output"] + 1),
+            (resource.RLIMIT_NOFILE, limits["open_files"]),
             (resource.RLIMIT_CORE, 0),
         ):
             resource.setrlimit(kind, (most, most))
@@ -102,12 +103,12 @@ class Worker:
         if self._rules is not None:
             kernel.deny_files(_RULES)
             os.close(_RULES)
-        if settings["calls"]:
+        if self._calls:
             kernel.deny_calls()
 
     def _wait(self, children: "Sequence[Child]") -> str:
         """Until the first child has ended: "", or why it, and any other, has to be ended."""
-        end = time.monotonic() + self._settings["wall"]
+        end = time.monotonic() + self._limits["wall"]
         watch = select.poll()
         watch.register(children[0].handle, select.POLLIN)
         watch.register(self._connection, select.POLLIN)
@@ -122,7 +123,7 @@ class Worker:
                 for child in children:
                     child.end("", 0)
                 sys.exit()
-            if any(child.threads() > self._settings["threads"] for child in children):
+            if any(child.threads() > self._limits["threads"] for child in children):
                 return "limit"
 
 
