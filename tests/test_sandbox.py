@@ -576,3 +576,10 @@ def test_the_filter(machine, name, read, socket, openat, clone, kill, prlimit):
     assert {decide(code, name, kill, pid, 9) for pid in (1, 0, 2**64 - 1, 76)} == {1}
     assert decide(code, name, prlimit, 0, 7, 0) == "allow"
     assert {decide(code, name, prlimit, 0, 7, new) for new in (1, 2**32, 2**47)} == {1}
+
+
+def test_the_filter_of_a_process_yet_to_come():
+    made = kernel.computing()
+    for pid in (1, 77, 4_194_304):
+        own = made.replace(struct.pack("I", kernel._ITSELF), struct.pack("I", pid))
+        assert own == kernel._filter(os.uname().machine, pid)

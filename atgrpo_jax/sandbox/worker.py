@@ -48,7 +48,6 @@ class Worker:
 
     def __init__(self, settings: dict[str, Any], connection: socket.socket):
         self._limits, self._connection = settings["limits"], connection
-        self._calls = settings["calls"]
         sys.path[:] = settings["path"]
         for name in [name for name in sys.modules if name.startswith("atgrpo_jax")]:
             del sys.modules[name]  # none of a program's business
@@ -56,6 +55,7 @@ class Worker:
             importlib.import_module(name)
         exec(settings["warm_up"], {"__name__": "warm_up"})
         self._rules = kernel.reading(settings["readable"]) if settings["files"] else None
+        self._filter = kernel.computing() if settings["calls"] else None
         gc.collect()
         gc.freeze()
 
@@ -103,8 +103,8 @@ class Worker:
         if self._rules is not None:
             kernel.deny_files(_RULES)
             os.close(_RULES)
-        if self._calls:
-            kernel.deny_calls()
+        if self._filter is not None:
+            kernel.deny_calls(self._filter)
 
     def _wait(self, children: "Sequence[Child]") -> str:
         """Until the first child has ended: "", or why it, and any other, has to be ended."""
