@@ -373,11 +373,12 @@ def test_thieves_find_nothing(house, looker):
     assert found.stdout == "0\n", found
 
 
-@pytest.mark.parametrize("looker", ["frames", "objects", "descriptors", "memory"])
+@pytest.mark.parametrize("looker", ["frames", "objects", "descriptors", "process_files", "memory"])
 def test_thieves_find_what_is_there(house, looker):
     """Without this the test above would say nothing."""
     kept = "import os\nos.dup2(0, 9)\nkept = [input()]" + found_by(looker)
-    assert int(run(house, f"{kept}\nprint(found)", "".join(MARK)).stdout) > 0
+    found = int(run(house, f"{kept}\nprint(found)", "".join(MARK)).stdout) > 0
+    assert found == (looker != "process_files" or house.level == "limits")
 
 
 # The pool
