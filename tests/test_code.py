@@ -7,6 +7,7 @@ from pathlib import Path
 import fakes
 import pytest
 
+from atgrpo_jax.sandbox.base import Run
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks import code_problems
 from atgrpo_jax.tasks.base import Workflow
@@ -52,11 +53,18 @@ def case(given, expected):
     return f"So:\n```input\n{given}\n```\nand\n```output\n{expected}\n```"
 
 
+def tried(sandbox, problem, answer, most=8, timeouts=2):
+    """How all programs of an answer's tests have ended."""
+    runs = []
+    while more := programs(problem, answer, most, timeouts, runs):
+        runs += map(sandbox.run_now, more)
+    return runs
+
+
 def test_made_up_problems_are_solved_by_their_solutions(sandbox):
     drawn = {s: [TASK.instance(s, i) for i in range(60)] for s in ("train", "validation", "test")}
     for problem in drawn["train"][:20]:
-        runs = [sandbox.run_now(p) for p in programs(problem, problem.solution, 8)]
-        assert passed(problem, runs, 8) == (4, 4)
+        assert passed(problem, tried(sandbox, problem, problem.solution), 8) == (4, 4)
     questions = [{p.question for p in problems} for problems in drawn.values()]
     assert not questions[0] & questions[2] and not questions[0] & questions[1]
 
@@ -268,8 +276,67 @@ def test_a_function_may_have_the_name_of_a_builtin(sandbox, tmp_path):
     }
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     (problem,) = code_problems.read(str(tmp_path / "a.jsonl"))
-    runs = [sandbox.run_now(p) for p in programs(problem, problem.solution, 8)]
-    assert (problem.names, passed(problem, runs, 8)) == (("sum",), (1, 1))
+    assert (problem.names, passed(problem, tried(sandbox, problem, problem.solution), 8)) == (
+        ("sum",),
+        (1, 1),
+    )
+
+
+# Limits
+
+
+LOOP, SLEEP, DIE = "while True: pass", "time.sleep(9)", "os._exit(0)"
+
+
+def doubling(form, count):
+    """Double a number, from 0 on."""
+    pairs = ((f"{i}\n", f"{2 * i}\n") for i in range(count))
+    asserts = ((f"assert f({i}) == {2 * i}", "") for i in range(count))
+    return Problem("d", "?", form, tuple(pairs if form == "stdio" else asserts), names=("f",))
+
+
+def doubled(form, deeds):
+    """An answer that does something else for some numbers."""
+    lines = ["import os, time", "def f(x):", *(f"    if x == {i}: {deed}" for i, deed in deeds.items())]
+    lines = [line.replace(": while True: pass", ":\n        while True: pass") for line in lines]
+    return "\n".join([*lines, "    return 2 * x", *(["print(f(int(input())))"] if form == "stdio" else [])])
+
+
+@pytest.mark.parametrize("form", ["stdio", "call"])
+@pytest.mark.parametrize("deed", [LOOP, DIE, "raise SystemExit(0)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_test_that_hangs_or_ends_a_program_costs_only_itself(sandbox, form, deed, at):
+    problem = doubling(form, 4)
+    assert passed(problem, tried(sandbox, problem, doubled(form, {at: deed})), 8) == (3, 4)
+
+
+@pytest.mark.parametrize("form", ["stdio", "call"])
+def test_each_test_has_the_whole_limit(sandbox, form):
+    """Of one second; together they take more."""
+    slow = (
+        "import time\ndef f(x):\n    begin = time.process_time()\n"
+        "    while time.process_time() < begin + 0.4: pass\n    return 2 * x\n"
+    ) + ("print(f(int(input())))" if form == "stdio" else "")
+    step = say(sandbox, State(doubling(form, 4)), "coder", block(slow))
+    assert (step.reward.team, step.outcome) == (1.0, Outcome.OK)
+
+
+@pytest.mark.parametrize("form", ["stdio", "call"])
+def test_after_so_many_timeouts_the_rest_has_failed(sandbox, form):
+    problem = doubling(form, 8)
+    answer = doubled(form, {1: LOOP, 3: SLEEP})
+    for timeouts, right in ((1, 1), (3, 6)):
+        assert passed(problem, tried(sandbox, problem, answer, timeouts=timeouts), 8) == (right, 8)
+    always = tried(sandbox, problem, doubled(form, dict.fromkeys(range(8), LOOP)))
+    assert [run.end for run in always].count("timeout") == 2 and passed(problem, always, 8) == (0, 8)
+    endless = tried(sandbox, problem, "while True: pass")
+    assert len(endless) <= 3 and passed(problem, endless, 8) == (0, 8)
+
+
+def test_a_sandbox_that_fails_is_asked_no_more():
+    for form in ("stdio", "call"):
+        problem = doubling(form, 8)
+        assert programs(problem, "", 8, 2, [Run("crash")] * 2) == []
 
 
 # Files
@@ -303,10 +370,9 @@ def test_rows_of_each_mode(sandbox, tmp_path, mode):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"question": "?", "mode": mode} | ROWS[mode]) + "\n")
     (problem,) = code_problems.read(str(path))
-    runs = [sandbox.run_now(p) for p in programs(problem, problem.solution, 8)]
+    runs = tried(sandbox, problem, problem.solution)
     assert passed(problem, runs, 8) == (len(problem.tests),) * 2, runs
-    runs = [sandbox.run_now(p) for p in programs(problem, "def f(*x): pass", 8)]
-    assert passed(problem, runs, 8)[0] == 0
+    assert passed(problem, tried(sandbox, problem, "def f(*x): pass"), 8)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -352,8 +418,7 @@ def test_the_solutions_of_problem_sets_pass(sandbox, name):
     chosen = random.Random(0).sample(problems, 60)
     whole = 0
     for problem in chosen:
-        runs = [sandbox.run_now(p) for p in programs(problem, problem.solution, 20)]
-        right, count = passed(problem, runs, 20)
+        right, count = passed(problem, tried(sandbox, problem, problem.solution, 20), 20)
         whole += right == count
     assert whole >= 58  # a solution may need a package, or a class that only the answer defines
 
@@ -364,6 +429,7 @@ def test_the_solutions_of_problem_sets_pass(sandbox, name):
         ({"workflow": Workflow(("critic",))}, r"roles are coder and tester, not \['critic'\]"),
         ({"workflow": Workflow(("tester", "coder"))}, "the coder speaks first"),
         ({"tests": 0}, "Code.tests"),
+        ({"timeouts": 0}, "Code.timeouts"),
         ({"files": {"train": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
         ({"golden": -1.0}, "Code.golden"),
     ],

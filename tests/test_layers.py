@@ -11,7 +11,7 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program",
     },
-    {"types", "progress", "engines.processes", "engines.published", "sandbox.worker"},
+    {"types", "progress", "engines.processes", "engines.published", "sandbox.files", "sandbox.worker"},
     {
         "advantages", "cli", "downloads", "loss", "mesh", "selection", "stopping", "team", "tokens",
         "data", "tasks.base", "tasks.prompts", "sandbox.pool",
@@ -49,7 +49,7 @@ NO_JAX = {
     "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
     "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",
     "engines.pages", "batch", "evaluation",
-    "progress", "sandbox.base", "sandbox.kernel", "sandbox.packages",
+    "progress", "sandbox.base", "sandbox.files", "sandbox.kernel", "sandbox.packages",
     "sandbox.pool", "sandbox.program", "sandbox.worker",
 }  # fmt: skip
 NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}

@@ -14,7 +14,8 @@ class Program:
     process of its own, in which each of ``names`` is a function that calls what the program knows under that
     name (an expression, e.g. "Solution().add"). Only plain data go between the two (numbers, strings, lists,
     dicts ..., and objects with such attributes, of classes that both define under one name), so whatever the
-    program does to itself, the harness' output is the harness' own.
+    program does to itself, the harness' output is the harness' own. A call that ends the program ends the
+    harness, too.
     """
 
     source: str
@@ -25,7 +26,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a program ended, or its harness if it has one.
+    """How a program ended or, if it has one, its harness; if the program was first, how the program did.
 
     ``end``: "ok"; "error", an exception, a signal or an exit code; "timeout", of wall or CPU time; "limit",
     too much output or too many threads; "crash", the sandbox has failed and nothing is known.

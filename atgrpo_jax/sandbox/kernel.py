@@ -44,6 +44,7 @@ _ALLOW = 0x7FFF0000
 _NUMBER, _MACHINE = 0, 4  # offsets in what a filter sees of a call
 _PARENT_ENDS, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 1, 38, 22, 2  # for prctl
 
+_ITSELF = 0x7E1F5E1F  # stands for a process that is yet to come; above any process' number
 _THREAD, _NAMESPACES = 0x10000, 0x7E020080  # flags of clone
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # flags of open
 _TERMINAL = (0x5401, 0x541B, 0x5450, 0x5451)  # is it one, bytes waiting, close on exec or not
@@ -87,10 +88,15 @@ def deny_privileges() -> None:
     _check(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
 
 
-def deny_calls() -> None:
+def computing() -> bytes:
+    """A filter for ``deny_calls``, for any process: made once, as its making takes longer than its use."""
+    return _filter(platform.machine(), _ITSELF)
+
+
+def deny_calls(filter: bytes) -> None:
     """From here on this process computes, reads, writes what is open, has threads, and nothing else: no
     other processes, no network, no files written or changed, no signals to others. Raises OSError."""
-    code = _filter(platform.machine(), os.getpid())
+    code = filter.replace(struct.pack("I", _ITSELF), struct.pack("I", os.getpid()))
     _check(_libc.prctl(_SECCOMP, _FILTER, ctypes.byref(_Program(len(code) // 8, code)), 0, 0))
 
 

@@ -10,16 +10,14 @@ import dataclasses
 import json
 import os
 import queue
-import select
 import shutil
 import signal
-import struct
+import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +25,13 @@ from typing import Any, Literal
 import atgrpo_jax
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.sandbox import kernel, packages
+from atgrpo_jax.sandbox import files, kernel, packages
 from atgrpo_jax.sandbox.base import Program, Run
 
 Level = Literal["limits", "kernel", "namespaces"]
 LEVELS: tuple[Level, ...] = ("limits", "kernel", "namespaces")  # weakest first
 START_S = 30.0  # until a worker is ready
+_ANSWER = 1 << 16  # bytes, at most
 GRACE_S = 5.0  # beyond a program's own limits, until its worker counts as hung
 # Shared libraries, where distributions keep them, and what Python reads beside its own library.
 _SYSTEM = (
@@ -169,7 +168,7 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """A worker process and the pipes to it. Raises RunError if it does not start."""
+    """A worker process and the socket to it. Raises RunError if it does not start."""
 
     def __init__(self, config: SandboxConfig, level: Level, warm_up: str):
         self._config = config
@@ -178,63 +177,52 @@ class Worker:
         if level == "namespaces":
             command = [*_bubblewrap(readable, settings["stdlib"]), *command]
         self._words = tempfile.TemporaryFile()
-        # Unbuffered, and never waiting by themselves: a worker may have stopped reading.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words,
-            env=_ENVIRONMENT, cwd="/", start_new_session=True, bufsize=0,
-        )  # fmt: skip
-        os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
+        # Each message is read whole, so that there is never half of one.
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._words,
+                env=_ENVIRONMENT, cwd="/", start_new_session=True,
+            )  # fmt: skip
+        told = files.written(json.dumps(settings))
         try:
-            answer = self._ask(settings, START_S)
+            answer = self._ask([told], START_S)
         except WorkerLost as lost:
             words = self._last_words()
             self.stop()
             raise RunError(f"a worker of the sandbox ({level}) did not start: {lost}; {words}") from lost
-        assert answer == {"ready": True}, answer
+        finally:
+            os.close(told)
+        assert answer == "ready", answer
 
     def run(self, program: Program) -> Run:
         """Raises WorkerLost."""
-        answer = self._ask(dataclasses.asdict(program), self._config.wall + GRACE_S)
+        parts = files.of(program)
         try:
-            return Run(**answer)
-        except TypeError as error:
-            raise WorkerLost(f"a worker answered {str(answer)[:200]}") from error
+            opened = [one for part in parts for one in part.opened]
+            ends = self._ask(opened, self._config.wall + GRACE_S)
+            return files.outcome(parts, ends, self._config.output_kb << 10)
+        finally:
+            for part in parts:
+                part.close()
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._words):
-            assert pipe is not None
-            pipe.close()
+        self._socket.close()
+        self._words.close()
 
-    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        end = time.monotonic() + seconds
-        data = json.dumps(request).encode()
+    def _ask(self, opened: Sequence[int], seconds: float) -> Any:
+        """What it answers to being handed these files."""
+        self._socket.settimeout(seconds)
         try:
-            self._write(struct.pack("<I", len(data)) + data, end)
-            (length,) = struct.unpack("<I", self._read(4, end))
-            return json.loads(self._read(length, end))
+            socket.send_fds(self._socket, [b"."], opened)
+            return json.loads(self._socket.recv(_ANSWER))
+        except TimeoutError as error:
+            raise WorkerLost("a worker did not answer in time") from error
         except (OSError, ValueError) as error:
             raise WorkerLost(f"a worker ended, or answered nonsense: {error!r}") from error
-
-    def _write(self, data: bytes, end: float) -> None:
-        opened, left = self._process.stdin.fileno(), memoryview(data)  # type: ignore[union-attr]
-        while left:
-            _await(opened, select.POLLOUT, end)
-            left = left[os.write(opened, left) :]
-
-    def _read(self, length: int, end: float) -> bytes:
-        opened = self._process.stdout.fileno()  # type: ignore[union-attr]
-        parts, have = [], 0
-        while have < length:
-            _await(opened, select.POLLIN, end)
-            part = os.read(opened, min(length - have, 1 << 20))
-            if not part:
-                raise WorkerLost("a worker has ended")
-            parts.append(part)
-            have += len(part)
-        return b"".join(parts)
 
     def _last_words(self) -> str:
         self._words.seek(0)
@@ -242,15 +230,7 @@ class Worker:
         return " | ".join(lines[-3:]) or "it said nothing"
 
 
-def _await(opened: int, event: int, end: float) -> None:
-    """Raises WorkerLost if nothing comes to pass until then."""
-    watch = select.poll()
-    watch.register(opened, event)
-    if not watch.poll(max(0.0, 1000 * (end - time.monotonic()))):
-        raise WorkerLost("a worker did not answer in time")
-
-
-_MAIN = "import sys; sys.path.insert(0, sys.argv[1]); from atgrpo_jax.sandbox.worker import main; main()"
+_MAIN = "import sys; sys.path.insert(0, sys.argv[1]); from atgrpo_jax.sandbox.worker import main; main()()"
 
 
 def _settings(config: SandboxConfig, level: Level, warm_up: str) -> tuple[str, dict[str, Any], list[str]]:
@@ -269,12 +249,14 @@ def _settings(config: SandboxConfig, level: Level, warm_up: str) -> tuple[str, d
         "readable": [*own, *others],
         "files": level != "limits" and kernel.landlock_version() > 0,
         "calls": level != "limits",
-        "wall": config.wall,
-        "cpu": config.cpu,
-        "memory": config.memory_mb << 20,
-        "output": config.output_kb << 10,
-        "open_files": config.open_files,
-        "threads": config.threads,
+        "limits": {
+            "wall": config.wall,
+            "cpu": config.cpu,
+            "memory": config.memory_mb << 20,
+            "output": config.output_kb << 10,
+            "open_files": config.open_files,
+            "threads": config.threads,
+        },
     }
     return executable, settings, others
 

@@ -9,42 +9,54 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-BUILT = b"built"
+READY, BUILT = b".", b"built"  # what is noted
 NOTE = 3  # descriptor: what is written there before the program runs is not its own doing
-_ASKED, _TOLD = 4, 5  # descriptors between a program and its harness
+GONE = 86  # exit code of a harness whose program has ended
+_GIVEN = 4  # descriptor: the source, and whatever else is to be known of it, as JSON
+_ASKED, _TOLD = 5, 6  # descriptors between a program and its harness
 
 
-def run(source: str, name: str = "program.py", known: dict[str, Any] | None = None) -> None:
-    """Runs ``source`` as Python runs a script, with its exit code, and ends this process."""
-    _, code = _execute(source, name, known or {})
-    _leave(code)
+def run() -> None:
+    """Runs a program as Python runs a script, with its exit code, and ends this process."""
+    _leave(_execute(_given()["source"], "program.py", {})[1])
 
 
-def serve(source: str) -> None:
-    """Runs ``source``, then calls what it defines, as its harness asks; ends with the harness."""
-    module, _ = _execute(source, "program.py", {})
-    with os.fdopen(_ASKED, encoding="utf-8") as asked:
-        for line in asked:
-            call = json.loads(line)
-            try:
-                function = eval(call["name"], module)
-                result = function(
-                    *map(_plain, call["args"]), **{k: _plain(v) for k, v in call["named"].items()}
-                )
-                answer = {"result": _written(result)}
-            except BaseException as error:
-                answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-            _tell(answer)
+def serve() -> None:
+    """Runs a program, then calls what it defines, as its harness asks; ends with the harness."""
+    try:
+        module, _ = _execute(_given()["source"], "program.py", {})
+        with os.fdopen(_ASKED, encoding="utf-8") as asked:
+            for line in asked:
+                _tell(_answer(json.loads(line), module))
+    finally:
+        os._exit(1)  # without whatever the program has left to be done at the end
 
 
-def check(harness: str, names: Sequence[str]) -> None:
-    """Runs ``harness``, to which each of the names is a function of the served program, and ends."""
+def check() -> None:
+    """Runs a harness, to which each of the names is a function of the served program, and ends."""
+    given = _given()
     asked = os.fdopen(_ASKED, encoding="utf-8")
-    functions = {name: _remote(name, asked) for name in names}
-    run(harness, "harness.py", functions)
+    _leave(
+        _execute(given["source"], "harness.py", {name: _remote(name, asked) for name in given["names"]})[1]
+    )
+
+
+def _given() -> dict[str, Any]:
+    given = json.loads(os.pread(_GIVEN, os.fstat(_GIVEN).st_size, 0))
+    os.close(_GIVEN)
+    return given
+
+
+def _answer(call: dict[str, Any], module: dict[str, Any]) -> dict[str, Any]:
+    try:
+        function = eval(call["name"], module)
+        result = function(*map(_plain, call["args"]), **{k: _plain(v) for k, v in call["named"].items()})
+        return {"result": _written(result)}
+    except BaseException as error:
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
 
 
 def _execute(source: str, name: str, known: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -92,16 +104,15 @@ def _leave(code: int) -> None:
 
 def _remote(name: str, answers: Any) -> Callable[..., Any]:
     def call(*args: Any, **named: Any) -> Any:
-        _tell(
-            {
-                "name": name,
-                "args": list(map(_written, args)),
-                "named": {k: _written(v) for k, v in named.items()},
-            }
-        )
-        line = answers.readline()
-        if not line:
-            raise RuntimeError(f"the program has ended, and {name} with it")
+        given = {"args": list(map(_written, args)), "named": {k: _written(v) for k, v in named.items()}}
+        try:
+            _tell({"name": name} | given)
+            line = answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:  # no exception, which a test might expect
+            sys.stdout.flush()
+            os._exit(GONE)
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"{name}: {answer['error']}")

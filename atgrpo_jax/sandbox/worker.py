@@ -1,7 +1,8 @@
 """The process that runs programs one after another, each in a child of its own that has given up whatever it
 could do harm with. Started by sandbox/pool.py; nothing but Python's own library is in its sight.
 
-Requests and answers are JSON, after four bytes of length. The first request says what is in force.
+A child finds in its memory whatever its worker has ever had in its own. So a worker reads no program, no test
+and no output: it is handed open files (sandbox/files.py), passes them on, and says how the child ended.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import os
 import resource
 import select
 import signal
-import struct
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,25 +27,27 @@ _USUAL = (
     "json", "math", "operator", "random", "re", "statistics", "string", "threading", "traceback", "typing",
 )  # fmt: skip
 _WATCH_S = 0.05  # between looks at how many threads there are
-_LAST = 4000  # bytes of stderr that are kept
+_GIVEN = 5  # open files that a program, or its harness, is handed
 _ASIDE, _RULES = 60, 70  # descriptors
 
 
-def main() -> None:
-    requests, answers = os.dup(0), os.dup(1)
+def main() -> Callable[[], None]:
+    """Returns only in the process of a program: what is to be run there, with no frame of ours below it."""
+    connection = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):
         os.dup2(nothing, standard)
-    worker = Worker(_receive(requests), requests)
-    _send(answers, {"ready": True})
-    while True:
-        _send(answers, worker.run(_receive(requests)))
+    with os.fdopen(_receive(connection)[0], encoding="utf-8") as settings:
+        worker = Worker(json.load(settings), connection)
+    _send(connection, "ready")
+    return worker.serve()
 
 
 class Worker:
-    def __init__(self, settings: dict[str, Any], requests: int):
-        """Settings: see ``pool.Sandbox``. ``requests`` is only watched: whoever asks may be gone."""
-        self._settings, self._requests = settings, requests
+    """Settings: see ``pool._settings``."""
+
+    def __init__(self, settings: dict[str, Any], connection: socket.socket):
+        self._limits, self._connection = settings["limits"], connection
         sys.path[:] = settings["path"]
         for name in [name for name in sys.modules if name.startswith("atgrpo_jax")]:
             del sys.modules[name]  # none of a program's business
@@ -52,38 +55,46 @@ class Worker:
             importlib.import_module(name)
         exec(settings["warm_up"], {"__name__": "warm_up"})
         self._rules = kernel.reading(settings["readable"]) if settings["files"] else None
+        self._filter = kernel.computing() if settings["calls"] else None
         gc.collect()
         gc.freeze()
 
-    def run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Runs a ``Program``, given as a dict; a ``Run`` as a dict."""
-        source, harness = request["source"], request["harness"]
-        with contextlib.ExitStack() as stack:
-            if not harness:
-                child = Child(self, lambda: program.run(source), request["stdin"], ())
-                stack.callback(child.close)
-                return child.result(self._settings, self._wait([child]))
-            (ask, asked), (tell, told) = os.pipe()[::-1], os.pipe()[::-1]
-            # The program hears what is asked, and tells; the harness asks, and hears.
-            served = Child(self, lambda: program.serve(source), request["stdin"], (asked, tell))
-            stack.callback(served.close)
-            names = request["names"]
-            tester = Child(self, lambda: program.check(harness, names), "", (told, ask))
-            stack.callback(tester.close)
-            for end in (ask, asked, tell, told):
-                os.close(end)
-            found = tester.result(self._settings, self._wait([tester, served]))
-            return found | {"built": served.built()} | ({} if served.ready() else {"end": "crash"})
+    def serve(self) -> Callable[[], None]:
+        """See ``main``. A request is the files of a program or, one after the other, of a harness and its
+        program; the answer says of each process why it was ended ("" if it was not) and its exit status."""
+        while True:
+            children = []
+            for work, own in _parts(_receive(self._connection)):
+                pid = os.fork()
+                if pid == 0:
+                    self._connection.detach()  # no longer there: its number is another file's now
+                    self._become(own)
+                    return work
+                children.append(Child(pid))
+                for opened in own:
+                    os.close(opened)
+            why = self._wait(children)
+            _send(self._connection, [child.end(why, self._limits["cpu"]) for child in children])
 
-    def give_up(self) -> None:
-        """In a child: whatever a program does not need. Raises OSError if the kernel keeps it."""
-        settings = self._settings
-        cpu = settings["cpu"]
+    def _become(self, opened: Sequence[int]) -> None:
+        """In a child: what is left are these files, from descriptor 0 on, and what a program needs."""
+        try:
+            _arrange(opened, self._rules)
+            self._give_up()
+            os.write(program.NOTE, program.READY)
+        except BaseException as error:
+            os.write(2, f"the sandbox failed: {error!r}".encode())
+            os._exit(1)
+
+    def _give_up(self) -> None:
+        """Raises OSError if the kernel keeps what a program does not need."""
+        limits = self._limits
+        cpu = limits["cpu"]
         resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # a signal of its own, then the end
         for kind, most in (
-            (resource.RLIMIT_AS, settings["memory"]),
-            (resource.RLIMIT_FSIZE, settings["output"] + 1),
-            (resource.RLIMIT_NOFILE, settings["open_files"]),
+            (resource.RLIMIT_AS, limits["memory"]),
+            (resource.RLIMIT_FSIZE, limits["output"] + 1),
+            (resource.RLIMIT_NOFILE, limits["open_files"]),
             (resource.RLIMIT_CORE, 0),
         ):
             resource.setrlimit(kind, (most, most))
@@ -92,19 +103,15 @@ class Worker:
         if self._rules is not None:
             kernel.deny_files(_RULES)
             os.close(_RULES)
-        if settings["calls"]:
-            kernel.deny_calls()
-
-    @property
-    def rules(self) -> int | None:
-        return self._rules
+        if self._filter is not None:
+            kernel.deny_calls(self._filter)
 
     def _wait(self, children: "Sequence[Child]") -> str:
-        """Until the first child has ended, or was ended: why."""
-        end = time.monotonic() + self._settings["wall"]
+        """Until the first child has ended: "", or why it, and any other, has to be ended."""
+        end = time.monotonic() + self._limits["wall"]
         watch = select.poll()
         watch.register(children[0].handle, select.POLLIN)
-        watch.register(self._requests, select.POLLIN)
+        watch.register(self._connection, select.POLLIN)
         while True:
             left = end - time.monotonic()
             if left <= 0:
@@ -112,47 +119,20 @@ class Worker:
             ready = [opened for opened, _ in watch.poll(1000 * min(left, _WATCH_S) + 1)]
             if children[0].handle in ready:
                 return ""
-            if self._requests in ready:  # no request is due: nobody waits any more
+            if ready:  # no request is due: nobody waits any more
                 for child in children:
-                    child.close()
+                    child.end("", 0)
                 sys.exit()
-            if any(child.threads() > self._settings["threads"] for child in children):
+            if any(child.threads() > self._limits["threads"] for child in children):
                 return "limit"
 
 
 class Child:
-    """A process that runs ``work`` after it has given up everything else.
+    """A process that runs a program or a harness."""
 
-    Its descriptors: standard input, output and error, ``program.NOTE``, and then ``kept``.
-    """
-
-    def __init__(self, worker: Worker, work: Callable[[], None], stdin: str, kept: Sequence[int]):
-        given, self._out, self._err, self._note = (os.memfd_create("") for _ in range(4))
-        with open(given, "wb", closefd=False) as file:
-            file.write(stdin.encode(errors="replace"))
-        os.lseek(given, 0, os.SEEK_SET)
-        opened = (given, self._out, self._err, self._note, *kept)
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                _arrange(opened, worker.rules)
-                worker.give_up()
-                os.write(program.NOTE, b".")
-                work()
-            except BaseException as error:
-                os.write(2, f"the sandbox failed: {error!r}".encode())
-            finally:
-                os._exit(1)
-        os.close(given)
-        self.handle = os.pidfd_open(self._pid)
-        self._closed = False
-
-    def built(self) -> bool:
-        return os.pread(self._note, 16, 0) == b"." + program.BUILT
-
-    def ready(self) -> bool:
-        """It has given up what it had to."""
-        return os.pread(self._note, 1, 0) == b"."
+    def __init__(self, pid: int):
+        self._pid = pid
+        self.handle = os.pidfd_open(pid)
 
     def threads(self) -> int:
         """0 where it cannot be seen."""
@@ -160,39 +140,26 @@ class Child:
             return len(os.listdir(f"/proc/{self._pid}/task"))
         return 0
 
-    def result(self, settings: dict[str, Any], why: str) -> dict[str, Any]:
-        """What it has left, as a ``Run``; ``why`` it is ended, if it has not ended by itself."""
-        if why:
-            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+    def end(self, why: str, cpu: int) -> tuple[str, int]:
+        """Why it was ended, "" if it has ended by itself, and its exit status."""
+        signal.pidfd_send_signal(self.handle, signal.SIGKILL)  # nothing to one that has ended
         _, status, used = os.wait4(self._pid, 0)
-        self._pid = 0
+        os.close(self.handle)
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         spent = used.ru_utime + used.ru_stime
-        if number == signal.SIGXCPU or (number == signal.SIGKILL and spent >= settings["cpu"]):
+        if number == signal.SIGXCPU or (number == signal.SIGKILL and spent >= cpu):
             why = why or "timeout"
-        out = os.pread(self._out, settings["output"] + 1, 0)
-        size = os.fstat(self._err).st_size
-        if len(out) > settings["output"] or size > settings["output"]:
-            why = why or "limit"
-        err = os.pread(self._err, _LAST, max(0, size - _LAST))
-        words = f"ended by {signal.Signals(number).name}\n".encode() if number and not why else b""
-        return {
-            "end": why or ("error" if status else "ok") if self.ready() else "crash",
-            "stdout": out[: settings["output"]].decode(errors="replace"),
-            "stderr": (err + words).decode(errors="replace"),
-            "built": self.built(),
-        }
+        return why, status
 
-    def close(self) -> None:
-        """Ends it, if it has not ended."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._pid:
-            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        for opened in (self.handle, self._out, self._err, self._note):
-            os.close(opened)
+
+def _parts(handed: Sequence[int]) -> list[tuple[Callable[[], None], Sequence[int]]]:
+    """What each process has to do and the files that it is given; a program only once its tests are gone."""
+    if len(handed) == _GIVEN:
+        return [(program.run, handed)]
+    (asked, ask), (told, tell) = os.pipe(), os.pipe()
+    harness = (program.check, (*handed[:_GIVEN], told, ask))
+    served = (program.serve, (*handed[_GIVEN:], asked, tell))
+    return [harness, served]
 
 
 def _arrange(opened: Sequence[int], rules: int | None) -> None:
@@ -207,24 +174,11 @@ def _arrange(opened: Sequence[int], rules: int | None) -> None:
     os.closerange(_RULES + (rules is not None), 4096)
 
 
-def _receive(requests: int) -> dict[str, Any]:
-    """Ends the process if nobody asks any more."""
-    (length,) = struct.unpack("<I", _read(requests, 4))
-    return json.loads(_read(requests, length))
+def _receive(connection: socket.socket) -> list[int]:
+    """The files of a request. Ends the process if nobody asks any more."""
+    _, handed, _, _ = socket.recv_fds(connection, 1, 2 * _GIVEN)
+    return handed or sys.exit()
 
 
-def _read(requests: int, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        more = os.read(requests, min(length - len(data), 1 << 20))
-        if not more:
-            sys.exit()
-        data += more
-    return data
-
-
-def _send(answers: int, message: dict[str, Any]) -> None:
-    data = json.dumps(message).encode()
-    data = struct.pack("<I", len(data)) + data
-    while data:
-        data = data[os.write(answers, data) :]
+def _send(connection: socket.socket, answer: Any) -> None:
+    connection.sendall(json.dumps(answer).encode())

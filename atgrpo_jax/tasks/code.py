@@ -27,6 +27,7 @@ from atgrpo_jax.tasks.code_problems import (
     programs,
     read,
     same_output,
+    verdicts,
 )
 from atgrpo_jax.tasks.games import python_block
 from atgrpo_jax.types import Message, Outcome, Reward
@@ -77,6 +78,10 @@ class Code:
     and the team's is the share of golden tests that the program passes. Each part is paid as the change since
     the role (or the team) spoke before, as in ``Math``.
 
+    Each golden test has a program's whole limits (``SandboxConfig``) for itself, and one that hangs costs
+    only itself; but after ``timeouts`` such ones the rest is not run and counts as failed. So what never ends
+    is waited for ``timeouts`` times and not ``tests`` times, and no program is concerned that has passed all.
+
     The episode ends when the program passes the tester's test, and with the last turn; it is solved if the
     program passes all golden tests then.
     """
@@ -86,6 +91,7 @@ class Code:
     # Files of problems of each split; see docs/data.md. Without any: small ones that are made up.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tests: int = 8  # golden ones that are run, at most
+    timeouts: int = 2  # golden tests ended at a time limit, after which the others are not run
     seed: int = 0
     builds: float = 0.1
     runs: float = 0.1
@@ -103,7 +109,8 @@ class Code:
         unknown = sorted(set(self.workflow.order) - set(ROLES))
         require(self, "workflow", not unknown, f"roles are {' and '.join(ROLES)}, not {unknown}")
         require(self, "workflow", self.workflow.order[0] == CODER, "the coder speaks first")
-        require(self, "tests", self.tests >= 1, "must be at least 1")
+        for name in ("tests", "timeouts"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
         for name in ("builds", "runs", "golden", "form", "quality"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
@@ -141,14 +148,12 @@ class Code:
         return prompts.render(self.prompts, role, values)
 
     def programs(self, state: State, role: str, text: str, runs: Sequence[Run]) -> list[Program]:
-        if runs:
-            return []
         problem = state.problem
         if role == CODER:
             code = python_block(text)
-            return [] if code is None else programs(problem, code, self.tests)
+            return [] if code is None else programs(problem, code, self.tests, self.timeouts, runs)
         test = read_test(problem, text)
-        if test is None:
+        if test is None or runs:
             return []
         return [_run_test(problem, code, test) for code in (state.now.code, self._reference(state)) if code]
 
@@ -179,7 +184,7 @@ class Code:
             ("runs", self.runs * (runs[0].end == "ok")),
             ("golden", self.golden * good / count),
         )
-        timeout = any(run.end == "timeout" for run in runs)
+        timeout = runs[0].end == "timeout" or "timeout" in verdicts(state.problem, runs, self.tests)
         outcome = Outcome.TOOL_TIMEOUT if timeout else Outcome.OK if runs[0].built else Outcome.INVALID
         return dataclasses.replace(state.now, code=code, right=good / count, coder=parts), outcome
 

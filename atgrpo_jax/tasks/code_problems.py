@@ -24,6 +24,7 @@ PREAMBLE = (
     "from heapq import *\nfrom bisect import *\n"
     "import collections, functools, heapq, itertools, math, re, string\n"
 )
+Verdict = Literal["right", "wrong", "timeout"]
 _RUN_TESTS = """
 for _test in _TESTS:
     try:
@@ -54,25 +55,46 @@ class Problem:
     tolerance: float = 0.0  # of numbers that are printed
 
 
-def programs(problem: Problem, answer: str, most: int) -> list[Program]:
-    """First one that only shows whether the answer runs, then those of ``most`` tests."""
-    source = problem.before + answer
-    if problem.form == "stdio":
-        return [Program(source, given) for given, _ in problem.tests[:most]]
-    statements = [statement for statement, _ in problem.tests[:most]]
-    return [Program(source), called(problem, answer, statements)]
+def programs(
+    problem: Problem, answer: str, most: int, timeouts: int, runs: Sequence[Run] = ()
+) -> list[Program]:
+    """Those that are next, given how the ones before have ended, until ``most`` tests have a verdict or
+    ``timeouts`` of them were ended at a time limit. The first of all shows whether the answer runs.
+
+    Where functions are called, tests share a program until one of them ends it. That one is tried again in a
+    program of its own, which the rest then share: so each test has a program's whole limits.
+    """
+    source, known = problem.before + answer, verdicts(problem, runs, most)
+    left, rest = timeouts - known.count("timeout"), problem.tests[len(known) : most]
+    if left <= 0 or not rest or any(run.end == "crash" for run in runs):
+        return []
+    if problem.form == "stdio":  # side by side, but no more than may be ended so
+        return [Program(source, given) for given, _ in rest[:left]]
+    asked = called(problem, answer, [statement for statement, _ in rest])
+    return [asked] if runs else [Program(source), asked]
 
 
 def passed(problem: Problem, runs: Sequence[Run], most: int) -> tuple[int, int]:
     """How many tests an answer passes, and of how many, given how ``programs`` have ended."""
-    count = len(problem.tests[:most])
-    if problem.form == "call":
-        return runs[1].stdout.split().count("1"), count
-    right = [
-        run.end == "ok" and same_output(run.stdout, expected, problem.tolerance)
-        for run, (_, expected) in zip(runs, problem.tests[:most], strict=True)
-    ]
-    return sum(right), count
+    return verdicts(problem, runs, most).count("right"), len(problem.tests[:most])
+
+
+def verdicts(problem: Problem, runs: Sequence[Run], most: int) -> list[Verdict]:
+    """Of the tests from the first on, as far as the runs of ``programs`` go."""
+    found: list[Verdict] = []
+    if problem.form == "stdio":
+        for run, (_, expected) in zip(runs, problem.tests[:most], strict=False):
+            right = run.end == "ok" and same_output(run.stdout, expected, problem.tolerance)
+            found.append("right" if right else _wrong(run))
+        return found
+    for run in runs[1:]:
+        said = [line for line in run.stdout.splitlines() if line in ("0", "1")]
+        found += ["right" if line == "1" else "wrong" for line in said] or [_wrong(run)]
+    return found[: len(problem.tests[:most])]
+
+
+def _wrong(run: Run) -> Verdict:
+    return "timeout" if run.end == "timeout" else "wrong"
 
 
 def called(problem: Problem, answer: str, statements: Sequence[str]) -> Program:

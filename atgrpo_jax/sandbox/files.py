@@ -1,0 +1,94 @@
+"""What a program is handed and what it leaves behind: files without a name, in memory.
+
+Trainer and program have them open; the worker between the two only passes them on.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from atgrpo_jax.sandbox import program
+from atgrpo_jax.sandbox.base import End, Program, Run
+
+Why = Literal["", "timeout", "limit"]
+_LAST = 4000  # bytes of stderr that are kept
+_NOTED = 16  # bytes, at most
+
+
+class Files:
+    """Of one process: standard input, output and error, ``program.NOTE``, and what it is to run.
+
+    To be closed.
+    """
+
+    def __init__(self, stdin: str, **given: Any):
+        self.opened = (written(stdin), *(os.memfd_create("") for _ in range(3)), written(json.dumps(given)))
+        _, self._out, self._err, self._note, _ = self.opened
+
+    def run(self, why: Why, status: int, most: int) -> Run:
+        """What has become of it.
+
+        Args:
+          why: it was ended; "" if it has ended by itself.
+          status: its exit status, as ``os.wait`` gives it.
+          most: bytes of output, and of errors.
+        """
+        out = os.pread(self._out, most + 1, 0)
+        size = os.fstat(self._err).st_size
+        if max(len(out), size) > most:
+            why = why or "limit"
+        err = os.pread(self._err, _LAST, max(0, size - _LAST)).decode(errors="replace")
+        note = os.pread(self._note, _NOTED, 0)
+        end: End = why or ("error" if status else "ok")
+        return Run(
+            end if note.startswith(program.READY) else "crash",
+            out[:most].decode(errors="replace"),
+            err + ("" if why else _signal(status)),
+            note.endswith(program.BUILT),
+        )
+
+    def close(self) -> None:
+        for opened in self.opened:
+            os.close(opened)
+
+
+def of(asked: Program) -> list[Files]:
+    """Of each process that it takes: its harness' if it has one, and the program's."""
+    files = [Files(asked.stdin, source=asked.source)]
+    return [Files("", source=asked.harness, names=asked.names), *files] if asked.harness else files
+
+
+def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) -> Run:
+    """Of what a worker says of each process (see ``Files.run``)."""
+    runs = [one.run(*end, most) for one, end in zip(files, ends, strict=True)]
+    if len(runs) == 1:
+        return runs[0]
+    harness, served = runs
+    end, words = harness.end, harness.stderr
+    if os.waitstatus_to_exitcode(ends[0][1]) == program.GONE:
+        end, words = "error" if served.end == "ok" else served.end, words + served.stderr
+    if "crash" in (served.end, harness.end):
+        end = "crash"
+    return Run(end, harness.stdout, words[-_LAST:], served.built)
+
+
+def written(text: str) -> int:
+    """A descriptor, at the text's begin."""
+    opened, left = os.memfd_create(""), text.encode(errors="replace")
+    while left:
+        left = left[os.write(opened, left) :]
+    os.lseek(opened, 0, os.SEEK_SET)
+    return opened
+
+
+def _signal(status: int) -> str:
+    """By which a process was ended, as a line; "" if by none."""
+    if not os.WIFSIGNALED(status):
+        return ""
+    number = os.WTERMSIG(status)
+    try:
+        return f"ended by {signal.Signals(number).name}\n"
+    except ValueError:  # those of real time have no names
+        return f"ended by signal {number}\n"
