@@ -7,8 +7,12 @@ import re
 import pytest
 from reference import SIZES, make, make_tokenizer
 
+from atgrpo_jax import footprint
 from atgrpo_jax.config import GIN_FOLDER, load, render
 from atgrpo_jax.data import SPLITS
+from atgrpo_jax.models import hf
+from atgrpo_jax.models.config import preset
+from atgrpo_jax.policies import Policies
 
 PARTS = sorted(GIN_FOLDER.glob("parts/*.gin"))
 FILES = sorted(set(GIN_FOLDER.rglob("*.gin")) - set(PARTS))
@@ -89,6 +93,22 @@ def test_it_builds(path, tmp_path, model_folder, problems):
     copy = tmp_path / "copy.gin"
     copy.write_text(render(experiment))
     assert load(str(copy)) == experiment
+
+
+@pytest.mark.parametrize("name", ["math_roles_8b", "math_aggregation_7"])
+def test_it_fits_on_what_its_header_says_and_takes_no_longer(name, tmp_path, problems):
+    """The largest of all: others are smaller, or have shorter answers."""
+    config = preset("qwen3-8b")
+    (tmp_path / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size, (1,))))
+    make_tokenizer(tmp_path)
+    path = GIN_FOLDER / f"paper/{name}.gin"
+    x, h100 = built(path, tmp_path, problems), footprint.device("h100")
+    policies, sizes = Policies(x), footprint.sizes(x)
+    assert x.mesh.devices == 8 and footprint.fits(footprint.memory(x, policies, sizes), h100)
+    stages = footprint.seconds(x, policies, sizes, h100, 0.4).values()
+    hours = x.steps * sum(seconds for _, seconds, _ in stages) / 3600
+    (said,) = re.findall(r"at most ([\d.]+) hours", path.read_text())
+    assert float(said) == pytest.approx(hours, rel=0.1)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -6,6 +6,7 @@ from typing import Literal
 from atgrpo_jax.checks import check_types, require
 
 Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "block"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ModelConfig:
     dtype: Dtype = "float32"  # of activations
     param_dtype: Dtype = "float32"
     # What the backward pass computes again: nothing, all but matrix products, or whole blocks.
-    remat: Literal["none", "dots", "block"] = "none"
+    remat: Remat = "none"
     # Of packed rows: fused kernels where there are some (TPU, GPU), or tiles one by one in plain XLA. "fused"
     # on a CPU interprets the kernels, which is for tests.
     attention: Literal["auto", "fused", "tiles"] = "auto"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.models.config import Dtype, ModelConfig, RopeScaling
+from atgrpo_jax.models.config import Dtype, ModelConfig, Remat, RopeScaling
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 GENERATION = "generation_config.json"
@@ -40,8 +40,14 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def model_config(folder: str, dtype: Dtype = "bfloat16", param_dtype: Dtype = "float32") -> ModelConfig:
-    """What the folder's config.json describes, with the given dtypes of activations and parameters.
+def model_config(
+    folder: str,
+    dtype: Dtype = "bfloat16",
+    param_dtype: Dtype = "float32",
+    remat: Remat = "none",
+    scan: bool = False,
+) -> ModelConfig:
+    """What the folder's config.json describes; how it is computed is as in ``ModelConfig``.
 
     Raises RunError naming the field that cannot be honoured.
     """
@@ -94,6 +100,8 @@ def model_config(folder: str, dtype: Dtype = "bfloat16", param_dtype: Dtype = "f
         rms_epsilon=need("rms_norm_eps"),
         dtype=dtype,
         param_dtype=param_dtype,
+        remat=remat,
+        scan=scan,
         qk_norm=qk_norm,
         qkv_bias=qkv_bias,
     )
