@@ -37,7 +37,9 @@ class LocalEngineConfig:
     # Tokens of answers, on each of data x fsdp; if they run out, the samples that began last begin again
     # later. 0 for as many as the rows can draw.
     answer_cache: int = 0
-    page: int = 64  # tokens of a prompt that are stored, shared and evicted together
+    # Tokens of a prompt that are stored, shared and evicted together. On a GPU a power of two from 16 on: then
+    # attention is one kernel.
+    page: int = 64
     prefill: int = 64  # tokens of prompts that are computed at once, on each of data x fsdp
     chunk: int = 16  # tokens a sample at most between two looks at who has ended
     # Models up to this size are kept a second time, arranged for decoding; not those over fsdp or tensor.
