@@ -37,8 +37,8 @@ class LocalEngineConfig:
     # Tokens of answers, on each of data x fsdp; if they run out, the samples that began last begin again
     # later. 0 for as many as the rows can draw.
     answer_cache: int = 0
-    # Tokens of a prompt that are stored, shared and evicted together. On a GPU a power of two from 16 on: then
-    # attention is one kernel.
+    # Tokens of a prompt that are stored, shared and evicted together. On a GPU best a power of two, at least
+    # 16: then attention is one kernel.
     page: int = 64
     prefill: int = 64  # tokens of prompts that are computed at once, on each of data x fsdp
     chunk: int = 16  # tokens a sample at most between two looks at who has ended

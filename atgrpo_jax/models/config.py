@@ -52,8 +52,8 @@ class ModelConfig:
     param_dtype: Dtype = "float32"
     # What the backward pass computes again: nothing, all but matrix products, or whole blocks.
     remat: Remat = "none"
-    # Of packed rows (TPU, GPU) and of pages in decoding (GPU): fused kernels where there are some, or tiles and
-    # pages one by one in plain XLA. "fused" on a CPU interprets the kernels, which is for tests.
+    # Of packed rows (TPU, GPU) and of pages in decoding (GPU): fused kernels where there are some, or tiles
+    # and pages one by one in plain XLA. "fused" on a CPU interprets the kernels, which is for tests.
     attention: Literal["auto", "fused", "tiles"] = "auto"
     # Compile one block for all layers: much sooner, at the cost of a copy of the blocks' parameters.
     scan: bool = False
