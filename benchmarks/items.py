@@ -9,6 +9,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,12 +133,20 @@ def parse(
     parser.add_argument("--warmup", type=int, default=warmup)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--data", type=int, default=1, help="devices; a CPU is as many as asked for")
-    for name in ("prompts", "candidates", "prompt_tokens", "new_tokens", "rows"):
+    for name in ("prompts", "candidates", "prompt_tokens", "new_tokens", "rows", "layers"):
         parser.add_argument(f"--{name}", type=int, help="instead of the item's")
+    parser.add_argument("--attention", choices=("auto", "fused", "tiles"), help="instead of the item's")
     more(parser)
     args = parser.parse_args()
-    changed = {n: v for n, v in vars(args).items() if n in Item.__dataclass_fields__ and v is not None}
-    return args.item, dataclasses.replace(ITEMS[args.item], **changed), args
+    item = ITEMS[args.item]
+
+    def changed(what: Item | ModelConfig) -> Any:
+        given = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(what)}
+        return dataclasses.replace(
+            what, **{name: value for name, value in given.items() if value is not None}
+        )
+
+    return args.item, dataclasses.replace(changed(item), model=changed(item.model)), args
 
 
 def mesh_of(args: argparse.Namespace) -> MeshConfig:

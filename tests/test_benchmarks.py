@@ -12,7 +12,8 @@ import transformers
 from atgrpo_jax.config import GIN_FOLDER
 from atgrpo_jax.models import hf
 
-SMALL = ["--prompts=2", "--candidates=2", "--prompt_tokens=8", "--new_tokens=4", "--warmup=1", "--steps=1"]
+SIZES = {"layers": 1, "prompts": 2, "candidates": 2, "prompt_tokens": 8, "new_tokens": 4}
+SMALL = [f"--{name}={size}" for name, size in (SIZES | {"warmup": 1, "steps": 1}).items()]
 
 
 def lines(script, *more):

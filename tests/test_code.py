@@ -322,15 +322,17 @@ def test_each_test_has_the_whole_limit(sandbox, form):
 
 
 @pytest.mark.parametrize("form", ["stdio", "call"])
-def test_after_so_many_timeouts_the_rest_has_failed(sandbox, form):
+def test_after_so_many_timeouts_the_rest_has_failed(form):
+    impatient = SandboxConfig(workers=2, cpu=1, wall=0.7).build()
     problem = doubling(form, 8)
     answer = doubled(form, {1: LOOP, 3: SLEEP})
     for timeouts, right in ((1, 1), (3, 6)):
-        assert passed(problem, tried(sandbox, problem, answer, timeouts=timeouts), 8) == (right, 8)
-    always = tried(sandbox, problem, doubled(form, dict.fromkeys(range(8), LOOP)))
+        assert passed(problem, tried(impatient, problem, answer, timeouts=timeouts), 8) == (right, 8)
+    always = tried(impatient, problem, doubled(form, dict.fromkeys(range(8), SLEEP)))
     assert [run.end for run in always].count("timeout") == 2 and passed(problem, always, 8) == (0, 8)
-    endless = tried(sandbox, problem, "while True: pass")
+    endless = tried(impatient, problem, "while True: pass")
     assert len(endless) <= 3 and passed(problem, endless, 8) == (0, 8)
+    impatient.close()
 
 
 def test_a_sandbox_that_fails_is_asked_no_more():

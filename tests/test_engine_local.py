@@ -188,7 +188,7 @@ def test_a_pattern_holds_and_both_logprobs_are_told(params):
         assert samples == draw(engine, ruled)[0] and free != samples
         ended = [s for s in samples if s.finish == "stop"]
         assert len(ended) > 3 and all(re.fullmatch(pattern, decode(s.tokens)) for s in ended)
-        for sample in samples:
+        for sample in samples[:4]:
             for n, token in enumerate(sample.tokens):
                 said = jax.nn.log_softmax(next_logits(params, [1, 2, *sample.tokens[:n]]))
                 np.testing.assert_allclose(sample.logprobs[n], said[token], **PARITY)
@@ -356,11 +356,10 @@ def test_a_mesh_gives_the_same(engine, params, mesh):
             np.testing.assert_allclose(sample.logprobs, other.logprobs, **PARITY)
 
 
-@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
-def test_the_kernel_gives_the_same(mesh):
+def test_the_kernel_gives_the_same():
     """Interpreted; whole answers of two pages, on prompts of up to two."""
     config = LocalEngineConfig(rows=12, page=16, max_prompt=32, prompt_cache=256, prefill=16)
-    on_mesh = None if mesh is None else mesh.build()
+    on_mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
     drawn = {}
     for attention in ("tiles", "fused"):
         model = Transformer(dataclasses.replace(MODEL.config, head_size=16, attention=attention), 64)
