@@ -185,8 +185,8 @@ def test_models_of_one_team_may_differ(experiment, tmp_path):
         assert {layer for layer in start["mover"].params if "layer" in layer} == {"layer_0", "layer_1"}
         assert "q_norm" not in (base or start["mover"].params)["layer_0"]
         assert not any(same(start[role].params, after[role].params) for role in start)
-        run(x, tmp_path / f"{name} again", team, steps=1)
-        _, resumed, _, tail = run(x, tmp_path / f"{name} again", team)
-        assert same(resumed, after) and tail == played[1:]
+    run(x, tmp_path / "again", team, steps=1)
+    _, resumed, _, tail = run(x, tmp_path / "again", team)
+    assert same(resumed, after) and tail == played[1:]
     with pytest.raises(ValueError, match=r"Experiment.model = .* must name exactly mover, scout"):
         dataclasses.replace(x, team=Team("full"))
