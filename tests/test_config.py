@@ -78,7 +78,8 @@ def test_bad_bindings_are_one_clear_line(binding, says):
 
 def test_a_part_that_nothing_refers_to_is_refused(tmp_path):
     path = tmp_path / "lost.gin"
-    path.write_text('include "smoke.gin"\nfrom atgrpo_jax import team\nteam.Team.alpha = 2.0\n')
+    lines = "from __gin__ import dynamic_registration", "from atgrpo_jax import team", 'include "smoke.gin"'
+    path.write_text("\n".join([*lines, "team.Team.alpha = 2.0\n"]))
     with pytest.raises(ConfigError, match="Team has values but nothing refers to it"):
         load(str(path))
 
