@@ -77,6 +77,11 @@ class MeshConfig:
         return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """ "cpu", "gpu" or "tpu"; without a mesh that of JAX's first device."""
+    return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+
+
 def provide_devices(config: MeshConfig) -> None:
     """Lets a CPU be as many devices as the mesh needs; accelerators stay what they are."""
     if config.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

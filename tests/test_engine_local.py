@@ -359,20 +359,19 @@ def test_a_mesh_gives_the_same(engine, params, mesh):
 def test_the_kernel_gives_the_same():
     """Interpreted; whole answers of two pages, on prompts of up to two."""
     config = LocalEngineConfig(rows=12, page=16, max_prompt=32, prompt_cache=256, prefill=16)
-    on_mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
-    drawn = {}
-    for attention in ("tiles", "fused"):
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    drawn = []
+    for attention, on_mesh in (("tiles", None), ("fused", None), ("fused", mesh)):
         model = Transformer(dataclasses.replace(MODEL.config, head_size=16, attention=attention), 64)
         engine = LocalEngine(model, (STOP,), config, on_mesh)
         engine.push_weights("shared", Weights(init_params(model, jax.random.key(0))), 0)
-        drawn[attention] = draw(
-            engine, *(request(list(range(4, 4 + n)), n, max_tokens=32) for n in (3, 9, 20))
-        )
+        requests = (request(list(range(4, 4 + n)), n, max_tokens=32) for n in (3, 9, 20))
+        drawn.append([sample for group in draw(engine, *requests) for sample in group])
         (lane,) = engine._lanes.values()
         assert lane._z.fused == (attention == "fused")
-    for one, other in zip(drawn["fused"], drawn["tiles"], strict=True):
-        assert [s.tokens for s in one] == [s.tokens for s in other]
-        for sample, expected in zip(one, other, strict=True):
+    for expected, *fused in zip(*drawn, strict=True):
+        for sample in fused:
+            assert sample.tokens == expected.tokens
             np.testing.assert_allclose(sample.logprobs, expected.logprobs, **PARITY)
 
 
@@ -381,6 +380,7 @@ def test_float32_is_multiplied_in_float32(params, engine):
     draw(engine, request([5]))
     (lane,) = engine._lanes.values()
     text = lane.lowered(engine._family("shared").params, None).as_text()
+    assert "module @jit_decode" in text  # by its name in profiles
     products = re.findall(r"stablehlo.dot_general.*", text)
     assert products and all("precision = [HIGHEST, HIGHEST]" in product for product in products)
 

@@ -151,6 +151,8 @@ def test_a_description_is_read_back_as_the_config(name, tmp_path):
     config = preset(name)
     (tmp_path / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size, (7,))))
     assert hf.model_config(str(tmp_path), config.dtype, config.param_dtype) == config
+    again = hf.model_config(str(tmp_path), config.dtype, config.param_dtype, remat="block", scan=True)
+    assert again == dataclasses.replace(config, remat="block", scan=True)
 
 
 def test_a_model_that_comes_from_no_folder_is_written_as_one_that_transformers_loads(tmp_path):

@@ -97,7 +97,8 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
     assert (np.asarray(attend(Turns(jnp.array([3, 1]), 2, 2))) == np.asarray(ours)).all()
 
 
-def test_the_kernel_lowers_for_a_gpu():
+@pytest.mark.parametrize("heads", [6, 80])
+def test_the_kernel_lowers_for_a_gpu(heads):
     """To Triton's intermediate language; whether a GPU runs it needs one."""
 
     def shape(*sizes, dtype=jnp.int32):
@@ -106,7 +107,9 @@ def test_the_kernel_lowers_for_a_gpu():
     wide = functools.partial(shape, dtype=jnp.bfloat16)
     pages = Pages(wide(9, 2, 64, 32), wide(9, 2, 32, 64))
     tiles = Tiles(shape(4, 2), shape(4, 3), shape(4))
-    traced = jax.jit(fused_decode_attention).trace(wide(5, 6, 64), shape(5), pages, pages, tiles, shape(5, 2))
+    traced = jax.jit(fused_decode_attention).trace(
+        wide(5, heads, 64), shape(5), pages, pages, tiles, shape(5, 2)
+    )
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @__gpu$xla") == 1
     assert supports(64, 32) and not supports(96, 32) and not supports(64, 8)

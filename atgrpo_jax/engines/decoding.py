@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from atgrpo_jax.mesh import group_sharding, page_sharding
+from atgrpo_jax.mesh import group_sharding, page_sharding, platform_of
 from atgrpo_jax.models.fused_paged import fused_decode_attention
 from atgrpo_jax.models.paged import (
     Chunk,
@@ -245,8 +245,7 @@ def decode(
 
 def _fused(mesh: Mesh | None, q_DsNH: jax.Array, count_Ds: jax.Array, *inputs: Any) -> jax.Array:
     """``fused_decode_attention`` on each device's shards and heads, which XLA would not find by itself."""
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    attention = functools.partial(fused_decode_attention, interpret=device.platform == "cpu")
+    attention = functools.partial(fused_decode_attention, interpret=platform_of(mesh) == "cpu")
     if mesh is None:
         return attention(q_DsNH, count_Ds, *inputs)
     prompts, *rest = inputs
@@ -274,6 +273,7 @@ def programs(model: Transformer, z: Sizes, mesh: Mesh | None) -> Programs:
             with exact_products(model.config):
                 return program(*inputs)
 
+        traced.__name__ = program.func.__name__  # by which profiles know it
         return jax.jit(traced, donate_argnums=0, out_shardings=out_shardings)
 
     return Programs(

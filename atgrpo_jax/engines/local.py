@@ -22,6 +22,7 @@ from atgrpo_jax.engines.decoding import Sizes
 from atgrpo_jax.engines.lanes import Branch, Lane, Ticket
 from atgrpo_jax.engines.patterns import automaton, check_match
 from atgrpo_jax.errors import PromptTooLong, RunError
+from atgrpo_jax.mesh import platform_of
 from atgrpo_jax.models import fused_paged
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.lora import stack
@@ -342,10 +343,8 @@ def sizes(
 
 def _wants_kernel(config: ModelConfig, mesh: Mesh | None) -> bool:
     """Whether attention over pages is to be one kernel: on GPUs, and interpreted, for tests."""
-    platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
-    return (platform == "gpu" and config.attention != "tiles") or (
-        platform == "cpu" and config.attention == "fused"
-    )
+    platform = platform_of(mesh)
+    return config.attention in {"gpu": ("auto", "fused"), "cpu": ("fused",)}.get(platform, ())
 
 
 def round_up(length: int, multiple: int) -> int:

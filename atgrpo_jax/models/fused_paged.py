@@ -44,7 +44,7 @@ def fused_decode_attention(
     (D, S, N, H), M = q_DSNH.shape, prompts.keys.shape[2]
     R = N // M
     q_DSMRH = (q_DSNH * H**-0.5).reshape(D, S, M, R, H)
-    held = LEAST * -(-R // LEAST)
+    held = max(LEAST, 1 << (R - 1).bit_length())  # a power of two
     q_DSMRH = jnp.pad(q_DSMRH, ((0, 0), (0, 0), (0, 0), (0, held - R), (0, 0)))
     table_DSP, length_DS = jax.vmap(functools.partial(_by_row, rows=S))(tiles)
     own = pl.BlockSpec((None, None, None, held, H), lambda d, s, m: (d, s, m, 0, 0))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from atgrpo_jax.mesh import platform_of
 from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
 from atgrpo_jax.models.fused import fused_attention, supports
 from atgrpo_jax.models.head import ROWS, Head, Objective, table, token_logprobs, token_loss
@@ -77,7 +78,7 @@ class Packed:
 
     def _attention(self) -> Callable[..., jax.Array]:
         """What the model's config wants, or the best there is for the mesh's devices."""
-        config, platform = self._model.config, self._mesh.devices.flat[0].platform
+        config, platform = self._model.config, platform_of(self._mesh)
         if config.attention == "fused" and platform == "cpu":
             return functools.partial(fused_attention, platform="tpu", interpret=True)
         if config.attention == "tiles" or not supports(platform, config.head_size):

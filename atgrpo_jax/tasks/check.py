@@ -22,6 +22,7 @@ from absl import flags
 from atgrpo_jax import config
 from atgrpo_jax.cli import gin_flags
 from atgrpo_jax.cli import run as run_main
+from atgrpo_jax.data import SPLITS
 from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.evaluation import available
@@ -31,7 +32,6 @@ from atgrpo_jax.tasks.base import Step, Task, ToolTask, digest
 from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import seed_of
 
-SPLITS = ("train", "validation", "test")
 # Of a reward's team and local part, and of their sums over an episode: the team's, and each role's.
 BOUND = 10.0
 # What no task should trip over, whatever it makes of it.
