@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -77,8 +77,8 @@ class MeshConfig:
         return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
 
 
-def platform_of(mesh: Mesh | None) -> str:
-    """ "cpu", "gpu" or "tpu"; without a mesh that of JAX's first device."""
+def platform_of(mesh: Mesh | None) -> Literal["cpu", "gpu", "tpu"]:
+    """Without a mesh that of JAX's first device."""
     return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
 
 

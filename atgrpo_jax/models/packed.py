@@ -79,8 +79,9 @@ class Packed:
     def _attention(self) -> Callable[..., jax.Array]:
         """What the model's config wants, or the best there is for the mesh's devices."""
         config, platform = self._model.config, platform_of(self._mesh)
-        if config.attention == "fused" and platform == "cpu":
-            return functools.partial(fused_attention, platform="tpu", interpret=True)
+        if platform == "cpu":
+            interpreted = functools.partial(fused_attention, platform="tpu", interpret=True)
+            return interpreted if config.attention == "fused" else tiled_attention
         if config.attention == "tiles" or not supports(platform, config.head_size):
             return tiled_attention
         return functools.partial(fused_attention, platform=platform)
