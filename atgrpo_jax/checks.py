@@ -1,6 +1,7 @@
 """Validation shared by all config dataclasses: errors name the class, the field and the value."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -18,12 +19,22 @@ def check_types(config: Any) -> None:
     """Raises ValueError for the first field whose value does not fit its annotation.
 
     gin checks no types, so every config dataclass calls this from ``__post_init__``. An int fits a
-    float field; a bool does not fit an int or float field.
+    float field; a bool does not fit an int or float field. Numbers are finite.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
         hint = hints[field.name]
-        require(config, field.name, _fits(getattr(config, field.name), hint), _expected(hint))
+        number = isinstance(value, (int, float))
+        require(config, field.name, not number or _finite(value), "must be a finite number")
+        require(config, field.name, _fits(value, hint), _expected(hint))
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above all floats
+        return False
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -45,7 +56,7 @@ def _fits(value: Any, hint: Any) -> bool:
             _fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items()
         )
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is None:

@@ -1,12 +1,18 @@
 """What all entry points share: how they start, and how they fail."""
 
 import errno
+import importlib.metadata
+import importlib.util
+import os
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from atgrpo_jax.errors import Stopped, UserError
+from atgrpo_jax.stopping import Stopping
 
 
 def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -28,13 +34,16 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
+        _look_for_no_missing_tpu()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
         try:
-            main(argv)
+            with Stopping():
+                main(argv)
         except Stopped as stopped:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            sys.exit(128 + stopped.signum)
+            _leave(stopped.note, stopped.signum)
+        except KeyboardInterrupt:
+            _leave("stopped at once, by a second signal; what is on disk is whole", signal.SIGINT)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
@@ -45,3 +54,27 @@ def run(main: Callable[[list[str]], None]) -> None:
             sys.exit(2)
 
     app.run(guarded)
+
+
+def _leave(note: str, signum: int) -> NoReturn:
+    """Ends the process where it stands. Devices may still compute what was asked of them before the stop, and
+    JAX has crashed (SIGSEGV) when the interpreter was taken down under them."""
+    print(note, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signum)
+
+
+def _look_for_no_missing_tpu() -> None:
+    """Keeps JAX from looking for a TPU where libtpu is installed for its compiler alone.
+
+    JAX would find none, and say so in five lines with an error among them. Where JAX saw a TPU, or a person
+    has chosen, ``jax_platforms`` is set already; where another accelerator's plugin is installed, JAX is left
+    alone.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or jax.config.jax_platforms is not None:
+        return
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if importlib.util.find_spec("libtpu") and not plugins:
+        jax.config.update("jax_platforms", "cpu")

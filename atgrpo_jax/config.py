@@ -1,16 +1,17 @@
 """gin -> Experiment. The only file that imports gin; library code knows nothing of it."""
 
+import ast
 import dataclasses
 import importlib.util  # noqa: F401  (gin's search path needs it loaded, on Python 3.11)
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gin
 from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.experiment import Experiment, first_difference
 from gin import config as gin_config
 
 GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
@@ -32,11 +33,16 @@ def load(gin_file: str, bindings: Sequence[str] = ()) -> Experiment:
     or scope, a value of the wrong type or range, or an impossible combination.
     """
     path = _find(gin_file)
+    return _experiment(gin_file, lambda: gin.parse_config_files_and_bindings([str(path)], list(bindings)))
+
+
+def _experiment(gin_file: str, parse: Callable[[], object]) -> Experiment:
+    """What ``parse`` has told gin. Raises ConfigError, which names ``gin_file``."""
     gin.clear_config()
     logging.disable(logging.ERROR)  # gin logs every place in which an included file is not
     try:
         gin.add_config_file_search_path(str(GIN_FOLDER))
-        gin.parse_config_files_and_bindings([str(path)], list(bindings))
+        parse()
         _refuse_unused(gin_file)
         try:
             configured = gin.get_configurable(Experiment)
@@ -55,16 +61,23 @@ def load(gin_file: str, bindings: Sequence[str] = ()) -> Experiment:
 def render(experiment: Experiment) -> str:
     """A self-contained gin file of every field, defaults included: ``load`` gives the same value back.
 
-    Raises ConfigError for a part that is not a dataclass.
+    Raises ConfigError where it would not: for a part that is not a dataclass, for a value that is not plain,
+    and for a class that another process cannot import.
     """
-    parts = list(_parts(experiment))
-    imports = sorted({_import(type(part)) for _, part in parts})
+    parts = list(_parts("Experiment", experiment))
+    scopes = _scopes(parts)
     blocks = []
-    for scope, part in parts:
-        fields = [f.name for f in dataclasses.fields(part) if f.init]
-        blocks.append("\n".join(f"{_name(part, scope)}.{f} = {_value(part, f, scope)}" for f in fields))
+    for _, part in parts:
+        fields = [field.name for field in dataclasses.fields(part) if field.init]
+        name = _name(part, scopes)
+        blocks.append("\n".join(f"{name}.{field} = {_value(part, field, scopes)}" for field in fields))
+    imports = sorted({_import(type(part)) for _, part in parts})
     header = ["from __gin__ import dynamic_registration", *imports]
-    return "\n".join(header) + "\n\n" + "\n\n".join(block for block in blocks if block) + "\n"
+    text = "\n".join(header) + "\n\n" + "\n\n".join(block for block in blocks if block) + "\n"
+    again = _experiment("config.gin", lambda: gin.parse_config(text))
+    if (lost := first_difference("Experiment", experiment, again)) is not None:
+        raise ConfigError(f"this run could not be read again from its config.gin: {lost}")
+    return text
 
 
 def _find(gin_file: str) -> Path:
@@ -119,42 +132,71 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _parts(config: Any, scope: str = "") -> Iterator[tuple[str, Any]]:
-    """All dataclasses in a config, with the gin scope of those that are values of a mapping: their keys."""
-    yield scope, config
+def _parts(place: str, config: Any) -> Iterator[tuple[str, Any]]:
+    """Every dataclass in a config, outer ones first, and its place: "Experiment.model.scout", say."""
+    yield place, config
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        inner = f"{place}.{field.name}"
         if dataclasses.is_dataclass(value):
-            yield from _parts(value, scope)
+            yield from _parts(inner, value)
         elif _holds_parts(value):
             for key, part in value.items():
-                yield from _parts(part, key)
+                yield from _parts(f"{inner}.{key}", part)
 
 
 def _holds_parts(value: Any) -> bool:
     return isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values()))
 
 
-def _value(config: Any, field: str, scope: str) -> str:
+def _scopes(parts: Sequence[tuple[str, Any]]) -> dict[int, str]:
+    """The gin scope of a part, by the part's ``id``. A class that has one value needs none.
+
+    Other values of the class get the end of their place, or the whole place where that is not enough.
+    """
+    scopes: dict[int, str] = {}
+    taken: dict[tuple[str, str], Any] = {}
+    for place, part in parts:
+        words = [re.sub(r"\W", "_", word) for word in place.split(".")]
+        for scope in ("", words[-1], "_".join(words), "_".join(words) + f"_{len(taken)}"):
+            holder = taken.setdefault((_selector(type(part)), scope), part)
+            if holder is part or _same(holder, part):
+                scopes[id(part)] = scope
+                break
+    return scopes
+
+
+def _same(one: Any, other: Any) -> bool:
+    return first_difference("", one, other) is None
+
+
+def _value(config: Any, field: str, scopes: Mapping[int, str]) -> str:
     value = getattr(config, field)
     if dataclasses.is_dataclass(value):
-        return f"@{_name(value, scope)}()"
+        return f"@{_name(value, scopes)}()"
     if _holds_parts(value):
-        return "{" + ", ".join(f"{key!r}: @{_name(part, key)}()" for key, part in value.items()) + "}"
-    if isinstance(value, (bool, int, float, str, tuple, dict, type(None))):
-        return repr(value)
-    raise ConfigError(
-        f"{type(config).__name__}.{field} is a {type(value).__name__}: only dataclasses and plain "
-        "values can be written to the run folder's config.gin"
-    )
+        items = (f"{key!a}: @{_name(part, scopes)}()" for key, part in value.items())
+        return "{" + ", ".join(items) + "}"
+    text = ascii(value)
+    try:
+        plain = ast.literal_eval(text) == value
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        plain = False
+    if not plain:
+        raise ConfigError(
+            f"{type(config).__name__}.{field} is a {type(value).__name__}: only dataclasses and plain "
+            f"values can be written to the run folder's config.gin, not {text[:80]}"
+        )
+    return text
 
 
 def _selector(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _name(config: Any, scope: str) -> str:
-    name = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__qualname__}"
+def _name(part: Any, scopes: Mapping[int, str]) -> str:
+    name = f"{type(part).__module__.rpartition('.')[2]}.{type(part).__qualname__}"
+    scope = scopes[id(part)]
     return f"{scope}/{name}" if scope else name
 
 

@@ -18,8 +18,12 @@ class PromptTooLong(RunError):
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C. A KeyboardInterrupt, so that nothing that handles errors swallows it."""
+    """SIGTERM or Ctrl-C. A KeyboardInterrupt, so that nothing that handles errors swallows it.
 
-    def __init__(self, signum: int):
+    ``note`` tells a person where the work stands.
+    """
+
+    def __init__(self, signum: int, note: str = "stopped"):
         super().__init__(signum)
         self.signum = signum
+        self.note = note

@@ -158,7 +158,7 @@ def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] |
 
 def difference(ours: Experiment, theirs: Experiment) -> str | None:
     """The first field in which two experiments differ, apart from ``FREE`` ones, as a line for people."""
-    return _difference("Experiment", _without_free(ours), _without_free(theirs))
+    return first_difference("Experiment", _without_free(ours), _without_free(theirs))
 
 
 def _without_free(experiment: Experiment) -> Experiment:
@@ -173,11 +173,12 @@ def _without_free(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, **defaults, warm_start=warm_start, engine=engine, sandbox=sandbox)
 
 
-def _difference(name: str, ours: Any, theirs: Any) -> str | None:
+def first_difference(name: str, ours: Any, theirs: Any) -> str | None:
+    """The first field in which two values called ``name`` differ, as a line for people; None if none does."""
     if type(ours) is type(theirs) and dataclasses.is_dataclass(ours):
         for field in dataclasses.fields(ours):
             inner = f"{type(ours).__name__}.{field.name}"
-            found = _difference(inner, getattr(ours, field.name), getattr(theirs, field.name))
+            found = first_difference(inner, getattr(ours, field.name), getattr(theirs, field.name))
             if found:
                 return found
         return None

@@ -47,13 +47,14 @@ class OptimizerConfig:
     momentum: float = 0.95  # of Muon
     epsilon: float = 1e-8
     weight_decay: float = 0.01
-    clip_norm: float = 1.0  # of the gradient's global norm
+    clip_norm: float | None = 1.0  # of the gradient's global norm; None leaves it as it is
     offload: bool = False  # the state waits for its update in the host's memory
 
     def __post_init__(self):
         check_types(self)
-        for name in ("learning_rate", "epsilon", "clip_norm"):
+        for name in ("learning_rate", "epsilon"):
             require(self, name, getattr(self, name) > 0, "must be positive")
+        require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "must be positive, or None")
         for name in ("warmup", "decay", "weight_decay"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
         require(self, "final", 0 <= self.final <= 1, "must be in [0, 1]")
@@ -88,6 +89,8 @@ class OptimizerConfig:
                 muon_weight_dimension_numbers=_muon_matrices,
                 consistent_rms=0.2,
             )
+        if self.clip_norm is None:
+            return step
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), step)
 
 

@@ -22,6 +22,7 @@ def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
     is saved and Stopped raised.
     """
     with Stopping() as stopping, Trainer(x, folder) as trainer:
+        stopping.unsaved = trainer.unsaved
         try:
             with stopping.interruptible():
                 trainer.begin()
@@ -37,7 +38,8 @@ def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
                     record = trainer.record(step, episodes, credited, signal | learned | proof | seconds)
                     trainer.checkpoint(step)
                     progress.advance(success=record["rollout/success"])
-        except Stopped:
+        except Stopped as stopped:
             trainer.checkpoint_now()
+            stopped.note = trainer.where()
             raise
     return summarise(x, folder)

@@ -37,6 +37,7 @@ class Trainer:
             except ValueError as error:
                 raise ConfigError(f"no instance to use for {split}: {error}") from error
         self.done = 0
+        self._saved: int | None = None  # the newest checkpoint
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
         self._opened = contextlib.ExitStack()
@@ -97,7 +98,7 @@ class Trainer:
             self.checkpoint(0)
         else:
             say(f"going on after step {latest} of {self.folder.path}")
-            self.done = latest
+            self.done = self._saved = latest
             self.states = policies.restore(self._checkpoints, latest)
             self.sync(latest)
         if self.x.loss.kl:
@@ -205,12 +206,26 @@ class Trainer:
     def checkpoint(self, step: int) -> None:
         """Saves step ``step`` if it is due."""
         if step % self.x.checkpoint_every == 0 or step == self.x.steps:
-            self._checkpoints.save(step, self.states)
+            self._save(step)
 
     def checkpoint_now(self) -> None:
         """Saves the last complete step, unless that has been done. (``begin`` saves step 0 itself.)"""
-        if self.done > (self._checkpoints.latest() or 0):
-            self._checkpoints.save(self.done, self.states)
+        if self.unsaved():
+            self._save(self.done)
+
+    def unsaved(self) -> bool:
+        """Whether complete steps would be lost if the process ended here."""
+        return self.done > (self._saved or 0)
+
+    def where(self) -> str:
+        """Says what a run that ends here has on disk."""
+        if self._saved is None:
+            return "stopped before the first checkpoint; the same command begins again"
+        return f"stopped after step {self._saved}, which is saved; the same command goes on from there"
+
+    def _save(self, step: int) -> None:
+        self._checkpoints.save(step, self.states)
+        self._saved = step
 
     def _score(self, step: int, split: str) -> dict[str, float]:
         x = self.x.evaluation

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ class Everything:
     names: tuple[str, ...] = ()
     pair: tuple[int, str] = (1, "a")
     table: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     either: Literal["x"] | Mapping[str, str] = "x"
     free: Any = None
 
@@ -47,6 +49,11 @@ def test_accepts(good):
         ("number", True, "expected int"),
         ("real", "1", "expected float"),
         ("real", False, "expected float"),
+        ("real", math.inf, "must be a finite number"),
+        ("real", math.nan, "must be a finite number"),
+        ("real", 10**400, "must be a finite number"),
+        ("maybe", -math.inf, "must be a finite number"),
+        ("rates", {"a": math.nan}, "expected collections.abc.Mapping"),
         ("maybe", "x", r"expected float \| None"),
         ("word", "z", "expected one of 'x', 'y'"),
         ("names", ("a", 1), r"expected tuple\[str, ...\]"),

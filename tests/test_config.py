@@ -1,15 +1,25 @@
 import dataclasses
+import typing
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings, strategies
 
 import gin
 from atgrpo_jax.config import load, render
+from atgrpo_jax.engines.sglang import SGLangConfig
 from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.evaluation import EvaluationConfig
 from atgrpo_jax.experiment import Experiment, difference
+from atgrpo_jax.learner import LossConfig, OptimizerConfig
 from atgrpo_jax.models.config import ModelConfig, RopeScaling
 from atgrpo_jax.rollout import RolloutConfig
+from atgrpo_jax.sandbox.pool import SandboxConfig
+from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.plan_path import PlanPath
 from atgrpo_jax.team import Team
+from atgrpo_jax.warm_start import WarmStartConfig
 
 
 def test_bindings_come_after_the_file():
@@ -139,3 +149,118 @@ def test_difference_and_identity():
     assert base.identity() != other.identity()
     bare = dataclasses.replace(base, warm_start=None)
     assert difference(bare, base).startswith("Experiment.warm_start = ")
+
+
+def read_again(experiment, tmp_path):
+    path = tmp_path / "config.gin"
+    path.write_text(render(experiment))
+    return load(str(path))
+
+
+def filled(cls, **more):
+    """Instances of a config class with values that its annotations allow and that it does not refuse."""
+    kinds = {
+        int: strategies.integers(1, 64),
+        float: strategies.floats(1e-300, 1, exclude_max=True),
+        bool: strategies.booleans(),
+        str: strategies.text(max_size=20),
+    }
+    hints = typing.get_type_hints(cls)
+    fields = [field for field in dataclasses.fields(cls) if field.init and hints[field.name] in kinds]
+    given = {field.name: kinds[hints[field.name]] for field in fields}
+
+    @strategies.composite
+    def draw(draw):
+        needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        chosen = [name for name in given | more if name in needed or draw(strategies.booleans())]
+        values = {name: draw((given | more)[name]) for name in chosen}
+        try:
+            return cls(**values)
+        except ValueError:
+            assume(False)
+
+    return draw()
+
+
+def experiments():
+    names = strategies.text(max_size=9)
+    parts = {
+        "team": filled(
+            Team, rates=strategies.dictionaries(strategies.just("shared"), strategies.floats(0, 9))
+        ),
+        "evaluation": filled(EvaluationConfig),
+        "optimizer": filled(OptimizerConfig, clip_norm=strategies.none() | strategies.floats(0.1, 9)),
+        "warm_start": strategies.none() | filled(WarmStartConfig),
+        "sandbox": filled(SandboxConfig),
+        "loss": filled(LossConfig, dual_clip=strategies.none() | strategies.floats(1.1, 9)),
+        "engine": filled(SGLangConfig, urls=strategies.lists(names, max_size=3).map(tuple)),
+        "task": filled(
+            PlanPath,
+            prompts=strategies.just("plan_path/full"),
+            obstacles=strategies.just(0.1),
+            size=strategies.integers(3, 9),
+            seed=strategies.integers(-9, 9),
+        ),
+    }
+    return filled(Experiment, **parts)
+
+
+@settings(derandomize=True, deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+@given(experiment=experiments())
+def test_what_is_rendered_loads_to_the_same(experiment, tmp_path_factory):
+    assert read_again(experiment, tmp_path_factory.getbasetemp()) == experiment
+
+
+TWO_OF_ONE_CLASS = """
+import dataclasses
+from collections.abc import Mapping
+from atgrpo_jax.tasks.base import Workflow
+from atgrpo_jax.tasks.plan_path import PlanPath
+
+@dataclasses.dataclass(frozen=True)
+class Several(PlanPath):
+    other: PlanPath = PlanPath(size=4, workflow=Workflow(order=("mover",)))
+    mapped: Mapping[str, Workflow] = dataclasses.field(
+        default_factory=lambda: {"a b": Workflow(order=("x",)), "a_b": Workflow(order=("y",), turns=2)}
+    )
+"""
+
+
+def test_parts_of_one_class_keep_their_own_values(tmp_path, monkeypatch):
+    (tmp_path / "several.py").write_text(TWO_OF_ONE_CLASS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import several
+
+    task = several.Several(other=PlanPath(size=5, workflow=Workflow(order=("mover",))))
+    experiment = dataclasses.replace(load("smoke.gin"), task=task)
+    assert read_again(experiment, tmp_path) == experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(PlanPath):
+    """A task whose field cannot be written down."""
+
+    thing: Any = None
+
+
+@pytest.mark.parametrize(
+    ("thing", "says"),
+    [
+        ((float("nan"),), "Odd.thing is a tuple"),
+        ({"a": (1, float("inf"))}, "Odd.thing is a dict"),
+        (np.float64(0.5), "Odd.thing is a float64"),
+        (len, "Odd.thing is a builtin_function_or_method"),
+        ((PlanPath(),), "Odd.thing is a tuple"),
+    ],
+)
+def test_what_would_not_load_to_the_same_is_refused(thing, says):
+    with pytest.raises(ConfigError, match=says):
+        render(dataclasses.replace(load("smoke.gin"), task=Odd(thing=thing)))
+
+
+def test_a_class_that_another_process_cannot_import_is_refused(tmp_path):
+    """As one that is written in the script that starts the run."""
+    Local = dataclasses.make_dataclass("Local", [], bases=(PlanPath,), frozen=True)
+    Local.__module__ = "nowhere"
+    with pytest.raises(ConfigError, match="nowhere"):
+        render(dataclasses.replace(load("smoke.gin"), task=Local()))

@@ -3,11 +3,15 @@ import contextlib
 import gc
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
 from atgrpo_jax.errors import Stopped
-from atgrpo_jax.stopping import Stopping
+from atgrpo_jax.stopping import LOOK_S, ONE_STOP_S, PATIENCE_S, Stopping
 
 
 def send(number):
@@ -69,21 +73,120 @@ def test_a_swallowed_exception_stops_at_the_end_of_the_stage():
         send(signal.SIGTERM)
 
 
-def test_elsewhere_at_the_next_such_place():
+def test_anywhere_at_once_while_nothing_is_unsaved():
+    with pytest.raises(Stopped), Stopping():
+        send(signal.SIGTERM)
+        pytest.fail("went on")
+
+
+def test_anywhere_a_loop_of_tasks_is_cancelled_while_nothing_is_unsaved():
+    async def stopped():
+        send(signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    with pytest.raises(Stopped) as raised, Stopping():
+        asyncio.run(stopped())
+    assert raised.value.signum == signal.SIGTERM
+
+
+def test_elsewhere_at_the_next_such_place(capfd):
     reached = []
     with Stopping() as stopping:
+        stopping.unsaved = lambda: True
         send(signal.SIGTERM)
         reached.append("the end of the stage")
         with pytest.raises(Stopped), stopping.interruptible():
             reached.append("never")
     assert reached == ["the end of the stage"]
+    assert "stopping when this step is complete and saved" in capfd.readouterr().err
+
+
+def test_a_task_that_does_not_end_is_torn_up():
+    """It blocks the loop, as a task of a user's may: a cancellation never reaches it."""
+
+    async def blocks():
+        send(signal.SIGTERM)
+        time.sleep(60)
+
+    with Stopping() as stopping, pytest.raises(Stopped), stopping.interruptible():
+        stopping.unsaved = lambda: True
+        asyncio.run(blocks())
+
+
+def test_a_swallowed_exception_is_raised_again():
+    """Python prints and forgets what is raised in a finalizer or a callback of C."""
+    with pytest.raises(Stopped), Stopping():
+        with contextlib.suppress(Stopped):
+            send(signal.SIGTERM)
+        time.sleep(60)
+
+
+def test_who_cleans_up_after_a_stop_has_the_time_that_it_takes():
+    ended = []
+    with pytest.raises(Stopped), Stopping():
+        try:
+            send(signal.SIGTERM)
+        finally:
+            time.sleep(PATIENCE_S + 10 * LOOK_S)
+            ended.append("servers")
+    assert ended == ["servers"]
 
 
 def test_a_second_signal_does_not_wait():
-    with Stopping(), pytest.raises(KeyboardInterrupt) as raised:
+    with Stopping() as stopping, pytest.raises(KeyboardInterrupt) as raised:
+        stopping.unsaved = lambda: True
         send(signal.SIGTERM)
+        time.sleep(ONE_STOP_S + 0.1)
         send(signal.SIGTERM)
+        time.sleep(60)
     assert not isinstance(raised.value, Stopped)
+
+
+def test_two_signals_at_once_are_one_stop():
+    """GNU timeout and some schedulers send to the process and to its group."""
+    with Stopping() as stopping:
+        stopping.unsaved = lambda: True
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        time.sleep(2 * LOOK_S)
+        with pytest.raises(Stopped), stopping.interruptible():
+            pytest.fail("went on")
+
+
+def test_a_main_thread_that_hears_nothing_is_ended():
+    """Its time goes by in one call of C, in which Python runs no handler: a compiler, say."""
+    program = (
+        "import ctypes\n"
+        "from atgrpo_jax.stopping import Stopping\n"
+        "mutex = ctypes.create_string_buffer(64)\n"
+        "lock = ctypes.CDLL(None).pthread_mutex_lock\n"
+        "with Stopping():\n"
+        "    lock(mutex)\n"
+        "    print('ready', flush=True)\n"
+        "    lock(mutex)  # never comes back\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped at once; the same command goes on from what is saved" in err
+
+
+def test_threads_other_than_the_main_one_leave_signals_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work():
+        with Stopping() as stopping, stopping.interruptible():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
 
 
 def test_the_handlers_before_are_restored():

@@ -1,7 +1,8 @@
 """Where the files of installed packages are, and of all that these need."""
 
+import functools
 import importlib.metadata as metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def paths(names: Iterable[str]) -> list[Path]:
 
     Raises ValueError for one that is not installed.
     """
-    by_import = metadata.packages_distributions()
+    by_import = _distributions()
     wanted: list[str] = []
     for name in names:
         if find_spec(name) is None:
@@ -35,3 +36,9 @@ def paths(names: Iterable[str]) -> list[Path]:
             if need.marker is None or need.marker.evaluate({"extra": ""}):
                 wanted.append(need.name)
     return list(found)
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """By the name of an import the distributions that bring it. It takes a second to read them all."""
+    return metadata.packages_distributions()
