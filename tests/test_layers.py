@@ -11,7 +11,10 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program",
     },
-    {"types", "progress", "stopping", "engines.processes", "engines.published", "sandbox.files", "sandbox.worker"},
+    {
+        "types", "progress", "stopping", "engines.processes", "engines.published", "sandbox.files",
+        "sandbox.worker",
+    },
     {
         "advantages", "cli", "downloads", "loss", "mesh", "selection", "team", "tokens",
         "data", "tasks.base", "tasks.prompts", "sandbox.pool",
