@@ -89,13 +89,13 @@ def test_an_honest_engine_passes_whatever_is_pushed():
     engine, proof = Faulty(), gate()
     for version, weights in enumerate([ONE, {"shared": Weights(nudged(BASE, 1))}, ONE, ONE]):
         found = pushed(engine, weights, proof, version)
-        assert found["shared/gate_gap"] < 1e-4 and found["shared/gate_spread"] > 1e-3
-        assert found["shared/gate_corrected"] == 0
-        assert (found["shared/gate_margin"] > 100) == (version in (1, 2))  # nothing changed in 0 and 3
+        assert found["policy/shared/gate_gap"] < 1e-4 and found["policy/shared/gate_spread"] > 1e-3
+        assert found["policy/shared/gate_corrected"] == 0
+        assert (found["policy/shared/gate_margin"] > 100) == (version in (1, 2))  # nothing changed in 0 and 3
     engine, proof = Faulty(), gate()
     for version in range(2):
         found = pushed(engine, ADAPTERS, proof, version)
-        assert min(found["a/gate_margin"], found["b/gate_margin"]) > 100
+        assert min(found["a/gate_margin"], found["policy/b/gate_margin"]) > 100
 
 
 def test_a_skipped_push_is_named_even_below_the_limit():
@@ -138,7 +138,7 @@ def test_a_kept_cache_is_named():
 def test_a_server_with_other_weights_is_refused_or_left_to_importance_weights():
     engine, proof = Faulty(lambda policy, weights: Weights(params(5))), gate()
     fails(engine, ONE, proof, 0, UNKNOWN)
-    assert proof.check(engine, ONE, 0, correct=True)["shared/gate_corrected"] == 1
+    assert proof.check(engine, ONE, 0, correct=True)["policy/shared/gate_corrected"] == 1
 
 
 @pytest.mark.parametrize(
