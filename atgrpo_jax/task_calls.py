@@ -75,7 +75,7 @@ def check_split(task: Any, split: str) -> None:
 def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Step:
     """The step that ``act`` gave, its rewards as plain numbers.
 
-    Raises RunError that names the field unless it is a Step whose rewards, mixed by ``alpha``, too, are finite.
+    Raises RunError that names the field unless it is a Step with finite rewards, mixed by ``alpha``, too.
     """
     where = f"{place(key)}: {kind(task)}.act gave"
     if not isinstance(step, Step):

@@ -316,7 +316,9 @@ def test_an_honest_server_passes_the_gate(full, live):
     for version, weights in ((1, OLD), (2, NEW)):
         push(full, weights, version)
         found = gate.check(full, weights, version)
-        assert found["policy/shared/gate_gap"] < AGREE and (found["policy/shared/gate_margin"] > 100) == (version == 2)
+        assert found["policy/shared/gate_gap"] < AGREE and (found["policy/shared/gate_margin"] > 100) == (
+            version == 2
+        )
     push(live, TEAM, 1)
     assert proof(*TEAM).check(live, TEAM, 1)["policy/b/gate_margin"] > 100
 
