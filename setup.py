@@ -25,6 +25,7 @@ setup(
         "packaging>=23",
         "orbax-checkpoint>=0.12,<0.13",
         "safetensors>=0.5",
+        "scipy>=1.14",  # quantiles of intervals; JAX brings it, too
         "tensorboard>=2.20",
         "tqdm>=4.66",
         "transformers>=4.57",  # tokenizers and chat templates; it needs no torch for them

@@ -17,7 +17,7 @@ from absl import flags
 from atgrpo_jax import config, experiment, weight_sync
 from atgrpo_jax.cli import gin_flags, run
 from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.evaluation import Score, available, difference, evaluate
+from atgrpo_jax.evaluation import Score, available, difference, drawn_by, evaluate
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Weights
@@ -27,7 +27,6 @@ from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.saved_run import SavedRun
 from atgrpo_jax.team import Team
 from atgrpo_jax.tokens import FolderTokenizer
-from atgrpo_jax.types import Sampling
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
@@ -105,7 +104,7 @@ def evaluate_folders(model: str) -> None:
 
     def contenders() -> Iterator[Contender]:
         for folder in [model] if _AGAINST.value is None else [model, _AGAINST.value]:
-            yield folder, 0, {name: Weights(hf.load(folder, policies.shapes[name].params))}
+            yield folder, 0, {name: Weights(policies.load(folder, name))}
 
     for _ in scores(x, policies, contenders()):
         pass
@@ -116,8 +115,8 @@ def scores(
 ) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
     """Plays and prints each contender in turn, and the difference of the first to each later one."""
     instances = available(x.task, _SPLIT.value, _INSTANCES.value or x.evaluation.instances)
-    temperature = x.evaluation.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
-    settings = {"split": _SPLIT.value, "temperature": temperature, "instances": instances}
+    sampling = x.evaluation.sampling(x.rollout.sampling, _TEMPERATURE.value)
+    settings = {"split": _SPLIT.value, "instances": instances} | dataclasses.asdict(sampling)
     first: Score | None = None
     with contextlib.closing(policies.engine()) as engine, x.running() as runner:
         for contender in contenders:
@@ -130,7 +129,7 @@ def scores(
                     x.team,
                     x.tokenizer,
                     engine,
-                    Sampling(temperature, x.rollout.max_tokens),
+                    sampling,
                     seed=x.seed,
                     step=step,
                     split=_SPLIT.value,
@@ -139,7 +138,9 @@ def scores(
                     runner=runner,
                     on_episode=progress.advance,
                 )
-            print(f"{title}: {score}", flush=True)
+            print(f"{title}: {score}; {drawn_by(sampling)}", flush=True)
+            if sampling.temperature == 0 and _EPISODES.value > 1:
+                print(f"the {_EPISODES.value} episodes of an instance are equal draws: greedy", flush=True)
             if first is None:
                 first = score
             else:

@@ -6,17 +6,24 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy import special
 
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.base import Engine
+from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.rollout import Player, engine_propose, play_all
 from atgrpo_jax.sandbox.base import Runner
+from atgrpo_jax.task_calls import calling, kind
 from atgrpo_jax.tasks.base import Task, ToolTask
 from atgrpo_jax.team import Team
 from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import Sampling
 
-Z = 1.959964  # normal quantile of 95 %
+TAIL = 0.025  # left out at each end of an interval of 95 %
+Z = 1.959964  # normal quantile of it
+# Made-up instances of each kind, one gained in full and one lost in full, in the interval of a difference:
+# with these it covers 95 % in simulations, also of few and of one-sided instances (tests/test_evaluation.py).
+MADE_UP = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +40,23 @@ class EvaluationConfig:
         for name in ("instances", "validation_instances"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
 
+    def sampling(self, rollout: Sampling, temperature: float | None = None) -> Sampling:
+        """How an evaluation draws: by what the rollout demands of a legal answer (length, bans, stop strings,
+        pattern), and without what it does to explore (top-k, top-p, min-p), at a temperature of its own."""
+        own = self.temperature if temperature is None else temperature
+        return dataclasses.replace(rollout, temperature=own, top_k=0, top_p=1.0, min_p=0.0)
+
+
+def drawn_by(sampling: Sampling) -> str:
+    """For people: the temperature, and whatever else is not as it always is."""
+    greedy = sampling.temperature == 0
+    rules = [f"drawn {'greedily' if greedy else f'at temperature {sampling.temperature:g}'}"]
+    for field in dataclasses.fields(sampling):
+        value = getattr(sampling, field.name)
+        if field.name not in ("temperature", "max_tokens") and value != field.default:
+            rules.append(f"{field.name} {value!r}")
+    return ", ".join((*rules, f"at most {sampling.max_tokens} tokens"))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Score:
@@ -48,12 +72,13 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %: Wilson's for one episode an instance, else normal over the instances' means."""
+        """95 %: Wilson's for one episode an instance, else Clopper and Pearson's of the effective number of
+        draws (after Korn and Graubard 1998). Never of width 0."""
         instances, episodes = self.solved_IK.shape
         if episodes == 1:
             return wilson(int(self.solved_IK.sum()), instances)
-        low, high = _normal(self.solved_IK.mean(1))
-        return max(0.0, low), min(1.0, high)
+        draws = effective_draws(self.solved_IK)
+        return clopper_pearson(self.success * draws, draws)
 
     def pass_at(self, k: int) -> float:
         """pass@k: the chance that one of k episodes solves an instance, without bias (2107.03374, eq. 1)."""
@@ -98,26 +123,42 @@ class Difference:
 
 
 def difference(score: Score, other: Score) -> Difference:
-    """Paired by instance. Raises ValueError if the two were not played on as many."""
+    """Paired by instance, with Student's interval of the instances' gains and of ``MADE_UP`` ones of each
+    kind (Agresti and Min 2005 add half a one), so it is never of width 0.
+
+    Raises ValueError if the two were not played on as many.
+    """
     if len(score.solved_IK) != len(other.solved_IK):
         raise ValueError(f"{len(score.solved_IK)} instances cannot be paired with {len(other.solved_IK)}")
     gain_I = score.solved_IK.mean(1) - other.solved_IK.mean(1)
+    count = len(gain_I) + 2 * MADE_UP
+    centre = gain_I.sum() / count
+    variance = (np.sum(gain_I**2) + 2 * MADE_UP - count * centre**2) / (count - 1)
+    spread = special.stdtrit(count - 1, 1 - TAIL) * math.sqrt(variance / count)
     return Difference(
-        float(gain_I.mean()), *_normal(gain_I), int((gain_I > 0).sum()), int((gain_I < 0).sum())
+        float(gain_I.mean()),
+        max(-1.0, float(centre - spread)),
+        min(1.0, float(centre + spread)),
+        int((gain_I > 0).sum()),
+        int((gain_I < 0).sum()),
     )
 
 
 def available(task: Task | ToolTask, split: str, most: int) -> int:
-    """How many instances a split has, at most ``most``. Raises ValueError if it has no problems at all."""
+    """How many instances a split has, at most ``most``. Raises ConfigError if it has none."""
 
     def ends_before(count: int) -> bool:
         try:
-            task.instance(split, count - 1)
+            with calling(task, "instance", f"{split} instance {count - 1}"):
+                task.instance(split, count - 1)
         except IndexError:
             return True
         return False
 
-    return bisect.bisect_left(range(1, most + 1), True, key=ends_before)
+    found = bisect.bisect_left(range(1, most + 1), True, key=ends_before)
+    if not found:
+        raise ConfigError(f"{kind(task)} has no instance of split {split!r}")
+    return found
 
 
 def evaluate(
@@ -152,7 +193,21 @@ def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def _normal(values_I: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a mean."""
-    spread = Z * values_I.std(ddof=1) / math.sqrt(len(values_I)) if len(values_I) > 1 else math.inf
-    return float(values_I.mean() - spread), float(values_I.mean() + spread)
+def effective_draws(solved_IK: np.ndarray) -> float:
+    """How many independent draws K episodes of each of I instances are worth: from I, where episodes of an
+    instance all end alike, to I K, where they have no more in common than any others.
+
+    It is I p (1 - p) / (variance of the instances' means). Two made-up instances, one always solved and one
+    never, stand for what few instances, or a p near 0 or 1, cannot tell of it.
+    """
+    instances, episodes = solved_IK.shape
+    means_I = np.append(solved_IK.mean(1), [0.0, 1.0])
+    p = means_I.mean()
+    return float(np.clip(instances * p * (1 - p) / means_I.var(ddof=1), instances, instances * episodes))
+
+
+def clopper_pearson(successes: float, n: float) -> tuple[float, float]:
+    """95 % interval of a proportion (Clopper and Pearson 1934), by the beta distribution, for any counts."""
+    low = special.betaincinv(successes, n - successes + 1, TAIL) if successes > 0 else 0.0
+    high = special.betaincinv(successes + 1, n - successes, 1 - TAIL) if successes < n else 1.0
+    return float(low), float(high)

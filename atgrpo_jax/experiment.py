@@ -69,6 +69,7 @@ class Experiment:
         object.__setattr__(self, "pretrained", _absolute(self.pretrained))
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")
         require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
         tree = self.rollout.mode == "tree"
         require(

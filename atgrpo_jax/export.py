@@ -17,6 +17,7 @@ from atgrpo_jax.models import hf
 from atgrpo_jax.models.lora import LoraConfig, merge, save_adapter
 from atgrpo_jax.models.transformer import Weights
 from atgrpo_jax.saved_run import SavedRun
+from atgrpo_jax.trees import check_tree
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
 _OUT = flags.DEFINE_string("out", None, "Where to write; must not exist yet.")
@@ -56,6 +57,7 @@ def write(source: str | dict[str, Any], weights: Weights, lora: LoraConfig, out:
         return
     if weights.adapter is not None:
         params = merge(params, weights.adapter, weights.scale)
+        check_tree(params, f"{out.name}, merged", "write the adapter itself, without --merge")
     hf.save(str(out), params, source)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -67,7 +68,8 @@ def credit(
     "instance" is trajectory-level GRPO: an episode's return, the sum of its mixed rewards, against the
     other episodes of the instance, and given to every sample of the episode.
 
-    Returns all groups, those without signal included (their mask is false), and metrics.
+    Returns all groups, those without signal included (their mask is false), and metrics. Raises GroupError
+    that names the candidate if a mixed reward is not finite.
     """
     groups = [group for episode in episodes for group in episode.groups]
     if baseline == "group":
@@ -117,15 +119,22 @@ def _by_instance(episodes: Sequence[Episode], alpha: float, normalise: Normalise
 
 
 def _reward(candidate: Candidate, alpha: float) -> float | None:
-    return None if candidate.reward is None else candidate.reward.mixed(alpha)
+    if candidate.reward is None:
+        return None
+    mixed = candidate.reward.mixed(alpha)
+    if not math.isfinite(mixed):
+        raise GroupError(
+            f"{candidate.origin.key.path()}: {candidate.reward} mixed is {mixed}; must be finite"
+        )
+    return mixed
 
 
 def _return(episode: Episode, alpha: float) -> float | None:
     """Sum of the executed candidates' mixed rewards; None if the engine failed the episode."""
     if episode.end == "engine_error":
         return None
-    executed = [g.candidates[g.chosen].reward for g in episode.groups if g.chosen is not None]
-    return sum(reward.mixed(alpha) for reward in executed if reward is not None)
+    executed = [_reward(g.candidates[g.chosen], alpha) for g in episode.groups if g.chosen is not None]
+    return sum(reward for reward in executed if reward is not None)
 
 
 def _table(rows: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,13 +13,15 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.batch import Aggregate, each, filled
 from atgrpo_jax.checks import check_types, require
-from atgrpo_jax.loss import cloning_loss, kl_penalty, policy_loss
+from atgrpo_jax.loss import LARGEST, cloning_loss, kl_penalty, policy_loss
 from atgrpo_jax.mesh import batch_sharding, host_sharding, parameter_shardings, replicated
 from atgrpo_jax.models.head import Objective
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, init_params
+from atgrpo_jax.trees import all_finite
 from atgrpo_jax.types import Batch
+from atgrpo_jax.updates import STATE_FINITE, Updates
 
 
 class PolicyState(NamedTuple):
@@ -155,22 +157,6 @@ class LossConfig:
         return at_grpo
 
 
-class Updates(NamedTuple):
-    """What updates left behind; on the devices, maybe still being computed, until ``jax.device_get``."""
-
-    records: list[dict[str, Any]]  # metrics of each
-    tokens: int  # that they ran on
-
-    def metrics(self) -> dict[str, float]:
-        """Means over the updates, their number, the tokens, and ``logprob_gap`` of the first update alone,
-        where the learner still is the sampler's policy."""
-        counts = {"updates": float(len(self.records)), "trained_tokens": float(self.tokens)}
-        if not self.records:
-            return counts
-        means = {name: float(np.mean([r[name] for r in self.records])) for name in self.records[0]}
-        return means | counts | {"logprob_gap": float(self.records[0]["logprob_gap"])}
-
-
 def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
     """The warm start's objective."""
     return cloning_loss(logprobs_BT, trained.weights), {"entropy": jnp.sum(trained.weights * entropy_BT)}
@@ -235,7 +221,7 @@ class Learner:
             self._apply,
             donate_argnums=0,
             in_shardings=(self.shardings, computing.params, plain),
-            out_shardings=self.shardings,
+            out_shardings=(self.shardings, plain),
         )
 
     def fresh(self, key: jax.Array) -> Any:
@@ -274,7 +260,8 @@ class Learner:
 
         Returns:
           The new state and metrics as device arrays: weighted means over trained tokens, the loss, the
-          gradient's norm, and ``logprob_gap``, the largest |logprob - old logprob|.
+          gradient's norm, ``logprob_gap``, the largest |logprob - old logprob|, and whether all numbers of
+          the new state are finite (``updates.STATE_FINITE``).
         """
         numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
         given = jax.device_put((self._widened(batch), numbers), self._given)
@@ -282,7 +269,8 @@ class Learner:
             if not self._offload:
                 return self._jit_update(state, *given, reference, base)
             grads, metrics = self._jit_gradients(state.params, *given, reference, base)
-            return self._jit_apply(state, grads, given[1]), metrics
+            state, finite = self._jit_apply(state, grads, given[1])
+            return state, metrics | finite
 
     def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Compiled]:
         """The programs of ``update`` for batches [A, B, T] of this shape, ahead of time: what is given may be
@@ -337,7 +325,7 @@ class Learner:
         trained = batch.trained
         counts_ABT = trained.weights > 0
         ratio_ABT = np.where(counts_ABT, logprobs_ABT - trained.old_logprobs, np.float32(0))
-        factor_ABT = np.minimum(np.exp(ratio_ABT), np.float32(most))
+        factor_ABT = np.minimum(np.exp(np.minimum(ratio_ABT, LARGEST)), np.float32(most))
         trained = trained._replace(
             old_logprobs=np.where(counts_ABT, logprobs_ABT, trained.old_logprobs),
             advantages=trained.advantages * factor_ABT,
@@ -360,14 +348,16 @@ class Learner:
 
     def _update(self, state, batch, numbers, reference, base):
         grads, metrics = self._exact_gradients(state.params, batch, numbers, reference, base)
-        return self._apply(state, grads, numbers), metrics
+        state, finite = self._apply(state, grads, numbers)
+        return state, metrics | finite
 
     def _apply(self, state, grads, numbers):
         _, _, rate = numbers
         opt_state = jax.device_put(state.opt_state, self._computing) if self._offload else state.opt_state
         updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
-        return PolicyState(params, opt_state)
+        state = PolicyState(params, opt_state)
+        return state, {STATE_FINITE: all_finite(state)}
 
     def _exact_gradients(self, *given):
         with exact_products(self.model.config):

@@ -35,7 +35,7 @@ def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
                     learned = trainer.learn(step, credited)
                     proof = trainer.sync(step)
                     seconds = {"perf/step_s": time.monotonic() - began}
-                    record = trainer.record(step, episodes, credited, signal | learned | proof | seconds)
+                    record = trainer.record(step, episodes, credited, signal, learned, proof, seconds)
                     trainer.checkpoint(step)
                     progress.advance(success=record["rollout/success"])
         except Stopped as stopped:

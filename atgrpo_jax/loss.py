@@ -2,6 +2,23 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+LARGEST = np.float32(88.0)  # whose exponential is a float32; that of 89 is not
+
+
+@jax.custom_jvp
+def bounded_exp(x: jax.Array) -> jax.Array:
+    """exp(min(x, LARGEST)), which is also its derivative: finite for all x, so that a branch which min, max
+    or where do not take gets a gradient of 0 and not of 0 * inf. Beyond LARGEST the branch that is taken
+    gives a gradient whose norm overflows, so that nobody trains on it."""
+    return jnp.exp(jnp.minimum(x, LARGEST))
+
+
+@bounded_exp.defjvp
+def _bounded_exp_jvp(primals, tangents):
+    value = bounded_exp(*primals)
+    return value, value * tangents[0]
 
 
 def policy_loss(
@@ -31,8 +48,9 @@ def policy_loss(
         jax.lax.stop_gradient, (old_logprobs_BT, advantages_BT, weights_BT)
     )
     # Where nothing is trained the ratio is 1 rather than garbage, so that 0 * inf cannot arise.
+    advantages_BT = jnp.where(trained_BT, advantages_BT, 0.0)
     log_ratio_BT = jnp.where(trained_BT, logprobs_BT - old_logprobs_BT, 0.0)
-    ratio_BT = jnp.exp(log_ratio_BT)
+    ratio_BT = bounded_exp(log_ratio_BT)
     clipped_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
     term_BT = jnp.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
     if dual_clip is not None:
@@ -52,9 +70,9 @@ def kl_penalty(logprobs_BT: jax.Array, reference_logprobs_BT: jax.Array, weights
     """Weighted sum of the unbiased, non-negative estimate exp(d) - 1 - d of KL(policy || reference),
     with d = reference - logprob on sampled tokens."""
     d_BT = jnp.where(weights_BT > 0, reference_logprobs_BT - logprobs_BT, 0.0)
-    return jnp.sum(weights_BT * (jnp.exp(d_BT) - 1 - d_BT))
+    return jnp.sum(weights_BT * (bounded_exp(d_BT) - 1 - d_BT))
 
 
 def cloning_loss(logprobs_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
     """Behaviour cloning: the weighted negative log-likelihood of the demonstrated tokens."""
-    return -jnp.sum(weights_BT * logprobs_BT)
+    return -jnp.sum(weights_BT * jnp.where(weights_BT > 0, logprobs_BT, 0.0))

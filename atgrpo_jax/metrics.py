@@ -7,7 +7,7 @@ every run of the same config and seed.
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from atgrpo_jax.finite import UNTOUCHED, check_finite
+from atgrpo_jax.metric_names import of_role, together
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.types import Episode
 
@@ -32,9 +34,10 @@ class MetricsWriter:
         self._file.close()
         self._events.close()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        record: dict[str, Any] = {"step": step}
-        record |= {name: float(value) for name, value in sorted(values.items())}
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Raises RunError before anything is written if a value is not finite, or called as the step is."""
+        check_finite(values, f"step {step}, metrics", UNTOUCHED)
+        record = together({"step": step}, {name: float(value) for name, value in sorted(values.items())})
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
@@ -59,14 +62,18 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     for role in sorted({g.origin.key.role for g in groups}):
         own = [c for c in candidates if c.origin.key.role == role]
         scored = [c.reward for c in own if c.reward is not None]
-        metrics[f"{role}/tokens"] = float(np.mean([len(c.sample.tokens) for c in own]))
+        values = {"tokens": _mean([len(c.sample.tokens) for c in own])}
         if scored:
-            metrics[f"{role}/team"] = float(np.mean([r.team for r in scored]))
-            metrics[f"{role}/local"] = float(np.mean([r.local for r in scored]))
-            for part in sorted({part for r in scored for part in r.parts}):
-                values = [r.parts.get(part, 0.0) for r in scored]
-                metrics[f"{role}/{part}"] = float(np.mean(values))
+            values["team"] = _mean([r.team for r in scored])
+            values["local"] = _mean([r.local for r in scored])
+        names = sorted({part for r in scored for part in r.parts})
+        parts = {part: _mean([r.parts.get(part, 0.0) for r in scored]) for part in names}
+        metrics |= of_role(role, values, parts)
     return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
 class CompileCounter:

@@ -10,14 +10,16 @@ from jax.sharding import Mesh
 from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.engines.base import Engine, Served
 from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.learner import Learner, PolicyState, Updates
+from atgrpo_jax.learner import Learner, PolicyState
 from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters, provide_devices
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.sandbox.base import Runner
 from atgrpo_jax.team import BASE
 from atgrpo_jax.tokens import check_same_ids
+from atgrpo_jax.trees import check_tree
 from atgrpo_jax.types import Batch, seed_of
+from atgrpo_jax.updates import Updates
 from atgrpo_jax.warm_start import warm_start
 
 
@@ -63,7 +65,7 @@ class Policies:
     def start(self, runner: Runner | None = None) -> dict[str, PolicyState]:
         """States of all policies before any training: random or from a folder, then the warm start, for
         which the ``runner`` runs demonstrated programs; sets ``base``. Raises RunError if a folder does not
-        hold what the model needs."""
+        hold what the model needs, or numbers that are not finite."""
         x = self._x
         fresh = {name: lambda name=name: self._fresh(name) for name in x.starts}
         if x.warm_start is None:
@@ -83,16 +85,32 @@ class Policies:
                 source=repr(x.pretrained),
                 runner=runner,
             )
+            for name, own in params.items():
+                where = f"policy {name}, as the warm start left it"
+                check_tree(own, where, f"delete what is cached in {x.warm_start.cache_dir}")
         if self.adapted:
             # A copy, in case a policy of that name is trained, too: its own arrays are donated.
             self.base = jax.tree.map(jnp.copy, params[BASE]) if BASE in self.names else params[BASE]
         return {name: self._start(name, params) for name in self.names}
 
     def restore(self, checkpoints: Checkpoints, step: int) -> dict[str, PolicyState]:
-        """States as of ``step``; sets ``base``. Raises RunError if they cannot be read."""
+        """States as of ``step``; sets ``base``. Raises RunError if they cannot be read or are not finite."""
         if self.adapted and self.base is None:
-            self.base = checkpoints.restore_base(self.base_shapes())
-        return checkpoints.restore(step, self.shapes)
+            base = checkpoints.restore_base(self.base_shapes())
+            check_tree(base, "the base of the adapters", "start the run anew")
+            self.base = base
+        states = checkpoints.restore(step, self.shapes)
+        for name, state in states.items():
+            do = "delete that checkpoint's folder to go on from an earlier one"
+            check_tree(state, f"checkpoint {step}, policy {name}", do)
+        return states
+
+    def load(self, folder: str, start: str) -> Any:
+        """Parameters from a model folder, of one of ``Experiment.starts``. Raises RunError if it does not
+        hold what the model needs, or numbers that are not finite."""
+        params = hf.load(folder, self._learner(start).shapes.params)
+        check_tree(params, f"{folder}, read for {start}", "that folder cannot be used")
+        return params
 
     def base_shapes(self) -> Any:
         """Of ``base``, if there are adapters."""
@@ -147,11 +165,11 @@ class Policies:
         return learner.start_from(params[name])
 
     def _fresh(self, start: str) -> Any:
-        folder, learner = self._x.folder(start), self._learner(start)
+        folder = self._x.folder(start)
         if folder is None:
-            return learner.fresh(self._key("init", start))
+            return self._learner(start).fresh(self._key("init", start))
         check_same_ids(self._x.tokenizer, folder)
-        return hf.load(folder, learner.shapes.params)
+        return self.load(folder, start)
 
     def _key(self, what: str, name: str) -> jax.Array:
         return jax.random.key(seed_of(what, self._x.seed, name) % 2**32)

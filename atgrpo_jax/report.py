@@ -11,17 +11,18 @@ import matplotlib.pyplot as plt
 
 from atgrpo_jax.evaluation import available
 from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.metric_names import OF_POLICY, OF_ROLE
 from atgrpo_jax.progress import duration
 from atgrpo_jax.run_folder import RunFolder, write_atomically
 
-# Title, then the metrics to draw: whole names, or the last part of names of any policy.
+# Title, then patterns of the metrics to draw; a star is the name of any policy or role.
 PANELS = (
-    ("Success", ("rollout/success", "validation/success", "test/success"), ()),
-    ("Share of groups", ("groups/signal", "groups/zero_variance"), ()),
-    ("Mean reward of a candidate", (), ("team", "local")),
-    ("Entropy (nats a token)", (), ("entropy",)),
-    ("KL to the sampling policy (nats a token)", (), ("kl_old",)),
-    ("Seconds", ("perf/rollout_s", "perf/update_s", "perf/step_s"), ()),
+    ("Success", ("rollout/success", "validation/success", "test/success")),
+    ("Share of groups", ("groups/signal", "groups/zero_variance")),
+    ("Mean reward of a candidate", (f"{OF_ROLE}/*/team", f"{OF_ROLE}/*/local")),
+    ("Entropy (nats a token)", (f"{OF_POLICY}/*/entropy",)),
+    ("KL to the sampling policy (nats a token)", (f"{OF_POLICY}/*/kl_old",)),
+    ("Seconds", ("perf/rollout_s", "perf/update_s", "perf/step_s")),
 )
 
 
@@ -69,9 +70,9 @@ def summary_text(summary: dict[str, Any]) -> str:
 def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
     """One panel for each row of ``PANELS``."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
-    for axis, (name, whole, ends) in zip(axes.flat, PANELS, strict=True):
+    for axis, (name, patterns) in zip(axes.flat, PANELS, strict=True):
         keys = {key for record in records for key in record}
-        drawn = [k for k in sorted(keys) if k in whole or ("/" in k and k.split("/")[1] in ends)]
+        drawn = [key for key in sorted(keys) if any(_matches(key, pattern) for pattern in patterns)]
         for key in drawn:
             points = [(record["step"], record[key]) for record in records if key in record]
             steps, values = zip(*points, strict=True)
@@ -89,3 +90,10 @@ def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
     figure.savefig(partial, dpi=110)
     partial.replace(path)
     plt.close(figure)
+
+
+def _matches(key: str, pattern: str) -> bool:
+    levels, wanted = key.split("/"), pattern.split("/")
+    return len(levels) == len(wanted) and all(
+        w in ("*", level) for level, w in zip(levels, wanted, strict=True)
+    )

@@ -2,16 +2,19 @@
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from atgrpo_jax.checks import require
 from atgrpo_jax.engines.base import Engine, Request
-from atgrpo_jax.errors import PromptTooLong
+from atgrpo_jax.errors import PromptTooLong, RunError
+from atgrpo_jax.finite import check_finite
 from atgrpo_jax.progress import say
 from atgrpo_jax.sandbox.base import Program, Run, Runner
 from atgrpo_jax.selection import Select, choose
+from atgrpo_jax.task_calls import calling, kind, place, scored
 from atgrpo_jax.tasks.base import Step, Task, ToolTask, digest
 from atgrpo_jax.team import Team
 from atgrpo_jax.tokens import Tokenizer
@@ -28,8 +31,8 @@ from atgrpo_jax.types import (
     seed_of,
 )
 
-# Draws the samples of one group: (state, key, prompt ids, policy) -> K samples.
-Propose = Callable[[Any, GroupKey, tuple[int, ...], str], Awaitable[Sequence[Sample]]]
+# Draws the samples of one group: (state, key, prompt ids, policy, whether anybody has spoken) -> K samples.
+Propose = Callable[[Any, GroupKey, tuple[int, ...], str, bool], Awaitable[Sequence[Sample]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Player:
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """One episode of the team on ``task.instance(split, index)``."""
         workflow = self.task.workflow
-        state = self.task.initial(self.task.instance(split, index))
+        state = self._start(step, split, index)
         groups: list[Group] = []
 
         def finish(turns, end) -> Episode:
@@ -107,9 +110,9 @@ class Player:
         for turn in range(workflow.turns):
             keys = [GroupKey(step, split, index, episode, turn, role) for role in workflow.order]
             if workflow.parallel:
-                draws = await asyncio.gather(*(self._draw(state, key) for key in keys))
+                draws = await asyncio.gather(*(self._draw(state, key, bool(groups)) for key in keys))
             for i, key in enumerate(keys):
-                drawn = draws[i] if workflow.parallel else await self._draw(state, key)
+                drawn = draws[i] if workflow.parallel else await self._draw(state, key, bool(groups))
                 group, steps = await self._score(state, drawn)
                 groups.append(group)
                 if group.chosen is None:
@@ -121,20 +124,39 @@ class Player:
                     return finish(turn + 1, "solved" if taken.solved else "ended")
         return finish(workflow.turns, "turn_limit")
 
-    async def _draw(self, state: Any, key: GroupKey) -> list[tuple[Origin, Sample]]:
-        """K samples of the prompt that ``key.role`` sees in ``state``, each stamped with its origin."""
+    def _start(self, step: int, split: str, index: int) -> Any:
+        """The first state of an instance."""
+        where = f"step {step}, {split} instance {index}"
+        with calling(self.task, "instance", where):
+            try:
+                instance = self.task.instance(split, index)
+            except IndexError as error:
+                rule = 'there is none; "train" must go on for ever, e.g. by index % count'
+                raise RunError(f"{where}: {kind(self.task)}.instance raised {error!r}: {rule}") from error
+        with calling(self.task, "initial", where):
+            return self.task.initial(instance)
+
+    async def _draw(self, state: Any, key: GroupKey, spoken: bool) -> list[tuple[Origin, Sample]]:
+        """K samples of the prompt that ``key.role`` sees in ``state``, each stamped with its origin.
+
+        Raises NotFinite for a sample whose logprobs are not finite.
+        """
+        with self.clock, calling(self.task, "prompt", place(key)):
+            messages = self.task.prompt(state, key.role)
+            state_digest = digest(state)
         with self.clock:
-            prompt_ids = self.tokenizer.prompt_ids(self.task.prompt(state, key.role))
+            prompt_ids = self.tokenizer.prompt_ids(messages)
         policy = self.team.policy(key.role)
-        samples = await self.propose(state, key, prompt_ids, policy)
+        samples = await self.propose(state, key, prompt_ids, policy, spoken)
+        for k, sample in enumerate(samples):
+            _check_logprobs(sample, f"{place(key)}, candidate {k} of policy {policy}")
         version = next((s.version for s in samples if s.finish != "error"), -1)
-        name = digest(state)
         return [
             (
                 Origin(
                     key,
                     prompt_ids,
-                    name,
+                    state_digest,
                     policy,
                     version if sample.finish == "error" else sample.version,
                     self.sampling,
@@ -152,7 +174,7 @@ class Player:
         with self.clock:
             texts = [self.tokenizer.decode(sample.tokens) for _, sample in drawn]
         given = [text for text, (_, sample) in zip(texts, drawn, strict=True) if sample.finish != "error"]
-        runs = await asyncio.gather(*(self._run(state, key.role, text) for text in given))
+        runs = await asyncio.gather(*(self._run(state, key, text) for text in given))
         left = iter(runs)
         candidates, steps = [], []
         with self.clock:
@@ -160,7 +182,7 @@ class Player:
                 step = None
                 outcome = Outcome.ENGINE_ERROR
                 if sample.finish != "error":
-                    step, outcome = self._act(state, key.role, text, sample, next(left))
+                    step, outcome = self._act(state, key, text, sample, next(left))
                 counts = step is not None and outcome.value not in self.exclude
                 reward = step.reward if step is not None and counts else None
                 candidates.append(Candidate(origin, sample, text, outcome, reward))
@@ -169,46 +191,56 @@ class Player:
             chosen = choose([c.reward for c in candidates], self.select, self.team.alpha, seed)
         return Group(tuple(candidates), chosen), steps
 
-    async def _run(self, state: Any, role: str, text: str) -> Sequence[Run]:
+    async def _run(self, state: Any, key: GroupKey, text: str) -> Sequence[Run]:
         """Of the programs that a text calls for, those that wait for no other side by side."""
-        if not isinstance(self.task, ToolTask) or role not in self.task.tools:
+        if not isinstance(self.task, ToolTask) or key.role not in self.task.tools:
             return ()
         assert self.runner is not None, "a task whose roles write programs needs somewhere to run them"
         runs: list[Run] = []
-        while programs := self._programs(state, role, text, runs):
+        while programs := self._programs(state, key, text, runs):
             runs += await asyncio.gather(*map(self.runner.run, programs))
         return runs
 
-    def _programs(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Sequence[Program]:
+    def _programs(self, state: Any, key: GroupKey, text: str, runs: Sequence[Run]) -> Sequence[Program]:
         assert isinstance(self.task, ToolTask)
-        with self.clock:
-            return self.task.programs(state, role, text, runs)
+        with self.clock, calling(self.task, "programs", place(key)):
+            return self.task.programs(state, key.role, text, runs)
 
     def _act(
-        self, state: Any, role: str, text: str, sample: Sample, runs: Sequence[Run]
+        self, state: Any, key: GroupKey, text: str, sample: Sample, runs: Sequence[Run]
     ) -> tuple[Step, Outcome]:
-        if isinstance(self.task, ToolTask):
-            step = self.task.act(state, role, text, runs)
-        else:
-            step = self.task.act(state, role, text)
+        with calling(self.task, "act", place(key)):
+            if isinstance(self.task, ToolTask):
+                step = self.task.act(state, key.role, text, runs)
+            else:
+                step = self.task.act(state, key.role, text)
+        step = scored(step, self.task, key, self.team.alpha)
         if any(run.end == "crash" for run in runs):
             return step, Outcome.TOOL_CRASH
         return step, Outcome.TRUNCATED if sample.finish == "length" else step.outcome
 
 
+def _check_logprobs(sample: Sample, where: str) -> None:
+    """Raises NotFinite that names the first token without a finite logprob."""
+    for logprobs in (sample.logprobs, sample.drawn_logprobs or ()):
+        if not all(map(math.isfinite, logprobs)):
+            named = {f"the logprob of token {i}": logprob for i, logprob in enumerate(logprobs)}
+            check_finite(named, where, "the policy's own weights, or the engine's computing, overflow")
+
+
 def engine_propose(engine: Engine, sampling: Sampling, candidates: int, seed: int) -> Propose:
     """Candidates from an engine, each at its own address.
 
-    What roles have said may make a later turn's prompt too long for the engine: then there are no samples, as
-    when an engine fails. Raises PromptTooLong for a first turn's, which is the task's own doing.
+    What roles have said may make a prompt too long for the engine: then there are no samples, as when an
+    engine fails. Raises PromptTooLong where nobody has spoken yet: that prompt is the task's own doing.
     """
 
-    async def propose(state, key, prompt_ids, policy):
+    async def propose(state, key, prompt_ids, policy, spoken):
         addresses = tuple(Address(seed, key, k) for k in range(candidates))
         try:
             return await engine.sample(Request(policy, prompt_ids, addresses, sampling))
         except PromptTooLong as error:
-            if key.turn == 0:
+            if not spoken:
                 raise
             say(f"{error}; the episode ends there")
             return [Sample((), (), "error", engine.version(policy))] * candidates

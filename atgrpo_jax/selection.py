@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+from atgrpo_jax.advantages import apart
 from atgrpo_jax.types import Reward
 
 Select = Literal["mixed", "team", "local", "random", "first"]
@@ -12,8 +13,9 @@ Select = Literal["mixed", "team", "local", "random", "first"]
 def choose(rewards_K: Sequence[Reward | None], by: Select, alpha: float, seed: int) -> int | None:
     """Index of the candidate to execute; None if all are excluded (reward None).
 
-    "mixed" (the paper's), "team" and "local" take the best by that reward, with ties broken at random;
-    "random" takes any, "first" the first that is not excluded. ``seed`` fixes the random choices.
+    "mixed" (the paper's), "team" and "local" take the best by that reward, and break ties at random: of those
+    that are not ``advantages.apart`` from it. "random" takes any, "first" the first that is not excluded.
+    ``seed`` fixes the random choices.
     """
     present = [k for k, reward in enumerate(rewards_K) if reward is not None]
     if not present:
@@ -23,7 +25,7 @@ def choose(rewards_K: Sequence[Reward | None], by: Select, alpha: float, seed: i
     if by != "random":
         scores = {k: _score(rewards_K[k], by, alpha) for k in present}
         best = max(scores.values())
-        present = [k for k in present if scores[k] == best]
+        present = [k for k in present if not apart(scores[k], best)]
     return random.Random(seed).choice(present)
 
 

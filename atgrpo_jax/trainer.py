@@ -12,17 +12,21 @@ from atgrpo_jax import weight_sync
 from atgrpo_jax.batch import minibatches
 from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.data import SPLITS
-from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.evaluation import available, evaluate
+from atgrpo_jax.evaluation import available, drawn_by, evaluate
 from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.finite import UNTOUCHED, check_finite
 from atgrpo_jax.groups import Credited, audit, credit
-from atgrpo_jax.learner import PolicyState, Updates
+from atgrpo_jax.learner import PolicyState
+from atgrpo_jax.metric_names import of_policy, together
 from atgrpo_jax.metrics import CompileCounter, MetricsWriter, episode_metrics
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.progress import Progress, say
 from atgrpo_jax.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.types import Episode, Sampling, seed_of
+from atgrpo_jax.task_calls import check_split
+from atgrpo_jax.trees import check_tree
+from atgrpo_jax.types import Episode, seed_of
+from atgrpo_jax.updates import Updates
 from atgrpo_jax.weight_sync import Gate
 
 
@@ -32,10 +36,7 @@ class Trainer:
     def __init__(self, x: Experiment, folder: RunFolder):
         self.x, self.folder = x, folder
         for split in SPLITS:
-            try:
-                x.task.instance(split, 0)  # before any time is spent
-            except ValueError as error:
-                raise ConfigError(f"no instance to use for {split}: {error}") from error
+            check_split(x.task, split)  # before any time is spent
         self.done = 0
         self._saved: int | None = None  # the newest checkpoint
         self.states: dict[str, PolicyState] = {}
@@ -43,16 +44,12 @@ class Trainer:
         self._opened = contextlib.ExitStack()
         self._runner = self._opened.enter_context(x.running())
         self._engine = self._opened.enter_context(contextlib.closing(self._policies.engine()))
-        self._gate = (
-            Gate(
-                self._policies.models,
-                x.tokenizer.stop_ids,
-                x.rollout.temperature,
-                x.max_logprob_gap,
-                x.seed,
-            )
-            if x.gate
-            else None
+        self._gate = Gate(
+            self._policies.models,
+            x.tokenizer.stop_ids,
+            x.rollout.temperature,
+            x.max_logprob_gap,
+            x.seed,
         )
         self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
         self._compiles = CompileCounter()
@@ -94,7 +91,7 @@ class Trainer:
             if policies.base is not None:
                 self._checkpoints.save_base(policies.base)
             proof = self.sync(0)
-            self._writer.write(0, proof | self._score(0, "validation") | self._score(0, "test"))
+            self._writer.write(0, together(proof, self._score(0, "validation"), self._score(0, "test")))
             self.checkpoint(0)
         else:
             say(f"going on after step {latest} of {self.folder.path}")
@@ -137,9 +134,13 @@ class Trainer:
         )
 
     def learn(self, step: int, credited: Sequence[Credited]) -> dict[str, float]:
-        """Updates the policies whose turn it is on the groups of their roles; one that has none stays."""
+        """Updates the policies whose turn it is on the groups of their roles; one that has none stays.
+
+        Raises NotFinite for the first number of an update, or of the states after it, that is not finite.
+        """
         x, began = self.x, time.monotonic()
         metrics: dict[str, float] = {}
+        tokens = 0.0
         items: dict[str, list[Credited]] = defaultdict(list)
         for item in credited:
             items[item.group.origin.policy].append(item)
@@ -159,22 +160,28 @@ class Trainer:
                 policy, self.states[policy], batches, self._reference.get(policy)
             )
         for policy, updates in jax.device_get(dispatched).items():  # the step's one wait for the devices
+            updates.check(f"step {step}, policy {policy}", self.states[policy])
             learned = updates.metrics()
             if learned["updates"] and x.loss.correction is None:
                 weight_sync.check_gap(policy, learned["logprob_gap"], x.max_logprob_gap)
-            metrics |= {f"{policy}/{name}": value for name, value in learned.items()}
-        tokens = sum(metrics[f"{policy}/trained_tokens"] for policy in updated)
+            metrics |= of_policy(policy, learned)
+            tokens += learned["trained_tokens"]
         self._measure("update", began, tokens)
         return metrics
 
     def sync(self, step: int) -> dict[str, float]:
-        """The engine samples from the new weights from here on, and proves it."""
+        """The engine samples from the new weights from here on, and proves it.
+
+        Raises NotFinite, gate or not, before it gets weights that are finite and compute what is not.
+        """
         began, before = time.monotonic(), self._engine.usage
         weights = self._policies.weights(self.states)
+        learned = self._gate.learned(weights, step)
         weight_sync.push(self._engine, weights, step)
         proof: dict[str, float] = {}
-        if self._gate is not None:
-            proof = self._gate.check(self._engine, weights, step, self.x.loss.correction is not None)
+        if self.x.gate:
+            corrected = self.x.loss.correction is not None
+            proof = self._gate.check(self._engine, weights, step, corrected, learned)
         self._seconds["perf/sync_s"] = time.monotonic() - began
         used = self._engine.usage - before
         if used.push_bytes:
@@ -187,16 +194,18 @@ class Trainer:
         step: int,
         episodes: Sequence[Episode],
         credited: Sequence[Credited],
-        metrics: dict[str, float],
+        *metrics: dict[str, float],
     ) -> dict[str, float]:
-        """Scores where they are due, then the step's episodes and metrics on disk."""
+        """Scores where they are due, then the step's episodes and metrics on disk, if all are finite."""
         last, every = step == self.x.steps, self.x.evaluation.every
-        record = metrics | episode_metrics(episodes)
+        scores: dict[str, float] = {}
         if every and (step % every == 0 or last):
-            record |= self._score(step, "validation")
+            scores |= self._score(step, "validation")
         if last:
-            record |= self._score(step, "test")
-        record |= self._seconds | {"perf/compiles": float(self._compiles.count)}
+            scores |= self._score(step, "test")
+        seconds = self._seconds | {"perf/compiles": float(self._compiles.count)}
+        record = together(*metrics, episode_metrics(episodes), scores, seconds)
+        check_finite(record, f"step {step}, metrics", UNTOUCHED)
         self.folder.write_episodes(step, credited, self.x.tokenizer)
         assert self._writer is not None
         self._writer.write(step, record)
@@ -224,6 +233,9 @@ class Trainer:
         return f"stopped after step {self._saved}, which is saved; the same command goes on from there"
 
     def _save(self, step: int) -> None:
+        """Whatever happened before: what is not finite never takes the place of what was."""
+        for name, state in self.states.items():
+            check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
         self._checkpoints.save(step, self.states)
         self._saved = step
 
@@ -231,13 +243,14 @@ class Trainer:
         x = self.x.evaluation
         most = x.instances if split == "test" else x.validation_instances
         instances = available(self.x.task, split, most)
+        sampling = x.sampling(self.x.rollout.sampling)
         with Progress(f"{split} after step {step}", instances, "episode") as progress:
             score = evaluate(
                 self.x.task,
                 self.x.team,
                 self.x.tokenizer,
                 self._engine,
-                Sampling(x.temperature, self.x.rollout.max_tokens),
+                sampling,
                 seed=self.x.seed,
                 step=step,
                 split=split,
@@ -245,7 +258,7 @@ class Trainer:
                 runner=self._runner,
                 on_episode=progress.advance,
             )
-        say(f"{split} after step {step}: {score}")
+        say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
         return {f"{split}/{name}": value for name, value in score.record().items()}
 
     def _measure(self, stage: str, began: float, tokens: float) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -37,7 +38,11 @@ class Reward:
 
     @classmethod
     def of(cls, team: float, **parts: float) -> "Reward":
-        return cls(team, sum(parts.values()), parts)
+        try:
+            local = sum(parts.values())
+        except (TypeError, OverflowError):
+            local = math.nan  # of parts that are no numbers: ``task_calls.scored`` says which, and where
+        return cls(team, local, parts)
 
     def mixed(self, alpha: float) -> float:
         """alpha * team + local (arXiv 2510.11062, eq. 4)."""

@@ -18,14 +18,17 @@ from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.learner import Learner, OptimizerConfig, cloning
-from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.models.transformer import Transformer, Weights
 from atgrpo_jax.progress import Progress, say
 from atgrpo_jax.rollout import Player, Propose, play_all, train_indices
 from atgrpo_jax.sandbox.base import Runner
+from atgrpo_jax.task_calls import calling, place
 from atgrpo_jax.tasks.base import Play, Task, ToolTask
 from atgrpo_jax.team import Team
 from atgrpo_jax.tokens import Tokenizer
 from atgrpo_jax.types import Episode, Sample, Sampling, hash_bytes, seed_of
+from atgrpo_jax.updates import Updates
+from atgrpo_jax.weight_sync import Gate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ def warm_start(
       meshes: where they are.
       source: names what ``fresh`` makes, beyond the seed.
 
-    Raises RunError if the cached result cannot be read.
+    Raises RunError if the cached result cannot be read, and NotFinite before anything is cached.
     """
     optimizer = dataclasses.replace(
         optimizer,
@@ -95,6 +98,8 @@ def warm_start(
         propose = demonstrations(task, tokenizer, config.candidates, seed)
         player = Player(task, team, tokenizer, propose, Sampling(), seed, runner=runner, select="random")
         params = _clone(config, fresh, learners, player, batch)
+        proof = Gate(models, tokenizer.stop_ids, 1.0, 1.0, seed)
+        proof.learned({name: Weights(own) for name, own in params.items()}, 0)
         checkpointer.save(path, params)
         checkpointer.wait_until_finished()
     return params
@@ -105,19 +110,22 @@ def _clone(config, fresh, learners, player, batch) -> dict[str, Any]:
     with Progress("warm start", config.steps, "step") as progress:
         for step in range(1, config.steps + 1):
             episodes = play_all(player, step, "train", train_indices(step, config.instances))
-            losses = []
+            done = {}
             for policy, items in demonstrated(episodes).items():
                 packed = pack(items, batch, "token", 1)
                 states[policy], metrics = learners[policy].update(states[policy], packed, 1.0)
-                losses.append(metrics["loss"])
-            progress.advance(loss=float(np.mean(jax.device_get(losses))))
+                done[policy] = Updates([metrics], 0)
+            done = jax.device_get(done)
+            for policy, updates in done.items():
+                updates.check(f"warm start, step {step}, policy {policy}", states[policy])
+            progress.advance(loss=float(np.mean([updates.records[0]["loss"] for updates in done.values()])))
     return {name: state.params for name, state in states.items()}
 
 
 def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int) -> Propose:
     """Proposes the task's own demonstrations instead of an engine's samples."""
 
-    async def propose(state, key, prompt_ids, policy):
+    async def propose(state, key, prompt_ids, policy, spoken):
         return [_demonstration(task, tokenizer, state, key, k, seed) for k in range(candidates)]
 
     return propose
@@ -125,7 +133,9 @@ def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int)
 
 def _demonstration(task, tokenizer, state, key, k, seed) -> Sample:
     rng = random.Random(seed_of("demonstration", seed, key.path(), k))
-    tokens = tokenizer.answer_ids(task.demonstration(state, key.role, rng))
+    with calling(task, "demonstration", place(key)):
+        text = task.demonstration(state, key.role, rng)
+    tokens = tokenizer.answer_ids(text)
     return Sample(tokens, (0.0,) * len(tokens), "stop", version=0)
 
 

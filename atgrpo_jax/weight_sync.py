@@ -7,6 +7,7 @@ it draws must be spread like them, and whatever is wrong is called by its name.
 
 import asyncio
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import numpy as np
 
 from atgrpo_jax.engines.base import Engine, Request
 from atgrpo_jax.errors import RunError
+from atgrpo_jax.finite import LOWER, NotFinite
+from atgrpo_jax.metric_names import of_policy
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, logits, run
@@ -72,6 +75,7 @@ class Verdict(NamedTuple):
     spread: float  # probability that the draws of an honest engine are spread as unevenly
 
 
+NO_NUMBERS = "it reports logprobs that are not finite, and the policy's own weights give finite ones"
 UNKNOWN = "it holds other weights than any of the learner's, or computes at a lower precision"
 # A kept cache makes errors after every known prompt so many times larger than after the new one. Noise, too,
 # differs between prompts, but not by who has asked for them before.
@@ -103,19 +107,38 @@ class Gate:
         self._ids = np.setdiff1d(np.arange(common), stop_ids)
         self._last: dict[str, np.ndarray] = {}
 
+    def learned(self, weights: Mapping[str, Weights], version: int) -> dict[str, np.ndarray]:
+        """What the policies' own weights give after the prompts of ``version``: logprobs [P, V].
+
+        Raises NotFinite that names the policy if those are not finite, which is no engine's doing.
+        """
+        prompts_PT = self._prompts(version)
+        learned = {name: self._learned(name, own, prompts_PT) for name, own in weights.items()}
+        for name, logprobs_PV in learned.items():
+            if not np.isfinite(logprobs_PV).all():
+                what = "the policy's own weights give logprobs that are not finite"
+                raise NotFinite(f"policy {name}, version {version}", what, LOWER)
+        return learned
+
     def check(
-        self, engine: Engine, weights: Mapping[str, Weights], version: int, correct: bool = False
+        self,
+        engine: Engine,
+        weights: Mapping[str, Weights],
+        version: int,
+        correct: bool = False,
+        learned: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, float]:
         """Probes every policy after a push of ``version``; metrics of each.
 
         Args:
           correct: a gap that nothing explains is left to importance weights (``Learner.corrected``).
+          learned: ``self.learned`` of the same, if that is known.
 
         Raises RunError that says which policy, and what is wrong.
         """
         prompts_PT = self._prompts(version)
+        learned = learned or self.learned(weights, version)
         drawn = asyncio.run(self._draw(engine, list(weights), prompts_PT, version))
-        learned = {name: self._learned(name, own, prompts_PT) for name, own in weights.items()}
         metrics: dict[str, float] = {}
         for name, own in weights.items():
             others = {f"the weights of {other}": learned[other] for other in weights if other != name}
@@ -131,12 +154,13 @@ class Gate:
                     f"{verdict.cause}. The largest |learner - engine| logprob is {verdict.gap:.3g} "
                     f"(Experiment.max_logprob_gap = {self._limit:.3g}); see docs/sglang.md"
                 )
-            metrics |= {
-                f"{name}/gate_gap": verdict.gap,
-                f"{name}/gate_margin": verdict.margin,
-                f"{name}/gate_spread": verdict.spread,
-                f"{name}/gate_corrected": float(corrected),
+            found = {
+                "gate_gap": verdict.gap,
+                "gate_margin": verdict.margin,
+                "gate_spread": verdict.spread,
+                "gate_corrected": float(corrected),
             }
+            metrics |= of_policy(name, found)
         self._last = {name: logprobs_PV[:PROMPTS] for name, logprobs_PV in learned.items()}
         return metrics
 
@@ -200,6 +224,8 @@ def judge(
       others: what other weights give, by what to call them; [P, V], or without the last prompts.
     """
     tokens_PK, logprobs_PK = drawn
+    if not np.isfinite(logprobs_PK).all():
+        return Verdict(NO_NUMBERS, math.nan, 0.0, 0.0)
     gap_PK = np.abs(logprobs_PK - np.take_along_axis(learned_PV, tokens_PK, 1))
     gap, spread = float(gap_PK.max()), _spread(tokens_PK, learned_PV, seed)
     margins = {name: _margin(drawn, learned_PV, other) for name, other in others.items()}

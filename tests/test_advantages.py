@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from atgrpo_jax.advantages import group_relative
+from atgrpo_jax.advantages import apart, group_relative
 
 
 def test_by_hand():
@@ -53,3 +53,26 @@ def test_identities(normalise):
 def test_misshapen_arrays_are_refused():
     with pytest.raises(ValueError, match=r"\[G, K\]"):
         group_relative(np.zeros(3), np.ones(3, bool))
+
+
+ROUNDED = (
+    [0.1 + 0.2, 0.3, 0.3],
+    [0.1 + 0.2 - 0.3, 0.0, 0.0],  # all that is left
+    [1e6 * (0.1 + 0.2), 3e5, 3e5],
+    [-0.8, -(0.1 + 0.7), -0.8],
+)
+
+
+@pytest.mark.parametrize("normalise", ["std", "mean"])
+def test_rewards_that_differ_by_rounding_are_equal(normalise):
+    rewards_GK = np.array(ROUNDED)
+    assert all(len(set(row)) > 1 for row in ROUNDED)  # they do differ
+    advantages_GK, signal_G = group_relative(rewards_GK, np.ones((4, 3), bool), normalise)
+    assert not signal_G.any()
+    np.testing.assert_array_equal(advantages_GK, 0.0)
+
+
+@pytest.mark.parametrize("low", [0.0, 1.0, -1.0, 1e6, -1e6])
+def test_a_millionth_is_a_difference(low):
+    size = max(abs(low), 1.0)
+    assert apart(low, low + 1e-6 * size) and not apart(low, low + 1e-12 * size) and not apart(low, low)

@@ -497,6 +497,6 @@ def test_a_run_trains_and_sampler_and_learner_agree(tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(records) == 4 and all(record["shared/gate_gap"] < 1e-4 for record in records)
-    learned = [record for record in records[1:] if record["shared/updates"]]
-    assert learned and all(record["shared/logprob_gap"] < 1e-4 for record in learned)
+    assert len(records) == 4 and all(record["policy/shared/gate_gap"] < 1e-4 for record in records)
+    learned = [record for record in records[1:] if record["policy/shared/updates"]]
+    assert learned and all(record["policy/shared/logprob_gap"] < 1e-4 for record in learned)

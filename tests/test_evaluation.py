@@ -2,7 +2,19 @@ import numpy as np
 import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
 
-from atgrpo_jax.evaluation import EvaluationConfig, Score, available, difference, evaluate, wilson
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.evaluation import (
+    EvaluationConfig,
+    Score,
+    available,
+    clopper_pearson,
+    difference,
+    drawn_by,
+    effective_draws,
+    evaluate,
+    wilson,
+)
+from atgrpo_jax.rollout import RolloutConfig
 from atgrpo_jax.team import Team
 from atgrpo_jax.types import Sampling
 
@@ -59,8 +71,7 @@ def test_score_for_people():
     half = score(*[[True]] * 100, *[[False]] * 100)
     assert str(half) == "50.0% of 200 (95 % interval 43.1% to 56.9%), 2.50 turns"
     several = score(*[[True, False]] * 50, *[[False, False]] * 50)
-    says = "25.0% of 100 x 2 episodes, pass@2 50.0% (95 % interval 20.1% to 29.9%), 2.50 turns"
-    assert str(several) == says  # 0.25 +- 1.96 * 0.2513 / 10
+    assert str(several).startswith("25.0% of 100 x 2 episodes, pass@2 50.0% (95 % interval 19.")
     assert several.record()["pass@2"] == 0.5
 
 
@@ -77,11 +88,13 @@ def test_pass_at_k_by_hand():
 
 def test_a_paired_difference_by_hand():
     found = difference(score([True], [True], [True], [False]), score([True], [False], [False], [True]))
-    # Gains 0, 1, 1, -1: mean 0.25, standard deviation 0.9574.
+    # Gains 0, 1, 1, -1, and 1.5 made-up ones of 1 and of -1: of 7 the mean is 1/7, the variance
+    # (6 - 1/7) / 6; Student's quantile of 6 degrees of freedom is 2.4469.
     assert (found.mean, found.better, found.worse) == (0.25, 2, 1)
-    assert (found.low, found.high) == pytest.approx((0.25 - 0.9383, 0.25 + 0.9383), abs=1e-4)
+    spread = 2.4469 * ((6 - 1 / 7) / 6 / 7) ** 0.5
+    assert (found.low, found.high) == pytest.approx((1 / 7 - spread, 1.0), abs=1e-4)
     assert str(found).startswith(
-        "+25.0% (95 % interval -68.8% to +118.8%); better on 2 instances, worse on 1"
+        "+25.0% (95 % interval -77.1% to +100.0%); better on 2 instances, worse on 1"
     )
     with pytest.raises(ValueError, match="1 instances cannot be paired with 2"):
         difference(score([True]), score([True], [False]))
@@ -91,3 +104,104 @@ def test_a_paired_difference_by_hand():
 def test_config_refuses(wrong):
     with pytest.raises(ValueError, match=f"EvaluationConfig.{next(iter(wrong))}"):
         EvaluationConfig(**wrong)
+
+
+def test_the_interval_of_several_episodes_by_hand():
+    """Between Clopper and Pearson's of as many instances and of as many episodes (published values)."""
+    assert clopper_pearson(0, 10) == pytest.approx((0.0, 0.3085), abs=1e-4)
+    assert clopper_pearson(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
+    assert clopper_pearson(10, 10) == pytest.approx((0.6915, 1.0), abs=1e-4)
+    alike, mixed = score(*[[True] * 4] * 5, *[[False] * 4] * 5), score(*[[True, False] * 2] * 10)
+    assert effective_draws(alike.solved_IK) == 10 and alike.interval == clopper_pearson(5, 10)
+    # Means of 1/2, ten times, and a made-up 0 and 1: their variance is 1/2 / 11, so 10 / 4 * 22 draws, of 40.
+    assert effective_draws(mixed.solved_IK) == 40
+    few = score(*[[True, False] * 2] * 2)  # 2 / 4 * 3 * 2 draws
+    assert effective_draws(few.solved_IK) == pytest.approx(3) and few.interval == clopper_pearson(1.5, 3)
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 4])
+@pytest.mark.parametrize("instances", [1, 2, 20, 200])
+def test_no_interval_is_of_width_0_or_without_its_mean(instances, episodes):
+    nothing, all_, half = (np.zeros((instances, episodes), bool) for _ in range(3))
+    all_[:], half[: (instances + 1) // 2] = True, True
+    made = [Score(solved_IK, 1.0) for solved_IK in (nothing, all_, half)]
+    for one in made:
+        low, high = one.interval
+        assert 0 <= low <= one.success <= high + 1e-12 <= 1 + 1e-12
+        assert high - low > 1 / (2 * instances * episodes)
+        for other in made:
+            found = difference(one, other)
+            assert -1 <= found.low <= found.mean <= found.high <= 1
+            assert found.high - found.low > 1 / instances
+
+
+def chances(rng, p, alike, shape):
+    """The chance of each instance: p for all (alike = 0), a beta's, or 0 or 1."""
+    if alike == 0:
+        return np.full(shape, p)
+    if alike == 1:
+        return (rng.random(shape) < p).astype(float)
+    if p == 0:
+        return np.zeros(shape)
+    both = 1 / alike - 1
+    return rng.beta(p * both, (1 - p) * both, shape)
+
+
+@pytest.mark.parametrize("episodes", [2, 8])
+@pytest.mark.parametrize("instances", [2, 15, 100])
+def test_intervals_of_several_episodes_cover_95_percent(instances, episodes):
+    """Whatever the episodes of an instance have in common, near 0 and 1, too."""
+    rng, trials, found = np.random.default_rng(instances), 800, []
+    for alike in (0, 0.3, 1):
+        for p in (0.004, 0.04, 0.4, 0.97):
+            chance_SI = chances(rng, p, alike, (trials, instances))
+            solved_SIK = rng.random((trials, instances, episodes)) < chance_SI[:, :, None]
+            intervals = [Score(solved_IK, 1.0).interval for solved_IK in solved_SIK]
+            found.append(np.mean([low <= p <= high for low, high in intervals]))
+    # The standard error of each is 0.8 %.
+    assert min(found) > 0.93 and np.mean(found) > 0.95
+
+
+@pytest.mark.parametrize("episodes", [1, 4])
+@pytest.mark.parametrize("instances", [2, 15, 100])
+def test_intervals_of_differences_cover_95_percent(instances, episodes):
+    """Of teams that have all, some or nothing in common."""
+    rng, trials, found = np.random.default_rng(instances), 800, []
+    for alike in (0, 0.3, 1):
+        for p, more in ((0.004, 0.0), (0.02, 0.05), (0.4, 0.3), (0.05, 0.9)):
+            first_SI = chances(rng, p, alike, (trials, instances))
+            gained_SI = chances(rng, more / (1 - p), alike, (trials, instances))
+            second_SI = first_SI + (1 - first_SI) * gained_SI  # never worse
+            one, other = (
+                rng.random((trials, instances, episodes)) < chance_SI[:, :, None]
+                for chance_SI in (first_SI, second_SI)
+            )
+            covered = 0
+            for a, b in zip(one, other, strict=True):
+                gain = difference(Score(b, 1.0), Score(a, 1.0))
+                covered += gain.low <= more <= gain.high
+            found.append(covered / trials)
+    assert min(found) > 0.93 and np.mean(found) > 0.95
+
+
+def test_evaluations_draw_legal_answers_and_do_not_explore():
+    rules = {"max_tokens": 9, "min_tokens": 2, "banned": (3,), "stop": ("!",)}
+    rollout = RolloutConfig(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, **rules).sampling
+    config = EvaluationConfig(temperature=0.5)
+    assert config.sampling(rollout) == Sampling(temperature=0.5, **rules)
+    assert config.sampling(rollout, 0.0) == Sampling(temperature=0.0, **rules)
+    patterned = config.sampling(RolloutConfig(pattern="[a-z]+", max_tokens=9).sampling)
+    assert patterned == Sampling(0.5, 9, pattern="[a-z]+")
+    assert drawn_by(patterned) == "drawn at temperature 0.5, pattern '[a-z]+', at most 9 tokens"
+    assert drawn_by(Sampling(0.0, 9)) == "drawn greedily, at most 9 tokens"
+    says = "drawn at temperature 0.5, min_tokens 2, banned (3,), stop ('!',), at most 9 tokens"
+    assert drawn_by(config.sampling(rollout)) == says
+
+
+def test_a_split_without_instances_is_named():
+    class Nothing:
+        def instance(self, split, index):
+            raise IndexError(index)
+
+    with pytest.raises(ConfigError, match="Nothing has no instance of split 'test'"):
+        available(Nothing(), "test", 5)

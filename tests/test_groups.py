@@ -101,3 +101,11 @@ def test_an_episode_that_the_engine_failed_has_no_return():
     credited, _ = credit(played, alpha=1.0, baseline="instance", normalise="mean")
     assert [c.advantages_K.tolist() for c in credited] == [[-2.0], [2.0], [0.0]]
     assert [c.mask_K.tolist() for c in credited] == [[True], [True], [False]]
+
+
+@pytest.mark.parametrize("baseline", ["group", "instance"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_is_named(baseline, value):
+    played = episodes(group(1.0, value, chosen=1)) + episodes(group(2.0, 1.0), episode=1)
+    with pytest.raises(GroupError, match=r"1/train/3/0/0/a: Reward.* mixed is (nan|inf); must be finite"):
+        credit(played, alpha=1.0, baseline=baseline, normalise="std")

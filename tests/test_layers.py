@@ -12,11 +12,11 @@ RANKS = [
         "sandbox.packages", "sandbox.program",
     },
     {
-        "types", "progress", "stopping", "engines.processes", "engines.published", "sandbox.files",
-        "sandbox.worker",
+        "types", "progress", "finite", "metric_names", "stopping",
+        "engines.processes", "engines.published", "sandbox.files", "sandbox.worker",
     },
     {
-        "advantages", "cli", "downloads", "loss", "mesh", "selection", "team", "tokens",
+        "advantages", "cli", "downloads", "loss", "mesh", "trees", "team", "tokens",
         "data", "tasks.base", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
         "engines.servers", "models.config", "models.attention",
@@ -24,7 +24,7 @@ RANKS = [
     },
     {
         "tasks.games", "tasks.grid", "models.fused_paged", "models.transformer", "models.hf", "groups",
-        "packaged",
+        "packaged", "selection", "task_calls", "updates",
     },
     {
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
@@ -46,6 +46,7 @@ RANKS = [
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
+    "finite", "metric_names", "task_calls",
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
     "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",

@@ -1,9 +1,15 @@
+import dataclasses
 import json
 
+import pytest
+from fakes import KEY, ORIGIN, candidate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from atgrpo_jax.metrics import MetricsWriter
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.metric_names import of_policy, together
+from atgrpo_jax.metrics import MetricsWriter, episode_metrics
 from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.types import Episode, Group, Reward
 
 
 def test_a_resumed_run_takes_the_place_of_the_steps_that_it_repeats(tmp_path):
@@ -20,3 +26,38 @@ def test_a_resumed_run_takes_the_place_of_the_steps_that_it_repeats(tmp_path):
     assert found == [(0, 0.0), (1, 0.25), (2, 2.5), (3, 2.75)]
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert lines[0] == {"step": 0, "loss": 1.0, "rollout/success": 0.0} and len(lines) == 6
+
+
+def played(role, tokens, parts):
+    own = dataclasses.replace(ORIGIN, key=dataclasses.replace(KEY, role=role))
+    drawn = candidate(tokens=range(tokens), origin=own)
+    return Group((dataclasses.replace(drawn, reward=Reward(0.5, 3.0, parts)),), 0)
+
+
+def test_no_name_of_a_role_a_policy_or_a_part_hides_another_metric():
+    roles = ("a", "a/part", "rollout", "end", "policy", "shared", "a%2Fpart")
+    parts = ("loss", "team", "local", "tokens", "part", "part/x", "x", "step", "", "a%2Fx")
+    groups = tuple(played(role, n, dict.fromkeys(parts, 1.0)) for n, role in enumerate(roles, 1))
+    found = episode_metrics([Episode("train", 0, 0, groups, True, 1, "solved")])
+    own = [of_policy(role, {"loss": 1.0, "tokens": 9.0, "part/x": 2.0}) for role in roles]
+    record = together(found, *own)
+    assert len(record) == 5 + len(roles) * (3 + len(parts)) + len(roles) * 3
+    assert record["role/a/team"] == 0.5 and record["role/a/part/team"] == 1.0
+    assert record["role/a%2Fpart/tokens"] == 2.0 and record["role/a/part/part%2Fx"] == 1.0
+    assert record["rollout/success"] == 1.0 and record["policy/shared/loss"] == 1.0
+
+
+def test_a_name_that_comes_twice_and_a_number_that_is_none_are_refused_and_nothing_is_written(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RunError, match="two metrics of one step are called 'b'"):
+        together({"a": 1.0, "b": 2.0}, {"c": 1.0}, {"b": 2.0})
+    writer = MetricsWriter(folder, 0)
+    for values, says in (
+        ({"step": 3.0}, "two metrics of one step are called 'step'"),
+        ({"a": 1.0, "b": float("nan")}, "step 4, metrics: b is nan, which is not a finite number"),
+        ({"a": float("inf")}, "a is inf"),
+    ):
+        with pytest.raises(RunError, match=says):
+            writer.write(4, values)
+    writer.close()
+    assert folder.metrics.read_text() == ""

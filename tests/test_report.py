@@ -11,7 +11,7 @@ def test_summary_and_curves_from_metrics_alone(tmp_path):
     score = {"test/low": 0.1, "test/high": 0.3, "test/turns": 3.0}
     lines = [
         {"step": 0, "test/success": 0.25, "validation/success": 0.2} | score,
-        {"step": 1, "rollout/success": 0.5, "shared/entropy": 1.0, "perf/step_s": 30.0},
+        {"step": 1, "rollout/success": 0.5, "policy/shared/entropy": 1.0, "perf/step_s": 30.0},
         {"step": 2, "rollout/success": 0.75, "test/success": 0.9, "perf/step_s": 40.0} | score,
     ]
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -38,3 +38,16 @@ def test_random_takes_any_that_is_not_excluded():
 def test_first_skips_excluded_ones_and_none_is_left_if_all_are():
     assert choose([None, Reward.of(0.0), Reward.of(9.0)], "first", 1.0, 0) == 1
     assert choose([None, None], "mixed", 1.0, 0) is None
+
+
+def test_rewards_that_differ_by_rounding_are_a_tie():
+    tied = [
+        Reward.of(0.0, a=0.3),
+        Reward.of(0.0, a=0.1, b=0.2),
+        Reward.of(0.3, a=0.0),
+        Reward.of(0.0, a=0.29),
+    ]
+    assert tied[0].local != tied[1].local
+    winners = collections.Counter(choose(tied, "mixed", 1.0, seed) for seed in range(1000))
+    assert set(winners) == {0, 1, 2} and min(winners.values()) > 250
+    assert {choose(tied, "local", 1.0, seed) for seed in range(100)} == {0, 1}

@@ -316,9 +316,11 @@ def test_an_honest_server_passes_the_gate(full, live):
     for version, weights in ((1, OLD), (2, NEW)):
         push(full, weights, version)
         found = gate.check(full, weights, version)
-        assert found["shared/gate_gap"] < AGREE and (found["shared/gate_margin"] > 100) == (version == 2)
+        assert found["policy/shared/gate_gap"] < AGREE and (found["policy/shared/gate_margin"] > 100) == (
+            version == 2
+        )
     push(live, TEAM, 1)
-    assert proof(*TEAM).check(live, TEAM, 1)["b/gate_margin"] > 100
+    assert proof(*TEAM).check(live, TEAM, 1)["policy/b/gate_margin"] > 100
 
 
 @pytest.mark.parametrize("fault", ["a skipped push", "a kept cache", "top-p", "other weights"])
@@ -396,9 +398,9 @@ sglang.SGLangConfig.command = "bash {ROOT}/launch/serve_sglang.sh"
         (tmp_path / name).mkdir()
         records[name] = run(tmp_path / name, lines, "--gin_param=experiment.Experiment.steps=12")
     for record in records["sglang"]:
-        assert record["shared/gate_gap"] < 1e-4 and record["shared/logprob_gap"] < 1e-4
+        assert record["policy/shared/gate_gap"] < 1e-4 and record["policy/shared/logprob_gap"] < 1e-4
         assert record["perf/push_s"] > 0
-    for metric in ("scout/local", "mover/local", "mover/tokens", "shared/entropy"):
+    for metric in ("role/scout/local", "role/mover/local", "role/mover/tokens", "policy/shared/entropy"):
         both = [np.array([record[metric] for record in records[name]]) for name in records]
         error = math.sqrt(sum(values.var(ddof=1) / len(values) for values in both))
         assert abs(both[0].mean() - both[1].mean()) < 5 * error, metric

@@ -101,7 +101,7 @@ def test_a_run_leaves_what_it_says(whole, place):
     records = folder.read_metrics()
     assert [r["step"] for r in records] == list(range(STEPS + 1))
     assert "test/success" in records[0] and "test/success" in records[STEPS]
-    assert all(r["shared/logprob_gap"] < 1e-4 for r in records[1:])
+    assert all(r["policy/shared/logprob_gap"] < 1e-4 for r in records[1:])
 
 
 def test_episodes_hold_every_group_of_the_step(whole):
@@ -143,9 +143,9 @@ def test_another_seed_is_another_run(whole, other):
 
 def test_gate_and_correction_are_switches(whole, other):
     with_gate, without = whole[0].read_metrics(), other.read_metrics()
-    assert all("shared/gate_gap" in r and "shared/correction" not in r for r in with_gate[1:])
-    assert all("shared/gate_gap" not in r for r in without)
-    assert all(r["shared/correction"] == pytest.approx(1.0, abs=1e-4) for r in without[1:])
+    assert all("policy/shared/gate_gap" in r and "policy/shared/correction" not in r for r in with_gate[1:])
+    assert all("policy/shared/gate_gap" not in r for r in without)
+    assert all(r["policy/shared/correction"] == pytest.approx(1.0, abs=1e-4) for r in without[1:])
 
 
 def test_evaluate_repeats_the_runs_own_scores(whole, place):
@@ -253,9 +253,9 @@ def test_a_finished_run_can_be_made_longer(whole, place):
 @pytest.mark.parametrize(
     ("params", "changes"),
     [
-        (['team.Team.sharing = "full"'], {"mover/loss", "scout/loss"}),
-        (['team.Team.sharing = "lora"'], {"mover/loss", "scout/loss"}),
-        (["learner.LossConfig.kl = 0.1"], {"shared/kl_start"}),
+        (['team.Team.sharing = "full"'], {"policy/mover/loss", "policy/scout/loss"}),
+        (['team.Team.sharing = "lora"'], {"policy/mover/loss", "policy/scout/loss"}),
+        (["learner.LossConfig.kl = 0.1"], {"policy/shared/kl_start"}),
     ],
     ids=["a policy a role", "an adapter a role", "kl to the start"],
 )

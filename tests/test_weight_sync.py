@@ -3,15 +3,29 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import ScriptedEngine, small_model
 
 from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.errors import RunError
+from atgrpo_jax.finite import NotFinite
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.transformer import Weights, init_params
-from atgrpo_jax.weight_sync import CHOSEN, KEPT, UNKNOWN, Drawn, Gate, check_gap, judge, push
+from atgrpo_jax.trees import not_finite
+from atgrpo_jax.weight_sync import (
+    CHOSEN,
+    KEPT,
+    LAST,
+    NO_NUMBERS,
+    UNKNOWN,
+    Drawn,
+    Gate,
+    check_gap,
+    judge,
+    push,
+)
 
 MODEL, STOP = small_model(), 3
 CONFIG = LocalEngineConfig(rows=64, page=8, max_prompt=16, prompt_cache=256, prefill=16)
@@ -89,13 +103,13 @@ def test_an_honest_engine_passes_whatever_is_pushed():
     engine, proof = Faulty(), gate()
     for version, weights in enumerate([ONE, {"shared": Weights(nudged(BASE, 1))}, ONE, ONE]):
         found = pushed(engine, weights, proof, version)
-        assert found["shared/gate_gap"] < 1e-4 and found["shared/gate_spread"] > 1e-3
-        assert found["shared/gate_corrected"] == 0
-        assert (found["shared/gate_margin"] > 100) == (version in (1, 2))  # nothing changed in 0 and 3
+        assert found["policy/shared/gate_gap"] < 1e-4 and found["policy/shared/gate_spread"] > 1e-3
+        assert found["policy/shared/gate_corrected"] == 0
+        assert (found["policy/shared/gate_margin"] > 100) == (version in (1, 2))  # nothing changed in 0 and 3
     engine, proof = Faulty(), gate()
     for version in range(2):
         found = pushed(engine, ADAPTERS, proof, version)
-        assert min(found["a/gate_margin"], found["b/gate_margin"]) > 100
+        assert min(found["a/gate_margin"], found["policy/b/gate_margin"]) > 100
 
 
 def test_a_skipped_push_is_named_even_below_the_limit():
@@ -138,7 +152,7 @@ def test_a_kept_cache_is_named():
 def test_a_server_with_other_weights_is_refused_or_left_to_importance_weights():
     engine, proof = Faulty(lambda policy, weights: Weights(params(5))), gate()
     fails(engine, ONE, proof, 0, UNKNOWN)
-    assert proof.check(engine, ONE, 0, correct=True)["shared/gate_corrected"] == 1
+    assert proof.check(engine, ONE, 0, correct=True)["policy/shared/gate_corrected"] == 1
 
 
 @pytest.mark.parametrize(
@@ -208,7 +222,36 @@ def test_honest_draws_are_spread_evenly_and_the_test_says_how_likely():
         assert np.mean(np.array(found) <= x) < x + 3 * (x / 200) ** 0.5
 
 
-def test_answers_that_are_no_numbers_fail():
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_answers_that_are_no_numbers_fail(value):
     new = np.log(np.full((9, 4), 0.25))
-    tokens = np.zeros((9, 64), int)
-    assert judge(Drawn(tokens, np.full((9, 64), np.nan)), new, {}, 1.0, 0).cause == UNKNOWN
+    tokens, logprobs = np.zeros((9, 64), int), np.log(np.full((9, 64), 0.25))
+    logprobs[3, 5] = value
+    assert judge(Drawn(tokens, logprobs), new, {LAST: new[:8]}, 1.0, 0).cause == NO_NUMBERS
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_logprobs_of_the_engine_alone_that_are_no_numbers_fail_with_a_correction_too(correct):
+    class NoNumbers(Faulty):
+        async def sample(self, request):
+            samples = await super().sample(request)
+            return [dataclasses.replace(sample, logprobs=(float("nan"),)) for sample in samples]
+
+    engine, proof = NoNumbers(), gate()
+    push(engine, ONE, 0)
+    with pytest.raises(
+        RunError, match=f"policy shared, version 0: the engine fails the gate .* {NO_NUMBERS}"
+    ):
+        proof.check(engine, ONE, 0, correct)
+    engine.close()
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_weights_of_the_learners_that_give_no_numbers_are_not_the_engines_fault(correct):
+    """Those of one policy of two, finite themselves; the engine is not even asked."""
+    too_large = jax.tree.map(lambda x: jnp.full_like(x, 1e19), BASE)
+    weights = {"a": Weights(BASE), "b": Weights(too_large)}
+    assert not not_finite(too_large)
+    with pytest.raises(NotFinite, match="^policy b, version 3: the policy's own weights give") as raised:
+        gate().check(ScriptedEngine({}), weights, 3, correct)
+    assert "engine" not in str(raised.value)
