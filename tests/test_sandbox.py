@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -63,6 +64,55 @@ def test_a_program_reads_and_prints(sandbox):
 def test_how_programs_end(sandbox, source, end, says, built):
     found = run(sandbox, source)
     assert (found.end, found.built) == (end, built) and says in found.stderr
+
+
+def programs():
+    """Of programs.txt: name, source, how it ends and what it prints, as Python runs it from a file."""
+    text = (Path(__file__).parent / "programs.txt").read_text(encoding="utf-8")
+    for part in text.removeprefix("=== ").split("\n=== "):
+        body, _, outcome = part.strip("\n").rpartition("\n--- ")
+        name, _, source = body.partition("\n")
+        end, _, printed = outcome.partition(" ")
+        yield name, source, end, json.loads(printed)
+
+
+def test_programs_end_as_python_ends_them(sandbox):
+    """Whatever prints last: handlers, threads, destructors, streams of a program's own."""
+    found = {name: sandbox.run_now(Program(source, "3\n4\n")) for name, source, _, _ in programs()}
+    got = {name: (run.end, run.stdout) for name, run in found.items()}
+    assert got == {name: (end, printed) for name, _, end, printed in programs()} and len(got) > 120
+
+
+@pytest.mark.slow
+def test_the_table_of_programs_is_pythons(tmp_path):
+    wrong = {}
+    for name, source, end, printed in programs():
+        (tmp_path / "program.py").write_text(source, encoding="utf-8")
+        with open(tmp_path / "out", "wb+") as out:
+            ended = subprocess.run(
+                [sys.executable, "-I", "program.py"], cwd=tmp_path, input=b"3\n4\n", stdout=out,
+                stderr=subprocess.PIPE, env={"PYTHONUTF8": "1"},
+            )  # fmt: skip
+            out.seek(0)
+            found = "error" if ended.returncode else "ok", out.read().decode(errors="replace")
+        if found != (end, printed):
+            wrong[name] = found
+    assert wrong == {}
+
+
+def test_what_comes_before_a_program(sandbox):
+    """It runs in the same module, and what must be first in a text may still be first in the program."""
+    source = (
+        "'''Doc.'''\nfrom __future__ import annotations\ndef f(x: Nowhere): return gcd(x, 6)\n"
+        "print(f(4), __doc__)"
+    )
+    found = run(sandbox, source, before="from math import gcd\n")
+    assert (found.end, found.stdout) == ("ok", "2 Doc.\n")
+    lazy = "from __future__ import annotations\n"
+    assert run(sandbox, "def f(x: Nowhere): pass", before=lazy).end == "ok"
+    found = run(sandbox, "print(1)\n1 / 0", before="x = 1\n" * 9)
+    assert 'File "program.py", line 2' in found.stderr
+    assert run(sandbox, "\ufeffprint(1)").stdout == "1\n"
 
 
 HOSTILE = {
@@ -209,6 +259,24 @@ def test_a_harness_calls_the_program(sandbox):
         f"print(f({data}, b=0) == [{data}, 0])",
     )
     assert (found.end, found.stdout, found.built) == ("ok", "True\n", True)
+
+
+@pytest.mark.parametrize(
+    ("value", "test"),
+    [
+        ("10 ** 5000", "== 10 ** 5000"), ("-2 ** 63", "== -2 ** 63"),
+        ("__import__('fractions').Fraction(1, 3)", "* 3 == 1"),
+        ("__import__('decimal').Decimal('0.10')", "* 10 == 1"),
+        ("iter([1, 2])", "in () or list(f()) == [1, 2]"), ("range(2, 9, 3)", "[1] == 5"),
+        ("__import__('itertools').count()", "in () or next(f()) == 0"),
+        ("__import__('collections').deque([1, 2])", "in () or list(f()) == [1, 2]"),
+        ("bytearray(b'a')", "== b'a'"), ("__import__('enum').IntEnum('E', 'A').A", "== 1"),
+        ("type('F', (float,), {})(1.5)", "== 1.5"),
+    ],
+)  # fmt: skip
+def test_what_a_program_may_return(sandbox, value, test):
+    found = called(sandbox, f"class Solution:\n    def add(self): return {value}", f"print(f() {test})")
+    assert (found.end, found.stdout) == ("ok", "True\n"), found
 
 
 NODE = "class Node:\n    def __init__(self, value, next=None):\n        self.value, self.next = value, next\n"

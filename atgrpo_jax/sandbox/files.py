@@ -56,8 +56,8 @@ class Files:
 
 def of(asked: Program) -> list[Files]:
     """Of each process that it takes: its harness' if it has one, and the program's."""
-    files = [Files(asked.stdin, source=asked.source)]
-    return [Files("", source=asked.harness, names=asked.names), *files] if asked.harness else files
+    files = [Files(asked.stdin, source=asked.source, before=asked.before)]
+    return [Files("", source=asked.harness, before="", names=asked.names), *files] if asked.harness else files
 
 
 def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) -> Run:
