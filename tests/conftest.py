@@ -7,9 +7,10 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands that tests start, too: libtpu looks for a TPU, loudly
-if "PYTEST_XDIST_WORKER" not in os.environ:
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Compiled once for all tests of a run, and for the processes that they start. Tests make many learners
-    # and engines of the same shapes, each with functions of its own: most of their time was XLA's.
+    # and engines of the same shapes, each with functions of its own: most of their time was XLA's. A folder
+    # that is given outlives the run (tests/mutants/run.py).
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="atgrpo_jax_compiled_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import fakes
 import pytest
 
-from atgrpo_jax.data import read_rows, words_of
+from atgrpo_jax.data import pick, read_rows, rows_of, words_of
 from atgrpo_jax.prepare import convert
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks import code_problems, math_problems
@@ -61,6 +61,33 @@ def test_a_damaged_file_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{number}.jsonl.gz: cannot be read"):
             list(read_rows(str(path), {}))
+
+
+def read_lines(path):
+    return tuple(Path(path).read_text().split())
+
+
+def test_a_problem_of_a_later_split_is_not_in_an_earlier_one(tmp_path):
+    """Train gives way to validation and to test, validation to test; what comes twice comes once."""
+    words = {"train": "a b c d b e", "validation": "B f d", "test": "c f g"}
+    for split, text in words.items():
+        (tmp_path / split).write_text(text)
+    files = tuple((split, (str(tmp_path / split),)) for split in words)
+    found = {split: rows_of(files, split, read_lines, str.lower) for split in words}
+    assert found == {"train": ("a", "e"), "validation": ("B", "d"), "test": ("c", "f", "g")}
+
+
+def test_training_goes_through_all_problems_and_again_in_another_order():
+    rows = tuple("abcdefghij")
+    first, second, other = (
+        [pick(rows, seed, "train", i) for i in range(start, start + 10)]
+        for seed, start in ((0, 0), (0, 10), (1, 0))
+    )
+    assert sorted(first) == sorted(second) == sorted(other) == list(rows)
+    assert first != second and first != other and first != list(rows)
+    assert [pick(rows, 0, "test", i) for i in range(10)] == list(rows)
+    with pytest.raises(IndexError):
+        pick(rows, 0, "test", 10)
 
 
 # A folder of problem sets

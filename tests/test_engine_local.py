@@ -133,8 +133,9 @@ def test_the_stop_id_is_returned_with_its_logprob_and_ends_the_sample(engine):
 
 
 def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
-    sampled = draw(engine, *(r for r in many(5)), request([4, 5], 9, temperature=0.6))
-    for one, samples in zip([*many(5), request([4, 5], 9, temperature=0.6)], sampled, strict=True):
+    cooler = request([4, 5], 9, temperature=0.6), request([4, 6], 9, temperature=0.6, top_k=5)
+    sampled = draw(engine, *many(5), *cooler)
+    for one, samples in zip([*many(5), *cooler], sampled, strict=True):
         key = one.addresses[0].group
         origin = Origin(key, one.prompt_ids, "", "shared", 7, one.sampling)
         members = tuple(Candidate(origin, s, "", Outcome.OK, None) for s in samples)
@@ -415,9 +416,29 @@ def test_sampling_follows_the_distribution(engine, params):
         one = request([1, 2, 3], k=256, step=step, max_tokens=1, temperature=0.5)
         for sample in draw(engine, one)[0]:
             counts[sample.tokens[0]] += 1
+    assert chi_square(counts, probs) < 63 + 5 * (2 * 63) ** 0.5
+
+
+def test_the_second_token_follows_its_distribution_given_the_first(engine, params):
+    """A sampler that uses a token's random numbers again is right for first tokens alone. The first is one of
+    three here, so that each is met often."""
+    pairs = np.zeros((64, 64))
+    banned = tuple(set(range(64)) - {10, 11, 12, STOP})
+    for step in range(8):
+        ruled = request([1, 2, 3], k=256, step=step, max_tokens=2, temperature=0.5, banned=banned)
+        for sample in draw(engine, ruled)[0]:
+            if len(sample.tokens) == 2:
+                pairs[sample.tokens] += 1
+    for first in (10, 11, 12):
+        allowed = [10, 11, 12, STOP]
+        probs = np.asarray(jax.nn.softmax(next_logits(params, [1, 2, 3, first])[np.array(allowed)] / 0.5))
+        assert pairs[first].sum() > 200
+        assert chi_square(pairs[first, allowed], probs) < 3 + 5 * (2 * 3) ** 0.5
+
+
+def chi_square(counts, probs):
     n = counts.sum()
-    chi_square = ((counts - n * probs) ** 2 / (n * probs)).sum()
-    assert chi_square < 63 + 5 * (2 * 63) ** 0.5
+    return ((counts - n * probs) ** 2 / (n * probs)).sum()
 
 
 def test_nothing_recompiles_for_another_length_temperature_or_number_of_requests(engine):

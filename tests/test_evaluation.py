@@ -51,6 +51,23 @@ def test_every_episode_of_an_instance_has_addresses_of_its_own():
     assert len({r.addresses[0] for r in engine.requests}) == 2 * 3 * 2
 
 
+def test_scores_are_by_instance():
+    """Instance 0 is solved in all three episodes, instance 1 in none, instance 2 in the second alone."""
+
+    class ByAddress(ScriptedEngine):
+        async def sample(self, request):
+            key = request.addresses[0].group
+            solved = key.instance == 0 or (key.instance, key.episode) == (2, 1)
+            return [self._sample("10" if solved else "11")]
+
+    score = evaluate(
+        Sum(), Team(), CharTokenizer(), ByAddress({}), Sampling(0.0, 4), seed=1, step=9, split="test",
+        instances=3, episodes=3,
+    )  # fmt: skip
+    assert score.solved_IK.astype(int).tolist() == [[1, 1, 1], [0, 0, 0], [0, 1, 0]]
+    assert score.success == 4 / 9
+
+
 def test_a_split_that_ends_is_played_once():
     problems = [f'{{"question": "What is {i} + 1?", "answer": {i + 1}}}' for i in range(7)]
 

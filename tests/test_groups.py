@@ -66,17 +66,50 @@ def test_an_excluded_candidate_leaves_its_siblings_what_they_would_have_without_
     assert metrics["outcome/engine_error"] == pytest.approx(1 / 3)
 
 
+def with_team(members: Group, *parts: float) -> Group:
+    """The same group with these team rewards."""
+    candidates = tuple(
+        dataclasses.replace(c, reward=dataclasses.replace(c.reward, team=team))
+        for c, team in zip(members.candidates, parts, strict=True)
+    )
+    return Group(candidates, members.chosen)
+
+
 def test_alpha_weighs_the_team_part():
     def advantages(alpha):
-        members = tuple(
-            dataclasses.replace(c, reward=dataclasses.replace(c.reward, team=team))
-            for c, team in zip(group(1.0, 0.0).candidates, (0.0, 2.0), strict=True)
-        )
-        credited, _ = credit(episodes(Group(members, 0)), alpha=alpha, baseline="group", normalise="mean")
+        played = episodes(with_team(group(1.0, 0.0), 0.0, 2.0))
+        credited, _ = credit(played, alpha=alpha, baseline="group", normalise="mean")
         return credited[0].advantages_K.tolist()
 
     assert advantages(0.0) == [0.5, -0.5]
     assert advantages(1.0) == [-0.5, 0.5]
+
+
+@pytest.mark.parametrize(("alpha", "advantage"), [(0.0, 1.0), (0.5, 0.5), (2.0, -1.0)])
+def test_alpha_weighs_the_team_part_of_returns(alpha, advantage):
+    """Returns 1 + 2 + 0 alpha, and 1 + 0 + 2 alpha; half their difference is the advantage."""
+    played = [
+        *episodes(with_team(group(1.0), 0.0), with_team(group(2.0), 0.0), episode=0),
+        *episodes(with_team(group(1.0), 0.0), with_team(group(0.0), 2.0), episode=1),
+    ]
+    credited, _ = credit(played, alpha=alpha, baseline="instance", normalise="mean")
+    assert [c.advantages_K.tolist() for c in credited] == [[advantage]] * 2 + [[-advantage]] * 2
+
+
+def test_an_excluded_sample_of_an_episode_is_not_trained_its_others_are():
+    excluded = Group((candidate(reward=None, outcome=Outcome.TOOL_CRASH),), None)
+    played = [*episodes(group(3.0), excluded, episode=0, end="ended"), *episodes(group(1.0), episode=1)]
+    credited, _ = credit(played, alpha=1.0, baseline="instance", normalise="mean")
+    assert [c.mask_K.tolist() for c in credited] == [[True], [False], [True]]
+    assert [c.advantages_K.tolist() for c in credited] == [[1.0], [1.0], [-1.0]]
+
+
+def test_what_is_executed_counts_towards_the_return():
+    """Not the first, the best or the mean of those drawn."""
+    played = [*episodes(group(7.0, 2.0, 0.0, chosen=1)), *episodes(group(4.0), episode=1)]
+    credited, _ = credit(played, alpha=1.0, baseline="instance", normalise="mean")
+    assert credited[0].advantages_K.tolist() == [-1.0] * 3
+    assert credited[1].advantages_K.tolist() == [1.0]
 
 
 def test_credit_by_instance_gives_every_sample_of_an_episode_its_return():

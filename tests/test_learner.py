@@ -19,7 +19,7 @@ from atgrpo_jax.mesh import MeshConfig, check_mesh, divided_parameters
 from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
-from atgrpo_jax.types import Batch, Group
+from atgrpo_jax.types import Batch, Group, Trained
 
 MODEL = small_model()
 PACKED = Packed(MODEL, MeshConfig().build())
@@ -279,6 +279,48 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     np.testing.assert_allclose(far["logprob_gap"], 0.25, rtol=1e-4)
 
 
+def test_the_objective_by_hand():
+    """Two tokens of ratio 1, so the surrogate is their advantages; entropy is wanted, distance is not."""
+    logprobs_BT = old_BT = jnp.array([[-1.0, -2.0]])
+    weights_BT, entropy_BT = jnp.array([[0.5, 0.25]]), jnp.array([[3.0, 2.0]])
+    reference_BT = logprobs_BT + jnp.log(jnp.array([[2.0, 0.5]]))
+    ints = jnp.zeros((1, 2), jnp.int32)
+    trained = Trained(ints, ints, old_BT, jnp.array([[1.0, -4.0]]), weights_BT)
+    distance = 0.5 * (2 - 1 - np.log(2)) + 0.25 * (0.5 - 1 - np.log(0.5))
+    for entropy, kl in ((0.0, 0.0), (0.1, 0.0), (0.1, 0.3)):
+        objective = LossConfig(entropy=entropy, kl=kl).objective()
+        loss, metrics = objective(logprobs_BT, entropy_BT, reference_BT if kl else None, trained)
+        np.testing.assert_allclose(loss, 0.5 - entropy * 2.0 + kl * distance, rtol=1e-5)
+        np.testing.assert_allclose(metrics["entropy"], 2.0, rtol=1e-6)
+        if kl:
+            np.testing.assert_allclose(metrics["kl_start"], distance, rtol=1e-5)
+
+
+def own_logprobs(params, batch: Batch, temperature: float) -> np.ndarray:
+    micro = jax.tree.map(lambda x: x[0], batch)
+    return np.asarray(batch_logprobs(Weights(params), micro, jnp.float32(temperature))[0])[None]
+
+
+@pytest.mark.parametrize("correction", [None, 2.0])
+def test_an_update_is_at_the_temperature_of_the_samples(correction):
+    ours, batch = learner(), packed(items())
+    state = ours.init(jax.random.key(0))
+    sampled = with_old_logprobs(batch, own_logprobs(state.params, batch, 0.7))
+    _, updates = ours.train(state, [sampled], 0.7, correction=correction)
+    metrics = jax.device_get(updates).metrics()
+    assert metrics["logprob_gap"] < 1e-5
+    np.testing.assert_allclose(metrics["ratio"], 1.0, rtol=1e-5)
+    _, updates = ours.train(ours.init(jax.random.key(0)), [sampled], 1.0, correction=correction)
+    assert jax.device_get(updates).metrics()["logprob_gap"] > 0.1
+
+
+def test_an_update_takes_its_old_states_memory():
+    """Two copies of parameters and moments would not fit where one does."""
+    state = learner().init(jax.random.key(0))
+    learner().update(state, packed(items()), 1.0)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
 def test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own_tokens():
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
@@ -482,6 +524,85 @@ def test_the_rate_warms_up_and_stays():
 def test_the_rate_falls_as_half_a_cosine_after_the_warm_up():
     rate = OptimizerConfig(learning_rate=0.4, warmup=3, decay=10, final=0.25).rate()
     np.testing.assert_allclose([rate(i) for i in (0, 3, 8, 13, 99)], [0.1, 0.4, 0.25, 0.1, 0.1], rtol=1e-6)
+
+
+def stepped(config, gradients, params=None):
+    """Parameters after updates with these gradients, each a tree of arrays."""
+    params = params or jax.tree.map(jnp.ones_like, gradients[0])
+    optimizer = config.build()
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params
+
+
+GRADIENTS = [
+    {"layer": {"kernel": jnp.array([[3.0, 0.5], [-1.0, 2.0]])}, "scale": jnp.array([4.0, -0.1])},
+    {"layer": {"kernel": jnp.array([[-1.0, 0.2], [0.3, 0.1]])}, "scale": jnp.array([0.5, 0.2])},
+    {"layer": {"kernel": jnp.array([[0.1, -0.2], [0.3, 0.4]])}, "scale": jnp.array([-0.3, 0.6])},
+]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 0.2},
+        {"b1": 0.5},
+        {"b2": 0.5},
+        {"epsilon": 0.1},
+        {"weight_decay": 0.3},
+        {"clip_norm": 0.5},
+        {"warmup": 2},
+        {"decay": 2},
+        {"decay": 2, "final": 0.7},
+        {"algorithm": "muon"},
+        {"algorithm": "muon", "momentum": 0.2},
+    ],
+    ids=str,
+)
+def test_every_option_of_the_optimizer_changes_the_update(change):
+    base = OptimizerConfig(learning_rate=0.1)
+    other = {"momentum": {"algorithm": "muon"}, "final": {"decay": 2}}
+    for name, needed in other.items():
+        if name in change:
+            base = dataclasses.replace(base, **needed)
+    one, changed = (stepped(x, GRADIENTS) for x in (base, dataclasses.replace(base, **change)))
+    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one, changed)
+    assert max(jax.tree.leaves(gaps)) > 1e-4
+
+
+def test_adamw_by_hand():
+    """Moments, their correction, epsilon outside the root, decay of the parameters and not of the moments."""
+    config = OptimizerConfig(
+        learning_rate=0.1, b1=0.8, b2=0.9, epsilon=0.3, weight_decay=0.05, clip_norm=100.0
+    )
+    found = stepped(config, [{"x": jnp.array(2.0)}, {"x": jnp.array(-1.0)}])["x"]
+    x, mean, square = 1.0, 0.0, 0.0
+    for count, gradient in enumerate((2.0, -1.0), start=1):
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.9 * square + 0.1 * gradient**2
+        step = (mean / (1 - 0.8**count)) / ((square / (1 - 0.9**count)) ** 0.5 + 0.3)
+        x -= 0.1 * (step + 0.05 * x)
+    np.testing.assert_allclose(found, x, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "left"), [(10.0, 5.0), (1.0, 1.0)])
+def test_gradients_are_clipped_by_the_norm_of_all_of_them(norm, left):
+    """Of norm 5. Adam's first step is g / (|g| + 1) with an epsilon of one."""
+    config = OptimizerConfig(learning_rate=1.0, epsilon=1.0, weight_decay=0.0, clip_norm=norm)
+    moved = stepped(config, [{"a": jnp.array(3.0), "b": jnp.array([0.0, -4.0])}])
+    a, b = 3.0 * left / 5, 4.0 * left / 5
+    np.testing.assert_allclose(moved["a"], 1 - a / (a + 1), **PARITY)
+    np.testing.assert_allclose(moved["b"], [1, 1 + b / (b + 1)], **PARITY)
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_without_a_gradient_parameters_shrink_by_rate_times_decay(algorithm):
+    config = OptimizerConfig(algorithm, learning_rate=0.1, weight_decay=0.2)
+    still = jax.tree.map(jnp.zeros_like, GRADIENTS[0])
+    params = {"layer": {"kernel": jnp.array([[1.0, 2.0], [3.0, -4.0]])}, "scale": jnp.array([5.0, -6.0])}
+    found = stepped(config, [still], params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.98 * b, rtol=1e-6), found, params)
 
 
 def test_muon_moves_kernels_along_orthogonal_matrices():

@@ -101,6 +101,20 @@ def test_an_update_moves_the_adapter_and_nothing_else(params, batch):
     assert jnp.abs(after - plain).max() > 0
 
 
+@pytest.mark.parametrize("alpha", [4.0, 10.0])
+def test_a_policy_computes_with_its_adapter_times_alpha_over_rank(params, batch, alpha):
+    """As the merged parameters do, of which there is no doubt. Rank 4, so the scale is 1 or 2.5."""
+    config = LoraConfig(rank=4, alpha=alpha)
+    micro = jax.tree.map(lambda x: x[0], batch)
+    own = jax.tree.map(lambda x: x + 0.1, init_adapter(params, jax.random.key(3), 4))  # b is not zero
+    weights = learner(rank=4, alpha=alpha).weights(own, params)
+    logprobs, _ = batch_logprobs(weights, micro, jnp.float32(1.0))
+    merged, _ = batch_logprobs(Weights(merge(params, own, alpha / 4)), micro, jnp.float32(1.0))
+    np.testing.assert_allclose(logprobs, merged, **PARITY)
+    plain, _ = batch_logprobs(Weights(params), micro, jnp.float32(1.0))
+    assert jnp.abs(merged - plain).max() > 0.1 and config.scale == alpha / 4
+
+
 def test_the_rate_scales_an_update(params, batch):
     made, steps = learner(), []
     for rate in (1.0, 0.5):

@@ -39,9 +39,20 @@ def test_clipped_surrogate_by_hand(transform, ratio, advantage, term):
     np.testing.assert_allclose(value, term, rtol=1e-5)
 
 
-def test_clip_higher_moves_only_the_upper_bound():
-    value, _ = terms([1.5, 0.5], [1.0, -1.0], clip_high=0.28)
-    np.testing.assert_allclose(value, 1.28 - 0.8, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("bound", "ratio", "advantage", "term"),
+    [
+        ({"clip_high": 0.28}, 1.5, 1.0, 1.28),
+        ({"clip_high": 0.28}, 0.5, -1.0, -0.8),  # as it was
+        ({"clip_low": 0.1}, 1.5, 1.0, 1.2),  # as it was
+        ({"clip_low": 0.1}, 0.5, -1.0, -0.9),
+    ],
+    ids=str,
+)
+def test_each_bound_clips_its_own_side(bound, ratio, advantage, term):
+    """One ratio at a time: two terms in one sum can hide each other."""
+    value, _ = terms([ratio], [advantage], **bound)
+    np.testing.assert_allclose(value, term, rtol=1e-5)
 
 
 def test_dual_clip_bounds_negative_advantages_only():
@@ -66,10 +77,27 @@ def test_gradient_at_ratio_one_is_the_policy_gradient():
     np.testing.assert_allclose(gradient_BT, [[-1.0, 0.25, 0.0]], rtol=1e-6)
 
 
+def test_the_loss_pulls_at_the_policys_logprobs_alone():
+    """Old logprobs, advantages and weights are data, wherever they were computed."""
+    given = [jnp.array([[value, value - 0.5]]) for value in (-1.1, 2.0, 0.5)]
+
+    def loss(old_BT, advantages_BT, weights_BT):
+        return policy_loss(
+            jnp.array([[-1.0, -1.5]]), old_BT, advantages_BT, weights_BT,
+            clip_low=0.2, clip_high=0.2, dual_clip=3.0,
+        )[0]  # fmt: skip
+
+    assert loss(*given) != 0
+    for gradient_BT in jax.grad(loss, argnums=(0, 1, 2))(*given):
+        np.testing.assert_array_equal(gradient_BT, 0.0)
+
+
 def test_metrics_by_hand():
     _, metrics = terms([1.5, 0.5, 1.0, 1.1], [1.0, 1.0, 1.0, -1.0])
     np.testing.assert_allclose(metrics["clip_fraction"], 1.0)  # of four tokens of weight one
     np.testing.assert_allclose(metrics["ratio"], 4.1, rtol=1e-6)
+    expected = sum(r - 1 - np.log(r) for r in (1.5, 0.5, 1.0, 1.1))
+    np.testing.assert_allclose(metrics["kl_old"], expected, rtol=1e-5)
 
 
 @MODES

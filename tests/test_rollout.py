@@ -267,6 +267,21 @@ def test_the_tasks_own_time_is_told_apart_from_the_engines():
     assert 6 * 0.02 <= waiting.clock.seconds < 2 * 0.2
 
 
+def test_equal_candidates_are_chosen_evenly_and_again_in_the_next_run():
+    """A place that is never chosen is a bias nobody sees; another choice in a second run is another run."""
+
+    def places(step, seed=5):
+        script = {(0, "a"): ["1"] * 3}
+        made, _ = player(script, Sum(Workflow(order=("a",), turns=1)))
+        made = dataclasses.replace(made, seed=seed)
+        return [e.groups[0].chosen for e in play_all(made, step, "train", range(60))]
+
+    first = places(1)
+    assert all(8 <= first.count(place) <= 32 for place in range(3))  # of 60: 20 +- 3.3 deviations
+    assert places(1) == first
+    assert places(2) != first and places(1, seed=6) != first
+
+
 def test_every_step_has_fresh_instances():
     assert list(train_indices(1, 4)) == [0, 1, 2, 3]
     assert list(train_indices(3, 4)) == [8, 9, 10, 11]

@@ -117,6 +117,15 @@ def test_rules_leave_some_tokens_in_their_proportions(rules, left):
     np.testing.assert_allclose(drawn_logprobs, np.log(PROBS / total)[tokens], **PARITY)
 
 
+def test_logprobs_are_those_of_the_temperature_whatever_the_rules_leave():
+    """By hand, at one half: the squares of 0.05, 0.4, 0.1, 0.3 and 0.15 add up to 0.285; top-k leaves two."""
+    logits = np.log(np.tile(PROBS, (100, 1)))
+    tokens, logprobs, drawn = map(np.asarray, draw(logits, spread(100), temperature=0.5, top_k=2))
+    assert set(tokens.tolist()) == {1, 3}
+    np.testing.assert_allclose(np.exp(logprobs), np.float32(PROBS**2 / 0.285)[tokens], **PARITY)
+    np.testing.assert_allclose(np.exp(drawn), np.float32(PROBS**2 / 0.25)[tokens], **PARITY)
+
+
 def test_rules_equal_sorting():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (200, 300)).astype(np.float32)
