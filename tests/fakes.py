@@ -2,9 +2,14 @@
 
 import dataclasses
 import random
+from typing import Any
 
+import jax
 import numpy as np
+import pytest
 
+from atgrpo_jax.engines.base import Usage
+from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.transformer import Transformer
@@ -128,6 +133,62 @@ class ScriptedEngine:
 
     def version(self, policy):
         return self._version
+
+
+class AnsweringEngine:
+    """Answers by a function of itself and the request; remembers requests and the weights it was given."""
+
+    usage = Usage()
+
+    def __init__(self, answer):
+        self.answer, self.requests, self.weights, self.versions = answer, [], {}, {}
+
+    async def sample(self, request):
+        self.requests.append(request)
+        return self.answer(self, request)
+
+    def push_weights(self, policy, weights, version):
+        self.weights[policy], self.versions[policy] = weights, version
+
+    def version(self, policy):
+        return self.versions[policy]
+
+    def close(self):
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering(LocalEngineConfig):
+    """For an experiment whose engine is an ``AnsweringEngine``; those that it built are in ``built``."""
+
+    answer: Any = dataclasses.field(default=None, repr=False)
+    built: list = dataclasses.field(default_factory=list, repr=False, compare=False)
+
+    def build(self, served):
+        self.built.append(AnsweringEngine(self.answer))
+        return self.built[-1]
+
+
+def of_policy(record, policy, name):
+    """A policy's metric in a step's record. The only place that knows what such metrics are called."""
+    level = f"policy/{policy}" if any(key.startswith("policy/") for key in record) else policy
+    return record[f"{level}/{name}"]
+
+
+def by_path(tree):
+    """Parameters as the oracle takes them: "layer_0/q/kernel" -> float64."""
+    return {
+        "/".join(key.key for key in path): np.asarray(leaf, np.float64)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """For files that import it. Most of their time would be XLA's, for programs that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 KEY = GroupKey(step=1, split="train", instance=3, episode=0, turn=0, role="a")

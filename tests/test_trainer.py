@@ -1,0 +1,269 @@
+"""That the trainer hears every setting: real stages around an engine that answers by a script."""
+
+import collections
+import dataclasses
+
+import jax
+import numpy as np
+import oracle
+import pytest
+from fakes import Answering, CharTokenizer, Sum, by_path, of_policy, quickly_compiled  # noqa: F401
+
+from atgrpo_jax.batch import BatchConfig
+from atgrpo_jax.checkpoint import Checkpoints
+from atgrpo_jax.errors import RunError
+from atgrpo_jax.evaluation import EvaluationConfig
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.groups import CreditConfig
+from atgrpo_jax.learner import LossConfig, OptimizerConfig
+from atgrpo_jax.loop import train
+from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.rollout import RolloutConfig
+from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.tasks.base import Step, Workflow
+from atgrpo_jax.team import Team
+from atgrpo_jax.trainer import Trainer
+from atgrpo_jax.types import Outcome, Reward, Sample
+
+MODEL = ModelConfig(layers=1, width=8, mlp_width=12, heads=2, kv_heads=1, head_size=4)
+TOKENIZER = CharTokenizer()  # one for all, as its name in a run's identity is its place in memory
+SHAPE = oracle.Shape(1, 2, 1, 4)
+TEXTS = "30", "12", "51"  # of the three candidates: local part, then team part
+
+
+@dataclasses.dataclass(frozen=True)
+class Paid(Sum):
+    """A text says what it is paid: its first digit the role, its last one the team. Solved by "9"."""
+
+    workflow: Workflow = Workflow(order=("a", "b"), turns=1)
+
+    def initial(self, instance):
+        return (str(instance),)
+
+    def prompt(self, state, role):
+        return [{"role": "user", "content": role + "".join(state)}]
+
+    def act(self, state, role, text):
+        reward = Reward.of(float(text[-1]), digit=float(text[0]))
+        return Step((*state, text), reward, Outcome.OK, text == "9", text == "9")
+
+
+def fixed(engine, request):
+    """The same three texts for everybody; the last one is cut."""
+    samples = []
+    for address in request.addresses:
+        text = TEXTS[max(address.k, address.group.episode)]
+        tokens = tuple(map(ord, text)) + ((0,) if text != TEXTS[-1] else ())
+        finish = "stop" if text != TEXTS[-1] else "length"
+        samples.append(Sample(tokens, (-1.0,) * len(tokens), finish, engine.versions.get(request.policy, 0)))
+    return samples
+
+
+def honest(off=0.0):
+    """The same texts, with logprobs by the weights that the engine holds, at the request's temperature."""
+
+    def answer(engine, request):
+        weights = by_path(engine.weights[request.policy].params)
+        p = {path: oracle.node(value) for path, value in weights.items()}
+        samples = []
+        for sample in fixed(engine, request):
+            temperature = request.sampling.temperature
+            own, _ = oracle.logprobs(p, SHAPE, request.prompt_ids, sample.tokens, temperature)
+            samples.append(dataclasses.replace(sample, logprobs=tuple(own.value + off)))
+        return samples
+
+    return answer
+
+
+def experiment(answer=fixed, **changes):
+    settings = {
+        "rollout": RolloutConfig(instances=2, candidates=3, max_tokens=4),
+        "evaluation": EvaluationConfig(instances=3, validation_instances=2, every=0),
+        "credit": CreditConfig(normalise="mean"),
+        "loss": LossConfig(minibatches=1),
+        "optimizer": OptimizerConfig(learning_rate=0.05),
+    }
+    return Experiment(
+        task=Paid(), tokenizer=TOKENIZER, model=MODEL, engine=Answering(answer=answer),
+        batch=BatchConfig(row_tokens=32, rows=4), warm_start=None, gate=False,
+        **settings | changes,
+    )  # fmt: skip
+
+
+def rolled_out(x, path):
+    """Episodes and credited groups of the first step, and the requests that were made for them."""
+    with Trainer(x, RunFolder(path)) as trainer:
+        episodes = trainer.rollout(1)
+        return episodes, trainer.credit(1, episodes)[0], x.engine.built[-1].requests
+
+
+@pytest.mark.parametrize(
+    ("alpha", "advantages"),
+    # Local parts 3, 1 and 5, team parts 0, 2 and 1: mixed rewards 3, 1, 5 and 3, 5, 7.
+    [(0.0, [0.0, -2.0, 2.0]), (2.0, [-2.0, 0.0, 2.0])],
+)
+def test_the_teams_alpha_is_that_of_the_advantages(alpha, advantages, tmp_path):
+    _, credited, _ = rolled_out(experiment(team=Team(alpha=alpha)), tmp_path)
+    assert [c.advantages_K.tolist() for c in credited] == [advantages] * 4
+
+
+@pytest.mark.parametrize(("alpha", "executed"), [(0.0, 2), (9.0, 1)])
+def test_the_teams_alpha_is_that_of_the_selection(alpha, executed, tmp_path):
+    episodes, *_ = rolled_out(experiment(team=Team(alpha=alpha)), tmp_path)
+    assert {group.chosen for e in episodes for group in e.groups} == {executed}
+
+
+def test_credit_settings_are_heard(tmp_path):
+    x = experiment(credit=CreditConfig(normalise="std"), team=Team(alpha=0.0))
+    _, credited, _ = rolled_out(x, tmp_path)
+    expected = oracle.advantages([3.0, 1.0, 5.0], "std")
+    np.testing.assert_allclose(credited[0].advantages_K, expected, rtol=1e-6)
+
+
+def test_excluded_outcomes_are_those_of_the_config(tmp_path):
+    plain = experiment()
+    episodes, *_ = rolled_out(plain, tmp_path / "plain")
+    assert all(c.reward is not None for e in episodes for g in e.groups for c in g.candidates)
+    rollout = dataclasses.replace(plain.rollout, exclude=("truncated", "engine_error"))
+    x = experiment(rollout=rollout, team=Team(alpha=0.0))
+    episodes, credited, _ = rolled_out(x, tmp_path / "excluded")
+    for group in (group for episode in episodes for group in episode.groups):
+        assert [c.reward is None for c in group.candidates] == [False, False, True]
+        assert group.candidates[2].outcome is Outcome.TRUNCATED
+    assert [c.mask_K.tolist() for c in credited] == [[True, True, False]] * 4
+
+
+def test_the_rollouts_sampling_reaches_the_engine_and_the_origins(tmp_path):
+    rollout = RolloutConfig(
+        instances=2, candidates=3, max_tokens=5, temperature=0.7, top_k=3, top_p=0.9, min_p=0.1,
+        min_tokens=1, banned=(4,), select="first",
+    )  # fmt: skip
+    episodes, _, requests = rolled_out(experiment(rollout=rollout, seed=7), tmp_path)
+    assert {r.sampling for r in requests} == {rollout.sampling}
+    assert {r.addresses[0].seed for r in requests} == {7}
+    assert {tuple(a.k for a in r.addresses) for r in requests} == {(0, 1, 2)}
+    groups = [group for episode in episodes for group in episode.groups]
+    assert {c.origin.sampling for g in groups for c in g.candidates} == {rollout.sampling}
+    assert {g.chosen for g in groups} == {0}
+
+
+def test_trajectories_are_whole_episodes_of_one_candidate(tmp_path):
+    rollout = RolloutConfig(instances=2, candidates=3, max_tokens=4, mode="trajectories")
+    x = experiment(rollout=rollout, credit=CreditConfig("instance", "mean"), team=Team(alpha=0.0))
+    episodes, credited, _ = rolled_out(x, tmp_path)
+    assert [(e.instance, e.episode) for e in episodes] == [(i, e) for i in range(2) for e in range(3)]
+    assert all(len(g.candidates) == 1 for e in episodes for g in e.groups)
+    assert [c.advantages_K.tolist() for c in credited[:6]] == [[0.0]] * 2 + [[-4.0]] * 2 + [[4.0]] * 2
+
+
+def test_groups_of_older_weights_are_refused(tmp_path):
+    def stale(engine, request):
+        return [dataclasses.replace(sample, version=3) for sample in fixed(engine, request)]
+
+    with pytest.raises(RunError, match="was drawn by version 3 of policy shared, the learner holds 0"):
+        rolled_out(experiment(stale), tmp_path)
+
+
+def test_evaluations_draw_by_settings_of_their_own(tmp_path):
+    """At their own temperature, without the rules that a rollout explores by; each split its instances."""
+    rollout = RolloutConfig(instances=1, candidates=2, max_tokens=4, temperature=0.6, top_k=5, top_p=0.8)
+    evaluation = EvaluationConfig(temperature=0.3, instances=3, validation_instances=2, every=2)
+    x = experiment(honest(), rollout=rollout, evaluation=evaluation, steps=5, checkpoint_every=2, seed=3)
+    train(x, RunFolder(tmp_path))
+    asked = collections.defaultdict(set)
+    (engine,) = x.engine.built
+    for request in engine.requests:
+        key, sampling = request.addresses[0].group, request.sampling
+        asked[key.step, key.split].add(key.instance)
+        assert request.addresses[0].seed == 3 and sampling.max_tokens == 4
+        if key.split == "train":
+            assert sampling == rollout.sampling and len(request.addresses) == 2
+        else:
+            assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.3, 0, 1.0)
+            assert len(request.addresses) == 1
+    scored = {(step, "validation"): {0, 1} for step in (0, 2, 4, 5)}
+    scored |= {(step, "test"): {0, 1, 2} for step in (0, 5)}
+    assert asked == scored | {(step, "train"): {step - 1} for step in range(1, 6)}
+    records = RunFolder(tmp_path).read_metrics()
+    assert [r["step"] for r in records] == list(range(6))
+    for split, steps in (("validation", [0, 2, 4, 5]), ("test", [0, 5])):
+        assert [r["step"] for r in records if f"{split}/success" in r] == steps
+    for name in ("0", "4", "5"):  # the newest two that were due, and the start
+        assert (tmp_path / "checkpoints" / name).is_dir()
+
+
+def test_a_score_is_of_the_split_that_it_is_called_by(tmp_path):
+    """The validation split is solved, the test split is not, nor is what is trained on."""
+
+    def answer(engine, request):
+        text = "9" if request.addresses[0].group.split == "validation" else "10"
+        tokens = (*map(ord, text), 0)
+        return [Sample(tokens, (-1.0,) * len(tokens), "stop", 0) for _ in request.addresses]
+
+    x = experiment(answer)
+    with Trainer(x, RunFolder(tmp_path)) as trainer:
+        trainer.begin()
+    (record,) = RunFolder(tmp_path).read_metrics()
+    assert (record["validation/success"], record["test/success"]) == (1.0, 0.0)
+
+
+def learned(x, path):
+    with Trainer(x, RunFolder(path)) as trainer:
+        trainer.begin()
+        return trainer.learn(1, trainer.credit(1, trainer.rollout(1))[0])
+
+
+def test_an_engine_whose_logprobs_are_off_stops_the_update(tmp_path):
+    with pytest.raises(RunError, match="policy shared: sampler and learner logprobs .* differ by 0.1"):
+        learned(experiment(honest(off=0.1)), tmp_path / "off")
+    metrics = learned(experiment(honest(off=0.1), max_logprob_gap=0.11), tmp_path / "limit")
+    assert of_policy(metrics, "shared", "logprob_gap") == pytest.approx(0.1, abs=1e-4)
+    corrected = experiment(honest(off=0.1), loss=LossConfig(minibatches=1, correction=2.0))
+    metrics = learned(corrected, tmp_path / "corrected")
+    assert of_policy(metrics, "shared", "correction") == pytest.approx(np.exp(-0.1), abs=1e-4)
+    np.testing.assert_allclose(of_policy(metrics, "shared", "ratio"), 1.0, rtol=1e-5)
+
+
+def test_training_is_at_the_temperature_of_the_rollout(tmp_path):
+    """An honest engine's logprobs are the learner's, or the gap would stop the step."""
+    rollout = RolloutConfig(instances=2, candidates=3, max_tokens=4, temperature=0.5)
+    metrics = learned(experiment(honest(), rollout=rollout), tmp_path)
+    assert of_policy(metrics, "shared", "logprob_gap") < 1e-5
+    np.testing.assert_allclose(of_policy(metrics, "shared", "ratio"), 1.0, rtol=1e-5)
+
+
+def test_a_resumed_run_keeps_the_reference_that_it_started_with(tmp_path):
+    """The KL term is to step 0, not to the step that the run goes on from."""
+
+    def run(path, *until):
+        for steps in until:
+            x = experiment(
+                honest(), steps=steps, checkpoint_every=1, loss=LossConfig(minibatches=1, epochs=2, kl=5.0)
+            )
+            train(x, RunFolder(path))
+        x = dataclasses.replace(x, steps=until[-1])
+        with Trainer(x, RunFolder(path)) as trainer:
+            trainer.begin()
+            return jax.device_get(trainer.states), RunFolder(path).read_metrics()
+
+    whole, records = run(tmp_path / "whole", 4)
+    resumed, again = run(tmp_path / "resumed", 2, 4)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    distances = [of_policy(r, "shared", "kl_start") for r in records[1:]]
+    assert distances == [of_policy(r, "shared", "kl_start") for r in again[1:]]
+    assert all(distance > 1e-4 for distance in distances)
+
+
+def test_without_a_kl_term_there_is_no_reference_to_keep(tmp_path):
+    with Trainer(experiment(), RunFolder(tmp_path)) as trainer:
+        trainer.begin()
+        assert trainer._reference == {}
+
+
+def test_checkpoints_are_kept_as_configured(tmp_path):
+    x = experiment(honest(), steps=5, checkpoint_every=2, keep_checkpoints=1)
+    train(x, RunFolder(tmp_path))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", x.identity(), read_only=True)
+    assert checkpoints.latest() == 5
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()) == ["0", "5"]
+    checkpoints.close()
