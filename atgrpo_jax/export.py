@@ -17,7 +17,7 @@ from atgrpo_jax.models import hf
 from atgrpo_jax.models.lora import LoraConfig, merge, save_adapter
 from atgrpo_jax.models.transformer import Weights
 from atgrpo_jax.saved_run import SavedRun
-from atgrpo_jax.trees import check_tree
+from atgrpo_jax.finite_arrays import check_tree
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
 _OUT = flags.DEFINE_string("out", None, "Where to write; must not exist yet.")

@@ -19,7 +19,7 @@ from atgrpo_jax.models.head import Objective
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, init_params
-from atgrpo_jax.trees import all_finite
+from atgrpo_jax.finite_arrays import all_finite
 from atgrpo_jax.types import Batch
 from atgrpo_jax.updates import STATE_FINITE, Updates
 

@@ -17,7 +17,7 @@ from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.sandbox.base import Runner
 from atgrpo_jax.team import BASE
 from atgrpo_jax.tokens import check_same_ids
-from atgrpo_jax.trees import check_tree
+from atgrpo_jax.finite_arrays import check_tree
 from atgrpo_jax.types import Batch, seed_of
 from atgrpo_jax.updates import Updates
 from atgrpo_jax.warm_start import warm_start

@@ -24,7 +24,7 @@ from atgrpo_jax.progress import Progress, say
 from atgrpo_jax.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.task_calls import check_split
-from atgrpo_jax.trees import check_tree
+from atgrpo_jax.finite_arrays import check_tree
 from atgrpo_jax.types import Episode, seed_of
 from atgrpo_jax.updates import Updates
 from atgrpo_jax.weight_sync import Gate

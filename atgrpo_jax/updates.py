@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atgrpo_jax.finite import LOWER, NotFinite, check_finite
-from atgrpo_jax.trees import check_tree
+from atgrpo_jax.finite_arrays import check_tree
 
 STATE_FINITE = "state_finite"  # of a record: parameters and optimizer after the update
 _SAID = {

@@ -23,7 +23,7 @@ from atgrpo_jax.saved_run import SavedRun
 from atgrpo_jax.tasks.base import Step
 from atgrpo_jax.team import Team
 from atgrpo_jax.trainer import Trainer
-from atgrpo_jax.trees import all_finite, check_tree, not_finite
+from atgrpo_jax.finite_arrays import all_finite, check_tree, not_finite
 from atgrpo_jax.types import Outcome, Reward
 from atgrpo_jax.warm_start import WarmStartConfig
 

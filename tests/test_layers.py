@@ -16,7 +16,7 @@ RANKS = [
         "engines.processes", "engines.published", "sandbox.files", "sandbox.worker",
     },
     {
-        "advantages", "cli", "downloads", "loss", "mesh", "trees", "team", "tokens",
+        "advantages", "cli", "downloads", "loss", "mesh", "finite_arrays", "team", "tokens",
         "data", "tasks.base", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
         "engines.servers", "models.config", "models.attention",

@@ -13,7 +13,7 @@ from atgrpo_jax.errors import RunError
 from atgrpo_jax.finite import NotFinite
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.transformer import Weights, init_params
-from atgrpo_jax.trees import not_finite
+from atgrpo_jax.finite_arrays import not_finite
 from atgrpo_jax.weight_sync import (
     CHOSEN,
     KEPT,
