@@ -2,11 +2,14 @@
 
 import errno
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
 from atgrpo_jax.errors import Stopped, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing more can be written
 
 
 def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -39,9 +42,19 @@ def run(main: Callable[[list[str]], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.filename is None and error.errno not in _FULL:
                 raise
-            print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+            what = "write" if error.errno in _FULL else "use"
+            print(f"error: cannot {what} {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
             sys.exit(2)
+        except MemoryError as error:
+            print(f"error: out of memory {error}".rstrip(), file=sys.stderr)
+            sys.exit(2)
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                raise
+            traceback.print_exception(error)
+            print("error: something called sys.exit() before the end", file=sys.stderr)
+            sys.exit(1)
 
     app.run(guarded)

@@ -79,16 +79,16 @@ class Trainer:
     def __exit__(self, *exc) -> None:
         if self._writer is not None:
             self._writer.close()
-        self._checkpoints.close()
         self._opened.close()
 
     def begin(self) -> None:
         """From the newest checkpoint, or from a start that is scored, recorded and saved as step 0."""
-        latest = self._checkpoints.latest()
-        self.folder.rewind(-1 if latest is None else latest)
-        self._writer = MetricsWriter(self.folder, first=0 if latest is None else latest + 1)
         policies = self._policies
-        if latest is None:
+        found = self._checkpoints.newest(lambda step: policies.restore(self._checkpoints, step))
+        latest = -1 if found is None else found[0]
+        self.folder.rewind(latest)
+        self._writer = MetricsWriter(self.folder, first=latest + 1)
+        if found is None:
             self.states = policies.start(self._runner)
             if policies.base is not None:
                 self._checkpoints.save_base(policies.base)
@@ -97,8 +97,7 @@ class Trainer:
             self.checkpoint(0)
         else:
             say(f"going on after step {latest} of {self.folder.path}")
-            self.done = latest
-            self.states = policies.restore(self._checkpoints, latest)
+            self.done, self.states = found
             self.sync(latest)
         if self.x.loss.kl:
             start = policies.restore(self._checkpoints, 0)
@@ -196,6 +195,7 @@ class Trainer:
         if last:
             record |= self._score(step, "test")
         record |= self._seconds | {"perf/compiles": float(self._compiles.count)}
+        self.folder.check_ours()
         self.folder.write_episodes(step, credited, self.x.tokenizer)
         assert self._writer is not None
         self._writer.write(step, record)
@@ -205,12 +205,16 @@ class Trainer:
     def checkpoint(self, step: int) -> None:
         """Saves step ``step`` if it is due."""
         if step % self.x.checkpoint_every == 0 or step == self.x.steps:
-            self._checkpoints.save(step, self.states)
+            self._save(step)
 
     def checkpoint_now(self) -> None:
         """Saves the last complete step, unless that has been done. (``begin`` saves step 0 itself.)"""
         if self.done > (self._checkpoints.latest() or 0):
-            self._checkpoints.save(self.done, self.states)
+            self._save(self.done)
+
+    def _save(self, step: int) -> None:
+        self.folder.check_ours()
+        self._checkpoints.save(step, self.states)
 
     def _score(self, step: int, split: str) -> dict[str, float]:
         x = self.x.evaluation

@@ -1,4 +1,3 @@
-import gc
 import shutil
 
 import jax
@@ -20,8 +19,6 @@ SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=
 def checkpoints(tmp_path):
     made = Checkpoints(tmp_path / "c", "me", keep=2)
     yield made
-    made.close()
-    gc.collect()  # while the mark above holds
 
 
 def test_round_trip_is_exact(checkpoints):
@@ -54,7 +51,7 @@ def test_a_foreign_checkpoint_is_refused(checkpoints, tmp_path):
 def test_other_shapes_are_refused(checkpoints):
     checkpoints.save(3, TREE)
     wrong = {"shared": {"w": jax.ShapeDtypeStruct((4, 4), jnp.float32), "n": SHAPES["shared"]["n"]}}
-    with pytest.raises(RunError, match="checkpoint 3 in .* cannot be read"):
+    with pytest.raises(RunError, match=r"other arrays: .*'w'.* is .*3, 4.*, not .*4, 4"):
         checkpoints.restore(3, wrong)
 
 
@@ -75,5 +72,5 @@ def test_a_damaged_checkpoint_is_refused(checkpoints, tmp_path, damage):
             else:
                 data[middle] ^= 0xFF
                 path.write_bytes(data)
-    with pytest.raises(RunError, match="checkpoint 3 in .* cannot be read .* delete that step's"):
+    with pytest.raises(RunError, match="checkpoint 3 in .* is damaged: .* is (missing|not what was saved)"):
         checkpoints.restore(3, SHAPES)

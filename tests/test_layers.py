@@ -11,10 +11,11 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program",
     },
-    {"types", "progress", "engines.processes", "engines.published", "sandbox.files", "sandbox.worker"},
+    {"types", "files", "progress", "engines.processes", "engines.published", "sandbox.files",
+        "sandbox.worker"},
     {
         "advantages", "cli", "downloads", "loss", "mesh", "selection", "stopping", "team", "tokens",
-        "data", "tasks.base", "tasks.prompts", "sandbox.pool",
+        "data", "trees", "tasks.base", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
         "engines.servers", "models.config", "models.attention",
         "models.fused", "models.paged", "models.sampling",
@@ -42,7 +43,7 @@ RANKS = [
     {"train", "evaluate", "export", "plan", "prepare", "tasks.check"},
 ]  # fmt: skip
 NO_JAX = {
-    "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
+    "errors", "checks", "files", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
     "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
