@@ -45,7 +45,6 @@ class WarmStartConfig:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "learning_rate", self.learning_rate > 0, "must be positive")
         require(self, "warmup", self.warmup >= 0, "must not be negative")
-        require(self, "cache_dir", self.cache_dir.strip() != "", "must name a folder")
         try:
             folder_path(self.cache_dir)
         except ValueError as error:
