@@ -2,8 +2,8 @@
 
 import errno
 import sys
-import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -29,32 +29,33 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     A stop by signal exits with 128 + its number, as shells report it.
     """
+    app.run(lambda argv: guarded(main, argv))
 
-    def guarded(argv: list[str]) -> None:
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
-        try:
-            main(argv)
-        except Stopped as stopped:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            sys.exit(128 + stopped.signum)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            if error.filename is None and error.errno not in _FULL:
-                raise
-            what = "write" if error.errno in _FULL else "use"
-            print(f"error: cannot {what} {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-            sys.exit(2)
-        except MemoryError as error:
-            print(f"error: out of memory {error}".rstrip(), file=sys.stderr)
-            sys.exit(2)
-        except SystemExit as error:
-            if error.code not in (None, 0):
-                raise
-            traceback.print_exception(error)
-            print("error: something called sys.exit() before the end", file=sys.stderr)
-            sys.exit(1)
 
-    app.run(guarded)
+def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """``main`` as ``run`` runs it: returns if it came to its end, and exits with a code above 0 if not."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
+    try:
+        main(argv)
+    except Stopped as stopped:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + stopped.signum)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        what = "write" if error.errno in _FULL else "use"
+        _fail(f"cannot {what} {error.filename or 'a file'}: {error.strerror}")
+    except MemoryError as error:
+        _fail(f"out of memory {error}".rstrip())
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise
+        raise RuntimeError("something called sys.exit() before the end; the run is not finished") from error
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)

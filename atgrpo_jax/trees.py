@@ -17,9 +17,9 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -31,6 +31,8 @@ from atgrpo_jax.files import naming, sync_folder
 _ABOUT = "saved.json"
 _STATE = "state"
 _PARTIAL = ".partial"
+
+T = TypeVar("T")
 
 
 class Damaged(RunError):
@@ -87,21 +89,22 @@ def about_tree(place: Path) -> tuple[dict[str, Any], str]:
 
     Raises Damaged if any byte is another than was saved, OSError if it may not be read.
     """
+    file = place / _ABOUT
     try:
-        seen = json.loads((place / _ABOUT).read_bytes())
+        seen = json.loads(_reading(file, file.read_bytes))
         digest = seen.pop("digest")
         same = digest == _digest_of(seen)
         about, files = seen["about"], seen["files"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{place / _ABOUT} is missing") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{place / _ABOUT} is not what was saved") from error
+        raise Damaged(f"{file} is not what was saved") from error
     if not same:
-        raise Damaged(f"{place / _ABOUT} is not what was saved")
+        raise Damaged(f"{file} is not what was saved")
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        for fault in threads.map(lambda name: _fault(place / name, files[name]), files):
-            if fault is not None:
-                raise Damaged(fault)
+        paths = [place / name for name in files]
+        found = threads.map(lambda path: _reading(path, lambda: _size_and_digest(path)), paths)
+        for path, now, saved in zip(paths, found, files.values(), strict=True):
+            if now != saved:
+                raise Damaged(f"{path} is not what was saved")
     return about, digest
 
 
@@ -198,16 +201,13 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
     }
 
 
-def _fault(file: Path, saved: list[Any]) -> str | None:
+def _reading(file: Path, read: Callable[[], T]) -> T:
     try:
-        found = _size_and_digest(file)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return f"{file} is missing"
+        return read()
     except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        return f"{file} cannot be read ({error.strerror})"
-    return None if found == saved else f"{file} is not what was saved"
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
+            raise  # no damage: it may be read by somebody else, or later
+        raise Damaged(f"{file} cannot be read ({error.strerror})") from error
 
 
 def _size_and_digest(file: Path, sync: bool = False) -> list[Any]:
