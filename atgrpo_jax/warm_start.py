@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -109,7 +110,7 @@ def warm_start(
 
 def _cached(path: Path, shapes: Any) -> dict[str, Any] | None:
     """What was made before; None if nothing was, or if it is damaged, which is said."""
-    if not path.exists():
+    if not os.path.exists(path):  # nor where it cannot be looked for: that is told before anything is written
         return None
     try:
         trees.about_tree(path)
@@ -126,9 +127,10 @@ def _check_writable(folder: Path) -> None:
         make_folder(folder)
         trees.clean(folder)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
+    except (OSError, RunError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise RunError(
-            f"WarmStartConfig.cache_dir: cannot write in {folder} ({error.strerror}); give another folder"
+            f"WarmStartConfig.cache_dir: cannot write in {folder} ({reason}); give another folder"
         ) from error
 
 

@@ -57,6 +57,7 @@ warm_start.WarmStartConfig.instances = 2
 
 
 def experiment(place, root):
+    """The short run, with its cache in ``root``."""
     (place / "short.gin").write_text(SHORT)
     return config.load(
         str(place / "short.gin"), [f'warm_start.WarmStartConfig.cache_dir = "{root / "cache"}"']
@@ -83,10 +84,11 @@ def record(place):
     return root, sorted(copies.iterdir())
 
 
-def opened(place, root):
+def opened(x, root):
     """What the start of a run makes of ``root``: a digest of all that is left of it but TensorBoard's."""
-    x, folder = experiment(place, root), RunFolder(root / "run")
-    claim(folder, x)
+    folder = RunFolder(root / "run")
+    if not folder.exists():  # a config that is there is read when the run goes on, below
+        claim(folder, x)
     checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
     found = checkpoints.newest(lambda step: trees.about_tree(folder.checkpoints / str(step)))
     folder.rewind(-1 if found is None else found[0])
@@ -100,9 +102,9 @@ def opened(place, root):
     return digest.hexdigest()
 
 
-def left(place, root):
+def left(x, root):
     """What must be the same: metrics but for perf/, episodes, all arrays of the last checkpoint."""
-    x, folder = experiment(place, root), RunFolder(root / "run")
+    folder = RunFolder(root / "run")
     metrics = [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in folder.read_metrics()]
     episodes = {path.name: path.read_bytes() for path in folder.episodes.iterdir()}
     policies = Policies(x)
@@ -115,13 +117,14 @@ def left(place, root):
 def check(place, some=None):
     """Returns the number of copies, of states among them, and of those that a run went on from."""
     root, copies = record(place)
-    expected = left(place, root)
-    assert expected[2] == ["0", str(experiment(place, root).steps)]
+    x = experiment(place, root)
+    expected = left(x, root)
+    assert expected[2] == ["0", str(x.steps)]
     states = {}
     for copy in copies:
         trial = place / "trial"
         shutil.copytree(copy, trial)
-        states.setdefault(opened(place, trial), copy)
+        states.setdefault(opened(x, trial), copy)
         shutil.rmtree(trial)
     chosen = sorted(states.values())
     chosen = chosen if some is None else random.Random(0).sample(chosen, some)
@@ -130,7 +133,7 @@ def check(place, some=None):
         x, folder = experiment(place, copy), RunFolder(copy / "run")
         claim(folder, x)
         train(x, folder)
-        found = left(place, copy)
+        found = left(x, copy)
         assert found[:3] == expected[:3], copy.name
         jax.tree.map(np.testing.assert_array_equal, found[3], expected[3])
         assert folder.summary.is_file() and folder.curves.is_file()
