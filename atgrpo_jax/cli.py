@@ -14,6 +14,8 @@ from absl import app, flags, logging
 from atgrpo_jax.errors import Stopped, UserError
 from atgrpo_jax.stopping import Stopping
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing more can be written
+
 
 def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """--gin_file and --gin_param, for entry points that read a config."""
@@ -32,28 +34,39 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     A stop by signal exits with 128 + its number, as shells report it.
     """
+    app.run(lambda argv: guarded(main, argv))
 
-    def guarded(argv: list[str]) -> None:
-        _look_for_no_missing_tpu()
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
-        try:
-            with Stopping():
-                main(argv)
-        except Stopped as stopped:
-            _leave(stopped.note, stopped.signum)
-        except KeyboardInterrupt:
-            _leave("stopped at once, by a second signal; what is on disk is whole", signal.SIGINT)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise
-            print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
-            sys.exit(2)
 
-    app.run(guarded)
+def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """``main`` as ``run`` runs it: returns if it came to its end, and exits with a code above 0 if not."""
+    _look_for_no_missing_tpu()
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
+    try:
+        with Stopping():
+            main(argv)
+    except Stopped as stopped:
+        _leave(stopped.note, stopped.signum)
+    except KeyboardInterrupt:
+        _leave("stopped at once, by a second signal; what is on disk is whole", signal.SIGINT)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        what = "write" if error.errno in _FULL else "use"
+        _fail(f"cannot {what} {error.filename or 'a file'}: {error.strerror}")
+    except MemoryError as error:
+        _fail(f"out of memory {error}".rstrip())
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise
+        raise RuntimeError("something called sys.exit() before the end; the run is not finished") from error
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _leave(note: str, signum: int) -> NoReturn:

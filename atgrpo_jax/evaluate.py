@@ -9,7 +9,6 @@ task and evaluation may be others than in training: --gin_param='math.Math.files
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 
 from absl import flags
@@ -19,6 +18,7 @@ from atgrpo_jax.cli import gin_flags, run
 from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.evaluation import Score, available, difference, drawn_by, evaluate
 from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.files import append_json_line
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Weights
 from atgrpo_jax.policies import Policies
@@ -64,8 +64,7 @@ def evaluate_run(saved: SavedRun) -> None:
 
     for (_, number, _), score, settings in scores(x, saved.policies, contenders()):
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
-        with open(saved.folder.evaluations, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_json_line(saved.folder.evaluations, record)
 
 
 def _played(trained: Experiment) -> Experiment:

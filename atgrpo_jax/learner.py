@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.batch import Aggregate, each, filled
 from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.finite_arrays import all_finite
 from atgrpo_jax.loss import LARGEST, cloning_loss, kl_penalty, policy_loss
 from atgrpo_jax.mesh import batch_sharding, host_sharding, parameter_shardings, replicated
 from atgrpo_jax.models.head import Objective
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, init_params
-from atgrpo_jax.finite_arrays import all_finite
 from atgrpo_jax.types import Batch
 from atgrpo_jax.updates import STATE_FINITE, Updates
 

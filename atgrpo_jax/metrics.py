@@ -4,7 +4,9 @@ Names that start with "perf/" depend on the machine (seconds, rates, compiles); 
 every run of the same config and seed.
 """
 
-import json
+import io
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,9 @@ import jax
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from atgrpo_jax.files import append_json_line, make_folder, naming
 from atgrpo_jax.finite import UNTOUCHED, check_finite
 from atgrpo_jax.metric_names import of_role, together
 from atgrpo_jax.run_folder import RunFolder
@@ -26,25 +29,33 @@ class MetricsWriter:
     """Appends records; ``first`` is the first step to be written, later events of an older run are purged."""
 
     def __init__(self, folder: RunFolder, first: int):
-        self._file = open(folder.metrics, "a", encoding="utf-8")
-        self._events = EventFileWriter(str(folder.tensorboard), flush_secs=10)
+        self._metrics = folder.metrics
+        make_folder(folder.tensorboard)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}"
+        self._events = folder.tensorboard / name
+        with naming(self._events):
+            self._file = open(
+                self._events, "ab", buffering=0
+            )  # not TensorBoard's thread, which fails unheard
+        self._show(0, file_version="brain.Event:2")
         self._show(first, session_log=SessionLog(status=SessionLog.START))  # later ones before it are void
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Raises RunError before anything is written if a value is not finite, or called as the step is."""
         check_finite(values, f"step {step}, metrics", UNTOUCHED)
         record = together({"step": step}, {name: float(value) for name, value in sorted(values.items())})
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        append_json_line(self._metrics, record)
         scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
         self._show(step, summary=Summary(value=scalars))
 
     def _show(self, step: int, **what: Any) -> None:
-        self._events.add_event(Event(wall_time=time.time(), step=step, **what))
+        event = io.BytesIO()
+        RecordWriter(event).write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
+        with naming(self._events):
+            self._file.write(event.getvalue())
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:

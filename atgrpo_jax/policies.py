@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.engines.base import Engine, Served
 from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.finite_arrays import check_tree
 from atgrpo_jax.learner import Learner, PolicyState
 from atgrpo_jax.mesh import Divided, check_mesh, divided_parameters, provide_devices
 from atgrpo_jax.models import hf
@@ -17,7 +18,6 @@ from atgrpo_jax.models.transformer import Transformer, Weights, init_params
 from atgrpo_jax.sandbox.base import Runner
 from atgrpo_jax.team import BASE
 from atgrpo_jax.tokens import check_same_ids
-from atgrpo_jax.finite_arrays import check_tree
 from atgrpo_jax.types import Batch, seed_of
 from atgrpo_jax.updates import Updates
 from atgrpo_jax.warm_start import warm_start

@@ -1,6 +1,8 @@
 """What a person gets at the end of a run: the summary, and the curves as a PNG."""
 
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from atgrpo_jax.errors import RunError
 from atgrpo_jax.evaluation import available
 from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.files import write_atomically
 from atgrpo_jax.metric_names import OF_POLICY, OF_ROLE
 from atgrpo_jax.progress import duration
-from atgrpo_jax.run_folder import RunFolder, write_atomically
+from atgrpo_jax.run_folder import RunFolder
 
 # Title, then patterns of the metrics to draw; a star is the name of any policy or role.
 PANELS = (
@@ -29,20 +33,30 @@ PANELS = (
 def summarise(x: Experiment, folder: RunFolder) -> dict[str, Any]:
     """Writes summary.json and curves.png from metrics.jsonl; returns the summary."""
     records = folder.read_metrics()
-    scores = {record["step"]: record for record in records if "test/success" in record}
-    first, last = scores[0], scores[x.steps]
     keys = ("success", "low", "high", "turns")
+    before = _scores(folder, records, 0, keys)
+    after = _scores(folder, records, x.steps, keys)
     summary = {
         "run_dir": str(folder.path),
         "steps": x.steps,
         "instances": available(x.task, "test", x.evaluation.instances),
-        "before": {key: first[f"test/{key}"] for key in keys},
-        "after": {key: last[f"test/{key}"] for key in keys},
+        "before": before,
+        "after": after,
         "train_seconds": sum(record.get("perf/step_s", 0.0) for record in records),
     }
+    folder.check_ours()
     write_atomically(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
     plot_curves(records, folder.path.name, folder.curves)
     return summary
+
+
+def _scores(
+    folder: RunFolder, records: list[dict[str, Any]], step: int, keys: Sequence[str]
+) -> dict[str, Any]:
+    try:
+        return {key: records[step][f"test/{key}"] for key in keys}
+    except (IndexError, KeyError) as error:
+        raise RunError(f"{folder.metrics} has no test scores of step {step} ({error})") from error
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -85,11 +99,11 @@ def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
         if drawn:
             axis.legend(fontsize=8)
     axes.flat[0].set_ylim(-0.02, 1.02)
-    figure.suptitle(title)
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
+    figure.suptitle(title, parse_math=False)
+    drawn_png = io.BytesIO()
+    figure.savefig(drawn_png, dpi=110)
     plt.close(figure)
+    write_atomically(path, drawn_png.getvalue())
 
 
 def _matches(key: str, pattern: str) -> bool:

@@ -5,13 +5,24 @@ import gzip
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.errors import RunError
+from atgrpo_jax.files import (
+    folder_path,
+    make_folder,
+    naming,
+    partial_of,
+    read_json_lines,
+    write_atomically,
+)
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.tokens import Tokenizer
+
+_EPISODES = re.compile(r"step_([0-9]{6,})\.jsonl\.gz")
+_PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 
 
 class RunFolder:
@@ -22,7 +33,11 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path).expanduser().absolute()
+        """Raises RunError if no folder can have that name."""
+        try:
+            self.path = folder_path(path)
+        except ValueError as error:
+            raise RunError(f"run_dir {os.fspath(path)!r} {error}; give another --run_dir") from error
         self.config = self.path / "config.gin"
         self.metrics = self.path / "metrics.jsonl"
         self.episodes = self.path / "episodes"
@@ -31,13 +46,18 @@ class RunFolder:
         self.evaluations = self.path / "evaluations.jsonl"
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
+        self._lock: int | None = None
 
     def exists(self) -> bool:
         """Whether it holds a run. Raises RunError if it holds something else."""
         if self.config.is_file():
             return True
+        begun = (
+            ".lock",
+            partial_of(self.config).name,
+        )  # what a run may leave that ended before it had a config
         if self.path.exists() and (
-            not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())
+            not self.path.is_dir() or any(p.name not in begun for p in self.path.iterdir())
         ):
             raise RunError(
                 f"{self.path} is not a run folder (no config.gin) and not empty; give another --run_dir"
@@ -46,35 +66,61 @@ class RunFolder:
 
     def lock(self) -> None:
         """Makes the folder this process's until it ends. Raises RunError if a live one holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        make_folder(self.path)
+        name = self.path / ".lock"
+        self._lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(name):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"another process is training in {self.path}") from None
+        self.check_ours()
+
+    def check_ours(self) -> None:
+        """Raises RunError if somebody has removed or replaced the folder since it was locked."""
+        if self._lock is None:
+            return
+        try:
+            same = os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise RunError(f"{self.path} was removed or replaced while this run was going on in it")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All records. A last line cut short by a crash is left out; any other bad line is a RunError."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text().split("\n")
-        records = []
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise RunError(f"{self.metrics}, line {number}: not JSON ({error})") from error
+        """All records, of steps 0, 1, 2, ... A last line cut short by a crash is left out; any other bad line
+        is a RunError."""
+        records = read_json_lines(self.metrics)
+        for step, record in enumerate(records):
+            where = f"{self.metrics}, line {step + 1}"
+            for name, value in record.items():
+                if not _is_number(value):
+                    raise RunError(f"{where}: {name!r} is no number but {str(value)[:40]!r}")
+            if type(record.get("step")) is not int or record["step"] != step:
+                raise RunError(f'{where}: "step" must be {step}, not {record.get("step")!r}')
         return records
 
     def rewind(self, step: int) -> None:
-        """Forgets everything after ``step``, so that it can be done again."""
-        records = [record for record in self.read_metrics() if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in records)
+        """Forgets everything after ``step``, so that it can be done again; -1 is before the start.
+
+        Raises RunError if something before it is not there.
+        """
+        records = self.read_metrics()
+        if step == -1 and len(records) > 1:
+            raise RunError(
+                f"{self.path} has metrics of {len(records) - 1} steps but no checkpoint; "
+                "put checkpoints/ back, or give another --run_dir"
+            )
+        if len(records) <= step:
+            raise RunError(
+                f"{self.metrics} has no line of step {len(records)}, but there is checkpoint {step}; "
+                "put the file back, or give another --run_dir (evaluate and export still read this one)"
+            )
+        text = "".join(json.dumps(record) + "\n" for record in records[: step + 1])
         write_atomically(self.metrics, text.encode())
-        for file in self.episodes.glob(".*.partial"):
-            file.unlink()
-        for file in self.episodes.glob("step_*"):
-            if int(file.name.removeprefix("step_").split(".")[0]) > step:
+        for file in self.episodes.glob("*"):
+            found = _EPISODES.fullmatch(file.name)
+            if file.is_file() and (_PARTIAL.fullmatch(file.name) or (found and int(found[1]) > step)):
                 file.unlink()
 
     def write_episodes(self, step: int, credited: Sequence[Credited], tokenizer: Tokenizer) -> None:
@@ -83,7 +129,7 @@ class RunFolder:
         with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file:
             for item in credited:
                 file.write(json.dumps(_group_record(item, tokenizer)).encode() + b"\n")
-        self.episodes.mkdir(exist_ok=True)
+        make_folder(self.episodes)
         write_atomically(self.episodes / f"step_{step:06d}.jsonl.gz", buffer.getvalue())
 
     def read_episodes(self, step: int) -> Iterator[dict[str, Any]]:
@@ -92,18 +138,11 @@ class RunFolder:
                 yield json.loads(line)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file has either its old content or all of ``data``, even after a crash."""
-    temporary = path.with_name(f".{path.name}.partial")
+def _is_number(value: Any) -> bool:
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+        return type(value) in (int, float) and isinstance(float(value), float)
+    except OverflowError:
+        return False
 
 
 def _group_record(item: Credited, tokenizer: Tokenizer) -> dict[str, Any]:

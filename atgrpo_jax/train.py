@@ -5,12 +5,14 @@ from pathlib import Path
 from absl import flags
 
 from atgrpo_jax import config
+from atgrpo_jax.checkpoint import steps_in
 from atgrpo_jax.cli import gin_flags, run
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.experiment import Experiment, difference
+from atgrpo_jax.files import write_atomically
 from atgrpo_jax.loop import train
 from atgrpo_jax.report import summary_text
-from atgrpo_jax.run_folder import RunFolder, write_atomically
+from atgrpo_jax.run_folder import RunFolder
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string(
@@ -31,12 +33,18 @@ def main(argv: list[str]) -> None:
 
 def claim(folder: RunFolder, experiment: Experiment) -> None:
     """Makes the folder this run's, with its full config in it. Raises RunError if it is another run's."""
-    known = folder.exists()
+    folder.exists()  # nothing is left in a folder that is no run's
     folder.lock()
-    if known:
+    if folder.exists():  # asked again: a run may have begun in between
         differs = difference(experiment, config.load(str(folder.config)))
         if differs:
             raise RunError(f"{folder.path} holds a run of another config ({differs}); give another --run_dir")
+    done = max(steps_in(folder.checkpoints), default=0)
+    if done > experiment.steps:
+        raise RunError(
+            f"{folder.path} holds {done} steps already, more than Experiment.steps = {experiment.steps}; "
+            "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
+        )
     write_atomically(folder.config, config.render(experiment).encode())
 
 

@@ -15,6 +15,7 @@ from atgrpo_jax.data import SPLITS
 from atgrpo_jax.evaluation import available, drawn_by, evaluate
 from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.finite import UNTOUCHED, check_finite
+from atgrpo_jax.finite_arrays import check_tree
 from atgrpo_jax.groups import Credited, audit, credit
 from atgrpo_jax.learner import PolicyState
 from atgrpo_jax.metric_names import of_policy, together
@@ -24,7 +25,6 @@ from atgrpo_jax.progress import Progress, say
 from atgrpo_jax.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.task_calls import check_split
-from atgrpo_jax.finite_arrays import check_tree
 from atgrpo_jax.types import Episode, seed_of
 from atgrpo_jax.updates import Updates
 from atgrpo_jax.weight_sync import Gate
@@ -77,16 +77,16 @@ class Trainer:
     def __exit__(self, *exc) -> None:
         if self._writer is not None:
             self._writer.close()
-        self._checkpoints.close()
         self._opened.close()
 
     def begin(self) -> None:
         """From the newest checkpoint, or from a start that is scored, recorded and saved as step 0."""
-        latest = self._checkpoints.latest()
-        self.folder.rewind(-1 if latest is None else latest)
-        self._writer = MetricsWriter(self.folder, first=0 if latest is None else latest + 1)
         policies = self._policies
-        if latest is None:
+        found = self._checkpoints.newest(lambda step: policies.restore(self._checkpoints, step))
+        latest = -1 if found is None else found[0]
+        self.folder.rewind(latest)
+        self._writer = MetricsWriter(self.folder, first=latest + 1)
+        if found is None:
             self.states = policies.start(self._runner)
             if policies.base is not None:
                 self._checkpoints.save_base(policies.base)
@@ -95,8 +95,8 @@ class Trainer:
             self.checkpoint(0)
         else:
             say(f"going on after step {latest} of {self.folder.path}")
-            self.done = self._saved = latest
-            self.states = policies.restore(self._checkpoints, latest)
+            self.done, self.states = found
+            self._saved = self.done
             self.sync(latest)
         if self.x.loss.kl:
             start = policies.restore(self._checkpoints, 0)
@@ -206,6 +206,7 @@ class Trainer:
         seconds = self._seconds | {"perf/compiles": float(self._compiles.count)}
         record = together(*metrics, episode_metrics(episodes), scores, seconds)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
+        self.folder.check_ours()
         self.folder.write_episodes(step, credited, self.x.tokenizer)
         assert self._writer is not None
         self._writer.write(step, record)
@@ -236,6 +237,7 @@ class Trainer:
         """Whatever happened before: what is not finite never takes the place of what was."""
         for name, state in self.states.items():
             check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
+        self.folder.check_ours()
         self._checkpoints.save(step, self.states)
         self._saved = step
 

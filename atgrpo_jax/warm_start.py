@@ -2,20 +2,23 @@
 
 import dataclasses
 import inspect
+import os
 import random
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 import atgrpo_jax
+from atgrpo_jax import trees
 from atgrpo_jax.batch import BatchConfig, pack
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.errors import RunError
+from atgrpo_jax.files import folder_path, make_folder
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.learner import Learner, OptimizerConfig, cloning
 from atgrpo_jax.models.transformer import Transformer, Weights
@@ -46,6 +49,10 @@ class WarmStartConfig:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "learning_rate", self.learning_rate > 0, "must be positive")
         require(self, "warmup", self.warmup >= 0, "must not be negative")
+        try:
+            folder_path(self.cache_dir)
+        except ValueError as error:
+            require(self, "cache_dir", False, str(error))
 
 
 def warm_start(
@@ -71,7 +78,9 @@ def warm_start(
       meshes: where they are.
       source: names what ``fresh`` makes, beyond the seed.
 
-    Raises RunError if the cached result cannot be read, and NotFinite before anything is cached.
+    A damaged one is made anew. Two processes may make the same one at once: the first result stays.
+
+    Raises RunError or OSError if the result cannot be written, and NotFinite before anything is cached.
     """
     optimizer = dataclasses.replace(
         optimizer,
@@ -87,22 +96,47 @@ def warm_start(
         jax.devices()[0].device_kind, _sources(task),
     )  # fmt: skip
     key = hash_bytes(repr(dataclasses.replace(config, cache_dir="")) + repr(made_from[1:])).hex()
-    path = Path(config.cache_dir).expanduser().absolute() / "warm_start" / key
+    path = folder_path(config.cache_dir) / "warm_start" / key
     places = {name: (models[name], meshes[name]) for name in fresh}
     made = {(model, mesh): Learner(model, optimizer, cloning, mesh) for model, mesh in set(places.values())}
     learners = {name: made[place] for name, place in places.items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        if path.exists():
-            say(f"warm start: from the cache, {path}")
-            return _read(checkpointer, path, {name: learners[name].shapes.params for name in fresh})
-        propose = demonstrations(task, tokenizer, config.candidates, seed)
-        player = Player(task, team, tokenizer, propose, Sampling(), seed, runner=runner, select="random")
-        params = _clone(config, fresh, learners, player, batch)
-        proof = Gate(models, tokenizer.stop_ids, 1.0, 1.0, seed)
-        proof.learned({name: Weights(own) for name, own in params.items()}, 0)
-        checkpointer.save(path, params)
-        checkpointer.wait_until_finished()
+    cached = _cached(path, {name: learners[name].shapes.params for name in fresh})
+    if cached is not None:
+        return cached
+    _check_writable(path.parent)
+    propose = demonstrations(task, tokenizer, config.candidates, seed)
+    player = Player(task, team, tokenizer, propose, Sampling(), seed, runner=runner, select="random")
+    params = _clone(config, fresh, learners, player, batch)
+    proof = Gate(models, tokenizer.stop_ids, 1.0, 1.0, seed)
+    proof.learned({name: Weights(own) for name, own in params.items()}, 0)
+    trees.write_tree(path, params, {"key": key}, keep=True)
     return params
+
+
+def _cached(path: Path, shapes: Any) -> dict[str, Any] | None:
+    """What was made before; None if nothing was, or if it is damaged, which is said."""
+    if not os.path.exists(path):  # nor where it cannot be looked for: that is told before anything is written
+        return None
+    try:
+        trees.about_tree(path)
+    except trees.Damaged as error:
+        say(f"warm start: the cached one is damaged ({error}); it is made anew")
+        return None
+    say(f"warm start: from the cache, {path}")
+    return trees.read_tree(path, shapes)
+
+
+def _check_writable(folder: Path) -> None:
+    """Before a warm start is made, rather than after it. Raises RunError."""
+    try:
+        make_folder(folder)
+        trees.clean(folder)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RunError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(
+            f"WarmStartConfig.cache_dir: cannot write in {folder} ({reason}); give another folder"
+        ) from error
 
 
 def _clone(config, fresh, learners, player, batch) -> dict[str, Any]:
@@ -147,16 +181,6 @@ def demonstrated(episodes: Sequence[Episode]) -> dict[str, list[Credited]]:
         credited = Credited(group, np.ones(k, np.float32), np.ones(k, bool))
         items.setdefault(group.origin.policy, []).append(credited)
     return items
-
-
-def _read(checkpointer, path: Path, shapes: Any) -> dict[str, Any]:
-    try:
-        return checkpointer.restore(path, shapes)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(
-            f"the cached warm start {path} cannot be read ({reason[:200]}); delete that folder"
-        ) from error
 
 
 def _sources(task: Play) -> str:

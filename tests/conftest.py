@@ -3,7 +3,9 @@
 import atexit
 import gc
 import os
+import resource
 import shutil
+import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands that tests start, too: libtpu looks for a TPU, loudly
@@ -43,3 +45,13 @@ def forget_programs():
 def devices():
     assert jax.device_count() == 8
     return jax.devices()
+
+
+@pytest.fixture
+def limited_file_size():
+    """Sets the largest size of a file, until the test ends: as a full disk does. -1 is no limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)

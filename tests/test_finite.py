@@ -14,6 +14,7 @@ from atgrpo_jax.config import load, render
 from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.finite import NotFinite, check_finite
+from atgrpo_jax.finite_arrays import all_finite, check_tree, not_finite
 from atgrpo_jax.loop import train
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.config import ModelConfig
@@ -23,7 +24,6 @@ from atgrpo_jax.saved_run import SavedRun
 from atgrpo_jax.tasks.base import Step
 from atgrpo_jax.team import Team
 from atgrpo_jax.trainer import Trainer
-from atgrpo_jax.finite_arrays import all_finite, check_tree, not_finite
 from atgrpo_jax.types import Outcome, Reward
 from atgrpo_jax.warm_start import WarmStartConfig
 

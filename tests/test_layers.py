@@ -12,12 +12,12 @@ RANKS = [
         "sandbox.packages", "sandbox.program",
     },
     {
-        "types", "progress", "finite", "metric_names", "stopping",
+        "types", "files", "progress", "finite", "metric_names", "stopping",
         "engines.processes", "engines.published", "sandbox.files", "sandbox.worker",
     },
     {
         "advantages", "cli", "downloads", "loss", "mesh", "finite_arrays", "team", "tokens",
-        "data", "tasks.base", "tasks.prompts", "sandbox.pool",
+        "data", "trees", "tasks.base", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
         "engines.servers", "models.config", "models.attention",
         "models.fused", "models.paged", "models.sampling",
@@ -45,7 +45,7 @@ RANKS = [
     {"train", "evaluate", "export", "plan", "prepare", "tasks.check"},
 ]  # fmt: skip
 NO_JAX = {
-    "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
+    "errors", "checks", "files", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
     "finite", "metric_names", "task_calls",
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
     "tasks.math", "tasks.math_problems", "downloads",

@@ -1,14 +1,16 @@
-import errno
-import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 from fakes import group
 
+from atgrpo_jax.config import load, render
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.groups import Credited
-from atgrpo_jax.run_folder import RunFolder, write_atomically
+from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.tokens import TinyTokenizer
+from atgrpo_jax.train import claim
 
 
 @pytest.fixture
@@ -85,12 +87,130 @@ def test_the_same_episodes_are_the_same_bytes(folder, tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    os.symlink("/dev/full", tmp_path / ".file.partial")
-    with pytest.raises(OSError) as raised:
-        write_atomically(path, b"new")
-    assert raised.value.errno == errno.ENOSPC
-    assert path.read_bytes() == b"old"
-    assert not (tmp_path / ".file.partial").exists()
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.gin.partial"], []])
+def test_a_folder_of_a_run_that_was_killed_before_it_had_a_config_is_free(tmp_path, left):
+    for name in left:
+        (tmp_path / name).write_bytes(b"")
+    folder = RunFolder(tmp_path)
+    assert not folder.exists()
+    folder.lock()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udcff", "~nobody.at.all/run"])
+def test_a_name_that_no_folder_can_have_is_refused(name):
+    with pytest.raises(RunError, match=r"run_dir '.*' (has|is|names) .*; give another --run_dir"):
+        RunFolder(name)
+
+
+def test_what_is_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match="a link to nothing"):
+        RunFolder(tmp_path / "dangling").lock()
+    for name in ("loop", "loop/run", "file/run", "x" * 300, "x" * 300 + "/run"):
+        with pytest.raises((OSError, RunError)) as raised:
+            folder = RunFolder(tmp_path / name)
+            folder.exists()
+            folder.lock()
+        assert str(tmp_path / name.split("/")[0]) in str(raised.value), name
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_was_taken_away_is_not_written_to(folder, tmp_path, replaced):
+    folder.check_ours()
+    shutil.rmtree(folder.path)
+    if replaced:
+        RunFolder(folder.path).lock()
+    with pytest.raises(RunError, match="was removed or replaced while this run was going on"):
+        folder.check_ours()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("5", "not a JSON object"),
+        ("{}", '"step" must be 1, not None'),
+        ('{"step": "1"}', "'step' is no number but '1'"),
+        ('{"step": true}', "'step' is no number"),
+        ('{"step": 1.0}', '"step" must be 1, not 1.0'),
+        ('{"step": 0}', '"step" must be 1, not 0'),
+        ('{"step": 2}', '"step" must be 1, not 2'),
+        ('{"step": 1, "x": null}', "'x' is no number but 'None'"),
+        ('{"step": 1, "x": ' + "9" * 400 + "}", "'x' is no number"),
+    ],
+)
+def test_a_bad_record_is_named(folder, line, says):
+    folder.metrics.write_text('{"step": 0}\n' + line + '\n{"step": 2}\n')
+    with pytest.raises(RunError, match=f"metrics.jsonl, line 2: {re.escape(says)}"):
+        folder.read_metrics()
+    folder.metrics.write_text('{"step": 0, "x": Infinity, "y": NaN, "z": 3}\n')
+    assert folder.read_metrics()[0]["x"] == float("inf")
+
+
+def test_rewind_leaves_alone_what_is_not_ours(folder):
+    records(folder, 0, 1)
+    kept = [
+        "step_x", "step_", "step_notes.txt", "step_000002.jsonl", "step_2.jsonl.gz", "step_000001.jsonl.gz",
+        "step_\u0661\u0661\u0661\u0661\u0661\u0661.jsonl.gz", "a.partial", ".b.partial",
+        "step_000002.jsonl.gz.bak",
+    ]  # fmt: skip
+    folder.episodes.mkdir()
+    for name in [*kept, "step_000002.jsonl.gz", "step_1000000.jsonl.gz"]:
+        (folder.episodes / name).write_bytes(b"")
+    (folder.episodes / "step_000003.jsonl.gz").mkdir()
+    folder.rewind(1)
+    assert {path.name for path in folder.episodes.iterdir()} == {*kept, "step_000003.jsonl.gz"}
+
+
+def test_rewind_refuses_to_lose_what_is_there(folder):
+    records(folder, 0, 1)
+    with pytest.raises(
+        RunError, match=r"has no line of step 2, but there is checkpoint 4; put the file back"
+    ):
+        folder.rewind(4)
+    with pytest.raises(RunError, match=r"has metrics of 1 steps but no checkpoint; put checkpoints/ back"):
+        folder.rewind(-1)
+    assert len(folder.read_metrics()) == 2
+    folder.metrics.unlink()
+    with pytest.raises(RunError, match=r"has no line of step 0, but there is checkpoint 4"):
+        folder.rewind(4)
+    records(folder, 0)
+    folder.rewind(-1)  # killed between the scores of the start and its checkpoint
+    assert folder.read_metrics() == []
+
+
+def test_a_claim_looks_again_under_the_lock(tmp_path):
+    """Between the first look and the lock another run has come and gone."""
+    other = load("smoke.gin", ["experiment.Experiment.seed = 1"])
+
+    class Late(RunFolder):
+        def lock(self):
+            self.path.mkdir()
+            self.config.write_text(render(other))
+            super().lock()
+
+    with pytest.raises(
+        RunError, match=r"holds a run of another config \(Experiment.seed = 1 there, 0 given\)"
+    ):
+        claim(Late(tmp_path / "run"), load("smoke.gin"))
+    assert load(str(tmp_path / "run" / "config.gin")) == other
+
+
+def test_a_claim_leaves_nothing_in_a_folder_that_is_no_runs(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(RunError, match="is not a run folder"):
+        claim(RunFolder(tmp_path), load("smoke.gin"))
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    (folder.checkpoints / "6").mkdir(parents=True)
+    folder.config.write_text(render(load("smoke.gin")))
+    before = folder.config.read_bytes()
+    with pytest.raises(
+        RunError, match=r"holds 6 steps already, more than Experiment.steps = 4; ask for more"
+    ):
+        claim(folder, load("smoke.gin", ["experiment.Experiment.steps = 4"]))
+    assert folder.config.read_bytes() == before

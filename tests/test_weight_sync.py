@@ -11,9 +11,9 @@ from fakes import ScriptedEngine, small_model
 from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.finite import NotFinite
+from atgrpo_jax.finite_arrays import not_finite
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.transformer import Weights, init_params
-from atgrpo_jax.finite_arrays import not_finite
 from atgrpo_jax.weight_sync import (
     CHOSEN,
     KEPT,

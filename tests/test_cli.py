@@ -1,0 +1,63 @@
+"""What becomes of an exception of an entry point."""
+
+import errno
+import os
+
+import pytest
+
+from atgrpo_jax.cli import guarded
+from atgrpo_jax.errors import RunError, Stopped
+
+
+def ends(error, capsys):
+    """The exit code and what was said."""
+
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as raised:
+        guarded(main, [])
+    return raised.value.code, capsys.readouterr().err
+
+
+def oserror(number, name=None):
+    return OSError(number, os.strerror(number), name)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RunError("no such step"), "error: no such step\n"),
+        (oserror(errno.ENOSPC, "a"), "error: cannot write a: No space left on device\n"),
+        (oserror(errno.ENOSPC), "error: cannot write a file: No space left on device\n"),
+        (oserror(errno.EACCES, "a"), "error: cannot use a: Permission denied\n"),
+        (oserror(errno.ENAMETOOLONG, "a"), "error: cannot use a: File name too long\n"),
+        (oserror(errno.EIO, b"a"), "error: cannot use b'a': Input/output error\n"),
+        (MemoryError("Unable to allocate 4 GiB"), "error: out of memory Unable to allocate 4 GiB\n"),
+    ],
+)
+def test_errors_that_a_person_can_act_on_are_one_line_and_code_2(error, line, capsys):
+    assert ends(error, capsys) == (2, line)
+
+
+def test_a_stop_is_told_by_its_code(capsys):
+    assert ends(Stopped(15), capsys) == (143, "stopped; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ConnectionResetError(errno.ECONNRESET, "reset")])
+def test_other_errors_stay_what_they_are(error):
+    def main(argv):
+        raise error
+
+    with pytest.raises(type(error)):
+        guarded(main, [])
+
+
+@pytest.mark.parametrize("code", [0, None])
+def test_what_ends_before_its_end_does_not_end_with_0(code):
+    def main(argv):
+        raise SystemExit(code)
+
+    with pytest.raises(RuntimeError, match="the run is not finished"):
+        guarded(main, [])
+    guarded(lambda argv: None, [])
