@@ -16,7 +16,7 @@ import jax
 import pytest
 from aiohttp import web
 from fakes import SMALL, small_model
-from scripted_server import ScriptedServer
+from scripted_server import RAW, ScriptedServer
 
 from atgrpo_jax.engines import fleet, servers
 from atgrpo_jax.engines.background import Background
@@ -147,7 +147,7 @@ def test_seeds_are_sent_where_they_are_honoured(server, make, monkeypatch):
 TRIED_AGAIN = (
     "408", "429", "500", "503", "closed", "cut", "no json", "one missing", "no logprobs", "a logprob less",
     "too many", "no count", "wrong id", "nan", "stopped early", "aborted", "another version", "two versions",
-    "restarted",
+    "restarted", *RAW, "endless", "gzip", "307", "true for an id", "id 3.0", "logprob of 400 digits",
 )  # fmt: skip
 
 
@@ -161,6 +161,42 @@ def test_a_group_that_came_back_wrong_is_drawn_again_whole(server, make, fault, 
     assert server.version == engine._fleets["shared"].state  # a server that lost its weights has them again
     updates = len(server.bodies("/update_weights_from_disk"))
     assert updates == (2 if fault == "restarted" else 1)
+
+
+@pytest.mark.parametrize("fault", [*RAW, "endless", "gzip", "307"])
+@pytest.mark.parametrize("path", ["/model_info", "/server_info", "/update_weights_from_disk"])
+def test_other_answers_that_nobody_can_use_stop_the_run_in_words(server, make, path, fault):
+    server.spoilt = {path: fault}
+    with pytest.raises(RunError) as stopped:
+        make(server)
+    assert "\n" not in str(stopped.value) and len(str(stopped.value)) < 800
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_req_input_len": "256"}, {"max_req_input_len": True}, {"skip_tokenizer_init": None},
+        {"enable_lora": 1}, {"enable_deterministic_inference": "no"}, {"weight_version": 5},
+        {"model_path": None}, {"tokenizer_path": ["x"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_servers_say_about_themselves_has_its_types(server, make, monkeypatch, change):
+    for name in ("_server_info", "_model_info"):
+        said = getattr(server, name)(None)
+        monkeypatch.setattr(server, name, lambda body, said=said: said | change)
+    with pytest.raises(RunError, match=f"answered {next(iter(change))} = .* does not answer as sglang 0.5"):
+        make(server)
+
+
+def test_requests_go_to_no_other_address_than_that_of_the_config(folder, make):
+    """A redirect would take the prompts with it, and the key where the hosts are the same."""
+    with ScriptedServer(folder) as other, ScriptedServer(folder) as server:
+        engine = make(server, attempts=2)
+        server.elsewhere, server.faults = other.url, ["307"] * 9
+        with pytest.raises(RunError, match=f"status 307 sends us to '{other.url}/generate'; only addresses"):
+            ask(engine, request())
+        assert not other.asked
 
 
 def test_entries_that_a_server_repeats_are_left_out(server, make):
@@ -381,8 +417,9 @@ def test_adapters_have_a_new_name_for_every_version(folder, make):
         make(bare, weights=ADAPTERS, starts={"a": "base", "b": "base"})
 
 
-def test_an_answer_that_is_lost_does_not_end_the_run(folder, make):
+def test_an_answer_that_is_lost_does_not_end_the_run(folder, make, monkeypatch):
     """The server has done what it was asked for, and says so when it is asked again."""
+    monkeypatch.setattr(fleet, "_REST_S", 0.1)
     with ScriptedServer(folder, lora=True) as server:
         engine = make(server, weights=ADAPTERS, starts={"a": "base", "b": "base"}, start=20.0)
         for path in ("/load_lora_adapter", "/unload_lora_adapter", "/update_weights_from_disk"):
@@ -413,7 +450,7 @@ def test_a_router_draws_and_the_servers_behind_it_take_the_weights(folder, make)
 
 
 def test_a_router_that_is_not_there_is_missed_before_anything(server, make):
-    with pytest.raises(RunError, match=r"no server of shared for 0.5 s: http://127.0.0.1:1/readiness: "):
+    with pytest.raises(RunError, match=r"no server of shared: http://127.0.0.1:1/readiness: nobody"):
         make(server, router="http://127.0.0.1:1")
     with pytest.raises(RunError, match="does not answer as sglang or sglang-router does"):
         make(server, router=f"{server.url}/generate")
@@ -461,8 +498,20 @@ def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(fo
         with pytest.raises(RunError, match="mlp_width = 50; shared has 48"):
             make(wide)
         assert not wide.bodies("/update_weights_from_disk")
-    with pytest.raises(RunError, match="no server of shared for 0.1 s: http://127.0.0.1:1/model_info"):
-        make(urls=("http://127.0.0.1:1",), start=0.1)
+
+
+def test_where_nobody_listens_is_told_at_once_and_a_silent_server_waited_for(folder, make, monkeypatch):
+    says = "no server of shared: http://127.0.0.1:1/model_info: nobody listens there; start it first, or"
+    with pytest.raises(RunError, match=says):
+        make(urls=("http://127.0.0.1:1",), start=600.0)
+    monkeypatch.setattr(fleet, "ASK_S", 0.1)
+    with ScriptedServer(folder) as silent:
+        silent.hang()
+        try:
+            with pytest.raises(RunError, match="no server of shared for 0.3 s: .*model_info: no answer in"):
+                make(silent, start=0.3)
+        finally:
+            silent.go_on()
 
 
 def test_a_server_that_ends_samples_elsewhere_or_decodes_them_otherwise_is_refused(
