@@ -45,6 +45,7 @@ class ScriptedServer:
         self.lost: list[str] = []
         self.spoilt: dict[str, str] = {}
         self.elsewhere = self.url
+        self.sick = False  # its health is not answered
         self.asked: list[tuple[str, object]] = []  # (path, body)
         self.version = "default"
         self.pushed = ""
@@ -98,6 +99,8 @@ class ScriptedServer:
             return await self._spoil(self.spoilt[request.path], request)
         if request.path == "/generate":
             return await self._generate(request, body)
+        if request.path == "/health_generate" and self.sick:
+            return web.Response(status=503)
         about = getattr(self, "_" + request.path.strip("/"), None)
         answer = about(body) if about else web.Response(status=404)
         if request.path in self.lost:
@@ -163,11 +166,13 @@ class ScriptedServer:
             for i, (ids, params) in enumerate(zip(body["input_ids"], each, strict=True))
         ]
         first = answers[0]["meta_info"]
-        if fault in (*RAW, "endless", "gzip", "307", "echo"):
+        if fault == "echo in a sample":
+            first["output_token_logprobs"][-1][1] = request.headers["Authorization"]
+        elif fault in (*RAW, "endless", "gzip", "307", "echo", "echo in JSON"):
             return await self._spoil(fault, request)
-        if fault.isdigit():
+        elif fault.isdigit():
             return web.Response(status=int(fault), text=HTTPStatus(int(fault)).phrase)
-        if fault == "closed":
+        elif fault == "closed":
             request.transport.close()
         elif fault == "cut":
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -228,6 +233,8 @@ class ScriptedServer:
         if fault == "echo":
             key = request.headers["Authorization"]
             return web.Response(status=400, text=f"{key}\n{quote(key)}\n{json.dumps(key)}\x1b[2J")
+        if fault == "echo in JSON":
+            return web.json_response({"error": {"message": ["x" * 90, dict(request.headers)]}}, status=400)
         if fault == "gzip":  # more when it is unpacked
             return web.Response(body=BOMB, headers={"Content-Encoding": "gzip"})
         if fault != "endless":

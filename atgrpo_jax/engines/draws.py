@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import random
 import time
@@ -29,12 +28,25 @@ from atgrpo_jax.progress import say
 from atgrpo_jax.types import Sample
 
 
-@dataclasses.dataclass
 class _Try:
-    """A group with these servers. ``ready``: they hold what they must, and one of them draws."""
+    """A group with these servers. ``ready``: they hold what they must, and one of them draws.
 
-    servers: Sequence[Server]
-    ready: bool = False
+    ``due`` is when (time.monotonic) another server is asked, too: soon while these are not ready, and then
+    after half of the time that is left, each time.
+    """
+
+    def __init__(self, servers: Sequence[Server], end: float):
+        self.servers, self._end = servers, end
+        self.ready = False
+        self.due = time.monotonic() + min(ASK_S, (end - time.monotonic()) / 2)
+
+    def draws(self) -> None:
+        self.ready = True
+        self.put_off()
+
+    def put_off(self) -> None:
+        now = time.monotonic()
+        self.due = now + max((self._end - now) / 2, 1.0)
 
 
 Drawn = tuple[Sequence[Sample], Usage]
@@ -89,11 +101,11 @@ class Drawer:
         key, end = request.addresses[0].group, time.monotonic() + self._deadline
         nonsense = 0
         for attempt in itertools.count():
-            self._start(request, fleet, version, attempt, running)
+            self._start(request, fleet, version, attempt, running, end)
             done = await self._wait(fleet, running, end)
             if not done and time.monotonic() >= end:
                 return await self._missed(request, fleet, version, running)
-            for task in done:
+            for task in sorted(done, key=lambda task: task.exception() is not None):
                 tried, failure = running.pop(task), task.exception()
                 if failure is None:
                     fleet.in_time(tried.servers)
@@ -104,7 +116,7 @@ class Drawer:
                     server.state = None
                 self.retries += 1
                 nonsense += not isinstance(failure, Unreachable)
-                pause = min(0.2 * 2**attempt, 5.0) * (0.5 + random.random())
+                pause = min(0.2 * 2 ** min(attempt, 5), 5.0) * (0.5 + random.random())
                 if nonsense >= self._attempts or time.monotonic() + pause > end:
                     raise RunError(
                         f"no sample at {key.path()} after {attempt + 1} tries; the last: {failure}"
@@ -114,7 +126,9 @@ class Drawer:
                 await asyncio.sleep(pause)
         raise AssertionError
 
-    def _start(self, request: Request, fleet: Fleet, version: int, attempt: int, running: _Running) -> None:
+    def _start(
+        self, request: Request, fleet: Fleet, version: int, attempt: int, running: _Running, end: float
+    ) -> None:
         """One more try, if a server is left that has not got the group."""
         busy = _servers(running)
         if self._router:  # which does not say to which of its servers it sends a request
@@ -123,22 +137,23 @@ class Drawer:
             chosen = fleet.choose(request.addresses[0].group, attempt, busy)
             servers = [] if chosen is None else [chosen]
         if servers:
-            new = _Try(servers)
+            new = _Try(servers, end)
             running[asyncio.create_task(self._try(new, fleet, request, version))] = new
 
     async def _wait(self, fleet: Fleet, running: _Running, end: float) -> set[asyncio.Task[Drawn]]:
         """Those that end, if one does before it is time to ask another server, or too late."""
-        left = max(0.0, end - time.monotonic())
-        busy = _servers(running)
         alone = self._router is not None or len(fleet.servers) == 1
-        share = left if alone else max(left / 2, min(left, 1.0))
-        if not alone and not any(tried.ready for tried in running.values()):
-            share = min(share, ASK_S)  # weights go on being given while another server draws
-        done, _ = await asyncio.wait(running, timeout=share, return_when=asyncio.FIRST_COMPLETED)
-        if not done and fleet.spare(busy):
-            for tried in running.values():
-                if tried.ready:
-                    fleet.late(tried.servers[0], share)
+        while True:
+            now, due = time.monotonic(), end if alone else min(end, max(t.due for t in running.values()))
+            done, _ = await asyncio.wait(
+                running, timeout=max(0.0, due - now), return_when=asyncio.FIRST_COMPLETED
+            )
+            if done or now >= due:
+                break
+        for tried in () if done or alone else running.values():
+            if tried.ready and fleet.spare(_servers(running)):
+                fleet.late(tried.servers[0])
+            tried.put_off()
         return done
 
     async def _missed(self, request: Request, fleet: Fleet, version: int, running: _Running) -> Drawn:
@@ -150,16 +165,14 @@ class Drawer:
         front, path = ([self._router], "/readiness") if self._router else (fleet.servers, HEALTH)
         if not await fleet.any_answers(front, path, min(4 * ASK_S, self._deadline)):
             urls = ", ".join(server.url for server in front)
-            raise RunError(
-                f"no sample at {place} within {limit}, and {urls} do not answer any more: they hang"
-            )
+            raise RunError(f"no sample at {place} within {limit}; {urls}: no answer any more, it hangs")
         return [Sample((), (), "error", version)] * len(request.addresses), Usage()
 
     async def _try(self, tried: _Try, fleet: Fleet, request: Request, version: int) -> Drawn:
         """By one of the servers: the prompt first, alone, so that its samples find it in the server's cache.
         Who stops waiting has the server stop, too."""
         await fleet.heal_any(tried.servers)
-        tried.ready = True
+        tried.draws()
         state, count = fleet.state, len(request.addresses)
         prompt, group = self._bodies(request, fleet)
         front, patience = self._router or tried.servers[0], 2 * self._deadline  # ``_wait`` ends it sooner

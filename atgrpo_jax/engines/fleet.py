@@ -125,13 +125,13 @@ class Fleet:
             say(f"{why}; {self.name} goes on without this server until it answers again")
         server.down = time.monotonic() + seconds, why
 
-    def late(self, server: Server, seconds: float) -> None:
+    def late(self, server: Server) -> None:
         """It has drawn no group in its share of the time: it is left out until it draws again when it is
         asked for its health, each time for longer."""
         if not server.down[1]:
             server.late += 1
             rest = min(_REST_S * 2 ** (server.late - 1), _LONGEST_REST_S)
-            self._leave_out(server, f"{server.url}: no group in {seconds:.0f} s", rest)
+            self._leave_out(server, f"{server.url} has drawn no group in its time", rest)
 
     def in_time(self, servers: Sequence[Server]) -> None:
         """They have drawn a group."""
