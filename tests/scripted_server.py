@@ -5,18 +5,36 @@ two together.
 """
 
 import asyncio
+import contextlib
+import gzip
 import json
 import threading
 from http import HTTPStatus
+from urllib.parse import quote
 
 from aiohttp import web
 
 from atgrpo_jax.engines.processes import free_port
 
+# Bodies that are no answer.
+RAW = {
+    "deep": b"[" * 200_000,
+    "deep and whole": b"[" * 50_000 + b"]" * 50_000,
+    "5,000 digits": b'{"weight_version": ' + b"1" * 5000 + b"}",
+    "not a number": b'{"weight_version": NaN, "success": -Infinity}',
+    "no UTF-8": b'{"weight_version": "\xff"}',
+    "UTF-16": '{"success": true}'.encode("utf-16"),
+    "one name twice": b'{"success": true, "success": true}',
+    "text": b'"text"',
+    "empty": b"",
+}
+BOMB = gzip.compress(b" " * (1 << 22))
+
 
 class ScriptedServer:
     """``faults`` is a list of what to do instead of an answer to the next groups: one each. What is asked of
-    the paths in ``lost`` is done, and the answer lost, once."""
+    the paths in ``lost`` is done, and the answer lost, once; the paths in ``spoilt`` answer with that fault,
+    and redirects go to ``elsewhere``."""
 
     def __init__(self, model_path, vocab_size=64, context=256, lora=False, key=None, port=None):
         self.model_path, self.vocab_size, self.context = str(model_path), vocab_size, context
@@ -25,6 +43,9 @@ class ScriptedServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.faults: list[str] = []
         self.lost: list[str] = []
+        self.spoilt: dict[str, str] = {}
+        self.elsewhere = self.url
+        self.sick = False  # its health is not answered
         self.asked: list[tuple[str, object]] = []  # (path, body)
         self.version = "default"
         self.pushed = ""
@@ -52,6 +73,7 @@ class ScriptedServer:
 
     def go_on(self):
         self._going.set()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), self._loop).result()  # sees who has hung up
 
     def restart(self):
         """As a supervisor would: the weights and adapters are gone."""
@@ -73,8 +95,12 @@ class ScriptedServer:
         self.asked.append((request.path, body))
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": "Unauthorized"}, status=401)
+        if request.path in self.spoilt:
+            return await self._spoil(self.spoilt[request.path], request)
         if request.path == "/generate":
             return await self._generate(request, body)
+        if request.path == "/health_generate" and self.sick:
+            return web.Response(status=503)
         about = getattr(self, "_" + request.path.strip("/"), None)
         answer = about(body) if about else web.Response(status=404)
         if request.path in self.lost:
@@ -140,9 +166,13 @@ class ScriptedServer:
             for i, (ids, params) in enumerate(zip(body["input_ids"], each, strict=True))
         ]
         first = answers[0]["meta_info"]
-        if fault.isdigit():
+        if fault == "echo in a sample":
+            first["output_token_logprobs"][-1][1] = request.headers["Authorization"]
+        elif fault in (*RAW, "endless", "gzip", "307", "echo", "echo in JSON"):
+            return await self._spoil(fault, request)
+        elif fault.isdigit():
             return web.Response(status=int(fault), text=HTTPStatus(int(fault)).phrase)
-        if fault == "closed":
+        elif fault == "closed":
             request.transport.close()
         elif fault == "cut":
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -168,6 +198,12 @@ class ScriptedServer:
             first["completion_tokens"] = None
         elif fault == "wrong id":
             first["output_token_logprobs"][-1][1] = self.vocab_size
+        elif fault == "true for an id":
+            first["output_token_logprobs"][-1][1] = True
+        elif fault == "id 3.0":
+            first["output_token_logprobs"][-1][1] = 3.0
+        elif fault == "logprob of 400 digits":
+            first["output_token_logprobs"][-1][0] = -(10**400)
         elif fault == "nan":
             first["output_token_logprobs"][-1][0] = float("nan")
         elif fault == "stopped early":
@@ -190,6 +226,25 @@ class ScriptedServer:
         else:
             assert not fault, fault
         return web.json_response(answers)
+
+    async def _spoil(self, fault, request):
+        if fault == "307":
+            return web.Response(status=307, headers={"Location": self.elsewhere + request.path})
+        if fault == "echo":
+            key = request.headers["Authorization"]
+            return web.Response(status=400, text=f"{key}\n{quote(key)}\n{json.dumps(key)}\x1b[2J")
+        if fault == "echo in JSON":
+            return web.json_response({"error": {"message": ["x" * 90, dict(request.headers)]}}, status=400)
+        if fault == "gzip":  # more when it is unpacked
+            return web.Response(body=BOMB, headers={"Content-Encoding": "gzip"})
+        if fault != "endless":
+            return web.Response(body=RAW[fault])
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b" " * (1 << 18))
+        return response
 
     def _one(self, ids, params, rid, count):
         """Tokens count up from the prompt's sum."""

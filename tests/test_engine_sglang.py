@@ -1,24 +1,29 @@
 """The SGLang engine against a scripted server; ``test_sglang_live.py`` has the real one."""
 
 import asyncio
+import contextlib
 import dataclasses
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import jax
 import pytest
 from aiohttp import web
 from fakes import SMALL, small_model
-from scripted_server import ScriptedServer
+from scripted_server import RAW, ScriptedServer
 
-from atgrpo_jax.engines import fleet, servers
+from atgrpo_jax.engines import draws, fleet, processes, secrets, servers
 from atgrpo_jax.engines.background import Background
 from atgrpo_jax.engines.base import Request, Served
 from atgrpo_jax.engines.processes import ServerProcess
@@ -92,7 +97,7 @@ def request(instance=0, k=3, policy="shared", prompt=(5, 6, 7), sampling=FOUR, t
     return Request(policy, prompt, tuple(Address(0, key, i) for i in range(k)), sampling)
 
 
-def groups(server):
+def groups_of(server):
     """The bodies of all requests for groups."""
     return [body for body in server.bodies("/generate") if isinstance(body["input_ids"][0], list)]
 
@@ -140,14 +145,14 @@ def test_seeds_are_sent_where_they_are_honoured(server, make, monkeypatch):
     about = server._server_info(None) | {"enable_deterministic_inference": True}
     monkeypatch.setattr(server, "_server_info", lambda body: about)
     ask(make(server), request(), request())
-    seeds = [[p["sampling_seed"] for p in b["sampling_params"]] for b in groups(server)]
+    seeds = [[p["sampling_seed"] for p in b["sampling_params"]] for b in groups_of(server)]
     assert len(set(seeds[0])) == 3 and seeds[0] == seeds[1]
 
 
 TRIED_AGAIN = (
     "408", "429", "500", "503", "closed", "cut", "no json", "one missing", "no logprobs", "a logprob less",
     "too many", "no count", "wrong id", "nan", "stopped early", "aborted", "another version", "two versions",
-    "restarted",
+    "restarted", *RAW, "endless", "gzip", "307", "true for an id", "id 3.0", "logprob of 400 digits",
 )  # fmt: skip
 
 
@@ -161,6 +166,42 @@ def test_a_group_that_came_back_wrong_is_drawn_again_whole(server, make, fault, 
     assert server.version == engine._fleets["shared"].state  # a server that lost its weights has them again
     updates = len(server.bodies("/update_weights_from_disk"))
     assert updates == (2 if fault == "restarted" else 1)
+
+
+@pytest.mark.parametrize("fault", [*RAW, "endless", "gzip", "307"])
+@pytest.mark.parametrize("path", ["/model_info", "/server_info", "/update_weights_from_disk"])
+def test_other_answers_that_nobody_can_use_stop_the_run_in_words(server, make, path, fault):
+    server.spoilt = {path: fault}
+    with pytest.raises(RunError) as stopped:
+        make(server)
+    assert "\n" not in str(stopped.value) and len(str(stopped.value)) < 800
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_req_input_len": "256"}, {"max_req_input_len": True}, {"skip_tokenizer_init": None},
+        {"enable_lora": 1}, {"enable_deterministic_inference": "no"}, {"weight_version": 5},
+        {"model_path": None}, {"tokenizer_path": ["x"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_servers_say_about_themselves_has_its_types(server, make, monkeypatch, change):
+    for name in ("_server_info", "_model_info"):
+        said = getattr(server, name)(None)
+        monkeypatch.setattr(server, name, lambda body, said=said: said | change)
+    with pytest.raises(RunError, match=f"answered {next(iter(change))} = .* does not answer as sglang 0.5"):
+        make(server)
+
+
+def test_requests_go_to_no_other_address_than_that_of_the_config(folder, make):
+    """A redirect would take the prompts with it, and the key where the hosts are the same."""
+    with ScriptedServer(folder) as other, ScriptedServer(folder) as server:
+        engine = make(server, attempts=2)
+        server.elsewhere, server.faults = other.url, ["307"] * 9
+        with pytest.raises(RunError, match=f"status 307 sends us to '{other.url}/generate'; only addresses"):
+            ask(engine, request())
+        assert not other.asked
 
 
 def test_entries_that_a_server_repeats_are_left_out(server, make):
@@ -269,7 +310,7 @@ def test_a_fleet_goes_on_without_a_server_until_it_answers_again(folder, make, c
         with ScriptedServer(folder, port=other.port) as again:
             time.sleep(0.1)
             assert len(ask(engine, *(request(i) for i in range(8)))) == 8
-            assert again.version == one.version and groups(again)
+            assert again.version == one.version and groups_of(again)
     with pytest.raises(RunError, match="the weights of shared did not reach a server: "):
         engine.push_weights("shared", Weights(PARAMS), 10)
 
@@ -291,6 +332,78 @@ def test_many_groups_do_not_wait_one_after_another_for_a_silent_server(
             assert len(ask(engine, *(request(i) for i in range(24)))) == 24
         finally:
             silent.go_on()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    for module in (draws, fleet, servers):
+        monkeypatch.setattr(module, "ASK_S", 0.3)
+    monkeypatch.setattr(fleet, "_REST_S", 60.0)
+
+
+def on(fleet, server, count):
+    """Instances whose groups go to that server first."""
+    keys = (request(instance).addresses[0].group for instance in range(1000))
+    first = (key.instance for key in keys if fleet.choose(key, 0).url == server.url)
+    return [next(first) for _ in range(count)]
+
+
+def test_another_server_draws_for_one_that_hangs(folder, make, impatient, capsys):
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as silent:
+        engine = make(one, silent, deadline=4.0)
+        instances = on(engine._fleets["shared"], silent, 6)
+        silent.hang()
+        try:
+            for part in (instances[:3], instances[3:]):
+                groups = ask(engine, *map(request, part))
+                assert all(s.finish == "length" for samples in groups for s in samples)
+        finally:
+            silent.go_on()
+        assert len(groups_of(silent)) <= 3  # those after the first ones are not sent to it at all
+    assert capsys.readouterr().err.count("shared goes on without this server") == 1
+
+
+def test_a_server_that_draws_nothing_is_left_out_until_it_is_healthy(folder, make, impatient, monkeypatch):
+    """It answers everything else at once."""
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as slow:
+        engine = make(one, slow, deadline=4.0)
+        team = engine._fleets["shared"]
+        (server,) = (server for server in team.servers if server.url == slow.url)
+        first, second, third = on(team, slow, 3)
+        slow.faults, slow.sick = ["slow"] * 9, True
+        assert ask(engine, request(first))[0][0].finish == "length" and server.late == 1
+        ask(engine, request(second))
+        assert len(groups_of(slow)) == 1 and not server.late - 1
+        server.down = 0.0, server.down[1]  # its rest is over
+        ask(engine, request(second))
+        assert len(groups_of(slow)) == 1 and "draws nothing" in server.down[1]
+        slow.faults, slow.sick, server.down = [], False, (0.0, server.down[1])
+        ask(engine, request(third))
+        assert len(groups_of(slow)) == 2 and not server.late and not server.down[1]
+
+
+def test_a_server_that_is_late_again_and_again_rests_longer(folder, make):
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as other:
+        team = make(one, other)._fleets["shared"]
+        rests = []
+        for _ in range(8):
+            team.servers[0].down = 0.0, ""
+            team.late(team.servers[0])
+            rests.append(round(team.servers[0].down[0] - time.monotonic()))
+        assert rests == [5, 10, 20, 40, 80, 160, 300, 300] and team.servers[0].state is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_fleet_that_hangs_ends_the_run_in_words(folder, make, impatient, count):
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(ScriptedServer(folder)) for _ in range(count)]
+        engine = make(*silent, deadline=1.5)
+        for server in silent:
+            server.hang()
+            stack.callback(server.go_on)
+        says = r"no sample at 1/train/0/0/0/a within .*deadline = 1.5 s; .*: no answer any more, it hangs"
+        with pytest.raises(RunError, match=says):
+            ask(engine, request())
 
 
 @pytest.mark.parametrize("answer", [{}, web.Response(status=404)], ids=["without weights", "not found"])
@@ -317,7 +430,7 @@ def test_groups_of_an_instance_go_to_one_server_and_instances_to_all(folder, mak
         engine = make(one, other)
         for turn in range(3):
             ask(engine, *(request(i, prompt=(i + 10, turn), turn=turn) for i in range(8)))
-        seen = [{body["input_ids"][0][0] for body in groups(s)} for s in (one, other)]
+        seen = [{body["input_ids"][0][0] for body in groups_of(s)} for s in (one, other)]
         assert all(seen) and not seen[0] & seen[1]
 
 
@@ -381,8 +494,9 @@ def test_adapters_have_a_new_name_for_every_version(folder, make):
         make(bare, weights=ADAPTERS, starts={"a": "base", "b": "base"})
 
 
-def test_an_answer_that_is_lost_does_not_end_the_run(folder, make):
+def test_an_answer_that_is_lost_does_not_end_the_run(folder, make, monkeypatch):
     """The server has done what it was asked for, and says so when it is asked again."""
+    monkeypatch.setattr(fleet, "_REST_S", 0.1)
     with ScriptedServer(folder, lora=True) as server:
         engine = make(server, weights=ADAPTERS, starts={"a": "base", "b": "base"}, start=20.0)
         for path in ("/load_lora_adapter", "/unload_lora_adapter", "/update_weights_from_disk"):
@@ -413,7 +527,7 @@ def test_a_router_draws_and_the_servers_behind_it_take_the_weights(folder, make)
 
 
 def test_a_router_that_is_not_there_is_missed_before_anything(server, make):
-    with pytest.raises(RunError, match=r"no server of shared for 0.5 s: http://127.0.0.1:1/readiness: "):
+    with pytest.raises(RunError, match=r"no server of shared: http://127.0.0.1:1/readiness: nobody"):
         make(server, router="http://127.0.0.1:1")
     with pytest.raises(RunError, match="does not answer as sglang or sglang-router does"):
         make(server, router=f"{server.url}/generate")
@@ -461,8 +575,20 @@ def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(fo
         with pytest.raises(RunError, match="mlp_width = 50; shared has 48"):
             make(wide)
         assert not wide.bodies("/update_weights_from_disk")
-    with pytest.raises(RunError, match="no server of shared for 0.1 s: http://127.0.0.1:1/model_info"):
-        make(urls=("http://127.0.0.1:1",), start=0.1)
+
+
+def test_where_nobody_listens_is_told_at_once_and_a_silent_server_waited_for(folder, make, monkeypatch):
+    says = "no server of shared: http://127.0.0.1:1/model_info: nobody listens there; start it first, or"
+    with pytest.raises(RunError, match=says):
+        make(urls=("http://127.0.0.1:1",), start=600.0)
+    monkeypatch.setattr(fleet, "ASK_S", 0.1)
+    with ScriptedServer(folder) as silent:
+        silent.hang()
+        try:
+            with pytest.raises(RunError, match="no server of shared for 0.3 s: .*model_info: no answer in"):
+                make(silent, start=0.3)
+        finally:
+            silent.go_on()
 
 
 def test_a_server_that_ends_samples_elsewhere_or_decodes_them_otherwise_is_refused(
@@ -531,10 +657,80 @@ def test_a_key_is_read_from_a_file_or_a_variable_and_written_nowhere(
     assert "status 500" in said.err and secret not in said.err + said.out
 
 
+def test_a_server_that_repeats_the_key_has_it_hidden(folder, make, monkeypatch, capsys):
+    key = 's3cret/"<key>+'
+    monkeypatch.setenv("SERVER_KEY", key)
+    with ScriptedServer(folder, key=key) as server:
+        engine = make(server, api_key_variable="SERVER_KEY")
+        for fault in ("echo", "echo in JSON", "echo in a sample"):
+            server.faults = [fault] * 9
+            with pytest.raises(RunError) as stopped:
+                ask(engine, request())
+            words = "".join(traceback.format_exception(stopped.value)) + capsys.readouterr().err
+            assert "****" in str(stopped.value) and "\x1b" not in words
+            assert not re.search("s3cret", words)
+    engine.close()
+    assert not secrets._kept
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (b"one\ntwo\n", "a key is one line of printable ASCII"), (b"a\0b", "a key is one line"),
+        (b"\xff\xfe\n", "plain text"), (b"", "no API key in"), ("clé".encode(), "a key is one line"),
+        (b"two words", "a key is one line"), (b"x" * 9000, "a key is one line"),
+        (None, "No such file"), ("pipe", "not a regular file"), ("folder", "directory"),
+    ],
+)  # fmt: skip
+def test_key_files_that_cannot_be_are_told_without_what_is_in_them(tmp_path, text, says):
+    path = tmp_path / "key"
+    if text == "pipe":
+        os.mkfifo(path)
+    elif text == "folder":
+        path.mkdir()
+    elif text is not None:
+        path.write_bytes(text)
+    with pytest.raises(RunError, match=says) as refused:
+        secrets.api_key(str(path), "")
+    words = "".join(traceback.format_exception(refused.value))
+    assert "\n" not in str(refused.value) and not any(part in words for part in ("two", "xff", "xxxx", "b'a"))
+
+
+def test_keys_are_found_in_all_their_forms():
+    key = "p+q/r s&<\"'"
+    with secrets.kept(key), secrets.kept("other"):
+        quoted = quote(key), quote(key, safe="").lower(), quote_plus(key)
+        for form in (key, *quoted, json.dumps(key), html.escape(key)):
+            assert set(secrets.hide(form)) <= set('*"'), form
+        assert secrets.shown(["x" * 50 + "other" + "y" * 99]) == secrets.shown(
+            ["x" * 50 + "*****" + "y" * 99]
+        )
+        assert secrets.plain("Other\n\x1b[31m\u202e tail") == "***** \\x1b[31m\\u202e tail"
+    assert secrets.hide(key) == key
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"urls": ("http://me:hunter2@127.0.0.1:1",)}, {"urls": "http://me:hunter2@127.0.0.1:1"},
+        {"urls": {"a": ("me:hunter2@127.0.0.1",)}}, {"urls": ("http://127.0.0.1:1?key=hunter2",)},
+        {"urls": ("http://127.0.0.1:1",), "router": "http://:hunter2@127.0.0.1"},
+        {"urls": (["http://me:hunter2@127.0.0.1:1"],)},
+    ],
+)  # fmt: skip
+def test_passwords_in_addresses_are_refused_and_not_shown(given):
+    with pytest.raises(ValueError, match="a user, password or query in it; give http://host:port") as refused:
+        SGLangConfig(**given)
+    assert "hunter2" not in str(refused.value) and refused.value.__cause__ is None
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ({"urls": ("localhost:30000",)}, "must look like http://host:30000"),
+        ({"urls": ("http://127.0.0.1:99999",)}, "must look like http://host:30000"),
+        ({"urls": ("http://[::1",)}, "must look like http://host:30000"),
+        ({"urls": ("http:// x",)}, "must look like http://host:30000"),
         ({"urls": {"a": ()}}, "a policy without a server"),
         ({"urls": ("http://gpu-7:30000",)}, "servers on other hosts read weights from a folder"),
         ({"router": "http://127.0.0.1:1"}, "needs the urls of the servers behind it"),
@@ -551,6 +747,10 @@ def test_the_config_refuses(wrong, says):
 def test_a_command_that_cannot_start_a_server_is_refused_at_once(make):
     with pytest.raises(RunError, match="'nosuch --flag': there is no such program"):
         make(command="nosuch --flag")
+    with pytest.raises(RunError, match="No closing quotation"):
+        make(command="sh -c 'x")
+    with pytest.raises(RunError, match="has --api-key: everybody reads it"):
+        make(command="python -m sglang.launch_server --api-key=s3cret")
     with pytest.raises(RunError, match=r"launch/nosuch.sh is no file in /"):
         make(command="bash launch/nosuch.sh")
     with pytest.raises(RunError, match=r'no sglang to start .* with: pip install "atgrpo_jax\[sglang\]"'):
@@ -583,6 +783,33 @@ def test_a_server_of_ours_ends_when_we_are_killed(tmp_path):
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     _wait(lambda: not _there(server))
+
+
+def test_a_server_of_ours_ends_when_its_leash_is_killed(tmp_path):
+    """With all that it started, before anybody asks."""
+    process = ServerProcess(["sh", "-c", "sleep 60 & echo $! $$; sleep 60"], tmp_path / "log")
+    _wait(lambda: (tmp_path / "log").read_text().strip())
+    started = [int(pid) for pid in (tmp_path / "log").read_text().split()]
+    os.kill(process.pid, signal.SIGKILL)
+    _wait(lambda: not any(map(_there, started)))
+    process.stop()
+
+
+def test_the_end_of_a_long_log_is_shown(tmp_path):
+    process = ServerProcess(["sh", "-c", "exit 3"], tmp_path / "log")
+    _wait(lambda: not process.alive)
+    (tmp_path / "log").write_bytes(b"\xff\n" * 50_000 + b"a\x1b[2J" + b"b" * 9000 + b"\nout of memory\n")
+    lines = process.last_words().splitlines()
+    assert len(lines) == 1 + processes.LAST_WORDS and lines[-1].strip() == "out of memory"
+    assert max(map(len, lines[1:])) < 400 and "\x1b" not in lines[-2]
+
+
+def test_weights_are_for_this_user_or_for_whom_a_folder_is_for(tmp_path):
+    tmp_path.chmod(0o750)
+    given, own = Published(str(tmp_path)), Published()
+    assert given.root.stat().st_mode & 0o777 == 0o750 and own.root.stat().st_mode & 0o777 == 0o700
+    given.close()
+    own.close()
 
 
 def test_what_a_killed_run_left_is_removed_and_room_is_asked_for_first(tmp_path):

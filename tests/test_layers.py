@@ -13,8 +13,9 @@ RANKS = [
     },
     {
         "types", "files", "progress", "finite", "metric_names", "stopping",
-        "engines.processes", "engines.published", "sandbox.files", "sandbox.worker",
+        "engines.published", "engines.secrets", "sandbox.files", "sandbox.worker",
     },
+    {"engines.answers", "engines.processes"},
     {
         "advantages", "cli", "downloads", "loss", "mesh", "finite_arrays", "team", "tokens",
         "data", "trees", "tasks.base", "tasks.prompts", "sandbox.pool",
@@ -29,10 +30,10 @@ RANKS = [
     {
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
         "tasks.sudoku", "batch", "models.lora", "models.head",
-        "rollout", "run_folder", "engines.decoding",
+        "rollout", "run_folder", "engines.decoding", "engines.fleet",
     },
     {
-        "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet",
+        "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.draws",
         "engines.sglang_jax_session",
         "weight_sync", "checkpoint", "evaluation", "metrics",
     },
@@ -51,7 +52,8 @@ NO_JAX = {
     "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
     "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
-    "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",
+    "engines.answers", "engines.base", "engines.leash", "engines.processes", "engines.published",
+    "engines.secrets", "engines.servers",
     "engines.pages", "batch", "evaluation",
     "progress", "sandbox.base", "sandbox.files", "sandbox.kernel", "sandbox.packages",
     "sandbox.pool", "sandbox.program", "sandbox.worker",

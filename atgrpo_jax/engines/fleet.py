@@ -4,12 +4,14 @@ import asyncio
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from atgrpo_jax.engines.answers import Unusable, get
 from atgrpo_jax.engines.processes import ServerProcess
-from atgrpo_jax.engines.servers import ASK_S, Refused, Server, ServerError, Unreachable
+from atgrpo_jax.engines.secrets import plain, shown
+from atgrpo_jax.engines.servers import ASK_S, NobodyListens, Refused, Server, ServerError, Unreachable
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.transformer import Transformer
@@ -23,6 +25,8 @@ _SHAPE = (
 )  # fmt: skip
 _POLL_S = 0.5
 _REST_S = 5.0  # before a server that was not reached is asked again
+_LONGEST_REST_S = 300.0  # of one that is late again and again
+HEALTH = "/health_generate"  # sglang answers there when it has just drawn a token
 _DECODED = 256  # ids whose texts are compared
 
 
@@ -61,8 +65,15 @@ class Fleet:
                 await self._ready(router, self.start_s, "/readiness")
         except Refused as error:
             raise RunError(f"{error}: this does not answer as sglang or sglang-router does") from error
-        except ServerError as error:
+        except NobodyListens as error:
+            raise RunError(
+                f"no server of {self.name}: {error}; start it first, or leave SGLangConfig.urls empty, "
+                "and the run starts one"
+            ) from error
+        except Unreachable as error:
             raise RunError(f"no server of {self.name} for {self.start_s:g} s: {error}") from error
+        except ServerError as error:
+            raise RunError(f"{error}: this does not answer as sglang or sglang-router does") from error
 
     async def update(self) -> None:
         """All servers at once; those that cannot be reached get the weights when they can. Raises RunError if
@@ -78,29 +89,58 @@ class Fleet:
 
     async def heal(self, server: Server) -> None:
         """The server holds what it must, whatever has become of it. Raises Unreachable or ServerError if it
-        cannot be brought to, RunError if no later try could."""
-        async with server.healing:
-            if self._holds(server):
-                return
-            until, why = server.down
-            if time.monotonic() < until:
-                raise Unreachable(why)  # who waited for the lock does not ask a silent server once more
-            try:
-                if self.launch is not None and (server.process is None or not server.process.alive):
-                    self._start(server)
-                if server.state is None:
-                    await self._ready(server, 0.0 if self.launch is None else self.start_s)
-                    await self._check(server)
-                await self._give(server)
-            except Refused as error:
-                raise ServerError(str(error)) from error
-            except Unreachable as error:
-                server.state = None
-                if len(self.servers) > 1 and not server.down[1]:
-                    say(f"{error}; {self.name} goes on without this server until it answers again")
-                server.down = time.monotonic() + _REST_S, str(error)
-                raise
+        cannot be brought to, RunError if no later try could.
+
+        All who want it wait for one and the same work, which goes on when they wait no longer.
+        """
+        while not self._holds(server):
+            if server.mending is None:
+                until, why = server.down
+                if time.monotonic() < until:
+                    raise Unreachable(why)  # who comes now does not ask a silent server once more
+                server.mending = asyncio.create_task(self._mend(server))
+                server.mending.add_done_callback(lambda done: _mended(server, done))
+            await asyncio.shield(server.mending)
+
+    async def _mend(self, server: Server) -> None:
+        try:
+            if self.launch is not None and (server.process is None or not server.process.alive):
+                self._start(server)
+            if server.state is None:
+                await self._ready(server, 0.0 if self.launch is None else self.start_s)
+                if server.late and not await server.answers(HEALTH, 4 * ASK_S):
+                    raise Unreachable(f"{server.url}{HEALTH}: no answer: it draws nothing")
+                await self._check(server)
+            await self._give(server)
+        except Refused as error:
+            raise ServerError(str(error)) from error
+        except Unreachable as error:
+            self._leave_out(server, str(error), _REST_S)
+            raise
+        server.down = 0.0, ""
+
+    def _leave_out(self, server: Server, why: str, seconds: float) -> None:
+        server.state = None
+        if len(self.servers) > 1 and not server.down[1]:
+            say(f"{why}; {self.name} goes on without this server until it answers again")
+        server.down = time.monotonic() + seconds, why
+
+    def late(self, server: Server) -> None:
+        """It has drawn no group in its share of the time: it is left out until it draws again when it is
+        asked for its health, each time for longer."""
+        if not server.down[1]:
+            server.late += 1
+            rest = min(_REST_S * 2 ** (server.late - 1), _LONGEST_REST_S)
+            self._leave_out(server, f"{server.url} has drawn no group in its time", rest)
+
+    def in_time(self, servers: Sequence[Server]) -> None:
+        """They have drawn a group."""
+        for server in servers:
+            server.late = 0
             server.down = 0.0, ""
+
+    async def any_answers(self, servers: Sequence[Server], path: str, seconds: float) -> bool:
+        return any(await asyncio.gather(*(server.answers(path, seconds) for server in servers)))
 
     async def heal_any(self, servers: Sequence[Server]) -> None:
         """All that can be reached hold what they must. Raises ServerError if none can, or one refuses."""
@@ -131,6 +171,8 @@ class Fleet:
             except Unreachable as error:
                 now = time.monotonic()
                 process = server.process
+                if isinstance(error, NobodyListens) and self.launch is None:
+                    raise  # only who had started a server here would know that it is on its way
                 if process is not None and not process.alive:
                     if server.known:  # it has served, so whatever ended it may not do so again
                         raise Unreachable(f"{server.url} ended while it started again") from error
@@ -142,7 +184,7 @@ class Fleet:
                     raise Unreachable(f"{error}{words}") from error
                 if now - said > 10:
                     said = now
-                    say(f"waiting for the server {server.url} of {self.name}: {now - began:.0f} s")
+                    say(f"waiting for the server of {self.name}: {now - began:.0f} s; {error}")
             await asyncio.sleep(_POLL_S)
 
     async def _check(self, server: Server) -> None:
@@ -150,66 +192,77 @@ class Fleet:
         try:
             about = await server.get("/server_info", 4 * ASK_S)
             info = await server.get("/model_info", ASK_S)
+            version = get(info, "weight_version", str)
             self._check_abilities(server, about, info)
-            if not about["skip_tokenizer_init"]:
+            if not get(about, "skip_tokenizer_init", bool):
                 await self._check_tokenizer(server)
-        except (Refused, KeyError, TypeError) as error:
+        except (Refused, Unusable) as error:
             raise RunError(f"{server.url} ({error}) does not answer as sglang 0.5 does") from error
-        if info["weight_version"] == self.state:
+        if version == self.state:
             server.state = self.state
         else:
             server.adapters = set()
 
-    def _check_abilities(self, server: Server, about: dict[str, Any], info: dict[str, Any]) -> None:
+    def _check_abilities(self, server: Server, about: Any, info: Any) -> None:
+        """Raises RunError, and Unusable for what sglang does not say."""
+        texts = not get(about, "skip_tokenizer_init", bool)
+        seeds = get(about, "enable_deterministic_inference", bool)
+        adapters = get(about, "enable_lora", bool, type(None))
+        room = get(about, "max_req_input_len", int)
         # The first follows every push, perhaps to a folder of a run that is over; the other one stays.
-        paths = info["model_path"], info["tokenizer_path"]
-        readable = [path for path in paths if (Path(path) / "config.json").is_file()]
+        paths = get(info, "model_path", str), get(info, "tokenizer_path", str)
+        readable = [path for path in paths if _has_config(path)]
         if readable or not server.known:
             self._check_model(server, (readable or paths)[0])
         server.known = True
-        self.context = min(self.context, about["max_req_input_len"])
+        self.context = min(self.context, room)
         if self.context <= self.longest_answer:
             raise RunError(
                 f"{server.url} has room for {self.context} tokens, and answers alone may be "
                 f"{self.longest_answer} (RolloutConfig.max_tokens); its --context-length, --max-total-tokens "
                 "and memory decide"
             )
-        if self.adapted and not about["enable_lora"]:
+        if self.adapted and not adapters:
             raise RunError(f"{server.url} takes no adapters; start it with --enable-lora (docs/sglang.md)")
-        self.texts &= not about["skip_tokenizer_init"]
-        self.seeds &= bool(about["enable_deterministic_inference"])
+        self.texts &= texts
+        self.seeds &= seeds
 
     def _check_model(self, server: Server, path: str) -> None:
         """Weights of other shapes would kill the server, and it keeps the config that it was started on."""
+        named = shown(path)
         try:
             theirs = hf.model_config(path)
-        except RunError as error:
+            ends = hf.end_ids(path)
+        except (RunError, OSError, ValueError) as error:
             raise RunError(
-                f"{server.url} serves {path}, of which nobody here knows whether the weights of {self.name} "
-                f"fit ({error}); start it on a folder that both can read"
+                f"{server.url} serves {named}, of which nobody here knows whether the weights of {self.name} "
+                f"fit ({plain(str(error))}); start it on a folder that both can read"
             ) from error
         config = dataclasses.replace(self.model.config, vocab_size=self.model.vocab_size)
         for field in _SHAPE:
             own, other = getattr(config, field), getattr(theirs, field)
             if own != other:
                 raise RunError(
-                    f"{server.url} serves {path} with {field} = {other!r}; {self.name} has {own!r}"
+                    f"{server.url} serves {named} with {field} = {other!r}; {self.name} has {own!r}"
                 )
-        more = hf.end_ids(path) - set(self.stop_ids)
+        more = ends - set(self.stop_ids)
         if more:
             raise RunError(
-                f"{server.url} serves {path}, whose eos_token_id would also end samples with {sorted(more)}; "
-                f"ours end with {sorted(self.stop_ids)}: make the two the same"
+                f"{server.url} serves {named}, whose eos_token_id would also end samples with "
+                f"{sorted(more)}; ours end with {sorted(self.stop_ids)}: make the two the same"
             )
 
     async def _check_tokenizer(self, server: Server) -> None:
         ids = list(range(0, self.model.vocab_size, max(1, self.model.vocab_size // _DECODED)))
-        theirs = await server.post("/detokenize", {"tokens": [[i] for i in ids]}, 4 * ASK_S)
-        for i, text in zip(ids, theirs["text"], strict=True):
+        answer = await server.post("/detokenize", {"tokens": [[i] for i in ids]}, 4 * ASK_S)
+        theirs = get(answer, "text", list)
+        if len(theirs) != len(ids):
+            raise Unusable(f"answered {len(theirs)} texts for {len(ids)} tokens")
+        for i, text in zip(ids, theirs, strict=True):
             own = self.decode([i])
             if text != own:
                 raise RunError(
-                    f"{server.url} has another tokenizer: token {i} is {text!r} there and {own!r} here"
+                    f"{server.url} has another tokenizer: token {i} is {shown(text)} there and {own!r} here"
                 )
 
     async def _give(self, server: Server) -> None:
@@ -225,7 +278,7 @@ class Fleet:
             await self._told(server, "/update_weights_from_disk", body)
             held = await server.weights()
             if held != self.state:
-                raise ServerError(f"{server.url} names its weights {held} after an update")
+                raise ServerError(f"{server.url} names its weights {plain(held)} after an update")
             server.state = self.state
         wanted = dict(self.adapters.values())
         for name in wanted.keys() - server.adapters:
@@ -245,12 +298,36 @@ class Fleet:
             if done and done in str(error):
                 return
             raise RunError(f"{error} (asked for {body})") from error
-        if not (isinstance(answer, dict) and answer.get("success")):
-            raise ServerError(f"{server.url}{path}: {str(answer)[:200]}")
+        if not (isinstance(answer, dict) and answer.get("success") is True):
+            raise ServerError(f"{server.url}{path}: {shown(answer)}")
 
-    def choose(self, key: GroupKey, attempt: int) -> Server:
-        """One for all groups of an instance, where later turns find its prompts; another after a failure, or
-        while nobody answers there."""
+    def choose(self, key: GroupKey, attempt: int, busy: Collection[Server] = ()) -> Server | None:
+        """One for all groups of an instance, where later turns find its prompts; another after a failure,
+        while nobody answers there, or where those that are ``busy`` with the group come first. None if all
+        are."""
         first = seed_of(key.split, key.instance) % len(self.servers) + attempt
         order = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
-        return next((server for server in order if server.down[0] <= time.monotonic()), order[0])
+        free = [server for server in order if server not in busy]
+        return next((server for server in free if self._open(server)), free[0] if free else None)
+
+    def spare(self, busy: Collection[Server]) -> bool:
+        """Whether another server than these could draw."""
+        return any(self._open(server) for server in self.servers if server not in busy)
+
+    def _open(self, server: Server) -> bool:
+        """Whether nothing speaks against it, or it is time for one group to try whether that still holds."""
+        until, why = server.down
+        return not why or (server.mending is None and until <= time.monotonic())
+
+
+def _mended(server: Server, done: asyncio.Task[None]) -> None:
+    server.mending = None
+    if not done.cancelled():
+        done.exception()  # who waited for it has it, if anybody did
+
+
+def _has_config(path: str) -> bool:
+    try:
+        return (Path(path) / "config.json").is_file()
+    except (OSError, ValueError):  # no name of a file
+        return False

@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from atgrpo_jax.engines import leash
+from atgrpo_jax.engines.secrets import plain
 from atgrpo_jax.errors import RunError
 
 LAST_WORDS = 15  # lines of a dead server's log that are shown
+_LAST_BYTES = 1 << 14  # in which they are looked for
 
 
 class ServerProcess:
@@ -43,10 +45,12 @@ class ServerProcess:
 
     def last_words(self) -> str:
         """Its exit code, if it has one, and the end of its log."""
-        lines = self._log.read_text(errors="replace").splitlines()[-LAST_WORDS:]
+        with open(self._log, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = log.read(_LAST_BYTES).decode(errors="replace").splitlines()[-LAST_WORDS:]
         code = self._process.poll()
         ended = "" if code is None else f"exit code {code}; "
-        return f"{ended}the end of {self._log}:\n" + "\n".join(f"    {line}" for line in lines)
+        return f"{ended}the end of {self._log}:\n" + "\n".join(f"    {plain(line)}" for line in lines)
 
     def stop(self) -> None:
         """Asks, waits, then makes it end, with all that it started."""
@@ -69,10 +73,18 @@ def free_port() -> int:
 
 def check_command(command: str) -> None:
     """Raises RunError if it cannot start anything, as far as one can see from here."""
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:  # quotes that do not fit
+        raise RunError(f"SGLangConfig.command = {command!r}: {error}") from None
+    if any(word.partition("=")[0] == "--api-key" for word in words):
+        raise RunError(
+            "SGLangConfig.command has --api-key: everybody reads it in config.gin and among the processes; a "
+            "server that the run starts is heard on this host only, or let a script give it the key"
+        )
     if not words or shutil.which(words[0]) is None:
         raise RunError(f"SGLangConfig.command = {command!r}: there is no such program")
-    if words[0] in ("bash", "sh") and len(words) > 1 and words[1][0] != "-" and not Path(words[1]).is_file():
+    if words[0] in ("bash", "sh") and len(words) > 1 and words[1][:1] != "-" and not Path(words[1]).is_file():
         raise RunError(f"SGLangConfig.command = {command!r}: {words[1]} is no file in {Path.cwd()}")
     if words[0] == sys.executable and "sglang.launch_server" in words and not find_spec("sglang"):
         raise RunError(

@@ -30,10 +30,11 @@ class Published:
                 if left.name.rpartition("-")[0] == host and _abandoned(left):
                     shutil.rmtree(left, ignore_errors=True)
             self.root = Path(tempfile.mkdtemp(prefix=f"{host}-", dir=self.parent))
+            # In a folder of the user's own choice servers of other users read what they may read there.
+            self.root.chmod(0o700 | (self.parent.stat().st_mode & 0o755 if parent else 0))
             self._lock = _locked(self.root)
         except OSError as error:
             raise RunError(f"cannot make a folder for weights in {self.parent}: {error.strerror}") from error
-        self.root.chmod(0o755)  # servers may be another user's
 
     def check_room(self, size: float) -> None:
         """Raises RunError if there is less than ``size`` bytes."""

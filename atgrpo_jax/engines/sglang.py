@@ -8,16 +8,14 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-import os
-import random
 import shlex
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import jax
@@ -26,20 +24,12 @@ import jax.numpy as jnp
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.engines.background import Background
 from atgrpo_jax.engines.base import Request, Served, Usage
+from atgrpo_jax.engines.draws import Drawer
 from atgrpo_jax.engines.fleet import Fleet
 from atgrpo_jax.engines.processes import ServerProcess, check_command, free_port
 from atgrpo_jax.engines.published import Published, folder_bytes
-from atgrpo_jax.engines.servers import (
-    ASK_S,
-    Refused,
-    Server,
-    ServerError,
-    Stale,
-    Unreachable,
-    cached_tokens,
-    read_sample,
-    sampling_params,
-)
+from atgrpo_jax.engines.secrets import api_key, kept
+from atgrpo_jax.engines.servers import HERE, Server
 from atgrpo_jax.errors import PromptTooLong, RunError
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.lora import save_adapter
@@ -47,7 +37,7 @@ from atgrpo_jax.models.transformer import Weights, init_params
 from atgrpo_jax.progress import say
 from atgrpo_jax.types import Sample
 
-_HERE = ("127.0.0.1", "localhost", "::1")
+_HANG_UP_S = 1.0  # for servers to be told, at the end, that nobody waits any more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +62,11 @@ class SGLangConfig:
     api_key_variable: str = ""
 
     def __post_init__(self):
+        if any(mark in text for text in _texts((self.urls, self.router)) for mark in "@?#"):
+            raise ValueError(  # without the address: there may be a secret in it
+                "SGLangConfig.urls or router: an address with a user, password or query in it; give "
+                "http://host:port alone, and the server's API key as api_key_file or api_key_variable"
+            )
         check_types(self)
         if isinstance(self.urls, Mapping):
             object.__setattr__(self, "urls", {name: tuple(urls) for name, urls in self.urls.items()})
@@ -81,12 +76,11 @@ class SGLangConfig:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("deadline", "start"):
             require(self, name, getattr(self, name) > 0, "must be positive")
-        parts = [urlsplit(url) for url in self._all()]
-        whole = all(part.scheme in ("http", "https") and part.netloc for part in parts)
-        require(self, "urls", whole, "must look like http://host:30000")
+        parts = [_parts(url) for url in self._all()]
+        require(self, "urls", all(parts), "must look like http://host:30000")
         named = not isinstance(self.urls, Mapping) or all(self.urls.values())
         require(self, "urls", named, "a policy without a server")
-        near = all(part.hostname in _HERE for part in parts)
+        near = all(part is not None and part.hostname in HERE for part in parts)
         rule = "servers on other hosts read weights from a folder that they share with this one"
         require(self, "folder", bool(self.folder) or near, rule)
         rule = "needs the urls of the servers behind it, of one model: weights do not go through a router"
@@ -101,43 +95,30 @@ class SGLangConfig:
     def build(self, served: Served) -> "SGLangEngine":
         return SGLangEngine(served, self)
 
-    def headers(self) -> dict[str, str]:
-        """With the key, if there is one. Raises RunError if it cannot be read."""
-        key = ""
-        if self.api_key_file:
-            try:
-                key = Path(self.api_key_file).expanduser().read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise RunError(f"SGLangConfig.api_key_file {self.api_key_file}: {error.strerror}") from error
-        elif self.api_key_variable:
-            key = os.environ.get(self.api_key_variable, "")
-        if (self.api_key_file or self.api_key_variable) and not key:
-            raise RunError(f"no API key in {self.api_key_file or self.api_key_variable}")
-        return {"Authorization": f"Bearer {key}"} if key else {}
-
 
 class SGLangEngine:
-    """See the module. ``retries`` counts groups that were drawn again."""
+    """See the module."""
 
     def __init__(self, served: Served, config: SGLangConfig):
         """Raises RunError if the servers are not those of the team, or a folder or key is missing."""
         self._served, self._config = served, config
         self.usage = Usage()
-        self.retries = 0
         self._versions: dict[str, int] = {}
         self._base: Any = None  # the parameters under the adapters that the servers have
         self._run = uuid.uuid4().hex[:8]  # so that no other run's weights are taken for ours
         self._count = itertools.count()
-        self._drawing: set[asyncio.Future] = set()
-        self._aborts: set[asyncio.Future] = set()
-        headers = config.headers()
+        key = api_key(config.api_key_file, config.api_key_variable)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(kept(key))
             self._published = Published(config.folder)
             stack.callback(self._published.close)
             self._check_room()
             self._loop = Background()
             stack.callback(self._loop.close)
-            self._session = self._loop.run(_session(headers))
+            self._session = self._loop.run(_session(key))
+            self._router = Server(config.router, self._session) if config.router else None
+            self._drawer = Drawer(served, self._router, config.deadline, config.attempts)
+            self._fleets: dict[str, Fleet] = {}
             stack.callback(lambda: self._loop.run(self._hang_up()))
             self._fleets = self._make_fleets()
             stack.callback(self._stop_servers)
@@ -145,7 +126,6 @@ class SGLangEngine:
                 name: asyncio.Semaphore(config.groups * len(fleet.servers))
                 for name, fleet in self._fleets.items()
             }
-            self._router = Server(config.router, self._session) if config.router else None
             if config._all():
                 for fleet in self._fleets.values():
                     self._loop.run(fleet.greet(self._router))
@@ -157,13 +137,12 @@ class SGLangEngine:
         self._opened.close()
 
     async def _hang_up(self) -> None:
-        """Gives up what is still being drawn, and tells the servers so, if they answer."""
-        for drawing in self._drawing:
-            drawing.cancel()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ASK_S):
-                while left := self._drawing | self._aborts:
-                    await asyncio.wait(left)
+        """Gives up what is still being done, and tells the servers so, if they answer."""
+        for fleet in self._fleets.values():
+            for server in fleet.servers:
+                if server.mending is not None:
+                    server.mending.cancel()
+        await self._drawer.hang_up(_HANG_UP_S)
         await self._session.close()
 
     def _stop_servers(self) -> None:
@@ -171,6 +150,11 @@ class SGLangEngine:
             for server in fleet.servers:
                 if server.process is not None:
                     server.process.stop()
+
+    @property
+    def retries(self) -> int:
+        """Groups that were drawn again."""
+        return self._drawer.retries
 
     def version(self, policy: str) -> int:
         return self._versions[policy]
@@ -296,100 +280,39 @@ class SGLangEngine:
             raise RunError("Sampling.stop: the servers were started with --skip-tokenizer-init")
 
     async def _sample(self, request: Request) -> Sequence[Sample]:
-        name, own = self._served.starts[request.policy], asyncio.current_task()
-        assert own is not None
-        self._drawing.add(own)
-        own.add_done_callback(self._drawing.discard)
+        name = self._served.starts[request.policy]
         async with self._rooms[name]:
-            return await self._try(request, self._fleets[name])
-
-    async def _try(self, request: Request, fleet: Fleet) -> Sequence[Sample]:
-        """Until a server has drawn the group: elsewhere, later, or from weights given once more."""
-        config, key = self._config, request.addresses[0].group
-        end = time.monotonic() + config.deadline
-        nonsense = 0
-        for attempt in itertools.count():
-            # A router does not say which of its servers it sends a request to.
-            servers = fleet.servers if self._router else [fleet.choose(key, attempt)]
-            ready = False
-            try:
-                async with asyncio.timeout(end - time.monotonic()):
-                    await fleet.heal_any(servers)
-                    ready = True
-                    return await self._draw(servers, fleet, request)
-            except TimeoutError as late:
-                if not ready:
-                    raise RunError(
-                        f"no sample at {key.path()}: {servers[0].url} was not ready to draw within "
-                        f"SGLangConfig.deadline = {config.deadline:g} s"
-                    ) from late
-                error = Sample((), (), "error", self._versions[request.policy])
-                return [error] * len(request.addresses)
-            except ServerError as failure:
-                for server in servers:
-                    server.state = None
-                self.retries += 1
-                nonsense += not isinstance(failure, Unreachable)
-                pause = min(0.2 * 2**attempt, 5.0) * (0.5 + random.random())
-                if nonsense >= config.attempts or time.monotonic() + pause > end:
-                    raise RunError(
-                        f"no sample at {key.path()} after {attempt + 1} tries; the last: {failure}"
-                    ) from failure
-                if attempt == 0:
-                    say(f"{failure}; the group at {key.path()} is drawn again")
-                await asyncio.sleep(pause)
-        raise AssertionError
-
-    async def _draw(self, servers: Sequence[Server], fleet: Fleet, request: Request) -> Sequence[Sample]:
-        """By one of the servers: the prompt first, alone, so that its samples find it in the server's cache.
-        Who stops waiting has the server stop, too."""
-        sampling, served, state = request.sampling, self._served, fleet.state
-        params = sampling_params(sampling, served.stop_ids)
-        name = uuid.uuid4().hex
-        count = len(request.addresses)
-        each: dict[str, Any] | list[dict[str, Any]] = params
-        if fleet.seeds and not self._router:  # which knows one setting for all samples of a request
-            each = [params | {"sampling_seed": address.key_words()[0] >> 1} for address in request.addresses]
-        adapter = fleet.adapters.get(request.policy)
-        lora = {"lora_path": adapter[0]} if adapter else {}
-        prompt = {
-            "input_ids": list(request.prompt_ids),
-            "sampling_params": params | {"max_new_tokens": 0},
-            "rid": f"{name}_prompt",
-        }
-        group = {
-            "input_ids": [list(request.prompt_ids)] * count,
-            "sampling_params": each,
-            "return_logprob": True,
-            "rid": name,  # from which the server makes NAME_0, NAME_1, ...
-        }
-        front, patience = self._router or servers[0], 2 * self._config.deadline  # ``_try`` ends it sooner
-        try:
-            known = await front.post("/generate", prompt | lora, patience)
-            answers = await front.post("/generate", group | lora, patience)
-        except asyncio.CancelledError:
-            names = [f"{name}_{what}" for what in ("prompt", *range(count))]
-            stop = asyncio.gather(*(server.abort(names) for server in servers))
-            self._aborts.add(stop)
-            stop.add_done_callback(self._aborts.discard)
-            raise
-        except Refused as refused:
-            for server in servers:
-                if await server.weights() != state:
-                    raise Stale(f"{server.url} has lost its weights ({refused})") from refused
-            raise RunError(f"{refused} (at {request.addresses[0].group.path()})") from refused
-        if not isinstance(answers, list) or len(answers) != count:
-            raise ServerError(f"{front.url}: {str(answers)[:200]} for {count} samples")
-        size, version = served.models[request.policy].vocab_size, self._versions[request.policy]
-        stops = frozenset(served.stop_ids)
-        samples = [read_sample(answer, sampling, stops, size, state, version) for answer in answers]
-        self.usage += Usage(
-            tokens=sum(len(sample.tokens) for sample in samples),
-            prompt_tokens=len(request.prompt_ids),
-            known_tokens=cached_tokens(known),
-        )
+            drawer, version = self._drawer, self._versions[request.policy]
+            samples, used = await drawer.draw(request, self._fleets[name], version)
+        self.usage += used
         return samples
 
 
-async def _session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
+async def _session(key: str) -> aiohttp.ClientSession:
+    """For what is asked of servers; answers are taken as they are, so that none grows on the way."""
+    return aiohttp.ClientSession(
+        headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+    )
+
+
+def _parts(url: str) -> SplitResult | None:
+    """Of an address that requests can be sent to; None for any other text."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not fit
+        return None
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return parts if known and plain else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that are in a value of whatever form."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Iterable):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)

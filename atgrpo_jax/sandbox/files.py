@@ -15,6 +15,7 @@ from atgrpo_jax.sandbox.base import End, Program, Run
 Why = Literal["", "timeout", "limit"]
 _LAST = 4000  # bytes of stderr that are kept
 _NOTED = 16  # bytes, at most
+_NO_THREAD = b"RuntimeError: can't start new thread"  # Python's words for a limit that the kernel holds
 
 
 class Files:
@@ -39,13 +40,15 @@ class Files:
         size = os.fstat(self._err).st_size
         if max(len(out), size) > most:
             why = why or "limit"
-        err = os.pread(self._err, _LAST, max(0, size - _LAST)).decode(errors="replace")
+        last = os.pread(self._err, _LAST, max(0, size - _LAST))
+        if (status or why == "timeout") and _NO_THREAD in last:
+            why = "limit"
         note = os.pread(self._note, _NOTED, 0)
         end: End = why or ("error" if status else "ok")
         return Run(
             end if note.startswith(program.READY) else "crash",
             out[:most].decode(errors="replace"),
-            err + ("" if why else _signal(status)),
+            last.decode(errors="replace") + ("" if why else _signal(status)),
             note.endswith(program.BUILT),
         )
 

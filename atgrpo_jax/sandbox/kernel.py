@@ -16,14 +16,14 @@ from collections.abc import Iterable, Sequence
 _CALLS = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
     "lstat": (6, None), "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None),
-    "faccessat": (269, 48), "faccessat2": (439, 439), "readlink": (89, None), "readlinkat": (267, 78),
+    "faccessat": (269, 48), "faccessat2": (439, 439),
     "getcwd": (79, 17), "getdents": (78, None), "getdents64": (217, 61), "lseek": (8, 62),
     "pread64": (17, 67), "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66), "poll": (7, None),
     "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72), "epoll_create1": (291, 20),
     "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "pipe": (22, None),
     "pipe2": (293, 59), "eventfd2": (290, 19), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24),
     "close_range": (436, 436), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215),
-    "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214), "futex": (202, 98),
+    "mremap": (25, 216), "brk": (12, 214), "futex": (202, 98),
     "membarrier": (324, 283), "rseq": (334, 293), "set_tid_address": (218, 96),
     "set_robust_list": (273, 99), "exit": (60, 93), "exit_group": (231, 94), "getpid": (39, 172),
     "gettid": (186, 178), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175),
@@ -42,7 +42,12 @@ _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # colu
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW = 0x7FFF0000
 _NUMBER, _MACHINE = 0, 4  # offsets in what a filter sees of a call
-_PARENT_ENDS, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 1, 38, 22, 2  # for prctl
+_PARENT_ENDS, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER, _NEVER_AGAIN = 1, 38, 22, 2, 24  # for prctl
+
+_NEW_FILES, _NEW_NAME, _NEW_USER = 0x20000, 0x4000000, 0x10000000  # for unshare
+_BIND, _BELOW, _PRIVATE, _NO_SUID_OR_DEVICES, _DETACH = 0x1000, 0x4000, 1 << 18, 2 | 4, 2  # for mount
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_CAPABILITIES = struct.pack("Ii", 0x20080522, 0)  # version 3, of this process
 
 _ITSELF = 0x7E1F5E1F  # stands for a process that is yet to come; above any process' number
 _THREAD, _NAMESPACES = 0x10000, 0x7E020080  # flags of clone
@@ -50,6 +55,8 @@ _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # flags of open
 _TERMINAL = (0x5401, 0x541B, 0x5450, 0x5451)  # is it one, bytes waiting, close on exec or not
 _FCNTL = (0, 1, 2, 3, 4, 1030)  # duplicates and flags; not who is sent which signal
 _NAMES = (15, 16, 0x53564D41)  # of threads, and of memory
+# What may be advised of memory: not that it is shared with whoever has the same, nor that it is broken.
+_ADVICE = (*range(5), 8, *range(9, 12), *range(14, 26), 102, 103)
 
 _RESTRICT = (444, 445, 446)  # Landlock: make a ruleset, add a rule, obey it
 _READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
@@ -86,6 +93,77 @@ def end_with_parent() -> None:
 def deny_privileges() -> None:
     """No later program gains rights by being started. Raises OSError."""
     _check(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+
+
+def deny_capabilities() -> None:
+    """From here on this process may do nothing that only root may. Raises OSError."""
+    for capability in range(64):
+        if _libc.prctl(_NEVER_AGAIN, capability, 0, 0, 0) < 0:
+            break  # the last one, or it has none to drop them with: ``deny_privileges`` comes to the same
+    _check(_libc.capset(_CAPABILITIES, bytes(24)))
+
+
+def become(user: int) -> None:
+    """From here on this process is that user's, of no group. Raises OSError unless it is root's."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def own_user() -> bool:
+    """From here on this process counts as the only one of its user, and has a host name of its own. False
+    where the kernel or a container allows no namespaces; then nothing has changed."""
+    if _libc.unshare(_NEW_USER | _NEW_NAME) != 0:
+        return False
+    _libc.sethostname(b"program", 7)  # AppArmor may refuse it: a name, and no more
+    return True
+
+
+def own_files(library: str, without: Iterable[str], others: Iterable[str]) -> None:
+    """From here on this process and its children have a host name of their own, and a root with nothing in it
+    but these: ``library``, a folder in which those ``without`` are empty, and other files and folders.
+
+    Raises OSError where the kernel or a container does not allow it.
+    """
+    user, group = os.getuid(), os.getgid()
+    _check(_libc.unshare(_NEW_FILES | _NEW_NAME | (_NEW_USER if user else 0)))
+    _libc.sethostname(b"program", 7)
+    if user:
+        for name, line in (
+            ("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1"),
+        ):  # fmt: skip
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(line)
+    _mount("none", "/", "", _BELOW | _PRIVATE)
+    new = "/proc"  # where nothing is that is to be kept
+    _mount("tmpfs", new, "tmpfs", _NO_SUID_OR_DEVICES, "mode=755,size=1m")
+    _show(library, new)
+    for path in without:
+        _mount("tmpfs", new + path, "tmpfs", _NO_SUID_OR_DEVICES, "mode=755,size=1m")
+    for path in sorted(others, key=len):  # folders before what is in them
+        _show(path, new)
+    os.chdir(new)
+    _check(_libc.syscall(_PIVOT_ROOT[platform.machine()], b".", b"."))
+    _check(_libc.umount2(b".", _DETACH))
+    os.chdir("/")
+
+
+def _show(path: str, root: str) -> None:
+    """Makes a file or folder appear under another root, if it is there and does not yet."""
+    place = root + path
+    if os.path.exists(place) or not os.path.exists(path):
+        return
+    if os.path.isdir(path):
+        os.makedirs(place, 0o755)
+    else:
+        os.makedirs(os.path.dirname(place), 0o755, exist_ok=True)
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL, 0o644))
+    _mount(path, place, "", _BIND | _BELOW)
+
+
+def _mount(what: str, where: str, kind: str, flags: int, options: str = "") -> None:
+    words = (word.encode() for word in (what, where, kind))
+    _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode()))
 
 
 def computing() -> bytes:
@@ -142,6 +220,7 @@ def _filter(machine: str, pid: int) -> bytes:
         "openat2": (437, 437, [_refuse(errno.ENOSYS)]),
         "clone": (56, 220, _thread()),
         "clone3": (435, 435, [_refuse(errno.ENOSYS)]),  # its flags are out of a filter's sight
+        "madvise": (28, 233, _if_one_of(2, _ADVICE, errno.EPERM)),
         "kill": (62, 129, _if_one_of(0, (pid,), errno.EPERM)),
         "tgkill": (234, 131, _if_one_of(0, (pid,), errno.EPERM)),
         "prlimit64": (302, 261, _if_null(2)),  # limits are read, not set

@@ -7,6 +7,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import queue
@@ -22,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import atgrpo_jax
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.sandbox import files, kernel, packages
@@ -98,6 +98,7 @@ class Sandbox:
         self._config, self._warm_up = config, warm_up
         self._count = config.workers or os.cpu_count() or 1
         self._reasons: list[str] = []  # why it is not a stronger level
+        self._apart = False  # whether workers have what namespaces give, where that is not the level itself
         self.level = self._best(
             [level for level in levels if LEVELS.index(level) >= LEVELS.index(config.level)]
         )
@@ -108,10 +109,14 @@ class Sandbox:
         self.replaced = 0  # workers that died or hung
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
+        self._closed = False
 
     def about(self) -> str:
         """A line for people."""
-        weaker = f" ({'; '.join(self._reasons)})" if self._reasons else ""
+        reasons = list(self._reasons)
+        if self.level == "kernel" and not self._apart:
+            reasons.append("no namespaces of its own: programs can ask whether a path exists")
+        weaker = f" ({'; '.join(reasons)})" if reasons else ""
         return f"sandbox: level {self.level}, {self._count} programs at once{weaker}"
 
     async def run(self, program: Program) -> Run:
@@ -133,15 +138,27 @@ class Sandbox:
             self._free.put(worker)
 
     def close(self) -> None:
+        """Waits for no program: what still runs ends as a crash."""
+        with self._lock:
+            self._closed = True
+            for worker in self._workers:
+                worker.end()
         self._threads.shutdown(cancel_futures=True)
         for worker in list(self._workers):
             worker.stop()
         self._workers.clear()
 
     def _start(self) -> "Worker":
-        worker = Worker(self._config, self.level, self._warm_up)
+        worker = Worker(self._config, self.level, self._warm_up, self._apart)
         with self._lock:
             self._workers.add(worker)
+            if self._closed:
+                worker.end()
+        try:
+            worker.greet()
+        except RunError:
+            self._drop(worker)
+            raise
         return worker
 
     def _drop(self, worker: "Worker") -> None:
@@ -152,8 +169,9 @@ class Sandbox:
 
     def _best(self, levels: Sequence[Level]) -> Level:
         for level in reversed(levels):
-            reason = _missing(level) or _probe(self._config, level, self._warm_up)
+            reason = _missing(level) or _probe(self._config, level, self._warm_up, False)
             if reason is None:
+                self._apart = self._further(level)
                 return level
             self._reasons.append(f"{level}: {reason}")
         raise RunError(
@@ -162,20 +180,31 @@ class Sandbox:
             + "); docs/sandbox.md says what each level needs"
         )
 
+    def _further(self, level: Level) -> bool:
+        """Whether workers can also be ``apart``: what makes the level has to hold without that."""
+        useful = level == "kernel" or (level == "namespaces" and os.getuid() == 0)
+        return useful and _probe(self._config, level, self._warm_up, True) is None
+
 
 class WorkerLost(Exception):
     """It died, hung, or answered nonsense."""
 
 
 class Worker:
-    """A worker process and the socket to it. Raises RunError if it does not start."""
+    """A worker process and the socket to it."""
 
-    def __init__(self, config: SandboxConfig, level: Level, warm_up: str):
-        self._config = config
-        executable, settings, readable = _settings(config, level, warm_up)
-        command = [executable, "-s", "-S", "-B", "-c", _MAIN, str(Path(atgrpo_jax.__file__).parents[1])]
+    def __init__(self, config: SandboxConfig, level: Level, warm_up: str, apart: bool):
+        """To be greeted, and stopped.
+
+        Args:
+          apart: with namespaces of its own where the level has none, and as a user that nobody else is where
+            the trainer is root.
+        """
+        self._config, self._level = config, level
+        executable, self._settings, readable = _settings(config, level, warm_up, apart)
+        command = [executable, "-s", "-S", "-B", "-c", _BOOT]
         if level == "namespaces":
-            command = [*_bubblewrap(readable, settings["stdlib"]), *command]
+            command = [*_bubblewrap(self._settings, readable), *command]
         self._words = tempfile.TemporaryFile()
         # Each message is read whole, so that there is never half of one.
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -184,15 +213,18 @@ class Worker:
                 command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._words,
                 env=_ENVIRONMENT, cwd="/", start_new_session=True,
             )  # fmt: skip
-        told = files.written(json.dumps(settings))
+
+    def greet(self) -> None:
+        """Tells it what it is. Raises RunError if it does not start."""
+        told = [files.written(json.dumps(one)) for one in (_sources(), self._settings)]
         try:
-            answer = self._ask([told], START_S)
+            answer = self._ask(told, START_S)
         except WorkerLost as lost:
-            words = self._last_words()
-            self.stop()
-            raise RunError(f"a worker of the sandbox ({level}) did not start: {lost}; {words}") from lost
+            words = f"{lost}; {self._last_words()}"
+            raise RunError(f"a worker of the sandbox ({self._level}) did not start: {words}") from lost
         finally:
-            os.close(told)
+            for one in told:
+                os.close(one)
         assert answer == "ready", answer
 
     def run(self, program: Program) -> Run:
@@ -206,9 +238,13 @@ class Worker:
             for part in parts:
                 part.close()
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Whoever waits for an answer of it learns that it is lost."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        self.end()
         self._process.wait()
         self._socket.close()
         self._words.close()
@@ -230,23 +266,52 @@ class Worker:
         return " | ".join(lines[-3:]) or "it said nothing"
 
 
-_MAIN = "import sys; sys.path.insert(0, sys.argv[1]); from atgrpo_jax.sandbox.worker import main; main()()"
+# What a worker is started with. It is handed its own text, under names that say nothing of where it is kept:
+# a program can look through all that its process has in memory.
+_BOOT = """
+import json, os, socket, sys, types
+with socket.socket(fileno=os.dup(0)) as link:
+    _, (code, told), _, _ = socket.recv_fds(link, 1, 2)
+with os.fdopen(code, encoding="utf-8") as sources:
+    sources = json.load(sources)
+package = sys.modules[sources["name"]] = types.ModuleType("package")
+for name, text in sources["files"]:
+    module = sys.modules[name] = types.ModuleType(name)
+    setattr(package, name, module)
+    exec(compile(text, name, "exec"), module.__dict__)
+main = module.main
+for name in ("kernel", "program", "worker", sources["name"]):
+    del sys.modules[name]
+del json, os, socket, types, link, _, code, sources, package, name, text, module
+main(told)()
+"""
 
 
-def _settings(config: SandboxConfig, level: Level, warm_up: str) -> tuple[str, dict[str, Any], list[str]]:
+def _sources() -> dict[str, Any]:
+    """The text of what a worker is, and the name that its files know one another by."""
+    here = Path(kernel.__file__).parent
+    texts = [(name, (here / f"{name}.py").read_text("utf-8")) for name in ("kernel", "program", "worker")]
+    return {"name": "atgrpo_jax.sandbox", "files": texts}
+
+
+def _settings(
+    config: SandboxConfig, level: Level, warm_up: str, apart: bool
+) -> tuple[str, dict[str, Any], list[str]]:
     """The Python that runs a worker, what the worker is told, and the paths it reads."""
     executable = os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
-    stdlib = sysconfig.get_path("stdlib")
+    stdlib = os.path.realpath(sysconfig.get_path("stdlib"))  # programs cannot follow links
     libraries = Path(sys.base_prefix, "lib").glob("libpython*")
     site = packages.paths(config.packages)
     others = [*_SYSTEM, *map(str, libraries), executable, *map(str, site)]
     own = [str(path) for path in sorted(Path(stdlib).iterdir()) if path.name not in _PACKAGES]
+    masked = [f"{stdlib}/{name}" for name in _PACKAGES if Path(stdlib, name).is_dir()]
     settings = {
         "path": [stdlib, f"{stdlib}/lib-dynload", *sorted({str(path.parent) for path in site})],
-        "stdlib": stdlib,
         "packages": config.packages,
         "warm_up": warm_up,
         "readable": [*own, *others],
+        "user": _nobody() if apart and os.getuid() == 0 else 0,
+        "root": (stdlib, masked, others) if apart and level == "kernel" else None,
         "files": level != "limits" and kernel.landlock_version() > 0,
         "calls": level != "limits",
         "limits": {
@@ -261,13 +326,27 @@ def _settings(config: SandboxConfig, level: Level, warm_up: str) -> tuple[str, d
     return executable, settings, others
 
 
-def _bubblewrap(readable: list[str], stdlib: str) -> list[str]:
+_users = itertools.count()
+
+
+def _nobody() -> int:
+    """A user that is nobody, and no other worker of this machine: the kernel counts threads by user."""
+    return 0x60000000 + (os.getpid() << 7) + next(_users) % 128  # processes are less than 2**22
+
+
+def _bubblewrap(settings: dict[str, Any], readable: list[str]) -> list[str]:
     """A command in front of a worker's: its own processes, network and files, and the last only to read."""
-    ours = Path(atgrpo_jax.__file__).parent
     found = shutil.which("bwrap")
     assert found is not None, "the level was tried without it"
+    stdlib = settings["path"][0]
     words = [found, "--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
-    for path in (stdlib, *readable, str(ours / "__init__.py"), str(ours / "sandbox")):
+    if settings["user"]:  # which the worker becomes itself, and could not in a namespace of users
+        words[1:2] = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+        words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        above = {str(parent) for path in (stdlib, *readable) for parent in Path(path).parents}
+        for path in sorted(above - {"/"}, key=len):  # made on the way they would be root's alone
+            words += ["--perms", "0755", "--dir", path]
+    for path in (stdlib, *readable):
         if not path.startswith("/dev/"):
             words += ["--ro-bind-try", path, path]
     for name in _PACKAGES:
@@ -275,7 +354,7 @@ def _bubblewrap(readable: list[str], stdlib: str) -> list[str]:
             words += ["--tmpfs", f"{stdlib}/{name}"]
     for name, value in _ENVIRONMENT.items():
         words += ["--setenv", name, value]
-    return [*words, "--chdir", "/", "--"]
+    return [*words, "--hostname", "program", "--chdir", "/", "--"]
 
 
 def _missing(level: Level) -> str | None:
@@ -312,17 +391,15 @@ print(", ".join(done))
 """
 
 
-def _probe(config: SandboxConfig, level: Level, warm_up: str) -> str | None:
+def _probe(config: SandboxConfig, level: Level, warm_up: str, apart: bool) -> str | None:
     """Why programs would not be kept apart at ``level``; None if they are, as far as one program can tell."""
     with tempfile.NamedTemporaryFile() as secret:
+        worker = Worker(config, level, warm_up, apart)
         try:
-            worker = Worker(config, level, warm_up)
-        except RunError as error:
-            return str(error)
-        try:
+            worker.greet()
             run = worker.run(Program(_BURGLAR, f"{secret.name}\n{os.getpid()}\n"))
-        except WorkerLost as lost:
-            return str(lost)
+        except (RunError, WorkerLost) as error:
+            return str(error)
         finally:
             worker.stop()
     if run.end != "ok":

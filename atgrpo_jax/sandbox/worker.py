@@ -1,5 +1,5 @@
 """The process that runs programs one after another, each in a child of its own that has given up whatever it
-could do harm with. Started by sandbox/pool.py; nothing but Python's own library is in its sight.
+could do harm with. Nothing but Python's own library is in its sight: this text, too, is handed to it.
 
 A child finds in its memory whatever its worker has ever had in its own. So a worker reads no program, no test
 and no output: it is handed open files (sandbox/files.py), passes them on, and says how the child ended.
@@ -31,13 +31,17 @@ _GIVEN = 5  # open files that a program, or its harness, is handed
 _ASIDE, _RULES = 60, 70  # descriptors
 
 
-def main() -> Callable[[], None]:
-    """Returns only in the process of a program: what is to be run there, with no frame of ours below it."""
+def main(told: int) -> Callable[[], None]:
+    """Returns only in the process of a program: what is to be run there, with no frame of ours below it.
+
+    Args:
+      told: a descriptor of the settings.
+    """
     connection = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):
         os.dup2(nothing, standard)
-    with os.fdopen(_receive(connection)[0], encoding="utf-8") as settings:
+    with os.fdopen(told, encoding="utf-8") as settings:
         worker = Worker(json.load(settings), connection)
     _send(connection, "ready")
     return worker.serve()
@@ -48,9 +52,9 @@ class Worker:
 
     def __init__(self, settings: dict[str, Any], connection: socket.socket):
         self._limits, self._connection = settings["limits"], connection
-        sys.path[:] = settings["path"]
-        for name in [name for name in sys.modules if name.startswith("atgrpo_jax")]:
-            del sys.modules[name]  # none of a program's business
+        self._user, self._blind = settings["user"], settings["root"] is not None
+        sys.path[:], sys.orig_argv[:] = settings["path"], ["python", "program.py"]
+        self._separate(settings)
         for name in (*_USUAL, *settings["packages"]):
             importlib.import_module(name)
         exec(settings["warm_up"], {"__name__": "warm_up"})
@@ -59,16 +63,30 @@ class Worker:
         gc.collect()
         gc.freeze()
 
+    def _separate(self, settings: dict[str, Any]) -> None:
+        """What all programs do without. Raises OSError."""
+        os.umask(0o022)
+        if settings["root"] is not None:
+            kernel.own_files(*settings["root"])
+        if self._user:
+            kernel.become(self._user)
+            for path in settings["readable"]:
+                if os.path.exists(path) and not os.access(path, os.R_OK):
+                    raise PermissionError(f"{path} is not readable for other users")
+        if settings["calls"]:
+            kernel.deny_capabilities()
+
     def serve(self) -> Callable[[], None]:
         """See ``main``. A request is the files of a program or, one after the other, of a harness and its
         program; the answer says of each process why it was ended ("" if it was not) and its exit status."""
         while True:
             children = []
-            for work, own in _parts(_receive(self._connection)):
+            parts = _parts(_receive(self._connection))
+            for work, own in parts:
                 pid = os.fork()
                 if pid == 0:
                     self._connection.detach()  # no longer there: its number is another file's now
-                    self._become(own)
+                    self._become(own, len(parts))
                     return work
                 children.append(Child(pid))
                 for opened in own:
@@ -76,18 +94,22 @@ class Worker:
             why = self._wait(children)
             _send(self._connection, [child.end(why, self._limits["cpu"]) for child in children])
 
-    def _become(self, opened: Sequence[int]) -> None:
+    def _become(self, opened: Sequence[int], beside: int) -> None:
         """In a child: what is left are these files, from descriptor 0 on, and what a program needs."""
         try:
             _arrange(opened, self._rules)
-            self._give_up()
+            self._give_up(beside)
             os.write(program.NOTE, program.READY)
         except BaseException as error:
             os.write(2, f"the sandbox failed: {error!r}".encode())
             os._exit(1)
 
-    def _give_up(self) -> None:
-        """Raises OSError if the kernel keeps what a program does not need."""
+    def _give_up(self, beside: int) -> None:
+        """Raises OSError if the kernel keeps what a program does not need.
+
+        Args:
+          beside: how many programs, this one included, run at once.
+        """
         limits = self._limits
         cpu = limits["cpu"]
         resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # a signal of its own, then the end
@@ -98,6 +120,8 @@ class Worker:
             (resource.RLIMIT_CORE, 0),
         ):
             resource.setrlimit(kind, (most, most))
+        if self._filter is not None:
+            self._limit_threads(limits["threads"], beside)
         kernel.end_with_parent()
         kernel.deny_privileges()
         if self._rules is not None:
@@ -105,6 +129,21 @@ class Worker:
             os.close(_RULES)
         if self._filter is not None:
             kernel.deny_calls(self._filter)
+
+    def _limit_threads(self, most: int, beside: int) -> None:
+        """The kernel counts them by user: of this process, with its worker, or alone in a namespace. Where
+        neither can be had, and at level "limits", ``_wait`` counts, if it can see them."""
+        if self._user and beside == 1:
+            most += 1
+        elif kernel.own_user():
+            kernel.deny_capabilities()  # which it has in there
+        elif self._user:
+            most = 1 + beside * most
+        elif self._blind:
+            raise OSError("no further namespace, and threads cannot be counted")
+        else:
+            return
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
     def _wait(self, children: "Sequence[Child]") -> str:
         """Until the first child has ended: "", or why it, and any other, has to be ended."""
