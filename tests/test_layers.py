@@ -11,16 +11,19 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program",
     },
-    {"types", "progress", "engines.processes", "engines.published", "sandbox.files", "sandbox.worker"},
+    {
+        "types", "progress", "tasks.texts", "engines.processes", "engines.published", "sandbox.files",
+        "sandbox.worker",
+    },
     {
         "advantages", "cli", "downloads", "loss", "mesh", "selection", "stopping", "team", "tokens",
-        "data", "tasks.base", "tasks.prompts", "sandbox.pool",
+        "data", "tasks.base", "tasks.grid", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
         "engines.servers", "models.config", "models.attention",
         "models.fused", "models.paged", "models.sampling",
     },
     {
-        "tasks.games", "tasks.grid", "models.fused_paged", "models.transformer", "models.hf", "groups",
+        "tasks.games", "models.fused_paged", "models.transformer", "models.hf", "groups",
         "packaged",
     },
     {
@@ -46,7 +49,7 @@ NO_JAX = {
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
     "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
-    "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
+    "tasks.sokoban_rooms", "tasks.sudoku", "tasks.texts", "engines.background",
     "engines.base", "engines.leash", "engines.processes", "engines.published", "engines.servers",
     "engines.pages", "batch", "evaluation",
     "progress", "sandbox.base", "sandbox.files", "sandbox.kernel", "sandbox.packages",

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from atgrpo_jax.checks import require
 from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.games import Game, Played, Proposal, in_split
+from atgrpo_jax.tasks.games import LONGEST, Game, Played, Proposal, in_split
 from atgrpo_jax.tasks.grid import MOVES, Cell, move_of, name, parse_moves, shift
 from atgrpo_jax.types import seed_of
 
@@ -85,6 +85,9 @@ class PlanPath(Game):
 
     def read(self, state: State, text: str) -> Sequence[str]:
         return parse_moves(text, state.position)
+
+    def longest(self, state: State) -> int:
+        return max(LONGEST, self.size**2)
 
     def play(self, state: State, actions: Sequence[str]) -> Played:
         instance, distance = state.instance, distances(state.instance)

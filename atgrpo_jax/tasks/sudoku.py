@@ -17,6 +17,7 @@ from atgrpo_jax.checks import require
 from atgrpo_jax.data import absolute, files_of, pick, read_rows, rows_of
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.games import Game, Played, Proposal, in_split
+from atgrpo_jax.tasks.texts import last_list
 from atgrpo_jax.types import seed_of
 
 Grid = tuple[int, ...]  # row by row, 0 is empty
@@ -97,7 +98,7 @@ class Sudoku(Game):
         """Fills: ``[013 021]``, ``[[0, 1, 3], [0, 2, 1]]``; or whole rows: ``[[1, 2, 3, 4], ...]``, of which
         what is in the grid already is left out."""
         size = state.instance.size
-        items = _last_list(text)
+        items = _items(text)
         rows = [item for item in items if len(item) == size]
         if len(items) == len(rows) == size:
             return [
@@ -240,19 +241,28 @@ def _key(instance: Instance) -> Grid:
     return instance.puzzle
 
 
-def _last_list(text: str) -> list[tuple[int, ...]]:
-    """Items of the last list in brackets: of numbers, or of words of digits. A list of lists is one list."""
-    found = re.findall(r"\[\s*(?:\[[^\[\]]*\][\s,;]*)+\]|\[[^\[\]]*\]", text)
-    if not found:
+def _items(text: str) -> list[tuple[int, ...]]:
+    """Items of the last list in brackets: of numbers, or of words of digits. A list of lists, or of tuples,
+    is one list. What is negative or no whole number is -1."""
+    found = last_list(text)
+    if found is None:
         return []
-    last = found[-1][1:-1]
-    if "[" in last:
-        items = re.findall(r"\[([^\[\]]*)\]", last)
-        return [tuple(int(number[:9]) for number in re.findall(r"\d+", item)) for item in items]
-    words = re.findall(r"\d+", last)
-    if words and all(len(word) == 1 for word in words):  # one fill, or one row, as numbers
-        return [tuple(map(int, words))]
-    return [tuple(map(int, word)) for word in words]
+    if not isinstance(found, str):
+        words = [_words(group) for group in found]
+        whole = all(len(group) == 1 and len(group[0]) > 1 for group in words)
+        return [tuple(map(_digit, group[0] if whole else group)) for group in words]
+    numbers = _words(found)
+    if numbers and all(re.fullmatch(r"-?\d(\.\d+)?", number) for number in numbers):  # one fill, or one row
+        return [tuple(map(_digit, numbers))]
+    return [tuple(map(_digit, number)) for number in numbers]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"(?<![\d.])-?\d+(?:\.\d+)?", text)
+
+
+def _digit(word: str) -> int:
+    return int(word[:9]) if word.isdigit() else -1
 
 
 def _write(fills: Sequence[Fill]) -> str:
