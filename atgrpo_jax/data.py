@@ -112,6 +112,6 @@ def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in fields.items():
         if name not in row:
             raise ValueError(f"{place}: no field {name!r}")
-        if not isinstance(row[name], kind):
+        if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
             raise ValueError(f"{place}: {name} = {str(row[name])[:60]!r} is no {kind.__name__}")
     return row

@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from atgrpo_jax.checks import require
+from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.games import Game, Played, Proposal
@@ -73,6 +73,7 @@ class Sokoban(Game):
     demonstration_moves: int = 12  # at most, in one list
 
     def __post_init__(self):
+        check_types(self)
         require(self, "size", 4 <= self.size <= 10 or self.view == "symbols", 'above 10 use view "symbols"')
         require(self, "size", self.size >= 4, "must be at least 4")
         require(self, "boxes", 1 <= self.boxes <= 4, "must be from 1 to 4")
