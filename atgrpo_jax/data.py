@@ -13,6 +13,17 @@ from typing import Any
 from atgrpo_jax.progress import say
 from atgrpo_jax.types import seed_of
 
+# Of texts that are compared. Signs that are written in several ways; what has no width is nothing.
+_SAME: dict[int, str | None] = {ord("−"): "-", ord("–"): "-"}
+_SAME |= {ord(one): "'" for one in "‘’"} | {ord(one): '"' for one in "“”"}
+_SAME |= {ord(one): None for one in "\u200b\u200c\u200d\u2060\ufeff\u00ad"}
+# How LaTeX is set: spaces, sizes, where mathematics begin and end; braces around a lone power or index.
+_SETTING = re.compile(r"\\[,;:! ]|\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|\$|\\[()\[\]]")
+_LONE = re.compile(r"(?<=[\^_])\{(\w|\\[a-zA-Z]+)\}")
+# The marks of prose: commas after words, the ends of sentences.
+_MARKS = re.compile(r"(?<=[a-zA-Z][a-zA-Z])[,;:](?=\s|$)|[.?](?=[\s\"')]|$)")
+_SIGNS = re.compile(r"\\[a-zA-Z]+|\w+|[^\w\s]")
+
 SPLITS = ("train", "validation", "test")
 Files = tuple[tuple[str, tuple[str, ...]], ...]  # of each split
 
@@ -80,9 +91,15 @@ def _order(count: int, seed: int, round_: int) -> list[int]:
 
 
 def words_of(text: str) -> str:
-    """A text's words, numbers and signs of arithmetic: equal for texts that differ in spaces, case or
-    punctuation, and not for problems that differ in a sign."""
-    return " ".join(re.findall(r"\w+|[-+*/^<>=!%−×÷±≠≤≥]", text.lower()))
+    """What a text says: equal only for texts that differ in how they are set. That is in spaces, in whether a
+    word begins with a capital letter, in quotes, in dollar signs and the like, and in the marks of prose.
+    Every other sign counts, and so does the case of single letters, of abbreviations and of LaTeX's names."""
+    text = _LONE.sub(r"\1", _SETTING.sub(" ", text.translate(_SAME)))
+    return " ".join(_plain(found) for found in _SIGNS.findall(_MARKS.sub(" ", text)))
+
+
+def _plain(sign: str) -> str:
+    return sign.lower() if len(sign) > 1 and sign[0] != "\\" and sign[1:].islower() else sign
 
 
 def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -91,10 +108,13 @@ def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[
     Raises ValueError naming the file, the line and the field.
     """
     file = Path(path).expanduser()
+    encoding = "utf-8-sig"  # without the mark that some editors put at the beginning
     if not file.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+        with (gzip.open if file.suffix == ".gz" else open)(
+            file, "rt", encoding=encoding, newline="\n"
+        ) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _row(line, f"{path}:{number}", fields)
@@ -104,7 +124,13 @@ def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[
 
 def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_once)
+        if "\\u" in line:  # what UTF-8 cannot say would stop a run where it is first shown
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{place}: half of a character ({error.object[error.start]!a}) stands alone"
+        ) from error
     except (ValueError, RecursionError) as error:  # also for an integer longer than Python reads
         raise ValueError(f"{place}: no JSON ({error})") from error
     if not isinstance(row, dict):
@@ -112,6 +138,16 @@ def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in fields.items():
         if name not in row:
             raise ValueError(f"{place}: no field {name!r}")
-        if not isinstance(row[name], kind):
+        if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
             raise ValueError(f"{place}: {name} = {str(row[name])[:60]!r} is no {kind.__name__}")
     return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a field that is given twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} is given twice")
+    return made

@@ -1,6 +1,7 @@
 """How problem sets are read. With ATGRPO_DATA, a folder of them: that every file of it can be."""
 
 import gzip
+import json
 import os
 import random
 from pathlib import Path
@@ -31,14 +32,67 @@ from atgrpo_jax.tasks.sokoban_rooms import read_levels
         ("What is 20% of 5?", "What is 20 of 5?"),
         ("Find $\\sin x$.", "Find $\\cos x$."),
         ("2 × 3", "2 ÷ 3"),
+        ("Find |A ∪ B|.", "Find |A ∩ B|."),
+        ("What is √16?", "What is 16?"),
+        ("Find ∑a.", "Find ∏a."),
+        ("Is x ∈ S?", "Is x ∉ S?"),
+        ("Find f'(2).", "Find f(2)."),
+        ("What is (2 + 3) * 4?", "What is 2 + (3 * 4)?"),
+        ("Find ⌊7/2⌋.", "Find ⌈7/2⌉."),
+        ("Find |x|.", "Find x."),
+        ("Find [x].", "Find {x}."),
+        ("What is 1.5 + 2?", "What is 1,5 + 2?"),
+        ("What is 3.5?", "What is 3 5?"),
+        ("What is x²?", "What is x2?"),
+        ("What is x₁?", "What is x₂?"),
+        ("What is x_1?", "What is x1?"),
+        ("What is 2^{10}?", "What is 2^{1}0?"),
+        ("Find $\\Delta$.", "Find $\\delta$."),
+        ("Find α.", "Find β."),
+        ("If A = 2a = 4, find A.", "If A = 2a = 4, find a."),
+        ("Find AB.", "Find ab."),
+        ("Divide in 1:2.", "Divide in 1,2."),
+        ("[1, 2; 3, 4]", "[1; 2, 3; 4]"),
+        ("a & b", "a | b"),
+        ("a and ~b", "a and b"),
+        ("Print 'a'.", "Print `a`."),
+        ("5° north", "5 north"),
+        ("is a ≤ b", "is a < b"),
+        ("f ∘ g", "f · g"),
+        ("30°", "30'"),
+        ("p → q", "p ← q"),
+        ("3 # 4", "3 @ 4"),
     ],
 )
 def test_problems_that_differ_in_a_sign_are_two(one, other):
     assert words_of(one) != words_of(other)
 
 
-def test_the_same_words_are_one_problem():
-    assert words_of("What is  2+3 ?") == words_of("what is 2 + 3.") != words_of("What is 23?")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is  2+3 ?", "what is 2 + 3."),
+        ("Solve $x + 1 = 2$.", "Solve\nx+1 = 2"),
+        ("Solve \\(x\\).", "Solve $x$ ."),
+        ("So: \\[x = 1\\]", "So $$x=1$$"),
+        ("Find $x^{2}$.", "Find $x^2$."),
+        ("At $0^\\circ$.", "At $0^{\\circ}$."),
+        ("Find $\\left(x\\right)$.", "Find $(x)$."),
+        ("Take 1\\,000.", "Take 1 000."),
+        ("However, take 2.", "however take 2"),
+        ("5 − 3", "5 - 3"),
+        ("Print “yes”.", 'Print "yes"'),
+        ("a\u00a0b\u200b", "a b"),
+        ("f(1,2)", "f( 1, 2 )"),
+        ("Take 2. Then add 3.", "Take 2 . Then add 3"),
+    ],
+)
+def test_what_is_set_otherwise_is_one_problem(one, other):
+    assert words_of(one) == words_of(other)
+
+
+def test_digits_are_not_run_together():
+    assert words_of("What is 2 3?") != words_of("What is 23?")
 
 
 @pytest.mark.parametrize(
@@ -46,12 +100,38 @@ def test_the_same_words_are_one_problem():
     [
         ('{"a": ' + "9" * 5000 + "}", r"a.jsonl:1: no JSON \(Exceeds the limit"),
         ("[" * 100_000, r"a.jsonl:1: no JSON"),
+        ('{"a": 1, "b": 2, "a": 3}', r"a.jsonl:1: no JSON .field 'a' is given twice"),
+        ('{"a": {"b": 2, "b": 2}}', r"a.jsonl:1: no JSON .field 'b' is given twice"),
+        ('{"a": "\\ud800"}', r"a.jsonl:1: half of a character .'.ud800'. stands alone"),
+        ('{"a": "\x00"}', r"a.jsonl:1: no JSON .Invalid control character"),
+        ('\n{"a": 1} {"a": 2}', r"a.jsonl:2: no JSON .Extra data"),
+        ('{"a": 1}\r\n\r\n{', r"a.jsonl:3: no JSON"),
     ],
 )
 def test_json_that_python_does_not_read_is_named(tmp_path, line, says):
     (tmp_path / "a.jsonl").write_text(line)
     with pytest.raises(ValueError, match=says):
         list(read_rows(str(tmp_path / "a.jsonl"), {}))
+
+
+def test_rows_are_lines_and_not_what_looks_like_one(tmp_path):
+    """Only a line feed ends a row; a mark of the encoding at the beginning is none of the row's."""
+    rows = [{"a": "x\u2028y\x85z\x0b"}, {"a": "\U0001f600"}]
+    text = "\r\n".join(
+        json.dumps(row, ensure_ascii=kind) for row, kind in zip(rows, (False, True), strict=True)
+    )
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\n\n")
+    assert list(read_rows(str(tmp_path / "a.jsonl"), {"a": str})) == [(1, rows[0]), (2, rows[1])]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "says"),
+    [(True, int, "a = 'True' is no int"), (1, str, "'1' is no str"), (None, list, "'None' is no list")],
+)
+def test_a_field_of_another_type_is_named(tmp_path, value, kind, says):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"a": value}))
+    with pytest.raises(ValueError, match=f"a.jsonl:1: .*{says}"):
+        list(read_rows(str(tmp_path / "a.jsonl"), {"a": kind}))
 
 
 def test_a_damaged_file_is_named(tmp_path):

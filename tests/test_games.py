@@ -6,8 +6,8 @@ import pytest
 
 from atgrpo_jax.sandbox.base import Program, Run
 from atgrpo_jax.tasks.base import ToolTask, Workflow
-from atgrpo_jax.tasks.games import python_block
-from atgrpo_jax.tasks.plan_path import PlanPath
+from atgrpo_jax.tasks.games import LONGEST
+from atgrpo_jax.tasks.plan_path import Instance, PlanPath, distances
 from atgrpo_jax.tasks.sokoban import Sokoban
 from atgrpo_jax.tasks.sudoku import Sudoku
 from atgrpo_jax.types import Outcome
@@ -67,28 +67,56 @@ def test_a_list_of_a_program_that_fails_after_it_counts():
     assert step.outcome is Outcome.OK and step.reward.parts["code"] == pytest.approx(0.05 / 4)
 
 
-@pytest.mark.parametrize(
-    ("text", "block"),
-    [
-        ("```python\na\n```", "a"),
-        ("```py\na\n```\n```\nb\n```", "a"),
-        ("```python\na\n```\nthen\n```python\nb\nc\n```", "b\nc"),
-        ("```\na\n```", "a"),
-        ("```json\n{}\n```", "{}"),
-        ("```python\na", None),
-        ("a", None),
-    ],
-)
-def test_python_block(text, block):
-    assert python_block(text) == block
+# What programs print and models say, repeated up to the longest output.
+SHAPES = ("9, ", "[", "[[1, 2], ", "(0, 1), ", "R", "'R', ", "a", "[R]", "0\n", "[0, 2, 3], ", "≤", "```\n")
 
 
-def test_long_programs_and_outputs_are_shown_shortened():
-    task = with_tool("plan_path")
+@pytest.mark.parametrize("name", GAMES)
+def test_what_others_are_shown_of_a_proposal_is_bounded(name):
+    task = with_tool(name)
     state = task.initial(task.instance("train", 0))
-    text = f"```python\n# {'x' * 9000}\n```"
-    step = task.act(state, "tool", text, [Run("ok", "y" * 9000, "", True)])
-    assert 2000 < len(task.prompt(step.state, "mover")[0]["content"]) < 6000
+    decider = task.workflow.order[-1]
+
+    def shown(length, shape, around):
+        before, after = around
+        printed = f"{before}{(shape * length)[:length]}{after}"
+        text = f"```python\n# {printed}\n```"
+        step = task.act(state, "tool", text, [Run("ok", printed, printed[-2000:], True)])
+        return task.prompt(step.state, decider)[0]["content"]
+
+    plain = len(task.prompt(state, decider)[0]["content"])
+    for shape in SHAPES:
+        for around in (("", ""), ("[", "]")):
+            long = shown(1 << 15, shape, around)
+            assert plain < len(long) < plain + 7000
+            assert "... (cut after 750 characters; it ends with:)" in long
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_a_list_counts_up_to_the_longest_that_is_of_use(name):
+    """What comes after that neither pays nor costs; an honest list is shorter."""
+    game, decider = GAMES[name]
+    task = game(workflow=Workflow((decider,)))
+    state = task.initial(task.instance("train", 0))
+    item = "[0, 0, 9], " if name == "sudoku" else "?, "
+    first = task.act(state, decider, f"[{item * LONGEST}]")
+    assert task.act(state, decider, f"[{item * (3 * LONGEST)}]") == first
+    assert len(task.read(state, f"[{item * LONGEST}]")) == LONGEST == task.longest(state)
+    assert first.reward.parts["illegal"] == pytest.approx(-0.1 / 4)
+
+
+def test_no_shortest_path_is_longer_than_what_is_carried_out():
+    rows = tuple("." * 41 if r % 2 == 0 else "#" * 41 for r in range(41))
+    rows = tuple(
+        row if r % 2 == 0 else "#" * 40 + "." if r % 4 == 1 else "." + "#" * 40 for r, row in enumerate(rows)
+    )  # to and fro
+    task = PlanPath(size=41, view="symbols", workflow=Workflow(("mover",)), obstacles=0.1)
+    state = task.initial(Instance(rows, (0, 0), (40, 40)))
+    turns = "".join("R" * 40 + "DD" + "L" * 40 + "DD" for _ in range(10)) + "R" * 40
+    assert len(turns) == distances(state.instance)[0, 0] == 880
+    step = task.act(state, "mover", f"[{turns}]")
+    assert step.solved and step.reward.parts["shortest"] == task.shortest
+    assert task.longest(state) == 41 * 41 > LONGEST
 
 
 @pytest.mark.parametrize("weight", ["progress", "shortest", "illegal", "invalid", "proposal", "code"])

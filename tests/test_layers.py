@@ -12,19 +12,19 @@ RANKS = [
         "sandbox.packages", "sandbox.program",
     },
     {
-        "types", "files", "progress", "finite", "metric_names", "stopping",
+        "types", "files", "progress", "finite", "metric_names", "stopping", "tasks.texts",
         "engines.published", "engines.secrets", "sandbox.files", "sandbox.worker",
     },
     {"engines.answers", "engines.processes"},
     {
         "advantages", "cli", "downloads", "loss", "mesh", "finite_arrays", "team", "tokens",
-        "data", "trees", "tasks.base", "tasks.prompts", "sandbox.pool",
+        "data", "trees", "tasks.base", "tasks.grid", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
         "engines.servers", "models.config", "models.attention",
         "models.fused", "models.paged", "models.sampling",
     },
     {
-        "tasks.games", "tasks.grid", "models.fused_paged", "models.transformer", "models.hf", "groups",
+        "tasks.games", "models.fused_paged", "models.transformer", "models.hf", "groups",
         "packaged", "selection", "task_calls", "updates",
     },
     {
@@ -51,7 +51,7 @@ NO_JAX = {
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
     "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
-    "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",
+    "tasks.sokoban_rooms", "tasks.sudoku", "tasks.texts", "engines.background",
     "engines.answers", "engines.base", "engines.leash", "engines.processes", "engines.published",
     "engines.secrets", "engines.servers",
     "engines.pages", "batch", "evaluation",

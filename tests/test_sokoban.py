@@ -7,7 +7,15 @@ import pytest
 
 from atgrpo_jax.tasks.grid import MOVES
 from atgrpo_jax.tasks.sokoban import Sokoban, State, walk_from
-from atgrpo_jax.tasks.sokoban_rooms import FAR, Instance, push_distances, pushes, solve
+from atgrpo_jax.tasks.sokoban_rooms import (
+    FAR,
+    Instance,
+    TooHard,
+    level_of,
+    push_distances,
+    pushes,
+    solve,
+)
 from atgrpo_jax.types import Outcome
 
 TASK = Sokoban()
@@ -197,6 +205,33 @@ def test_levels_of_files(tmp_path):
         ('{"grid": [1, 2]}', r":2: grid: expected rows"),
         ('{"grid": ["####", "#@*#", "####"]}', r":2: grid: it is solved, or no box can"),
         ('{"grid": ["#####", "#$@.#", "#####"]}', r":2: grid: it is solved, or no box can"),
+        ('{"grid": ["#######", "#@ B .#", "#######"]}', r":2: grid: 'B' in row 1 is no symbol"),
+        ('{"grid": ["#######", "#@ xX.#", "#######"]}', r":2: grid: 'x' in row 1 is no symbol"),
+        ('{"grid": ["#######", "#@\\t$ .#", "#######"]}', r":2: grid: '.t' in row 1 is no symbol"),
+        ('{"grid": ["#####", ["#", "@"], "#####"]}', r":2: grid: expected rows of text, and row 1 is"),
+        ('{"grid": []}', r":2: grid: expected rows .* 0 players, 0 boxes and 0 goals"),
+        ('{"grid": ["#######", "#@@$ .#", "#######"]}', r":2: grid: expected .* 2 players, 1 boxes and 1"),
+        ('{"grid": ["#######", "#@$$ .#", "#######"]}', r":2: grid: expected .* 1 players, 2 boxes and 1"),
+        ('{"grid": ["#######", "#@ $ +#", "#######"]}', r":2: grid: expected .* 2 players, 1 boxes and 1"),
+        ('{"grid": ["  ####", "###  #", "#@$.#", "#####"]}', r":2: grid: expected .* are 2 lengths of rows"),
+        ('{"grid": ["      ", "@  $ .", "      "]}', r":2: grid: there is no wall around the player"),
+        ('{"grid": ["#######", "#@ $ . ", "#######"]}', r":2: grid: there is no wall around the player"),
+        (
+            '{"grid": ["########", "#@#  $.#", "### ####", "########"]}',
+            r":2: grid: no way leads .* \(1, 5\)",
+        ),
+        (
+            '{"grid": ["#######", "#@$ #.#", "#######"]}',
+            r":2: grid: no way leads the player to the .* \(1, 5\)",
+        ),
+        (
+            '{"grid": ["######", "#@   #", "# $$ #", "# $$ #", "#....#", "######"]}',
+            r":2: grid: it cannot be sol",
+        ),
+        (
+            json.dumps({"grid": ["#" * 60, "#@$." + " " * 55 + "#", "#" * 60]}),
+            r":2: grid: 3 rows of 60 symbols",
+        ),
         ('{"grid": ["#@$#"]}', r":2: grid: expected rows of one length, one player"),
     ],
 )
@@ -207,6 +242,74 @@ def test_bad_levels_are_named(tmp_path, line, says):
         Sokoban(levels={"train": str(path)})
     with pytest.raises(ValueError, match="nowhere: no such file"):
         Sokoban(levels={"train": "nowhere"})
+
+
+def test_other_ways_to_write_a_level_are_read():
+    rooms = (
+        ["#######", "#     #", "#@ $ .#", "#######"],
+        ["#######", "#--- _#", "#@ $_.#", "#######"],
+        ["#######\r", "#     #\r\n", "#@ $ .#\n", "#######"],
+    )
+    assert {level_of(room).rows for room in rooms} == {tuple(rooms[0])}
+    on_goal = level_of(["#######", "#+$  *#", "#     #", "#######"])
+    assert (on_goal.player, on_goal.goals) == ((1, 1), {(1, 1), (1, 5)}) and on_goal.boxes == {(1, 2), (1, 5)}
+    # Boxes on goals that nobody gets to are as good as walls; what is outside of the walls is nobody's.
+    assert level_of(["  #####", "  #@$.#", "###   #", "#*#####", "###    "]).boxes == {(1, 4), (3, 1)}
+
+
+def test_levels_above_ten_rows_need_symbols(tmp_path):
+    wide = ["#" * 12, "#@$." + " " * 7 + "#", "#" * 12]
+    files = {"test": write_levels(tmp_path / "test.jsonl", [wide])}
+    assert Sokoban(levels=files, view="symbols").instance("test", 0).rows == tuple(wide)
+    with pytest.raises(ValueError, match='view = .cells.: .* levels of 12 rows or columns: use "symbols"'):
+        Sokoban(levels=files)
+
+
+def test_what_a_bounded_search_says_is_true():
+    """A level is refused only if all that can be reached was tried: compared with a search of the test's."""
+    rng, refused = random.Random(0), 0
+    for _ in range(300):
+        cells = [rng.choice("     #") for _ in range(15)]
+        symbols = rng.choice(("@$.", "@$$.."))
+        for symbol, place in zip(symbols, rng.sample(range(15), len(symbols)), strict=True):
+            cells[place] = symbol
+        room = ["#######", *(f"#{''.join(cells[i : i + 5])}#" for i in (0, 5, 10)), "#######"]
+        solvable = shortest(Instance(tuple(room))) is not None
+        try:
+            level_of(room)
+            assert solvable, room
+        except ValueError:
+            assert not solvable, room
+            refused += 1
+    assert 100 < refused < 280
+
+
+def test_the_solver_looks_at_so_many_positions():
+    with pytest.raises(TooHard, match="no solution after 3 positions"):
+        solve(ROOM, ((2, 2),), (1, 1), 3)
+
+
+def test_a_level_too_hard_for_the_solver_is_demonstrated_by_possible_moves():
+    class Impatient(Sokoban):
+        positions = 2
+
+    task = Impatient(view="symbols", demonstration_moves=9)
+    moves = task.demonstration(START, "mover", random.Random(0)).strip("[]")
+    assert len(moves) == 9 and walk_from(START, moves).bumps == ()
+
+
+@pytest.mark.parametrize("boxes", [1, 2, 4])
+def test_pushes_are_those_of_the_best_order(boxes):
+    task = Sokoban(boxes=boxes)
+    for index in range(30):
+        instance = task.instance("train", index)
+        distance, goals = push_distances(instance), sorted(instance.goals)
+        placed = tuple(sorted(instance.boxes))
+        orders = (
+            [distance[goal].get(box, FAR) for box, goal in zip(placed, order, strict=True)]
+            for order in itertools.permutations(goals)
+        )
+        assert pushes(instance, placed) == min(map(sum, orders))
 
 
 @pytest.mark.parametrize(

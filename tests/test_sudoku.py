@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.sudoku import Instance, State, Sudoku, candidates, fill, read_puzzles, solutions
+from atgrpo_jax.tasks.sudoku import (
+    Instance,
+    State,
+    Sudoku,
+    TooHard,
+    candidates,
+    fill,
+    read_puzzles,
+    solutions,
+)
 from atgrpo_jax.types import Outcome
 
 TASK = Sudoku()
@@ -146,6 +155,11 @@ def test_demonstrations():
     assert TASK.demonstration(state, "filler", random.Random(0)) == "[ 304 034 114 224]"
 
 
+# 17 digits in such places that trying one cell after another takes minutes, or for ever.
+IMPOSSIBLE = "000005080000601043000000000010500000000106000300000005530000061000000004000000000"
+FROM_THE_END = "000000000000003085001020000000507000004000100090000000500000073002010000000040009"
+
+
 def text_of(grid):
     return "".join(map(str, grid))
 
@@ -195,6 +209,14 @@ def test_puzzles_of_files(tmp_path, capsys):
         ("{\n", r"a.jsonl:2: no JSON"),
         ({"size": 4}, r":2: no field 'puzzle'"),
         ({"size": "4", "puzzle": text_of(PUZZLE)}, r":2: size = '4' is no int"),
+        ({"size": True, "puzzle": text_of(PUZZLE)}, r":2: size = 'True' is no int"),
+        ({"size": 4, "puzzle": list(PUZZLE)}, r":2: puzzle = '.*' is no str"),
+        (row_of(PUZZLE, solution=list(SOLUTION)), r":2: solution = .*: expected 16 digits .* as one text"),
+        ({"size": 4, "puzzle": text_of(PUZZLE).replace("0", "*")}, r":2: puzzle = .*, not '[*]'"),
+        ({"size": 4, "puzzle": text_of(PUZZLE) + "\n"}, r":2: puzzle = .*, not '\\n'"),
+        ({"size": 4, "puzzle": text_of(PUZZLE)[1:]}, r":2: puzzle = .*: expected 16 digits .*, not 15"),
+        (row_of(PUZZLE, solution=text_of(SOLUTION)[:-1] + "."), r":2: solution = .*, not '[.]'"),
+        ({"size": 9, "puzzle": IMPOSSIBLE}, r":2: puzzle: it has no solution"),
         ({"size": 6, "puzzle": "0" * 36}, r":2: size = 6: expected 4 or 9"),
         ({"size": 9, "puzzle": text_of(PUZZLE)}, r":2: puzzle = '1230\d+': expected 81 digits from 0 to 9"),
         (row_of((5, *PUZZLE[1:])), r":2: puzzle = '5230\d+': expected 16 digits from 0 to 4"),
@@ -211,6 +233,26 @@ def test_bad_rows_are_named(tmp_path, row, says):
     path = write(tmp_path / "a.jsonl", row_of(PUZZLE), row)
     with pytest.raises(ValueError, match=says):
         Sudoku(files={"train": path})
+
+
+def test_a_dot_is_an_empty_cell(tmp_path):
+    row = {"size": 4, "puzzle": text_of(PUZZLE).replace("0", "."), "solution": text_of(SOLUTION)}
+    assert read_puzzles(write(tmp_path / "a.jsonl", row)) == (INSTANCE,)
+
+
+def test_the_solver_guesses_little():
+    """The number of guesses is a measure of time that is the same on every machine."""
+    grid = tuple(map(int, FROM_THE_END))
+    (found,) = solutions(grid, most=100)
+    assert all(given in (0, digit) for given, digit in zip(grid, found, strict=True))
+    assert all(digit in candidates((*found[:i], 0, *found[i + 1 :]), i) for i, digit in enumerate(found))
+    assert list(solutions(tuple(map(int, IMPOSSIBLE)), most=8000)) == []
+    assert len(list(itertools.islice(solutions((0,) * 81, most=60), 2))) == 2
+
+
+def test_a_puzzle_that_takes_more_guesses_is_refused(tmp_path):
+    with pytest.raises(TooHard, match="more than 3 guesses are needed"):
+        list(solutions((0,) * 81, most=3))
 
 
 def test_bad_files_are_named():
@@ -240,7 +282,7 @@ def test_the_puzzles_of_problem_sets(size):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"size": 6}, r"Sudoku.size = 6: must be 4 or 9"),
+        ({"size": 6}, r"Sudoku.size = 6: expected one of 4, 9"),
         ({"least_empty": 11}, r"Sudoku.least_empty = 11"),
         ({"most_empty": 16}, r"must be from 1 to most_empty, and that at most 12"),
         ({"workflow": Workflow(("filler", "scout"))}, "the last role decides: it must be filler"),

@@ -8,7 +8,6 @@ decider alone the task has a single agent.
 import abc
 import dataclasses
 import random
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,12 +15,14 @@ from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.sandbox.base import Program, Run
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.base import Step, Workflow
+from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.types import Message, Outcome, Reward, hash_bytes
 
 SCOUT, TOOL = "scout", "tool"
 # Of 16 equal parts of all possible instances, those numbered below belong to each split.
 SPLIT_PARTS = {"train": range(0, 12), "validation": range(12, 14), "test": range(14, 16)}
-SHOWN = 1500  # characters of a program and of its output that the decider is shown
+SHOWN = 1500  # characters of a program, of its output and of each part of what came of it that others see
+LONGEST = 1000  # items of a list that are carried out: what comes after them is left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Game(abc.ABC):
                same cost of illegal actions; no team part: it changes nothing
     tool       besides, code / turns * (half for a program that is Python, half for one that ends well)
 
+    Of a list the first ``longest`` items count, and what comes after them is as if it were not there.
     An answer without a list costs ``invalid / turns``. The decider's g telescopes over an episode and its
     bonus is paid once, at the end; the proposer's g is clipped to [-1, 1], and its terms and all costs are
     divided by the number of turns. So no team earns more over a failed episode than over a solved one:
@@ -145,15 +147,20 @@ class Game(abc.ABC):
     def tools(self) -> tuple[str, ...]:
         return tuple(role for role in self.workflow.order if role == TOOL)
 
+    def longest(self, state: Any) -> int:
+        """Items of a list that are carried out. No shortest solution has more."""
+        return LONGEST
+
     def prompt(self, state: Any, role: str) -> list[Message]:
         found = state.proposal
         proposal = found and {
-            "code": prompts.shortened(found.code, SHOWN),
-            "output": prompts.shortened(found.output, SHOWN),
+            "code": found.code,
+            "output": found.output,
             "solved": found.solved,
             **(self.shown(state, found.carried) if found.carried is not None else {}),
             "nothing": found.carried is None,
         }
+        proposal = prompts.bounded(proposal, SHOWN)
         return prompts.render(self.prompts, role, self.values(state) | {"proposal": proposal})
 
     def programs(self, state: Any, role: str, text: str, runs: Sequence[Run] = ()) -> list[Program]:
@@ -171,7 +178,7 @@ class Game(abc.ABC):
             text = run.stdout
             if run.end == "timeout":
                 text, outcome = "", Outcome.TOOL_TIMEOUT
-        actions = self.read(state, text)
+        actions = self.read(state, text)[: self.longest(state)]
         if not actions:
             reward = Reward.of(0.0, **parts, invalid=-self.invalid / turns)
             after = dataclasses.replace(state, proposal=proposal if role == TOOL else None)
@@ -209,11 +216,3 @@ def in_split(instance: Any, split: str) -> bool:
     if split not in SPLIT_PARTS:
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLIT_PARTS)}")
     return hash_bytes(repr(instance))[0] % 16 in SPLIT_PARTS[split]
-
-
-def python_block(text: str) -> str | None:
-    """The last fenced block of Python in a text, or its last fenced block; None if there is none."""
-    blocks = re.findall(r"```([\w+-]*)[ \t]*\n(.*?)```", text, re.DOTALL)
-    python = [code for name, code in blocks if name.lower() in ("python", "python3", "py")]
-    found = python or [code for _, code in blocks]
-    return found[-1].rstrip() if found else None

@@ -2,9 +2,16 @@
 
 import re
 
+from atgrpo_jax.tasks.texts import last_list
+
 Cell = tuple[int, int]  # row, column
 
 MOVES: dict[str, Cell] = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
+_NAMES = {move: move for move in MOVES} | {"UP": "U", "DOWN": "D", "LEFT": "L", "RIGHT": "R"}
+_NAMES |= {"↑": "U", "↓": "D", "←": "L", "→": "R"}
+_ITEM = re.compile(r"\d+|UP|DOWN|LEFT|RIGHT|[A-Z]+|[^\s\d,;.'\"`‘’“”]")
+_WORDY = re.compile(r"[A-Z0-9]")
+_PAIR = re.compile(r"(\d+)\s*,\s*(\d+)")
 
 
 def shift(cell: Cell, move: str, times: int = 1) -> Cell:
@@ -26,11 +33,30 @@ def move_of(cell: Cell, item: str) -> str:
 def parse_moves(text: str, start: Cell) -> list[str]:
     """The moves in the last bracketed list of ``text``; none if there is no list.
 
-    A move is one of U, D, L, R or the name of the cell that it leads to: reads ``[URD]``, ``[U, R, D]``,
-    ``['U', "R"]``, lower case, and ``[03 04 14]``. The list may begin with the cell that it starts from.
-    Anything else in it is kept as "?".
+    A move is one of U, D, L, R, its word (``[up, right]``) or arrow, or the cell that it leads to: its name
+    (``[03 04 14]``), or a pair as Python prints it (``[(0, 3), (0, 4)]``). Case, quotes, commas and
+    spaces do not matter. The list may begin with the cell that it starts from. Anything else is kept as "?":
+    each sign, and each word of which half the letters or fewer are moves.
     """
-    lists = re.findall(r"\[([^\[\]]*)\]", text)
-    items = re.findall(r"\d+|[^\s\d,'\"]", lists[-1].upper()) if lists else []
-    moves = [item if item in MOVES or item.isdigit() else "?" for item in items]
-    return moves[1:] if moves and moves[0] == name(start) else moves
+    found = last_list(text)
+    items = _items(found) if isinstance(found, str) else []
+    for group in found if isinstance(found, list) else ():
+        pair = _PAIR.fullmatch(group.strip())
+        items += [name((int(pair[1][:9]), int(pair[2][:9])))] if pair else _items(group)
+    return items[1:] if items and items[0] == name(start) else items
+
+
+def _items(text: str) -> list[str]:
+    text = text.upper()
+    if _WORDY.search(text):  # between words or names an arrow says "then"
+        text = text.replace("→", " ").replace("->", " ").replace("=>", " ")
+    return [item for found in _ITEM.findall(text) for item in _moves(found)]
+
+
+def _moves(item: str) -> list[str]:
+    if item[0].isdigit():
+        return [item]
+    if item in _NAMES:
+        return [_NAMES[item]]
+    moves = [_NAMES.get(letter, "?") for letter in item]
+    return moves if 2 * moves.count("?") < len(moves) else ["?"]

@@ -14,9 +14,9 @@ import random
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from atgrpo_jax.checks import require
+from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.games import Game, Played, Proposal, in_split
+from atgrpo_jax.tasks.games import LONGEST, Game, Played, Proposal, in_split
 from atgrpo_jax.tasks.grid import MOVES, Cell, move_of, name, parse_moves, shift
 from atgrpo_jax.types import seed_of
 
@@ -69,6 +69,7 @@ class PlanPath(Game):
     demonstration_moves: int = 6  # at most, in one list
 
     def __post_init__(self):
+        check_types(self)
         require(self, "size", self.size >= 2, "must be at least 2")
         require(self, "obstacles", 0 <= self.obstacles < 1, "must be in [0, 1)")
         rule = 'names cells by one digit each; use "symbols" above size 10'
@@ -85,6 +86,9 @@ class PlanPath(Game):
 
     def read(self, state: State, text: str) -> Sequence[str]:
         return parse_moves(text, state.position)
+
+    def longest(self, state: State) -> int:
+        return max(LONGEST, self.size**2)
 
     def play(self, state: State, actions: Sequence[str]) -> Played:
         instance, distance = state.instance, distances(state.instance)

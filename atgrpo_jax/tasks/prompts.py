@@ -53,8 +53,31 @@ def settle(task: Any, names: Sequence[str], split: str = "train") -> None:
 
 
 def shortened(text: str, most: int) -> str:
-    """The two ends of a text that is longer than so many characters."""
-    return text if len(text) <= most else f"{text[: most // 2]}\n...\n{text[-(most // 2) :]}"
+    """The two ends of a text that is longer than so many characters, and that it was cut."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n... (cut after {half} characters; it ends with:)\n{text[-half:]}"
+
+
+def bounded(value: Any, most: int) -> Any:
+    """A template's value that holds others' words, cut to so many characters: of a text its two ends, of a
+    list its first items. Of a mapping each value is cut by itself. What was cut says so."""
+    if isinstance(value, str):
+        return shortened(value, most)
+    if isinstance(value, Mapping):
+        return {name: bounded(one, most) for name, one in value.items()}
+    if not isinstance(value, (list, tuple)):
+        return value
+    kept: list[Any] = []
+    left = most
+    for one in value:
+        cut = bounded(one, most)
+        left -= len(str(cut)) + 1
+        if left < 0:
+            return [*kept, f"... (cut after {most} characters)"]
+        kept.append(cut)
+    return kept
 
 
 def _own(folder: str) -> Path:

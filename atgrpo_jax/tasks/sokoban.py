@@ -8,17 +8,19 @@ the roles.
 import dataclasses
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from atgrpo_jax.checks import require
+from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.games import Game, Played, Proposal
 from atgrpo_jax.tasks.grid import MOVES, Cell, move_of, name, parse_moves, shift
 from atgrpo_jax.tasks.sokoban_rooms import (
     FAR,
+    MAX_SOLVED,
     Instance,
+    TooHard,
     draw_room,
     drawn,
     pushes,
@@ -59,6 +61,7 @@ class Sokoban(Game):
     """
 
     decider: ClassVar[str] = "mover"
+    positions: ClassVar[int] = MAX_SOLVED  # that demonstrations are searched in; past them any move will do
 
     workflow: Workflow = Workflow(order=("scout", "mover"))
     prompts: str = "sokoban/short"
@@ -73,6 +76,7 @@ class Sokoban(Game):
     demonstration_moves: int = 12  # at most, in one list
 
     def __post_init__(self):
+        check_types(self)
         require(self, "size", 4 <= self.size <= 10 or self.view == "symbols", 'above 10 use view "symbols"')
         require(self, "size", self.size >= 4, "must be at least 4")
         require(self, "boxes", 1 <= self.boxes <= 4, "must be from 1 to 4")
@@ -80,6 +84,11 @@ class Sokoban(Game):
         require(self, "least_moves", 1 <= self.least_moves <= self.most_moves, "must be from 1 to most_moves")
         require(self, "demonstration_moves", self.demonstration_moves >= 1, "must be at least 1")
         object.__setattr__(self, "levels", absolute(self.levels))
+        largest = max((max(level.shape) for level in self._levels()), default=0)
+        rule = (
+            f'names cells by one digit each, and there are levels of {largest} rows or columns: use "symbols"'
+        )
+        require(self, "view", largest <= 10 or self.view == "symbols", rule)
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
@@ -90,6 +99,11 @@ class Sokoban(Game):
             return pick(rows, self.seed, split, index)
         limits = self.least_moves, self.most_moves
         return draw_room(self.size, self.boxes, self.walls, *limits, self.seed, split, index)
+
+    def _levels(self) -> Iterator[Instance]:
+        for _, paths in files_of(self.levels):
+            for path in paths:
+                yield from read_levels(path)
 
     @property
     def sources(self) -> Mapping[str, Any]:
@@ -147,13 +161,15 @@ class Sokoban(Game):
 
     def demonstrated(self, state: State, rng: random.Random) -> str:
         """The beginning of a solution in which each move is, with some probability, a random one."""
-        moves = ""
-        at, best = state, _solution(state)
-        for _ in range(min(len(best), self.demonstration_moves)):
-            best = best or _solution(at)
+        moves, at = "", state
+        best = self._solution(state)
+        count = self.demonstration_moves if best is None else min(len(best), self.demonstration_moves)
+        for _ in range(count):
+            if best == "":
+                best = self._solution(at)
             if not best or rng.random() < self.demonstration_error:
                 open_ = [m for m in MOVES if walk_from(at, m).bumps == ()]
-                move, best = rng.choice(open_ or list(MOVES)), ""
+                move, best = rng.choice(open_ or list(MOVES)), "" if best is not None else None
             else:
                 move, best = best[0], best[1:]
             walk = walk_from(at, move)
@@ -162,6 +178,13 @@ class Sokoban(Game):
             if at.solved:
                 break
         return self._write(state, moves)
+
+    def _solution(self, state: State) -> str | None:
+        """Empty if there is none; None if that is too hard to tell, and then any move will do."""
+        try:
+            return solve(state.instance, state.boxes, state.player, self.positions) or ""
+        except TooHard:
+            return None
 
     def repeated(self, state: State, carried: Walk) -> str:
         return self._write(state, carried.moves)
@@ -211,11 +234,6 @@ def walk_from(state: State, actions: Sequence[str]) -> Walk:
 
 def _rows(instance: Instance) -> tuple[str, ...]:
     return instance.rows
-
-
-def _solution(state: State) -> str:
-    """Empty if there is none."""
-    return solve(state.instance, state.boxes, state.player) or ""
 
 
 def _pushed(state: State, moves: str) -> int:

@@ -17,6 +17,11 @@ from atgrpo_jax.types import seed_of
 FAR = 1_000_000  # pushes to a goal from where there is no way
 MAX_DRAWS = 2000  # rooms
 MAX_PULLED = 20_000  # positions that are looked at in one room
+MAX_SOLVED = 10_000  # positions that the solver looks at: a second or two, more in large rooms
+MAX_TRIED = 1000  # positions of a level of a file that are looked at for whether it can be solved: 30 ms
+MAX_SIDE = 50  # rows and columns of a level of a file
+MAX_BOXES = 6
+FLOORS = str.maketrans("-_", "  ")  # other ways to write free floor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,19 +104,29 @@ def push_distances(instance: Instance) -> dict[Cell, dict[Cell, int]]:
 @functools.lru_cache(maxsize=1 << 16)
 def pushes(instance: Instance, boxes: tuple[Cell, ...]) -> int:
     """At the least, each box as if it were alone, to goals of their own; ``FAR`` or more without a way."""
-    distance = push_distances(instance)
-    goals = sorted(instance.goals)
-    return min(
-        sum(distance[goal].get(box, FAR) for box, goal in zip(boxes, order, strict=True))
-        for order in itertools.permutations(goals)
-    )
+    distances = [push_distances(instance)[goal] for goal in sorted(instance.goals)]
+    least = {0: 0}  # of the boxes so far, by which goals they take, as bits
+    for box in boxes:
+        after: dict[int, int] = {}
+        for taken, pushed in least.items():
+            for goal, distance in enumerate(distances):
+                if not taken >> goal & 1:
+                    key, total = taken | 1 << goal, pushed + distance.get(box, FAR)
+                    after[key] = min(total, after.get(key, total))
+        least = after
+    (found,) = least.values()
+    return found
+
+
+class TooHard(RuntimeError):
+    """The solver has looked at as many positions as it may."""
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def solve(instance: Instance, boxes: tuple[Cell, ...], player: Cell, most: int = 200_000) -> str | None:
+def solve(instance: Instance, boxes: tuple[Cell, ...], player: Cell, most: int = MAX_SOLVED) -> str | None:
     """Moves of a solution with the fewest pushes; None if there is none. A* over pushes.
 
-    Raises RuntimeError after looking at ``most`` positions.
+    Raises TooHard after looking at ``most`` positions.
     """
     queue = [(pushes(instance, boxes), 0, 0, (frozenset(boxes), player), "")]
     seen: set[Any] = set()
@@ -126,7 +141,7 @@ def solve(instance: Instance, boxes: tuple[Cell, ...], player: Cell, most: int =
             continue
         seen.add(position)
         if len(seen) > most:
-            raise RuntimeError(f"no solution after {most} positions of {instance.rows}")
+            raise TooHard(f"no solution after {most} positions of {instance.rows}")
         for box, move in itertools.product(sorted(at), MOVES):
             behind, beyond = shift(box, move, -1), shift(box, move)
             if behind in paths and beyond in instance.floor and beyond not in at:
@@ -217,15 +232,99 @@ def read_levels(path: str) -> tuple[Instance, ...]:
 
 
 def level_of(grid: Sequence[Any]) -> Instance:
-    """Raises ValueError for what is no level, or one without a way to play it."""
-    rows = tuple(map(str, grid))
+    """Raises ValueError for what is no level, or one that cannot be solved as far as ``MAX_TRIED`` positions
+    show."""
+    for number, row in enumerate(grid):
+        if not isinstance(row, str):
+            raise ValueError(f"expected rows of text, and row {number} is {str(row)[:60]!r}")
+    rows = tuple(row.rstrip("\r\n").translate(FLOORS) for row in grid)
+    for number, row in enumerate(rows):
+        strange = next((symbol for symbol in row if symbol not in "#$.@*+ "), None)
+        if strange is not None:
+            raise ValueError(
+                f"{strange!r} in row {number} is no symbol of a level: expected # wall, space, - or _ floor, "
+                "$ box, . goal, * box on a goal, @ player, + player on a goal"
+            )
     symbols = "".join(rows)
     boxes = symbols.count("$") + symbols.count("*")
     goals = symbols.count(".") + symbols.count("*") + symbols.count("+")
-    whole = len(set(map(len, rows))) == 1 and symbols.count("@") + symbols.count("+") == 1
-    if not whole or not 1 <= boxes == goals <= 6:
-        raise ValueError("expected rows of one length, one player, and as many boxes as goals, 1 to 6")
+    players = symbols.count("@") + symbols.count("+")
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1 or players != 1 or not 1 <= boxes == goals <= MAX_BOXES:
+        raise ValueError(
+            f"expected rows of one length, one player, and as many boxes as goals, 1 to {MAX_BOXES}; "
+            f"there are {len(lengths)} lengths of rows, {players} players, {boxes} boxes and {goals} goals"
+        )
+    if max(len(rows), *lengths) > MAX_SIDE:
+        raise ValueError(f"{len(rows)} rows of {lengths[0]} symbols; at most {MAX_SIDE} of each are read")
     level = Instance(rows)
+    _playable(level)
+    return level
+
+
+def _playable(level: Instance) -> None:
+    """Raises ValueError for a level that has no wall around it, is solved, or cannot be."""
+    height, width = level.shape
+    near = _paths(level, (), level.player)  # wherever the player gets, boxes or not
+    if any(r in (0, height - 1) or c in (0, width - 1) for r, c in near):
+        raise ValueError("there is no wall around the player: the floor goes on to the edge")
+    apart = sorted((level.boxes ^ level.goals) - set(near))
+    if apart:
+        raise ValueError(f"no way leads the player to the box or goal at (row, column) {apart[0]}")
     if not 0 < pushes(level, tuple(sorted(level.boxes))) < FAR:
         raise ValueError("it is solved, or no box can be brought to some goal")
-    return level
+    if not _hopeful(level, MAX_TRIED):
+        raise ValueError("it cannot be solved: all that can be pushed ends where nothing is left to push")
+
+
+def _hopeful(level: Instance, most: int) -> bool:
+    """Whether a solution is found, or may be among the positions after the first ``most``. Sets of cells are
+    numbers with a bit for each; those nearest to the goals are looked at first."""
+    width = level.shape[1]
+    near: dict[int, int] = {}  # pushes from a cell to the next goal
+    for distance in push_distances(level).values():
+        for cell, pushed in distance.items():
+            near[_bit(cell, width)] = min(pushed, near.get(_bit(cell, width), pushed))
+    floor, goals = (sum(_bit(cell, width) for cell in cells) for cells in (level.floor, level.goals))
+    useful = sum(near)
+    queue = [(0, sum(_bit(cell, width) for cell in level.boxes), _bit(level.player, width))]
+    seen: set[tuple[int, int]] = set()
+    while queue:
+        rank, boxes, reached = heapq.heappop(queue)
+        reached = _flood(reached, floor & ~boxes, width)
+        position = boxes, reached & -reached
+        if position in seen:
+            continue
+        seen.add(position)
+        if len(seen) > most:
+            return True
+        for step in (1, -1, width, -width):
+            free = useful & ~boxes
+            movable = boxes & _moved(reached, step) & _moved(free, -step)
+            while movable:
+                box = movable & -movable
+                movable ^= box
+                target = _moved(box, step)
+                after = boxes ^ box ^ target
+                if after == goals:
+                    return True
+                heapq.heappush(queue, (rank + near[target] - near[box], after, box))
+    return False
+
+
+def _bit(cell: Cell, width: int) -> int:
+    return 1 << cell[0] * width + cell[1]
+
+
+def _moved(cells: int, step: int) -> int:
+    """No cell leaves its row: there are walls around the player."""
+    return cells << step if step > 0 else cells >> -step
+
+
+def _flood(cells: int, free: int, width: int) -> int:
+    """All that can be walked to."""
+    while True:
+        wider = (cells | cells << 1 | cells >> 1 | cells << width | cells >> width) & free
+        if wider == cells:
+            return cells
+        cells = wider

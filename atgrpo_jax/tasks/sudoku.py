@@ -13,16 +13,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from atgrpo_jax.checks import require
+from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.data import absolute, files_of, pick, read_rows, rows_of
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.games import Game, Played, Proposal, in_split
+from atgrpo_jax.tasks.texts import last_list
 from atgrpo_jax.types import seed_of
 
 Grid = tuple[int, ...]  # row by row, 0 is empty
 Fill = tuple[int, int, int]  # row, column, digit; all -1 for what is none
 
 MAX_DRAWS = 2000
+MAX_GUESSES = 20_000  # of the solver: a second or two. Known hard puzzles of 9x9 take up to 7,138
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Sudoku(Game):
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        require(self, "size", self.size in (4, 9), "must be 4 or 9")
+        check_types(self)
         most = {4: 12, 9: 60}[self.size]
         within = 1 <= self.least_empty <= self.most_empty <= most
         rule = (
@@ -97,7 +99,7 @@ class Sudoku(Game):
         """Fills: ``[013 021]``, ``[[0, 1, 3], [0, 2, 1]]``; or whole rows: ``[[1, 2, 3, 4], ...]``, of which
         what is in the grid already is left out."""
         size = state.instance.size
-        items = _last_list(text)
+        items = _items(text)
         rows = [item for item in items if len(item) == size]
         if len(items) == len(rows) == size:
             return [
@@ -191,16 +193,64 @@ def candidates(grid: Grid, place: int) -> list[int]:
     return [digit for digit in range(1, size + 1) if digit not in taken]
 
 
-def solutions(grid: Grid) -> Iterator[Grid]:
-    """All ways to complete a grid."""
-    empty = [i for i, digit in enumerate(grid) if not digit]
-    if not empty:
-        yield grid
-        return
-    fits = {i: candidates(grid, i) for i in empty}
-    place = min(empty, key=lambda i: len(fits[i]))
-    for digit in fits[place]:
-        yield from solutions((*grid[:place], digit, *grid[place + 1 :]))
+class TooHard(ValueError):
+    """A puzzle takes more guesses than are made."""
+
+
+def solutions(grid: Grid, most: int = MAX_GUESSES) -> Iterator[Grid]:
+    """All ways to complete a grid. Raises TooHard after ``most`` guesses."""
+    size = round(len(grid) ** 0.5)
+    every = (1 << size) - 1
+    filled, guesses = list(grid), itertools.count(1)
+    free = [every] * (3 * size)  # digits, as bits, that rows, columns and boxes lack
+    for place, digit in enumerate(grid):
+        for unit in _units_of(size)[place] if digit else ():
+            free[unit] &= ~(1 << digit - 1)
+
+    def search() -> Iterator[Grid]:
+        ways = _fewest(filled, free, size)
+        if ways is None:
+            yield tuple(filled)
+            return
+        if len(ways) > 1 and next(guesses) > most:
+            raise TooHard(f"more than {most} guesses are needed")
+        for place, bit in ways:
+            filled[place] = bit.bit_length()
+            for unit in _units_of(size)[place]:
+                free[unit] ^= bit
+            yield from search()
+            filled[place] = 0
+            for unit in _units_of(size)[place]:
+                free[unit] ^= bit
+
+    return search()
+
+
+def _fewest(filled: list[int], free: list[int], size: int) -> list[tuple[int, int]] | None:
+    """The fewest ways to go on: the digits, as bits, that fit one cell, or the cells of a row, column or box
+    that one digit fits. None if no cell is empty."""
+    fits = [0] * len(filled)
+    fewest, chosen = size + 1, -1
+    for place, (row, column, box) in enumerate(_units_of(size)):
+        if not filled[place]:
+            fits[place] = free[row] & free[column] & free[box]
+            count = fits[place].bit_count()
+            if count < fewest:
+                fewest, chosen = count, place
+    if chosen < 0:
+        return None
+    if fewest > 1:
+        for unit, places in enumerate(_places_of(size)):
+            once = twice = thrice = 0  # digits that fit so many cells at the least
+            for place in places:
+                thrice |= twice & fits[place]
+                twice |= once & fits[place]
+                once |= fits[place]
+            for some in (free[unit] & ~once, once & ~twice, twice & ~thrice if fewest > 2 else 0):
+                if some:
+                    bit = some & -some
+                    return [(place, bit) for place in places if fits[place] & bit]
+    return [(chosen, 1 << digit) for digit in range(size) if fits[chosen] >> digit & 1]
 
 
 @functools.lru_cache
@@ -211,17 +261,20 @@ def read_puzzles(path: str) -> tuple[Instance, ...]:
     )
 
 
-def _puzzle(row: Mapping[str, Any], place: str) -> Instance:
+def _puzzle(row: dict[str, Any], place: str) -> Instance:
     size = row["size"]
     if size not in (4, 9):
         raise ValueError(f"{place}: size = {size}: expected 4 or 9")
-    grid = _digits(row, "puzzle", size, place)
+    grid = _digits(row | {"puzzle": row["puzzle"].replace(".", "0")}, "puzzle", size, place)
     if 0 not in grid:
         raise ValueError(f"{place}: puzzle: no cell is empty")
     twice = [divmod(i, size) for i, digit in enumerate(grid) if digit and digit not in candidates(grid, i)]
     if twice:
         raise ValueError(f"{place}: puzzle: given digits contradict each other at (row, column) {twice}")
-    found = list(itertools.islice(solutions(grid), 2))
+    try:
+        found = list(itertools.islice(solutions(grid), 2))
+    except TooHard as error:
+        raise ValueError(f"{place}: puzzle: whether it has one solution is not clear: {error}") from error
     if len(found) != 1:
         raise ValueError(f"{place}: puzzle: it has {'more than one solution' if found else 'no solution'}")
     if row.get("solution") is not None and _digits(row, "solution", size, place) != found[0]:
@@ -230,9 +283,15 @@ def _puzzle(row: Mapping[str, Any], place: str) -> Instance:
 
 
 def _digits(row: Mapping[str, Any], field: str, size: int, place: str) -> Grid:
-    text = str(row[field])
-    if not re.fullmatch(f"[0-{size}]{{{size * size}}}", text):
-        raise ValueError(f"{place}: {field} = {text[:90]!r}: expected {size * size} digits from 0 to {size}")
+    text = row[field]
+    rule = f"{place}: {field} = {str(text)[:90]!r}: expected {size * size} digits from 0 to {size}"
+    if not isinstance(text, str):
+        raise ValueError(f"{rule}, as one text")
+    wrong = next((symbol for symbol in text if symbol not in "0123456789"[: size + 1]), None)
+    if wrong is not None:
+        raise ValueError(f"{rule}, not {wrong!r}")
+    if len(text) != size * size:
+        raise ValueError(f"{rule}, not {len(text)}")
     return tuple(map(int, text))
 
 
@@ -240,19 +299,28 @@ def _key(instance: Instance) -> Grid:
     return instance.puzzle
 
 
-def _last_list(text: str) -> list[tuple[int, ...]]:
-    """Items of the last list in brackets: of numbers, or of words of digits. A list of lists is one list."""
-    found = re.findall(r"\[\s*(?:\[[^\[\]]*\][\s,;]*)+\]|\[[^\[\]]*\]", text)
-    if not found:
+def _items(text: str) -> list[tuple[int, ...]]:
+    """Items of the last list in brackets: of numbers, or of words of digits. A list of lists, or of tuples,
+    is one list. What is negative or no whole number is -1."""
+    found = last_list(text)
+    if found is None:
         return []
-    last = found[-1][1:-1]
-    if "[" in last:
-        items = re.findall(r"\[([^\[\]]*)\]", last)
-        return [tuple(int(number[:9]) for number in re.findall(r"\d+", item)) for item in items]
-    words = re.findall(r"\d+", last)
-    if words and all(len(word) == 1 for word in words):  # one fill, or one row, as numbers
-        return [tuple(map(int, words))]
-    return [tuple(map(int, word)) for word in words]
+    if not isinstance(found, str):
+        words = [_words(group) for group in found]
+        whole = all(len(group) == 1 and len(group[0]) > 1 for group in words)
+        return [tuple(map(_digit, group[0] if whole else group)) for group in words]
+    numbers = _words(found)
+    if numbers and all(re.fullmatch(r"-?\d(\.\d+)?", number) for number in numbers):  # one fill, or one row
+        return [tuple(map(_digit, numbers))]
+    return [tuple(map(_digit, number)) for number in numbers]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"(?<![\d.])-?\d+(?:\.\d+)?", text)
+
+
+def _digit(word: str) -> int:
+    return int(word[:9]) if word.isdigit() else -1
 
 
 def _write(fills: Sequence[Fill]) -> str:
@@ -278,6 +346,21 @@ def _peers(size: int) -> list[list[int]]:
         ]
         for r, c in cells
     ]
+
+
+@functools.cache
+def _units_of(size: int) -> list[tuple[int, int, int]]:
+    """For each cell the numbers of its row, column and box, among all of these."""
+    side = round(size**0.5)
+    cells = itertools.product(range(size), repeat=2)
+    return [(r, size + c, 2 * size + r // side * side + c // side) for r, c in cells]
+
+
+@functools.cache
+def _places_of(size: int) -> list[list[int]]:
+    """The cells of each row, column and box."""
+    units = _units_of(size)
+    return [[place for place, own in enumerate(units) if unit in own] for unit in range(3 * size)]
 
 
 def _full(size: int, rng: random.Random) -> Grid:

@@ -1,0 +1,184 @@
+"""What is found in a text: its program, its last list. All of it takes one pass, whatever the text is.
+
+A fenced block begins with a line that ends in three or more backticks and perhaps a tag,
+or that begins with three tildes. It ends with as many backticks outside of Python's strings: a program may
+hold fences in its strings, and a fence may follow the last line of code.
+"""
+
+import dataclasses
+import re
+
+FENCE = re.compile("`{3,}")
+THOUGHT = "</think>"  # what comes before it was thought and not said
+# A list of groups in brackets or parentheses, or one that holds no other.
+_LIST = re.compile(r"\[\s*(?:(?:\[[^\[\]()]*\]|\([^\[\]()]*\))[\s,;]*)+\]|\[[^\[\]]*\]")
+_GROUP = re.compile(r"[\[(]([^\[\]()]*)[\])]")
+_TAG = re.compile(r"[{.\s]*([\w+#-]*)")
+_PYTHON = re.compile(r"(python|py)-?\d*")
+_PIECES = re.compile(r"\\.|#|'''|\"\"\"|'|\"|`{3,}")
+# What a program has, and its output seldom: a call, an assignment, a statement.
+_CODE = re.compile(
+    r"\w\(|[^=<>!]=[^=]|^[ \t]*(import|from|def|class|for|while|if|with|try|assert|async)\b", re.MULTILINE
+)
+
+
+def last_list(text: str) -> str | list[str] | None:
+    """What is in the last list in brackets of a text, or in each of its groups if it is a list of lists or of
+    tuples; None if there is no list."""
+    found = _LIST.findall(text)
+    if not found:
+        return None
+    inside = found[-1][1:-1]
+    if not inside.lstrip().startswith(("[", "(")) or not inside.rstrip(" \t\n\r,;").endswith(("]", ")")):
+        return inside
+    groups = _GROUP.findall(inside)
+    return groups if _GROUP.sub("", inside).strip(" \t\n\r,;") == "" else inside
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    tag: str  # in lower case
+    code: str
+    closed: bool  # false if the text breaks off in it
+
+    @property
+    def python(self) -> bool:
+        return _PYTHON.fullmatch(self.tag) is not None
+
+
+def python_block(text: str) -> str | None:
+    """The program of a text; None if there is none.
+
+    It is the last whole block with Python's tag; else the one with that tag that the text breaks off in; else
+    the last whole one without a tag; else the last whole one with another tag. Of several such blocks those
+    that look like Python are preferred. What is empty, or a session (``>>>``), is no program.
+    """
+    found = [b for b in blocks(text) if b.code.strip() and not b.code.lstrip().startswith(">>>")]
+    closed = [block for block in found if block.closed]
+    for kind in (
+        [block for block in closed if block.python],
+        [block for block in found if block.python],
+        [block for block in closed if not block.tag],
+        closed,
+    ):
+        if kind:
+            likely = [block for block in kind if _CODE.search(block.code)]
+            return (likely or kind)[-1].code.rstrip()
+    return None
+
+
+def blocks(text: str) -> list[Block]:
+    """All blocks of what a text says, in order. Lines end with ``\\n``, ``\\r\\n`` or ``\\r``."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    found: list[Block] = []
+    opened: _Opened | None = None
+    strings = True  # of several lines are looked at: until one turns out not to end
+    place = 0
+    while place < len(lines) or (opened and opened.doubtful is not None):
+        if place == len(lines) or (opened and opened.broken):
+            # A string without an end: the block has ended at the first fence in it.
+            assert opened is not None and opened.doubtful is not None
+            place, strings = opened.doubtful, False
+            found.append(opened.block(lines, place, 0))
+            opened = None
+            place += 1
+            continue
+        line = lines[place]
+        before, thought, after = line.rpartition(THOUGHT)
+        if thought and not (before.strip() and after.strip()):
+            found, opened, line = [], None, after
+        end = opened.end(line, place) if opened else None
+        if opened and end is not None:
+            found.append(opened.block(lines, place, end))
+            opened = _opening(line[end:], place, strings) if _tagged(line[end:]) else None
+        elif not opened:
+            opened = _opening(line, place, strings)
+        place += 1
+    return [*found, opened.block(lines, len(lines), None)] if opened else found
+
+
+class _Opened:
+    """A block whose end is not yet seen."""
+
+    def __init__(self, fence: str, tag: str, indent: int, first: int, strings: bool):
+        self._fence, self._tag, self._indent, self._first = fence, tag, indent, first
+        self._strings = strings
+        self._string = ""  # the quotes of the string of several lines that we are in
+        self._nested = False  # in a fenced example within that string
+        self.doubtful: int | None = None  # the line of the first fence within it that opens nothing
+        self.broken = False  # that fence was the end: another block begins after it
+
+    def end(self, line: str, place: int) -> int | None:
+        """The column at which a line ends the block, if it does."""
+        bare = line.strip()
+        if self._fence[0] == "~":
+            return 0 if bare.startswith(self._fence) and not bare.strip("~") else None
+        inside = self._string
+        quotes = self._string
+        for piece in _PIECES.finditer(line):
+            found = piece.group()
+            if quotes:
+                if found[: len(quotes)] == quotes:
+                    quotes = ""
+            elif found == "#":
+                break
+            elif found[0] in "'\"":
+                quotes = found
+            elif found.startswith(self._fence):
+                return piece.start()
+        self._string = quotes if len(quotes) == 3 and self._strings else ""
+        if inside and bare.startswith(self._fence):
+            self._within(bare, place)
+        closes = not self._string and not inside and bare.endswith(self._fence)  # after a comment
+        return len(line.rstrip().rstrip("`")) if closes else None
+
+    def _within(self, bare: str, place: int) -> None:
+        """A fence at the beginning of a line in a string: an example's, or the block's own end."""
+        if bare.strip("`"):
+            self.broken = self.doubtful is not None
+            self._nested = True
+        elif self._nested:
+            self._nested = False
+        elif self.doubtful is None:
+            self.doubtful = place
+
+    def block(self, lines: list[str], last: int, column: int | None) -> Block:
+        """What is before a column of the line ``last``; without a column the text has broken off."""
+        code = [
+            line[self._indent :] if not line[: self._indent].strip() else line
+            for line in lines[self._first : last]
+        ]
+        if column is not None:
+            before = lines[last][:column]
+            code.append(before if before.strip() else "")
+        return Block(self._tag, "\n".join(code), column is not None)
+
+
+def _opening(line: str, place: int, strings: bool) -> _Opened | None:
+    """The block that begins after a line, if one does."""
+    bare = line.strip()
+    indent = len(line) - len(line.lstrip())
+    if bare.startswith("~~~"):
+        about = bare.lstrip("~")
+        return _Opened("~" * (len(bare) - len(about)), _tag(about), indent, place + 1, strings)
+    fences = list(FENCE.finditer(line))
+    if len(fences) % 2 == 0:  # none, or code within the line
+        return None
+    fence, about = fences[-1], line[fences[-1].end() :]
+    alone = line[: fence.start()].strip() == ""
+    if "`" in about or (not alone and not re.fullmatch(r"\s*[\w+#.-]*\s*", about)):
+        return None
+    if _tag(about) in ("markdown", "md"):  # a text with blocks of its own
+        return None
+    return _Opened(fence.group(), _tag(about), indent if alone else 0, place + 1, strings)
+
+
+def _tagged(fence: str) -> bool:
+    """What ends a block begins another: its tag was written with it."""
+    about = fence.strip().lstrip("`")
+    return bool(about) and re.fullmatch(r"[\w+#.-]+", about) is not None
+
+
+def _tag(about: str) -> str:
+    found = _TAG.match(about)
+    return found.group(1).lower() if found else ""
