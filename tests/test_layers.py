@@ -9,7 +9,7 @@ PACKAGE = Path(atgrpo_jax.__file__).parent
 RANKS = [
     {
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
-        "sandbox.packages", "sandbox.program",
+        "sandbox.packages", "sandbox.program", "tasks.code_outputs",
     },
     {"types", "progress", "engines.processes", "engines.published", "sandbox.files", "sandbox.worker"},
     {
@@ -21,12 +21,12 @@ RANKS = [
     },
     {
         "tasks.games", "tasks.grid", "models.fused_paged", "models.transformer", "models.hf", "groups",
-        "packaged",
+        "packaged", "tasks.code_rows",
     },
     {
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
         "tasks.sudoku", "batch", "models.lora", "models.head",
-        "rollout", "run_folder", "engines.decoding",
+        "rollout", "run_folder", "engines.decoding", "code_sources",
     },
     {
         "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet",
@@ -43,7 +43,8 @@ RANKS = [
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
-    "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
+    "rollout", "data", "tasks.base", "tasks.code", "tasks.code_outputs", "tasks.code_problems",
+    "tasks.code_rows", "tasks.games", "tasks.grid", "code_sources",
     "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
     "tasks.sokoban_rooms", "tasks.sudoku", "engines.background",

@@ -24,9 +24,9 @@ from atgrpo_jax.tasks.code_problems import (
     key,
     made_up,
     passed,
+    printed,
     programs,
     read,
-    same_output,
     verdicts,
 )
 from atgrpo_jax.tasks.games import python_block
@@ -250,14 +250,15 @@ def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
 def _run_test(problem: Problem, code: str, test: tuple[str, str]) -> Program:
     given, expected = test
     if problem.form == "stdio":
-        return Program(problem.before + code, given)
-    shown = f"_value = {given}\nprint(repr(_value)[:{SHOWN}], flush=True)\nassert _value == ({expected})"
+        return Program(code, given, before=problem.before)
+    wanted = f"_lists({expected})" if problem.lists else f"({expected})"
+    shown = f"_value = {given}\nprint(repr(_value)[:{SHOWN}], flush=True)\nassert _value == {wanted}"
     return called(problem, code, [shown])
 
 
 def _passes(problem: Problem, run: Run, test: tuple[str, str]) -> bool:
     if problem.form == "stdio":
-        return run.end == "ok" and same_output(run.stdout, test[1], problem.tolerance)
+        return printed(problem, run, test[1])
     return run.stdout.rstrip().rpartition("\n")[2] == "1"
 
 
