@@ -8,6 +8,7 @@ from pathlib import Path
 import fakes
 import pytest
 
+from atgrpo_jax import code_sources
 from atgrpo_jax.sandbox.base import Run
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks import code_problems
@@ -490,6 +491,39 @@ def test_a_row_without_an_id_has_its_place_for_one(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"question": "?", "id": None} | STDIO))
     (problem,) = code_problems.read(str(tmp_path / "a.jsonl"))
     assert problem.id == f"{tmp_path}/a.jsonl:1"
+
+
+def answers():
+    """Of answers.txt: a problem as a set has it, an answer to it, and whether it is right."""
+    text = (Path(__file__).parent / "answers.txt").read_text(encoding="utf-8")
+    for part in text.removeprefix(">>> ").split("\n>>> "):
+        head, _, rest = part.partition("\n")
+        source, _, call = head.partition(": f")
+        given, _, expected = call.partition(" -> ")
+        given = json.loads(f"[{given[1:-1]}]")
+        if source == "apps":
+            tests = {"fn_name": "f", "inputs": [given], "outputs": [json.loads(expected)]}
+            row = code_sources.apps({"problem_id": 1, "question": "?", "input_output": tests})
+        else:
+            case = {"input": "\n".join(map(json.dumps, given)), "output": expected, "testtype": "functional"}
+            row = {"question_content": "?", "public_test_cases": [case], "metadata": {"func_name": "f"}}
+            row = code_sources.livecodebench(row)
+        problem, lines = code_problems.problem_of(row), []
+        for line in rest.strip("\n").split("\n"):
+            if line in ("right", "wrong"):
+                yield head, problem, "\n".join(lines), line == "right"
+                lines = []
+            else:
+                lines.append(line)
+
+
+def test_answers_are_judged_as_their_sets_judge_them(sandbox):
+    wrong, count = [], 0
+    for head, problem, answer, right in answers():
+        count += 1
+        if passed(problem, tried(sandbox, problem, answer), 8) != (int(right), 1):
+            wrong.append((head, answer))
+    assert wrong == [] and count >= 75
 
 
 DATA = os.environ.get("ATGRPO_DATA")

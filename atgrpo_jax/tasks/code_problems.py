@@ -13,6 +13,7 @@ from atgrpo_jax.tasks.code_rows import fields_of
 from atgrpo_jax.tasks.games import in_split
 from atgrpo_jax.types import seed_of
 
+MODULE = "program"  # the name of an answer that is called
 Verdict = Literal["right", "wrong", "timeout"]
 # In a harness: a function whose results have lists for tuples, at any depth.
 _LISTS = """
@@ -67,10 +68,12 @@ def programs(
     left, rest = timeouts - known.count("timeout"), problem.tests[len(known) : most]
     if left <= 0 or not rest or any(run.end == "crash" for run in runs):
         return []
+    if problem.form == "call" and runs and runs[0].end == "error":  # it does not get as far as to be called
+        return []
     if problem.form == "stdio":  # side by side, but no more than may be ended so
         return [Program(answer, given, before=problem.before) for given, _ in rest[:left]]
     asked = called(problem, answer, [statement for statement, _ in rest])
-    return [asked] if runs else [Program(answer, before=problem.before), asked]
+    return [asked] if runs else [dataclasses.replace(asked, harness="", names=()), asked]
 
 
 def passed(problem: Problem, runs: Sequence[Run], most: int) -> tuple[int, int]:
@@ -103,7 +106,10 @@ def _wrong(run: Run) -> Verdict:
 
 
 def called(problem: Problem, answer: str, statements: Sequence[str]) -> Program:
-    """Runs assert statements on an answer's functions, in a process that the answer does not reach."""
+    """Runs assert statements on an answer's functions, in a process that the answer does not reach.
+
+    The answer is a module and no script, as judges have it: without its ``if __name__ == "__main__"``.
+    """
     found = {alias(name): f"globals()[{name!r}]" for name in problem.names}
     if len(problem.names) == 1:
         found.setdefault("candidate", found[alias(problem.names[0])])
@@ -116,7 +122,8 @@ def called(problem: Problem, answer: str, statements: Sequence[str]) -> Program:
         f"globals().update(_GIVEN)\n_TESTS = {list(statements)!r}",
         _RUN_TESTS,
     )
-    return Program(answer, harness="\n".join(parts), names=problem.names, before=problem.before)
+    harness = "\n".join(parts)
+    return Program(answer, "", harness, problem.names, problem.before, MODULE)
 
 
 def alias(name: str) -> str:
