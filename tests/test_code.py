@@ -7,6 +7,8 @@ from pathlib import Path
 
 import fakes
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from atgrpo_jax import code_sources
 from atgrpo_jax.sandbox.base import Run
@@ -491,6 +493,40 @@ def test_a_row_without_an_id_has_its_place_for_one(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"question": "?", "id": None} | STDIO))
     (problem,) = code_problems.read(str(tmp_path / "a.jsonl"))
     assert problem.id == f"{tmp_path}/a.jsonl:1"
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-3, 10**30) | st.floats() | st.sampled_from(
+    ["", "1", "f", "x =", "assert f(1)", "def check(f): pass", "\ud800", "\0", "'\\d'", "[1", "(" * 300]
+)  # fmt: skip
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+    st.sampled_from(["a", "1"]), inner, max_size=2), max_leaves=4)  # fmt: skip
+FIELDS = (
+    "id", "question", "mode", "solution", "test_input", "test_output", "tolerance", "ignore_case", "judge",
+    "entry_point", "starter_code", "before", "preamble", "tests", "hard_tests", "setup",
+)  # fmt: skip
+BASES = st.sampled_from([{"question": "?", "mode": mode} | row for mode, row in ROWS.items()])
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(BASES, st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2))
+def test_a_row_with_anything_in_it_is_refused_by_its_field_or_can_be_played(base, odd):
+    try:
+        problem = code_problems.problem_of(base | odd)
+    except ValueError as error:
+        words = str(error)
+        assert any(name in words for name in ("preamble", *odd)), (odd, words)
+        return
+    assert isinstance(problem.id, str) and isinstance(problem.starter, str) and problem.tests
+    assert 0 <= problem.tolerance < 1 and all(
+        isinstance(text, str) for pair in problem.tests for text in pair
+    )
+    state = State(problem)
+    for role in TASK.workflow.order:
+        assert TASK.prompt(state, role)[0]["content"].encode()
+        assert isinstance(TASK.demonstration(state, role, random.Random(0)), str)
+    first, *_ = programs(problem, "pass", 8, 2)
+    compile(first.before, "before", "exec", dont_inherit=True)
+    assert not passed(problem, [Run("ok", "\0")] * 9, 8)[0]
 
 
 def answers():
