@@ -11,6 +11,10 @@ from typing import Any, TextIO
 from atgrpo_jax.errors import RunError
 
 
+class Unusable(Exception):
+    """Why a row is left out that is in its source's form."""
+
+
 def rows_in(file: Path, *, levels: bool = False) -> Iterator[Any]:
     """The rows of a file; of JSON lines the lines, and of Boxoban's text (``levels``) the levels.
 
@@ -91,8 +95,28 @@ def _parquet(file: Path) -> Iterator[Any]:
         raise ValueError(str(error)) from error
 
 
+def json_of(text: Any, reason: str) -> Any:
+    """A field that holds JSON, or what it would hold."""
+    if not text and reason:
+        raise Unusable(reason)
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except json.JSONDecodeError as error:
+        raise ValueError(f"malformed JSON: {error}") from error
+    except ValueError as error:
+        raise Unusable("an integer is longer than Python reads") from error
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
+
+
+def list_of(found: Any) -> list[Any]:
+    if not isinstance(found, list):
+        raise TypeError(f"{str(found)[:60]!r} is no list")
+    return found
+
+
 def said(error: BaseException) -> str:
     """An error's words, in one line."""
     if isinstance(error, KeyError):
         return f"no field {error}"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]

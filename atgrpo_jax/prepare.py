@@ -6,15 +6,11 @@ Reads JSON lines, JSON, CSV, Boxoban's text (each also gzipped) and, with pyarro
 that cannot be used are counted by the reason, and the first of them are named.
 """
 
-import base64
 import collections
 import contextlib
 import dataclasses
 import gzip
-import io
 import json
-import pickle
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,16 +18,14 @@ from typing import Any, TextIO
 from absl import flags
 
 from atgrpo_jax.cli import run
-from atgrpo_jax.downloads import rows_in, said
+from atgrpo_jax.code_sources import apps, codecontests, livecodebench
+from atgrpo_jax.downloads import Unusable, json_of, list_of, rows_in, said
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.progress import say
-from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks import code_problems, math_problems
 from atgrpo_jax.tasks.sokoban_rooms import level_of
 from atgrpo_jax.types import hash_bytes
 
-PYTHON3 = 3  # the language of a solution in CodeContests
-LONGEST = SandboxConfig.output_kb << 10  # characters of a result: a program may print no more
 NAMED = 3  # places of rows left out, for each reason
 # What DAPO writes around every problem.
 DAPO_BEFORE = (
@@ -41,88 +35,6 @@ DAPO_BEFORE = (
 DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 
-class Unusable(Exception):
-    """Why a row is left out that is in its source's form."""
-
-
-def apps(row: dict[str, Any]) -> dict[str, Any]:
-    """APPS: github.com/hendrycks/apps, or its JSON lines on a hub."""
-    tests = _json(row["input_output"], "no tests")
-    inputs, outputs = _list(tests.get("inputs") or []), _list(tests.get("outputs") or [])
-    solutions = _json(row.get("solutions") or "[]", "")
-    common = {
-        "id": f"apps-{row.get('problem_id', row.get('id'))}",
-        "question": row["question"],
-        "solution": solutions[0] if solutions else "",
-    }
-    if name := tests.get("fn_name"):
-        method = "class Solution" in (row.get("starter_code") or "")
-        called = "candidate" if method else name
-        calls = [f"{called}({', '.join(map(repr, _list(given)))})" for given in inputs]
-        calls, results = _short(calls, list(map(_result, outputs)))
-        return common | {
-            "mode": "candidate",
-            "entry_point": f"Solution().{name}" if method else name,
-            "starter_code": row.get("starter_code") or "",
-            "before": "from typing import *\n",
-            "tests": [f"assert {call} {result}" for call, result in zip(calls, results, strict=True)],
-        }
-    given, expected = _short(list(map(_text, inputs)), list(map(_text, outputs)))
-    return common | {"mode": "stdio", "test_input": given, "test_output": expected}
-
-
-def _result(expected: Any) -> str:
-    """What a call must give. A list of one may be the value, or be around it: APPS' own tests take both."""
-    if isinstance(expected, list) and len(expected) == 1:
-        return f"in ({expected[0]!r}, {expected!r})"
-    return f"== {expected!r}"
-
-
-def codecontests(row: dict[str, Any]) -> dict[str, Any]:
-    """CodeContests: github.com/google-deepmind/code_contests, its Parquet or JSON lines on a hub."""
-    question = row["description"]
-    given: list[str] = []
-    expected: list[str] = []
-    for name in ("public_tests", "private_tests", "generated_tests"):
-        tests = row.get(name) or {}
-        given += _list(tests.get("input") or [])
-        expected += _list(tests.get("output") or [])
-    if row.get("input_file"):
-        raise Unusable("reads a file")
-    given, expected = _short(given, expected)
-    found = row.get("solutions") or {}
-    pairs = zip(found.get("language") or [], found.get("solution") or [], strict=True)
-    python = [source for language, source in pairs if language in (PYTHON3, "PYTHON3")]
-    return {
-        "id": f"codecontests-{row.get('name')}",
-        "question": question,
-        "mode": "stdio",
-        "test_input": given,
-        "test_output": expected,
-        "solution": python[0] if python else "",
-    }
-
-
-def livecodebench(row: dict[str, Any]) -> dict[str, Any]:
-    """LiveCodeBench: the JSON lines of code_generation_lite; private tests included."""
-    question = f"{row.get('question_title', '')}\n\n{row['question_content']}".strip()
-    tests = _json(row.get("public_test_cases") or "[]", "") + _private(row.get("private_test_cases"))
-    given, expected = _short([test["input"] for test in tests], [test["output"] for test in tests])
-    common = {
-        "id": f"lcb-{row.get('question_id')}",
-        "question": question,
-        "starter_code": row.get("starter_code") or "",
-        "test_input": given,
-        "test_output": expected,
-    }
-    if tests[0].get("testtype") == "functional":
-        name = _json(row.get("metadata") or "{}", "").get("func_name")
-        if not name:
-            raise Unusable("no name of the function")
-        return common | {"mode": "call", "entry_point": name}
-    return common | {"mode": "stdio"}
-
-
 def answers(row: dict[str, Any]) -> dict[str, Any]:
     """Polaris, AIME, DAPO and their like: a problem and an answer, under one of the usual names."""
     question = _first(row, ("problem", "Problem", "question", "Question", "prompt"))
@@ -130,7 +42,7 @@ def answers(row: dict[str, Any]) -> dict[str, Any]:
         question = next(said["content"] for said in reversed(question) if said.get("role", "user") == "user")
     answer = _first(row, ("answer", "Answer", "final_answer", "expected_answer"))
     if answer is None:
-        answer = (_json(row.get("reward_model") or "{}", "") or {}).get("ground_truth")
+        answer = (json_of(row.get("reward_model") or "{}", "") or {}).get("ground_truth")
     if question is None:
         raise ValueError("no field that holds the question")
     if answer in (None, "", []):
@@ -154,7 +66,7 @@ def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": f"olympiadbench-{row.get('id')}",
         "question": question,
-        "answer": _answer(_list(found)),
+        "answer": _answer(list_of(found)),
         "multiple": bool(row.get("is_multiple_answer")),
         "tolerance": row.get("error") or None,
     }
@@ -253,7 +165,7 @@ def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict
 def _made(source: str, given: Any) -> dict[str, Any]:
     """The row that a task reads, of one of a source's; a text is that row's JSON."""
     make, check = SOURCES[source]
-    row = _json(given, "")
+    row = json_of(given, "")
     if not isinstance(row, dict):
         raise ValueError("no JSON object")
     made = make(row)
@@ -280,38 +192,6 @@ def _replacing(path: Path) -> Iterator[TextIO]:
 # Fields
 
 
-def _json(text: Any, reason: str) -> Any:
-    """A field that holds JSON, or what it would hold."""
-    if not text and reason:
-        raise Unusable(reason)
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except json.JSONDecodeError as error:
-        raise ValueError(f"malformed JSON: {error}") from error
-    except ValueError as error:
-        raise Unusable("an integer is longer than Python reads") from error
-    except RecursionError as error:
-        raise ValueError("JSON nested too deep") from error
-
-
-def _list(found: Any) -> list[Any]:
-    if not isinstance(found, list):
-        raise TypeError(f"{str(found)[:60]!r} is no list")
-    return found
-
-
-def _short(given: list[Any], expected: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Tests whose results are short enough for a program to print. Raises Unusable if none are."""
-    if not given:
-        raise Unusable("no tests")
-    if len(given) != len(expected):
-        raise Unusable("not as many results as inputs")
-    kept = [pair for pair in zip(given, expected, strict=True) if len(pair[1]) <= LONGEST]
-    if not kept:
-        raise Unusable(f"results are longer than {LONGEST} characters")
-    return [one for one, _ in kept], [other for _, other in kept]
-
-
 def _answer(found: Any) -> str:
     """Raises Unusable for several answers, and for one that is longer than the task reads."""
     if isinstance(found, list):
@@ -328,34 +208,8 @@ def _answer(found: Any) -> str:
     return answer
 
 
-def _text(part: Any) -> str:
-    """A text, or its lines."""
-    return "\n".join(map(str, part)) if isinstance(part, list) else str(part)
-
-
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) not in (None, "")), None)
-
-
-class _Texts(pickle.Unpickler):
-    """Makes nothing but plain data: a download may hold anything."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise Unusable("private tests are not plain data")
-
-
-def _private(text: str | None) -> list[dict[str, Any]]:
-    """JSON, or JSON that is pickled, compressed and in base 64."""
-    if not text:
-        return []
-    if text.lstrip().startswith("["):
-        return _json(text, "")
-    try:
-        return _json(_Texts(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load(), "")
-    except Unusable:
-        raise
-    except Exception as error:  # a damaged pickle may raise any
-        raise ValueError(f"private tests are damaged: {error!r}") from error
 
 
 def main(argv: list[str], source: str | None, out: str | None) -> None:

@@ -9,7 +9,7 @@ PACKAGE = Path(atgrpo_jax.__file__).parent
 RANKS = [
     {
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
-        "sandbox.packages", "sandbox.program",
+        "sandbox.packages", "sandbox.program", "tasks.code_outputs",
     },
     {
         "types", "files", "progress", "finite", "metric_names", "stopping", "tasks.texts",
@@ -25,12 +25,12 @@ RANKS = [
     },
     {
         "tasks.games", "models.fused_paged", "models.transformer", "models.hf", "groups",
-        "packaged", "selection", "task_calls", "updates",
+        "packaged", "selection", "task_calls", "updates", "tasks.code_rows",
     },
     {
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
         "tasks.sudoku", "batch", "models.lora", "models.head",
-        "rollout", "run_folder", "engines.decoding", "engines.fleet",
+        "rollout", "run_folder", "engines.decoding", "engines.fleet", "code_sources",
     },
     {
         "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.draws",
@@ -47,8 +47,9 @@ RANKS = [
 ]  # fmt: skip
 NO_JAX = {
     "errors", "checks", "files", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
-    "finite", "metric_names", "task_calls",
-    "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
+    "finite", "metric_names", "task_calls", "code_sources",
+    "rollout", "data", "tasks.base", "tasks.code", "tasks.code_outputs", "tasks.code_problems",
+    "tasks.code_rows", "tasks.games", "tasks.grid",
     "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
     "tasks.sokoban_rooms", "tasks.sudoku", "tasks.texts", "engines.background",

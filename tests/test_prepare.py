@@ -10,8 +10,9 @@ import zlib
 
 import pytest
 
+from atgrpo_jax.code_sources import LONGEST
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.prepare import DAPO_AFTER, DAPO_BEFORE, LONGEST, convert
+from atgrpo_jax.prepare import DAPO_AFTER, DAPO_BEFORE, convert
 from atgrpo_jax.tasks import code_problems, math_problems
 from atgrpo_jax.tasks.math import Math
 from atgrpo_jax.tasks.sokoban import Sokoban

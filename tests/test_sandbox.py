@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -125,6 +126,18 @@ def test_what_comes_before_a_program(sandbox):
     found = run(sandbox, "print(1)\n1 / 0", before="x = 1\n" * 9)
     assert 'File "program.py", line 2' in found.stderr
     assert run(sandbox, "\ufeffprint(1)").stdout == "1\n"
+
+
+def test_recursion_is_as_deep_as_the_memory(sandbox):
+    """Through C, which needs a stack; and what contest programs do to get one is no error."""
+    source = (
+        "import functools, resource, sys\nsys.setrecursionlimit(10 ** 7)\n"
+        "resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "@functools.lru_cache(None)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
+        "print(f(int(input())), resource.getrlimit(resource.RLIMIT_STACK)[0] >> 20)"
+    )
+    assert run(sandbox, source, "40000").stdout == f"40000 {SMALL.memory_mb}\n"
+    assert run(sandbox, source, "4000000").end == "error"
 
 
 HOSTILE = {
@@ -797,6 +810,8 @@ def test_the_filter(machine, name, read, socket, openat, clone, kill, prlimit, m
     assert {decide(code, name, madvise, 0, 4096, advice) for advice in (4, 8, 14, 102)} == {"allow"}
     assert {decide(code, name, madvise, 0, 4096, advice) for advice in (12, 100, 101, 2**31)} == {1}
     assert {decide(code, name, number) for number in links} == {1}
+    stack = resource.RLIMIT_STACK  # read, or set to no effect
+    assert [decide(code, name, prlimit, 0, stack, new) for new in (0, 1, 2**47)] == ["allow", 0, 0]
 
 
 def test_the_filter_of_a_process_yet_to_come():

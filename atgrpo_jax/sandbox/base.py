@@ -8,7 +8,7 @@ End = Literal["ok", "error", "timeout", "limit", "crash"]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A Python program and its standard input. ``before`` is run first, in the same module.
+    """A Python program and its standard input. ``before`` is run first, in the same module, called ``name``.
 
     With a ``harness`` the program is not run to print something, but to be called: the harness runs in a
     process of its own, in which each of ``names`` is a function that calls what the program knows under that
@@ -23,6 +23,7 @@ class Program:
     harness: str = ""
     names: tuple[str, ...] = ()
     before: str = ""
+    name: str = "__main__"
 
 
 @dataclasses.dataclass(frozen=True)

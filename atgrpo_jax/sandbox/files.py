@@ -59,8 +59,11 @@ class Files:
 
 def of(asked: Program) -> list[Files]:
     """Of each process that it takes: its harness' if it has one, and the program's."""
-    files = [Files(asked.stdin, source=asked.source, before=asked.before)]
-    return [Files("", source=asked.harness, before="", names=asked.names), *files] if asked.harness else files
+    files = [Files(asked.stdin, source=asked.source, before=asked.before, name=asked.name)]
+    if not asked.harness:
+        return files
+    harness = Files("", source=asked.harness, before="", name="__main__", names=asked.names)
+    return [harness, *files]
 
 
 def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) -> Run:

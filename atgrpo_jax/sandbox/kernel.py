@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
 from collections.abc import Iterable, Sequence
 
@@ -223,7 +224,8 @@ def _filter(machine: str, pid: int) -> bytes:
         "madvise": (28, 233, _if_one_of(2, _ADVICE, errno.EPERM)),
         "kill": (62, 129, _if_one_of(0, (pid,), errno.EPERM)),
         "tgkill": (234, 131, _if_one_of(0, (pid,), errno.EPERM)),
-        "prlimit64": (302, 261, _if_null(2)),  # limits are read, not set
+        # Limits are read, not set; but asking for a larger stack is no error: it is as large as it can be.
+        "prlimit64": (302, 261, [*_if_null(2)[:-1], *_nothing_if(1, resource.RLIMIT_STACK)]),
         "ioctl": (16, 29, _if_one_of(1, _TERMINAL, errno.ENOTTY)),
         "fcntl": (72, 25, _if_one_of(1, _FCNTL, errno.EPERM)),
         "prctl": (157, 167, _if_one_of(0, _NAMES, errno.EPERM)),
@@ -264,6 +266,11 @@ def _if_null(argument: int) -> list[bytes]:
         _load(_low(argument)), _jump(_EQUAL, 0, 0, 3), _load(_low(argument) + 4), _jump(_EQUAL, 0, 0, 1),
         _instruction(_RETURN, _ALLOW), _refuse(errno.EPERM),
     ]  # fmt: skip
+
+
+def _nothing_if(argument: int, value: int) -> list[bytes]:
+    """The call does nothing, and succeeds, for that value; otherwise it is refused."""
+    return [_load(_low(argument)), _jump(_EQUAL, value, 0, 1), _refuse(0), _refuse(errno.EPERM)]
 
 
 def _low(argument: int) -> int:

@@ -33,13 +33,16 @@ _STARTED: dict[types.ModuleType, dict[str, Any]] = {}  # names that a program fi
 
 def run() -> None:
     """Runs a program as Python runs a script, with its exit code, and ends this process."""
-    _leave(_execute(_begin(_given(), "program.py"), "program.py", {})[1])
+    _leave(_execute(_begin(_given(), "program.py"), "program.py", {})[1] or 0)
 
 
 def serve() -> None:
-    """Runs a program, then calls what it defines, as its harness asks; ends with the harness."""
+    """Runs a program, then calls what it defines, as its harness asks; ends with the harness, and before it
+    has begun if the program does not run through."""
     try:
-        module, _ = _execute(_begin(_given(), "program.py"), "program.py", {})
+        module, code = _execute(_begin(_given(), "program.py"), "program.py", {})
+        if code is not None:
+            return
         with os.fdopen(_ASKED, encoding="utf-8") as asked:
             for line in asked:
                 _tell(_answer(json.loads(line), module))
@@ -52,7 +55,7 @@ def check() -> None:
     given = _given()
     asked = os.fdopen(_ASKED, encoding="utf-8")
     remote = {name: _remote(name, asked) for name in given["names"]}
-    _leave(_execute(_begin(given, "harness.py"), "harness.py", remote)[1])
+    _leave(_execute(_begin(given, "harness.py"), "harness.py", remote)[1] or 0)
 
 
 def _given() -> dict[str, Any]:
@@ -72,10 +75,10 @@ def _answer(call: dict[str, Any], module: dict[str, Any]) -> dict[str, Any]:
 
 def _begin(given: dict[str, Any], name: str) -> str:
     """Makes the module of a script, with what comes before its source in it. Its source."""
-    module: Any = types.ModuleType("__main__")
+    module: Any = types.ModuleType(given["name"])
     module.__builtins__, module.__annotations__ = builtins, {}
     module.__file__, module.__cached__ = os.path.abspath(name), None
-    sys.modules["__main__"] = module
+    sys.modules["__main__"] = sys.modules[given["name"]] = module
     sys.argv = [name]
     for words in (site.setquit, site.setcopyright, site.sethelper):  # a worker starts without ``site``
         words()
@@ -86,8 +89,9 @@ def _begin(given: dict[str, Any], name: str) -> str:
     return given["source"].removeprefix("\ufeff")
 
 
-def _execute(source: str, name: str, known: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The names it leaves and its exit code. Its own exceptions are printed as Python prints them."""
+def _execute(source: str, name: str, known: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """The names it leaves and its exit code, None if it has run through. Its own exceptions are printed as
+    Python prints them."""
     module = sys.modules["__main__"]
     module.__dict__.update(known)
     linecache.cache[name] = (len(source), None, source.splitlines(True), name)
@@ -102,7 +106,7 @@ def _execute(source: str, name: str, known: dict[str, Any]) -> tuple[dict[str, A
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # this function's frame
         _print(error)
         return module.__dict__, 1
-    return module.__dict__, 0
+    return module.__dict__, None
 
 
 def _print(error: BaseException) -> None:
@@ -135,7 +139,8 @@ def _leave(code: int) -> None:
         atexit._run_exitfuncs()
         code = _flush() or code
         gc.collect()  # puts what holds something before what it holds: streams are ended before their files
-        sys.modules.pop("__main__", None)
+        for name in [name for name, module in sys.modules.items() if module is sys.modules.get("__main__")]:
+            del sys.modules[name]
         for module, names in _STARTED.items():
             for added in vars(module).keys() - names.keys():
                 del vars(module)[added]
@@ -206,8 +211,9 @@ _BY_TAG: dict[str, Callable[[Any], Any]] = {
 
 def _made(name: str, attributes: dict[str, Any]) -> Any:
     """An object of a class that this side itself defines under that name; nothing of the other's is run."""
-    kind = vars(sys.modules["__main__"]).get(name)
-    if not (isinstance(kind, type) and kind.__module__ == "__main__"):
+    own = sys.modules["__main__"]
+    kind = vars(own).get(name)
+    if not (isinstance(kind, type) and kind.__module__ == own.__name__):
         raise TypeError(f"no class {name} here")
     made: Any = object.__new__(kind)
     made.__dict__.update({key: _plain(value) for key, value in attributes.items()})
@@ -246,7 +252,7 @@ def _written(value: Any) -> Any:
     for kind in (tuple, set, frozenset, deque):
         if isinstance(value, kind):
             return {kind.__name__: list(map(_written, value))}
-    if type(value).__module__ == "__main__" and hasattr(value, "__dict__"):
+    if type(value).__module__ == sys.modules["__main__"].__name__ and hasattr(value, "__dict__"):
         attributes = {key: _written(item) for key, item in vars(value).items()}
         return {"object": [type(value).__name__, attributes]}
     raise TypeError(f"{type(value).__name__} is no plain data")

@@ -24,11 +24,12 @@ from atgrpo_jax.tasks.code_problems import (
     key,
     made_up,
     passed,
+    printed,
     programs,
     read,
-    same_output,
     verdicts,
 )
+from atgrpo_jax.tasks.code_rows import parsed
 from atgrpo_jax.tasks.games import python_block
 from atgrpo_jax.types import Message, Outcome, Reward
 
@@ -225,7 +226,7 @@ def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
     A call and a value must be written out: an assert that any program passes is no test.
     """
     if problem.form == "stdio":
-        found = [re.findall(rf"```{name}[ \t]*\n(.*?)```", text, re.DOTALL) for name in ("input", "output")]
+        found = [_fenced(name, text) for name in ("input", "output")]
         if not all(found):
             return None
         given, expected = found[0][-1], found[1][-1].strip()
@@ -234,7 +235,7 @@ def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
     if code is None or len(code) > LONGEST:
         return None
     try:
-        (statement,) = ast.parse(code).body
+        (statement,) = parsed("test", code).body
         assert isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Compare)
         assert len(statement.test.ops) == 1 and isinstance(statement.test.ops[0], ast.Eq)
         call, value = statement.test.left, statement.test.comparators[0]
@@ -243,21 +244,28 @@ def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
         for part in (value, *call.args, *(named.value for named in call.keywords)):
             ast.literal_eval(part)
         return ast.unparse(call), ast.unparse(value)
-    except (AssertionError, ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+    except (AssertionError, ValueError, MemoryError, RecursionError, TypeError):
         return None
+
+
+def _fenced(name: str, text: str) -> list[str]:
+    """Blocks of that name, as they are written: with spaces, in capitals, or without an end."""
+    text = text.replace("\r\n", "\n")
+    return re.findall(rf"```[ \t]*{name}[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL | re.IGNORECASE)
 
 
 def _run_test(problem: Problem, code: str, test: tuple[str, str]) -> Program:
     given, expected = test
     if problem.form == "stdio":
-        return Program(problem.before + code, given)
-    shown = f"_value = {given}\nprint(repr(_value)[:{SHOWN}], flush=True)\nassert _value == ({expected})"
+        return Program(code, given, before=problem.before)
+    wanted = f"_lists({expected})" if problem.lists else f"({expected})"
+    shown = f"_value = {given}\nprint(repr(_value)[:{SHOWN}], flush=True)\nassert _value == {wanted}"
     return called(problem, code, [shown])
 
 
 def _passes(problem: Problem, run: Run, test: tuple[str, str]) -> bool:
     if problem.form == "stdio":
-        return run.end == "ok" and same_output(run.stdout, test[1], problem.tolerance)
+        return printed(problem, run, test[1])
     return run.stdout.rstrip().rpartition("\n")[2] == "1"
 
 
@@ -293,10 +301,10 @@ def _equalities(problem: Problem) -> Iterator[tuple[str, str]]:
     """The left and the right sides of golden tests, also of those within HumanEval's ``check``."""
     source = "\n".join((problem.setup, *(statement for statement, _ in problem.tests)))
     try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = parsed("tests", source)
+    except ValueError:
         return
-    for node in nodes:
+    for node in ast.walk(tree):
         match node:
             case ast.Assert(ast.Compare(call, [ast.Eq()], [value])):
                 pass
