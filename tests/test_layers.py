@@ -8,11 +8,16 @@ import atgrpo_jax
 PACKAGE = Path(atgrpo_jax.__file__).parent
 RANKS = [
     {
+        "answers.parts", "answers.spelling",
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program",
     },
-    {"types", "progress", "engines.processes", "engines.published", "sandbox.files", "sandbox.worker"},
     {
+        "answers.names", "types", "progress", "engines.processes", "engines.published", "sandbox.files",
+        "sandbox.worker",
+    },
+    {
+        "answers.numbers", "answers.sets", "answers.tokens", "answers.units",
         "advantages", "cli", "downloads", "loss", "mesh", "selection", "stopping", "team", "tokens",
         "data", "tasks.base", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
@@ -20,15 +25,18 @@ RANKS = [
         "models.fused", "models.paged", "models.sampling",
     },
     {
+        "answers.grammar",
         "tasks.games", "tasks.grid", "models.fused_paged", "models.transformer", "models.hf", "groups",
         "packaged",
     },
     {
+        "answers.reading",
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
         "tasks.sudoku", "batch", "models.lora", "models.head",
         "rollout", "run_folder", "engines.decoding",
     },
     {
+        "answers.equality",
         "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet",
         "engines.sglang_jax_session",
         "weight_sync", "checkpoint", "evaluation", "metrics",
@@ -42,6 +50,8 @@ RANKS = [
     {"train", "evaluate", "export", "plan", "prepare", "tasks.check"},
 ]  # fmt: skip
 NO_JAX = {
+    "answers.equality", "answers.grammar", "answers.names", "answers.numbers", "answers.parts",
+    "answers.reading", "answers.sets", "answers.spelling", "answers.tokens", "answers.units",
     "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
     "tasks.math", "tasks.math_problems", "downloads",
