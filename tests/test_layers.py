@@ -8,15 +8,17 @@ import atgrpo_jax
 PACKAGE = Path(atgrpo_jax.__file__).parent
 RANKS = [
     {
+        "answers.parts", "answers.spelling",
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program", "tasks.code_outputs",
     },
     {
         "types", "files", "progress", "finite", "metric_names", "stopping", "tasks.texts",
-        "engines.published", "engines.secrets", "sandbox.files", "sandbox.worker",
+        "engines.published", "engines.secrets", "sandbox.files", "sandbox.worker", "answers.names",
     },
     {"engines.answers", "engines.processes"},
     {
+        "answers.numbers", "answers.sets", "answers.tokens", "answers.units",
         "advantages", "cli", "downloads", "loss", "mesh", "finite_arrays", "team", "tokens",
         "data", "trees", "tasks.base", "tasks.grid", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
@@ -24,15 +26,18 @@ RANKS = [
         "models.fused", "models.paged", "models.sampling",
     },
     {
+        "answers.grammar",
         "tasks.games", "models.fused_paged", "models.transformer", "models.hf", "groups",
         "packaged", "selection", "task_calls", "updates", "tasks.code_rows",
     },
     {
+        "answers.reading",
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
         "tasks.sudoku", "batch", "models.lora", "models.head",
         "rollout", "run_folder", "engines.decoding", "engines.fleet", "code_sources",
     },
     {
+        "answers.equality",
         "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.draws",
         "engines.sglang_jax_session",
         "weight_sync", "checkpoint", "evaluation", "metrics",
@@ -46,6 +51,8 @@ RANKS = [
     {"train", "evaluate", "export", "plan", "prepare", "tasks.check"},
 ]  # fmt: skip
 NO_JAX = {
+    "answers.equality", "answers.grammar", "answers.names", "answers.numbers", "answers.parts",
+    "answers.reading", "answers.sets", "answers.spelling", "answers.tokens", "answers.units",
     "errors", "checks", "files", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
     "finite", "metric_names", "task_calls", "code_sources",
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_outputs", "tasks.code_problems",

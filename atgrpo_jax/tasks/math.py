@@ -11,6 +11,7 @@ numbered: ``reasoner1``, ``reasoner2``.
 
 import dataclasses
 import random
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -104,8 +105,8 @@ class Math:
         require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
         for name in ("form", "match", "builds", "runs", "tool_match"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
-        missing = find_spec("math_verify") is None
-        require(self, "files", not missing, 'needs math-verify: pip install "atgrpo_jax[math]"')
+        missing = find_spec("sympy") is None
+        require(self, "files", not missing, 'needs sympy: pip install "atgrpo_jax[math]"')
         object.__setattr__(self, "files", absolute(self.files))
         prompts.settle(self, list(map(kind_of, self.workflow.order)), next(iter(self.files), "train"))
 
@@ -124,7 +125,7 @@ class Math:
     def tools(self) -> tuple[str, ...]:
         return self.workflow.order  # also those who only answer: answers are compared in the sandbox
 
-    packages = ("math_verify",)
+    packages = ("sympy",)
     warm_up = WARM_UP
 
     def prompt(self, state: State, role: str) -> list[Message]:
@@ -137,7 +138,7 @@ class Math:
         if kind_of(role) == TOOL and not runs:
             code = python_block(text)
             return [] if code is None else [Program(code)]
-        answer = _answer(role, text, runs)
+        answer = _answer(state.problem, role, text, runs)
         if answer is None or len(runs) > (kind_of(role) == TOOL):
             return []
         # One for each: an answer of somebody else's that cannot be read is no reason to miss the truth.
@@ -177,7 +178,7 @@ class Math:
         return [other for other in self._others(state) if plainly_equal(state.problem, other, answer) is None]
 
     def _hear(self, state: State, role: str, text: str, runs: Sequence[Run]) -> tuple[Said, Outcome]:
-        kind, answer = kind_of(role), _answer(role, text, runs)
+        kind, answer = kind_of(role), _answer(state.problem, role, text, runs)
         right, like = False, answer
         outcome = Outcome.OK if answer is not None else Outcome.INVALID
         if answer is not None:
@@ -219,26 +220,66 @@ def kind_of(role: str) -> str:
     return role.rstrip("0123456789")
 
 
-def boxed(text: str) -> str | None:
-    """What is in the last ``\\boxed{...}`` of a text; None if there is none, or it is empty."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 1, start + len("\\boxed{")
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return _short(text[begin:place])
-    return None
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is no brace
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_BARE = re.compile(r"[^$\n]*(?=\$)|(?:(?!\\[\])])\S)*")
+_BETWEEN = re.compile(r"(?:[\s$,;.()]|\\[()\[\]]|\\text\s*\{|\}|\band\b|\bor\b)*")
 
 
-def _answer(role: str, text: str, runs: Sequence[Run]) -> str | None:
+def boxed(text: str, several: bool = False) -> str | None:
+    r"""What is in the last box of a text: ``\boxed{...}``, ``\boxed ...`` or ``\fbox{...}``.
+
+    A box that is empty or not closed counts for none. None if there is no other, or if it is too long for an
+    answer. With ``several`` it is a list, and boxes with "and", "or" or commas between them are its parts.
+    """
+    closed = _braces(text)
+    parts: list[str] = []
+    after = 0  # where the next box begins
+    for box in reversed(list(_BOX.finditer(text))):
+        end, content = _content(text, box.end(), closed)
+        if not content:
+            continue
+        if parts and not (
+            several and end <= after and _BETWEEN.fullmatch(text, end, min(after, end + LONGEST))
+        ):
+            break
+        parts.append(content)
+        after = box.start()
+        if not several or sum(map(len, parts)) > LONGEST:
+            break
+    return _short(", ".join(reversed(parts)))
+
+
+def _braces(text: str) -> dict[int, int]:
+    """Where each brace that is closed is closed."""
+    opened: list[int] = []
+    closed = {}
+    for mark in _BRACE.finditer(text):
+        if mark[0] == "{":
+            opened.append(mark.start())
+        elif mark[0] == "}" and opened:
+            closed[opened.pop()] = mark.start()
+    return closed
+
+
+def _content(text: str, place: int, closed: dict[int, int]) -> tuple[int, str]:
+    """Of a box whose content is at ``place``: where it ends, and what it is."""
+    if text[place : place + 1] == "{":
+        end = closed.get(place, place)
+        return end + 1, text[place + 1 : end].strip()
+    found = _BARE.match(text[place : place + LONGEST + 1])
+    assert found is not None
+    return place + found.end(), found[0].strip().rstrip(".,;:")
+
+
+def _answer(problem: Problem, role: str, text: str, runs: Sequence[Run]) -> str | None:
+    """What a role boxes, or what is in the last line that its program prints."""
     if kind_of(role) != TOOL:
-        return boxed(text)
+        return boxed(text, problem.multiple)
     if not runs or runs[0].end != "ok":
         return None
-    lines = runs[0].stdout.strip().splitlines()
-    return boxed(runs[0].stdout) or (_short(lines[-1]) if lines else None)
+    printed = runs[0].stdout.strip()
+    return boxed(printed, problem.multiple) or _short(printed.rpartition("\n")[2])
 
 
 def _short(text: str) -> str | None:

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.data import read_rows, words_of
@@ -19,36 +20,35 @@ from atgrpo_jax.types import seed_of
 LONGEST = 200  # characters of an answer
 TOLERANCE = Fraction(1, 10**6)  # relative, where one number is a decimal fraction
 
-# Says whether each part of one answer is a part of the other; runs in the sandbox, where a hostile one can do
-# no harm.
-_COMPARE = """
-import json
-from math_verify import parse, verify
-
-def read(text):
-    return parse("$" + text + "$", parsing_timeout=None)
-
-def near(one, other):
-    try:
-        return abs(float(one[0]) - float(other[0])) <= tolerance
-    except Exception:
-        return False
-
-def found(part):
-    for place, other in enumerate(others):
-        if verify(part, other, timeout_seconds=None) or tolerance and near(part, other):
-            del others[place]
-            return True
-    return False
-
-parts, others, tolerance = json.loads(input())
-parts, others = list(map(read, parts)), list(map(read, others))
-print(int(all(map(found, parts))))
+# What compares answers. It runs in the sandbox, where a hostile one can do no harm; a program brings it
+# along, for workers that do not have it ready.
+_JUDGE = {
+    f"atgrpo_jax.answers.{name}": Path(__file__)
+    .parents[1]
+    .joinpath("answers", f"{name}.py")
+    .read_text("utf-8")
+    for name in (
+        "spelling",
+        "parts",
+        "names",
+        "tokens",
+        "grammar",
+        "units",
+        "reading",
+        "sets",
+        "numbers",
+        "equality",
+    )
+}
+_READY = f"""import sys, types
+for name, source in {_JUDGE!r}.items():
+    if name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+        exec(compile(source, name, "exec"), sys.modules[name].__dict__)
+from atgrpo_jax.answers.equality import equal, main
 """
-WARM_UP = (
-    "from math_verify import parse, verify\n"
-    r"verify(*(parse(t, parsing_timeout=None) for t in (r'$\frac{1}{2}$', '$0.5$')), timeout_seconds=None)"
-)
+_COMPARE = _READY + "main()"
+WARM_UP = _READY + r"equal(r'\frac{1}{2}', '0.5'), equal(r'\sqrt{x}', 'x**(1/2)'), equal('x > 1', '(1, oo)')"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,9 @@ def _unmatched(problem: Problem, one: str, other: str) -> tuple[list[str], list[
 
 def algebra(problem: Problem, one: str, other: str) -> Program:
     """Prints 1 if two answers are equal."""
-    return Program(_COMPARE, json.dumps([*_unmatched(problem, one, other), problem.tolerance]))
+    return Program(
+        _COMPARE, json.dumps([one, other, str(Fraction(str(problem.tolerance))), problem.multiple])
+    )
 
 
 def _unspaced(text: str) -> str:

@@ -1,0 +1,211 @@
+"""When two answers to a problem are equal."""
+
+import json
+from collections.abc import Sequence
+
+import sympy
+from sympy import Expr, MatrixBase, Rational, Symbol
+
+from atgrpo_jax.answers.numbers import Numbers
+from atgrpo_jax.answers.parts import Items, Joined, Numeral, Quantity, Relation, Word
+from atgrpo_jax.answers.reading import read
+from atgrpo_jax.answers.sets import is_set, joined_parts, may_be_interval, same_sets
+
+NEAR = Rational(1, 10**6)  # relative, where one answer has a decimal fraction
+_OPPOSITE = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
+_MATCHED = ("(", ")"), ("[", "]"), ("<", ">")
+
+
+def main() -> None:
+    """Reads what ``equal`` takes as JSON, and prints 1 or 0."""
+    print(int(equal(*json.loads(input()))))
+
+
+def equal(truth: str, answer: str, tolerance: str = "0", several: bool = False) -> bool:
+    """Whether an answer says what the truth says.
+
+    Args:
+      tolerance: of numbers, absolute: a whole number, a decimal fraction or p/q.
+      several: both are lists, in any order.
+    """
+    one, other = read(truth, several), read(answer, several)
+    if isinstance(one.value, Items) and not isinstance(other.value, Items):
+        other = read(answer, several=True)  # 100,200 may be two
+    if (
+        isinstance(one.value, Word)
+        and one.text.casefold() == other.text.casefold()
+        and not one.text.isdigit()
+    ):
+        return True  # "June 20" as words and as a product
+    near = NEAR if one.decimal or other.decimal else Rational(0)
+    return Comparison(Numbers(near, Rational(tolerance))).same(one.value, other.value)
+
+
+class Comparison:
+    """Of a truth, which comes first, with an answer."""
+
+    def __init__(self, numbers: Numbers):
+        self._numbers = numbers
+
+    def same(self, one, other) -> bool:
+        if isinstance(one, Quantity) or isinstance(other, Quantity):
+            return self._quantities(one, other)
+        if isinstance(one, (Word, Numeral)) or isinstance(other, (Word, Numeral)):
+            return _same_words(one, other)
+        if isinstance(one, Relation) or isinstance(other, Relation):
+            return self._relations(one, other)
+        if is_set(one) or is_set(other):
+            return self._sets(one, other)
+        if isinstance(one, MatrixBase) or isinstance(other, MatrixBase):
+            return self._vectors(one, other)
+        if isinstance(one, Items) or isinstance(other, Items):
+            return self._items(one, other)
+        return isinstance(one, Expr) and isinstance(other, Expr) and self._numbers.same(one, other)
+
+    def _quantities(self, one, other) -> bool:
+        """A unit may be left out, but not be another.
+
+        What may be a product of symbols is one in the truth; in an answer, too, unless the truth is a number.
+        """
+        if isinstance(one, Quantity) and isinstance(other, Quantity):
+            return one.unit == other.unit and self.same(one.value, other.value)
+        if isinstance(one, Quantity):
+            return self.same(one.value if one.otherwise is None else one.otherwise, other)
+        product = other.otherwise is not None and not getattr(one, "is_number", False)
+        return self.same(one, other.otherwise if product else other.value)
+
+    def _relations(self, one, other) -> bool:
+        ours, theirs = _named(one), _named(other)
+        if ours and theirs and ours[0] == theirs[0]:
+            return self._all(ours[1], theirs[1])
+        if isinstance(one, Relation) and isinstance(other, Relation):
+            return self._equations(one, other) or same_sets(one, other)
+        if ours or theirs:
+            return self._all(ours[1] if ours else [one], theirs[1] if theirs else [other])
+        relation = one if isinstance(one, Relation) else other
+        if set(relation.signs) != {"="}:
+            return same_sets(one, other)
+        return self._all(one.sides if relation is one else [one], [other] if relation is one else other.sides)
+
+    def _all(self, ours: Sequence, theirs: Sequence) -> bool:
+        """What a chain of equations says again and again."""
+        pairs = ((one, other) for one in ours for other in theirs)
+        return all(self.same(one, other) for one, other in pairs)
+
+    def _equations(self, one: Relation, other: Relation) -> bool:
+        """Of two sides each: the same but for a factor, which is positive if they are inequalities."""
+        if len(one.sides) != 2 or len(other.sides) != 2:
+            return False
+        if not all(isinstance(side, Expr) for side in (*one.sides, *other.sides)):
+            return one.signs == other.signs and self._in_order(one.sides, other.sides)
+        ours, theirs = one.sides[0] - one.sides[1], other.sides[0] - other.sides[1]
+        sign = other.signs[0]
+        if sign != one.signs[0]:
+            sign = _OPPOSITE.get(sign, "")
+            theirs = -theirs
+        if sign != one.signs[0] or 0 in (ours, theirs):
+            return False
+        factor = sympy.simplify(ours / theirs)
+        return bool(factor.is_number and factor.is_finite and (sign in "=≠" or factor.is_positive))
+
+    def _sets(self, one, other) -> bool:
+        alike = isinstance(one, Joined) and isinstance(other, Joined) and one.sign == other.sign != "∖"
+        return (alike and self._any_order(joined_parts(one), joined_parts(other))) or same_sets(one, other)
+
+    def _items(self, one, other) -> bool:
+        if not isinstance(one, Items):
+            return len(other.items) == 1 and self.same(one, other.items[0])
+        if not isinstance(other, Items):
+            return len(one.items) == 1 and self.same(one.items[0], other)
+        ordered = _in_which_order(one, other)
+        if ordered is None:
+            return False
+        return (self._in_order if ordered else self._any_order)(one.items, other.items)
+
+    def _in_order(self, ours: Sequence, theirs: Sequence) -> bool:
+        return len(ours) == len(theirs) and all(map(self.same, ours, theirs))
+
+    def _any_order(self, ours: Sequence, theirs: Sequence) -> bool:
+        left = list(theirs)
+        for part in ours:
+            place = next((place for place, other in enumerate(left) if self.same(part, other)), None)
+            if place is None:
+                return False
+            del left[place]
+        return not left
+
+    def _vectors(self, one, other) -> bool:
+        """Matrices; a matrix and its rows; a row or a column and a tuple."""
+        if isinstance(one, MatrixBase) and isinstance(other, MatrixBase):
+            return one.shape == other.shape and self._in_order(list(one), list(other))
+        matrix, items = (one, other) if isinstance(one, MatrixBase) else (other, one)
+        if not isinstance(items, Items) or items.opened not in ("(", "[", "<"):
+            return False
+        rows = [row.items for row in items.items if isinstance(row, Items)]
+        if rows:
+            return len(rows) == len(items.items) == matrix.rows and all(
+                map(self._in_order, matrix.tolist(), rows)
+            )
+        return 1 in matrix.shape and self._in_order(list(matrix), items.items)
+
+
+def _in_which_order(one: Items, other: Items) -> bool | None:
+    """True for lists to be compared item by item, False for any order, None for different things.
+
+    A truth without brackets has no order; an answer without them has the truth's. An interval is no set, and
+    an open one is no closed one. A list of Python's may stand for anything but an interval.
+    """
+    brackets = [(items.opened, items.closed) for items in (one, other)]
+    openings = one.opened, other.opened
+    if openings[0] == ":" or openings[1] == ":":
+        return True if openings == (":", ":") else None
+    if openings[0] == "":
+        return False
+    if brackets[0] == brackets[1]:
+        return one.opened != "{"
+    if openings[1] == "":
+        return None if one.opened == "[" and may_be_interval(one) else one.opened != "{"
+    if set(openings) == {"(", "<"}:
+        return True
+    if may_be_interval(one) or may_be_interval(other):
+        return None
+    if "{" in openings:
+        return False if "[" in openings else None
+    return True if brackets[0] in _MATCHED and brackets[1] in _MATCHED else None
+
+
+def _same_words(one, other) -> bool:
+    if isinstance(one, Numeral) and not isinstance(other, Numeral):
+        plain = one.digits.isdigit() and other == sympy.Integer(one.digits)  # the base is in the question
+        return bool(plain) or _letters(other) == one.digits
+    if isinstance(one, Numeral) or isinstance(other, Numeral):
+        return one == other
+    ours, theirs = _letters(one), _letters(other)
+    if ours is None or theirs is None:
+        return False
+    return ours == theirs or (len(ours) > 1 and ours.casefold() == theirs.casefold())
+
+
+def _letters(node) -> str | None:
+    """Of words, or of a symbol; a choice is its letter: (C), C. and C)."""
+    if isinstance(node, Word):
+        found = "".join(node.text.split())
+        if len(found) == 3 and found[0] + found[2] == "()":
+            return found[1]
+        return found.rstrip(".)") if len(found) == 2 else found
+    if node == sympy.E:
+        return "E"
+    if node == sympy.I:
+        return "I"
+    return str(node) if isinstance(node, Symbol) else None
+
+
+def _named(node) -> tuple | None:
+    """Of ``x = 1 = ...``: what is named, and what it is."""
+    if not isinstance(node, Relation) or set(node.signs) != {"="}:
+        return None
+    name = node.sides[0]
+    if isinstance(name, Items) and all(isinstance(part, Symbol) for part in name.items):
+        return name, node.sides[1:]
+    product = isinstance(name, Expr) and name.is_Mul and all(part.is_Symbol for part in name.args)
+    return (name, node.sides[1:]) if isinstance(name, Symbol) or product else None

@@ -1,0 +1,122 @@
+"""When two numbers, or two functions of symbols, are equal.
+
+None is by coincidence: what is exact is compared exactly, or to more digits than a coincidence in so short a
+text has.
+"""
+
+import dataclasses
+
+import sympy
+from sympy import Expr, Rational, S
+
+from atgrpo_jax.answers.names import DEGREE, PERCENT
+
+FIRST_DIGITS, SURE_DIGITS, MOST_DIGITS = 40, 300, 20_000
+POINTS = 6  # at which functions are compared, and as many with negative numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """``near`` and ``tolerance``: how far numbers may be apart, relatively, and absolutely."""
+
+    near: Rational
+    tolerance: Rational
+
+    def same(self, one: Expr, other: Expr) -> bool:
+        return any(self._same(*pair) for pair in _meanings(one, other))
+
+    def _same(self, one: Expr, other: Expr) -> bool:
+        if S.NaN in (one, other):
+            return False
+        if one == other:
+            return True
+        if one.has(*_INFINITIES) or other.has(*_INFINITIES) or _too_long(one) or _too_long(other):
+            return False
+        if one.is_number and other.is_number:
+            return self._constants(one, other)
+        return self._functions(one, other)
+
+    def _constants(self, one: Expr, other: Expr) -> bool:
+        difference = one - other
+        if self.tolerance and _at_most(difference, self.tolerance):
+            return True
+        whole = one.is_Integer and other.is_Integer
+        if self.near and not whole:
+            return _close(one, other, self.near)
+        if difference.is_Rational:
+            return bool(difference == 0)
+        return _close(one, other, Rational(1, 10**FIRST_DIGITS)) and _surely(one, other)
+
+    def _functions(self, one: Expr, other: Expr) -> bool:
+        """At points that nobody chose: analytic functions that are equal there are the same.
+
+        Of roots and logarithms what counts is what they are for real numbers.
+        """
+        if sympy.expand(one - other) == 0:
+            return True
+        symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+        complex_ = one.has(sympy.I) or other.has(sympy.I)
+        tried = 0
+        for number in range(2 * POINTS):
+            values = {symbol: _point(number, place) for place, symbol in enumerate(symbols)}
+            ours, theirs = one.subs(values), other.subs(values)
+            if not all(value.is_number and value.is_finite for value in (ours, theirs)):
+                continue
+            if number >= POINTS and not complex_ and not (ours.is_real and theirs.is_real):
+                continue
+            if not _close(ours, theirs, self.near or Rational(1, 10**FIRST_DIGITS)):
+                return False
+            if not self.near and not _surely(ours, theirs):
+                return False
+            tried += 1
+        return tried >= POINTS // 2
+
+
+_INFINITIES = S.Infinity, S.NegativeInfinity, S.ComplexInfinity
+
+
+def _meanings(one: Expr, other: Expr) -> list[tuple[Expr, Expr]]:
+    """A sign for percent or degrees that one side alone has may be left out, or worked out."""
+    for sign, factor in ((PERCENT, Rational(1, 100)), (DEGREE, sympy.pi / 180)):
+        if one.has(sign) != other.has(sign):
+            pairs = ((one.subs(sign, value), other.subs(sign, value)) for value in (1, factor))
+            return [meaning for pair in pairs for meaning in _meanings(*pair)]
+    return [(one, other)]
+
+
+def _point(number: int, place: int) -> Rational:
+    value = Rational(2 * number + 3, 7) + Rational(5 * place + 1, 13 + number)
+    return -value if number >= POINTS and (number + place) % 2 == 0 else value
+
+
+def _too_long(number: Expr) -> bool:
+    """Whether there is a power or a factorial in it that was not worked out for its length."""
+    powers = (part for part in number.atoms(sympy.Pow) if part.base.is_Rational and part.exp.is_Integer)
+    functions = number.atoms(sympy.factorial, sympy.binomial, sympy.gamma)
+    return any(powers) or any(part.is_number for part in functions)
+
+
+def _at_most(difference: Expr, limit: Rational) -> bool:
+    if difference.is_Rational:
+        return bool(abs(difference) <= limit)
+    found = abs(difference.evalf(FIRST_DIGITS))
+    return bool(found.is_Float and found <= limit)
+
+
+def _close(one: Expr, other: Expr, near: Rational, digits: int = FIRST_DIGITS + 20) -> bool:
+    """Whether two numbers differ by no more than ``near`` of the larger."""
+    first, second = one.evalf(digits), other.evalf(digits)
+    apart = abs(first - second).evalf(digits)
+    scale = max(abs(first).evalf(digits), abs(second).evalf(digits))
+    if not (apart.is_comparable and scale.is_comparable):
+        return False
+    if scale < Rational(1, 10**FIRST_DIGITS):  # of what may be 0 no digit is known
+        return bool(sympy.simplify(one - other) == 0)
+    return bool(apart <= near * scale)
+
+
+def _surely(one: Expr, other: Expr) -> bool:
+    """To more digits than the numbers in a text can make two others agree in."""
+    rationals = one.atoms(Rational) | other.atoms(Rational)
+    digits = SURE_DIGITS + 2 * sum(len(str(abs(number.p))) + len(str(number.q)) for number in rationals)
+    return digits <= MOST_DIGITS and _close(one, other, Rational(1, 10 ** (digits - 50)), digits)

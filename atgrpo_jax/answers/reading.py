@@ -1,0 +1,148 @@
+"""A whole answer: words, numerals, thousands, units; and what the grammar makes of the rest."""
+
+import dataclasses
+import re
+
+import sympy
+
+from atgrpo_jax.answers.grammar import Grammar
+from atgrpo_jax.answers.names import CALLED, DEGREE, NAMES, PERCENT
+from atgrpo_jax.answers.parts import Items, Numeral, Quantity, Relation, Unreadable, Word
+from atgrpo_jax.answers.spelling import MARK, normal
+from atgrpo_jax.answers.tokens import tokens_of
+from atgrpo_jax.answers.units import CURRENCIES, certain, unit_of
+
+_ODD = (  # what sympy raises for what makes no sense to it
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+_SAID = {"yes", "no", "true", "false", "none", "odd", "even"}
+_BASES = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "eleven": 11, "twelve": 12, "sixteen": 16,
+}  # fmt: skip
+_NUMERAL = re.compile(r"\(?\s*(\d[\dA-Za-z]*)\s*\)?\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!,?\d)")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\s*\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_OF_NUMPY = re.compile(r"\[\s*(-?[\d.]+(?:\s+-?[\d.]+)+)\s*\]")
+_TAIL = re.compile(
+    rf"(?P<value>.*?[\d}}\s)%!\]])(?P<unit>[A-Za-z{MARK[0]}][A-Za-z.\-/^{{}}\d\s{MARK[0]}{MARK[1]}*]*)",
+    re.DOTALL,
+)
+_LABEL = re.compile(rf"(?=.*[A-Za-z])[A-Za-z_0-9(),{{}}\\\s{MARK[0]}{MARK[1]}]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """``value``: an expression, a matrix or a set of sympy's, or a class of ``parts``."""
+
+    value: object
+    text: str
+    decimal: bool  # there is a decimal fraction, which stands for numbers near it, too
+
+
+def read(text: str, several: bool = False) -> Answer:
+    """What an answer stands for; with ``several`` it is a list, so that commas part no thousands."""
+    text = normal(text)
+    return Answer(_value(text, several), _bare(text), re.search(r"\.\d|\d[eE]-", text) is not None)
+
+
+def _bare(text: str) -> str:
+    return re.sub(rf"[\s{MARK[0]}{MARK[1]}]", "", text)
+
+
+def _value(text: str, several: bool):
+    whole = text.replace(MARK[0], "").replace(MARK[1], "").strip()
+    if (numeral := _numeral(whole)) is not None:
+        return numeral
+    if _spoken(text, whole):
+        return Word(whole)
+    if not several:
+        text = _without_thousands(text)
+    text = _REPEATING.sub(_repeating, text.replace("\ue002", ""))
+    return _quantity(_OF_NUMPY.sub(lambda found: f"[{','.join(found[1].split())}]", text))
+
+
+def _numeral(text: str) -> Numeral | None:
+    found = _NUMERAL.fullmatch(text)
+    if found is None:
+        return None
+    digits, name = found.groups()
+    base = int(name) if name.isdigit() else _BASES.get(name, 0)
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
+        return None
+    return Numeral(digits.upper().lstrip("0") or "0", str(base))
+
+
+def _spoken(text: str, whole: str) -> bool:
+    """Whether an answer is words and no product of symbols: a name, a choice, yes or no."""
+    if text.count(MARK[0]) == 1 and text.startswith(MARK[0]) and text.endswith(MARK[1]):
+        return True
+    if re.fullmatch(r"\(\s*[A-Za-z]\s*\)|[A-Z]\s*[.)]", whole) or whole.casefold() in _SAID:
+        return True
+    if not re.fullmatch(r"[A-Za-z][A-Za-z'.\-\s]*", whole):
+        return False
+    words = re.findall(r"[A-Za-z]+", whole)
+    if any(word in NAMES or word in CALLED for word in words):
+        return False
+    return any(len(word) > 3 for word in words) or (len(whole) > 1 and whole.isupper())
+
+
+def _without_thousands(text: str) -> str:
+    """Numbers without the marks between their digits; in brackets a comma is one of a list."""
+    if re.fullmatch(r"-?\d{1,3}(?:[ _]\d{3})+(?:\.\d+)?", text):
+        return re.sub("[ _]", "", text)
+    depth = 0
+    pieces = []
+    for piece in re.split(r"([(\[{)\]}])", text):
+        depth += (piece in ("(", "[", "{")) - (piece in (")", "]", "}"))
+        pieces.append(piece if depth else _THOUSANDS.sub(lambda found: found[0].replace(",", ""), piece))
+    return "".join(pieces)
+
+
+def _repeating(found: re.Match) -> str:
+    whole, first, again = found[1] or "0", found[2], found[3] or found[4]
+    top = int(whole + first + again) - int(whole + first)
+    return f"(({top})/({10 ** len(first) * (10 ** len(again) - 1)}))"
+
+
+def _quantity(text: str):
+    for sign, unit in CURRENCIES.items():
+        before, found, after = text.partition(sign)
+        if found and (before.strip() in ("", "-") or not after.strip()):
+            return Quantity(_parsed(before + after), unit)
+    value = _parsed(text)
+    if not (isinstance(value, Word) or (isinstance(value, sympy.Expr) and value.free_symbols)):
+        return value
+    tail = _TAIL.fullmatch(text)
+    if tail is None or not (unit := unit_of(tail["unit"])):
+        return value
+    inner = _parsed(tail["value"])
+    if not isinstance(inner, sympy.Expr) or inner.free_symbols - {PERCENT, DEGREE}:
+        return value
+    return Quantity(inner, unit, None if isinstance(value, Word) or certain(tail["unit"]) else value)
+
+
+def _parsed(text: str):
+    try:
+        return _labelled(Grammar(tokens_of(text)).whole())
+    except (Unreadable, *_ODD):
+        name, equals, rest = text.partition("=")
+    if equals and _LABEL.fullmatch(name):  # f(x, y), the angle ABC
+        value = _parsed(rest)
+        if not isinstance(value, (Word, Relation)):
+            return Relation((sympy.Symbol(_bare(name)), value), ("=",))
+    return Word(_bare(text))
+
+
+def _labelled(node):
+    """``x = 1, 2`` and ``x = 1, x = 2`` alike: a name, and what it is."""
+    if not isinstance(node, Items) or node.opened != "":
+        return node
+    relations = [part for part in node.items if isinstance(part, Relation)]
+    if not relations or node.items[0] is not relations[0] or len(relations) not in (1, len(node.items)):
+        return node
+    name = relations[0].sides[0]
+    if any(part.signs != ("=",) or part.sides[0] != name for part in relations):
+        return node
+    values = (part.sides[1] if isinstance(part, Relation) else part for part in node.items)
+    return Relation((name, Items("", tuple(values), "")), ("=",))
