@@ -43,16 +43,21 @@ def mesh():
     return MeshConfig().build()
 
 
-@pytest.fixture
-def make(mesh, tmp_path):
-    """Makes a warm start, with changes, and says what it gave and whether it was trained for it."""
+class Trained(Exception):
+    """The warm start is not in the cache."""
 
-    def made(config=CONFIG, model=MODEL, names=("shared",), **changes):
-        asked = []
+
+@pytest.fixture(scope="module")
+def make(mesh, tmp_path_factory):
+    """Makes a warm start with changes; or only raises Trained if it is not in the cache of this module."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+
+    def made(config=CONFIG, model=MODEL, names=("shared",), train=True, **changes):
         shape = Transformer(model, 128)
 
-        def fresh(name):
-            asked.append(name)
+        def fresh():
+            if not train:
+                raise Trained
             return jax.device_put(init_params(shape, jax.random.key(7)))
 
         given = {
@@ -66,19 +71,25 @@ def make(mesh, tmp_path):
             "seed": 0,
             "source": "None",
         } | changes
-        config = dataclasses.replace(config, cache_dir=str(tmp_path))
-        makers = {name: lambda name=name: fresh(name) for name in names}
-        params = warm_start(config, fresh=makers, **given)
-        return jax.device_get(params), sorted(asked) == sorted(names)
+        config = dataclasses.replace(config, cache_dir=cache)
+        return jax.device_get(warm_start(config, fresh=dict.fromkeys(names, fresh), **given))
 
     return made
 
 
-def test_the_same_is_trained_once(make):
-    first, trained = make()
-    again, trained_again = make()
-    assert trained and not trained_again
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+@pytest.fixture(scope="module")
+def first(make):
+    return make()
+
+
+@pytest.fixture(scope="module")
+def own(make):
+    """A policy a role."""
+    return make(team=Team({"scout": "full:a", "mover": "full:b"}), names=("a", "b"))
+
+
+def test_the_same_is_trained_once(make, first):
+    jax.tree.map(np.testing.assert_array_equal, first, make(train=False))
     start = init_params(Transformer(MODEL, 128), jax.random.key(7))
     assert np.abs(first["shared"]["embedding"] - start["embedding"]).max() > 1e-3
 
@@ -101,44 +112,32 @@ def test_the_same_is_trained_once(make):
         {"config": dataclasses.replace(CONFIG, learning_rate=2e-2)},
         {"config": dataclasses.replace(CONFIG, warmup=0)},
         {"team": Team("full"), "names": ("scout", "mover")},
-        {"team": Team({"scout": "full:a", "mover": "full:b"}), "names": ("a", "b")},
         {"team": Team({"scout": "full:b", "mover": "full:a"}), "names": ("a", "b")},
     ],
     ids=str,
 )
-def test_what_is_made_from_anything_else_is_trained(make, change):
-    make()
-    make(team=Team({"scout": "full:b", "mover": "full:a"}, 1.0), names=("a", "b"), seed=99)
-    _, trained = make(**change)
-    assert trained
-    _, again = make(**change)
-    assert not again
+def test_what_is_made_from_anything_else_is_trained(make, first, own, change):
+    with pytest.raises(Trained):
+        make(train=False, **change)
 
 
 @pytest.mark.parametrize(
-    "change", [{"team": Team(alpha=3.0)}, {"optimizer": OptimizerConfig(learning_rate=1.0)}]
+    "change", [{"team": Team(alpha=3.0)}, {"optimizer": OptimizerConfig(learning_rate=1.0)}], ids=str
 )
-def test_what_it_does_not_depend_on_is_not_in_its_name(make, change):
+def test_what_it_does_not_depend_on_is_not_in_its_name(make, first, change):
     """Rewards do not matter to cloning, nor does the rate of the training after it."""
-    make()
-    _, trained = make(**change)
-    assert not trained
+    jax.tree.map(np.testing.assert_array_equal, first, make(train=False, **change))
 
 
-def test_the_rate_warms_up_and_decays_over_the_warm_start(make):
-    """One step at a rate of zero is none: a warm-up of many updates hardly moves the first."""
+@pytest.mark.parametrize(("warmup", "moved"), [(0, 1e-2), (9, 1e-3)])
+def test_its_first_step_is_as_long_as_the_rate_by_then(make, warmup, moved):
+    """Adam's first step is the rate, and a warm-up of nine updates begins with a tenth of it."""
+    config = dataclasses.replace(CONFIG, steps=1, warmup=warmup)
+    params = make(config=config, optimizer=OptimizerConfig(weight_decay=0.0))
     start = init_params(Transformer(MODEL, 128), jax.random.key(7))
-
-    def moved(**settings):
-        config = dataclasses.replace(CONFIG, steps=1, learning_rate=1e-2, **settings)
-        params, _ = make(config=config, optimizer=OptimizerConfig(weight_decay=0.0))
-        return np.abs(params["shared"]["embedding"] - start["embedding"]).max()
-
-    assert moved(warmup=0) == pytest.approx(1e-2, rel=1e-3)  # Adam's first step is the rate
-    assert moved(warmup=9) == pytest.approx(1e-3, rel=1e-3)
+    found = np.abs(params["shared"]["embedding"] - start["embedding"]).max()
+    assert found == pytest.approx(moved, rel=1e-3)
 
 
-def test_every_role_learns_what_its_policy_is_shown(make):
-    """With a policy a role both are trained, and from their own prompts."""
-    params, _ = make(team=Team("full"), names=("mover", "scout"))
-    assert np.abs(params["mover"]["embedding"] - params["scout"]["embedding"]).max() > 1e-4
+def test_every_policy_learns_what_its_own_roles_are_shown(own):
+    assert np.abs(own["a"]["embedding"] - own["b"]["embedding"]).max() > 1e-4
