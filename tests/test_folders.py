@@ -9,22 +9,52 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from fakes import LOGITS
+from fakes import LOGITS, of_policy
 from peft import PeftModel
 from reference import SIZES, forward, make, make_tokenizer, ours
 
+TASK = '''
+"""Every text is paid for its different letters, so that any two answers are likely to be told apart."""
+
+import dataclasses
+
+from atgrpo_jax.tasks.base import Step, Workflow
+from atgrpo_jax.types import Outcome, Reward
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters:
+    workflow: Workflow = Workflow(order=("scout", "mover"), turns=2)
+
+    def instance(self, split, index):
+        return f"{split} {index}"
+
+    def initial(self, instance):
+        return (instance,)
+
+    def prompt(self, state, role):
+        return [{"role": "user", "content": f"{role} {state[0]} {len(state)}"}]
+
+    def act(self, state, role, text):
+        solved = role == "mover" and len(text) > 9
+        reward = Reward.of(float(solved), letters=len(set(text)) / 10)
+        return Step((*state, text), reward, Outcome.OK, solved, solved)
+
+    def demonstration(self, state, role, rng):
+        return rng.choice(("a", "ab", "abc"))
+'''
 GIN = """
 from __gin__ import dynamic_registration
+import letters
 from atgrpo_jax import evaluation
 from atgrpo_jax import experiment
 from atgrpo_jax import learner
 from atgrpo_jax import rollout
 from atgrpo_jax import warm_start
-from atgrpo_jax.tasks import plan_path
-include 'plan_model.gin'
-plan_path.PlanPath.size = 3
+include 'parts/model.gin'
+experiment.Experiment.task = @letters.Letters()
 rollout.RolloutConfig.instances = 2
-learner.OptimizerConfig.learning_rate = 1e-2
+learner.OptimizerConfig.learning_rate = 3e-2
 evaluation.EvaluationConfig.instances = 3
 evaluation.EvaluationConfig.validation_instances = 2
 warm_start.WarmStartConfig.steps = 2
@@ -46,11 +76,20 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     make(place / "model", "Qwen3", SIZES | {"vocab_size": 300, "num_key_value_heads": 2})
     make_tokenizer(place / "model")
+    (place / "letters.py").write_text(TASK)
     (place / "mine.gin").write_text(GIN)
     param = "--gin_param=MODEL = 'model'"
     out, _ = command(place, "train", "--gin_file=mine.gin", param, "--run_dir=run")
     assert "Held-out success on 3 test instances" in out
     return place
+
+
+@pytest.mark.slow
+def test_both_adapters_were_trained(place):
+    """Or whatever is said of them below would be said of adapters that are zero, at any scale."""
+    records = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    for role in ("scout", "mover"):
+        assert all(of_policy(record, role, "updates") > 0 for record in records[1:])
 
 
 @pytest.mark.slow
@@ -70,6 +109,9 @@ def test_an_exported_team_is_the_same_for_transformers_and_peft(place):
         with torch.no_grad():
             for theirs in (merged, adapted):
                 np.testing.assert_allclose(scores, theirs(torch.tensor(tokens)).logits.numpy(), **LOGITS)
+            with adapted.disable_adapter():
+                bare = adapted(torch.tensor(tokens)).logits.numpy()
+        assert np.abs(scores - bare).max() > 0.05  # another scale would show
         assert (place / "merged" / role / "tokenizer.json").exists()
 
 

@@ -25,7 +25,7 @@ from atgrpo_jax.types import Outcome, Reward, Sample, seed_of
 
 SMALL = SIZES | {
     "vocab_size": 128, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
 }  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
@@ -186,7 +186,7 @@ CASES = {
     "an adapter a role": {
         "team": {"sharing": "lora", "rates": {"bb": 0.5}},
         "loss": {"epochs": 2, "kl": 0.2, "entropy": 0.1},
-        "optimizer": {"learning_rate": 0.05},
+        "optimizer": {"learning_rate": 0.02},
     },
     "a policy a role, all at once": {
         "team": {"sharing": "full", "rates": {"bb": 0.5}, "alpha": 0.5},
@@ -212,7 +212,7 @@ def folders(tmp_path_factory):
 def experiment(case, folder):
     temperature = case.get("rollout", {}).get("temperature", 1.0)
     shape = SHAPES[case.get("folder", "qwen3")]
-    optimizer = {"learning_rate": 0.02, "epsilon": 1e-3, "weight_decay": 0.05, "clip_norm": 100.0}
+    optimizer = {"learning_rate": 0.005, "epsilon": 1e-3, "weight_decay": 0.05, "clip_norm": 100.0}
     sizes = {"instances": INSTANCES, "candidates": CANDIDATES, "max_tokens": LONGEST}
     return Experiment(
         task=Marks(),

@@ -1,0 +1,47 @@
+"""Programs kept apart: files, calls, limits, and what is said of how they ended."""
+
+FAULTS = {
+    ("sandbox/kernel.py", "test_sandbox.py"): [
+        ("(2, None, _unless_any_bit(1, _WRITING, errno.EACCES))", "(2, None, [_instruction(_RETURN, _ALLOW)])", "old open may write"),
+        ("(257, 56, _unless_any_bit(2, _WRITING, errno.EACCES))", "(257, 56, [_instruction(_RETURN, _ALLOW)])", "open may write"),
+        ("_load(_low(0)), _jump(_ANY_BIT, _THREAD, 0, 2)", "_load(_low(0)), _jump(_ANY_BIT, _THREAD, 0, 0)", "processes are started"),
+        ('return b"".join([*code, _refuse(errno.EPERM)])', 'return b"".join([*code, _instruction(_RETURN, _ALLOW)])', "what is not known is allowed"),
+        ('"kill": (62, 129, _if_one_of(0, (pid,), errno.EPERM))', '"kill": (62, 129, [_instruction(_RETURN, _ALLOW)])', "others are signalled"),
+        ("_check(_libc.syscall(_RESTRICT[2], ruleset, 0))", "pass", "files are not given up"),
+        ("rights = (1 << _FILE_RIGHTS.get(version, 16)) - 1", "rights = _READ_FOLDER", "only folders are given up"),
+    ],
+    ("sandbox/worker.py", "test_sandbox.py"): [
+        ("(resource.RLIMIT_AS, limits[\"memory\"]),", "", "memory has no limit"),
+        ("resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))", "pass", "CPU time has no limit"),
+        ("            if left <= 0:\n", "            if left <= -60:\n", "wall time has no limit"),
+        ("(resource.RLIMIT_FSIZE, limits[\"output\"] + 1),", "", "output has no limit"),
+        ("why = why or \"timeout\"\n", "pass\n", "CPU time's end is an error"),
+        ("        kernel.deny_calls(self._filter)" , "        pass", "calls are not given up"),
+        ("kernel.end_with_parent()", "pass", "a program outlives its worker"),
+        ("os.closerange(len(opened), _RULES)", "pass", "a program has its worker's files"),
+        ("if any(child.threads() > self._limits[\"threads\"] for child in children):", "if False:", "threads have no limit"),
+        ("harness = (program.check, (*handed[:_GIVEN], told, ask))", "harness = (program.run, (*handed[:_GIVEN], told, ask))", "harnesses are run as programs"),
+    ],
+    ("sandbox/files.py", "test_sandbox.py"): [
+        ('end if note.startswith(program.READY) else "crash"', "end", "a sandbox that failed is the program's fault"),
+        ("note.endswith(program.BUILT)", "True", "every text is Python"),
+        ('why or ("error" if status else "ok")', 'why or "ok"', "every end is well"),
+        ("if max(len(out), size) > most:", "if False:", "too much output is well"),
+    ],
+    ("sandbox/program.py", "test_sandbox.py test_code.py"): [
+        ("return (error.code or 0) & 255", "return 0", "exit codes are lost"),
+        ("        traceback.print_exception(error)\n        return module.__dict__, 1", "        traceback.print_exception(error)\n        return module.__dict__, 0", "exceptions end well"),
+        ("os._exit(GONE)", "os._exit(0)", "a program that ends its harness passes"),
+        ('return {"error": f"{type(error).__name__}: {error}"[:500]}', 'return {"result": None}', "exceptions of calls are None"),
+        ("for kind in (tuple, set, frozenset):", "for kind in (set, frozenset):", "tuples are no plain data"),
+        ("sys.stdout.flush()\n        sys.stderr.flush()", "sys.stderr.flush()", "what is in the buffer is lost"),
+        ("thread.join()", "pass", "threads are not waited for"),
+    ],
+    ("sandbox/pool.py", "test_sandbox.py"): [
+        ('return Run("crash", stderr=str(lost))', 'return Run("error", stderr=str(lost))', "a lost worker is the program's fault"),
+        ("            self._drop(worker)\n            worker = None", "            self._drop(worker)", "a lost worker is asked again"),
+        ("for level in reversed(levels):", "for level in levels:", "the weakest level is taken"),
+        ('return f"a program could {could}" if could and level != "limits" else None', "return None", "what gets through goes unseen"),
+        ("if LEVELS.index(level) >= LEVELS.index(config.level)]", "]", "a weaker level than asked for is taken"),
+    ],
+}  # fmt: skip
