@@ -151,6 +151,7 @@ class Policies:
         if folder is None:
             return learner.fresh(self._key("init", start))
         check_same_ids(self._x.tokenizer, folder)
+        hf.check_same_model(self._x.architecture(start), folder)
         return hf.load(folder, learner.shapes.params)
 
     def _key(self, what: str, name: str) -> jax.Array:

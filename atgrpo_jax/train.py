@@ -25,19 +25,22 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
     experiment = config.load(_GIN_FILE.value, _GIN_PARAM.value)
     folder = RunFolder(_RUN_DIR.value or Path("runs") / Path(_GIN_FILE.value).stem)
-    claim(folder, experiment)
-    print(summary_text(train(experiment, folder)))
+    print(summary_text(train(claim(folder, experiment), folder)))
 
 
-def claim(folder: RunFolder, experiment: Experiment) -> None:
-    """Makes the folder this run's, with its full config in it. Raises RunError if it is another run's."""
+def claim(folder: RunFolder, given: Experiment) -> Experiment:
+    """Makes the folder this run's, with its full config in it, which it returns: what is given, on the day
+    on which the run began. Raises RunError if it is another run's."""
     known = folder.exists()
     folder.lock()
-    if known:
-        differs = difference(experiment, config.load(str(folder.config)))
+    recorded = config.load(str(folder.config)) if known else None
+    experiment = given.begun(recorded)
+    if recorded:
+        differs = difference(experiment, recorded)
         if differs:
             raise RunError(f"{folder.path} holds a run of another config ({differs}); give another --run_dir")
     write_atomically(folder.config, config.render(experiment).encode())
+    return experiment
 
 
 if __name__ == "__main__":

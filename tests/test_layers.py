@@ -11,17 +11,21 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program",
     },
-    {"types", "progress", "engines.processes", "engines.published", "sandbox.files", "sandbox.worker"},
     {
-        "advantages", "cli", "downloads", "loss", "mesh", "selection", "stopping", "team", "tokens",
+        "types", "progress", "chat", "jsonfile", "models.config", "engines.processes", "engines.published",
+        "sandbox.files", "sandbox.worker",
+    },
+    {
+        "advantages", "cli", "downloads", "loss", "mesh", "selection", "stopping", "team", "tokenizer_folder",
         "data", "tasks.base", "tasks.prompts", "sandbox.pool",
         "engines.base", "engines.pages", "engines.patterns",
-        "engines.servers", "models.config", "models.attention",
-        "models.fused", "models.paged", "models.sampling",
+        "engines.servers", "models.attention",
+        "models.folder", "models.fused", "models.hf_config", "models.paged",
+        "models.sampling",
     },
     {
         "tasks.games", "tasks.grid", "models.fused_paged", "models.transformer", "models.hf", "groups",
-        "packaged",
+        "packaged", "tokens",
     },
     {
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
@@ -42,7 +46,8 @@ RANKS = [
     {"train", "evaluate", "export", "plan", "prepare", "tasks.check"},
 ]  # fmt: skip
 NO_JAX = {
-    "errors", "checks", "types", "advantages", "selection", "stopping", "team", "tokens", "groups",
+    "errors", "checks", "chat", "jsonfile", "types", "advantages", "selection", "stopping", "team",
+    "tokens", "tokenizer_folder", "groups",
     "rollout", "data", "tasks.base", "tasks.code", "tasks.code_problems", "tasks.games", "tasks.grid",
     "tasks.math", "tasks.math_problems", "downloads",
     "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
