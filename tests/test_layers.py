@@ -25,12 +25,12 @@ RANKS = [
     },
     {
         "tasks.games", "tasks.grid", "models.fused_paged", "models.transformer", "models.hf", "groups",
-        "packaged", "tokens",
+        "tokens",
     },
     {
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
         "tasks.sudoku", "batch", "models.lora", "models.head",
-        "rollout", "run_folder", "engines.decoding",
+        "packaged", "rollout", "run_folder", "engines.decoding",
     },
     {
         "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.fleet",
