@@ -18,7 +18,7 @@ setup(
         "flax>=0.12",
         "gin-config==0.5.0",  # config.py walks its parsed bindings, so the version is fixed
         "jax>=0.10,<0.13",
-        "jinja2>=3.1",  # prompts, and the chat templates of models
+        "jinja2>=3.1.6",  # prompts, and the chat templates of models: older sandboxes leak
         "matplotlib>=3.8",
         "numpy>=2.0",
         "optax>=0.2.6",
@@ -27,8 +27,8 @@ setup(
         "safetensors>=0.5",
         "scipy>=1.14",  # quantiles of intervals; JAX brings it, too
         "tensorboard>=2.20",
+        "tokenizers>=0.21",  # of model folders
         "tqdm>=4.66",
-        "transformers>=4.57",  # tokenizers and chat templates; it needs no torch for them
     ],
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
@@ -52,7 +52,7 @@ setup(
                 "outlines-core>=0.2.14,<0.3",
                 "peft>=0.17",
             ),
-            *("pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "torch==2.13.0"),
+            *("pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "torch==2.13.0", "transformers>=4.57"),
         ],
     },
 )

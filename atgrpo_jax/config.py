@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
-from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.errors import ConfigError, UserError
 from atgrpo_jax.experiment import Experiment, first_difference
 from gin import config as gin_config
 
@@ -51,6 +51,8 @@ def _experiment(gin_file: str, parse: Callable[[], object]) -> Experiment:
         if not any(selector == _selector(Experiment) for _, selector in gin_config._CONFIG):
             raise ConfigError(f"{gin_file} configures no experiment.Experiment")
         return configured()
+    except UserError as error:
+        raise ConfigError(_one_line(error)) from error
     except _GIN_ERRORS as error:
         raise ConfigError(f"{gin_file}: {_one_line(error)}") from error
     finally:

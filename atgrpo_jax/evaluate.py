@@ -26,7 +26,7 @@ from atgrpo_jax.progress import Progress
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.saved_run import SavedRun
 from atgrpo_jax.team import Team
-from atgrpo_jax.tokens import FolderTokenizer
+from atgrpo_jax.tokens import FolderTokenizer, check_same_ids
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
@@ -89,20 +89,26 @@ def evaluate_folders(model: str) -> None:
         raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
     given = config.load(_GIN_FILE.value, _GIN_PARAM.value)
     kind = given.architecture(given.starts[0])
-    x = dataclasses.replace(
-        given,
-        model=hf.model_config(model, kind.dtype, kind.param_dtype),
-        tokenizer=FolderTokenizer(model),
-        team=Team(),
-        mesh=dataclasses.replace(given.mesh, policies=1),
-        pretrained=model,
-        warm_start=None,
-    )
+    plays = hf.model_config(model, kind.dtype, kind.param_dtype)
+    try:
+        x = dataclasses.replace(
+            given,
+            model=plays,
+            tokenizer=FolderTokenizer(model),
+            team=Team(),
+            mesh=dataclasses.replace(given.mesh, policies=1),
+            pretrained=model,
+            warm_start=None,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--model={model}: {error}") from error
     policies = Policies(x)
     (name,) = policies.names
 
     def contenders() -> Iterator[Contender]:
         for folder in [model] if _AGAINST.value is None else [model, _AGAINST.value]:
+            check_same_ids(x.tokenizer, folder)
+            hf.check_same_model(plays, folder)
             yield folder, 0, {name: Weights(policies.load(folder, name))}
 
     for _ in scores(x, policies, contenders()):

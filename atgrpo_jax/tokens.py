@@ -1,6 +1,7 @@
 """The only place where text becomes ids and back."""
 
 import dataclasses
+import datetime
 import functools
 import json
 import re
@@ -8,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from atgrpo_jax.chat import ChatTemplate, marks, trial
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.errors import RunError
+from atgrpo_jax.tokenizer_folder import TokenizerFolder
 from atgrpo_jax.types import Message, hash_bytes
 
 
@@ -38,6 +41,15 @@ class Tokenizer(Protocol):
     def digest(self) -> str:
         """Changes whenever any text would get other ids."""
         ...
+
+
+def whole(text: str) -> str:
+    """A text that has bytes: halves of surrogate pairs, which JSON may bring, are question marks."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\ufffd", "?")
+    return text
 
 
 # One id each, so that the prompts of the built-in tasks stay short for a tiny model.
@@ -107,82 +119,137 @@ class TinyTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        for piece in self._pieces.findall(text):
+        for piece in self._pieces.findall(whole(text)):
             ids += [self._ids[piece]] if piece in self._ids else piece.encode()
         return ids
 
 
-def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
-    """Raises RunError if a model folder's own tokenizer gives other ids than ``tokenizer``, which its model
-    would be played with. A folder without one, or a tokenizer of no folder, leaves nothing to compare."""
-    if not isinstance(tokenizer, FolderTokenizer):
-        return
-    own, ours = (Path(f).expanduser() / "tokenizer.json" for f in (folder, tokenizer.folder))
-    if own.is_file() and own != ours and _ids(own) != _ids(ours):
-        raise RunError(f"{own} gives other ids than {ours}; models of a team must share a tokenizer")
-
-
-def _ids(path: Path) -> tuple[Any, Any]:
-    about = json.loads(path.read_text(encoding="utf-8"))
-    return about["model"], about["added_tokens"]
-
-
 @dataclasses.dataclass(frozen=True)
 class FolderTokenizer:
-    """The tokenizer and chat template of a Hugging Face folder, through ``transformers``. Fast ones only."""
+    """The tokenizer and chat template of a Hugging Face folder.
+
+    What a message says is never taken for control: words like ``<|im_end|>`` in it are ordinary pieces. Some
+    templates write the date. It is ``date`` (YYYY-MM-DD), or if that is None the day on which a run starts,
+    which the run's config.gin then names.
+    """
 
     folder: str
+    date: str | None = None
 
     def __post_init__(self):
         check_types(self)
         object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
-        there = (self._root / "tokenizer.json").is_file()
+        there = (Path(self.folder) / "tokenizer.json").is_file()
         require(self, "folder", there, "there is no tokenizer.json, so no fast tokenizer")
-        require(self, "folder", bool(self._tokenizer.chat_template), "its tokenizer has no chat template")
+        require(self, "date", _is_day(self.date), "expected a day as YYYY-MM-DD")
+        require(self, "folder", bool(self._chat.source), "its tokenizer has no chat template")
         require(
             self,
             "folder",
             bool(self.stop_ids),
             "neither generation_config.json nor the tokenizer name a stop",
         )
-
-    @property
-    def _root(self) -> Path:
-        return Path(self.folder)
+        self._check_template()
 
     @functools.cached_property
-    def _tokenizer(self) -> Any:
-        import transformers  # takes seconds, and runs with the tiny tokenizer do without
+    def _files(self) -> TokenizerFolder:
+        return TokenizerFolder(Path(self.folder))
 
-        return transformers.AutoTokenizer.from_pretrained(self._root, use_fast=True, local_files_only=True)
+    @functools.cached_property
+    def _chat(self) -> ChatTemplate:
+        source = self._files.template()
+        day = self.date or datetime.date.today().isoformat()
+        return ChatTemplate(
+            source, self._files.template_tokens(source), day, f"the chat template of {self.folder}"
+        )
+
+    def dated(self, like: "Tokenizer | None" = None) -> "FolderTokenizer":
+        """Itself with the date named, if its template may write one: of a run to go on with, or today's."""
+        if self.date is not None or not self._chat.dated:
+            return self
+        known = like.date if isinstance(like, FolderTokenizer) else None
+        return dataclasses.replace(self, date=known or self._chat.date)
+
+    @property
+    def shows_messages(self) -> bool:
+        """Whether a user's message is in the prompt that the template makes of it."""
+        return not trial(self._chat, ("user",), True)[1]
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        return len(self._tokenizer)
+        return self._files.size
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Those of generation_config.json; without that file, the tokenizer's end of sequence."""
-        path = self._root / "generation_config.json"
-        stop = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        stop = self._tokenizer.eos_token_id if stop is None else stop
-        return tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,)
+        """The end of a turn by the template, or else the tokenizer's end of sequence; then those of
+        generation_config.json, then the tokenizer's. A model may end with any of them; answers that it is
+        shown end with the first."""
+        return self._files.ends(_turn_end(self._files, self._chat))
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        # Templates that know no thinking ignore the last argument.
-        return tuple(
-            self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False, enable_thinking=False
-            )
-        )
+        def render(contents: list[str]) -> str:
+            return self._chat.render([{**m, "content": c} for m, c in zip(messages, contents, strict=True)])
+
+        ids = self._files.prompt(render, [whole(message["content"]) for message in messages])
+        if not ids:
+            raise RunError(f"{self._chat.name} makes nothing of a message")
+        return ids
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
-        return (*self._tokenizer.encode(text, add_special_tokens=False), self.stop_ids[0])
+        return (*self._files.plain(whole(text)), self.stop_ids[0])
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self._files.library.decode(list(ids), skip_special_tokens=True)
 
     def digest(self) -> str:
-        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-        files = (self._root / name for name in names)
-        return hash_bytes("".join(file.read_text() for file in files if file.is_file())).hex()
+        return hash_bytes(json.dumps(self._parts(), sort_keys=True)).hex()
+
+    def _parts(self) -> dict[str, Any]:
+        return _parts(self._files, self._chat, self.stop_ids)
+
+    def _check_template(self) -> None:
+        """Raises RunError if the template makes no prompt of a user's message, or one with other ids."""
+        self._files.check(self._chat.render(marks(("user",))))
+        self.prompt_ids(marks(("user",)))
+
+
+def _turn_end(files: TokenizerFolder, chat: ChatTemplate) -> int | None:
+    """What the template puts after an assistant's words, if that is a control word."""
+    said = marks(("user", "assistant"))
+    text, _, failed = trial(chat, ("user", "assistant"), False)
+    _, found, after = text.rpartition(said[1]["content"])
+    return files.control_at(after.lstrip()) if found and not failed else None
+
+
+def _parts(files: TokenizerFolder, chat: ChatTemplate, stop_ids: tuple[int, ...]) -> dict[str, Any]:
+    """What ids depend on, by a name for each part."""
+    template = {"chat template": chat.source, "special tokens": chat.tokens, "stop ids": stop_ids}
+    return files.state() | template | ({"date": chat.date} if chat.dated else {})
+
+
+def _is_day(date: str | None) -> bool:
+    try:
+        return date is None or datetime.date.fromisoformat(date).isoformat() == date
+    except ValueError:
+        return False
+
+
+def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
+    """Raises RunError if a model folder's own tokenizer gives other ids than ``tokenizer``, which its model
+    would be played with. A folder without one, or a tokenizer of no folder, leaves nothing to compare; one
+    without a chat template leaves its pieces."""
+    root = Path(folder).expanduser().absolute()
+    if not isinstance(tokenizer, FolderTokenizer) or not (root / "tokenizer.json").is_file():
+        return
+    if root == Path(tokenizer.folder):
+        return
+    files, ours = TokenizerFolder(root), tokenizer._parts()
+    theirs = _parts(files, tokenizer._chat, tokenizer.stop_ids) | files.state()
+    if files.template():
+        theirs = FolderTokenizer(folder, tokenizer._chat.date)._parts()
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            raise RunError(
+                f"{root / 'tokenizer.json'} gives other ids than {tokenizer.folder}/tokenizer.json (its "
+                f"{name.replace('_', ' ')} is another); models of a team must share a tokenizer"
+            )

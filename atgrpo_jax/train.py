@@ -27,16 +27,19 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
     experiment = config.load(_GIN_FILE.value, _GIN_PARAM.value)
     folder = RunFolder(_RUN_DIR.value or Path("runs") / Path(_GIN_FILE.value).stem)
-    claim(folder, experiment)
-    print(summary_text(train(experiment, folder)))
+    print(summary_text(train(claim(folder, experiment), folder)))
 
 
-def claim(folder: RunFolder, experiment: Experiment) -> None:
-    """Makes the folder this run's, with its full config in it. Raises RunError if it is another run's."""
+def claim(folder: RunFolder, given: Experiment) -> Experiment:
+    """Makes the folder this run's, with its full config in it, which it returns: what is given, on the day
+    on which the run began. Raises RunError if it is another run's."""
     folder.exists()  # nothing is left in a folder that is no run's
     folder.lock()
-    if folder.exists():  # asked again: a run may have begun in between
-        differs = difference(experiment, config.load(str(folder.config)))
+    known = folder.exists()  # asked again: a run may have begun in between
+    recorded = config.load(str(folder.config)) if known else None
+    experiment = given.begun(recorded)
+    if recorded:
+        differs = difference(experiment, recorded)
         if differs:
             raise RunError(f"{folder.path} holds a run of another config ({differs}); give another --run_dir")
     done = max(steps_in(folder.checkpoints), default=0)
@@ -46,6 +49,7 @@ def claim(folder: RunFolder, experiment: Experiment) -> None:
             "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
         )
     write_atomically(folder.config, config.render(experiment).encode())
+    return experiment
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def edit(folder, **fields):
         ({"attention_bias": True}, "attention_bias = True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling = 'yarn' .* default or llama3"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters = 'yarn' .* default or llama3"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = 'linear'"),
         ({"layer_types": ["sliding_attention"]}, "layer_types"),
         ({"intermediate_size": None}, "intermediate_size is missing"),

@@ -1,4 +1,4 @@
-"""Hugging Face model folders: config.json -> ModelConfig, safetensors <-> sharded parameters."""
+"""Hugging Face model folders: safetensors <-> sharded parameters; hf_config.py reads config.json."""
 
 import errno
 import json
@@ -11,14 +11,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.models.config import Dtype, ModelConfig, Remat, RopeScaling
+from atgrpo_jax.jsonfile import Fields, read_object
+from atgrpo_jax.models.folder import INDEX, SINGLE, Tensors, same
+from atgrpo_jax.models.hf_config import (
+    GENERATION,
+    check_same_model,
+    description,
+    end_ids,
+    fields,
+    model_config,
+    stored_dtype,
+)
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-GENERATION = "generation_config.json"
+# Of a folder: what config.json says, and the parameters both ways.
+__all__ = ["check_same_model", "description", "end_ids", "load", "model_config", "save"]
+
 # Copied as they are when a trained folder is written.
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -26,141 +37,8 @@ COPIED = (
 )  # fmt: skip
 SHARD_BYTES = 5 * 10**9
 
-# model_type -> qk_norm, qkv_bias: what it means beyond the fields of config.json.
-_VARIANTS = {"qwen3": (True, False), "qwen2": (False, True), "llama": (False, False)}
-# Fields whose other values change what the model computes, in a way that we do not.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (None, False),
-    "mlp_bias": (None, False),
-    "use_sliding_window": (None, False),
-    "quantization_config": (None,),
-    "pretraining_tp": (None, 1),
-    "partial_rotary_factor": (None, 1.0),
-}
-
-
-def model_config(
-    folder: str,
-    dtype: Dtype = "bfloat16",
-    param_dtype: Dtype = "float32",
-    remat: Remat = "none",
-    scan: bool = False,
-) -> ModelConfig:
-    """What the folder's config.json describes; how it is computed is as in ``ModelConfig``.
-
-    Raises RunError naming the field that cannot be honoured.
-    """
-    path = Path(folder).expanduser() / "config.json"
-    raw = _read_json(path)
-
-    def refuse(field: str, value: Any, expected: str):
-        raise RunError(f"{path}: {field} = {value!r} is not supported; expected {expected}")
-
-    def need(field: str) -> Any:
-        if raw.get(field) is None:
-            raise RunError(f"{path}: {field} is missing")
-        return raw[field]
-
-    kind = str(raw.get("model_type"))
-    if kind not in _VARIANTS:
-        refuse("model_type", kind, "one of " + ", ".join(_VARIANTS))
-    for field, allowed in _ONLY.items():
-        if raw.get(field) not in allowed:
-            refuse(field, raw[field], repr(allowed[-1]))
-    other = set(raw.get("layer_types") or ()) - {"full_attention"}
-    if other:
-        refuse("layer_types", sorted(other), "full_attention in all layers")
-    heads, (qk_norm, qkv_bias) = need("num_attention_heads"), _VARIANTS[kind]
-    # Two spellings: rope_theta and rope_scaling side by side, or both in rope_parameters.
-    rope = {"rope_theta": raw.get("rope_theta")} | (raw.get("rope_scaling") or {})
-    rope |= raw.get("rope_parameters") or {}
-    rope_kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope_kind not in ("default", "llama3"):
-        refuse("rope_scaling", rope_kind, "default or llama3")
-    scaling = None
-    if rope_kind == "llama3":
-        scaling = RopeScaling(
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
-        )
-    return ModelConfig(
-        layers=need("num_hidden_layers"),
-        width=need("hidden_size"),
-        mlp_width=need("intermediate_size"),
-        heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_size=raw.get("head_dim") or need("hidden_size") // heads,
-        vocab_size=need("vocab_size"),
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        rope_theta=float(rope["rope_theta"] or 10_000.0),
-        rope_scaling=scaling,
-        rms_epsilon=need("rms_norm_eps"),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        remat=remat,
-        scan=scan,
-        qk_norm=qk_norm,
-        qkv_bias=qkv_bias,
-    )
-
-
-def end_ids(folder: str) -> set[int]:
-    """The ids that end a sequence for whoever serves the folder, by both its files that name some.
-
-    Raises RunError if one cannot be read.
-    """
-    root = Path(folder).expanduser()
-    raw = _read_json(root / "config.json")
-    # What transformers takes for a family whose config.json does not say.
-    found = [raw.get("eos_token_id", 2 if raw.get("model_type") == "llama" else None)]
-    if (root / GENERATION).is_file():
-        found.append(_read_json(root / GENERATION).get("eos_token_id"))
-    return {i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
-
-
-def description(config: ModelConfig, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, Any]:
-    """The config.json that ``model_config`` reads ``config`` from, for models that come from no folder.
-
-    Raises RunError for a combination that no family has.
-    """
-    variants = {variant: kind for kind, variant in _VARIANTS.items()}
-    kind = variants.get((config.qk_norm, config.qkv_bias))
-    if kind is None:
-        raise RunError("no Hugging Face model has both ModelConfig.qk_norm and qkv_bias")
-    raw: dict[str, Any] = {
-        "architectures": [{"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}[kind] + "ForCausalLM"],
-        "model_type": kind,
-        "vocab_size": vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_epsilon,
-        "tie_word_embeddings": config.tied,
-        "max_position_embeddings": 32_768,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "eos_token_id": list(stop_ids),  # or some families have another by default
-        "dtype": config.param_dtype,
-    }
-    if config.rope_scaling is not None:
-        scaling = config.rope_scaling
-        raw["max_position_embeddings"] = int(scaling.factor * scaling.original)
-        raw["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low,
-            "high_freq_factor": scaling.high,
-            "original_max_position_embeddings": scaling.original,
-        }
-    return raw
-
+# Tensors that older versions stored and that are computed anew: rotary frequencies and causal masks.
+_BUFFERS = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)|.*\battn\.(bias|masked_bias)")
 
 _MODULES = {
     "attention_norm": "input_layernorm",
@@ -178,6 +56,7 @@ _MODULES = {
     "embedding": "model.embed_tokens",
     "head": "lm_head",
 }
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def tensor_name(path: str) -> str:
@@ -199,16 +78,19 @@ def load(folder: str, shapes: Any) -> Any:
     Args:
       shapes: tree of ShapeDtypeStruct with shardings, e.g. ``Learner.shapes.params``.
 
-    Raises RunError naming the first tensor that is missing, left over, misshapen or no float, or the file
-    that cannot be read.
+    Raises RunError naming the first tensor that is missing, left over, misshapen, no float or not finite, or
+    the file that cannot be read.
     """
     root = Path(folder).expanduser()
-    files = _files(root)
-    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-    names = set(map(tensor_name, paths))
-    missing, extra = sorted(names - set(files)), sorted(set(files) - names)
-    if "lm_head.weight" in extra:
-        extra.remove("lm_head.weight")  # some folders keep a tied head a second time
+    fields(root)
+    tensors = Tensors(root)
+    leaves = {tensor_name(_path(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    names = set(leaves)
+    stored = {name for name in tensors if not _BUFFERS.fullmatch(name)}
+    if HEAD not in names and HEAD in stored:
+        stored = _tied(root, tensors, leaves[EMBEDDING].shape, stored)
+    instead = {EMBEDDING: HEAD} if HEAD in stored - names else {}  # a tied matrix under its other name
+    missing, extra = sorted(names - stored - set(instead)), sorted(stored - names - set(instead.values()))
     if missing:
         raise RunError(f"{root} lacks tensor {missing[0]} ({len(missing)} such)")
     if extra:
@@ -216,21 +98,30 @@ def load(folder: str, shapes: Any) -> Any:
 
     def read(path, struct: jax.ShapeDtypeStruct) -> jax.Array:
         name, flip = tensor_name(_path(path)), _transposed(_path(path))
-        with _opened(root / files[name]) as file:
-            part = file.get_slice(name)
-            shape, expected = tuple(part.get_shape()), struct.shape[:: -1 if flip else 1]
-            if shape != expected:
-                raise RunError(f"{root}: tensor {name} is {shape}, expected {expected}")
-            if part.get_dtype() not in ("F32", "F16", "BF16"):
-                raise RunError(f"{root}: tensor {name} has dtype {part.get_dtype()}, expected a float one")
+        part = tensors.slices(instead.get(name, name), struct.shape[:: -1 if flip else 1])
 
-            def own(index):
-                values = part[index[::-1]].T if flip else part[index]
-                return np.asarray(values).astype(struct.dtype, copy=False)
+        def own(index):
+            values = part.read(index[::-1] if flip else index, struct.dtype)
+            return values.T if flip else values
 
-            return jax.make_array_from_callback(struct.shape, struct.sharding, own)
+        return jax.make_array_from_callback(struct.shape, struct.sharding, own)
 
     return jax.tree_util.tree_map_with_path(read, shapes)
+
+
+def _tied(root: Path, tensors: Tensors, shape: tuple[int, ...], stored: set[str]) -> set[str]:
+    """What is stored, but for a tied head that is there a second time.
+
+    Raises RunError if it is another one: ``transformers`` unties it from version 5 on, and dropped it before.
+    """
+    if EMBEDDING not in stored:
+        return stored
+    if not same(tensors.slices(EMBEDDING, shape), tensors.slices(HEAD, shape), shape[0]):
+        raise RunError(
+            f"{root}: {HEAD} differs from {EMBEDDING}, but config.json says tie_word_embeddings; "
+            f"set it to false if {HEAD} is meant, or remove that tensor"
+        )
+    return stored - {HEAD}
 
 
 def save(
@@ -248,14 +139,18 @@ def save(
       dtype: of the written tensors; that of ``source`` if not given.
       stop_ids: what ends a sequence; that of ``source`` if not given.
       shard_bytes: of one file, at most; one file is on the host at a time.
+
+    Raises RunError if a weight has no place in ``dtype``.
     """
     root = Path(folder).expanduser()
     root.mkdir(parents=True, exist_ok=True)
+    for stale in (root / INDEX, root / SINGLE, *root.glob("model-*-of-*.safetensors")):
+        stale.unlink(missing_ok=True)
     if isinstance(source, dict):
         raw = source
     else:
         origin = Path(source).expanduser()
-        raw = _read_json(origin / "config.json")
+        raw = read_object(origin / "config.json")
         for name in COPIED:
             if (origin / name).exists():
                 shutil.copyfile(origin / name, root / name)
@@ -263,10 +158,9 @@ def save(
         ends = {"eos_token_id": list(stop_ids)}
         raw = raw | ends
         if (root / GENERATION).exists():
-            said = _read_json(root / GENERATION) | ends
+            said = read_object(root / GENERATION) | ends
             (root / GENERATION).write_text(json.dumps(said, indent=2) + "\n")
-    key = "dtype" if "dtype" in raw else "torch_dtype"  # the newer spelling, and the older one
-    dtype = dtype or raw.get(key) or "float32"
+    dtype = dtype or stored_dtype(Fields("config.json", raw))
     shards = list(_shards(params, jnp.dtype(dtype), shard_bytes))
     index: dict[str, str] = {}
     for number, leaves in enumerate(shards, start=1):
@@ -278,7 +172,20 @@ def save(
         total = sum(leaf.size for _, leaf in _leaves(params)) * jnp.dtype(dtype).itemsize
         record = {"metadata": {"total_size": total}, "weight_map": index}
         (root / INDEX).write_text(json.dumps(record, indent=2) + "\n")
-    (root / "config.json").write_text(json.dumps(raw | {key: dtype}, indent=2) + "\n")
+    (root / "config.json").write_text(json.dumps(_spelled(raw, dtype), indent=2) + "\n")
+
+
+def _spelled(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json in the words of ``transformers`` before and after version 5: one of dtype and torch_dtype,
+    which both read, and the rotary base where the older ones look for it."""
+    key = "dtype" if "dtype" in raw else "torch_dtype"
+    said = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")} | {key: dtype}
+    rope = dict(said.get("rope_parameters") or {})
+    if rope and not said.get("rope_scaling"):
+        said["rope_theta"] = rope.pop("rope_theta", None) or said.get("rope_theta") or 10_000.0
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        said["rope_scaling"] = None if kind == "default" else rope
+    return said
 
 
 def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -310,32 +217,17 @@ def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str,
 
 
 def _fetch(leaf: jax.Array, path: str, dtype: str) -> np.ndarray:
-    values = np.asarray(jax.device_get(leaf)).astype(jnp.dtype(dtype), copy=False)
-    return np.ascontiguousarray(values.T if _transposed(path) else values)
+    values = np.asarray(jax.device_get(leaf))
+    with np.errstate(over="ignore"):  # said below, by name
+        written = values.astype(jnp.dtype(dtype), copy=False)
+    if np.isfinite(values).all() and not np.isfinite(written).all():
+        most = float(np.abs(values).max())
+        raise RunError(
+            f"tensor {tensor_name(path)} has numbers up to {most:.3g}, which {dtype} cannot hold; "
+            'say "dtype": "bfloat16" in the config.json of the folder that it comes from'
+        )
+    return np.ascontiguousarray(written.T if _transposed(path) else written)
 
 
 def _path(path: tuple) -> str:
     return "/".join(str(part.key) for part in path)
-
-
-def _files(root: Path) -> dict[str, str]:
-    """Tensor -> file, by the index if there is one."""
-    if (root / INDEX).exists():
-        return _read_json(root / INDEX)["weight_map"]
-    with _opened(root / SINGLE) as file:
-        return dict.fromkeys(file.keys(), SINGLE)
-
-
-def _opened(path: Path):
-    """Raises RunError for a file that is missing, cut short or no safetensors."""
-    try:
-        return safe_open(path, "np")
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} cannot be read ({error}); is the folder complete?") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error})") from error
