@@ -11,7 +11,10 @@ RANKS = [
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
         "sandbox.packages", "sandbox.program",
     },
-    {"types", "progress", "engines.published", "engines.secrets", "sandbox.files", "sandbox.worker"},
+    {
+        "types", "progress", "engines.published", "engines.secrets", "sandbox.files", "sandbox.start",
+        "sandbox.worker",
+    },
     {"engines.answers", "engines.processes"},
     {
         "advantages", "cli", "downloads", "loss", "mesh", "selection", "stopping", "team", "tokens",
@@ -52,7 +55,7 @@ NO_JAX = {
     "engines.secrets", "engines.servers",
     "engines.pages", "batch", "evaluation",
     "progress", "sandbox.base", "sandbox.files", "sandbox.kernel", "sandbox.packages",
-    "sandbox.pool", "sandbox.program", "sandbox.worker",
+    "sandbox.pool", "sandbox.program", "sandbox.start", "sandbox.worker",
 }  # fmt: skip
 NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}
 
