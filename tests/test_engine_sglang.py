@@ -21,6 +21,7 @@ import jax
 import pytest
 from aiohttp import web
 from fakes import SMALL, small_model
+from safetensors.numpy import save_file
 from scripted_server import RAW, ScriptedServer
 
 from atgrpo_jax.engines import draws, fleet, processes, secrets, servers
@@ -832,6 +833,21 @@ def test_what_a_killed_run_left_is_removed_and_room_is_asked_for_first(tmp_path)
         Published(str(tmp_path / "file" / "below"))
 
 
+def test_weights_that_cannot_be_written_stop_the_run_in_a_line(tmp_path):
+    """As on a full disk, which safetensors tells in an exception of its own."""
+    published = Published(str(tmp_path))
+    for write in (
+        lambda folder: os.mkdir(f"{folder}/no/such"),
+        lambda folder: save_file({}, f"{folder}/no/x"),
+    ):
+        with pytest.raises(
+            RunError, match="cannot write weights for the servers to .*: .*No such file"
+        ) as full:
+            published.write("weights", write)
+        assert "\n" not in str(full.value)
+    published.close()
+
+
 def test_what_an_interrupted_caller_waited_for_is_cancelled(caplog):
     background, ends = Background(), []
 
@@ -850,6 +866,21 @@ def test_what_an_interrupted_caller_waited_for_is_cancelled(caplog):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     background.close()
     assert ends and not caplog.records
+
+
+@pytest.mark.parametrize("command", ["", "sh -c 'sleep 600'"], ids=["theirs", "ours"])
+def test_who_waits_for_a_server_hears_a_stop(folder, make, command):
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    with ScriptedServer(folder) as silent:
+        silent.hang()
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+            with pytest.raises(KeyboardInterrupt):
+                make(*() if command else (silent,), start=600.0, **({"command": command} if command else {}))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            silent.go_on()
 
 
 def _wait(what, seconds=10):

@@ -15,7 +15,8 @@ RANKS = [
     {
         "types", "files", "progress", "finite", "metric_names", "stopping", "tasks.texts",
         "chat", "jsonfile", "models.config",
-        "engines.published", "engines.secrets", "sandbox.files", "sandbox.worker", "answers.names",
+        "engines.published", "engines.secrets", "sandbox.files", "sandbox.start", "sandbox.worker",
+        "answers.names",
     },
     {"engines.answers", "engines.processes"},
     {
@@ -66,7 +67,7 @@ NO_JAX = {
     "engines.secrets", "engines.servers",
     "engines.pages", "batch", "evaluation",
     "progress", "sandbox.base", "sandbox.files", "sandbox.kernel", "sandbox.packages",
-    "sandbox.pool", "sandbox.program", "sandbox.worker",
+    "sandbox.pool", "sandbox.program", "sandbox.start", "sandbox.worker",
 }  # fmt: skip
 NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}
 

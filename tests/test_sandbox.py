@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.sandbox import kernel, pool
+from atgrpo_jax.sandbox import kernel, pool, start
 from atgrpo_jax.sandbox.base import Program
 from atgrpo_jax.sandbox.pool import SandboxConfig
 
@@ -355,14 +355,14 @@ def ancestors(pid, parents):
 
 def test_where_there_are_no_namespaces_threads_are_counted_and_it_is_said(monkeypatch):
     monkeypatch.setattr(pool.Sandbox, "_further", lambda self, level: False)
-    real = pool._sources
+    real = start.sources
 
     def without_namespaces():
         sources = real()
         cut = [(name, text.replace("_libc.unshare(", "-abs(")) for name, text in sources["files"]]
         return sources | {"files": cut}
 
-    monkeypatch.setattr(pool, "_sources", without_namespaces)
+    monkeypatch.setattr(start, "sources", without_namespaces)
     sandbox = SMALL.build(levels=("kernel",))
     assert "no namespaces of its own: programs can ask whether a path exists" in sandbox.about()
     assert run(sandbox, HOSTILE["thread bomb"][0]).end == "limit"

@@ -42,7 +42,7 @@ def parse(raw: bytes) -> Any:
         raise Unusable("answered no JSON: it is nested too deep") from None
     except ValueError:
         begin = plain(raw[:4096].decode(errors="replace"), 100)
-        raise Unusable(f"answered no JSON: {begin!r}") from None
+        raise Unusable(f"answered no JSON: {begin}") from None
 
 
 def get(answer: Any, name: str, *kinds: type, default: Any = _MISSING) -> Any:

@@ -1,11 +1,13 @@
 """An event loop in a thread of its own."""
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_LOOK_S = 0.5
 
 
 class Background:
@@ -20,6 +22,8 @@ class Background:
         """Whoever is interrupted while it waits has it cancelled."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
+            while not future.done():  # a signal that came to another thread is seen between two looks
+                concurrent.futures.wait((future,), _LOOK_S)
             return future.result()
         except BaseException:
             future.cancel()

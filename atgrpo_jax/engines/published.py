@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from atgrpo_jax.errors import RunError
 
 IN_MEMORY = Path("/dev/shm")
@@ -53,8 +55,9 @@ class Published:
         partial, whole = self.root / f"{name}.partial", self.root / name
         try:
             write(str(partial))
-        except OSError as error:
-            raise RunError(f"cannot write weights for the servers to {partial}: {error.strerror}") from error
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise RunError(f"cannot write weights for the servers to {partial}: {why}") from error
         partial.rename(whole)
         return whole
 

@@ -90,8 +90,8 @@ def hide(text: str) -> str:
 
 def plain(text: str, most: int = 300) -> str:
     """One line of ``text`` that is safe to print: its begin, without keys and control characters."""
-    line = " ".join(hide(text)[: 4 * most].split())[:most]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = " ".join(hide(text)[: 4 * most].split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)[:most]
 
 
 def shown(value: Any) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -65,15 +66,22 @@ NONE = Answer((), (), "error", 0)
 def read(meta: Mapping[str, Any]) -> Answer:
     """Of an answer's ``meta_info``. The list of logprobs repeats itself after 50 tokens, and ``output_ids``
     lacks some; the list's end is right."""
-    finish = meta["finish_reason"]["type"]
-    if finish not in ("stop", "length"):
-        return NONE
-    count = meta["completion_tokens"]
-    entries = meta["output_token_logprobs"][-count:]
-    if len(entries) != count:
-        raise RunError(f"sglang-jax told {len(entries)} logprobs of {count} tokens")
-    tokens = tuple(int(token) for _, token, _ in entries)
-    return Answer(tokens, tuple(float(logprob) for logprob, _, _ in entries), finish, meta["cached_tokens"])
+    try:
+        finish = meta["finish_reason"]["type"]
+        if finish not in ("stop", "length"):
+            return NONE
+        count = meta["completion_tokens"]
+        entries = meta["output_token_logprobs"][-count:]
+        if len(entries) != count:
+            raise RunError(f"sglang-jax told {len(entries)} logprobs of {count} tokens")
+        tokens = tuple(int(token) for _, token, _ in entries)
+        logprobs = tuple(float(logprob) for logprob, _, _ in entries)
+        known = int(meta["cached_tokens"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RunError(f"sglang-jax {RELEASE} told what it does not otherwise: {error!r}") from error
+    if not all(map(math.isfinite, logprobs)):
+        raise RunError("sglang-jax told a logprob that is not finite: its weights or the learner's are not")
+    return Answer(tokens, logprobs, finish, known)
 
 
 def their_name(path: str) -> str:
@@ -112,12 +120,15 @@ class Session:
         with contextlib.ExitStack() as stack:
             folder = Path(config.folder).expanduser() / policy if config.folder else None
             folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            _describe(folder, model, stop_ids, config.context_length + SPARE)
+            try:
+                _describe(folder, model, stop_ids, config.context_length + SPARE)
+            except OSError as error:
+                raise RunError(f"SGLangJaxConfig.folder {folder}: {error.strerror}") from error
             stack.enter_context(_process_kept())
             before = _contexts()
             try:
                 self._engine = _start(_arguments(str(folder), model, devices, config))
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # it ends where it would have a process of its own
                 for context in _contexts() - before:  # left open, they would stop whoever collects them
                     context.destroy(linger=0)
                 raise RunError(

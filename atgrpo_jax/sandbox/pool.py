@@ -7,7 +7,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import queue
@@ -25,7 +24,7 @@ from typing import Any, Literal
 
 from atgrpo_jax.checks import check_types, require
 from atgrpo_jax.errors import RunError
-from atgrpo_jax.sandbox import files, kernel, packages
+from atgrpo_jax.sandbox import files, kernel, packages, start
 from atgrpo_jax.sandbox.base import Program, Run
 
 Level = Literal["limits", "kernel", "namespaces"]
@@ -38,14 +37,6 @@ _SYSTEM = (
     "/lib64", "/usr/lib64", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom",
 )  # fmt: skip
-_PACKAGES = ("site-packages", "dist-packages")
-_ENVIRONMENT = {
-    "PYTHONHASHSEED": "0",
-    "PYTHONUTF8": "1",
-    "LANG": "C.UTF-8",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,21 +193,21 @@ class Worker:
         """
         self._config, self._level = config, level
         executable, self._settings, readable = _settings(config, level, warm_up, apart)
-        command = [executable, "-s", "-S", "-B", "-c", _BOOT]
+        command = [executable, "-s", "-S", "-B", "-c", start.BOOT]
         if level == "namespaces":
-            command = [*_bubblewrap(self._settings, readable), *command]
+            command = [*start.bubblewrap(self._settings, readable), *command]
         self._words = tempfile.TemporaryFile()
         # Each message is read whole, so that there is never half of one.
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._words,
-                env=_ENVIRONMENT, cwd="/", start_new_session=True,
+                env=start.ENVIRONMENT, cwd="/", start_new_session=True,
             )  # fmt: skip
 
     def greet(self) -> None:
         """Tells it what it is. Raises RunError if it does not start."""
-        told = [files.written(json.dumps(one)) for one in (_sources(), self._settings)]
+        told = [files.written(json.dumps(one)) for one in (start.sources(), self._settings)]
         try:
             answer = self._ask(told, START_S)
         except WorkerLost as lost:
@@ -266,34 +257,6 @@ class Worker:
         return " | ".join(lines[-3:]) or "it said nothing"
 
 
-# What a worker is started with. It is handed its own text, under names that say nothing of where it is kept:
-# a program can look through all that its process has in memory.
-_BOOT = """
-import json, os, socket, sys, types
-with socket.socket(fileno=os.dup(0)) as link:
-    _, (code, told), _, _ = socket.recv_fds(link, 1, 2)
-with os.fdopen(code, encoding="utf-8") as sources:
-    sources = json.load(sources)
-package = sys.modules[sources["name"]] = types.ModuleType("package")
-for name, text in sources["files"]:
-    module = sys.modules[name] = types.ModuleType(name)
-    setattr(package, name, module)
-    exec(compile(text, name, "exec"), module.__dict__)
-main = module.main
-for name in ("kernel", "program", "worker", sources["name"]):
-    del sys.modules[name]
-del json, os, socket, types, link, _, code, sources, package, name, text, module
-main(told)()
-"""
-
-
-def _sources() -> dict[str, Any]:
-    """The text of what a worker is, and the name that its files know one another by."""
-    here = Path(kernel.__file__).parent
-    texts = [(name, (here / f"{name}.py").read_text("utf-8")) for name in ("kernel", "program", "worker")]
-    return {"name": "atgrpo_jax.sandbox", "files": texts}
-
-
 def _settings(
     config: SandboxConfig, level: Level, warm_up: str, apart: bool
 ) -> tuple[str, dict[str, Any], list[str]]:
@@ -303,14 +266,14 @@ def _settings(
     libraries = Path(sys.base_prefix, "lib").glob("libpython*")
     site = packages.paths(config.packages)
     others = [*_SYSTEM, *map(str, libraries), executable, *map(str, site)]
-    own = [str(path) for path in sorted(Path(stdlib).iterdir()) if path.name not in _PACKAGES]
-    masked = [f"{stdlib}/{name}" for name in _PACKAGES if Path(stdlib, name).is_dir()]
+    own = [str(path) for path in sorted(Path(stdlib).iterdir()) if path.name not in start.PACKAGES]
+    masked = [f"{stdlib}/{name}" for name in start.PACKAGES if Path(stdlib, name).is_dir()]
     settings = {
         "path": [stdlib, f"{stdlib}/lib-dynload", *sorted({str(path.parent) for path in site})],
         "packages": config.packages,
         "warm_up": warm_up,
         "readable": [*own, *others],
-        "user": _nobody() if apart and os.getuid() == 0 else 0,
+        "user": start.nobody() if apart and os.getuid() == 0 else 0,
         "root": (stdlib, masked, others) if apart and level == "kernel" else None,
         "files": level != "limits" and kernel.landlock_version() > 0,
         "calls": level != "limits",
@@ -324,37 +287,6 @@ def _settings(
         },
     }
     return executable, settings, others
-
-
-_users = itertools.count()
-
-
-def _nobody() -> int:
-    """A user that is nobody, and no other worker of this machine: the kernel counts threads by user."""
-    return 0x60000000 + (os.getpid() << 7) + next(_users) % 128  # processes are less than 2**22
-
-
-def _bubblewrap(settings: dict[str, Any], readable: list[str]) -> list[str]:
-    """A command in front of a worker's: its own processes, network and files, and the last only to read."""
-    found = shutil.which("bwrap")
-    assert found is not None, "the level was tried without it"
-    stdlib = settings["path"][0]
-    words = [found, "--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
-    if settings["user"]:  # which the worker becomes itself, and could not in a namespace of users
-        words[1:2] = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-        words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-        above = {str(parent) for path in (stdlib, *readable) for parent in Path(path).parents}
-        for path in sorted(above - {"/"}, key=len):  # made on the way they would be root's alone
-            words += ["--perms", "0755", "--dir", path]
-    for path in (stdlib, *readable):
-        if not path.startswith("/dev/"):
-            words += ["--ro-bind-try", path, path]
-    for name in _PACKAGES:
-        if Path(stdlib, name).is_dir():
-            words += ["--tmpfs", f"{stdlib}/{name}"]
-    for name, value in _ENVIRONMENT.items():
-        words += ["--setenv", name, value]
-    return [*words, "--hostname", "program", "--chdir", "/", "--"]
 
 
 def _missing(level: Level) -> str | None:

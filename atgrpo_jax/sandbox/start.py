@@ -1,0 +1,75 @@
+"""How a worker is started, and with what: see sandbox/pool.py."""
+
+import itertools
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from atgrpo_jax.sandbox import kernel
+
+PACKAGES = ("site-packages", "dist-packages")
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",
+    "LANG": "C.UTF-8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
+# What a worker is started with. It is handed its own text, under names that say nothing of where it is kept:
+# a program can look through all that its process has in memory.
+BOOT = """
+import json, os, socket, sys, types
+with socket.socket(fileno=os.dup(0)) as link:
+    _, (code, told), _, _ = socket.recv_fds(link, 1, 2)
+with os.fdopen(code, encoding="utf-8") as sources:
+    sources = json.load(sources)
+package = sys.modules[sources["name"]] = types.ModuleType("package")
+for name, text in sources["files"]:
+    module = sys.modules[name] = types.ModuleType(name)
+    setattr(package, name, module)
+    exec(compile(text, name, "exec"), module.__dict__)
+main = module.main
+for name in ("kernel", "program", "worker", sources["name"]):
+    del sys.modules[name]
+del json, os, socket, types, link, _, code, sources, package, name, text, module
+main(told)()
+"""
+
+
+def sources() -> dict[str, Any]:
+    """The text of what a worker is, and the name that its files know one another by."""
+    here = Path(kernel.__file__).parent
+    texts = [(name, (here / f"{name}.py").read_text("utf-8")) for name in ("kernel", "program", "worker")]
+    return {"name": "atgrpo_jax.sandbox", "files": texts}
+
+
+_users = itertools.count()
+
+
+def nobody() -> int:
+    """A user that is nobody, and no other worker of this machine: the kernel counts threads by user."""
+    return 0x60000000 + (os.getpid() << 7) + next(_users) % 128  # processes are less than 2**22
+
+
+def bubblewrap(settings: dict[str, Any], readable: list[str]) -> list[str]:
+    """A command in front of a worker's: its own processes, network and files, and the last only to read."""
+    found = shutil.which("bwrap")
+    assert found is not None, "the level was tried without it"
+    stdlib = settings["path"][0]
+    words = [found, "--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
+    if settings["user"]:  # which the worker becomes itself, and could not in a namespace of users
+        words[1:2] = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+        words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        above = {str(parent) for path in (stdlib, *readable) for parent in Path(path).parents}
+        for path in sorted(above - {"/"}, key=len):  # made on the way they would be root's alone
+            words += ["--perms", "0755", "--dir", path]
+    for path in (stdlib, *readable):
+        if not path.startswith("/dev/"):
+            words += ["--ro-bind-try", path, path]
+    for name in PACKAGES:
+        if Path(stdlib, name).is_dir():
+            words += ["--tmpfs", f"{stdlib}/{name}"]
+    for name, value in ENVIRONMENT.items():
+        words += ["--setenv", name, value]
+    return [*words, "--hostname", "program", "--chdir", "/", "--"]
