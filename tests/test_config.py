@@ -72,6 +72,7 @@ def test_a_user_task_of_ones_own(tmp_path, monkeypatch):
         ("base.Workflow.turns = 0", "Workflow.turns = 0: an episode needs at least one turn"),
         ("plan_path.PlanPath.obstacles = 0.9999", "no solvable 3x3 grid"),
         ("plan_path.PlanPath.size = 1", "PlanPath.size = 1: must be at least 2"),
+        ("experiment.Experiment.seed = -1", "Experiment.seed = -1: must not be negative"),
         ('rollout.RolloutConfig.mode = "trajectories"', "every baseline would have one member"),
         ("experiment.Experiment.mesh = None", "Experiment.mesh = None: expected mesh.MeshConfig"),
         ("experiment.Experiment.team = 3", "Experiment.team = 3: expected team.Team"),

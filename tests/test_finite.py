@@ -28,8 +28,9 @@ from atgrpo_jax.types import Outcome, Reward
 from atgrpo_jax.warm_start import WarmStartConfig
 
 MODEL = ModelConfig(layers=1, width=16, mlp_width=16, heads=2, kv_heads=1, head_size=8, dtype="float32")
-# Learning rates. After one update parameters are finite, and what they compute is not; they are infinite.
-DIVERGES, OVERFLOWS = 1e19, 1e39
+# Optimizers. After one update parameters are finite, and what they compute is not; some are infinite.
+DIVERGES = {"learning_rate": 1e16}
+OVERFLOWS = {"learning_rate": 3e38, "weight_decay": 40.0}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,10 @@ def small():
     )
 
 
-def changed(x, learning_rate=None, loss=None, **fields):
-    if learning_rate is not None:
-        fields["optimizer"] = dataclasses.replace(x.optimizer, learning_rate=learning_rate)
-    return dataclasses.replace(x, loss=dataclasses.replace(x.loss, **loss or {}), **fields)
+def changed(x, optimizer=None, loss=None, **fields):
+    optimizer = dataclasses.replace(x.optimizer, **optimizer or {})
+    loss = dataclasses.replace(x.loss, **loss or {})
+    return dataclasses.replace(x, optimizer=optimizer, loss=loss, **fields)
 
 
 def left(folder):
@@ -72,18 +73,20 @@ SETTINGS = {
     "one update, no gate": ({"gate": False, "loss": ONE_UPDATE | CORRECTED}, DIVERGES, COMPUTED),
     "one update": ({"loss": ONE_UPDATE}, OVERFLOWS, TENSORS),
     "a policy a role, one frozen": ({"team": Team("full", frozen=("scout",))}, DIVERGES, UPDATE),
-    "adapters, kl": ({"team": Team("lora"), "loss": {"kl": 0.1}, "gate": False}, OVERFLOWS, TENSORS),
-    "the optimizer on the host": ({"offload": True, "gate": False}, OVERFLOWS, TENSORS),
 }
+SLOW = {
+    "adapters, kl": ({"team": Team("lora"), "loss": {"kl": 0.1}, "gate": False}, OVERFLOWS, TENSORS),
+    "the optimizer on the host": ({"gate": False}, OVERFLOWS | {"offload": True}, TENSORS),
+}
+CASES = [pytest.param(*case, id=name) for name, case in SETTINGS.items()]
+CASES += [pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in SLOW.items()]
 
 
-@pytest.mark.parametrize(("settings", "rate", "says"), SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(("settings", "optimizer", "says"), CASES)
 def test_an_update_that_diverges_stops_the_run_and_leaves_the_last_checkpoint(
-    small, tmp_path, settings, rate, says
+    small, tmp_path, settings, optimizer, says
 ):
-    settings = dict(settings)
-    optimizer = dataclasses.replace(small.optimizer, offload=settings.pop("offload", False))
-    x = changed(dataclasses.replace(small, optimizer=optimizer), rate, **settings)
+    x = changed(small, optimizer, **settings)
     folder, pushed = RunFolder(tmp_path), []
     with Trainer(x, folder) as trainer:
         trainer.begin()
@@ -154,7 +157,9 @@ def test_a_model_folder_that_is_not_finite_is_refused_by_tensor(small, tmp_path)
     for team in (Team(), Team("full"), Team("lora")):
         start = dataclasses.replace(x, team=team, warm_start=WarmStartConfig(cache_dir=str(tmp_path / "no")))
         for own in (start, dataclasses.replace(start, warm_start=None)):
-            with pytest.raises(NotFinite, match=r"model, read for \w+: 1 of \d+ tensors .* layer_0/\S+ for"):
+            with pytest.raises(
+                NotFinite, match=r"model, read for \w+: 1 of \d+ tensors .* norm/scale for one; that"
+            ):
                 train(own, RunFolder(tmp_path / "run"))
     assert left(RunFolder(tmp_path / "run")) == ([], [], [])
     assert not (tmp_path / "no").exists() or not list((tmp_path / "no" / "warm_start").iterdir())
@@ -162,13 +167,13 @@ def test_a_model_folder_that_is_not_finite_is_refused_by_tensor(small, tmp_path)
     assert not not_finite(policies.load(str(tmp_path / "right"), "shared"))
 
 
-@pytest.mark.parametrize(("steps", "rate"), [(1, DIVERGES), (3, DIVERGES), (1, OVERFLOWS)])
-def test_a_warm_start_that_diverges_caches_nothing(small, tmp_path, steps, rate):
-    warm = WarmStartConfig(steps=steps, instances=2, candidates=2, learning_rate=rate, warmup=0)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_warm_start_that_diverges_caches_nothing(small, tmp_path, steps):
+    warm = WarmStartConfig(steps=steps, instances=2, candidates=2, warmup=0, **DIVERGES)
     x = changed(small, warm_start=dataclasses.replace(warm, cache_dir=str(tmp_path / "cache")), gate=False)
-    says = f"warm start, step {min(steps, 2)}, policy shared, update 1 of 1: "
-    if (steps, rate) == (1, DIVERGES):
-        says = "policy shared, version 0: the policy's own weights"
+    says = "policy shared, version 0: the policy's own weights"
+    if steps == 2:
+        says = "warm start, step 2, policy shared, update 1 of 1: the loss is nan"
     with pytest.raises(NotFinite, match=says):
         train(x, RunFolder(tmp_path / "run"))
     kept = tmp_path / "cache" / "warm_start"
@@ -242,9 +247,8 @@ def test_the_first_number_that_is_not_finite_is_named():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_trees_are_looked_at_in_every_dtype(dtype, value):
-    """1e39 is more than any of them holds."""
     tree = {"a": jnp.ones((2, 3), dtype), "n": jnp.arange(3), "b": {"c": jnp.zeros(2, dtype)}}
     assert not_finite(tree) == [] and bool(jax.jit(all_finite)(tree))
     tree["b"]["c"] = jnp.asarray(np.array([0.0, value])).astype(dtype)
