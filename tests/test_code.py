@@ -562,6 +562,68 @@ def test_answers_are_judged_as_their_sets_judge_them(sandbox):
     assert wrong == [] and count >= 75
 
 
+def judged(sandbox, answer, **row):
+    problem = code_problems.problem_of({"question": "?"} | row)
+    return passed(problem, tried(sandbox, problem, answer), 8)
+
+
+def test_programs_find_the_names_that_their_judge_gives_them(sandbox):
+    answer = "print(gcd(4, 6), Counter('aa')['a'], sqrt(4), stdin.readline().strip(), pow(2, 3, 3), sys.argv)"
+    row = {"test_input": ["x"], "test_output": ["2 2 2.0 x 2 ['program.py']"]}
+    for judge, right in (("livecodebench", 1), ("apps", 1), ("codecontests", 0), (None, 0)):
+        assert judged(sandbox, answer, judge=judge, **row) == (right, 1)
+    own = "from __future__ import annotations\ndef gcd(a: int, b: Nothing): return 7\nprint(gcd(4, 6))"
+    assert judged(sandbox, own, judge="livecodebench", test_input=[""], test_output=["7"]) == (1, 1)
+
+
+def test_output_is_judged_as_the_row_says(sandbox):
+    def right(answer, expected, **row):
+        return judged(sandbox, answer, test_input=["3"], test_output=[expected], **row) == (1, 1)
+
+    assert right("print(1 / 3)", "0.3333333", judge="codecontests") and not right("print(1 / 3)", "0.3333333")
+    assert right("print(1 / 3)", "0.3333333", tolerance=1e-6)
+    assert right("print('Yes')", "YES", ignore_case=True) and not right("print('Yes')", "YES")
+    assert right("print(1, 2)", "1\n2") and not right("print(1, 2)", "1\n2", judge="livecodebench")
+    assert not right("print(1)\nexit(1)", "1") and right("print(1)\nexit()", "1")
+
+
+def test_an_answer_finds_what_its_question_defines(sandbox):
+    question = (
+        "from __future__ import annotations\nimport math\nHALF = 0.5\n\ndef helper(x: Real) -> Real:\n"
+        '    return math.floor(x * HALF)\n\ndef f(x: Real):\n    """Half of it."""\n'
+    )
+    tests = "def check(candidate):\n    assert candidate(5) == 2 and helper(4) == 2"
+    row = {"mode": "check", "question": question, "tests": tests, "entry_point": "f"}
+    for answer in ("def f(x):\n    return helper(x)", question + "    return helper(x)"):
+        assert judged(sandbox, answer, solution="    return helper(x)", **row) == (1, 1)
+    assert judged(sandbox, "def f(x: Real): return x", **row) == (0, 1)
+
+
+def test_a_plain_entry_point_is_also_called_candidate(sandbox):
+    row = CANDIDATE | {"tests": ["assert candidate(1) == 2", "assert f(2) == 3"]}
+    assert judged(sandbox, "def f(x): return x + 1", **row) == (2, 2)
+    assert judged(sandbox, "def f(x): return x", **row) == (0, 2)
+
+
+def test_a_tester_may_write_a_tuple_for_a_list(sandbox):
+    problem = code_problems.problem_of({"question": "?"} | CALL | {"test_output": ["[1, [2]]"]})
+    state = say(sandbox, State(problem), "coder", block("def f(x): return (1, (2,))")).state
+    for value in ("(1, [2])", "[1, (2,)]"):
+        assert say(sandbox, state, "tester", block(f"assert candidate(1) == {value}")).done
+    assert not say(sandbox, state, "tester", block("assert candidate(1) == [1, 2]")).done
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "``` input\n1 2\n```\n```Output \n3\n```", "```input\r\n1 2\r\n```\r\n```output\r\n3\r\n```",
+        "```input\n1 2\n```\n```output\n3", "```input\n9\n```\n```input\n1 2\n```\n```output\n3\n```",
+    ],
+)  # fmt: skip
+def test_a_testers_blocks(text):
+    assert read_test(ADD, text) == ("1 2\n", "3")
+
+
 DATA = os.environ.get("ATGRPO_DATA")
 
 

@@ -114,6 +114,57 @@ def test_livecodebench(tmp_path):
     assert (call.names, call.tests[0][0]) == (("Solution().total",), "assert candidate([1, 2], 3) == 6")
 
 
+def reread(tmp_path):
+    """The problems of a file that is written more than once."""
+    with gzip.open(tmp_path / "data" / "out.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [code_problems.problem_of(json.loads(line)) for line in lines]
+
+
+def test_rows_say_whose_rules_hold(tmp_path):
+    written(tmp_path, "apps", APPS, APPS_CALL)
+    assert [(p.judge, p.lists) for p in reread(tmp_path)] == [("apps", False), ("apps", True)]
+    written(tmp_path, "codecontests", CONTEST)
+    assert [p.judge for p in reread(tmp_path)] == ["codecontests"]
+    written(tmp_path, "livecodebench", LCB, LCB_CALL)
+    assert [(p.judge, p.lists) for p in reread(tmp_path)] == [
+        ("livecodebench", False),
+        ("livecodebench", True),
+    ]
+
+
+def test_a_solution_is_the_first_that_is_python(tmp_path):
+    sources = ["print 1", "print(", "print(1)", "print(2)"]
+    solutions = {"language": [3, 3, 3, 3, 1], "solution": [*sources, "puts 1"]}
+    written(tmp_path, "codecontests", CONTEST | {"solutions": solutions})
+    assert reread(tmp_path)[0].solution == "print(1)"
+    written(
+        tmp_path, "apps", APPS | {"solutions": json.dumps(sources)}, APPS_CALL | {"solutions": '["exec x"]'}
+    )
+    assert [p.solution for p in reread(tmp_path)] == ["print(1)", ""]
+
+
+def test_numbers_that_json_made_texts_of(tmp_path):
+    tests = {"fn_name": "f", "inputs": [[{"1": {"2": 3}}, {"4": 5}], [{"a": 1}]],
+             "outputs": [{"6": 7}, [{"-8": 9}]]}  # fmt: skip
+    written(tmp_path, "apps", APPS | {"input_output": json.dumps(tests)})
+    assert [statement for statement, _ in reread(tmp_path)[0].tests] == [
+        "assert f({1: {'2': 3}}, {'4': 5}) in ({6: 7}, [{6: 7}])",
+        "assert f({'a': 1}) in ({-8: 9}, [{-8: 9}])",
+    ]
+
+
+def test_tests_as_lists_of_lines_and_separators_within_texts(tmp_path):
+    lines = {"inputs": [["1", "2"], "3"], "outputs": [["4", 5], ["6"]]}
+    nothing = {"inputs": ["1"], "outputs": [None]}
+    rows = APPS | {"input_output": json.dumps(lines)}, APPS | {"input_output": json.dumps(nothing)}
+    assert written(tmp_path, "apps", *rows) == (1, {"not a row of apps": 1})
+    assert reread(tmp_path)[0].tests == (("1\n2", "4\n5"), ("3", "6"))
+    case = {"input": '"a\u2028b"\n"\x85"', "output": '"\u2029"', "testtype": "functional"}
+    written(tmp_path, "livecodebench", LCB_CALL | {"public_test_cases": json.dumps([case])})
+    (statement, _) = reread(tmp_path)[0].tests[0]
+    assert statement == "assert candidate('a\\u2028b', '\\x85') == '\\u2029'"
+
+
 def test_private_tests_that_are_code_are_not_loaded(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -160,6 +160,15 @@ HOSTILE = {
         "  except OSError: pass\nwhile True: time.sleep(1)",
         "timeout",
     ),
+    "loop at the end": ("import atexit\n@atexit.register\ndef f():\n    while True: pass", "timeout"),
+    "loop in a destructor": (
+        "class A:\n    def __del__(self):\n        while True: pass\na = A()", "timeout",
+    ),
+    "thread without an end": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()", "timeout",
+    ),
+    "output at the end": ("import atexit\natexit.register(lambda: print('x' * 10 ** 6))", "limit"),
+    "fork at the end": ("import atexit, os\n@atexit.register\ndef f(): os._exit(os.fork() or 1)", "error"),
     "stopped": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "timeout"),
     "loop": ("while True: pass", "timeout"),
     "loop in C": ("sum(range(10 ** 15))", "timeout"),
@@ -412,7 +421,7 @@ def test_a_harness_calls_the_program(sandbox):
         ("__import__('itertools').count()", "in () or next(f()) == 0"),
         ("__import__('collections').deque([1, 2])", "in () or list(f()) == [1, 2]"),
         ("bytearray(b'a')", "== b'a'"), ("__import__('enum').IntEnum('E', 'A').A", "== 1"),
-        ("type('F', (float,), {})(1.5)", "== 1.5"),
+        ("type('F', (float,), {})(1.5)", "== 1.5"), ("int", "is int"), ("ValueError", "is ValueError"),
     ],
 )  # fmt: skip
 def test_what_a_program_may_return(sandbox, value, test):

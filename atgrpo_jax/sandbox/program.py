@@ -200,6 +200,7 @@ _BY_TAG: dict[str, Callable[[Any], Any]] = {
     "iterator": lambda given: _iterated(*given),
     "range": lambda given: range(*given),
     "int": lambda digits: int(digits, 16),  # unlike decimal ones, of any length
+    "type": lambda name: _type(name),
     "Decimal": Decimal,
     "Fraction": Fraction,
     "float": float,
@@ -218,6 +219,13 @@ def _made(name: str, attributes: dict[str, Any]) -> Any:
     made: Any = object.__new__(kind)
     made.__dict__.update({key: _plain(value) for key, value in attributes.items()})
     return made
+
+
+def _type(name: str) -> type:
+    found = vars(builtins)[name]
+    if not isinstance(found, type):  # none of its functions
+        raise TypeError(f"{name} is no type")
+    return found
 
 
 def _iterated(items: list[Any], whole: bool) -> Iterator[Any]:
@@ -242,6 +250,8 @@ def _written(value: Any) -> Any:
         return {type(value).__name__: str(value)}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": value.hex()}
+    if isinstance(value, type) and value.__module__ == "builtins":
+        return {"type": value.__name__}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, Iterator):
