@@ -11,6 +11,10 @@ from typing import Any, TextIO
 from atgrpo_jax.errors import RunError
 
 
+class Unusable(Exception):
+    """Why a row is left out that is in its source's form."""
+
+
 def rows_in(file: Path, *, levels: bool = False) -> Iterator[Any]:
     """The rows of a file; of JSON lines the lines, and of Boxoban's text (``levels``) the levels.
 

@@ -22,12 +22,13 @@ from typing import Any, TextIO
 from absl import flags
 
 from atgrpo_jax.cli import run
-from atgrpo_jax.downloads import rows_in, said
+from atgrpo_jax.downloads import Unusable, rows_in, said
 from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.progress import say
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks import code_problems, math_problems
 from atgrpo_jax.tasks.sokoban_rooms import level_of
+from atgrpo_jax.truths import check_truth, truth_of
 from atgrpo_jax.types import hash_bytes
 
 PYTHON3 = 3  # the language of a solution in CodeContests
@@ -39,10 +40,6 @@ DAPO_BEFORE = (
     "Answer: $Answer (without quotes) where $Answer is the answer to the problem."
 )
 DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
-
-
-class Unusable(Exception):
-    """Why a row is left out that is in its source's form."""
 
 
 def apps(row: dict[str, Any]) -> dict[str, Any]:
@@ -133,13 +130,12 @@ def answers(row: dict[str, Any]) -> dict[str, Any]:
         answer = (_json(row.get("reward_model") or "{}", "") or {}).get("ground_truth")
     if question is None:
         raise ValueError("no field that holds the question")
-    if answer in (None, "", []):
-        raise Unusable("no answer")
+    answer = truth_of(answer, row.get("solution"))
     name = _first(row, ("id", "ID", "unique_id", "problem_idx"))
     if name is None and isinstance(row.get("extra_info"), dict):
         name = row["extra_info"].get("index")
     question = question.strip().removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
-    return {"id": "" if name is None else str(name), "question": question, "answer": _answer(answer)}
+    return {"id": "" if name is None else str(name), "question": question, "answer": answer}
 
 
 def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +150,7 @@ def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": f"olympiadbench-{row.get('id')}",
         "question": question,
-        "answer": _answer(_list(found)),
+        "answer": truth_of(_list(found)),
         "multiple": bool(row.get("is_multiple_answer")),
         "tolerance": row.get("error") or None,
     }
@@ -175,7 +171,7 @@ def _code(row: dict[str, Any]) -> None:
 
 
 def _math(row: dict[str, Any]) -> None:
-    math_problems.problem_of(row)
+    check_truth(math_problems.problem_of(row))
 
 
 def _sokoban(row: dict[str, Any]) -> None:
@@ -310,22 +306,6 @@ def _short(given: list[Any], expected: list[Any]) -> tuple[list[Any], list[Any]]
     if not kept:
         raise Unusable(f"results are longer than {LONGEST} characters")
     return [one for one, _ in kept], [other for _, other in kept]
-
-
-def _answer(found: Any) -> str:
-    """Raises Unusable for several answers, and for one that is longer than the task reads."""
-    if isinstance(found, list):
-        if len(found) > 1:
-            raise Unusable("several answers")
-        (found,) = found
-    if isinstance(found, bool) or not isinstance(found, (str, int, float)):
-        raise TypeError(f"answer = {str(found)[:60]!r} is neither a text nor a number")
-    answer = math_problems.without_marks(str(found))
-    if not answer:
-        raise Unusable("no answer")
-    if len(answer) > math_problems.LONGEST:
-        raise Unusable(f"the answer is longer than {math_problems.LONGEST} characters")
-    return answer
 
 
 def _text(part: Any) -> str:
