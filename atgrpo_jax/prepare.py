@@ -24,6 +24,7 @@ from atgrpo_jax.errors import ConfigError, RunError
 from atgrpo_jax.progress import say
 from atgrpo_jax.tasks import code_problems, math_problems
 from atgrpo_jax.tasks.sokoban_rooms import level_of
+from atgrpo_jax.truths import check_truth, truth_of
 from atgrpo_jax.types import hash_bytes
 
 NAMED = 3  # places of rows left out, for each reason
@@ -45,13 +46,12 @@ def answers(row: dict[str, Any]) -> dict[str, Any]:
         answer = (json_of(row.get("reward_model") or "{}", "") or {}).get("ground_truth")
     if question is None:
         raise ValueError("no field that holds the question")
-    if answer in (None, "", []):
-        raise Unusable("no answer")
+    answer = truth_of(answer, row.get("solution"))
     name = _first(row, ("id", "ID", "unique_id", "problem_idx"))
     if name is None and isinstance(row.get("extra_info"), dict):
         name = row["extra_info"].get("index")
     question = question.strip().removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
-    return {"id": "" if name is None else str(name), "question": question, "answer": _answer(answer)}
+    return {"id": "" if name is None else str(name), "question": question, "answer": answer}
 
 
 def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": f"olympiadbench-{row.get('id')}",
         "question": question,
-        "answer": _answer(list_of(found)),
+        "answer": truth_of(list_of(found)),
         "multiple": bool(row.get("is_multiple_answer")),
         "tolerance": row.get("error") or None,
     }
@@ -87,7 +87,7 @@ def _code(row: dict[str, Any]) -> None:
 
 
 def _math(row: dict[str, Any]) -> None:
-    math_problems.problem_of(row)
+    check_truth(math_problems.problem_of(row))
 
 
 def _sokoban(row: dict[str, Any]) -> None:
@@ -190,22 +190,6 @@ def _replacing(path: Path) -> Iterator[TextIO]:
 
 
 # Fields
-
-
-def _answer(found: Any) -> str:
-    """Raises Unusable for several answers, and for one that is longer than the task reads."""
-    if isinstance(found, list):
-        if len(found) > 1:
-            raise Unusable("several answers")
-        (found,) = found
-    if isinstance(found, bool) or not isinstance(found, (str, int, float)):
-        raise TypeError(f"answer = {str(found)[:60]!r} is neither a text nor a number")
-    answer = math_problems.without_marks(str(found))
-    if not answer:
-        raise Unusable("no answer")
-    if len(answer) > math_problems.LONGEST:
-        raise Unusable(f"the answer is longer than {math_problems.LONGEST} characters")
-    return answer
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:

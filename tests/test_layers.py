@@ -50,7 +50,7 @@ RANKS = [
     {"experiment"},
     {"policies"},
     {"config", "report", "trainer", "footprint", "ahead"},
-    {"loop", "saved_run"},
+    {"loop", "saved_run", "truths"},
     {"train", "evaluate", "export", "plan", "prepare", "tasks.check"},
 ]  # fmt: skip
 NO_JAX = {

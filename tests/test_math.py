@@ -8,7 +8,7 @@ from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.base import Workflow
 from atgrpo_jax.tasks.check import check
 from atgrpo_jax.tasks.math import Math, State, boxed
-from atgrpo_jax.tasks.math_problems import Problem, as_number, plainly_equal, plainly_same
+from atgrpo_jax.tasks.math_problems import Problem, algebra, as_number, plainly_equal, plainly_same
 from atgrpo_jax.types import Outcome
 
 TASK = Math()
@@ -50,10 +50,84 @@ def test_made_up_sums_are_right_and_splits_share_none():
         ("\\boxed{7", None),
         ("7", None),
         ("\\boxed{" + "9" * 300 + "}", None),
+        ("\\boxed 5", "5"),
+        ("$\\boxed 42$ is it", "42"),
+        ("\\boxed 42. So", "42"),
+        ("\\boxed\\frac{1}{2}$", "\\frac{1}{2}"),
+        ("\\boxed {5}", "5"),
+        ("\\boxed\n{5}", "5"),
+        ("\\fbox{5}", "5"),
+        ("\\boxedx{5}", None),
+        ("\\boxed", None),
+        ("\\boxed{5}, or \\boxed{6", "5"),  # cut off
+        ("\\boxed{5}, as asked in \\boxed{}", "5"),
+        ("\\boxed{\\left\\{x\\right.}", "\\left\\{x\\right."),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{a \\boxed{5} b}", "5"),
+        ("\\boxed{\\text{so {5}}}", "\\text{so {5}}"),
+        ("\\boxed{1\\\\}", "1\\\\"),  # a line's end, then the brace
     ],
 )
 def test_boxed(text, answer):
     assert boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\\boxed{1} or \\boxed{2}", "1, 2"),
+        ("$\\boxed{1}$, $\\boxed{2}$ and $\\boxed 3$.", "1, 2, 3"),
+        ("\\boxed{1}\\text{ and }\\boxed{2}", "1, 2"),
+        ("\\boxed{0}. We check it. \\boxed{1}, \\boxed{2}", "1, 2"),
+        ("\\boxed{1, 2}", "1, 2"),
+        ("\\boxed{\\boxed{1}, \\boxed{2}}", "1, 2"),
+        ("\\boxed{" + "1" * 150 + "}, \\boxed{" + "2" * 150 + "}", None),
+    ],
+)
+def test_boxes_of_a_list(text, answer):
+    assert boxed(text, several=True) == answer
+
+
+def test_boxes_are_found_in_time_that_is_linear():
+    """In all that a program may print: it would take hours if each box were read to the text's end."""
+    for text in ("\\boxed{", "\\boxed 5 ", "{", "\\boxed{5}", "\\boxed ", "\\boxed{1} and "):
+        boxed(text * (262_144 // len(text)), several=True)
+
+
+def test_a_list_in_several_boxes(sandbox):
+    state = State(Problem("1", "?", "1,2", multiple=True))
+    assert say(sandbox, state, "reasoner", "\\boxed{2} or \\boxed{1}").reward.team == 1.0
+    assert say(sandbox, SEVEN, "reasoner", "\\boxed{7} or \\boxed{8}").reward.team == 0.0
+    assert say(sandbox, state, "tool", program("print([1, 2])")).reward.team == 1.0
+
+
+@pytest.mark.parametrize(
+    ("truth", "printed", "right"),
+    [
+        ("\\frac{\\pi}{4}", "sympy.pi / 4", True),
+        ("x^2+1", "sympy.Symbol('x') ** 2 + 1", True),
+        ("1+2i", "1 + 2 * sympy.I", True),
+        ("[0,1)", "sympy.Interval.Ropen(0, 1)", True),
+        ("[0,1)", "sympy.Interval(0, 1)", False),
+        ("\\{1,2\\}", "sympy.FiniteSet(1, 2)", True),
+        ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "sympy.Matrix([[1, 2], [3, 4]])", True),
+        ("\\frac{1}{2}", "[__import__('fractions').Fraction(1, 2)]", True),
+        ("\\frac{1}{2^{99}}", "0.0", False),
+        ("x = 2", "sympy.Eq(sympy.Symbol('x'), 2)", True),
+        ("2", "'first line' + chr(10) + 'a\u2028b' + chr(10) + '2'", True),
+    ],
+)
+def test_what_programs_print(sandbox, truth, printed, right):
+    step = say(sandbox, State(Problem("1", "?", truth)), "tool", program("import sympy", f"print({printed})"))
+    assert step.reward.team == right
+
+
+@pytest.mark.slow
+def test_a_sandbox_without_the_warm_up_judges_alike():
+    made = SandboxConfig(workers=1, packages=TASK.packages).build()
+    verdicts = [made.run_now(algebra(HALF.problem, "\\frac{1}{2}", text)) for text in ("1/2 + 0*x", "1/3")]
+    made.close()
+    assert [(run.end, run.stdout) for run in verdicts] == [("ok", "1\n"), ("ok", "0\n")]
 
 
 def test_numbers():
@@ -286,6 +360,22 @@ def test_rows_of_several_answers(tmp_path):
         ({"question": "?"}, r":1: answer = \[None\] is not one text or number"),
         ({"question": "?", "answers": ["1", "2"]}, r":1: answer = "),
         ({"question": "?", "answer": ""}, r":1: answer = '' is empty"),
+        ({"question": "?", "answer": True}, r":1: answer = \[True\] is not one text or number"),
+        ('{"question": "?", "answer": NaN}\n', r":1: answer = 'nan': a word for no answer"),
+        ('{"question": "?", "answer": 1e999}\n', r":1: answer = 'inf': a word for no answer"),
+        ({"question": "?", "answer": "N/A"}, r":1: answer = 'N/A': a word for no answer"),
+        ({"question": "?", "answer": "So it is 12.\n#### 12"}, r":1: answer = .*GSM8K's own"),
+        ({"question": "?", "answer": "it is " * 9}, r":1: answer = .* a sentence, of more than 8 words"),
+        ({"question": "?", "answer": "1", "multiple": "false"}, r":1: multiple = 'false' is neither"),
+        ({"question": "?", "answer": "1", "tolerance": [0.1]}, r":1: tolerance = '\[0.1\]' is no number"),
+        ({"question": "?", "answer": "1", "tolerance": True}, r":1: tolerance = 'True' is no number"),
+        ('{"question": "?", "answer": "1", "tolerance": 1e999}\n', r":1: tolerance = inf is not a finite"),
+        ('{"question": "?", "answer": "1", "tolerance": NaN}\n', r":1: tolerance = nan is not a finite"),
+        (
+            {"question": "?", "answer": "1", "tolerance": 1e300},
+            r":1: tolerance = 1e\+300 makes anything right",
+        ),
+        ({"question": "?", "answer": "1/2", "tolerance": 1}, r":1: tolerance = 1.0 makes anything right"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, line, says):

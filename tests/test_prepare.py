@@ -202,6 +202,51 @@ def test_answers_and_olympiadbench(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        ("She lays 3*4 = <<3*4=12>>12 eggs a day, for as long as she likes.\n#### 12", "12"),
+        ("So it is 1,080.\n#### 1,080", "1,080"),
+        ('["36"]', "36"),
+        ('["\\\\frac{1}{2}"]', "\\frac{1}{2}"),
+        ("[0, 1]", "[0, 1]"),
+        ("$12", "12"),
+        ("12 dollars", "12 dollars"),
+        ("The answer is \\boxed{\\frac{3}{4}}.", "\\frac{3}{4}"),
+        (2.5, "2.5"),
+        ("\\text{no real solutions}", "\\text{no real solutions}"),
+        ("42 or 43", "42 or 43"),
+    ],
+)
+def test_answers_as_their_sets_write_them(tmp_path, answer, truth):
+    assert written(tmp_path, "answers", {"problem": "?", "answer": answer}) == (1, {})
+    assert math_problems.read(str(tmp_path / "data" / "out.jsonl.gz"))[0].answer == truth
+
+
+def test_answers_that_nobody_can_give_are_left_out_by_name(tmp_path):
+    given = {
+        "a word for no answer": ["proof", "N/A", "nan", "None", float("nan"), "null", float("inf"), "Proof."],
+        "several answers": ['["1", "2"]', ["1", "2"]],
+        "no answer": ["", "####", None, []],
+        "a sentence, of more than 8 words": ["She eats 3 of them and sells the others at 2 dollars each"],
+        "an answer that cannot be read: numbers among words": ["42 (or 43)", "42 I believe"],
+    }
+    rows = [{"problem": f"{answer}?", "answer": answer} for answers in given.values() for answer in answers]
+    count, left_out = written(tmp_path, "answers", {"problem": "?", "answer": "1"}, *rows)
+    assert (count, left_out) == (1, {reason: len(answers) for reason, answers in given.items()})
+
+
+def test_skywork_and_math_themselves(tmp_path):
+    skywork = {"prompt": [{"role": "user", "content": "6 * 6?"}], "reward_model": {"ground_truth": '["36"]'}}
+    solved = {"problem": "3 + 4?", "solution": "It is $\\boxed{7}$, not $\\boxed{8$.", "level": "Level 1"}
+    assert written(tmp_path, "answers", skywork, solved, solved | {"solution": "Easy."}) == (
+        2,
+        {"no answer": 1},
+    )
+    read = math_problems.read(str(tmp_path / "data" / "out.jsonl.gz"))
+    assert [problem.answer for problem in read] == ["36", "7"]
+
+
 def test_olympiadbench(tmp_path):
     one = {"id": 3, "question": "?", "final_answer": ["$\\frac{1}{2}$"], "image_1": None}
     two = {

@@ -1,6 +1,7 @@
 """When two answers to a problem are equal."""
 
 import json
+import re
 from collections.abc import Sequence
 
 import sympy
@@ -175,8 +176,9 @@ def _in_which_order(one: Items, other: Items) -> bool | None:
 
 
 def _same_words(one, other) -> bool:
+    """A numeral's base may be left out: it is in the question."""
     if isinstance(one, Numeral) and not isinstance(other, Numeral):
-        plain = one.digits.isdigit() and other == sympy.Integer(one.digits)  # the base is in the question
+        plain = re.fullmatch(r"[-\d.]+", one.digits) and other == Rational(one.digits)
         return bool(plain) or _letters(other) == one.digits
     if isinstance(one, Numeral) or isinstance(other, Numeral):
         return one == other

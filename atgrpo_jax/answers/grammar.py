@@ -326,7 +326,7 @@ class Grammar:
         return value if exponent is None else power(value, exponent)
 
     def operand(self, function: str):
-        """What follows a function without brackets: a product; of an angle, divided by a number if there is one."""
+        """What follows a function without brackets: a product, which of an angle a number may divide."""
         value = scalar(self.signed_power())
         while self.beside(value) and self.next.text[self.next.kind == "command" :] not in FUNCTIONS:
             value *= scalar(self.power())

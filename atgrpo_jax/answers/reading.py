@@ -20,7 +20,7 @@ _BASES = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
     "eleven": 11, "twelve": 12, "sixteen": 16,
 }  # fmt: skip
-_NUMERAL = re.compile(r"\(?\s*(\d[\dA-Za-z]*)\s*\)?\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
+_NUMERAL = re.compile(r"\(?\s*(-?\d[\dA-Za-z]*(?:\.[\dA-Z]+)?)\s*\)?\s*_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!,?\d)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\s*\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _OF_NUMPY = re.compile(r"\[\s*(-?[\d.]+(?:\s+-?[\d.]+)+)\s*\]")
@@ -68,7 +68,7 @@ def _numeral(text: str) -> Numeral | None:
         return None
     digits, name = found.groups()
     base = int(name) if name.isdigit() else _BASES.get(name, 0)
-    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in re.sub(r"[-.]", "", digits)):
         return None
     return Numeral(digits.upper().lstrip("0") or "0", str(base))
 

@@ -22,20 +22,21 @@ _RAISED = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 def unit_of(text: str) -> str:
     """A unit in one spelling; "" if these are no words of one."""
+    said = MARK[0] in text
     text = re.sub(rf"[{MARK[0]}{MARK[1]}{{}}]", " ", text).lower().replace("**", "^")
     text = re.sub(r"\s*\^\s*", "^", text)
-    parts = [_product(part) for part in re.split(r"/|\bper\b", text)]
+    parts = [_product(part, said) for part in re.split(r"/|\bper\b", text)]
     return "/".join(parts) if all(parts) else ""
 
 
-def _product(text: str) -> str:
-    """Of a unit without "per"."""
+def _product(text: str, said: bool) -> str:
+    """Of a unit without "per". Few letters that we do not know are symbols, unless ``said``: in a text."""
     words = re.findall(r"[a-z][a-z'-]*(?:\^\d)?|\d+", text)
-    if any(word in NAMES or word in FUNCTIONS for word in words):
+    if not words or any(word in NAMES or word in FUNCTIONS for word in words):
         return ""
     raised = _RAISED.get(words[0], "") if len(words) > 1 else ""
     names = list(map(_named, words[bool(raised) :]))
-    few = len(names) == 1 and len(names[0].partition("^")[0]) < 4
+    few = not said and len(names) == 1 and len(words[-1].partition("^")[0]) < 4
     return "" if few and names[0].partition("^")[0] not in _UNITS else " ".join(names) + raised
 
 

@@ -18,6 +18,8 @@ from atgrpo_jax.tasks.games import in_split
 from atgrpo_jax.types import seed_of
 
 LONGEST = 200  # characters of an answer
+WORDS = 8  # of an answer that is no mathematics
+LARGEST_TOLERANCE = 1e9
 TOLERANCE = Fraction(1, 10**6)  # relative, where one number is a decimal fraction
 
 # What compares answers. It runs in the sandbox, where a hostile one can do no harm; a program brings it
@@ -79,19 +81,21 @@ def as_number(text: str) -> Fraction | None:
 
 def plainly_equal(problem: Problem, one: str, other: str) -> bool | None:
     """Whether two answers to a problem are equal; None where it takes algebra to say."""
-    ours, theirs = _unmatched(problem, one, other)
-    if len(ours) != len(theirs):
-        return False
-
-    def differs(part: str) -> bool:
-        return all(plainly_same(part, another, problem.tolerance) is False for another in theirs)
-
-    return True if not ours else False if any(map(differs, ours)) else None
+    if not problem.multiple:
+        return plainly_same(one, other, problem.tolerance)
+    if max(len(one), len(other)) > LONGEST:
+        return one == other
+    left = list(itertools.chain(*_unmatched(problem, one, other)))
+    if not left:
+        return True
+    return None if None in map(as_number, left) else False
 
 
 def plainly_same(one: str, other: str, tolerance: float = 0.0) -> bool | None:
     """Whether two texts are the same, or the same number: exactly, to ``TOLERANCE`` where one is a decimal
     fraction, or to an absolute tolerance. None where it takes algebra to say."""
+    if max(len(one), len(other)) > LONGEST:  # no answer is
+        return one == other
     if _unspaced(one) == _unspaced(other):
         return True
     first, second = as_number(one), as_number(other)
@@ -167,14 +171,34 @@ def read(path: str) -> tuple[Problem, ...]:
 def problem_of(row: Mapping[str, Any]) -> Problem:
     """Of a row with a question. Raises ValueError naming the field that is bad."""
     answers = row.get("answers", [row.get("answer")])
-    one = isinstance(answers, list) and len(answers) == 1 and isinstance(answers[0], (str, int, float))
+    one = isinstance(answers, list) and len(answers) == 1 and type(answers[0]) in (str, int, float)
     if not one:
         raise ValueError(f"answer = {str(answers)[:60]} is not one text or number")
     answer = without_marks(str(answers[0]))
     if not 0 < len(answer) <= LONGEST:
         raise ValueError(f"answer = {answer[:60]!r} is empty or longer than {LONGEST}")
-    tolerance = _tolerance(row.get("tolerance"))
-    return Problem(str(row.get("id", "")), row["question"], answer, bool(row.get("multiple")), tolerance)
+    if reason := unsayable(answer):
+        raise ValueError(f"answer = {answer[:60]!r}: {reason}")
+    multiple = row.get("multiple")
+    if multiple not in (None, False, True):
+        raise ValueError(f"multiple = {str(multiple)[:60]!r} is neither true nor false")
+    tolerance = _tolerance(row.get("tolerance"), answer)
+    return Problem(str(row.get("id", "")), row["question"], answer, bool(multiple), tolerance)
+
+
+_NOBODY_SAYS = {"nan", "n/a", "na", "none", "null", "proof", "inf", "see solution", "unknown", "?", "-"}
+
+
+def unsayable(answer: str) -> str:
+    """Why nobody can give an answer; "" if somebody can."""
+    if "####" in answer:
+        return "GSM8K's own, with its reasoning: python -m atgrpo_jax.prepare --source=answers takes it off"
+    if answer.casefold().rstrip(".") in _NOBODY_SAYS:
+        return "a word for no answer"
+    words = re.sub(r"\\[a-zA-Z]+", " ", re.sub(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}", " ", answer))
+    if len(re.findall(r"[A-Za-z]{2,}", words)) > WORDS:
+        return f"a sentence, of more than {WORDS} words"
+    return ""
 
 
 def without_marks(answer: str) -> str:
@@ -182,14 +206,23 @@ def without_marks(answer: str) -> str:
     return re.sub(r"(?<!\\)\$", "", re.sub(r"\$\s*\.$", "$", answer.strip())).strip()
 
 
-def _tolerance(given: Any) -> float:
+def _tolerance(given: Any, answer: str) -> float:
     """OlympiadBench writes it as a text, or as one for each part of an answer: then it is the largest."""
+    if given is None or given == "":
+        return 0.0
+    if type(given) not in (str, int, float):
+        raise ValueError(f"tolerance = {str(given)[:60]!r} is no number")
     try:
-        found = max(map(float, str(given or 0).split(",")))
+        found = max(map(float, str(given).split(",")))
     except ValueError as error:
         raise ValueError(f"tolerance = {str(given)[:60]!r} is no number") from error
     if not 0 <= found < math.inf:
         raise ValueError(f"tolerance = {found} is not a finite number of at least 0")
+    sizes = [abs(number) for number in map(as_number, listed(answer)) if number]
+    if found > max(sizes, default=LARGEST_TOLERANCE):
+        raise ValueError(
+            f"tolerance = {found} makes anything right: it is absolute, and more than the answer"
+        )
     return found
 
 
