@@ -151,8 +151,9 @@ class Policies:
         if folder is None:
             return learner.fresh(self._key("init", start))
         check_same_ids(self._x.tokenizer, folder)
+        params = hf.load(folder, learner.shapes.params)
         hf.check_same_model(self._x.architecture(start), folder)
-        return hf.load(folder, learner.shapes.params)
+        return params
 
     def _key(self, what: str, name: str) -> jax.Array:
         return jax.random.key(seed_of(what, self._x.seed, name) % 2**32)
