@@ -21,8 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from atgrpo_jax.errors import RunError
 
-_SECONDS = 20  # of the CPU, for all renderings of a trial
-_MEMORY = 2 * 2**30  # bytes
+_SECONDS = 5  # of the CPU, for all renderings of a trial
+_MEMORY = 2**29  # bytes
 _LONGEST = 2**20  # characters that a template may make of short messages
 _STARTS = 300  # seconds that a process may take to come up and end on a busy machine
 
@@ -71,13 +71,13 @@ def trial(template: ChatTemplate, roles: tuple[str, ...], opened: bool) -> tuple
     """What a template makes of ``marks(roles)`` in a process of its own, a role whose words it does not show,
     and what is wrong; "" where there is nothing to tell."""
     task = json.dumps([dataclasses.asdict(template), roles, opened])
-    command = [sys.executable, "-m", "atgrpo_jax.chat"]
+    command = [sys.executable, "-m", "atgrpo_jax.chat", str(_SECONDS)]
     try:
         done = subprocess.run(command, input=task.encode(), capture_output=True, timeout=_STARTS)
     except subprocess.TimeoutExpired:
         return "", "", "it does not end"
     if done.returncode:
-        return "", "", f"it takes more than {_SECONDS} s or {_MEMORY >> 30} GiB, or ends the process"
+        return "", "", f"it takes more than {_SECONDS} s or {_MEMORY >> 20} MiB, or ends the process"
     text, unseen, failed = json.loads(done.stdout)
     return text, unseen, failed
 
@@ -158,7 +158,8 @@ def _line(error: BaseException) -> str:
 
 def main() -> None:
     """The process of ``trial``."""
-    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    seconds = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     about, roles, opened = json.load(sys.stdin)
     tokens = tuple((name, text) for name, text in about.pop("tokens"))

@@ -169,8 +169,9 @@ class Policies:
         if folder is None:
             return self._learner(start).fresh(self._key("init", start))
         check_same_ids(self._x.tokenizer, folder)
+        params = self.load(folder, start)
         hf.check_same_model(self._x.architecture(start), folder)
-        return self.load(folder, start)
+        return params
 
     def _key(self, what: str, name: str) -> jax.Array:
         return jax.random.key(seed_of(what, self._x.seed, name) % 2**32)

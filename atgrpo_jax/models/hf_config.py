@@ -1,6 +1,5 @@
 """What the config.json of a Hugging Face folder says, as a ModelConfig, and the other way."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -171,15 +170,13 @@ def end_ids(folder: str) -> set[int]:
 
 
 def check_same_model(config: ModelConfig, folder: str) -> None:
-    """Raises RunError if a folder's weights would be played by another model than config.json describes:
-    sizes are in the tensors, but the rotary base or an epsilon are not."""
-    there = model_config(folder, config.dtype, config.param_dtype, config.remat, config.scan)
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(config, field.name), getattr(there, field.name)
-        if field.name != "attention" and ours != theirs and not (field.name == "vocab_size" and ours is None):
-            raise RunError(
-                f"ModelConfig.{field.name} = {ours!r}, but {theirs!r} by the config.json of {folder}"
-            )
+    """Raises RunError if a folder's weights would be played by another model than its config.json describes,
+    in what the tensors' shapes do not show."""
+    there = model_config(folder)
+    for name in ("heads", "kv_heads", "head_size", "rope_theta", "rope_scaling", "rms_epsilon"):
+        ours, theirs = getattr(config, name), getattr(there, name)
+        if ours != theirs:
+            raise RunError(f"ModelConfig.{name} = {ours!r}, but {theirs!r} by the config.json of {folder}")
 
 
 def description(config: ModelConfig, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, Any]:
