@@ -214,12 +214,12 @@ def _size_and_digest(file: Path, sync: bool = False) -> list[Any]:
     with naming(file), open(file, "rb") as opened:
         if sync:
             os.fsync(opened.fileno())
-        digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
         return [opened.tell(), digest]
 
 
 def _digest_of(seen: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(seen, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(path: Path, descriptor: int) -> Path:

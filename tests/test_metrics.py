@@ -61,3 +61,13 @@ def test_a_name_that_comes_twice_and_a_number_that_is_none_are_refused_and_nothi
             writer.write(4, values)
     writer.close()
     assert folder.metrics.read_text() == ""
+
+
+def test_a_full_disk_names_the_file(tmp_path, limited_file_size):
+    folder = RunFolder(tmp_path)
+    writer = MetricsWriter(folder, first=0)
+    limited_file_size(1)
+    with pytest.raises(OSError) as raised:
+        writer.write(0, {"a": 1.0})
+    writer.close()
+    assert raised.value.filename == str(folder.metrics) and folder.metrics.read_bytes() == b""

@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -213,7 +214,7 @@ def wait_for(kind, folder, process, rng):
     lines = len(folder.read_metrics())
     delay = None
     while process.poll() is None:
-        if kind == "checkpoint" and list(folder.checkpoints.glob("*tmp*")):
+        if kind == "checkpoint" and list(folder.checkpoints.glob(".*.partial")):
             return True
         if kind == "anywhere" and folder.checkpoints.exists():
             if delay is None and len(folder.read_metrics()) != lines:
@@ -302,10 +303,11 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_takes_over(whol
     for path in newest.rglob("*"):
         if path.is_file() and "/d/" in str(path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    _, err = finish(train(place, "damaged"), 2)
-    assert f"error: checkpoint {STEPS} in" in err and "delete that step's folder" in err
-    subprocess.run(["rm", "-r", newest], check=True)
-    finish(train(place, "damaged"))
+    _, err = finish(start(place, "--run_dir=damaged", f"--step={STEPS}", module="evaluate"), 2)
+    assert err.startswith(f"error: checkpoint {STEPS} in") and "is damaged" in err and err.count("\n") == 1
+    _, err = finish(train(place, "damaged"))
+    assert f"checkpoint {STEPS} in" in err and f"moved to {STEPS}.damaged, step {STEPS - 2} is taken" in err
+    assert f"going on after step {STEPS - 2}" in err and "Traceback" not in err
     assert_same_run(folder, whole[0])
 
 
@@ -317,3 +319,18 @@ def test_a_full_disk_is_one_line(place, whole):
     (folder.path / ".metrics.jsonl.partial").symlink_to("/dev/full")
     _, err = finish(train(place, "full", "experiment.Experiment.steps = 4"), 2)
     assert "No space left on device" in err and "Traceback" not in err
+    finish(train(place, "full", "experiment.Experiment.steps = 4"))
+
+
+def test_a_disk_that_is_full_while_arrays_are_written_is_one_line_and_the_same_command_goes_on(place):
+    params = ("experiment.Experiment.steps = 1", "experiment.Experiment.seed = 7")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))  # bytes a file, for what is started now
+    try:
+        process = train(place, "small", *params)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    _, err = finish(process, 2)
+    assert "Traceback" not in err and "File too large" in err
+    assert re.fullmatch(r"error: .*warm_start/\w+ cannot be written \(.*", err.splitlines()[-1])
+    finish(train(place, "small", *params))

@@ -48,7 +48,7 @@ def saved(tmp_path_factory):
 
 def test_a_tree_comes_back_with_its_shardings(saved):
     about, digest = about_tree(saved)
-    assert about == {"step": 3} and len(digest) == 32
+    assert about == {"step": 3} and len(digest) == 64
     back = read_tree(saved, shapes(tree()))
     assert_same(back, tree())
     assert back["spread"].sharding == tree()["spread"].sharding
