@@ -90,6 +90,7 @@ class Trainer:
         self._writer = MetricsWriter(self.folder, first=latest + 1)
         if found is None:
             self.states = policies.start(self._runner)
+            self.folder.check_ours()
             if policies.base is not None:
                 self._checkpoints.save_base(policies.base)
             proof = self.sync(0)
@@ -195,7 +196,6 @@ class Trainer:
         if last:
             record |= self._score(step, "test")
         record |= self._seconds | {"perf/compiles": float(self._compiles.count)}
-        self.folder.check_ours()
         self.folder.write_episodes(step, credited, self.x.tokenizer)
         assert self._writer is not None
         self._writer.write(step, record)
