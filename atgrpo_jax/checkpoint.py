@@ -31,8 +31,12 @@ class Checkpoints:
             trees.clean(path)
             trees.clean(path.parent)
 
+    def steps(self) -> list[int]:
+        """From the first, damaged ones included."""
+        return sorted(steps_in(self._path))
+
     def latest(self) -> int | None:
-        return max(steps_in(self._path), default=None)
+        return max(self.steps(), default=None)
 
     def newest(self, restore: Callable[[int], Any]) -> tuple[int, Any] | None:
         """The newest step that is not damaged, and what ``restore`` makes of it; None if there is no step.
@@ -40,7 +44,7 @@ class Checkpoints:
         Damaged ones after it are told, and moved aside. Raises RunError if all are damaged.
         """
         damaged: dict[int, Damaged] = {}
-        for step in sorted(steps_in(self._path), reverse=True):
+        for step in reversed(self.steps()):
             try:
                 found = restore(step)
             except Damaged as error:
@@ -84,8 +88,8 @@ class Checkpoints:
         ``restore_base`` comes first. Raises RunError if it is missing, damaged (Damaged), or of another
         config or base."""
         where = f"checkpoint {step} in {self._path}"
-        if step not in steps_in(self._path):
-            there = ", ".join(map(str, sorted(steps_in(self._path)))) or "none"
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
             raise RunError(f"there is no {where} (steps: {there})")
         try:
             about, _ = trees.about_tree(self._path / str(step))

@@ -29,7 +29,7 @@ class MetricsWriter:
     """Appends records; ``first`` is the first step to be written, later events of an older run are purged."""
 
     def __init__(self, folder: RunFolder, first: int):
-        self._metrics = folder.metrics
+        self._folder = folder
         make_folder(folder.tensorboard)
         name = f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}"
         self._events = folder.tensorboard / name
@@ -47,7 +47,8 @@ class MetricsWriter:
         """Raises RunError before anything is written if a value is not finite, or called as the step is."""
         check_finite(values, f"step {step}, metrics", UNTOUCHED)
         record = together({"step": step}, {name: float(value) for name, value in sorted(values.items())})
-        append_json_line(self._metrics, record)
+        self._folder.check_ours()
+        append_json_line(self._folder.metrics, record)
         scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
         self._show(step, summary=Summary(value=scalars))
 

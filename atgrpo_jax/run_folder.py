@@ -129,6 +129,7 @@ class RunFolder:
         with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file:
             for item in credited:
                 file.write(json.dumps(_group_record(item, tokenizer)).encode() + b"\n")
+        self.check_ours()
         make_folder(self.episodes)
         write_atomically(self.episodes / f"step_{step:06d}.jsonl.gz", buffer.getvalue())
 

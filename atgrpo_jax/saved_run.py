@@ -8,6 +8,7 @@ from atgrpo_jax.errors import RunError
 from atgrpo_jax.models.transformer import Weights
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.trees import Damaged
 
 
 class SavedRun:
@@ -30,4 +31,9 @@ class SavedRun:
 
     def weights(self, step: int) -> Mapping[str, Weights]:
         """Of every policy after ``step``. Raises RunError if that cannot be read."""
-        return self.policies.weights(self.policies.restore(self._checkpoints, step))
+        try:
+            return self.policies.weights(self.policies.restore(self._checkpoints, step))
+        except Damaged as error:
+            raise RunError(
+                f"{error}; there are steps {', '.join(map(str, self._checkpoints.steps()))}"
+            ) from error

@@ -88,6 +88,7 @@ class Trainer:
         self._writer = MetricsWriter(self.folder, first=latest + 1)
         if found is None:
             self.states = policies.start(self._runner)
+            self.folder.check_ours()
             if policies.base is not None:
                 self._checkpoints.save_base(policies.base)
             proof = self.sync(0)
@@ -206,7 +207,6 @@ class Trainer:
         seconds = self._seconds | {"perf/compiles": float(self._compiles.count)}
         record = together(*metrics, episode_metrics(episodes), scores, seconds)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
-        self.folder.check_ours()
         self.folder.write_episodes(step, credited, self.x.tokenizer)
         assert self._writer is not None
         self._writer.write(step, record)

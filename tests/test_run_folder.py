@@ -122,8 +122,10 @@ def test_a_folder_that_was_taken_away_is_not_written_to(folder, tmp_path, replac
     shutil.rmtree(folder.path)
     if replaced:
         RunFolder(folder.path).lock()
-    with pytest.raises(RunError, match="was removed or replaced while this run was going on"):
-        folder.check_ours()
+    for write in (folder.check_ours, lambda: folder.write_episodes(1, [], TinyTokenizer())):
+        with pytest.raises(RunError, match="was removed or replaced while this run was going on"):
+            write()
+    assert not folder.episodes.exists()
 
 
 @pytest.mark.parametrize(
