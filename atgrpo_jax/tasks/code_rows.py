@@ -58,7 +58,7 @@ def fields_of(row: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         raise ValueError(f"no field {error} in mode {mode}") from error
     parsed("solution", fields["solution"])
     if not fields["tests"]:
-        raise ValueError("tests: there are none")
+        raise ValueError(f"tests: there are none in {'test_input' if 'test_input' in row else 'tests'}")
     if mode != "stdio":
         _refuse(row, ("tolerance", "ignore_case"), f"mode {mode}")
     return fields
