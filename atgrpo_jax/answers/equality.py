@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import sympy
 from sympy import Expr, MatrixBase, Rational, Symbol
+from sympy.core.function import AppliedUndef
 
 from atgrpo_jax.answers.numbers import Numbers
 from atgrpo_jax.answers.parts import Items, Joined, Numeral, Quantity, Relation, Word
@@ -210,4 +211,4 @@ def _named(node) -> tuple | None:
     if isinstance(name, Items) and all(isinstance(part, Symbol) for part in name.items):
         return name, node.sides[1:]
     product = isinstance(name, Expr) and name.is_Mul and all(part.is_Symbol for part in name.args)
-    return (name, node.sides[1:]) if isinstance(name, Symbol) or product else None
+    return (name, node.sides[1:]) if isinstance(name, (Symbol, AppliedUndef)) or product else None

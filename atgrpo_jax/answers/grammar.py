@@ -40,6 +40,7 @@ _TIMES, _OVER = ("*", "\\cdot", "\\times"), ("/", "\\div", "//")
 _OPEN = {"(": "(", "[": "[", "{": "{", "\\{": "{", "\\lbrace": "{", "\\langle": "<", "\\lbrack": "["}
 _CLOSE = {")": ")", "]": "]", "}": "}", "\\}": "}", "\\rbrace": "}", "\\rangle": ">", "\\rbrack": "]"}
 _PAIRED = {"|": "|", "\\vert": "\\vert", "\\lvert": "\\rvert", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_UNKNOWN = "fgFGPQ"  # names of functions of the problem; n(n+1) is a product
 _STACKED = ("frac", "binom", "dbinom", "tbinom")
 _ROUNDED = {"\\lfloor": sympy.floor, "\\lceil": sympy.ceiling}
 
@@ -290,6 +291,8 @@ class Grammar:
         if name in ("Matrix", "ImmutableMatrix") and called:
             return matrix_of(self.arguments()[-1])
         indexed = name in ("e", "E") and self.next.text == "_"
+        if name in _UNKNOWN and called and not self.next.spaced:
+            return sympy.Function(name)(*map(scalar, self.arguments()))
         if name in FUNCTIONS and (called or name not in ("re", "im", "S", "arg", "det")):
             return self.applied(name)
         return self.symbol(name) if indexed else CONSTANTS[name] if name in CONSTANTS else self.symbol(name)

@@ -222,7 +222,7 @@ def kind_of(role: str) -> str:
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is no brace
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_BARE = re.compile(r"[^$\n]*(?=\$)|(?:(?!\\[\])])\S)*")
+_BARE = re.compile(r"(?:(?!\\boxed|\\fbox)[^$\n])*(?=\$)|(?:(?!\\[\])]|\\boxed|\\fbox)\S)*")
 _BETWEEN = re.compile(r"(?:[\s$,;.()]|\\[()\[\]]|\\text\s*\{|\}|\band\b|\bor\b)*")
 
 
