@@ -278,7 +278,7 @@ def test_an_old_index_gives_way_to_a_single_file_and_two_sets_of_files_are_refus
     wrong = dict.fromkeys(index, "model-00001-of-00002.safetensors") | {
         "x": "model-00002-of-00002.safetensors"
     }
-    (tmp_path / hf.INDEX).write_text(json.dumps({"weight_map": wrong}))
+    (tmp_path / hf.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": wrong}))
     assert_same_logits(tmp_path)  # files say themselves what they hold
     for name in set(index.values()):
         (tmp_path / name).unlink()
