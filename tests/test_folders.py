@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from fakes import LOGITS, of_policy
+from fakes import LOGITS, Longest, of_policy
 from peft import PeftModel
 from reference import SIZES, forward, make, make_tokenizer, ours
+
+from atgrpo_jax import config
+from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.experiment import Experiment
+from atgrpo_jax.tokens import FolderTokenizer
 
 TASK = '''
 """Every text is paid for its different letters, so that any two answers are likely to be told apart."""
@@ -151,3 +156,52 @@ def test_bad_input_is_one_line(place):
     ):
         _, err = command(place, module, *args, code=2)
         assert err.startswith("error: ") and err.count("\n") == 1 and says in err
+
+
+@pytest.mark.slow
+def test_a_bad_folder_is_one_line_for_every_command(place):
+    (place / "bad").mkdir()
+    (place / "bad" / "config.json").write_text(
+        '{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 0}'
+    )
+    for module, *args in (
+        ("evaluate", "--model=bad", "--gin_file=mine.gin", "--gin_param=MODEL = 'model'"),
+        ("train", "--gin_file=mine.gin", "--gin_param=MODEL = 'bad'", "--run_dir=other_run"),
+    ):
+        _, err = command(place, module, *args, code=2)
+        assert err.startswith("error: ") and err.count("\n") == 1 and "num_attention_heads = 0" in err
+
+
+def templated(folder, template):
+    make_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return FolderTokenizer(str(folder))
+
+
+def test_a_run_goes_on_on_the_day_on_which_it_began(tmp_path):
+    tokenizer = templated(tmp_path, "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}")
+    first = Experiment(Longest(), tokenizer=FolderTokenizer(str(tmp_path), "2024-02-29"))
+    given = Experiment(Longest(), tokenizer=tokenizer)
+    assert given.begun(first).tokenizer.date == "2024-02-29"
+    begun = given.begun()
+    assert begun.tokenizer.date == tokenizer.dated().date is not None
+    assert begun.tokenizer.prompt_ids([{"role": "user", "content": "a"}]) == tokenizer.prompt_ids(
+        [{"role": "user", "content": "a"}]
+    )
+    assert f"FolderTokenizer.date = {begun.tokenizer.date!r}" in config.render(begun)
+    assert Experiment(Longest()).begun(first) == Experiment(Longest())
+
+
+def test_a_run_whose_prompts_show_nothing_is_refused(tmp_path):
+    tokenizer = templated(tmp_path, "always this")
+    with pytest.raises(ValueError, match="Experiment.tokenizer = .* does not show what a message says"):
+        Experiment(Longest(), tokenizer=tokenizer)
+
+
+def test_what_a_folder_says_is_a_line_through_gin_too(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 0}'
+    )
+    with pytest.raises(ConfigError, match="config.json: num_attention_heads = 0 is not supported") as error:
+        config.load("plan_model.gin", [f"MODEL = {str(tmp_path)!r}"])
+    assert "\n" not in str(error.value)
