@@ -3,11 +3,11 @@
 import collections
 import dataclasses
 
+import jax
 import numpy as np
 import oracle
 import pytest
 from fakes import PARITY, Answering, CharTokenizer, Sum, by_path, of_policy, quickly_compiled  # noqa: F401
-from reference import SIZES, make
 
 from atgrpo_jax.batch import BatchConfig
 from atgrpo_jax.evaluation import EvaluationConfig
@@ -15,7 +15,9 @@ from atgrpo_jax.experiment import Experiment
 from atgrpo_jax.groups import CreditConfig
 from atgrpo_jax.learner import LossConfig, OptimizerConfig
 from atgrpo_jax.models import hf
+from atgrpo_jax.models.config import ModelConfig, RopeScaling
 from atgrpo_jax.models.lora import LoraConfig
+from atgrpo_jax.models.transformer import Transformer, init_params
 from atgrpo_jax.rollout import RolloutConfig
 from atgrpo_jax.run_folder import RunFolder
 from atgrpo_jax.tasks.base import Step, Workflow
@@ -23,19 +25,15 @@ from atgrpo_jax.team import Team
 from atgrpo_jax.trainer import Trainer
 from atgrpo_jax.types import Outcome, Reward, Sample, seed_of
 
-SMALL = SIZES | {
-    "vocab_size": 128, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
+SMALL = {"width": 8, "mlp_width": 12, "heads": 4, "kv_heads": 2, "vocab_size": 128}
+MODELS = {
+    "qwen3": ModelConfig(**SMALL, layers=1, head_size=4),
+    "qwen2": ModelConfig(**SMALL, layers=2, head_size=2, qk_norm=False, qkv_bias=True, tied=False),
+    "llama": ModelConfig(
+        **SMALL, layers=1, head_size=2, qk_norm=False, rope_theta=100.0,
+        rope_scaling=RopeScaling(4.0, 1.0, 3.0, 16),
+    ),
 }  # fmt: skip
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 3.0, "original_max_position_embeddings": 16,
-}  # fmt: skip
-FOLDERS = {
-    "qwen3": ("Qwen3", {"head_dim": 4, "tie_word_embeddings": True}),
-    "qwen2": ("Qwen2", {"num_hidden_layers": 2, "tie_word_embeddings": False}),
-    "llama": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
-}
 SHAPES = {
     "qwen3": oracle.Shape(1, 4, 2, 4),
     "qwen2": oracle.Shape(2, 4, 2, 2),
@@ -166,15 +164,21 @@ CASES = {
     "truncated answers excluded": {
         "rollout": {"exclude": ("truncated", "engine_error")},
         "team": {"alpha": 2.5},
-        "optimizer": {"weight_decay": 0.3, "clip_norm": 0.05},
     },
     "cooler": {"rollout": {"temperature": 0.6}, "loss": {"minibatches": 4}},
     "minibatches and epochs": {"loss": {"minibatches": 3, "epochs": 2}},
     "rows of two tiles": {"batch": {"row_tokens": 128, "rows": 2}},
-    "clip higher, no dual clip": {"loss": {"clip_low": 0.1, "clip_high": 0.4, "dual_clip": None}},
-    "dual clip early": {"loss": {"dual_clip": 1.2}, "credit": {"normalise": "mean"}},
+    "clip higher, no dual clip, gradients clipped": {
+        "loss": {"clip_low": 0.1, "clip_high": 0.4, "dual_clip": None},
+        "optimizer": {"weight_decay": 0.3, "clip_norm": 0.05},
+    },
     "distance to the start": {"loss": {"kl": 0.5, "epochs": 3}, "rollout": {"temperature": 0.8}},
-    "entropy": {"loss": {"entropy": 0.3}, "folder": "llama", "rollout": {"temperature": 1.3}},
+    "entropy, dual clip early": {
+        "folder": "llama",
+        "loss": {"entropy": 0.3, "dual_clip": 1.2},
+        "credit": {"normalise": "mean"},
+        "rollout": {"temperature": 1.3},
+    },
     "corrected": {"loss": {"correction": 1.3, "minibatches": 2}, "rollout": {"temperature": 0.8}},
     "biases, two layers, a head, a falling rate": {
         "folder": "qwen2",
@@ -202,10 +206,16 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {}
-    for name, (kind, options) in FOLDERS.items():
+    """Of each model, with numbers that nothing is small or equal in."""
+    rng, made = np.random.default_rng(0), {}
+    for name, config in MODELS.items():
+        shapes = jax.eval_shape(lambda c=config: init_params(Transformer(c, 128), jax.random.key(0)))
+        drawn = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: np.float32((path[-1].key == "scale") + 0.3 * rng.standard_normal(leaf.shape)),
+            shapes,
+        )
         made[name] = str(tmp_path_factory.mktemp("models") / name)
-        make(made[name], kind, SMALL | options)
+        hf.save(made[name], drawn, hf.description(config, 128, (0,)))
     return made
 
 
