@@ -23,7 +23,7 @@ RANKS = [
         "models.fused", "models.paged", "models.sampling",
     },
     {
-        "tasks.games", "models.fused_paged", "models.transformer", "models.hf", "groups",
+        "tasks.games", "tasks.hostile", "models.fused_paged", "models.transformer", "models.hf", "groups",
         "packaged",
     },
     {
@@ -36,7 +36,7 @@ RANKS = [
         "engines.sglang_jax_session",
         "weight_sync", "checkpoint", "evaluation", "metrics",
     },
-    {"learner", "engines.local", "engines.sglang", "engines.sglang_jax"},
+    {"learner", "engines.local", "engines.sglang", "engines.sglang_jax", "tasks.contract"},
     {"warm_start"},
     {"experiment"},
     {"policies"},
