@@ -1,17 +1,22 @@
 """The conformance checker: our own tasks keep the contract, and each way of breaking it is called by name."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
 import pytest
-from fakes import Sum
+from fakes import Sum, say
 
 from atgrpo_jax.data import SPLITS
 from atgrpo_jax.sandbox.pool import SandboxConfig
@@ -20,6 +25,7 @@ from atgrpo_jax.tasks.check import check
 from atgrpo_jax.tasks.code import Code
 from atgrpo_jax.tasks.math import Math
 from atgrpo_jax.tasks.plan_path import PlanPath
+from atgrpo_jax.tasks.prompts import shortened
 from atgrpo_jax.tasks.sokoban import Sokoban
 from atgrpo_jax.tasks.sudoku import Sudoku
 from atgrpo_jax.types import Outcome, Reward
@@ -198,6 +204,187 @@ def test_what_breaks_it_is_named(task, rule):
     assert all(str(problem).startswith(problem.rule) for problem in problems)
 
 
+class Evaluates(Good):
+    """Scores by a library that takes any text for Python."""
+
+    def act(self, state, role, text):
+        with contextlib.suppress(Exception):
+            eval(text)
+        return super().act(state, role, text)
+
+
+class EvaluatesWithoutNames(Good):
+    def act(self, state, role, text):
+        with contextlib.suppress(Exception):
+            eval(text, {"__builtins__": {}})
+        return super().act(state, role, text)
+
+
+class Exits(Good):
+    def act(self, state, role, text):
+        if text == "####":
+            sys.exit(0)
+        return super().act(state, role, text)
+
+
+class Killed(Good):
+    def act(self, state, role, text):
+        if "漢" in text:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().act(state, role, text)
+
+
+class Hangs(Good):
+    def act(self, state, role, text):
+        while text == "{{ 7 * 7 }} {% for %}":
+            time.sleep(1)
+        return super().act(state, role, text)
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (Evaluates(), "is evaluated as Python, in the process of the run"),
+        (EvaluatesWithoutNames(), "is evaluated as Python, in the process of the run"),
+        (Exits(), "'####' ends the process with code 0"),
+        (Killed(), "'é漢.*' ends the process by SIGSEGV"),
+        (Hangs(), "'{{ 7 . 7 }} {% for %}' does not end within 3 seconds"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_a_text_that_ends_or_holds_up_the_process_is_named(task, says):
+    """What was found besides is not lost."""
+    task.__class__.instance = SharedInstances.instance
+    found = check(task, instances=2, episodes=4, patience=3.0)
+    seen = [problem.seen for problem in found if problem.rule == "no text ends or holds up the process"]
+    assert any(re.search(rf"train 0, turn 0, a: .*{says}", one) for one in seen), found
+    assert "splits share no instance" in {problem.rule for problem in found}
+
+
+ALONE = Workflow(("a",))
+
+
+class Quadratic(Good):
+    """What the regular expression has to choose from grows with the square of a text's length."""
+
+    def act(self, state, role, text):
+        if not text.strip("1"):
+            re.search("1+y", text[:24_000])
+        return super().act(state, role, text)
+
+
+class Shows(Good):
+    """Whatever is said, the next role sees."""
+
+    def initial(self, instance):
+        return ("",)
+
+    def prompt(self, state, role):
+        return [{"role": "user", "content": f"{role} {state[-1]}"}]
+
+    def act(self, state, role, text):
+        return Step((text,), Reward.of(0.0), Outcome.OK, False, False)
+
+
+class ShowsBounded(Shows):
+    def prompt(self, state, role):
+        return [{"role": "user", "content": f"{role} {shortened(state[-1], 100)}"}]
+
+
+def test_work_and_prompts_are_bounded():
+    (found,) = {problem.rule for problem in check(Quadratic(), instances=1, episodes=0, patience=60.0)}
+    assert found == "time grows as texts do"
+    found = [problem for problem in check(Shows(ALONE), instances=1, episodes=0)]
+    assert {problem.rule for problem in found} == {"prompts are bounded"}
+    says = "turn 0, a: a long text of '1' of 131,072 characters makes a's next prompt 131,074 long: cut what"
+    assert any(says in str(problem) for problem in found), list(map(str, found))
+    assert check(ShowsBounded(ALONE), instances=1, episodes=0) == []
+
+
+class NoAct(Good):
+    act = property(lambda self: self.nothing)
+
+
+class NoState(Good):
+    def initial(self, instance):
+        raise KeyError("size")
+
+
+class NoPrompt(Good):
+    def prompt(self, state, role):
+        return f"{role}, go on"
+
+
+class PromptRaises(Good):
+    def prompt(self, state, role):
+        return 1 / 0
+
+
+class NoDemonstration(Good):
+    def demonstration(self, state, role, rng):
+        return None
+
+
+class NoStep(Good):
+    def act(self, state, role, text):
+        return state, 1.0, False
+
+
+class NoReward(Good):
+    def act(self, state, role, text):
+        return Step(state, 1.0, Outcome.OK, False, False)
+
+
+class RaisesOnGood(Good):
+    def act(self, state, role, text):
+        return (
+            [][int(text)]
+            if text.isdigit() and text.isascii() and len(text) < 9
+            else super().act(state, role, text)
+        )
+
+
+class Environment:
+    pass
+
+
+class Unnamed(Good):
+    def initial(self, instance):
+        return Environment()
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (NoAct(), r"a task has all methods: NoAct has no act$"),
+        (NoState(), r"the first state can be made: train 0: KeyError: 'size' \(test_check.py, line \d+\)"),
+        (NoPrompt(), r"prompts are lists of messages: train 0, turn 0, a: 'a, go on' is none"),
+        (
+            PromptRaises(),
+            r"prompts are lists of messages: train 0, turn 0, a: ZeroDivisionError: .*check.py, line",
+        ),
+        (NoDemonstration(), r"demonstrations are texts: train 0, turn 0, a: 'None' is none"),
+        (NoStep(), r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns tuple, and no Step"),
+        (
+            NoReward(),
+            r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns Step, and no Step with a",
+        ),
+        (
+            RaisesOnGood(),
+            r"no text raises: train 0, turn 0, a: '\d': IndexError: .* \(test_check.py, line \d+\)",
+        ),
+        (
+            Unnamed(),
+            r"the first state is pure: train 0: its repr is '.*0x.*' and then '.*0x.*a frozen dataclass",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_what_cannot_be_called_is_a_line(task, says):
+    found = check(task, instances=1, episodes=2)
+    assert any(re.search(says, str(problem)) for problem in found), list(map(str, found))
+
+
 def test_the_bound_is_the_users():
     task = paying(lambda step: Reward.of(100.0 * step.solved))
     assert {problem.rule for problem in check(task, instances=1)} == {"rewards are bounded"}
@@ -227,6 +414,29 @@ def test_the_example_in_the_docs(tmp_path):
     (tmp_path / "sorting.gin").write_text(gin)
     ended = checked(tmp_path, "--gin_file=sorting.gin")
     assert ended.returncode == 0 and "Sorting keeps the contract" in ended.stdout, ended.stdout + ended.stderr
+
+
+def test_the_scorer_in_the_docs(tmp_path):
+    """A scorer that evaluates texts keeps the contract in the sandbox; in the run's process it would not."""
+    text = (Path(__file__).parents[1] / "docs" / "your-task.md").read_text()
+    (code,) = (
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        if "sympify" in block
+    )
+    module = sys.modules["countdown"] = types.ModuleType("countdown")
+    exec(code, module.__dict__)
+    del sys.modules["countdown"]
+    task = module.Countdown()
+    sandbox = SandboxConfig(workers=1, wall=5.0, cpu=4, packages=task.packages).build(task.warm_up)
+    state = (2, 3, 4)
+    assert say(sandbox, task, state, "solver", "2*3 - 4").solved
+    assert not say(sandbox, task, state, "solver", "2+3 - 4").solved
+    hanging = say(sandbox, task, (9, 9, 9), "solver", "9**9**9")
+    assert not hanging.solved
+    assert task.programs(state, "solver", "__import__('os')._exit(77) + 2*3-4", []) == []
+    assert check(task, sandbox, instances=1, episodes=4) == []
+    sandbox.close()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ RANKS = [
     {
         "answers.grammar", "tokens",
         "tasks.games", "models.fused_paged", "models.transformer", "models.hf", "groups",
-        "selection", "task_calls", "updates", "tasks.code_rows",
+        "selection", "task_calls", "tasks.hostile", "updates", "tasks.code_rows",
     },
     {
         "answers.reading",
@@ -45,7 +45,7 @@ RANKS = [
         "engines.sglang_jax_session",
         "weight_sync", "checkpoint", "evaluation", "metrics",
     },
-    {"learner", "engines.local", "engines.sglang", "engines.sglang_jax"},
+    {"learner", "engines.local", "engines.sglang", "engines.sglang_jax", "tasks.contract"},
     {"warm_start"},
     {"experiment"},
     {"policies"},

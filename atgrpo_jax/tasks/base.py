@@ -101,6 +101,14 @@ class ToolTask(Play, Protocol):
         ...
 
 
+def missing(task: Any) -> list[str]:
+    """Names of what a task has to have and has not."""
+    names = ["workflow", "instance", "initial", "prompt", "act", "demonstration"]
+    if hasattr(task, "programs") or hasattr(task, "tools"):
+        names += ["tools", "packages", "warm_up", "programs"]
+    return [name for name in names if not hasattr(task, name)]
+
+
 def digest(state: Any) -> str:
     """Names a state: equal states, and only those, have equal digests."""
     return hash_bytes(repr(state)).hex()

@@ -336,15 +336,10 @@ def _right(instance: Instance, grid: Grid) -> int:
 @functools.cache
 def _peers(size: int) -> list[list[int]]:
     """For each cell the others of its row, column and box."""
-    side = round(size**0.5)
-    cells = list(itertools.product(range(size), repeat=2))
+    units = _units_of(size)
     return [
-        [
-            i
-            for i, (a, b) in enumerate(cells)
-            if (a, b) != (r, c) and (a == r or b == c or (a // side, b // side) == (r // side, c // side))
-        ]
-        for r, c in cells
+        [i for i, other in enumerate(units) if i != place and set(own) & set(other)]
+        for place, own in enumerate(units)
     ]
 
 
