@@ -39,7 +39,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
     """``main`` as ``run`` runs it: returns if it came to its end, and exits with a code above 0 if not."""
-    _look_for_no_missing_tpu()
+    look_for_no_missing_tpu()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
     try:
@@ -78,12 +78,12 @@ def _leave(note: str, signum: int) -> NoReturn:
     os._exit(128 + signum)
 
 
-def _look_for_no_missing_tpu() -> None:
+def look_for_no_missing_tpu() -> None:
     """Keeps JAX from looking for a TPU where libtpu is installed for its compiler alone.
 
     JAX would find none, and say so in five lines with an error among them. Where JAX saw a TPU, or a person
     has chosen, ``jax_platforms`` is set already; where another accelerator's plugin is installed, JAX is left
-    alone.
+    alone. Nothing happens before JAX is imported.
     """
     jax = sys.modules.get("jax")
     if jax is None or jax.config.jax_platforms is not None:

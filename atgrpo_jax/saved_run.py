@@ -1,10 +1,12 @@
-"""A run opened for reading, while it may be going on."""
+"""The folder of a run: taken by the process that trains in it, or opened for reading meanwhile."""
 
 from collections.abc import Mapping
 
 from atgrpo_jax import config
-from atgrpo_jax.checkpoint import Checkpoints
+from atgrpo_jax.checkpoint import Checkpoints, steps_in
 from atgrpo_jax.errors import RunError
+from atgrpo_jax.experiment import Experiment, difference
+from atgrpo_jax.files import write_atomically
 from atgrpo_jax.models.transformer import Weights
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.run_folder import RunFolder
@@ -37,3 +39,25 @@ class SavedRun:
             raise RunError(
                 f"{error}; there are steps {', '.join(map(str, self._checkpoints.steps()))}"
             ) from error
+
+
+def claim(folder: RunFolder, given: Experiment) -> Experiment:
+    """Makes the folder this run's, with its full config in it, which it returns: what is given, on the day
+    on which the run began. Raises RunError if it is another run's."""
+    folder.exists()  # nothing is left in a folder that is no run's
+    folder.lock()
+    known = folder.exists()  # asked again: a run may have begun in between
+    recorded = config.load(str(folder.config)) if known else None
+    experiment = given.begun(recorded)
+    if recorded:
+        differs = difference(experiment, recorded)
+        if differs:
+            raise RunError(f"{folder.path} holds a run of another config ({differs}); give another --run_dir")
+    done = max(steps_in(folder.checkpoints), default=0)
+    if done > experiment.steps:
+        raise RunError(
+            f"{folder.path} holds {done} steps already, more than Experiment.steps = {experiment.steps}; "
+            "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
+        )
+    write_atomically(folder.config, config.render(experiment).encode())
+    return experiment

@@ -25,7 +25,7 @@ from atgrpo_jax.checkpoint import Checkpoints
 from atgrpo_jax.loop import train
 from atgrpo_jax.policies import Policies
 from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.train import claim
+from atgrpo_jax.saved_run import claim
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,8 +9,8 @@ from atgrpo_jax.config import load, render
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.groups import Credited
 from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.saved_run import claim
 from atgrpo_jax.tokens import TinyTokenizer
-from atgrpo_jax.train import claim
 
 
 @pytest.fixture
