@@ -168,10 +168,7 @@ HOSTILE = {
         "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()", "timeout",
     ),
     "output at the end": ("import atexit\natexit.register(lambda: print('x' * 10 ** 6))", "limit"),
-    "fork at the end": (
-        "import atexit, os\n@atexit.register\ndef f():\n    os.fork()\n    os._exit(3)",
-        "ok",
-    ),
+    "fork at the end": ("import atexit, os\natexit.register(lambda: os._exit(os.fork() and 3))", "ok"),
     "stopped": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "timeout"),
     "loop": ("while True: pass", "timeout"),
     "loop in C": ("sum(range(10 ** 15))", "timeout"),

@@ -94,7 +94,7 @@ def _execute(source: str, name: str, known: dict[str, Any]) -> tuple[dict[str, A
     Python prints them."""
     module = sys.modules["__main__"]
     module.__dict__.update(known)
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    linecache.cache[name] = (len(source), None, [f"{line}\n" for line in source.split("\n")], name)
     try:
         code = compile(source, name, "exec", _future(module), dont_inherit=True)
         os.write(NOTE, BUILT)
