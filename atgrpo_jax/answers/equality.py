@@ -54,6 +54,8 @@ class Comparison:
             return self._quantities(one, other)
         if isinstance(one, (Word, Numeral)) or isinstance(other, (Word, Numeral)):
             return _same_words(one, other)
+        if isinstance(one, (Relation, Joined)) and one == other:
+            return True
         if isinstance(one, Relation) or isinstance(other, Relation):
             return self._relations(one, other)
         if is_set(one) or is_set(other):
@@ -81,7 +83,7 @@ class Comparison:
         if ours and theirs and ours[0] == theirs[0]:
             return self._all(ours[1], theirs[1])
         if isinstance(one, Relation) and isinstance(other, Relation):
-            return self._equations(one, other) or same_sets(one, other)
+            return self._chains(one, other) or self._equations(one, other) or same_sets(one, other)
         if ours or theirs:
             return self._all(ours[1] if ours else [one], theirs[1] if theirs else [other])
         relation = one if isinstance(one, Relation) else other
@@ -94,12 +96,19 @@ class Comparison:
         pairs = ((one, other) for one in ours for other in theirs)
         return all(self.same(one, other) for one, other in pairs)
 
+    def _chains(self, one: Relation, other: Relation) -> bool:
+        """a < b < c, and c > b > a."""
+        turned = tuple(_OPPOSITE.get(sign, sign) for sign in reversed(other.signs))
+        if one.signs == other.signs and self._in_order(one.sides, other.sides):
+            return True
+        return one.signs == turned and self._in_order(one.sides, other.sides[::-1])
+
     def _equations(self, one: Relation, other: Relation) -> bool:
         """Of two sides each: the same but for a factor, which is positive if they are inequalities."""
         if len(one.sides) != 2 or len(other.sides) != 2:
             return False
         if not all(isinstance(side, Expr) for side in (*one.sides, *other.sides)):
-            return one.signs == other.signs and self._in_order(one.sides, other.sides)
+            return False
         ours, theirs = one.sides[0] - one.sides[1], other.sides[0] - other.sides[1]
         sign = other.signs[0]
         if sign != one.signs[0]:

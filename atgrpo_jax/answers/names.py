@@ -9,16 +9,18 @@ from sympy import Expr, I, Integer, Symbol
 from atgrpo_jax.answers.spelling import GREEK
 
 DEGREE, PERCENT = Symbol("°"), Symbol("%")
-LARGEST_BITS = 100_000  # of a power or a factorial that is worked out
+LARGEST_BITS = 50_000  # of a power or a factorial that is worked out
 DEEPEST = 40  # brackets in brackets
 
 
 def power(base: Expr, exponent: Expr) -> Expr:
-    """Not worked out where it is too long to be written."""
-    if base.is_Rational and exponent.is_Integer and base not in (0, 1, -1):
-        bits = max(abs(base.p).bit_length(), base.q.bit_length()) * abs(int(exponent))
-        if bits > LARGEST_BITS:
-            return sympy.Pow(base, exponent, evaluate=False)
+    """A number that is too long to be worked out stays a name, equal to itself."""
+    if base.is_Rational and exponent.is_Rational and base not in (0, 1, -1):
+        bits = max(abs(base.p).bit_length(), base.q.bit_length()) * abs(exponent)
+        if bits > LARGEST_BITS or exponent.q > LARGEST_BITS:
+            return Symbol(f"{hex(base.p)}/{hex(base.q)}^{hex(exponent.p)}/{hex(exponent.q)}", positive=True)
+    if base.is_number and base.args and exponent.is_Rational and 16 * abs(exponent) > LARGEST_BITS:
+        return Symbol(f"({base})^({exponent})")
     return base**exponent
 
 
@@ -28,9 +30,10 @@ def root_of(value: Expr, degree: Expr) -> Expr:
 
 
 def _product(function: Callable, *args: Expr) -> Expr:
-    """A factorial or its like: not worked out where it is too long to be written."""
-    short = all(not arg.is_Integer or 16 * abs(int(arg)) < LARGEST_BITS for arg in args)
-    return function(*args, evaluate=short)
+    """A factorial or its like: as a name where it is too long to be worked out."""
+    if all(arg.is_Rational for arg in args) and any(16 * abs(arg) > LARGEST_BITS for arg in args):
+        return Symbol(f"{function.__name__}{args}", positive=True)
+    return function(*args)
 
 
 def _log(value: Expr, base: Expr = sympy.E) -> Expr:

@@ -12,6 +12,7 @@ from sympy import Expr, Rational, S
 from atgrpo_jax.answers.names import DEGREE, PERCENT
 
 FIRST_DIGITS, SURE_DIGITS, MOST_DIGITS = 40, 300, 20_000
+LARGEST_EXPONENT = 20_000
 POINTS = 6  # at which functions are compared, and as many with negative numbers
 
 
@@ -30,7 +31,7 @@ class Numbers:
             return False
         if one == other:
             return True
-        if one.has(*_INFINITIES) or other.has(*_INFINITIES) or _too_long(one) or _too_long(other):
+        if one.has(*_INFINITIES) or other.has(*_INFINITIES):
             return False
         if one.is_number and other.is_number:
             return self._constants(one, other)
@@ -54,6 +55,9 @@ class Numbers:
         """
         if sympy.expand(one - other) == 0:
             return True
+        powers = one.atoms(sympy.Pow) | other.atoms(sympy.Pow)
+        if any(part.exp.is_Rational and abs(part.exp) > LARGEST_EXPONENT for part in powers):
+            return False  # it would be worked out at each point
         symbols = sorted(one.free_symbols | other.free_symbols, key=str)
         complex_ = one.has(sympy.I) or other.has(sympy.I)
         tried = 0
@@ -89,13 +93,6 @@ def _point(number: int, place: int) -> Rational:
     return -value if number >= POINTS and (number + place) % 2 == 0 else value
 
 
-def _too_long(number: Expr) -> bool:
-    """Whether there is a power or a factorial in it that was not worked out for its length."""
-    powers = (part for part in number.atoms(sympy.Pow) if part.base.is_Rational and part.exp.is_Integer)
-    functions = number.atoms(sympy.factorial, sympy.binomial, sympy.gamma)
-    return any(powers) or any(part.is_number for part in functions)
-
-
 def _at_most(difference: Expr, limit: Rational) -> bool:
     if difference.is_Rational:
         return bool(abs(difference) <= limit)
@@ -118,5 +115,6 @@ def _close(one: Expr, other: Expr, near: Rational, digits: int = FIRST_DIGITS + 
 def _surely(one: Expr, other: Expr) -> bool:
     """To more digits than the numbers in a text can make two others agree in."""
     rationals = one.atoms(Rational) | other.atoms(Rational)
-    digits = SURE_DIGITS + 2 * sum(len(str(abs(number.p))) + len(str(number.q)) for number in rationals)
+    bits = sum(abs(number.p).bit_length() + number.q.bit_length() for number in rationals)
+    digits = SURE_DIGITS + bits  # twice what is written, and more
     return digits <= MOST_DIGITS and _close(one, other, Rational(1, 10 ** (digits - 50)), digits)
