@@ -44,6 +44,7 @@ setup(
         "test": [
             *(
                 "gguf>=0.19",
+                "hypothesis>=6.100",
                 "libtpu==0.0.52",
                 "math-verify>=0.8,<0.10",
                 "mypy==2.4.1",
