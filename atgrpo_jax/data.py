@@ -18,7 +18,7 @@ _SAME: dict[int, str | None] = {ord("−"): "-", ord("–"): "-"}
 _SAME |= {ord(one): "'" for one in "‘’"} | {ord(one): '"' for one in "“”"}
 _SAME |= {ord(one): None for one in "\u200b\u200c\u200d\u2060\ufeff\u00ad"}
 # How LaTeX is set: spaces, sizes, where mathematics begin and end; braces around a lone power or index.
-_SETTING = re.compile(r"\\[,;:! ]|\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|\$|\\[()\[\]]")
+_SETTING = re.compile(r"\\[,;:!]|\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|\$|\\[()\[\]]")
 _LONE = re.compile(r"(?<=[\^_])\{(\w|\\[a-zA-Z]+)\}")
 # The marks of prose: commas after words, the ends of sentences.
 _MARKS = re.compile(r"(?<=[a-zA-Z][a-zA-Z])[,;:](?=\s|$)|[.?](?=[\s\"')]|$)")

@@ -254,7 +254,7 @@ class Hangs(Good):
 )
 def test_a_text_that_ends_or_holds_up_the_process_is_named(task, says):
     """What was found besides is not lost."""
-    task.__class__.instance = SharedInstances.instance
+    type(task).instance = SharedInstances.instance
     found = check(task, instances=2, episodes=4, patience=3.0)
     seen = [problem.seen for problem in found if problem.rule == "no text ends or holds up the process"]
     assert any(re.search(rf"train 0, turn 0, a: .*{says}", one) for one in seen), found

@@ -272,7 +272,7 @@ class Contract:
         """Whatever a role says, or its program prints, the process goes on. Texts that end it or hold it up
         are named, and not tried again in this one."""
         deadly = self._deadly.setdefault(role, set())
-        texts = [text for text in (*HOSTILE, *EVALUATES) if text not in deadly]
+        texts = [text for text in (*EVALUATES, *HOSTILE) if text not in deadly]
 
         def call(text: str) -> str | None:
             try:

@@ -81,14 +81,14 @@ def in_child(
         try:
             while place < len(given):
                 line = _line(answers, patience)
-                if line is None:
-                    os.kill(child, signal.SIGKILL)
-                    yield given[place], None, f"does not end within {patience:g} seconds"
-                elif line == b"":
-                    yield given[place], None, _how(os.waitpid(child, 0)[1])
-                    child = 0
-                else:
+                if line:
                     yield given[place], json.loads(line), ""
+                else:
+                    ending = f"does not end within {patience:g} seconds"
+                    if line is not None:
+                        status, child = os.waitpid(child, 0)[1], 0
+                        ending = _how(status)
+                    yield given[place], None, ending
                 place += 1
                 if not line:
                     break
