@@ -24,7 +24,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 
 # The files that take longest begin first, so that none runs on alone at the end.
-LONGEST = ("test_train.py", "test_sglang_live.py", "test_policies.py", "test_learner.py", "test_readme.py")
+LONGEST = ("test_train.py", "test_sglang_live.py", "test_policies.py", "test_learner.py", "test_oracle.py",
+           "test_readme.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

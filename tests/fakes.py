@@ -171,8 +171,7 @@ class Answering(LocalEngineConfig):
 
 def of_policy(record, policy, name):
     """A policy's metric in a step's record. The only place that knows what such metrics are called."""
-    level = f"policy/{policy}" if any(key.startswith("policy/") for key in record) else policy
-    return record[f"{level}/{name}"]
+    return record[f"policy/{policy}/{name}"]
 
 
 def by_path(tree):

@@ -29,13 +29,8 @@ FAULTS = {
         ("if max(len(out), size) > most:", "if False:", "too much output is well"),
     ],
     ("sandbox/program.py", "test_sandbox.py test_code.py"): [
-        ("return (error.code or 0) & 255", "return 0", "exit codes are lost"),
-        ("        traceback.print_exception(error)\n        return module.__dict__, 1", "        traceback.print_exception(error)\n        return module.__dict__, 0", "exceptions end well"),
         ("os._exit(GONE)", "os._exit(0)", "a program that ends its harness passes"),
         ('return {"error": f"{type(error).__name__}: {error}"[:500]}', 'return {"result": None}', "exceptions of calls are None"),
-        ("for kind in (tuple, set, frozenset):", "for kind in (set, frozenset):", "tuples are no plain data"),
-        ("sys.stdout.flush()\n        sys.stderr.flush()", "sys.stderr.flush()", "what is in the buffer is lost"),
-        ("thread.join()", "pass", "threads are not waited for"),
     ],
     ("sandbox/pool.py", "test_sandbox.py"): [
         ('return Run("crash", stderr=str(lost))', 'return Run("error", stderr=str(lost))', "a lost worker is the program's fault"),
@@ -43,5 +38,14 @@ FAULTS = {
         ("for level in reversed(levels):", "for level in levels:", "the weakest level is taken"),
         ('return f"a program could {could}" if could and level != "limits" else None', "return None", "what gets through goes unseen"),
         ("if LEVELS.index(level) >= LEVELS.index(config.level)]", "]", "a weaker level than asked for is taken"),
+    ],
+    ("sandbox/program.py", "test_sandbox.py"): [
+        ("return code & 255 if abs(code) < 1 << 63 else 255", "return 0", "exit codes are lost"),
+        ("        _print(error)\n        return module.__dict__, 1", "        _print(error)\n        return module.__dict__, None", "exceptions end well"),
+        ("for kind in (tuple, set, frozenset, deque):", "for kind in (set, frozenset, deque):", "tuples are no plain data"),
+        ("        code = _flush() or code\n", "", "what is in the buffer is lost at the end"),
+        ("threading._shutdown()", "pass;", "threads are not waited for"),
+        ("atexit._run_exitfuncs()", "pass", "what is registered for the end is not done"),
+        ("return __future__.annotations.compiler_flag if asked is", "return 0 if asked is", "annotations are not put off"),
     ],
 }  # fmt: skip
