@@ -29,6 +29,7 @@ setup(
         "tensorboard>=2.20",
         "tokenizers>=0.21",  # of model folders
         "tqdm>=4.66",
+        "transformers>=4.57",  # reads back what ``export`` writes; it needs no torch for that
     ],
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
@@ -52,7 +53,7 @@ setup(
                 "outlines-core>=0.2.14,<0.3",
                 "peft>=0.17",
             ),
-            *("pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "torch==2.13.0", "transformers>=4.57"),
+            *("pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "torch==2.13.0"),
         ],
     },
 )

@@ -17,6 +17,7 @@ from atgrpo_jax.finite_arrays import check_tree
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.lora import LoraConfig, merge, save_adapter
 from atgrpo_jax.models.transformer import Weights
+from atgrpo_jax.read_back import check_read_back
 from atgrpo_jax.saved_run import SavedRun
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
@@ -46,6 +47,8 @@ def main(argv: list[str]) -> None:
     for name, weights in everything.items():
         write(bases[name], weights, saved.x.lora, out / name, _MERGE.value)
         print(f"wrote {out / name} (step {step})")
+        if (out / name / "config.json").is_file() and (note := check_read_back(out / name)):
+            print(note)
 
 
 def write(source: str | dict[str, Any], weights: Weights, lora: LoraConfig, out: Path, merged: bool) -> None:

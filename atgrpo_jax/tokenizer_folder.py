@@ -23,7 +23,7 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Texts that show a difference: spaces, digits, code, letters beyond ASCII, lines.
-_TELLING = (
+TELLING = (
     "Hello, world!", " two  spaces   three", "12345 + 67 = 89.0", "def f(x):\n\treturn x['a , b'] != 3\r\n\n",
     "naïve café 数学 🙂 e\u0301 ﬁ", "don't . $ @ ! ?", "[ 03 04 14]#### 1", "a", "\n",
 )  # fmt: skip
@@ -46,7 +46,7 @@ class TokenizerFolder:
         about |= {"added_tokens": self.added, "truncation": None, "padding": None}
         self.library = _library(root, about)
         self._about = about
-        for text in _TELLING:
+        for text in TELLING:
             self._check(text, self.plain(text), text)
 
     def _beside(self, name: str) -> Fields:

@@ -37,7 +37,7 @@ RANKS = [
         "answers.reading",
         "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
         "tasks.sudoku", "batch", "models.lora", "models.head",
-        "packaged", "rollout", "run_folder", "engines.decoding", "engines.fleet", "code_sources",
+        "packaged", "read_back", "rollout", "run_folder", "engines.decoding", "engines.fleet", "code_sources",
     },
     {
         "answers.equality",

@@ -33,9 +33,9 @@ class Words(Longest):
 
 class OtherTokenizer(CharTokenizer):
     """The same ids under another name."""
+
     def __repr__(self):
         return "OtherTokenizer()"  # a test's name is the same in all processes
-
 
     def digest(self):
         return "other"
