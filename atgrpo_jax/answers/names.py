@@ -13,14 +13,21 @@ LARGEST_BITS = 50_000  # of a power or a factorial that is worked out
 DEEPEST = 40  # brackets in brackets
 
 
+LONG = "long "  # before the name of a number that is too long to be worked out
+
+
+def _long(name: str) -> Symbol:
+    return Symbol(LONG + name, positive=True)
+
+
 def power(base: Expr, exponent: Expr) -> Expr:
     """A number that is too long to be worked out stays a name, equal to itself."""
     if base.is_Rational and exponent.is_Rational and base not in (0, 1, -1):
         bits = max(abs(base.p).bit_length(), base.q.bit_length()) * abs(exponent)
         if bits > LARGEST_BITS or exponent.q > LARGEST_BITS:
-            return Symbol(f"{hex(base.p)}/{hex(base.q)}^{hex(exponent.p)}/{hex(exponent.q)}", positive=True)
+            return _long(f"{hex(base.p)}/{hex(base.q)}^{hex(exponent.p)}/{hex(exponent.q)}")
     if base.is_number and base.args and exponent.is_Rational and 16 * abs(exponent) > LARGEST_BITS:
-        return Symbol(f"({base})^({exponent})")
+        return _long(f"({base})^({exponent})")
     return base**exponent
 
 
@@ -32,7 +39,7 @@ def root_of(value: Expr, degree: Expr) -> Expr:
 def _product(function: Callable, *args: Expr) -> Expr:
     """A factorial or its like: as a name where it is too long to be worked out."""
     if all(arg.is_Rational for arg in args) and any(16 * abs(arg) > LARGEST_BITS for arg in args):
-        return Symbol(f"{function.__name__}{args}", positive=True)
+        return _long(f"{function.__name__}{args}")
     return function(*args)
 
 

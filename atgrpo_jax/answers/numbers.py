@@ -9,9 +9,10 @@ import dataclasses
 import sympy
 from sympy import Expr, Rational, S
 
-from atgrpo_jax.answers.names import DEGREE, PERCENT
+from atgrpo_jax.answers.names import DEGREE, LONG, PERCENT
 
 FIRST_DIGITS, SURE_DIGITS, MOST_DIGITS = 40, 300, 20_000
+HIGHEST = 3  # tower of powers that is worked out
 LARGEST_EXPONENT = 20_000
 POINTS = 6  # at which functions are compared, and as many with negative numbers
 
@@ -32,6 +33,8 @@ class Numbers:
         if one == other:
             return True
         if one.has(*_INFINITIES) or other.has(*_INFINITIES):
+            return False
+        if max(_height(one), _height(other)) > HIGHEST:
             return False
         if one.is_number and other.is_number:
             return self._constants(one, other)
@@ -59,6 +62,8 @@ class Numbers:
         if any(part.exp.is_Rational and abs(part.exp) > LARGEST_EXPONENT for part in powers):
             return False  # it would be worked out at each point
         symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+        if any(str(symbol).startswith(LONG) for symbol in symbols):
+            return False
         complex_ = one.has(sympy.I) or other.has(sympy.I)
         tried = 0
         for number in range(2 * POINTS):
@@ -91,6 +96,13 @@ def _meanings(one: Expr, other: Expr) -> list[tuple[Expr, Expr]]:
 def _point(number: int, place: int) -> Rational:
     value = Rational(2 * number + 3, 7) + Rational(5 * place + 1, 13 + number)
     return -value if number >= POINTS and (number + place) % 2 == 0 else value
+
+
+def _height(expression: Expr) -> int:
+    """Of the highest tower of powers in it."""
+    base, exponent = expression.as_base_exp()
+    above = 1 + _height(exponent) if exponent != 1 else 0
+    return max([above, *map(_height, base.args)])
 
 
 def _at_most(difference: Expr, limit: Rational) -> bool:
