@@ -93,7 +93,8 @@ static ssize_t halves(int file, const void *data, size_t size) {
 }
 
 ssize_t write(int file, const void *data, size_t size) {
-  AFTER_A_COPY("write", size > 1 && inside(file, ""), ssize_t, halves(file, data, size));
+  if (size < 2 || !inside(file, "")) return REAL(write)(file, data, size);
+  AFTER_A_COPY("write", 1, ssize_t, halves(file, data, size));
 }
 ssize_t writev(int file, const struct iovec *parts, int count) {
   AFTER_A_COPY("writev", inside(file, ""), ssize_t, REAL(writev)(file, parts, count));
