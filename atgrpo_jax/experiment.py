@@ -21,7 +21,7 @@ from atgrpo_jax.progress import say
 from atgrpo_jax.rollout import RolloutConfig
 from atgrpo_jax.sandbox.base import Runner
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks.base import Task, ToolTask
+from atgrpo_jax.tasks.base import Task, ToolTask, missing
 from atgrpo_jax.team import BASE, Team
 from atgrpo_jax.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
 from atgrpo_jax.types import hash_bytes
@@ -65,6 +65,9 @@ class Experiment:
     gate: bool = True  # after every push the engine proves that it holds the weights; see weight_sync.py
 
     def __post_init__(self):
+        lacks = missing(self.task)
+        if lacks:
+            raise ValueError(f"Experiment.task: {type(self.task).__name__} has no {', '.join(lacks)}")
         check_types(self)
         object.__setattr__(self, "pretrained", _absolute(self.pretrained))
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):

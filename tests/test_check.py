@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 from fakes import Sum, say
 
+from atgrpo_jax import config
 from atgrpo_jax.data import SPLITS
+from atgrpo_jax.errors import ConfigError
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.base import Step, Workflow
 from atgrpo_jax.tasks.check import check
@@ -383,6 +385,15 @@ class Unnamed(Good):
 def test_what_cannot_be_called_is_a_line(task, says):
     found = check(task, instances=1, episodes=2)
     assert any(re.search(says, str(problem)) for problem in found), list(map(str, found))
+
+
+def test_an_experiment_names_what_its_task_lacks(tmp_path):
+    (tmp_path / "lacking.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom atgrpo_jax import experiment\nimport test_check\n"
+        'include "parts/tiny.gin"\nexperiment.Experiment.task = @test_check.NoAct()\n'
+    )
+    with pytest.raises(ConfigError, match="Experiment.task: NoAct has no act"):
+        config.load(str(tmp_path / "lacking.gin"), [])
 
 
 def test_the_bound_is_the_users():
