@@ -93,11 +93,11 @@ def test_the_loss_pulls_at_the_policys_logprobs_alone():
 
 
 def test_metrics_by_hand():
-    _, metrics = terms([1.5, 0.5, 1.0, 1.1], [1.0, 1.0, 1.0, -1.0])
-    np.testing.assert_allclose(metrics["clip_fraction"], 1.0)  # of four tokens of weight one
-    np.testing.assert_allclose(metrics["ratio"], 4.1, rtol=1e-6)
-    expected = sum(r - 1 - np.log(r) for r in (1.5, 0.5, 1.0, 1.1))
-    np.testing.assert_allclose(metrics["kl_old"], expected, rtol=1e-5)
+    ratios = 1.5, 1.4, 0.5, 1.1
+    _, metrics = terms(ratios, [1.0, 1.0, 1.0, -1.0])
+    np.testing.assert_allclose(metrics["clip_fraction"], 2.0)  # of four tokens of weight one
+    np.testing.assert_allclose(metrics["ratio"], 4.5, rtol=1e-6)
+    np.testing.assert_allclose(metrics["kl_old"], sum(r - 1 - np.log(r) for r in ratios), rtol=1e-5)
 
 
 @MODES

@@ -266,4 +266,3 @@ def test_checkpoints_are_kept_as_configured(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", x.identity(), read_only=True)
     assert checkpoints.latest() == 5
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()) == ["0", "5"]
-    checkpoints.close()

@@ -20,6 +20,7 @@ FAULTS = {
     ("tasks/grid.py", "test_plan_path.py test_sokoban.py"): [
         ('"U": (-1, 0), "D": (1, 0)', '"U": (1, 0), "D": (-1, 0)', "up is down"),
         ('f"{cell[0]}{cell[1]}" if max(cell) < 10', 'f"{cell[1]}{cell[0]}" if max(cell) < 10', "columns before rows"),
+        ("return items[1:] if items and items[0] == name(start) else items", "return items", "the start is a move"),
     ],
     ("tasks/plan_path.py", "test_plan_path.py"): [
         ("gained / distance[instance.start]", "gained / distance[state.position]", "progress does not telescope"),
@@ -47,6 +48,9 @@ FAULTS = {
         ("if steps == most:", "if steps == 10 * most:", "rooms are harder than asked for"),
         ("if behind in paths and beyond in instance.floor", "if beyond in instance.floor", "solutions push from where nobody can stand"),
         ("rank = pushed + 1 + left", "rank = -pushed", "solutions are not the shortest"),
+        ("not 1 <= boxes == goals <= MAX_BOXES", "not 1 <= boxes <= MAX_BOXES", "boxes without a goal"),
+        ("min(total, after.get(key, total))", "total", "boxes go to any goals, and not to the nearest"),
+        ("if left < FAR:", "if True:", "solutions go through rooms that are stuck"),
     ],
     ("tasks/sudoku.py", "test_sudoku.py"): [
         ("and not state.instance.puzzle[place]:", "and True:", "given digits are changed"),
@@ -56,6 +60,8 @@ FAULTS = {
         ("if len(found) != 1:", "if not found:", "puzzles with several solutions"),
         ("if puzzle.count(0) == wanted and in_split(instance, split):", "if puzzle.count(0) == wanted:", "splits share puzzles"),
         ("if state.grid[r * size + c] != digit", "if True", "what is in the grid is filled again"),
+        ("(r, size + c, 2 * size + r // side * side + c // side)", "(r, r, 2 * size + r // side * side + c // side)", "columns do not count"),
+        ("(r, size + c, 2 * size + r // side * side + c // side)", "(r, size + c, size + c)", "boxes do not count"),
     ],
     ("tasks/math_problems.py", "test_math.py"): [
         ("TOLERANCE = Fraction(1, 10**6)", "TOLERANCE = Fraction(1, 10)", "a tenth off is right"),
@@ -65,6 +71,8 @@ FAULTS = {
         ("product *= number", "product += number", "made-up products are sums"),
         ('for sign in ("+", "-")]', 'for sign in ("+", "+")]', "plus or minus is plus"),
         ("if in_split(problem, split):", "if True:", "splits share sums"),
+        ("return None if None in map(as_number, left) else False", "return None if None in map(as_number, left) else True", "what is left over is right"),
+        ("str(Fraction(str(problem.tolerance)))", '"0"', "a problem's tolerance is not handed on"),
     ],
     ("tasks/math.py", "test_math.py test_aggregation.py"): [
         ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
@@ -79,6 +87,8 @@ FAULTS = {
     ("tasks/code_problems.py", "test_code.py"): [
         ("found += [\"right\" if line == \"1\" else \"wrong\" for line in said]", "found += [\"right\" for line in said]", "every test that ends is passed"),
         ("left, rest = timeouts - known.count(\"timeout\"),", "left, rest = timeouts,", "what hangs is waited for again and again"),
+        ('return run.end == "ok" and same_output(', "return same_output(", "a program that fails is right by what it printed"),
+        ("run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge", "run.stdout, expected, 1e-3, problem.ignore_case, problem.judge", "all numbers have a tolerance"),
     ],
     ("tasks/code.py", "test_code.py"): [
         ("done and now.right == 1.0", "done", "agreement is success"),
@@ -92,6 +102,7 @@ FAULTS = {
     ("tasks/prompts.py", "test_prompts.py"): [
         ("undefined=jinja2.StrictUndefined", "undefined=jinja2.Undefined", "templates may name what is not there"),
         ('object.__setattr__(task, "prompts_digest", hash_bytes("\\n".join(texts)).hex())', 'object.__setattr__(task, "prompts_digest", "")', "changed templates are the same task"),
+        ("if len(text) <= most:", "if True:", "texts of any length are shown"),
     ],
     ("tasks/texts.py", "test_games.py test_plan_path.py test_texts.py"): [
         ("inside = found[-1][1:-1]", "inside = found[0][1:-1]", "the first list counts"),
@@ -99,36 +110,13 @@ FAULTS = {
         ("if b.code.strip() and not", "if not", "empty blocks are programs"),
         ("[block for block in found if block.python],\n        [block for block in closed if not block.tag]", "[block for block in closed if not block.tag]", "a program that breaks off is none"),
     ],
-    ("tasks/grid.py", "test_plan_path.py test_sokoban.py"): [
-        ("return items[1:] if items and items[0] == name(start) else items", "return items", "the start is a move"),
-    ],
-    ("tasks/sokoban_rooms.py", "test_sokoban.py"): [
-        ("not 1 <= boxes == goals <= MAX_BOXES", "not 1 <= boxes <= MAX_BOXES", "boxes without a goal"),
-        ("min(total, after.get(key, total))", "total", "boxes go to any goals, and not to the nearest"),
-        ("if left < FAR:", "if True:", "solutions go through rooms that are stuck"),
-    ],
-    ("tasks/sudoku.py", "test_sudoku.py"): [
-        ("(r, size + c, 2 * size + r // side * side + c // side)", "(r, r, 2 * size + r // side * side + c // side)", "columns do not count"),
-        ("(r, size + c, 2 * size + r // side * side + c // side)", "(r, size + c, size + c)", "boxes do not count"),
-    ],
-    ("tasks/math_problems.py", "test_math.py"): [
-        ("return None if None in map(as_number, left) else False", "return None if None in map(as_number, left) else True", "what is left over is right"),
-        ("str(Fraction(str(problem.tolerance)))", '"0"', "a problem's tolerance is not handed on"),
-    ],
     ("tasks/math.py", "test_math.py test_texts.py"): [
         ("for box in reversed(list(_BOX.finditer(text))):", "for box in list(_BOX.finditer(text)):", "the first box counts"),
-    ],
-    ("tasks/code_problems.py", "test_code.py"): [
-        ('return run.end == "ok" and same_output(', "return same_output(", "a program that fails is right by what it printed"),
-        ("run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge", "run.stdout, expected, 1e-3, problem.ignore_case, problem.judge", "all numbers have a tolerance"),
     ],
     ("tasks/code_outputs.py", "test_code.py"): [
         ("return len(printed) == len(expected) and all(", "return all(", "more words than expected are an exception"),
         ("if Decimal(one) == Decimal(other):", "if float(one) == float(other):", "large integers are floats"),
         ("tolerance > 0 and abs(a - b) <= tolerance * max(1.0, abs(b))", "abs(a - b) <= 1e-3", "all numbers are nearly equal"),
         ("    if ignore_case:\n", "    if True:\n", "case does not matter"),
-    ],
-    ("tasks/prompts.py", "test_prompts.py"): [
-        ("if len(text) <= most:", "if True:", "texts of any length are shown"),
     ],
 }  # fmt: skip

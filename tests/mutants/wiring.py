@@ -104,13 +104,14 @@ FAULTS = {
         ("learning_rate=config.learning_rate,", "", "the rate is the training's"),
         ("items.setdefault(group.origin.policy, [])", 'items.setdefault("shared", [])', "one policy is shown everything"),
     ],
-    ("checkpoint.py", "test_checkpoint.py test_trainer.py"): [
-    ],
     ("run_folder.py", "test_run_folder.py test_policies.py"): [
         ("fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "two processes train in one folder"),
         ("mtime=0", "mtime=None", "episodes' bytes depend on the clock"),
         ('"executed": group.chosen', '"executed": 0', "the first is called executed"),
         ('"advantage": float(advantage)', '"advantage": 0.0', "advantages are not recorded"),
+        ("records[: step + 1]", "records[:step]", "the last step's record is lost"),
+        ("int(found[1]) > step", "int(found[1]) >= step", "the last step's episodes are lost"),
+        ('record["step"] != step:', "False:", "steps that are missing go unseen"),
     ],
     ("config.py", "test_config.py"): [
         ("if scope not in macros:", "if False:", "a misspelt macro passes"),
@@ -118,6 +119,7 @@ FAULTS = {
         ("            if not used:", "            if False:", "values that nothing refers to pass"),
         ("gin.parse_config_files_and_bindings([str(path)], list(bindings))", "gin.parse_config_files_and_bindings([str(path)], [])",
          "bindings of the command line are not heard"),
+        ("for field in dataclasses.fields(part) if field.init]", "for field in dataclasses.fields(part) if field.init and field.default is dataclasses.MISSING]", "defaults are not rendered"),
     ],
     ("evaluation.py", "test_evaluation.py"): [
         ("reshape(instances, episodes)", "reshape(episodes, instances).T", "scores of other instances"),
@@ -128,6 +130,9 @@ FAULTS = {
         ("failed_I = K - self.solved_IK.sum(1)", "failed_I = self.solved_IK.sum(1)", "pass@k of failures"),
         ("centre = p + z * z / (2 * n)", "centre = p", "Wilson's centre is that of Wald"),
         ("score.solved_IK.mean(1) - other.solved_IK.mean(1)", "other.solved_IK.mean(1) - score.solved_IK.mean(1)", "the difference is the other way round"),
+        ("int((gain_I > 0).sum()),", "int((gain_I >= 0).sum()),", "ties are called better"),
+        ("top_k=0, top_p=1.0, min_p=0.0)", ")", "evaluations explore as a rollout does"),
+        ("temperature=own,", "temperature=rollout.temperature,", "evaluations draw at the rollout's temperature"),
     ],
     ("metrics.py", "test_metrics.py test_policies.py test_train.py"): [
         ("np.mean([e.solved for e in episodes])", 'np.mean([e.end == "ended" for e in episodes])', "success is something else"),
@@ -159,21 +164,8 @@ FAULTS = {
         ('if about.get("step") != step:', "if False:", "another step's checkpoint is taken"),
         ('if about["base"] != self._base_digest:', "if False:", "another base's adapters are taken"),
     ],
-    ("run_folder.py", "test_run_folder.py test_policies.py"): [
-        ("records[: step + 1]", "records[:step]", "the last step's record is lost"),
-        ("int(found[1]) > step", "int(found[1]) >= step", "the last step's episodes are lost"),
-        ('record["step"] != step:', "False:", "steps that are missing go unseen"),
-    ],
     ("files.py", "test_run_folder.py test_checkpoint.py"): [
         ("os.replace(temporary, path)", "path.write_bytes(data[:-1])", "files are cut short"),
-    ],
-    ("config.py", "test_config.py"): [
-        ("for field in dataclasses.fields(part) if field.init]", "for field in dataclasses.fields(part) if field.init and field.default is dataclasses.MISSING]", "defaults are not rendered"),
-    ],
-    ("evaluation.py", "test_evaluation.py"): [
-        ("int((gain_I > 0).sum()),", "int((gain_I >= 0).sum()),", "ties are called better"),
-        ("top_k=0, top_p=1.0, min_p=0.0)", ")", "evaluations explore as a rollout does"),
-        ("temperature=own,", "temperature=rollout.temperature,", "evaluations draw at the rollout's temperature"),
     ],
     ("metric_names.py", "test_trainer.py test_oracle.py"): [
         ('f"{OF_POLICY}/{_level(policy)}/{name}"', 'f"{OF_POLICY}/{name}"', "policies' metrics overwrite one another"),
