@@ -160,3 +160,8 @@ def test_weights_of_all_tokens_add_up_to_one(aggregate):
 def test_an_unknown_aggregate_is_refused():
     with pytest.raises(ValueError, match="expected candidate, token or constant"):
         token_weights(LENGTHS_GK, np.ones((2, 2), bool), "median", 16)
+
+
+def test_rows_double_only_for_a_group_that_does_not_fit():
+    config = BatchConfig(row_tokens=64, rows=1)
+    assert [config.row(longest) for longest in (0, 63, 64, 65, 128, 129)] == [64, 64, 64, 128, 128, 256]

@@ -48,7 +48,12 @@ def test_a_tool_proposes_what_its_program_prints(name):
         ("```python\nx(\n```", Run("error", "", "SyntaxError", False), -0.1, Outcome.INVALID),
         ("```python\n1/0\n```", Run("error", "", "ZeroDivisionError", True), 0.05 - 0.1, Outcome.INVALID),
         ("```python\n1\n```", Run("ok", "", "", True), 0.1 - 0.1, Outcome.INVALID),
-        ("```python\n1\n```", Run("timeout", "[", "", True), 0.05 - 0.1, Outcome.TOOL_TIMEOUT),
+        (
+            "```python\n1\n```",
+            Run("timeout", "[U R D L 001 012]", "", True),
+            0.05 - 0.1,
+            Outcome.TOOL_TIMEOUT,
+        ),
     ],
 )
 def test_what_becomes_of_a_program_is_paid_and_shown(name, text, run, local, outcome):

@@ -42,15 +42,26 @@ def test_the_audit_refuses_stale_weights():
 
 def test_credit_by_group():
     credited, metrics = credit(
-        episodes(group(0.0, 2.0), group(1.0, 1.0), group(5.0)),
+        episodes(group(0.0, 2.0), group(1.0, 1.0), group(5.0), group(4.0, 8.0), group(6.0), group(1.0, 3.0)),
         alpha=1.0, baseline="group", normalise="mean",
     )  # fmt: skip
-    assert [c.advantages_K.tolist() for c in credited] == [[-1.0, 1.0], [0.0, 0.0], [0.0]]
-    assert [c.mask_K.tolist() for c in credited] == [[True, True], [False, False], [False]]
-    assert metrics["groups/total"] == 3
-    assert metrics["groups/signal"] == pytest.approx(1 / 3)
-    assert metrics["groups/zero_variance"] == pytest.approx(1 / 3)
-    assert metrics["groups/too_small"] == pytest.approx(1 / 3)
+    advantages = [[-1.0, 1.0], [0.0, 0.0], [0.0], [-2.0, 2.0], [0.0], [-1.0, 1.0]]
+    assert [c.advantages_K.tolist() for c in credited] == advantages
+    assert [c.mask_K.tolist() for c in credited] == [[a != 0 for a in row] for row in advantages]
+    assert metrics["groups/total"] == 6
+    assert metrics["groups/signal"] == pytest.approx(3 / 6)
+    assert metrics["groups/zero_variance"] == pytest.approx(1 / 6)
+    assert metrics["groups/too_small"] == pytest.approx(2 / 6)
+    assert metrics["outcome/ok"] == 1.0
+
+
+def test_outcomes_are_counted_over_all_groups():
+    """One of three, and none of two."""
+    crashed = candidate(reward=None, outcome=Outcome.TOOL_CRASH)
+    first = Group((candidate(reward=0.0), crashed, candidate(reward=1.0)), 2)
+    _, metrics = credit(episodes(first, group(0.0, 2.0)), alpha=1.0, baseline="group", normalise="mean")
+    assert metrics["outcome/tool_crash"] == pytest.approx(1 / 5)
+    assert metrics["outcome/ok"] == pytest.approx(4 / 5)
 
 
 def test_an_excluded_candidate_leaves_its_siblings_what_they_would_have_without_it():
