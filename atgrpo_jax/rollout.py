@@ -169,8 +169,10 @@ class Player:
     async def _score(
         self, state: Any, drawn: Sequence[tuple[Origin, Sample]]
     ) -> tuple[Group, list[Step | None]]:
-        """Scores every candidate from the same ``state``, then selects."""
+        """Scores every candidate from the same ``state``, then selects. Raises RunError if scoring one has
+        changed the state, from which its siblings are scored."""
         key = drawn[0][0].key
+        before = digest(state)
         with self.clock:
             texts = [self.tokenizer.decode(sample.tokens) for _, sample in drawn]
         given = [text for text, (_, sample) in zip(texts, drawn, strict=True) if sample.finish != "error"]
@@ -187,6 +189,11 @@ class Player:
                 reward = step.reward if step is not None and counts else None
                 candidates.append(Candidate(origin, sample, text, outcome, reward))
                 steps.append(step)
+            if digest(state) != before:
+                raise RunError(
+                    f"{place(key)}: act or programs of {type(self.task).__name__} changed the state they "
+                    "were given, or its repr is another each time; they must return a new one"
+                )
             seed = seed_of("select", self.seed, key.path())
             chosen = choose([c.reward for c in candidates], self.select, self.team.alpha, seed)
         return Group(tuple(candidates), chosen), steps

@@ -361,6 +361,21 @@ def test_a_reward_that_is_no_finite_number_is_named_with_its_place(reward, says)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
 
 
+def test_a_task_that_changes_the_state_it_was_given_is_named():
+    """Candidates are siblings only if all are scored from one state."""
+
+    class Grows(Sum):
+        def initial(self, instance):
+            return []
+
+        def act(self, state, role, text):
+            state.append(text)
+            return Step(state, Reward.of(0.0, length=1.0), Outcome.OK, False, False)
+
+    with pytest.raises(RunError, match="role a: act or programs of Grows changed the state"):
+        play(player({(0, "a"): ["1", "2"]}, Grows())[0])
+
+
 def test_a_step_that_is_none_is_named():
     class Nothing(Sum):
         def act(self, state, role, text):
