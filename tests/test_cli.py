@@ -2,11 +2,13 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
 from atgrpo_jax.cli import guarded
-from atgrpo_jax.errors import RunError, Stopped
+from atgrpo_jax.errors import RunError
 
 
 def ends(error, capsys):
@@ -40,8 +42,23 @@ def test_errors_that_a_person_can_act_on_are_one_line_and_code_2(error, line, ca
     assert ends(error, capsys) == (2, line)
 
 
-def test_a_stop_is_told_by_its_code(capsys):
-    assert ends(Stopped(15), capsys) == (143, "stopped; the same command goes on from here\n")
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        ("Stopped(15, 'stopped after step 3')", 143, "stopped after step 3"),
+        ("KeyboardInterrupt", 130, "stopped at once, by a second signal; what is on disk is whole"),
+    ],
+)
+def test_a_stop_is_told_by_its_code(raised, code, line):
+    """In a process of its own, which it ends."""
+    program = (
+        "from atgrpo_jax.cli import guarded\n"
+        "from atgrpo_jax.errors import Stopped\n"
+        f"def main(argv):\n    raise {raised}\n"
+        "guarded(main, [])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, f"{line}\n")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ConnectionResetError(errno.ECONNRESET, "reset")])
