@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -48,7 +49,7 @@ def write_tree(place: Path, tree: Any, about: Mapping[str, Any], keep: bool = Fa
     """
     with _partial_folder(place) as (partial, descriptor):
         _check_room(place, tree)
-        with _orbax(f"{place} cannot be written"):
+        with _orbax(place, "written"):
             ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(
                 _plain(partial, descriptor) / _STATE, args=ocp.args.StandardSave(tree)
             )
@@ -76,7 +77,7 @@ def read_tree(place: Path, shapes: Any) -> Any:
             raise RunError(f"{place} has other arrays: {path} is {saved.get(path)}, not {wanted.get(path)}")
     descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with _orbax(f"{place} cannot be read"):
+        with _orbax(place, "read"):
             return ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
                 _plain(place, descriptor) / _STATE, args=ocp.args.StandardRestore(shapes)
             )
@@ -230,33 +231,39 @@ def _plain(path: Path, descriptor: int) -> Path:
 
 
 @contextlib.contextmanager
-def _orbax(what: str) -> Iterator[None]:
-    """An error of Orbax or TensorStore, which may be of any class, as one RunError."""
-    asyncio_logger, told = logging.getLogger("asyncio"), absl_logging.get_verbosity()
-    before = asyncio_logger.level
+def _orbax(place: Path, done: str) -> Iterator[None]:
+    """An error of Orbax or TensorStore, which may be of any class, as an OSError of ``place`` or a RunError."""
+    asyncio_logger = logging.getLogger("asyncio")
+    level = asyncio_logger.level
+    verbosity = absl_logging.get_verbosity()
+    hook = sys.unraisablehook
     absl_logging.set_verbosity(absl_logging.FATAL)  # its threads tell the same error first, with tracebacks
     asyncio_logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_closed_loops(hook)
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:
-        _leave_out_late_callbacks()
         gc.collect()  # what it abandoned complains when it is collected
+        told = re.search(r"os_error_code='([0-9]+)'", str(error))
+        number = error.errno if isinstance(error, OSError) else told and int(told[1])
+        if number:
+            raise OSError(number, os.strerror(number), str(place)) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{what} ({reason[:300]})") from error
+        raise RunError(f"{place} cannot be {done} ({reason[:300]})") from error
+    else:
+        sys.unraisablehook = hook  # after an error it stays: what is late comes seconds later
     finally:
-        absl_logging.set_verbosity(told)
-        asyncio_logger.setLevel(before)
+        absl_logging.set_verbosity(verbosity)
+        asyncio_logger.setLevel(level)
 
 
-def _leave_out_late_callbacks() -> None:
-    """TensorStore's threads go on after Orbax has failed and closed their event loop, and print that it is
-    closed, seconds later. The error itself has been raised."""
-    inner = sys.excepthook
+def _without_closed_loops(hook: Callable) -> Callable:
+    """When Orbax fails it closes its event loop; TensorStore's threads go on and print that it is closed."""
 
-    def hook(kind, error, trace):
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            inner(kind, error, trace)
+    def shown(unraisable):
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            hook(unraisable)
 
-    sys.excepthook = hook
+    return shown
