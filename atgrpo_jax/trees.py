@@ -232,7 +232,7 @@ def _plain(path: Path, descriptor: int) -> Path:
 
 @contextlib.contextmanager
 def _orbax(place: Path, done: str) -> Iterator[None]:
-    """An error of Orbax or TensorStore may be of any class. It becomes an OSError of ``place`` or a RunError."""
+    """Turns an error of Orbax or TensorStore, of any class, into an OSError of ``place`` or a RunError."""
     asyncio_logger = logging.getLogger("asyncio")
     level = asyncio_logger.level
     verbosity = absl_logging.get_verbosity()
