@@ -232,7 +232,7 @@ def _plain(path: Path, descriptor: int) -> Path:
 
 @contextlib.contextmanager
 def _orbax(place: Path, done: str) -> Iterator[None]:
-    """An error of Orbax or TensorStore, which may be of any class, as an OSError of ``place`` or a RunError."""
+    """An error of Orbax or TensorStore, of whatever class, as an OSError or RunError of ``place``."""
     asyncio_logger = logging.getLogger("asyncio")
     level = asyncio_logger.level
     verbosity = absl_logging.get_verbosity()
