@@ -324,7 +324,7 @@ def test_a_full_disk_is_one_line(place, whole):
 
 
 def test_a_disk_that_is_full_while_arrays_are_written_is_one_line_and_the_same_command_goes_on(place):
-    params = ("experiment.Experiment.steps = 1", "experiment.Experiment.seed = 7")
+    params = ("experiment.Experiment.steps = 1", "warm_start.WarmStartConfig.steps = 1")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))  # bytes a file, for what is started now
     try:

@@ -189,9 +189,7 @@ def test_no_room_is_told_before_anything_is_written(tmp_path):
     assert about_tree(place)[1] == first and names(tmp_path) == ["place"]
 
 
-def test_an_error_of_tensorstore_has_its_place_and_number_and_the_old_tree_stays(
-    tmp_path, limited_file_size, capfd
-):
+def test_an_error_of_tensorstore_has_its_place_and_the_old_tree_stays(tmp_path, limited_file_size, capfd):
     place = tmp_path / "place"
     first = write_tree(place, tree(), {})
     limited_file_size(20_000)
