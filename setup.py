@@ -48,12 +48,11 @@ setup(
                 "gguf>=0.19",
                 "hypothesis>=6.100",
                 "libtpu==0.0.52",
-                "math-verify>=0.8,<0.10",  # another judge of answers, to compare ours with
                 "mypy==2.4.1",
                 "outlines-core>=0.2.14,<0.3",
                 "peft>=0.17",
             ),
-            *("pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "torch==2.13.0"),
+            *("pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "sympy>=1.13,<2", "torch==2.13.0"),
         ],
     },
 )
