@@ -17,7 +17,7 @@ from atgrpo_jax.errors import PromptTooLong, RunError, Stopped
 from atgrpo_jax.finite import NotFinite
 from atgrpo_jax.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
 from atgrpo_jax.sandbox.base import Program, Run
-from atgrpo_jax.stopping import Stopping
+from atgrpo_jax.stopping import ONE_STOP_S, Stopping
 from atgrpo_jax.tasks.base import Step, Workflow
 from atgrpo_jax.team import Team
 from atgrpo_jax.types import Outcome, Reward, Sampling
@@ -478,7 +478,9 @@ def test_a_second_signal_while_a_task_computes_is_no_fault_of_the_tasks():
     class Interrupted(Sum):
         def act(self, state, role, text):
             signal.raise_signal(signal.SIGINT)
+            time.sleep(ONE_STOP_S + 0.1)
             signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
 
     with Stopping(), pytest.raises(KeyboardInterrupt):
         play(player({(0, "a"): ["1"]}, Interrupted())[0])
