@@ -20,6 +20,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOK_S = 0.05  # between two looks at a main thread that was asked to stop
 PATIENCE_S = 1.0  # after which a main thread that has heard and goes on is asked again
 DEAF_S = 1.5  # after which a main thread that hears nothing (it compiles, or waits for a device) is ended
+CLEAN_UP_S = 10.0  # that a second signal leaves to those who clean up
 ONE_STOP_S = 0.5  # signals that come so close together are one stop: ``timeout`` sends two
 
 
@@ -91,6 +92,8 @@ class Stopping:
         self._raise_if_pending()  # after a cancellation, or where something swallowed the exception
 
     def _raise_if_pending(self) -> None:
+        if self._again:
+            raise KeyboardInterrupt
         if self._pending is not None:
             self._left = True
             raise Stopped(self._pending)
@@ -154,15 +157,16 @@ class Stopping:
         """Stops a main thread that was asked to stop and does not."""
         if self._order == "look again":
             self._knock(number, "look again")
-        heard = self._pending is not None and not self._left and self._now()
+        heard = self._pending is not None and not (self._left or self._again) and self._now()
         if heard and time.monotonic() - self._stopped_s > PATIENCE_S:
             # Tasks do not end, or somebody swallowed the exception, as Python does in finalizers.
             self._stopped_s = time.monotonic()
             self._knock(number, "ask again")
         if waited_s < DEAF_S:
             return
-        deaf = self._pending is None
-        if self._again or (deaf and not self.unsaved()):
+        deaf = self._pending is None or self._order is not None
+        late = self._again and waited_s > CLEAN_UP_S
+        if late or (deaf and (self._again or not self.unsaved())):
             _say("stopped at once; the same command goes on from what is saved")
             os._exit(128 + number)
         if deaf and not self._told:

@@ -482,7 +482,7 @@ def test_a_second_signal_while_a_task_computes_is_no_fault_of_the_tasks():
             signal.raise_signal(signal.SIGINT)
             time.sleep(60)
 
-    with Stopping(), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), Stopping():
         play(player({(0, "a"): ["1"]}, Interrupted())[0])
     with pytest.raises(KeyboardInterrupt):  # without handlers of ours, as in an evaluation
         play(player({(0, "a"): ["1"]}, Interrupted())[0])
