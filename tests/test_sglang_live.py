@@ -2,12 +2,14 @@
 starts: what it draws, pushes, the gate, faults, and a whole training run."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,8 +21,8 @@ import pytest
 from scripted_server import ScriptedServer
 
 from atgrpo_jax.config import GIN_FOLDER
+from atgrpo_jax.engines import draws, sglang
 from atgrpo_jax.engines import fleet as fleets
-from atgrpo_jax.engines import sglang
 from atgrpo_jax.engines.base import Request, Served
 from atgrpo_jax.engines.local import LocalEngineConfig
 from atgrpo_jax.engines.processes import free_port
@@ -188,7 +190,7 @@ def test_siblings_find_their_prompt_in_the_servers_cache(live):
 
 def test_the_scripted_server_answers_as_the_real_one(live):
     (request,) = requests("a", 1.0, k=2, count=1, tokens=3)
-    params = sglang.sampling_params(request.sampling, TOKENIZER.stop_ids)
+    params = draws.sampling_params(request.sampling, TOKENIZER.stop_ids)
     body = {
         "input_ids": [list(request.prompt_ids)] * 2, "sampling_params": params,
         "return_logprob": True, "rid": "x",
@@ -225,6 +227,15 @@ def test_a_push_changes_the_draws_to_those_of_the_new_weights(live, local):
     assert server_of(live).adapters == names and len(names) == 2
 
 
+def wait_until_it_listens(port):
+    """Within 60 s. An address of this host at which nobody listens is refused at once."""
+    for _ in range(120):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.5)
+    pytest.fail("the router does not listen")
+
+
 def wait_until_idle(engine):
     """Within 20 s. A server flushes its cache only when it draws nothing, and answers in words."""
     for _ in range(40):
@@ -246,6 +257,7 @@ def test_a_real_router_takes_the_requests(live, local):
     command += ["--host", "127.0.0.1", "--port", str(ports[0]), "--prometheus-port", str(ports[1])]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as router:
         try:
+            wait_until_it_listens(ports[0])
             behind = sglang.SGLangConfig(urls=(url,), router=f"http://127.0.0.1:{ports[0]}")
             engine = behind.build(served())
             push(engine, TEAM, 0)
@@ -343,8 +355,8 @@ def test_a_server_with_a_fault_is_caught_by_name(full, fault, monkeypatch):
         monkeypatch.setattr(fleets.Fleet, "_told", kept)
         says = "has kept what it computed"
     else:
-        made = sglang.sampling_params
-        monkeypatch.setattr(sglang, "sampling_params", lambda *args: made(*args) | {"top_p": 0.9})
+        made = draws.sampling_params
+        monkeypatch.setattr(draws, "sampling_params", lambda *args: made(*args) | {"top_p": 0.9})
         says = "not spread like the distribution"
     push(full, NEW, 2)
     with pytest.raises(RunError, match=says):
