@@ -109,7 +109,7 @@ def test_an_honest_engine_passes_whatever_is_pushed():
     engine, proof = Faulty(), gate()
     for version in range(2):
         found = pushed(engine, ADAPTERS, proof, version)
-        assert min(found["a/gate_margin"], found["policy/b/gate_margin"]) > 100
+        assert min(found["policy/a/gate_margin"], found["policy/b/gate_margin"]) > 100
 
 
 def test_a_skipped_push_is_named_even_below_the_limit():
