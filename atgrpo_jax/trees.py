@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import errno
 import fcntl
-import gc
 import hashlib
 import json
 import logging
@@ -245,7 +244,6 @@ def _orbax(place: Path, done: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        gc.collect()  # what it abandoned complains when it is collected
         told = re.search(r"os_error_code='([0-9]+)'", str(error))
         number = error.errno if isinstance(error, OSError) else told and int(told[1])
         if number:
@@ -253,10 +251,11 @@ def _orbax(place: Path, done: str) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{place} cannot be {done} ({reason[:300]})") from error
     else:
-        sys.unraisablehook = hook  # after an error it stays: what is late comes seconds later
+        # After an error they stay: what Orbax abandoned complains seconds later, or at the end.
+        sys.unraisablehook = hook
+        asyncio_logger.setLevel(level)
     finally:
         absl_logging.set_verbosity(verbosity)
-        asyncio_logger.setLevel(level)
 
 
 def _without_closed_loops(hook: Callable) -> Callable:
