@@ -142,7 +142,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """Without the escapes for HTML of Jinja's own filter."""
+    """Writes JSON without the escapes for HTML of Jinja's own filter."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -44,7 +44,7 @@ def apps(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_numbers(items: list[Any]) -> list[Any]:
-    """Of arguments, or of a result in a list: JSON has made texts of a first dictionary's numbers."""
+    """Mends arguments, or a result in a list: JSON has made texts of a first dictionary's numbers."""
     if not items or not isinstance(items[0], dict):
         return items
     return [_keys(items[0]), *items[1:]]

@@ -26,7 +26,7 @@ def folder_path(text: str | os.PathLike) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """With its parents. Raises OSError, or RunError if something that is no folder is in its place."""
+    """Makes it with its parents. Raises OSError, or RunError if something else is in its place."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:

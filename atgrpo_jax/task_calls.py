@@ -94,7 +94,7 @@ def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Step:
 
 
 def _number(value: Any, where: str, field: str) -> float:
-    """As Python's own, NumPy's and booleans included."""
+    """Makes it Python's own; NumPy's and booleans are numbers, too."""
     number = None
     if isinstance(value, numbers.Real):
         try:

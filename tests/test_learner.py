@@ -586,7 +586,7 @@ def test_adamw_by_hand():
     np.testing.assert_allclose(found, x, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "left"), [(10.0, 5.0), (1.0, 1.0)])
+@pytest.mark.parametrize(("norm", "left"), [(10.0, 5.0), (1.0, 1.0), (None, 5.0)])
 def test_gradients_are_clipped_by_the_norm_of_all_of_them(norm, left):
     """Of norm 5. Adam's first step is g / (|g| + 1) with an epsilon of one."""
     config = OptimizerConfig(learning_rate=1.0, epsilon=1.0, weight_decay=0.0, clip_norm=norm)

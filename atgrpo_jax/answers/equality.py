@@ -44,7 +44,7 @@ def equal(truth: str, answer: str, tolerance: str = "0", several: bool = False) 
 
 
 class Comparison:
-    """Of a truth, which comes first, with an answer."""
+    """Compares a truth, which comes first, with an answer."""
 
     def __init__(self, numbers: Numbers):
         self._numbers = numbers
@@ -104,7 +104,7 @@ class Comparison:
         return one.signs == turned and self._in_order(one.sides, other.sides[::-1])
 
     def _equations(self, one: Relation, other: Relation) -> bool:
-        """Of two sides each: the same but for a factor, which is positive if they are inequalities."""
+        """Compares two sides each: they may differ by a factor, which is positive for inequalities."""
         if len(one.sides) != 2 or len(other.sides) != 2:
             return False
         if not all(isinstance(side, Expr) for side in (*one.sides, *other.sides)):
@@ -199,7 +199,7 @@ def _same_words(one, other) -> bool:
 
 
 def _letters(node) -> str | None:
-    """Of words, or of a symbol; a choice is its letter: (C), C. and C)."""
+    """Gives the letters of words or of a symbol; a choice is its letter: (C), C. and C)."""
     if isinstance(node, Word):
         found = "".join(node.text.split())
         if len(found) == 3 and found[0] + found[2] == "()":
@@ -213,7 +213,7 @@ def _letters(node) -> str | None:
 
 
 def _named(node) -> tuple | None:
-    """Of ``x = 1 = ...``: what is named, and what it is."""
+    """Splits ``x = 1 = ...`` into what is named and what it is."""
     if not isinstance(node, Relation) or set(node.signs) != {"="}:
         return None
     name = node.sides[0]

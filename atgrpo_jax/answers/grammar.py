@@ -258,7 +258,7 @@ class Grammar:
         raise Unreadable(f"\\{name}")
 
     def argument(self):
-        """Of a command: a group, or one digit, letter or command, as TeX takes it."""
+        """Reads a command's argument: a group, or one digit, letter or command, as TeX takes it."""
         token = self.next
         if token.text in ("{", "("):
             return self.atom()
@@ -298,7 +298,7 @@ class Grammar:
         return self.symbol(name) if indexed else CONSTANTS[name] if name in CONSTANTS else self.symbol(name)
 
     def symbol(self, name: str) -> Symbol:
-        """With its index: ``a_{n+1}``, and ``x1`` for ``x_1``."""
+        """Reads a symbol with its index: ``a_{n+1}``, and ``x1`` for ``x_1``."""
         if self.next.kind == "number" and not self.next.spaced and len(name) == 1 and name.isalpha():
             return Symbol(f"{name}_{self.take().text}")
         if self.took("_"):

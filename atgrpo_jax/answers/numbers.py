@@ -99,7 +99,7 @@ def _point(number: int, place: int) -> Rational:
 
 
 def _height(expression: Expr) -> int:
-    """Of the highest tower of powers in it."""
+    """Gives the height of the highest tower of powers in it."""
     base, exponent = expression.as_base_exp()
     above = 1 + _height(exponent) if exponent != 1 else 0
     return max([above, *map(_height, base.args)])
@@ -125,7 +125,7 @@ def _close(one: Expr, other: Expr, near: Rational, digits: int = FIRST_DIGITS + 
 
 
 def _surely(one: Expr, other: Expr) -> bool:
-    """To more digits than the numbers in a text can make two others agree in."""
+    """Compares to more digits than the numbers in a text can make two others agree in."""
     rationals = one.atoms(Rational) | other.atoms(Rational)
     bits = sum(abs(number.p).bit_length() + number.q.bit_length() for number in rationals)
     digits = SURE_DIGITS + bits  # twice what is written, and more

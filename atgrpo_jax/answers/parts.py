@@ -99,7 +99,7 @@ def interval(kind: str, given: list) -> Items:
 
 
 def matrix_of(node) -> sympy.ImmutableMatrix:
-    """Of a list of rows, or of a column."""
+    """Makes a matrix of a list of rows, or of a column."""
     if not isinstance(node, Items):
         raise Unreadable("no rows")
     rows = [row.items if isinstance(row, Items) else (row,) for row in node.items]

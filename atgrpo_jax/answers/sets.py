@@ -15,7 +15,7 @@ def is_set(node) -> bool:
 
 
 def same_sets(one, other) -> bool:
-    """Of real numbers, and of no more than one symbol."""
+    """Compares sets of real numbers, with no more than one symbol."""
     if len(_symbols(one) | _symbols(other)) > 1:
         return False
     ours, theirs = _set_of(one), _set_of(other)
@@ -25,7 +25,7 @@ def same_sets(one, other) -> bool:
 
 
 def joined_parts(node) -> list:
-    """Of A ∪ B ∪ C all three."""
+    """Gives all three parts of A ∪ B ∪ C."""
     if not isinstance(node, Joined):
         return [node]
     sides = (joined_parts(side) if _sign(side) == node.sign else [side] for side in node.parts)

@@ -30,7 +30,7 @@ def unit_of(text: str) -> str:
 
 
 def _product(text: str, said: bool) -> str:
-    """Of a unit without "per". Few letters that we do not know are symbols, unless ``said``: in a text."""
+    """Reads a unit without "per". Few letters that we do not know are symbols, unless ``said``: in a text."""
     words = re.findall(r"[a-z][a-z'-]*(?:\^\d)?|\d+", text)
     if not words or any(word in NAMES or word in FUNCTIONS for word in words):
         return ""

@@ -141,7 +141,7 @@ class Drawer:
             running[asyncio.create_task(self._try(new, fleet, request, version))] = new
 
     async def _wait(self, fleet: Fleet, running: _Running, end: float) -> set[asyncio.Task[Drawn]]:
-        """Those that end, if one does before it is time to ask another server, or too late."""
+        """Gives those that end, if one does before it is time to ask another server, or too late."""
         alone = self._router is not None or len(fleet.servers) == 1
         while True:
             now, due = time.monotonic(), end if alone else min(end, max(t.due for t in running.values()))
@@ -169,7 +169,7 @@ class Drawer:
         return [Sample((), (), "error", version)] * len(request.addresses), Usage()
 
     async def _try(self, tried: _Try, fleet: Fleet, request: Request, version: int) -> Drawn:
-        """By one of the servers: the prompt first, alone, so that its samples find it in the server's cache.
+        """Draws by one server. The prompt goes first, alone, so that its samples find it in the cache.
         Who stops waiting has the server stop, too."""
         await fleet.heal_any(tried.servers)
         tried.draws()

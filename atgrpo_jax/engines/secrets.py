@@ -24,7 +24,7 @@ _kept: list[str] = []  # a key is here once for each who keeps it
 
 
 class _Brief(reprlib.Repr):
-    """As ``repr``, but of a bounded depth and length, whatever it is given."""
+    """Writes what ``repr`` does, but of a bounded depth and length, whatever it is given."""
 
     def __init__(self):
         super().__init__()

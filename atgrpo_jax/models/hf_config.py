@@ -92,7 +92,10 @@ def fields(root: Path) -> Fields:
 
 
 def stored_dtype(said: Fields) -> str:
-    """Of a folder's tensors; float32, which loses nothing, if it does not say. Raises RunError for others."""
+    """Gives the dtype of a folder's tensors; float32, which loses nothing, if it does not say.
+
+    Raises RunError for others.
+    """
     name = "dtype" if said.given("dtype", None) is not None else "torch_dtype"
     word = said.text(name, "float32").removeprefix("torch.")
     if word not in (*_DTYPES, "auto"):

@@ -338,7 +338,7 @@ def _preambles(file: Path) -> Any:
 
 
 def _preamble(path: str, key: Any) -> str:
-    """Of ``NAME_SPLIT.jsonl.gz`` they are in ``NAME_preamble_SPLIT.json`` beside it."""
+    """Finds preambles: of ``NAME_SPLIT.jsonl.gz`` they are in ``NAME_preamble_SPLIT.json`` beside it."""
     file = Path(path).expanduser()
     name, _, split = file.name.partition(".")[0].rpartition("_")
     beside = file.with_name(f"{name}_preamble_{split}.json") if file.name else file
