@@ -380,14 +380,17 @@ def test_where_there_are_no_namespaces_threads_are_counted_and_it_is_said(monkey
 
 
 def test_a_sandbox_that_is_closed_waits_for_no_program():
-    sandbox = dataclasses.replace(SMALL, wall=60.0).build(levels=("kernel",))
-    run(sandbox, HELLO.source, "you")  # starts the worker
+    sandbox = dataclasses.replace(SMALL, workers=2, wall=60.0).build(levels=("kernel",))
+    for name in ("you", "me"):  # starts the workers
+        run(sandbox, HELLO.source, name)
     with ThreadPoolExecutor() as threads:
-        sleeping = threads.submit(run, sandbox, "import time; time.sleep(59)")
+        programs = [threads.submit(run, sandbox, "import time; time.sleep(59)") for _ in range(4)]
         while not sandbox._free.empty():
             time.sleep(0.01)
         sandbox.close()
-        assert sleeping.result().end == "crash"
+        assert [one.result().end for one in programs] == ["crash"] * 4  # those that were waiting, too
+    sandbox.close()  # again: nothing to wait for
+    assert [sandbox._free.get() for _ in range(2)] == [None, None]
 
 
 # Programs that are called

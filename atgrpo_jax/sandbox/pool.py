@@ -117,6 +117,8 @@ class Sandbox:
         """The same, waiting. Raises RunError if no worker starts any more."""
         worker = self._free.get()
         try:
+            if self._closed:
+                return Run("crash", stderr="the sandbox is closed")
             if worker is None:
                 worker = self._start()
             return worker.run(program)
@@ -135,8 +137,11 @@ class Sandbox:
             for worker in self._workers:
                 worker.end()
         self._threads.shutdown(cancel_futures=True)
-        for worker in list(self._workers):
-            worker.stop()
+        # Whoever has a worker still reads from it: it is stopped when it comes back.
+        for worker in [self._free.get() for _ in range(self._count)]:
+            if worker is not None:
+                worker.stop()
+            self._free.put(None)
         self._workers.clear()
 
     def _start(self) -> "Worker":
