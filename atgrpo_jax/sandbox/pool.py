@@ -138,9 +138,9 @@ class Sandbox:
                 worker.end()
         self._threads.shutdown(cancel_futures=True)
         # Whoever has a worker still reads from it: it is stopped when it comes back.
-        for worker in [self._free.get() for _ in range(self._count)]:
-            if worker is not None:
-                worker.stop()
+        for back in [self._free.get() for _ in range(self._count)]:
+            if back is not None:
+                back.stop()
             self._free.put(None)
         self._workers.clear()
 
