@@ -234,6 +234,8 @@ def _entry(path: Any, value: Any, number: str | None) -> dict[str, Any]:
     if type(value) is not dict or type(value.get("content")) is not str or not value["content"]:
         raise RunError(f"{path}: {short(value)} is no added token")
     said = Fields(path, value)
+    if number is None and (missing := [name for name in _FLAGS if value.get(name) is None]):
+        raise RunError(f"{path}: added token {short(value['content'])} has no {missing[0]}")
     special = said.flag("special", False)
     flags = {name: said.flag(name, name == "normalized" and not special) for name in _FLAGS[:-1]}
     own = (

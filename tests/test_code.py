@@ -7,7 +7,8 @@ from pathlib import Path
 
 import fakes
 import pytest
-from hypothesis import given, settings
+from fuzz import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atgrpo_jax import code_sources
@@ -513,7 +514,7 @@ FIELDS = (
 BASES = st.sampled_from([{"question": "?", "mode": mode} | row for mode, row in ROWS.items()])
 
 
-@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@fuzz(200)
 @given(BASES, st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2))
 def test_a_row_with_anything_in_it_is_refused_by_its_field_or_can_be_played(base, odd):
     try:

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from fuzz import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atgrpo_jax.tasks.code_outputs import JUDGES, same_output
@@ -106,7 +107,7 @@ WORDS = st.sampled_from(
 TEXTS = st.lists(WORDS, max_size=12).map("".join) | st.text(max_size=12)
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@fuzz(150)
 @given(TEXTS, TEXTS, st.sampled_from(list(JUDGES)), st.sampled_from([0.0, 1e-6, 0.5]), st.booleans())
 def test_every_pair_of_texts_has_a_verdict(one, other, judge, tolerance, ignore_case):
     def same(a, b):

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings, strategies
+from fuzz import fuzz
+from hypothesis import assume, given, strategies
 
 import gin
 from atgrpo_jax.config import load, render
@@ -206,7 +207,7 @@ def experiments():
     return filled(Experiment, **parts)
 
 
-@settings(derandomize=True, deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+@fuzz(20)
 @given(experiment=experiments())
 def test_what_is_rendered_loads_to_the_same(experiment, tmp_path_factory):
     assert read_again(experiment, tmp_path_factory.getbasetemp()) == experiment

@@ -1,17 +1,14 @@
-"""Generated texts, outputs, rows and levels: their readers raise nothing but what they say.
-
-With FUZZ_EXAMPLES, a number, more of them than the usual few.
-"""
+"""Generated texts, outputs, rows and levels: their readers raise nothing but what they say."""
 
 import collections
 import functools
 import itertools
 import json
-import os
 import random
 
 import pytest
-from hypothesis import given, settings
+from fuzz import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atgrpo_jax.data import read_rows, words_of
@@ -23,9 +20,7 @@ from atgrpo_jax.tasks.sokoban_rooms import level_of, solve
 from atgrpo_jax.tasks.sudoku import Sudoku, TooHard, read_puzzles, solutions
 from atgrpo_jax.tasks.texts import blocks, last_list, python_block
 
-some = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")), deadline=None, derandomize=True, database=None
-)
+some = fuzz(40)
 PIECES = (
     "[", "]", "(", ")", "{", "}", ",", " ", "\n", "\r\n", "\t", "'", '"', "'''", '"""', "\\", "#",
     "`", "```", "````", "```python\n", "~~~", "</think>", "U", "R", "up", "right", "→", "->", "03", "12",

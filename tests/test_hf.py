@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 from fakes import LOGITS
-from hypothesis import HealthCheck, given, settings
+from fuzz import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from reference import LLAMA3, VARIANTS, forward, make, ours
 from safetensors import SafetensorError
@@ -478,10 +479,7 @@ ODD = st.recursive(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+@fuzz(150)
 @given(data=st.data())
 def test_any_value_of_any_field_is_read_or_refused_in_a_line(data, llama, tmp_path):
     raw = json.loads((llama / "config.json").read_text())

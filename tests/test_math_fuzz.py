@@ -1,16 +1,13 @@
-"""What generated texts, rows and answers do to the readers of mathematics. The seeds are fixed; a longer run:
-
-ATGRPO_EXAMPLES=20000 python -m pytest tests/test_math_fuzz.py
-"""
+"""What generated texts, rows and answers do to the readers of mathematics."""
 
 import json
-import os
 import re
 import string
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from fuzz import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atgrpo_jax.answers.equality import equal
@@ -19,8 +16,7 @@ from atgrpo_jax.tasks.math import boxed
 from atgrpo_jax.tasks.math_problems import LONGEST, Problem, plainly_equal, plainly_same, problem_of
 from atgrpo_jax.truths import truth_of
 
-EXAMPLES = int(os.environ.get("ATGRPO_EXAMPLES", 0))
-fuzz = settings(derandomize=not EXAMPLES, max_examples=EXAMPLES or 80, deadline=None, database=None)
+some = fuzz(80)
 PIECES = (
     *(
         "\\boxed",
@@ -119,21 +115,21 @@ values = st.recursive(
 )
 
 
-@fuzz
+@some
 @given(texts, st.booleans())
 def test_boxed_gives_a_short_answer_or_none(text, several):
     found = boxed(text, several)
     assert found is None or 0 < len(found.strip()) == len(found) <= LONGEST
 
 
-@fuzz
+@some
 @given(texts, letters.filter(lambda text: text.strip()))
 def test_a_last_box_is_found_behind_any_text(before, content):
     content = re.sub(r"[{}\\]", "7", content)
     assert boxed(before + "\\boxed{" + content + "} q.e.d.") == content.strip()
 
 
-@fuzz
+@some
 @given(short, short, st.booleans())
 def test_plain_equality_has_no_sides(one, other, multiple):
     problem = Problem("1", "?", one, multiple=multiple)
@@ -157,20 +153,20 @@ def written(number: Fraction):
 numbers = st.fractions(-9, 9, max_denominator=12)
 
 
-@fuzz
+@some
 @given(numbers, numbers, st.data())
 def test_numbers_are_equal_whatever_they_are_written_in(one, other, data):
     truth, answer = (data.draw(st.sampled_from(list(written(number)))) for number in (one, other))
     assert equal(truth, answer) is (one == other), (truth, answer)
 
 
-@fuzz
+@some
 @given(short, short)
 def test_the_judge_answers_whatever_it_is_asked(truth, answer):
     assert equal(truth, answer) in (True, False)
 
 
-@fuzz
+@some
 @given(
     st.fixed_dictionaries(
         {}, optional=dict.fromkeys(("answer", "answers", "multiple", "tolerance", "id"), values)
@@ -186,7 +182,7 @@ def test_rows_are_read_or_refused_by_field(row):
     assert 0 <= problem.tolerance < float("inf")
 
 
-@fuzz
+@some
 @given(values, values)
 def test_answers_of_downloads_are_made_or_left_out(found, solution):
     try:

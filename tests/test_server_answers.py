@@ -4,14 +4,14 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from fuzz import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atgrpo_jax.engines import answers, secrets, servers
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.types import Sample, Sampling
 
-FAST = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 ASKED, STOPS, SIZE = Sampling(1.0, 3, stop=("x",)), frozenset({3}), 10
 NUMBERS = st.one_of(
     st.integers(), st.floats(), st.sampled_from([10**400, -(10**400), True, 3, 3.0, -1, 0, 1e-3, 2**63])
@@ -63,7 +63,7 @@ def check(answer):
     return sample
 
 
-@FAST
+@fuzz(60)
 @given(st.data())
 def test_an_answer_with_one_thing_changed(data):
     assert check(right()) == Sample((4, 9, 0), (-0.5, -1.0, 0.0), "length", 7)
@@ -76,7 +76,7 @@ def test_an_answer_with_one_thing_changed(data):
     check(answer[""])
 
 
-@FAST
+@fuzz(60)
 @given(VALUES)
 def test_any_json_is_read_as_itself_or_refused(value):
     """As others write it: with NaN and infinities, which are no JSON."""
@@ -88,7 +88,7 @@ def test_any_json_is_read_as_itself_or_refused(value):
     check(value)
 
 
-@FAST
+@fuzz(60)
 @given(
     st.binary(max_size=60), st.integers(0, 200), st.sampled_from([b"[", b'{"a":', b"1", b'"\\ud800', b"\x00"])
 )
@@ -101,7 +101,7 @@ def test_any_bytes_are_json_or_refused(tail, cut, head):
             assert str(error).isprintable() and len(str(error)) < 500
 
 
-@FAST
+@fuzz(60)
 @given(VALUES, st.sampled_from([401, 403, 404, 400, 307, 500, 503, 999]))
 def test_errors_of_all_forms_are_a_line_without_the_key(value, status):
     key = "k3y+/="

@@ -4,7 +4,8 @@ import random
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from fuzz import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from reference import make_tokenizer
 
@@ -125,7 +126,7 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@fuzz(60)
 @given(text=TEXTS)
 def test_ids_of_plain_texts_are_those_of_the_library(chatml, library, text):
     rendered = f"<|im_start|>user\n{text.strip()}<|im_end|>\n<|im_start|>assistant\n"
