@@ -197,7 +197,8 @@ def main() -> int:
     for copy in made:
         copies.put(copy)
     try:
-        limits = _limits(made[0], sorted({fault.tests for fault in left}))
+        wanted = sorted({fault.tests for fault in left})
+        limits = dict.fromkeys(wanted, given.limit) if given.limit else _limits(made[0], wanted)
         began = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool, results.open("a") as file:
 
@@ -232,6 +233,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, help="so many of them")
     parser.add_argument("--seed", default="0", help="which ones")
     parser.add_argument("--jobs", type=int, default=1, help="side by side; each takes a core and up to 4 GB")
+    parser.add_argument("--limit", type=float, default=0.0,
+                        help="seconds for the tests of a fault, for who knows that all pass without one; "
+                        "without it that is tried first, which gives the limits")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="without those that --results has")
     parser.add_argument("--results", default="mutants.jsonl")
     parser.add_argument("--cache", help="a folder for compiled code, to be kept")
