@@ -21,6 +21,8 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# A shell that starts something in the background has it ignore Ctrl-C, and so all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The files that take longest begin first, so that none runs on alone at the end.

@@ -87,7 +87,7 @@ def main() -> int:
         if done.returncode:
             print(done.stdout, done.stderr, f"failed with --seed={number - 1}", sep="\n")
             return 1
-        examples += sum(map(int, re.findall(r"(\d+) passing examples", done.stdout)))
+        examples += sum(map(int, re.findall(r"(\d+) passing, ", done.stdout)))
         minutes = (time.monotonic() - began) / 60
         print(f"{given.area} round {number}: {examples:,} examples, {minutes:.0f} min", flush=True)
     return 0

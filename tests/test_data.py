@@ -1,5 +1,6 @@
 """How problem sets are read. With ATGRPO_DATA, a folder of them: that every file of it can be."""
 
+import functools
 import gzip
 import json
 import os
@@ -185,6 +186,7 @@ def files(*folders):
     return pytest.mark.parametrize("path", found, ids=lambda path: path.name.partition(".")[0])
 
 
+@functools.cache
 def read(path):
     return READERS[path.parent.name](str(path))
 
@@ -245,7 +247,7 @@ def test_every_problem_has_a_demonstrated_test(path):
 @needs_data
 @files("sokoban")
 def test_boxoban_as_text_becomes_the_same_levels(tmp_path, path):
-    rooms = [level.rows for level in read(path) if level.shape == (10, 10)]
+    rooms = [level.rows for level in read(path) if level.shape == (10, 10)][:300]
     if not rooms:
         pytest.skip("rooms of other sizes")
     levels = ("\n".join((f"; {number}", *rows, "")) for number, rows in enumerate(rooms))

@@ -205,12 +205,10 @@ def test_the_command(tmp_path):
         line = [sys.executable, "-m", "atgrpo_jax.plan", "--gin_file=plan.gin", *flags]
         return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
 
-    small = plan("--device=v5e")
-    assert small.returncode == 0, small.stderr
-    assert "GB: fits" in small.stdout and "TFLOP" in small.stdout
     compiled = plan("--device=v6e", "--compile")
     assert compiled.returncode == 0, compiled.stderr
     assert "the update beside its state, as compiled" in compiled.stdout and "GB: fits" in compiled.stdout
+    assert "TFLOP" in compiled.stdout
     large = plan("--device=v5e", "--preset=qwen3-1.7b")
     assert large.returncode == 1 and "GB: does not fit" in large.stdout
     for flags, says in (
