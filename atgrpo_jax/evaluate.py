@@ -13,20 +13,21 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags
 
-from atgrpo_jax import config, experiment, weight_sync
-from atgrpo_jax.cli import gin_flags, run
-from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.evaluation import Score, available, difference, drawn_by, evaluate
-from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.files import append_json_line
-from atgrpo_jax.models import hf
+from atgrpo_jax.common.cli import gin_flags, run
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.files import append_json_line
+from atgrpo_jax.common.progress import Progress
+from atgrpo_jax.engines import gate
+from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Weights
-from atgrpo_jax.policies import Policies
-from atgrpo_jax.progress import Progress
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.saved_run import SavedRun
-from atgrpo_jax.team import Team
-from atgrpo_jax.tokens import FolderTokenizer, check_same_ids
+from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by, evaluate
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run import experiment, gin_config
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.saved import SavedRun
+from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
@@ -75,7 +76,7 @@ def _played(trained: Experiment) -> Experiment:
         )
     if not _GIN_PARAM.value:
         return trained
-    x = config.load(str(RunFolder(_RUN_DIR.value).config), _GIN_PARAM.value)
+    x = gin_config.load(str(RunFolder(_RUN_DIR.value).config), _GIN_PARAM.value)
     free = {name: getattr(trained, name) for name in ("task", "evaluation", "sandbox")}
     settled = experiment.difference(dataclasses.replace(x, **free), trained)
     if settled or x.task.workflow.order != trained.task.workflow.order:
@@ -87,7 +88,7 @@ def _played(trained: Experiment) -> Experiment:
 def evaluate_folders(model: str) -> None:
     if _GIN_FILE.value is None:
         raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
-    given = config.load(_GIN_FILE.value, _GIN_PARAM.value)
+    given = gin_config.load(_GIN_FILE.value, _GIN_PARAM.value)
     kind = given.architecture(given.starts[0])
     plays = hf.model_config(model, kind.dtype, kind.param_dtype)
     try:
@@ -126,7 +127,7 @@ def scores(
     with contextlib.closing(policies.engine()) as engine, x.running() as runner:
         for contender in contenders:
             name, step, weights = contender
-            weight_sync.push(engine, weights, step)
+            gate.push(engine, weights, step)
             title = f"{_SPLIT.value} after {name}"
             with Progress(title, instances * _EPISODES.value, "episode") as progress:
                 score = evaluate(

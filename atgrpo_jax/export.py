@@ -11,14 +11,14 @@ from typing import Any
 
 from absl import flags
 
-from atgrpo_jax.cli import run
-from atgrpo_jax.errors import ConfigError, RunError
-from atgrpo_jax.finite_arrays import check_tree
-from atgrpo_jax.models import hf
+from atgrpo_jax.arrays.finite_trees import check_tree
+from atgrpo_jax.common.cli import run
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, merge, save_adapter
 from atgrpo_jax.models.transformer import Weights
-from atgrpo_jax.read_back import check_read_back
-from atgrpo_jax.saved_run import SavedRun
+from atgrpo_jax.run.saved import SavedRun
+from atgrpo_jax.tools.read_back import check_read_back
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
 _OUT = flags.DEFINE_string("out", None, "Where to write; must not exist yet.")

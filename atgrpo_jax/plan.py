@@ -14,14 +14,15 @@ import sys
 import jax
 from absl import flags
 
-from atgrpo_jax import ahead, config, footprint
-from atgrpo_jax.cli import gin_flags, run
-from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.cli import gin_flags, run
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.config import PRESETS, preset
-from atgrpo_jax.policies import Policies
-from atgrpo_jax.progress import say
+from atgrpo_jax.planning import footprint, tpu_compiler
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.policies import Policies
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _MESH = flags.DEFINE_string("mesh", None, "E.g. data=2,fsdp=4,tensor=1; the config's if not given.")
@@ -37,10 +38,10 @@ def main(argv: list[str]) -> None:
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
     device = footprint.device(_DEVICE.value)
-    x = planned(config.load(_GIN_FILE.value, _GIN_PARAM.value))
+    x = planned(gin_config.load(_GIN_FILE.value, _GIN_PARAM.value))
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
-    devices = ahead.tpus(_DEVICE.value, x.mesh.devices) if _COMPILE.value else None
+    devices = tpu_compiler.tpus(_DEVICE.value, x.mesh.devices) if _COMPILE.value else None
     policies, sizes = Policies(x, devices), footprint.sizes(x)
     memory = footprint.memory(x, policies, sizes)
     if devices is not None:

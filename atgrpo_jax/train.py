@@ -4,8 +4,8 @@ from pathlib import Path
 
 from absl import flags
 
-from atgrpo_jax.cli import gin_flags, look_for_no_missing_tpu, run
-from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, run
+from atgrpo_jax.common.errors import ConfigError
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string(
@@ -19,14 +19,14 @@ def main(argv: list[str]) -> None:
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
     # JAX and what stands on it take seconds to import, in which a stop is heard already.
-    from atgrpo_jax import config
-    from atgrpo_jax.loop import train
-    from atgrpo_jax.report import summary_text
-    from atgrpo_jax.run_folder import RunFolder
-    from atgrpo_jax.saved_run import claim
+    from atgrpo_jax.run import gin_config
+    from atgrpo_jax.run.folder import RunFolder
+    from atgrpo_jax.run.loop import train
+    from atgrpo_jax.run.report import summary_text
+    from atgrpo_jax.run.saved import claim
 
     look_for_no_missing_tpu()
-    experiment = config.load(_GIN_FILE.value, _GIN_PARAM.value)
+    experiment = gin_config.load(_GIN_FILE.value, _GIN_PARAM.value)
     folder = RunFolder(_RUN_DIR.value or Path("runs") / Path(_GIN_FILE.value).stem)
     print(summary_text(train(claim(folder, experiment), folder)))
 

@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.run.folder import RunFolder
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the tokens that every run reached
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 from items import report
 
-from atgrpo_jax.tasks.games import Game
-from atgrpo_jax.tasks.plan_path import PlanPath, distances
-from atgrpo_jax.tasks.sokoban import Sokoban
-from atgrpo_jax.tasks.sokoban_rooms import solve
-from atgrpo_jax.tasks.sudoku import Sudoku, solutions
+from atgrpo_jax.tasks.games.game import Game
+from atgrpo_jax.tasks.games.plan_path import PlanPath, distances
+from atgrpo_jax.tasks.games.sokoban import Sokoban
+from atgrpo_jax.tasks.games.sokoban_rooms import solve
+from atgrpo_jax.tasks.games.sudoku import Sudoku, solutions
 
 GAMES = (
     *(PlanPath(size=size, view="symbols") for size in (6, 10, 20)),

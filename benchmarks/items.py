@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atgrpo_jax.batch import BatchConfig, whole_tiles
-from atgrpo_jax.engines.local import LocalEngineConfig
-from atgrpo_jax.footprint import Sizes, work
-from atgrpo_jax.groups import Credited
-from atgrpo_jax.mesh import MeshConfig, provide_devices
+from atgrpo_jax.arrays.mesh import MeshConfig, provide_devices
+from atgrpo_jax.common.types import Candidate, Group, GroupKey, Origin, Outcome, Sample, Sampling
+from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.config import ModelConfig, preset
-from atgrpo_jax.types import Candidate, Group, GroupKey, Origin, Outcome, Sample, Sampling
+from atgrpo_jax.planning.footprint import Sizes, work
+from atgrpo_jax.update.batch import BatchConfig, whole_tiles
 
 TINY = ModelConfig(
     layers=4, width=256, mlp_width=768, heads=8, kv_heads=4, head_size=32, vocab_size=4096, rope_theta=1e6

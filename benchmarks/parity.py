@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import transformers
 
-from atgrpo_jax.models import hf
-from atgrpo_jax.tokens import FolderTokenizer
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 

@@ -21,12 +21,12 @@ import jax
 from items import decode_products_s, machine, mesh_of, parse, peak_mb, report, square_gflops, summary
 from step import rollout
 
-from atgrpo_jax.config import load
-from atgrpo_jax.engines.local import LocalEngine
-from atgrpo_jax.metrics import CompileCounter
+from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
-from atgrpo_jax.policies import Policies
-from atgrpo_jax.rollout import Player, engine_propose, play_all, train_indices
+from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all, train_indices
+from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.metrics import CompileCounter
+from atgrpo_jax.run.policies import Policies
 
 ROWS = 64  # of the engine
 

@@ -20,9 +20,9 @@ import time
 
 from items import report
 
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.sandbox.base import Program
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.sandbox.pool import LEVELS, Sandbox, SandboxConfig
+from atgrpo_jax.sandbox.protocol import Program
 
 SMALL = Program("print(sum(map(int, input().split())))", "1 2 3")
 CALLED = Program("def f(x):\n    return x + 1", harness="print(f(1) == 2)", names=("f",))

@@ -17,12 +17,12 @@ from pathlib import Path
 import jax
 from items import report
 
-from atgrpo_jax.engines.base import Request
-from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
-from atgrpo_jax.metrics import CompileCounter
+from atgrpo_jax.common.types import Address, GroupKey, Sampling
+from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
-from atgrpo_jax.types import Address, GroupKey, Sampling
+from atgrpo_jax.run.metrics import CompileCounter
 
 MODEL = Transformer(ModelConfig(layers=2, width=32, mlp_width=64, heads=4, kv_heads=2, head_size=8), 64)
 STOP_IDS = (3,)

@@ -12,13 +12,13 @@ import time
 import jax
 from items import machine, mesh_of, parse, peak_mb, report, square_gflops, summary
 
-from atgrpo_jax.batch import pack
-from atgrpo_jax.engines.base import Request
-from atgrpo_jax.engines.local import LocalEngine
-from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
-from atgrpo_jax.metrics import CompileCounter
+from atgrpo_jax.common.types import Address, GroupKey, Sampling
+from atgrpo_jax.engines.local.local import LocalEngine
+from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.transformer import Transformer
-from atgrpo_jax.types import Address, GroupKey, Sampling
+from atgrpo_jax.run.metrics import CompileCounter
+from atgrpo_jax.update.batch import pack
+from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ import time
 import jax
 from items import machine, mesh_of, parse, peak_mb, report, shapes_gflops, square_gflops, summary
 
-from atgrpo_jax.batch import pack
-from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
-from atgrpo_jax.metrics import CompileCounter
 from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.run.metrics import CompileCounter
+from atgrpo_jax.update.batch import pack
+from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig
 
 
 def main() -> None:

@@ -8,22 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from atgrpo_jax.engines.base import Usage
-from atgrpo_jax.engines.local import LocalEngineConfig
-from atgrpo_jax.groups import Credited
+from atgrpo_jax.common.types import Candidate, Group, GroupKey, Origin, Outcome, Reward, Sample, Sampling
+from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.engines.local.local import LocalEngineConfig
+from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.transformer import Transformer
-from atgrpo_jax.tasks.base import Step, Workflow
-from atgrpo_jax.types import (
-    Candidate,
-    Group,
-    GroupKey,
-    Origin,
-    Outcome,
-    Reward,
-    Sample,
-    Sampling,
-)
+from atgrpo_jax.tasks.protocol import Step, Workflow
 
 # Tolerances of float32 parity on a CPU, written once.
 PARITY = {"rtol": 1e-5, "atol": 1e-5}

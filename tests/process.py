@@ -12,7 +12,7 @@ jax.distributed.initialize(address, int(number), int(own))
 
 from test_learner import sharded_update  # noqa: E402  (it uses the devices)
 
-from atgrpo_jax.mesh import MeshConfig  # noqa: E402
+from atgrpo_jax.arrays.mesh import MeshConfig  # noqa: E402
 
 assert jax.device_count() == 8 and jax.local_device_count() < 8
 state, metrics = sharded_update(MeshConfig(data=2, fsdp=2, tensor=2))

@@ -8,9 +8,9 @@ import tokenizers
 import torch
 import transformers
 
-from atgrpo_jax.mesh import MeshConfig, parameter_shardings
-from atgrpo_jax.models import hf
+from atgrpo_jax.arrays.mesh import MeshConfig, parameter_shardings
 from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Block, Transformer, init_params, logits
 
 SIZES = {

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from atgrpo_jax.engines.processes import free_port
+from atgrpo_jax.engines.sglang.processes import free_port
 
 # Bodies that are no answer.
 RAW = {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from atgrpo_jax.advantages import apart, group_relative
+from atgrpo_jax.credit.advantages import apart, group_relative
 
 
 def test_by_hand():

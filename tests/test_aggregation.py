@@ -3,10 +3,10 @@
 import fakes
 import pytest
 
+from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.math import Math, Problem, State
-from atgrpo_jax.types import Outcome
+from atgrpo_jax.tasks.math.math import Math, Problem, State
+from atgrpo_jax.tasks.protocol import Workflow
 
 SEVEN = State(Problem("1", "What is 3 + 4?", "7"))
 AGENTS = pytest.mark.parametrize("agents", [3, 5, 7])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from fakes import PARITY, credited
 
-from atgrpo_jax.batch import BatchConfig, pack
+from atgrpo_jax.common.types import TILE
 from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
-from atgrpo_jax.models.fused import fused_attention, supports
-from atgrpo_jax.types import TILE
+from atgrpo_jax.models.attention_kernel import fused_attention, supports
+from atgrpo_jax.update.batch import BatchConfig, pack
 
 
 def rows(shape):

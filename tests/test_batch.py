@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from fakes import candidate, credited
 
-from atgrpo_jax.batch import BatchConfig, filled, minibatches, pack, tile_pairs, token_weights
-from atgrpo_jax.groups import Credited
+from atgrpo_jax.common.types import Group
+from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.models.attention import prefix_mask
-from atgrpo_jax.types import Group
+from atgrpo_jax.update.batch import BatchConfig, filled, minibatches, pack, tile_pairs, token_weights
 
 ITEM = Credited(
     Group(

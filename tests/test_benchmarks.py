@@ -9,8 +9,8 @@ import jax
 import pytest
 import transformers
 
-from atgrpo_jax.config import GIN_FOLDER
-from atgrpo_jax.models import hf
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.run.gin_config import GIN_FOLDER
 
 SIZES = {"layers": 1, "prompts": 2, "candidates": 2, "prompt_tokens": 8, "new_tokens": 4}
 SMALL = [f"--{name}={size}" for name, size in (SIZES | {"warmup": 1, "steps": 1}).items()]

@@ -18,19 +18,19 @@ from pathlib import Path
 import pytest
 from fakes import Sum, say
 
-from atgrpo_jax import config
-from atgrpo_jax.data import SPLITS
-from atgrpo_jax.errors import ConfigError
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.types import Outcome, Reward
+from atgrpo_jax.run import gin_config
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks.base import Step, Workflow
-from atgrpo_jax.tasks.check import check
-from atgrpo_jax.tasks.code import Code
-from atgrpo_jax.tasks.math import Math
-from atgrpo_jax.tasks.plan_path import PlanPath
+from atgrpo_jax.tasks.code.code import Code
+from atgrpo_jax.tasks.data import SPLITS
+from atgrpo_jax.tasks.games.plan_path import PlanPath
+from atgrpo_jax.tasks.games.sokoban import Sokoban
+from atgrpo_jax.tasks.games.sudoku import Sudoku
+from atgrpo_jax.tasks.math.math import Math
 from atgrpo_jax.tasks.prompts import shortened
-from atgrpo_jax.tasks.sokoban import Sokoban
-from atgrpo_jax.tasks.sudoku import Sudoku
-from atgrpo_jax.types import Outcome, Reward
+from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tools.check_task import check
 
 
 @pytest.mark.parametrize(
@@ -389,11 +389,11 @@ def test_what_cannot_be_called_is_a_line(task, says):
 
 def test_an_experiment_names_what_its_task_lacks(tmp_path):
     (tmp_path / "lacking.gin").write_text(
-        "from __gin__ import dynamic_registration\nfrom atgrpo_jax import experiment\nimport test_check\n"
+        "from __gin__ import dynamic_registration\nfrom atgrpo_jax.run import experiment\nimport test_check\n"
         'include "parts/tiny.gin"\nexperiment.Experiment.task = @test_check.NoAct()\n'
     )
     with pytest.raises(ConfigError, match="Experiment.task: NoAct has no act"):
-        config.load(str(tmp_path / "lacking.gin"), [])
+        gin_config.load(str(tmp_path / "lacking.gin"), [])
 
 
 def test_the_bound_is_the_users():
@@ -403,7 +403,7 @@ def test_the_bound_is_the_users():
 
 
 def checked(tmp_path, *args):
-    command = [sys.executable, "-m", "atgrpo_jax.tasks.check", "--instances=3", *args]
+    command = [sys.executable, "-m", "atgrpo_jax.tools.check_task", "--instances=3", *args]
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
 
@@ -453,13 +453,13 @@ def test_the_scorer_in_the_docs(tmp_path):
 @pytest.mark.slow
 def test_another_process_must_make_the_same_instances(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from atgrpo_jax.tasks.plan_path import PlanPath\n\n\n"
+        "from atgrpo_jax.tasks.games.plan_path import PlanPath\n\n\n"
         "class Hashing(PlanPath):\n"
         "    def instance(self, split, index):\n"
         "        return super().instance(split, index + hash(split) % 1000)\n"
     )
     (tmp_path / "mine.gin").write_text(
-        "from __gin__ import dynamic_registration\nimport mine\nfrom atgrpo_jax import experiment\n"
+        "from __gin__ import dynamic_registration\nimport mine\nfrom atgrpo_jax.run import experiment\n"
         'include "parts/tiny.gin"\nexperiment.Experiment.task = @mine.Hashing()\nmine.Hashing.size = 6\n'
     )
     ended = checked(tmp_path, "--gin_file=mine.gin")

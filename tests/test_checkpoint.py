@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atgrpo_jax.checkpoint import Checkpoints
-from atgrpo_jax.errors import RunError
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.run.checkpoint import Checkpoints
 
 TREE = {"shared": {"w": jnp.arange(12, dtype=jnp.float32).reshape(3, 4), "n": jnp.int32(7)}}
 SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREE)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from atgrpo_jax.checks import check_types
+from atgrpo_jax.common.checks import check_types
 
 
 @dataclasses.dataclass(frozen=True)

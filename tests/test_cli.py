@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from atgrpo_jax.cli import guarded
-from atgrpo_jax.errors import RunError
+from atgrpo_jax.common.cli import guarded
+from atgrpo_jax.common.errors import RunError
 
 
 def ends(error, capsys):
@@ -52,8 +52,8 @@ def test_errors_that_a_person_can_act_on_are_one_line_and_code_2(error, line, ca
 def test_a_stop_is_told_by_its_code(raised, code, line):
     """In a process of its own, which it ends."""
     program = (
-        "from atgrpo_jax.cli import guarded\n"
-        "from atgrpo_jax.errors import Stopped\n"
+        "from atgrpo_jax.common.cli import guarded\n"
+        "from atgrpo_jax.common.errors import Stopped\n"
         f"def main(argv):\n    raise {raised}\n"
         "guarded(main, [])\n"
     )

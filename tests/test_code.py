@@ -11,15 +11,15 @@ from fuzz import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atgrpo_jax import code_sources
-from atgrpo_jax.sandbox.base import Run
+from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks import code_problems
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.check import check
-from atgrpo_jax.tasks.code import Code, State, read_test
-from atgrpo_jax.tasks.code_problems import Problem, passed, programs, same_output
-from atgrpo_jax.types import Outcome
+from atgrpo_jax.sandbox.protocol import Run
+from atgrpo_jax.tasks.code import code_problems
+from atgrpo_jax.tasks.code.code import Code, State, read_test
+from atgrpo_jax.tasks.code.code_problems import Problem, passed, programs, same_output
+from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tools import sources
+from atgrpo_jax.tools.check_task import check
 
 TASK = Code()
 ADD = Problem(
@@ -546,11 +546,11 @@ def answers():
         given = json.loads(f"[{given[1:-1]}]")
         if source == "apps":
             tests = {"fn_name": "f", "inputs": [given], "outputs": [json.loads(expected)]}
-            row = code_sources.apps({"problem_id": 1, "question": "?", "input_output": tests})
+            row = sources.apps({"problem_id": 1, "question": "?", "input_output": tests})
         else:
             case = {"input": "\n".join(map(json.dumps, given)), "output": expected, "testtype": "functional"}
             row = {"question_content": "?", "public_test_cases": [case], "metadata": {"func_name": "f"}}
-            row = code_sources.livecodebench(row)
+            row = sources.livecodebench(row)
         problem, lines = code_problems.problem_of(row), []
         for line in rest.strip("\n").split("\n"):
             if line in ("right", "wrong"):

@@ -9,7 +9,7 @@ from fuzz import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atgrpo_jax.tasks.code_outputs import JUDGES, same_output
+from atgrpo_jax.tasks.code.outputs import JUDGES, same_output
 
 # Lines of: what is printed, what is expected, which of our rules take it (first letters), and which of the
 # three judges decides otherwise itself (docs/data.md says why), as its own code did when this was written.

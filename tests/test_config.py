@@ -8,19 +8,19 @@ from fuzz import fuzz
 from hypothesis import assume, given, strategies
 
 import gin
-from atgrpo_jax.config import load, render
-from atgrpo_jax.engines.sglang import SGLangConfig
-from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.evaluation import EvaluationConfig
-from atgrpo_jax.experiment import Experiment, difference
-from atgrpo_jax.learner import LossConfig, OptimizerConfig
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.engines.sglang.sglang import SGLangConfig
 from atgrpo_jax.models.config import ModelConfig, RopeScaling
-from atgrpo_jax.rollout import RolloutConfig
+from atgrpo_jax.rollout.evaluation import EvaluationConfig
+from atgrpo_jax.rollout.rollout import RolloutConfig
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.experiment import Experiment, difference
+from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.plan_path import PlanPath
-from atgrpo_jax.team import Team
-from atgrpo_jax.warm_start import WarmStartConfig
+from atgrpo_jax.tasks.games.plan_path import PlanPath
+from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
+from atgrpo_jax.update.warm_start import WarmStartConfig
 
 
 def test_bindings_come_after_the_file():
@@ -39,14 +39,14 @@ def test_a_user_task_of_ones_own(tmp_path, monkeypatch):
     """A task in the working directory, named in a gin file there: nothing of ours is edited."""
     (tmp_path / "mytask.py").write_text(
         "import dataclasses\n"
-        "from atgrpo_jax.tasks.plan_path import PlanPath\n"
+        "from atgrpo_jax.tasks.games.plan_path import PlanPath\n"
         "@dataclasses.dataclass(frozen=True)\n"
         "class Bigger(PlanPath):\n"
         "    size: int = 8\n"
     )
     (tmp_path / "my.gin").write_text(
         "from __gin__ import dynamic_registration\n"
-        "from atgrpo_jax import experiment\n"
+        "from atgrpo_jax.run import experiment\n"
         "import mytask\n"
         "experiment.Experiment.task = @mytask.Bigger()\n"
     )
@@ -90,7 +90,11 @@ def test_bad_bindings_are_one_clear_line(binding, says):
 
 def test_a_part_that_nothing_refers_to_is_refused(tmp_path):
     path = tmp_path / "lost.gin"
-    lines = "from __gin__ import dynamic_registration", "from atgrpo_jax import team", 'include "smoke.gin"'
+    lines = (
+        "from __gin__ import dynamic_registration",
+        "from atgrpo_jax.rollout import team",
+        'include "smoke.gin"',
+    )
     path.write_text("\n".join([*lines, "team.Team.alpha = 2.0\n"]))
     with pytest.raises(ConfigError, match="Team has values but nothing refers to it"):
         load(str(path))
@@ -216,8 +220,8 @@ def test_what_is_rendered_loads_to_the_same(experiment, tmp_path_factory):
 TWO_OF_ONE_CLASS = """
 import dataclasses
 from collections.abc import Mapping
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.plan_path import PlanPath
+from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.games.plan_path import PlanPath
 
 @dataclasses.dataclass(frozen=True)
 class Several(PlanPath):

@@ -10,16 +10,17 @@ from pathlib import Path
 import fakes
 import pytest
 
-from atgrpo_jax.data import pick, read_rows, rows_of, words_of
-from atgrpo_jax.prepare import convert
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks import code_problems, math_problems
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.code import Code, State, read_test
-from atgrpo_jax.tasks.math import Math, boxed
-from atgrpo_jax.tasks.math_problems import listed, plainly_equal
-from atgrpo_jax.tasks.sokoban import Sokoban
-from atgrpo_jax.tasks.sokoban_rooms import read_levels
+from atgrpo_jax.tasks.code import code_problems
+from atgrpo_jax.tasks.code.code import Code, State, read_test
+from atgrpo_jax.tasks.data import pick, read_rows, rows_of, words_of
+from atgrpo_jax.tasks.games.sokoban import Sokoban
+from atgrpo_jax.tasks.games.sokoban_rooms import read_levels
+from atgrpo_jax.tasks.math import math_problems
+from atgrpo_jax.tasks.math.math import Math, boxed
+from atgrpo_jax.tasks.math.math_problems import listed, plainly_equal
+from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tools.prepare import convert
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from fakes import PARITY, small_model
 
-from atgrpo_jax.batch import BatchConfig, pack
-from atgrpo_jax.engines.base import Request
-from atgrpo_jax.engines.lanes import Lane
-from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.groups import Credited
-from atgrpo_jax.mesh import MeshConfig, parameter_shardings
-from atgrpo_jax.metrics import CompileCounter
+from atgrpo_jax.arrays.mesh import MeshConfig, parameter_shardings
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Address, Candidate, Group, GroupKey, Origin, Outcome, Sampling
+from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.engines.local.lanes import Lane
+from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
-from atgrpo_jax.types import Address, Candidate, Group, GroupKey, Origin, Outcome, Sampling
+from atgrpo_jax.run.metrics import CompileCounter
+from atgrpo_jax.update.batch import BatchConfig, pack
 
 MODEL = small_model()
 STOP = 3

@@ -24,18 +24,18 @@ from fakes import SMALL, small_model
 from safetensors.numpy import save_file
 from scripted_server import RAW, ScriptedServer
 
-from atgrpo_jax.engines import draws, fleet, processes, secrets, servers
-from atgrpo_jax.engines.background import Background
-from atgrpo_jax.engines.base import Request, Served
-from atgrpo_jax.engines.processes import ServerProcess
-from atgrpo_jax.engines.published import Published
-from atgrpo_jax.engines.servers import sampling_params
-from atgrpo_jax.engines.sglang import SGLangConfig
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.models import hf
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Address, GroupKey, Sampling
+from atgrpo_jax.engines.protocol import Request, Served
+from atgrpo_jax.engines.sglang import draws, fleet, processes, secrets, servers
+from atgrpo_jax.engines.sglang.background import Background
+from atgrpo_jax.engines.sglang.processes import ServerProcess
+from atgrpo_jax.engines.sglang.published import Published
+from atgrpo_jax.engines.sglang.servers import sampling_params
+from atgrpo_jax.engines.sglang.sglang import SGLangConfig
+from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.transformer import Weights, init_params
-from atgrpo_jax.types import Address, GroupKey, Sampling
 
 MODEL, STOP = small_model(), 3
 ABOUT = hf.description(SMALL, 64, (STOP,))
@@ -774,7 +774,7 @@ def test_a_server_of_ours_ends_with_all_it_started(tmp_path):
 
 def test_a_server_of_ours_ends_when_we_are_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from atgrpo_jax.engines.processes import ServerProcess;"
+        "import sys, time; from pathlib import Path; from atgrpo_jax.engines.sglang.processes import ServerProcess;"
         "ServerProcess(['sh', '-c', 'echo $$; sleep 60'], Path(sys.argv[1])); time.sleep(60)"
     )
     log = tmp_path / "log"
@@ -815,7 +815,7 @@ def test_weights_are_for_this_user_or_for_whom_a_folder_is_for(tmp_path):
 
 def test_what_a_killed_run_left_is_removed_and_room_is_asked_for_first(tmp_path):
     code = (
-        "import os, sys; from atgrpo_jax.engines.published import Published;"
+        "import os, sys; from atgrpo_jax.engines.sglang.published import Published;"
         "kept = Published(sys.argv[1]); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])

@@ -18,25 +18,25 @@ import numpy as np
 import pytest
 from fakes import SMALL, CharTokenizer, small_model
 
-from atgrpo_jax import config
-from atgrpo_jax.engines import sglang_jax_session
-from atgrpo_jax.engines.base import Request, Served
-from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
-from atgrpo_jax.engines.sglang_jax import (
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Address, GroupKey, Sample, Sampling
+from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.engines.protocol import Request, Served
+from atgrpo_jax.engines.sglang_jax import session
+from atgrpo_jax.engines.sglang_jax.session import check_installed, check_same, read, their_name
+from atgrpo_jax.engines.sglang_jax.sglang_jax import (
     SGLangJaxConfig,
     check_model,
     check_sampling,
     cut,
     parameters,
 )
-from atgrpo_jax.engines.sglang_jax_session import check_installed, check_same, read, their_name
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.mesh import MeshConfig
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
-from atgrpo_jax.types import Address, GroupKey, Sample, Sampling
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import Experiment
 
 STOP = 3
 MODEL = Transformer(dataclasses.replace(SMALL, head_size=128, heads=2, kv_heads=1, tied=False), 96)
@@ -73,11 +73,11 @@ def test_config_refuses(wrong):
 
 
 def test_an_experiment_takes_it_and_a_run_folder_gives_it_back(tmp_path):
-    x = config.load("smoke_sglang_jax.gin")
+    x = gin_config.load("smoke_sglang_jax.gin")
     assert isinstance(x.engine, SGLangJaxConfig)
     path = tmp_path / "copy.gin"
-    path.write_text(config.render(x))
-    assert config.load(str(path)) == x
+    path.write_text(gin_config.render(x))
+    assert gin_config.load(str(path)) == x
     with pytest.raises(ValueError, match=r"Experiment.engine = 3"):
         dataclasses.replace(Experiment(task=x.task), engine=3)
 
@@ -94,7 +94,7 @@ def test_where_it_is_not_installed_an_error_says_what_to_do(monkeypatch):
                 raise metadata.PackageNotFoundError
             return version
 
-        monkeypatch.setattr(sglang_jax_session.metadata, "version", answer)
+        monkeypatch.setattr(session.metadata, "version", answer)
 
     found(None)
     with pytest.raises(RunError, match=r'needs sglang-jax .* pip install "atgrpo_jax\[sglang-tpu\]"'):
@@ -340,7 +340,7 @@ def test_a_push_changes_answers_to_those_of_the_new_weights(engine, local, other
     right = tokens(draw(local, *asked))
     assert before != right
     with monkeypatch.context() as patched:  # what was computed of the prompts is kept
-        patched.setattr(sglang_jax_session.Session, "_forget", lambda session: None)
+        patched.setattr(session.Session, "_forget", lambda session: None)
         engine.push_weights("a", Weights(other), 8)
         assert tokens(draw(engine, *asked)) != right
     engine.push_weights("a", Weights(other), 8)
@@ -394,12 +394,12 @@ def test_a_deadline_and_a_cancellation_leave_nothing_behind(engine, params, monk
     assert {(sample.finish, sample.tokens) for sample in samples} == {("error", ())}
     with monkeypatch.context() as patched:  # one of them is late
         drawn = iter([True, True, False])
-        generate = sglang_jax_session.Session.generate
+        generate = session.Session.generate
 
         async def late(self, *args):
-            return await generate(self, *args) if next(drawn, True) else sglang_jax_session.NONE
+            return await generate(self, *args) if next(drawn, True) else session.NONE
 
-        patched.setattr(sglang_jax_session.Session, "generate", late)
+        patched.setattr(session.Session, "generate", late)
         (samples,) = draw(engine, request([1, 2, 3], max_tokens=2))
     assert len(samples) > 2 and {sample.finish for sample in samples} == {"error"}
 
@@ -407,7 +407,7 @@ def test_a_deadline_and_a_cancellation_leave_nothing_behind(engine, params, monk
         task = asyncio.create_task(engine.sample(request([1, 2, 3], max_tokens=120)))
         await asyncio.sleep(0.2)
         with pytest.raises(RunError, match="while samples are being drawn"):
-            monkeypatch.setattr(sglang_jax_session, "PATIENCE", 0.0)
+            monkeypatch.setattr(session, "PATIENCE", 0.0)
             engine.push_weights("a", Weights(params), 8)
         monkeypatch.undo()
         task.cancel()
@@ -473,9 +473,9 @@ def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params, mo
     failing.close()
     assert child.poll() is None
     child.communicate(b"\n")
-    asked = sglang_jax_session._arguments
+    asked = session._arguments
     monkeypatch.setattr(
-        sglang_jax_session, "_arguments", lambda *sizes: asked(*sizes) | {"attention_backend": "none such"}
+        session, "_arguments", lambda *sizes: asked(*sizes) | {"attention_backend": "none such"}
     )
     with pytest.raises(RunError, match="policy a: sglang-jax did not start"):
         SIZES.build(served("a"))

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
 
-from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.evaluation import (
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.types import Sampling
+from atgrpo_jax.rollout.evaluation import (
     EvaluationConfig,
     Score,
     available,
@@ -14,9 +15,8 @@ from atgrpo_jax.evaluation import (
     evaluate,
     wilson,
 )
-from atgrpo_jax.rollout import RolloutConfig
-from atgrpo_jax.team import Team
-from atgrpo_jax.types import Sampling
+from atgrpo_jax.rollout.rollout import RolloutConfig
+from atgrpo_jax.rollout.team import Team
 
 
 @pytest.mark.parametrize(

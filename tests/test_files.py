@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.files import append_json_line, folder_path, make_folder, read_json_lines, write_atomically
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.files import (
+    append_json_line,
+    folder_path,
+    make_folder,
+    read_json_lines,
+    write_atomically,
+)
 
 FULL = Path("/dev/full")
 

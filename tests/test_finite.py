@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 from fakes import Longest
 
-from atgrpo_jax.checkpoint import Checkpoints
-from atgrpo_jax.config import load, render
-from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.finite import NotFinite, check_finite
-from atgrpo_jax.finite_arrays import all_finite, check_tree, not_finite
-from atgrpo_jax.loop import train
-from atgrpo_jax.models import hf
+from atgrpo_jax.arrays.finite_trees import all_finite, check_tree, not_finite
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.finite import NotFinite, check_finite
+from atgrpo_jax.common.types import Outcome, Reward
+from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.policies import Policies
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.saved_run import SavedRun
-from atgrpo_jax.tasks.base import Step
-from atgrpo_jax.team import Team
-from atgrpo_jax.trainer import Trainer
-from atgrpo_jax.types import Outcome, Reward
-from atgrpo_jax.warm_start import WarmStartConfig
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.gin_config import load, render
+from atgrpo_jax.run.loop import train
+from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.saved import SavedRun
+from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.update.warm_start import WarmStartConfig
 
 MODEL = ModelConfig(layers=1, width=16, mlp_width=16, heads=2, kv_heads=1, head_size=8, dtype="float32")
 # Optimizers. After one update parameters are finite, and what they compute is not; some are infinite.

@@ -13,18 +13,18 @@ from fakes import LOGITS, Longest, of_policy
 from peft import PeftModel
 from reference import SIZES, forward, make, make_tokenizer, ours
 
-from atgrpo_jax import config
-from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.tokens import FolderTokenizer
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 TASK = '''
 """Every text is paid for its different letters, so that any two answers are likely to be told apart."""
 
 import dataclasses
 
-from atgrpo_jax.tasks.base import Step, Workflow
-from atgrpo_jax.types import Outcome, Reward
+from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.common.types import Outcome, Reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Letters:
 GIN = """
 from __gin__ import dynamic_registration
 import letters
-from atgrpo_jax import evaluation
-from atgrpo_jax import experiment
-from atgrpo_jax import learner
-from atgrpo_jax import rollout
-from atgrpo_jax import warm_start
+from atgrpo_jax.rollout import evaluation
+from atgrpo_jax.run import experiment
+from atgrpo_jax.update import learner
+from atgrpo_jax.rollout import rollout
+from atgrpo_jax.update import warm_start
 include 'parts/model.gin'
 experiment.Experiment.task = @letters.Letters()
 rollout.RolloutConfig.instances = 2
@@ -188,7 +188,7 @@ def test_a_run_goes_on_on_the_day_on_which_it_began(tmp_path):
     assert begun.tokenizer.prompt_ids([{"role": "user", "content": "a"}]) == tokenizer.prompt_ids(
         [{"role": "user", "content": "a"}]
     )
-    assert f"FolderTokenizer.date = {begun.tokenizer.date!r}" in config.render(begun)
+    assert f"FolderTokenizer.date = {begun.tokenizer.date!r}" in gin_config.render(begun)
     assert Experiment(Longest()).begun(first) == Experiment(Longest())
 
 
@@ -203,5 +203,5 @@ def test_what_a_folder_says_is_a_line_through_gin_too(tmp_path):
         '{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 0}'
     )
     with pytest.raises(ConfigError, match="config.json: num_attention_heads = 0 is not supported") as error:
-        config.load("plan_model.gin", [f"MODEL = {str(tmp_path)!r}"])
+        gin_config.load("plan_model.gin", [f"MODEL = {str(tmp_path)!r}"])
     assert "\n" not in str(error.value)

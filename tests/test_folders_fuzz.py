@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from reference import VARIANTS, make, make_tokenizer
 from safetensors.numpy import load_file
 
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.models import hf
-from atgrpo_jax.models.folder import INDEX, SINGLE, Tensors
-from atgrpo_jax.tokens import FolderTokenizer
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.models.hf.tensors import INDEX, SINGLE, Tensors
+from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4),

@@ -7,21 +7,21 @@ import sys
 import jax
 import pytest
 
-from atgrpo_jax import ahead, footprint
-from atgrpo_jax.batch import BatchConfig, pack
-from atgrpo_jax.config import load
-from atgrpo_jax.engines.base import Request
-from atgrpo_jax.engines.decoding import programs
-from atgrpo_jax.engines.local import Family, LocalEngineConfig, sizes
-from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig
-from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.types import Address, GroupKey
+from atgrpo_jax.engines.local.decoding import programs
+from atgrpo_jax.engines.local.local import Family, LocalEngineConfig, sizes
+from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import ModelConfig, preset
 from atgrpo_jax.models.transformer import Transformer, fuse
 from atgrpo_jax.plan import parse_mesh
-from atgrpo_jax.policies import Policies
-from atgrpo_jax.team import Team
-from atgrpo_jax.types import Address, GroupKey
+from atgrpo_jax.planning import footprint, tpu_compiler
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.update.batch import BatchConfig, pack
+from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
@@ -147,7 +147,7 @@ def test_the_update_compiles_for_a_tpu(device, mesh, sharing):
     model = dataclasses.replace(model, dtype="bfloat16", scan=True, remat="block")
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=320, rows=4))
-    policies = Policies(x, ahead.tpus(device, 4))
+    policies = Policies(x, tpu_compiler.tpus(device, 4))
     (update,) = policies.compile(policies.names[0], pack([], x.batch, "token", 1))
     assert update.as_text().count('custom_call_target="tpu_custom_call"') >= 3
     gradients = footprint.bytes_a_device(policies.shapes[policies.names[0]].params)
@@ -156,12 +156,12 @@ def test_the_update_compiles_for_a_tpu(device, mesh, sharing):
 
 def test_what_cannot_be_compiled_ahead(monkeypatch):
     with pytest.raises(ConfigError, match="there is a compiler for v5e, v6e, v5p, not for h100"):
-        ahead.tpus("h100", 8)
+        tpu_compiler.tpus("h100", 8)
     with pytest.raises(ConfigError, match="up to 64 chips of v5e, not 65"):
-        ahead.tpus("v5e", 65)
+        tpu_compiler.tpus("v5e", 65)
     monkeypatch.setitem(sys.modules, "libtpu", None)  # as if it were not installed
     with pytest.raises(ConfigError, match="pip install libtpu"):
-        ahead.tpus("v5e", 8)
+        tpu_compiler.tpus("v5e", 8)
 
 
 def test_work_by_hand():

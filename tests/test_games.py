@@ -4,13 +4,13 @@ import random
 
 import pytest
 
-from atgrpo_jax.sandbox.base import Program, Run
-from atgrpo_jax.tasks.base import ToolTask, Workflow
-from atgrpo_jax.tasks.games import LONGEST
-from atgrpo_jax.tasks.plan_path import Instance, PlanPath, distances
-from atgrpo_jax.tasks.sokoban import Sokoban
-from atgrpo_jax.tasks.sudoku import Sudoku
-from atgrpo_jax.types import Outcome
+from atgrpo_jax.common.types import Outcome
+from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.tasks.games.game import LONGEST
+from atgrpo_jax.tasks.games.plan_path import Instance, PlanPath, distances
+from atgrpo_jax.tasks.games.sokoban import Sokoban
+from atgrpo_jax.tasks.games.sudoku import Sudoku
+from atgrpo_jax.tasks.protocol import ToolTask, Workflow
 
 GAMES = {"plan_path": (PlanPath, "mover"), "sokoban": (Sokoban, "mover"), "sudoku": (Sudoku, "filler")}
 

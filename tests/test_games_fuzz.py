@@ -11,13 +11,13 @@ from fuzz import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atgrpo_jax.data import read_rows, words_of
-from atgrpo_jax.sandbox.base import Run
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.plan_path import PlanPath
-from atgrpo_jax.tasks.sokoban import Sokoban
-from atgrpo_jax.tasks.sokoban_rooms import level_of, solve
-from atgrpo_jax.tasks.sudoku import Sudoku, TooHard, read_puzzles, solutions
+from atgrpo_jax.sandbox.protocol import Run
+from atgrpo_jax.tasks.data import read_rows, words_of
+from atgrpo_jax.tasks.games.plan_path import PlanPath
+from atgrpo_jax.tasks.games.sokoban import Sokoban
+from atgrpo_jax.tasks.games.sokoban_rooms import level_of, solve
+from atgrpo_jax.tasks.games.sudoku import Sudoku, TooHard, read_puzzles, solutions
+from atgrpo_jax.tasks.protocol import Workflow
 from atgrpo_jax.tasks.texts import blocks, last_list, python_block
 
 some = fuzz(40)

@@ -7,12 +7,12 @@ import re
 import pytest
 from reference import SIZES, make, make_tokenizer
 
-from atgrpo_jax import footprint
-from atgrpo_jax.config import GIN_FOLDER, load, render
-from atgrpo_jax.data import SPLITS
-from atgrpo_jax.models import hf
 from atgrpo_jax.models.config import preset
-from atgrpo_jax.policies import Policies
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.planning import footprint
+from atgrpo_jax.run.gin_config import GIN_FOLDER, load, render
+from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.tasks.data import SPLITS
 
 PARTS = sorted(GIN_FOLDER.glob("parts/*.gin"))
 FILES = sorted(set(GIN_FOLDER.rglob("*.gin")) - set(PARTS))

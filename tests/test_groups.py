@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fakes import KEY, ORIGIN, candidate, group
 
-from atgrpo_jax.groups import GroupError, audit, credit
-from atgrpo_jax.types import Episode, Group, Outcome, Sampling
+from atgrpo_jax.common.types import Episode, Group, Outcome, Sampling
+from atgrpo_jax.credit.groups import GroupError, audit, credit
 
 
 def episodes(*groups, instance=3, episode=0, end="solved"):

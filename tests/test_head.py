@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fakes import PARITY
 
-from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.types import Trained
 from atgrpo_jax.models.head import CHUNK_BYTES, Head, token_logprobs, token_loss
-from atgrpo_jax.types import Trained
 
 B, T, D, V = 4, 192, 16, 24
 TEMPERATURE = jnp.float32(0.7)

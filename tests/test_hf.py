@@ -19,10 +19,10 @@ from reference import LLAMA3, VARIANTS, forward, make, ours
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.mesh import MeshConfig
-from atgrpo_jax.models import hf
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.models.config import PRESETS, ModelConfig, preset
+from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer, init_params
 
 

@@ -21,12 +21,13 @@ import jax
 import numpy as np
 import pytest
 
-from atgrpo_jax import config, trees
-from atgrpo_jax.checkpoint import Checkpoints
-from atgrpo_jax.loop import train
-from atgrpo_jax.policies import Policies
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.saved_run import claim
+from atgrpo_jax.arrays import trees
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.loop import train
+from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.saved import claim
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,11 +36,11 @@ pytestmark = [
 
 SHORT = """
 from __gin__ import dynamic_registration
-from atgrpo_jax import evaluation
-from atgrpo_jax import experiment
-from atgrpo_jax import rollout
-from atgrpo_jax import team
-from atgrpo_jax import warm_start
+from atgrpo_jax.rollout import evaluation
+from atgrpo_jax.run import experiment
+from atgrpo_jax.rollout import rollout
+from atgrpo_jax.rollout import team
+from atgrpo_jax.update import warm_start
 from atgrpo_jax.models import config
 include "smoke.gin"
 experiment.Experiment.team = @team.Team()
@@ -47,7 +48,7 @@ experiment.Experiment.steps = 2
 experiment.Experiment.checkpoint_every = 1
 experiment.Experiment.keep_checkpoints = 1
 team.Team.sharing = "lora"
-config.ModelConfig.layers = 1
+gin_config.ModelConfig.layers = 1
 rollout.RolloutConfig.instances = 2
 evaluation.EvaluationConfig.instances = 1
 evaluation.EvaluationConfig.validation_instances = 1
@@ -60,7 +61,7 @@ warm_start.WarmStartConfig.instances = 2
 def experiment(place, root):
     """The short run, with its cache in ``root``."""
     (place / "short.gin").write_text(SHORT)
-    return config.load(
+    return gin_config.load(
         str(place / "short.gin"), [f'warm_start.WarmStartConfig.cache_dir = "{root / "cache"}"']
     )
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from fakes import PARITY, credited, small_model
 
-from atgrpo_jax.batch import BatchConfig, each, minibatches, pack
-from atgrpo_jax.errors import ConfigError
-from atgrpo_jax.groups import Credited
-from atgrpo_jax.learner import Learner, LossConfig, OptimizerConfig, cloning
-from atgrpo_jax.mesh import MeshConfig, check_mesh, divided_parameters
-from atgrpo_jax.metrics import CompileCounter
+from atgrpo_jax.arrays.mesh import MeshConfig, check_mesh, divided_parameters
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.types import Batch, Group, Trained
+from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params
-from atgrpo_jax.types import Batch, Group, Trained
+from atgrpo_jax.run.metrics import CompileCounter
+from atgrpo_jax.update.batch import BatchConfig, each, minibatches, pack
+from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig, cloning
 
 MODEL = small_model()
 PACKED = Packed(MODEL, MeshConfig().build())

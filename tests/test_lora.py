@@ -11,16 +11,16 @@ from peft import PeftModel
 from reference import VARIANTS, make, ours
 from reference import forward as hf_forward
 
-from atgrpo_jax.batch import BatchConfig, pack
-from atgrpo_jax.engines.base import Request
-from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
-from atgrpo_jax.learner import Learner, OptimizerConfig, cloning
-from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.types import Address, GroupKey, Sampling
+from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, save_adapter, stack
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Weights, init_params, logits, run
-from atgrpo_jax.types import Address, GroupKey, Sampling
+from atgrpo_jax.update.batch import BatchConfig, pack
+from atgrpo_jax.update.learner import Learner, OptimizerConfig, cloning
 
 MODEL = small_model()
 batch_logprobs = jax.jit(Packed(MODEL, MeshConfig().build()).logprobs)

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from atgrpo_jax.loss import bounded_exp, cloning_loss, kl_penalty, policy_loss
+from atgrpo_jax.update.loss import bounded_exp, cloning_loss, kl_penalty, policy_loss
 
 MODES = pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jitted"])
 

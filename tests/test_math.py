@@ -4,12 +4,12 @@ from fractions import Fraction
 import fakes
 import pytest
 
+from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.check import check
-from atgrpo_jax.tasks.math import Math, State, boxed
-from atgrpo_jax.tasks.math_problems import Problem, algebra, as_number, plainly_equal, plainly_same
-from atgrpo_jax.types import Outcome
+from atgrpo_jax.tasks.math.math import Math, State, boxed
+from atgrpo_jax.tasks.math.math_problems import Problem, algebra, as_number, plainly_equal, plainly_same
+from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tools.check_task import check
 
 TASK = Math()
 HALF = State(Problem("1", "What is a half?", "\\frac{1}{2}"))

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atgrpo_jax.answers.equality import equal
-from atgrpo_jax.downloads import Unusable
-from atgrpo_jax.tasks.math import boxed
-from atgrpo_jax.tasks.math_problems import LONGEST, Problem, plainly_equal, plainly_same, problem_of
-from atgrpo_jax.truths import truth_of
+from atgrpo_jax.tasks.math.math import boxed
+from atgrpo_jax.tasks.math.math_problems import LONGEST, Problem, plainly_equal, plainly_same, problem_of
+from atgrpo_jax.tools.downloads import Unusable
+from atgrpo_jax.tools.truths import truth_of
 
 some = fuzz(80)
 PIECES = (

@@ -5,11 +5,11 @@ import pytest
 from fakes import KEY, ORIGIN, candidate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.metric_names import of_policy, together
-from atgrpo_jax.metrics import MetricsWriter, episode_metrics
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.types import Episode, Group, Reward
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.metric_names import of_policy, together
+from atgrpo_jax.common.types import Episode, Group, Reward
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.metrics import MetricsWriter, episode_metrics
 
 
 def test_a_resumed_run_takes_the_place_of_the_steps_that_it_repeats(tmp_path):

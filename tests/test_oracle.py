@@ -9,21 +9,21 @@ import oracle
 import pytest
 from fakes import PARITY, Answering, CharTokenizer, Sum, by_path, of_policy, quickly_compiled  # noqa: F401
 
-from atgrpo_jax.batch import BatchConfig
-from atgrpo_jax.evaluation import EvaluationConfig
-from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.groups import CreditConfig
-from atgrpo_jax.learner import LossConfig, OptimizerConfig
-from atgrpo_jax.models import hf
+from atgrpo_jax.common.types import Outcome, Reward, Sample, seed_of
+from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.models.config import ModelConfig, RopeScaling
+from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.models.transformer import Transformer, init_params
-from atgrpo_jax.rollout import RolloutConfig
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.tasks.base import Step, Workflow
-from atgrpo_jax.team import Team
-from atgrpo_jax.trainer import Trainer
-from atgrpo_jax.types import Outcome, Reward, Sample, seed_of
+from atgrpo_jax.rollout.evaluation import EvaluationConfig
+from atgrpo_jax.rollout.rollout import RolloutConfig
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.update.batch import BatchConfig
+from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
 
 SMALL = {"width": 8, "mlp_width": 12, "heads": 4, "kv_heads": 2, "vocab_size": 128}
 MODELS = {

@@ -11,10 +11,10 @@ import transformers
 from fakes import LOGITS
 from reference import forward, ours
 
-from atgrpo_jax import packaged
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.models import hf
-from atgrpo_jax.tokens import FolderTokenizer
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.tokens.tokens import FolderTokenizer
+from atgrpo_jax.tools import model_folder
 
 CHAT = [{"role": "user", "content": "Walk from 03 to 14, past 12.\n\n1 + 1 = 2"}]
 TEXTS = ("[ 03 04 14]", "\n\n1", "  7 + 5 = 12", "naïve café 数学 🙂", "<|im_end|>", "don't\r\n\tgo")
@@ -23,14 +23,14 @@ TEXTS = ("[ 03 04 14]", "\n\n1", "  7 + 5 = 12", "naïve café 数学 🙂", "<|
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smollm2")
-    packaged.write("smollm2-135m", folder)
+    model_folder.write("smollm2-135m", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
-    packaged.write("qwen", folder)
+    model_folder.write("qwen", folder)
     return folder
 
 
@@ -122,15 +122,15 @@ def test_no_program_of_a_package_is_run(tmp_path, monkeypatch):
     shutil.make_archive(str(packages / "odd-1.0"), "gztar", tmp_path, "odd-1.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(packages))
-    monkeypatch.setitem(packaged.SOURCES, "qwen", ("odd==1.0", "file", "0" * 64))
+    monkeypatch.setitem(model_folder.SOURCES, "qwen", ("odd==1.0", "file", "0" * 64))
     with pytest.raises(RunError, match=r"pip cannot download odd==1.0 \(.*No matching distribution"):
-        packaged.write("qwen", tmp_path / "out")
+        model_folder.write("qwen", tmp_path / "out")
     assert not ran.exists()
 
 
 def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
-    package, inside, _ = packaged.SOURCES["qwen"]
-    monkeypatch.setitem(packaged.SOURCES, "qwen", (package, inside, "0" * 64))
+    package, inside, _ = model_folder.SOURCES["qwen"]
+    monkeypatch.setitem(model_folder.SOURCES, "qwen", (package, inside, "0" * 64))
     with pytest.raises(RunError, match="has sha256 b2b1b8.*, expected 000"):
-        packaged.write("qwen", tmp_path / "out")
+        model_folder.write("qwen", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from fakes import PARITY
 
-from atgrpo_jax.engines.pages import PromptPages
-from atgrpo_jax.models.attention import masked_attention
-from atgrpo_jax.models.fused_paged import fused_decode_attention, supports
-from atgrpo_jax.models.paged import (
+from atgrpo_jax.engines.local.paged_attention import (
     Chunk,
     Pages,
     Tiles,
@@ -19,6 +16,9 @@ from atgrpo_jax.models.paged import (
     decode_attention,
     prefill_attention,
 )
+from atgrpo_jax.engines.local.paged_kernel import fused_decode_attention, supports
+from atgrpo_jax.engines.local.prompt_pages import PromptPages
+from atgrpo_jax.models.attention import masked_attention
 
 N, M, H, PAGE = 4, 2, 8, 4
 rng = np.random.default_rng(0)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.tasks import plan_path, sokoban, sudoku
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.types import Outcome
+from atgrpo_jax.common.types import Outcome
+from atgrpo_jax.tasks.games import plan_path, sokoban, sudoku
+from atgrpo_jax.tasks.protocol import Workflow
 
 FOLDER = Path(__file__).parent / "pairs"
 ALONE = Workflow(("mover",))

@@ -4,18 +4,11 @@ import random
 
 import pytest
 
-from atgrpo_jax.tasks.base import Workflow, digest
-from atgrpo_jax.tasks.games import Proposal
-from atgrpo_jax.tasks.grid import parse_moves
-from atgrpo_jax.tasks.plan_path import (
-    Instance,
-    PlanPath,
-    State,
-    Walk,
-    distances,
-    walk_from,
-)
-from atgrpo_jax.types import Outcome
+from atgrpo_jax.common.types import Outcome
+from atgrpo_jax.tasks.games.game import Proposal
+from atgrpo_jax.tasks.games.grid import parse_moves
+from atgrpo_jax.tasks.games.plan_path import Instance, PlanPath, State, Walk, distances, walk_from
+from atgrpo_jax.tasks.protocol import Workflow, digest
 
 TASK = PlanPath(progress=0.4, shortest=0.2, illegal=0.1, invalid=0.2, proposal=0.2)
 # S . #      the goal is 4 moves away: D D R R

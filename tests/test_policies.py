@@ -8,13 +8,13 @@ import pytest
 from fakes import Longest
 from reference import SIZES, make
 
-from atgrpo_jax.config import load
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.mesh import MeshConfig
-from atgrpo_jax.models import hf
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.team import Team
-from atgrpo_jax.trainer import Trainer
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import zlib
 
 import pytest
 
-from atgrpo_jax import code_sources
-from atgrpo_jax.code_sources import LONGEST
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.prepare import DAPO_AFTER, DAPO_BEFORE, convert
-from atgrpo_jax.tasks import code_problems, math_problems
-from atgrpo_jax.tasks.math import Math
-from atgrpo_jax.tasks.sokoban import Sokoban
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.tasks.code import code_problems
+from atgrpo_jax.tasks.games.sokoban import Sokoban
+from atgrpo_jax.tasks.math import math_problems
+from atgrpo_jax.tasks.math.math import Math
+from atgrpo_jax.tools import sources
+from atgrpo_jax.tools.prepare import DAPO_AFTER, DAPO_BEFORE, convert
+from atgrpo_jax.tools.sources import LONGEST
 
 APPS = {
     "problem_id": 7, "question": "Add one.", "starter_code": "", "solutions": '["print(int(input()) + 1)"]',
@@ -184,7 +185,7 @@ def test_private_tests_that_are_code_are_not_loaded(tmp_path):
 
 
 def test_private_tests_that_inflate_to_more_than_a_bound_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(code_sources, "INFLATED", 1 << 20)
+    monkeypatch.setattr(sources, "INFLATED", 1 << 20)
     case = {"input": "1", "output": "x" * (2 << 20), "testtype": "stdin"}
     bomb = base64.b64encode(zlib.compress(pickle.dumps(json.dumps([case])))).decode()
     assert len(bomb) < 10_000
@@ -423,7 +424,7 @@ def test_parquet(tmp_path):
 @pytest.mark.slow
 def test_the_command(tmp_path):
     def command(*args):
-        words = [sys.executable, "-m", "atgrpo_jax.prepare", *args]
+        words = [sys.executable, "-m", "atgrpo_jax.tools.prepare", *args]
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
 
     (tmp_path / "in.jsonl").write_text(json.dumps(APPS) + "\n" + json.dumps(APPS | {"input_output": ""}))

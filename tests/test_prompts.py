@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.sandbox.base import Run
+from atgrpo_jax.sandbox.protocol import Run
 from atgrpo_jax.tasks import prompts
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.code import Code
-from atgrpo_jax.tasks.code_problems import Problem
-from atgrpo_jax.tasks.math import Math
-from atgrpo_jax.tasks.plan_path import PlanPath
-from atgrpo_jax.tasks.sokoban import Sokoban
-from atgrpo_jax.tasks.sudoku import Sudoku
+from atgrpo_jax.tasks.code.code import Code
+from atgrpo_jax.tasks.code.code_problems import Problem
+from atgrpo_jax.tasks.games.plan_path import PlanPath
+from atgrpo_jax.tasks.games.sokoban import Sokoban
+from atgrpo_jax.tasks.games.sudoku import Sudoku
+from atgrpo_jax.tasks.math.math import Math
+from atgrpo_jax.tasks.protocol import Workflow
 
 GOLDEN = Path(__file__).parent / "golden"
 # Texts of two turns, by role; a tool's is what its program prints.

@@ -3,8 +3,8 @@ import json
 import pytest
 from reference import VARIANTS, make, make_tokenizer
 
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.read_back import check_read_back
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.tools.read_back import check_read_back
 
 
 @pytest.fixture

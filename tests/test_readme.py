@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.config import GIN_FOLDER
+from atgrpo_jax.run.gin_config import GIN_FOLDER
 
 ROOT = GIN_FOLDER.parent
 TEXT = (ROOT / "README.md").read_text()

@@ -3,10 +3,10 @@ import math
 
 import pytest
 
-from atgrpo_jax.config import load
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.report import plot_curves, summarise, summary_text
-from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.report import plot_curves, summarise, summary_text
 
 
 def test_summary_and_curves_from_metrics_alone(tmp_path):

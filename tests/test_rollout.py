@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
 
-from atgrpo_jax.errors import PromptTooLong, RunError, Stopped
-from atgrpo_jax.finite import NotFinite
-from atgrpo_jax.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
-from atgrpo_jax.sandbox.base import Program, Run
-from atgrpo_jax.stopping import ONE_STOP_S, Stopping
-from atgrpo_jax.tasks.base import Step, Workflow
-from atgrpo_jax.team import Team
-from atgrpo_jax.types import Outcome, Reward, Sampling
+from atgrpo_jax.common.errors import PromptTooLong, RunError, Stopped
+from atgrpo_jax.common.finite import NotFinite
+from atgrpo_jax.common.stopping import ONE_STOP_S, Stopping
+from atgrpo_jax.common.types import Outcome, Reward, Sampling
+from atgrpo_jax.rollout.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.tasks.protocol import Step, Workflow
 
 SAMPLING = Sampling(1.0, 8)
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from fakes import group
 
-from atgrpo_jax.config import load, render
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.groups import Credited
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.saved_run import claim
-from atgrpo_jax.tokens import TinyTokenizer
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.gin_config import load, render
+from atgrpo_jax.run.saved import claim
+from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fakes import PARITY
 
-from atgrpo_jax.models.sampling import BLOCK, Rules, pick, uniforms
+from atgrpo_jax.engines.local.sampling import BLOCK, Rules, pick, uniforms
 
 jit_pick = jax.jit(pick)
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.errors import RunError
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.sandbox import kernel, pool, start
-from atgrpo_jax.sandbox.base import Program
 from atgrpo_jax.sandbox.pool import SandboxConfig
+from atgrpo_jax.sandbox.protocol import Program
 
 SMALL = SandboxConfig(workers=1, wall=1.5, cpu=1, memory_mb=128, output_kb=16, threads=16)
 HELLO = Program("print('hello', input())", "you")
@@ -668,7 +668,7 @@ def test_a_worker_killed_while_a_program_runs(monkeypatch):
 def test_all_ends_with_the_trainer(tmp_path):
     """Also if it is killed: workers and the programs that they run."""
     script = (
-        "import threading, time\nfrom atgrpo_jax.sandbox.base import Program\n"
+        "import threading, time\nfrom atgrpo_jax.sandbox.protocol import Program\n"
         "from atgrpo_jax.sandbox.pool import SandboxConfig\n"
         "sandbox = SandboxConfig(workers=1, wall=60.0).build()\n"
         "sleep = Program('import time; time.sleep(60)')\n"

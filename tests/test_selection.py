@@ -2,8 +2,8 @@ import collections
 
 import pytest
 
-from atgrpo_jax.selection import choose
-from atgrpo_jax.types import Reward
+from atgrpo_jax.common.types import Reward
+from atgrpo_jax.credit.selection import choose
 
 REWARDS = [Reward.of(0.0, a=3.0), Reward.of(1.0, a=1.0), None, Reward.of(2.0, a=-5.0)]
 

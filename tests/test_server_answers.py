@@ -8,9 +8,9 @@ from fuzz import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atgrpo_jax.engines import answers, secrets, servers
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.types import Sample, Sampling
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Sample, Sampling
+from atgrpo_jax.engines.sglang import replies, secrets, servers
 
 ASKED, STOPS, SIZE = Sampling(1.0, 3, stop=("x",)), frozenset({3}), 10
 NUMBERS = st.one_of(
@@ -82,8 +82,8 @@ def test_any_json_is_read_as_itself_or_refused(value):
     """As others write it: with NaN and infinities, which are no JSON."""
     text = json.dumps(value)
     try:
-        assert json.dumps(answers.parse(text.encode())) == text
-    except answers.Unusable as error:
+        assert json.dumps(replies.parse(text.encode())) == text
+    except replies.Unusable as error:
         assert "NaN" in text or ("Infinity" in text and str(error).isprintable())
     check(value)
 
@@ -96,8 +96,8 @@ def test_any_bytes_are_json_or_refused(tail, cut, head):
     whole = json.dumps(right()).encode()
     for raw in (tail, head * 3000 + tail, whole[:cut] + tail + whole[cut:]):
         try:
-            json.dumps(answers.parse(raw))
-        except answers.Unusable as error:
+            json.dumps(replies.parse(raw))
+        except replies.Unusable as error:
             assert str(error).isprintable() and len(str(error)) < 500
 
 
@@ -124,9 +124,9 @@ def test_errors_of_all_forms_are_a_line_without_the_key(value, status):
     ids=lambda text: text[:12].encode("ascii", "replace").decode(),
 )  # fmt: skip
 def test_what_is_no_json(text):
-    with pytest.raises(answers.Unusable):
-        answers.parse(text.encode(errors="surrogatepass"))
+    with pytest.raises(replies.Unusable):
+        replies.parse(text.encode(errors="surrogatepass"))
 
 
 def test_an_empty_answer_is_none():
-    assert answers.parse(b" \n") is None and answers.parse(b"[1e400]") == [math.inf]
+    assert replies.parse(b" \n") is None and replies.parse(b"[1e400]") == [math.inf]

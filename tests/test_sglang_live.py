@@ -20,22 +20,22 @@ import numpy as np
 import pytest
 from scripted_server import ScriptedServer
 
-from atgrpo_jax.config import GIN_FOLDER
-from atgrpo_jax.engines import draws, sglang
-from atgrpo_jax.engines import fleet as fleets
-from atgrpo_jax.engines.base import Request, Served
-from atgrpo_jax.engines.local import LocalEngineConfig
-from atgrpo_jax.engines.processes import free_port
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.models import hf
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Address, GroupKey, Sampling
+from atgrpo_jax.engines.gate import Gate, push
+from atgrpo_jax.engines.local.local import LocalEngineConfig
+from atgrpo_jax.engines.protocol import Request, Served
+from atgrpo_jax.engines.sglang import draws, sglang
+from atgrpo_jax.engines.sglang import fleet as fleets
+from atgrpo_jax.engines.sglang.processes import free_port
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
 from atgrpo_jax.models.transformer import run as run_model
-from atgrpo_jax.tokens import TinyTokenizer
-from atgrpo_jax.types import Address, GroupKey, Sampling
-from atgrpo_jax.weight_sync import Gate, push
+from atgrpo_jax.run.gin_config import GIN_FOLDER
+from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -401,7 +401,7 @@ def run(folder, engine, *params):
 
 def test_smoke_trains_on_a_server_that_it_starts_with_the_same_curve(tmp_path):
     engine = f"""
-from atgrpo_jax.engines import sglang
+from atgrpo_jax.engines.sglang import sglang
 experiment.Experiment.engine = @sglang.SGLangConfig()
 sglang.SGLangConfig.command = "bash {ROOT}/launch/serve_sglang.sh"
 """

@@ -5,9 +5,10 @@ import random
 
 import pytest
 
-from atgrpo_jax.tasks.grid import MOVES
-from atgrpo_jax.tasks.sokoban import Sokoban, State, walk_from
-from atgrpo_jax.tasks.sokoban_rooms import (
+from atgrpo_jax.common.types import Outcome
+from atgrpo_jax.tasks.games.grid import MOVES
+from atgrpo_jax.tasks.games.sokoban import Sokoban, State, walk_from
+from atgrpo_jax.tasks.games.sokoban_rooms import (
     FAR,
     Instance,
     TooHard,
@@ -16,7 +17,6 @@ from atgrpo_jax.tasks.sokoban_rooms import (
     pushes,
     solve,
 )
-from atgrpo_jax.types import Outcome
 
 TASK = Sokoban()
 ROOM = Instance(("######", "#@   #", "# $  #", "#    #", "#   .#", "######"))

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from atgrpo_jax.errors import Stopped
-from atgrpo_jax.stopping import LOOK_S, ONE_STOP_S, PATIENCE_S, Stopping
+from atgrpo_jax.common.errors import Stopped
+from atgrpo_jax.common.stopping import LOOK_S, ONE_STOP_S, PATIENCE_S, Stopping
 
 
 def send(number):
@@ -157,7 +157,7 @@ def test_a_main_thread_that_hears_nothing_is_ended():
     """Its time goes by in one call of C, in which Python runs no handler: a compiler, say."""
     program = (
         "import ctypes\n"
-        "from atgrpo_jax.stopping import Stopping\n"
+        "from atgrpo_jax.common.stopping import Stopping\n"
         "mutex = ctypes.create_string_buffer(64)\n"
         "lock = ctypes.CDLL(None).pthread_mutex_lock\n"
         "with Stopping():\n"

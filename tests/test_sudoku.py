@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.tasks.sudoku import (
+from atgrpo_jax.common.types import Outcome
+from atgrpo_jax.tasks.games.sudoku import (
     Instance,
     State,
     Sudoku,
@@ -18,7 +18,7 @@ from atgrpo_jax.tasks.sudoku import (
     read_puzzles,
     solutions,
 )
-from atgrpo_jax.types import Outcome
+from atgrpo_jax.tasks.protocol import Workflow
 
 TASK = Sudoku()
 # 1 2 | 3 .      one solution; empty: 03 11 22 30

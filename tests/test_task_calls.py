@@ -6,18 +6,18 @@ import random
 import pytest
 from fakes import CharTokenizer, Longest, Sum
 
-from atgrpo_jax.config import load
-from atgrpo_jax.data import SPLITS
-from atgrpo_jax.errors import ConfigError, RunError, Stopped
-from atgrpo_jax.evaluation import available
-from atgrpo_jax.rollout import Player, play_all
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.stopping import Stopping
-from atgrpo_jax.task_calls import calling
-from atgrpo_jax.team import Team
-from atgrpo_jax.trainer import Trainer
-from atgrpo_jax.types import Sampling
-from atgrpo_jax.warm_start import demonstrations
+from atgrpo_jax.common.errors import ConfigError, RunError, Stopped
+from atgrpo_jax.common.stopping import Stopping
+from atgrpo_jax.common.types import Sampling
+from atgrpo_jax.rollout.evaluation import available
+from atgrpo_jax.rollout.rollout import Player, play_all
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.tasks.calls import calling
+from atgrpo_jax.tasks.data import SPLITS
+from atgrpo_jax.update.warm_start import demonstrations
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from atgrpo_jax.team import Team
+from atgrpo_jax.rollout.team import Team
 
 ROLES = ("scout", "mover")
 

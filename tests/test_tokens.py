@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import make_tokenizer
 
-from atgrpo_jax import chat
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.tokens import SPECIALS, WORDS, FolderTokenizer, TinyTokenizer, check_same_ids
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.tokens import chat
+from atgrpo_jax.tokens.tokens import SPECIALS, WORDS, FolderTokenizer, TinyTokenizer, check_same_ids
 
 TOKENIZER = TinyTokenizer(words=("go", "goal", " at"))
 END, USER, ASSISTANT = 260, 262, 263  # 256 bytes, 3 words, then the specials in their order

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import transformers
 
-from atgrpo_jax import config
-from atgrpo_jax.checkpoint import Checkpoints
-from atgrpo_jax.learner import Learner
-from atgrpo_jax.models import hf
+from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
-from atgrpo_jax.run_folder import RunFolder
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 
-STEPS = config.load("smoke.gin").steps
+STEPS = gin_config.load("smoke.gin").steps
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def whole(place):
 
 
 def parameters(folder, step):
-    x = config.load(str(folder.config))
+    x = gin_config.load(str(folder.config))
     learner = Learner(
         Transformer(x.model, x.tokenizer.vocab_size), x.optimizer, x.loss.objective(), x.mesh.build()
     )
@@ -180,7 +180,7 @@ def test_evaluate_plays_a_run_on_another_task_than_it_was_trained_on(whole, plac
 
 def test_a_run_that_started_from_no_folder_is_exported_as_one(whole, place):
     finish(start(place, "--run_dir=whole", "--out=exported", module="export"))
-    x = config.load("smoke.gin")
+    x = gin_config.load("smoke.gin")
     read = hf.model_config(str(place / "exported" / "shared"), "float32")
     assert read == dataclasses.replace(x.model, vocab_size=x.tokenizer.vocab_size)
     assert transformers.AutoModelForCausalLM.from_pretrained(place / "exported" / "shared").num_parameters()
@@ -266,7 +266,7 @@ def test_variants_run_and_resume(place, params, changes):
     gin_file = place / "variant.gin"
     gin_file.write_text(
         "from __gin__ import dynamic_registration\n"
-        "from atgrpo_jax import experiment\nfrom atgrpo_jax import learner\nfrom atgrpo_jax import team\n"
+        "from atgrpo_jax.run import experiment\nfrom atgrpo_jax.update import learner\nfrom atgrpo_jax.rollout import team\n"
         'include "smoke.gin"\n'
         "experiment.Experiment.team = @team.Team()\n"
     )

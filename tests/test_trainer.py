@@ -9,21 +9,21 @@ import oracle
 import pytest
 from fakes import Answering, CharTokenizer, Sum, by_path, of_policy, quickly_compiled  # noqa: F401
 
-from atgrpo_jax.batch import BatchConfig
-from atgrpo_jax.checkpoint import Checkpoints
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.evaluation import EvaluationConfig
-from atgrpo_jax.experiment import Experiment
-from atgrpo_jax.groups import CreditConfig
-from atgrpo_jax.learner import LossConfig, OptimizerConfig
-from atgrpo_jax.loop import train
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Outcome, Reward, Sample
+from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.rollout import RolloutConfig
-from atgrpo_jax.run_folder import RunFolder
-from atgrpo_jax.tasks.base import Step, Workflow
-from atgrpo_jax.team import Team
-from atgrpo_jax.trainer import Trainer
-from atgrpo_jax.types import Outcome, Reward, Sample
+from atgrpo_jax.rollout.evaluation import EvaluationConfig
+from atgrpo_jax.rollout.rollout import RolloutConfig
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.loop import train
+from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.update.batch import BatchConfig
+from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
 
 MODEL = ModelConfig(layers=1, width=8, mlp_width=12, heads=2, kv_heads=1, head_size=4)
 TOKENIZER = CharTokenizer()  # one for all, as its name in a run's identity is its place in memory

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from atgrpo_jax import trees
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.trees import Damaged, about_tree, read_tree, write_tree
+from atgrpo_jax.arrays import trees
+from atgrpo_jax.arrays.trees import Damaged, about_tree, read_tree, write_tree
+from atgrpo_jax.common.errors import RunError
 
 
 def tree(first=0.0):

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from atgrpo_jax.types import Address, GroupKey, Reward, Sampling, seed_of
+from atgrpo_jax.common.types import Address, GroupKey, Reward, Sampling, seed_of
 
 KEY = GroupKey(12, "train", 3, 0, 1, "coder")
 

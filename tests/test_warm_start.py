@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from fakes import CharTokenizer, Longest, quickly_compiled  # noqa: F401
 
-from atgrpo_jax.batch import BatchConfig
-from atgrpo_jax.learner import OptimizerConfig
-from atgrpo_jax.mesh import MeshConfig
+from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.transformer import Transformer, init_params
-from atgrpo_jax.tasks.base import Workflow
-from atgrpo_jax.team import Team
-from atgrpo_jax.warm_start import WarmStartConfig, warm_start
+from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.update.batch import BatchConfig
+from atgrpo_jax.update.learner import OptimizerConfig
+from atgrpo_jax.update.warm_start import WarmStartConfig, warm_start
 
 MODEL = ModelConfig(layers=1, width=8, mlp_width=8, heads=2, kv_heads=1, head_size=4)
 CONFIG = WarmStartConfig(steps=2, instances=1, candidates=2, learning_rate=1e-2, warmup=1)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from atgrpo_jax.config import load
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.policies import Policies
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.policies import Policies
 
 
 def experiment(cache):

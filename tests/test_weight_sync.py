@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 from fakes import ScriptedEngine, small_model
 
-from atgrpo_jax.engines.local import LocalEngine, LocalEngineConfig
-from atgrpo_jax.errors import RunError
-from atgrpo_jax.finite import NotFinite
-from atgrpo_jax.finite_arrays import not_finite
-from atgrpo_jax.models.lora import init_adapter
-from atgrpo_jax.models.transformer import Weights, init_params
-from atgrpo_jax.weight_sync import (
+from atgrpo_jax.arrays.finite_trees import not_finite
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.finite import NotFinite
+from atgrpo_jax.engines.gate import (
     CHOSEN,
     KEPT,
     LAST,
@@ -26,6 +23,9 @@ from atgrpo_jax.weight_sync import (
     judge,
     push,
 )
+from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.models.lora import init_adapter
+from atgrpo_jax.models.transformer import Weights, init_params
 
 MODEL, STOP = small_model(), 3
 CONFIG = LocalEngineConfig(rows=64, page=8, max_prompt=16, prompt_cache=256, prefill=16)

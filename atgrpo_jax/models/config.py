@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from atgrpo_jax.checks import check_types, require
+from atgrpo_jax.common.checks import check_types, require
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "block"]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from atgrpo_jax.types import TILE, Trained
+from atgrpo_jax.common.types import TILE, Trained
 
 CHUNK_BYTES = 2**26  # of float32 logits on one device at a time, unless one tile a row has more
 ROWS, VOCAB = ("data", "fsdp"), "tensor"  # mesh axes

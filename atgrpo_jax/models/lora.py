@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atgrpo_jax.checks import check_types, require
-from atgrpo_jax.models.hf import save_tensors, tensor_name
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.models.hf.hf import save_tensors, tensor_name
 
 
 @dataclasses.dataclass(frozen=True)

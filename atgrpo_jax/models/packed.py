@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from atgrpo_jax.mesh import platform_of
+from atgrpo_jax.arrays.mesh import platform_of
+from atgrpo_jax.common.types import TILE, Batch
 from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
-from atgrpo_jax.models.fused import fused_attention, supports
+from atgrpo_jax.models.attention_kernel import fused_attention, supports
 from atgrpo_jax.models.head import ROWS, Head, Objective, table, token_logprobs, token_loss
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Attend, Transformer, Weights, run
-from atgrpo_jax.types import TILE, Batch
 
 
 class Packed:

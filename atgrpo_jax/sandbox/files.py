@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from atgrpo_jax.sandbox import program
-from atgrpo_jax.sandbox.base import End, Program, Run
+from atgrpo_jax.sandbox.protocol import End, Program, Run
 
 Why = Literal["", "timeout", "limit"]
 _LAST = 4000  # bytes of stderr that are kept

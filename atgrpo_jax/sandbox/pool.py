@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from atgrpo_jax.checks import check_types, require
-from atgrpo_jax.errors import RunError
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.sandbox import files, kernel, packages, start
-from atgrpo_jax.sandbox.base import Program, Run
+from atgrpo_jax.sandbox.protocol import Program, Run
 
 Level = Literal["limits", "kernel", "namespaces"]
 LEVELS: tuple[Level, ...] = ("limits", "kernel", "namespaces")  # weakest first

@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from atgrpo_jax.checks import require
-from atgrpo_jax.types import Message, hash_bytes
+from atgrpo_jax.common.checks import require
+from atgrpo_jax.common.types import Message, hash_bytes
 
 SHIPPED = Path(__file__).parent / "templates"
 

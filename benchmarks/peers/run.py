@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from items import ITEMS, Item  # noqa: E402
 
-from atgrpo_jax.models import hf  # noqa: E402
+from atgrpo_jax.models.hf import hf  # noqa: E402
 from atgrpo_jax.models.transformer import Transformer, init_params  # noqa: E402
 
 TRAINERS = {"trl": "trl", "tunix": "tunix"}  # script: environment

@@ -11,7 +11,7 @@ OPTIMIZER = " ".join(
 )  # fmt: skip
 
 FAULTS = {
-    ("loss.py", "test_loss.py test_oracle.py"): [
+    ("update/loss.py", "test_loss.py test_oracle.py"): [
         ("jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)", "jnp.clip(ratio_BT, 1 - clip_high, 1 + clip_low)", "the bounds change places"),
         ("jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)", "jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_low)", "the upper bound is the lower one's"),
         ("jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)", "jnp.clip(ratio_BT, 1 / (1 + clip_low), 1 + clip_high)", "another lower bound"),
@@ -31,7 +31,7 @@ FAULTS = {
         ("reference_logprobs_BT - logprobs_BT, 0.0", "logprobs_BT - reference_logprobs_BT, 0.0",
          "the penalty's estimate is of the other direction"),
     ],
-    ("advantages.py", "test_advantages.py test_groups.py"): [
+    ("credit/advantages.py", "test_advantages.py test_groups.py"): [
         ("rewards.sum(1, keepdims=True) / count", "rewards.mean(1, keepdims=True)", "the mean counts excluded ones"),
         ("+ EPSILON)", "* EPSILON)", "divided by almost nothing"),
         ("(centred**2).sum(1, keepdims=True) / count", "(centred**2).sum(1, keepdims=True) / (count - 1)",
@@ -41,7 +41,7 @@ FAULTS = {
         ("np.where(signal_G[:, None], centred, 0.0)", "np.where(signal_G[:, None], centred, 1.0)",
          "groups without signal push"),
     ],
-    ("groups.py", "test_groups.py test_oracle.py"): [
+    ("credit/groups.py", "test_groups.py test_oracle.py"): [
         ("[[_reward(c, alpha) for c in g.candidates] for g in groups]",
          "[[_reward(c, 1.0) for c in g.candidates] for g in groups]", "alpha is not heard"),
         ("(m & s)[: len(g.candidates)]", "m[: len(g.candidates)]", "groups without signal are trained"),
@@ -62,7 +62,7 @@ FAULTS = {
         ("outcomes = collections.Counter(c.outcome.value for g in groups",
          "outcomes = collections.Counter(c.outcome.value for g in groups[:1]", "outcomes of the first group"),
     ],
-    ("batch.py", "test_batch.py test_oracle.py"): [
+    ("update/batch.py", "test_batch.py test_oracle.py"): [
         ('if aggregate == "candidate":', 'if aggregate == "constant":', "the aggregates change places"),
         ("1.0 / (groups * members_G1 * lengths_GK)", "1.0 / (members_G1 * lengths_GK)", "groups are added up"),
         ("1.0 / (groups * members_G1 * lengths_GK)", "1.0 / (groups * lengths_GK)", "candidates are added up"),
@@ -93,21 +93,21 @@ FAULTS = {
         ("while tokens < longest:", "while tokens <= longest:", "rows double too early"),
         ("if room >= size), None)", "if room > size), None)", "what just fits gets another row"),
     ],
-    ("selection.py", "test_selection.py test_trainer.py"): [
+    ("credit/selection.py", "test_selection.py test_trainer.py"): [
         ("best = max(scores.values())", "best = min(scores.values())", "the worst is executed"),
         ('"mixed": reward.mixed(alpha)', '"mixed": reward.mixed(1.0)', "alpha is not heard"),
         ("return random.Random(seed).choice(present)", "return present[0]", "the first of the best, always"),
         ('if by == "first":\n        return present[0]', 'if by == "first":\n        return 0', "an excluded one is executed"),
         ('if by != "random":', 'if by == "random":', "the others are drawn at random"),
     ],
-    ("types.py", "test_types.py test_groups.py test_trainer.py test_engine_local.py::test_siblings_differ_and_so_does_the_next_step"): [
+    ("common/types.py", "test_types.py test_groups.py test_trainer.py test_engine_local.py::test_siblings_differ_and_so_does_the_next_step"): [
         ("return alpha * self.team + self.local", "return self.team + alpha * self.local", "alpha weighs the other part"),
         ('{self.seed}/{self.group.path()}/{self.k}', '{self.seed}/{self.group.path()}', "siblings draw the same"),
         ('{self.seed}/{self.group.path()}/{self.k}', '{self.group.path()}/{self.k}', "all seeds draw the same"),
         ("{self.step}/{self.split}/{self.instance}", "{self.split}/{self.instance}", "all steps draw the same"),
         ("/{self.turn}/{self.role}", "/{self.role}", "all turns draw the same"),
     ],
-    ("learner.py", OPTIMIZER): [
+    ("update/learner.py", OPTIMIZER): [
         ("optax.clip_by_global_norm(self.clip_norm)", "optax.clip_by_global_norm(1e9)", "gradients are not clipped"),
         ("optax.clip_by_global_norm(self.clip_norm)", "optax.clip(self.clip_norm)", "gradients are clipped number by number"),
         ("eps=self.epsilon, weight_decay=self.weight_decay", "eps=1e-8, weight_decay=self.weight_decay", "epsilon is not heard"),
@@ -121,7 +121,7 @@ FAULTS = {
         ("total, peak * self.final", "total, 0.0", "the rate falls to nothing"),
         ("total = self.warmup + self.decay", "total = self.decay", "the decay is shorter by the warm-up"),
     ],
-    ("learner.py", "test_learner.py::test_the_objective_by_hand test_oracle.py test_learner.py"): [
+    ("update/learner.py", "test_learner.py::test_the_objective_by_hand test_oracle.py test_learner.py"): [
         ("loss -= self.entropy * metrics", "loss += self.entropy * metrics", "entropy is punished"),
         ("loss += self.kl * metrics", "loss -= self.kl * metrics", "distance is paid"),
         ("loss += self.kl * metrics", "loss += metrics", "the coefficient is lost"),
@@ -150,18 +150,18 @@ FAULTS = {
          "corrected = (self.corrected(state.params, x, temperature, correction, base) for x in batches)",
          "old logprobs by parameters after some updates"),
     ],
-    ("loss.py", "test_loss.py test_learner.py::test_the_objective_by_hand"): [
+    ("update/loss.py", "test_loss.py test_learner.py::test_the_objective_by_hand"): [
         ("(bounded_exp(d_BT) - 1 - d_BT)", "(bounded_exp(d_BT) - 1)", "an estimate of KL that can be negative"),
         ("-jnp.sum(weights_BT * jnp.where(weights_BT > 0, logprobs_BT, 0.0))", "-jnp.sum(jnp.where(weights_BT > 0, logprobs_BT, 0.0))", "cloning forgets weights"),
     ],
-    ("advantages.py", "test_advantages.py test_groups.py test_oracle.py"): [
+    ("credit/advantages.py", "test_advantages.py test_groups.py test_oracle.py"): [
         ("signal_G = apart(low, high)", "signal_G = low < np.inf", "equal rewards are a signal"),
         ("signal_G = apart(low, high)", "signal_G = high > low", "rewards that differ by rounding are a signal"),
     ],
-    ("learner.py", "test_learner.py::test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own_tokens test_oracle.py"): [
+    ("update/learner.py", "test_learner.py::test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own_tokens test_oracle.py"): [
         ("np.minimum(np.exp(np.minimum(ratio_ABT, LARGEST)), np.float32(most))", "np.exp(np.minimum(ratio_ABT, LARGEST))", "importance weights are not truncated"),
     ],
-    ("updates.py", "test_learner.py::test_metrics_of_a_policy_that_sampled_its_own_tokens test_oracle.py"): [
+    ("update/updates.py", "test_learner.py::test_metrics_of_a_policy_that_sampled_its_own_tokens test_oracle.py"): [
         ('counts | {"logprob_gap": float(self.records[0]["logprob_gap"])}', "counts", "the gap is a mean over updates"),
         ("np.mean([r[name] for r in self.records])", "np.mean([r[name] for r in self.records[:1]])", "metrics of the first update alone"),
         ('"updates": float(len(self.records))', '"updates": 1.0', "the number of updates is always one"),

@@ -1,7 +1,7 @@
 """Rows of problem files, and how downloads become them."""
 
 FAULTS = {
-    ("data.py", "test_data.py test_math.py"): [
+    ("tasks/data.py", "test_data.py test_math.py"): [
         ("SPLITS[SPLITS.index(split) + 1 :]", "SPLITS[SPLITS.index(split) + 2 :]", "what validates is trained on"),
         ("SPLITS[SPLITS.index(split) + 1 :]", "SPLITS[3:]", "what is tested on is trained on"),
         ("distinct = {key(row): row for row in reversed(rows)}", "distinct = dict(enumerate(reversed(rows)))", "rows come twice"),
@@ -12,25 +12,25 @@ FAULTS = {
         ("except (OSError, EOFError, zlib.error, UnicodeDecodeError)", "except (OSError, UnicodeDecodeError)", "damaged files are tracebacks"),
         ("enumerate(lines, 1)", "enumerate(lines)", "errors name the line before"),
     ],
-    ("prepare.py", "test_prepare.py"): [
+    ("tools/prepare.py", "test_prepare.py"): [
         ("if name in seen:", "if False:", "rows come twice"),
         ('if row.get("answer_type") == "Need_human_evaluate":', "if False:", "answers that people must judge"),
         ("json.dumps(row | {\"id\": \"\"})", "json.dumps(row)", "the same problem under two names"),
         ("partial.replace(path)", "pass", "nothing is written"),
         (".removeprefix(DAPO_BEFORE)", "", "DAPO's own prompt is part of the problem"),
     ],
-    ("downloads.py", "test_prepare.py"): [
+    ("tools/downloads.py", "test_prepare.py"): [
         ("if start.startswith((b\"<!doctype\", b\"<html\", b\"<?xml\")):", "if False:", "web pages are data"),
         ("if level:\n        yield level", "if False:\n        yield level", "the last level is lost"),
         ("csv.field_size_limit(1 << 30)", "csv.field_size_limit(1 << 16)", "long fields are errors"),
         ("return iter(whole if isinstance(whole, list) else whole.values())", "return iter(whole)", "an object's rows are its keys"),
     ],
-    ("data.py", "test_data.py"): [
+    ("tasks/data.py", "test_data.py"): [
         ("return sign.lower() if len(sign) > 1", "return sign if len(sign) > 1", "a capital letter makes another problem"),
         ("_SIGNS.findall(_MARKS.sub", "re.findall(r\"\\w+\", _MARKS.sub", "signs do not count"),
         ("if not isinstance(row[name], kind) or", "if", "fields of any type"),
     ],
-    ("code_sources.py", "test_prepare.py"): [
+    ("tools/sources.py", "test_prepare.py"): [
         ('language in (PYTHON3, "PYTHON3")', "True", "a solution in any language"),
         ('if row.get("input_file"):', "if False:", "problems that read files"),
         ("if len(given) != len(expected):", "if False:", "as many results as there happen to be"),
@@ -38,7 +38,7 @@ FAULTS = {
         ('raise Unusable("private tests are not plain data")', "return super().find_class(module, name)", "a download runs code"),
         ('return f"in ({expected[0]!r}, {expected!r})"', 'return f"== {expected!r}"', "a list of one must be a list"),
     ],
-    ("truths.py", "test_prepare.py test_math.py"): [
+    ("tools/truths.py", "test_prepare.py test_math.py"): [
         ("if len(found) > 1:", "if False:", "several answers are one"),
     ],
 }  # fmt: skip

@@ -3,7 +3,7 @@
 LOCAL = "test_engine_local.py test_lora.py"
 
 FAULTS = {
-    ("models/sampling.py", "test_sampling.py"): [
+    ("engines/local/sampling.py", "test_sampling.py"): [
         ("jnp.where(greedy_R1, 1.0, rules.temperature[:, None])", "jnp.where(greedy_R1, 1.0, 1.0)", "temperature is not heard"),
         ("_logprob(chosen_R, highest_R, _sums(scaled_RSE, highest_R)), drawn_logprobs_R)", "drawn_logprobs_R, drawn_logprobs_R)",
          "with rules the learner's logprob is that of what was left"),
@@ -21,7 +21,7 @@ FAULTS = {
         ("jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)", "bits", "negative logits are in the wrong order"),
         ("rules.top_k > 0, rules.top_p < 1, rules.min_p > 0,", "rules.top_k > 0, rules.top_p < 1,", "min-p alone is not heard"),
     ],
-    ("engines/decoding.py", LOCAL): [
+    ("engines/local/decoding.py", LOCAL): [
         ("uniforms(flat.key, count_R)", "uniforms(flat.key, 0 * count_R)", "one number for all steps"),
         ("jnp.where((count_R < flat.least)[:, None], stop_ids, -1)", "jnp.where((count_R < 0)[:, None], stop_ids, -1)",
          "stops before the least length"),
@@ -34,7 +34,7 @@ FAULTS = {
         ("count_Ds % z.place, k, v)", "0 * count_Ds, k, v)", "all tokens of a page in one place"),
         ("state_R = pattern_TV[state_R, drawn.tokens]", "state_R = pattern_TV[0, drawn.tokens]", "patterns begin again with every token"),
     ],
-    ("engines/lanes.py", LOCAL): [
+    ("engines/local/lanes.py", LOCAL): [
         ("rows.key[at] = ticket.request.addresses[k].key_words()", "rows.key[at] = ticket.request.addresses[0].key_words()", "siblings draw the same"),
         ("rows.rules.top_p[at], rows.rules.min_p[at] = sampling.top_p, sampling.min_p", "rows.rules.top_p[at], rows.rules.min_p[at] = 1.0, sampling.min_p", "top-p is not heard"),
         ("rows.rules.never[at][: len(sampling.banned)] = sampling.banned", "pass", "bans are not heard"),
@@ -50,7 +50,7 @@ FAULTS = {
         ("ticket.done[branch.k] = branch", "ticket.done[len(ticket.done)] = branch", "samples in the order of their ends"),
         ("block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0", "0", "pages are computed before the ones that they read"),
     ],
-    ("engines/local.py", LOCAL): [
+    ("engines/local/local.py", LOCAL): [
         ("self._weights[policy] = (weights, version)\n        self._families.clear()", "self._weights[policy] = (weights, version)", "old weights draw on"),
         ("        self._lanes.clear()\n", "", "what is known of prompts outlives a push"),
         ('finish="stop" if branch.stopped else "length"', 'finish="stop"', "truncation is not told"),
@@ -61,13 +61,13 @@ FAULTS = {
         ("ticket.asked < late", "ticket.asked > late", "deadlines end who is on time"),
         ("if lane not in self._lanes.values():  # weights were pushed", "if False:  # weights were pushed", "a sample is of two versions"),
     ],
-    ("engines/pages.py", "test_engine_local.py test_paged.py"): [
+    ("engines/local/prompt_pages.py", "test_engine_local.py test_paged.py"): [
         ("page = self._known.get((pages[-1] if pages else root, chunk))", "page = self._known.get((root, chunk))", "pages are known by themselves alone"),
         ("self._readers[page] += 1", "pass", "pages that are read are taken away"),
         ("del self._known[self._names.pop(page)]", "self._names.pop(page)", "what a page held before is still found in it"),
         ("for page in reversed(pages):", "for page in pages:", "parents are evicted before their children"),
     ],
-    ("models/paged.py", "test_paged.py test_engine_local.py"): [
+    ("engines/local/paged_attention.py", "test_paged.py test_engine_local.py"): [
         ("q = (q_FpNH * H**-0.5)", "q = (q_FpNH * 1.0)", "prompts' scores are not scaled"),
         ("q_SMRH = (q_SNH * H**-0.5)", "q_SMRH = (q_SNH * H**-1.0)", "answers' scores are scaled twice"),
         ("sees_F = (j < chunk.number)", "sees_F = (j <= chunk.number)", "a page reads itself twice"),
@@ -120,19 +120,19 @@ FAULTS = {
         ("delta = scale * jnp.matmul", "delta = jnp.matmul", "merged without the scale"),
         ('"lora_alpha": config.alpha', '"lora_alpha": config.rank', "an exported adapter has another scale"),
     ],
-    ("models/hf.py", "test_hf.py"): [
+    ("models/hf/hf.py", "test_hf.py"): [
         ('return path.endswith(("kernel", "head"))', 'return path.endswith("kernel")', "an own head is not transposed"),
         ('"k": "self_attn.k_proj"', '"k": "self_attn.v_proj"', "keys are values"),
         ("if missing:\n        raise", "if False:\n        raise", "a folder that lacks a tensor"),
         ("if extra:\n        raise", "if False:\n        raise", "a folder with more than the model has"),
         ("if shard and size + bytes_ > most:", "if False:", "folders are one file, however large"),
     ],
-    ("tokens.py", "test_tokens.py"): [
+    ("tokens/tokens.py", "test_tokens.py"): [
         ("key=lambda word: (-len(word), word)", "key=lambda word: (len(word), word)", "the shortest piece wins"),
         ("return (*self._encode(text), self._special[\"<|end|>\"])", "return (*self._encode(text),)", "answers do not end"),
         ("256 + len(self.words) + i for i, name", "256 + i for i, name", "specials have the ids of words"),
     ],
-    ("models/hf_config.py", "test_hf.py test_folders.py"): [
+    ("models/hf/config_json.py", "test_hf.py test_folders.py"): [
         ("rope_theta=theta,", "rope_theta=10_000.0,", "the folder's rope_theta is not heard"),
         ('tied=said.flag("tie_word_embeddings", False),', "tied=True,", "all heads are tied"),
         ('rms_epsilon=said.positive("rms_norm_eps", 1e-6),', "rms_epsilon=1e-6,", "the folder's epsilon is not heard"),

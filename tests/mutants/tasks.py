@@ -1,7 +1,7 @@
 """Games, mathematics and programs: what is paid, what is read, and what is right."""
 
 FAULTS = {
-    ("tasks/games.py", "test_games.py test_plan_path.py test_sokoban.py test_sudoku.py"): [
+    ("tasks/games/game.py", "test_games.py test_plan_path.py test_sokoban.py test_sudoku.py"): [
         ("-self.illegal / turns * played.illegal", "self.illegal / turns * played.illegal", "illegal moves are paid"),
         ("invalid=-self.invalid / turns", "invalid=self.invalid / turns", "answers without a list are paid"),
         ("float(played.solved), progress=self.progress", "1.0, progress=self.progress", "the team is paid for nothing"),
@@ -17,12 +17,12 @@ FAULTS = {
         ("(run.built + (run.end == \"ok\")) / 2", "run.built", "a program that fails is paid in full"),
         ('text, outcome = "", Outcome.TOOL_TIMEOUT', 'outcome = Outcome.TOOL_TIMEOUT', "what a program printed before its limit counts"),
     ],
-    ("tasks/grid.py", "test_plan_path.py test_sokoban.py"): [
+    ("tasks/games/grid.py", "test_plan_path.py test_sokoban.py"): [
         ('"U": (-1, 0), "D": (1, 0)', '"U": (1, 0), "D": (-1, 0)', "up is down"),
         ('f"{cell[0]}{cell[1]}" if max(cell) < 10', 'f"{cell[1]}{cell[0]}" if max(cell) < 10', "columns before rows"),
         ("return items[1:] if items and items[0] == name(start) else items", "return items", "the start is a move"),
     ],
-    ("tasks/plan_path.py", "test_plan_path.py"): [
+    ("tasks/games/plan_path.py", "test_plan_path.py"): [
         ("gained / distance[instance.start]", "gained / distance[state.position]", "progress does not telescope"),
         ("shortest=arrived and gained == len(walk.moves)", "shortest=arrived", "any way is a shortest one"),
         ("arrived = walk.end == instance.goal", "arrived = gained > 0", "a step nearer is success"),
@@ -33,7 +33,7 @@ FAULTS = {
         ('seed_of("plan_path", seed, split, index)', 'seed_of("plan_path", split, index)', "the seed is not heard"),
         ('== "."\n', '!= "x"\n', "walls are walked through"),
     ],
-    ("tasks/sokoban.py", "test_sokoban.py"): [
+    ("tasks/games/sokoban.py", "test_sokoban.py"): [
         ("return frozenset(self.boxes) == self.instance.goals", "return bool(frozenset(self.boxes) & self.instance.goals)", "one box is enough"),
         ("beyond in instance.floor and beyond not in boxes", "beyond in instance.floor", "two boxes are pushed at once"),
         ("beyond in instance.floor and beyond not in boxes", "beyond not in boxes", "boxes go through walls"),
@@ -42,7 +42,7 @@ FAULTS = {
         ("_pushed(state, walk.moves) == before", "True", "any solution is a shortest one"),
         ("count += walk.boxes != at.boxes", "count += 1", "steps count as pushes"),
     ],
-    ("tasks/sokoban_rooms.py", "test_sokoban.py"): [
+    ("tasks/games/sokoban_rooms.py", "test_sokoban.py"): [
         ("        if in_split(instance, split):", "        if True:", "splits share rooms"),
         ("if distance >= least and not state[0] & goals", "if not state[0] & goals", "rooms are easier than asked for"),
         ("if steps == most:", "if steps == 10 * most:", "rooms are harder than asked for"),
@@ -52,7 +52,7 @@ FAULTS = {
         ("min(total, after.get(key, total))", "total", "boxes go to any goals, and not to the nearest"),
         ("if left < FAR:", "if True:", "solutions go through rooms that are stuck"),
     ],
-    ("tasks/sudoku.py", "test_sudoku.py"): [
+    ("tasks/games/sudoku.py", "test_sudoku.py"): [
         ("and not state.instance.puzzle[place]:", "and True:", "given digits are changed"),
         ("if digit in candidates(tuple(grid), place):", "if True:", "any digit fits"),
         ("solved = filled.grid == instance.solution", "solved = 0 not in filled.grid", "a full grid is solved"),
@@ -63,7 +63,7 @@ FAULTS = {
         ("(r, size + c, 2 * size + r // side * side + c // side)", "(r, r, 2 * size + r // side * side + c // side)", "columns do not count"),
         ("(r, size + c, 2 * size + r // side * side + c // side)", "(r, size + c, size + c)", "boxes do not count"),
     ],
-    ("tasks/math_problems.py", "test_math.py"): [
+    ("tasks/math/math_problems.py", "test_math.py"): [
         ("TOLERANCE = Fraction(1, 10**6)", "TOLERANCE = Fraction(1, 10)", "a tenth off is right"),
         ("if not whole and re.search", "if re.search", "whole numbers have a tolerance"),
         ('if letter == "," and depth == 0:', 'if letter == ",":', "pairs are lists"),
@@ -74,7 +74,7 @@ FAULTS = {
         ("return None if None in map(as_number, left) else False", "return None if None in map(as_number, left) else True", "what is left over is right"),
         ("str(Fraction(str(problem.tolerance)))", '"0"', "a problem's tolerance is not handed on"),
     ],
-    ("tasks/math.py", "test_math.py test_aggregation.py"): [
+    ("tasks/math/math.py", "test_math.py test_aggregation.py"): [
         ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
         ("team = float(_right(after)) - float(_right(state))", "team = float(_right(after))", "the team is paid every turn in full"),
         ("done and _right(after))", "done)", "agreement is success"),
@@ -84,13 +84,13 @@ FAULTS = {
         ("agreed = len(after.said) > 1 and len(likes) == 1 and None not in likes", "agreed = len(likes) == 1 and None not in likes", "one role agrees with itself"),
         ("by_kind[kind][-1].right", "by_kind[kind][0].right", "the first of a kind has the last word"),
     ],
-    ("tasks/code_problems.py", "test_code.py"): [
+    ("tasks/code/code_problems.py", "test_code.py"): [
         ("found += [\"right\" if line == \"1\" else \"wrong\" for line in said]", "found += [\"right\" for line in said]", "every test that ends is passed"),
         ("left, rest = timeouts - known.count(\"timeout\"),", "left, rest = timeouts,", "what hangs is waited for again and again"),
         ('return run.end == "ok" and same_output(', "return same_output(", "a program that fails is right by what it printed"),
         ("run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge", "run.stdout, expected, 1e-3, problem.ignore_case, problem.judge", "all numbers have a tolerance"),
     ],
-    ("tasks/code.py", "test_code.py"): [
+    ("tasks/code/code.py", "test_code.py"): [
         ("done and now.right == 1.0", "done", "agreement is success"),
         ("team = now.right - state.now.right", "team = now.right", "the team is paid every turn in full"),
         ("            ast.literal_eval(part)\n", "            pass\n", "tests compute"),
@@ -110,10 +110,10 @@ FAULTS = {
         ("if b.code.strip() and not", "if not", "empty blocks are programs"),
         ("[block for block in found if block.python],\n        [block for block in closed if not block.tag]", "[block for block in closed if not block.tag]", "a program that breaks off is none"),
     ],
-    ("tasks/math.py", "test_math.py test_texts.py"): [
+    ("tasks/math/math.py", "test_math.py test_texts.py"): [
         ("for box in reversed(list(_BOX.finditer(text))):", "for box in list(_BOX.finditer(text)):", "the first box counts"),
     ],
-    ("tasks/code_outputs.py", "test_code.py"): [
+    ("tasks/code/outputs.py", "test_code.py"): [
         ("return len(printed) == len(expected) and all(", "return all(", "more words than expected are an exception"),
         ("if Decimal(one) == Decimal(other):", "if float(one) == float(other):", "large integers are floats"),
         ("tolerance > 0 and abs(a - b) <= tolerance * max(1.0, abs(b))", "abs(a - b) <= 1e-3", "all numbers are nearly equal"),

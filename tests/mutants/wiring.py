@@ -1,7 +1,7 @@
 """Trainer, loop, policies, experiment, rollout, gate, warm start, checkpoint, run folder, config, evaluation, metrics."""
 
 FAULTS = {
-    ("trainer.py", "test_trainer.py test_oracle.py test_policies.py"): [
+    ("run/trainer.py", "test_trainer.py test_oracle.py test_policies.py"): [
         ("alpha=self.x.team.alpha", "alpha=1.0", "the team's alpha is not heard"),
         ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
         ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
@@ -36,12 +36,12 @@ FAULTS = {
          "the last step is not saved"),
         ("updated = x.team.updated(step, x.task.workflow.order)", "updated = x.policies", "frozen policies are trained"),
     ],
-    ("loop.py", "test_trainer.py test_policies.py"): [
+    ("run/loop.py", "test_trainer.py test_policies.py"): [
         ("proof = trainer.sync(step)", "proof = {}", "the engine never gets new weights"),
         ("range(trainer.done + 1, x.steps + 1)", "range(trainer.done + 1, x.steps)", "the last step is left out"),
         ("trainer.checkpoint(step)\n", "pass\n", "nothing is saved on the way"),
     ],
-    ("policies.py", "test_policies.py test_oracle.py test_trainer.py"): [
+    ("run/policies.py", "test_policies.py test_oracle.py test_trainer.py"): [
         ("temperature, rate = self._x.rollout.sampling.temperature,", "temperature, rate = 1.0,", "updates are at temperature 1"),
         ("self._x.team.rates.get(name, 1.0)", "1.0", "rates are not heard"),
         ("cap = self._x.loss.correction", "cap = None", "correction is not heard"),
@@ -53,14 +53,14 @@ FAULTS = {
         ("check_same_ids(self._x.tokenizer, folder)", "pass", "another tokenizer's folder is taken"),
         ("reference, self.base, rate, cap", "reference, None, rate, cap", "adapters are trained on nothing"),
     ],
-    ("experiment.py", "test_config.py test_train.py"): [
+    ("run/experiment.py", "test_config.py test_train.py"): [
         ('FREE = ("steps", "checkpoint_every", "keep_checkpoints")', 'FREE = ("steps", "checkpoint_every", "keep_checkpoints", "seed")',
          "a run goes on with another seed"),
         ("tree == (self.credit.baseline == \"group\")", "True", "baselines of one member are accepted"),
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
         ("self.batch.rows % rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
-    ("rollout.py", "test_rollout.py test_trainer.py"): [
+    ("rollout/rollout.py", "test_rollout.py test_trainer.py"): [
         ("if taken.done and (not workflow.parallel or key is keys[-1]):", "if taken.done:", "parallel turns are cut short"),
         ('"solved" if taken.solved else "ended"', '"solved"', "every end is success"),
         ('return finish(workflow.turns, "turn_limit")', 'return finish(workflow.turns, "solved")', "the turn limit is success"),
@@ -78,7 +78,7 @@ FAULTS = {
         ("for i in indices for e in range(episodes)", "for e in range(episodes) for i in indices", "results are in another order"),
         ("policy = self.team.policy(key.role)", "policy = self.team.policy(self.task.workflow.order[0])", "all roles speak by one policy"),
     ],
-    ("weight_sync.py", "test_weight_sync.py"): [
+    ("engines/gate.py", "test_weight_sync.py"): [
         ("if engine.version(policy) != version:", "if False:", "a version that was not taken"),
         ("if not gap <= limit:\n        raise", "if not gap >= limit:\n        raise", "the limit is the other way round"),
         ("min(margins.values()) < -OTHERS_Z", "min(margins.values()) < -1e9",
@@ -90,7 +90,7 @@ FAULTS = {
         ("Sampling(self._temperature, max_tokens=1)", "Sampling(1.0, max_tokens=1)", "the gate draws at temperature 1"),
         ("logprobs_PV[:PROMPTS] for name", "logprobs_PV for name", "new prompts are compared with the last push's"),
     ],
-    ("warm_start.py", "test_warm_start.py"): [
+    ("update/warm_start.py", "test_warm_start.py"): [
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), batch, source,", "the seed is not in the name"),
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), batch, seed,", "the folder is not in the name"),
         ("tokenizer.digest(), batch, seed, source,", "batch, seed, source,", "the tokenizer is not in the name"),
@@ -104,7 +104,7 @@ FAULTS = {
         ("learning_rate=config.learning_rate,", "", "the rate is the training's"),
         ("items.setdefault(group.origin.policy, [])", 'items.setdefault("shared", [])', "one policy is shown everything"),
     ],
-    ("run_folder.py", "test_run_folder.py test_policies.py"): [
+    ("run/folder.py", "test_run_folder.py test_policies.py"): [
         ("fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "two processes train in one folder"),
         ("mtime=0", "mtime=None", "episodes' bytes depend on the clock"),
         ('"executed": group.chosen', '"executed": 0', "the first is called executed"),
@@ -113,7 +113,7 @@ FAULTS = {
         ("int(found[1]) > step", "int(found[1]) >= step", "the last step's episodes are lost"),
         ('record["step"] != step:', "False:", "steps that are missing go unseen"),
     ],
-    ("config.py", "test_config.py"): [
+    ("run/gin_config.py", "test_config.py"): [
         ("if scope not in macros:", "if False:", "a misspelt macro passes"),
         ("elif scope and not set(scope.split(\"/\")) <= scopes:", "elif False:", "a misspelt scope passes"),
         ("            if not used:", "            if False:", "values that nothing refers to pass"),
@@ -121,7 +121,7 @@ FAULTS = {
          "bindings of the command line are not heard"),
         ("for field in dataclasses.fields(part) if field.init]", "for field in dataclasses.fields(part) if field.init and field.default is dataclasses.MISSING]", "defaults are not rendered"),
     ],
-    ("evaluation.py", "test_evaluation.py"): [
+    ("rollout/evaluation.py", "test_evaluation.py"): [
         ("reshape(instances, episodes)", "reshape(episodes, instances).T", "scores of other instances"),
         ("play_all(player, step, split, range(instances), episodes, on_episode)", "play_all(player, step, \"train\", range(instances), episodes, on_episode)",
          "evaluation plays training problems"),
@@ -134,40 +134,40 @@ FAULTS = {
         ("top_k=0, top_p=1.0, min_p=0.0)", ")", "evaluations explore as a rollout does"),
         ("temperature=own,", "temperature=rollout.temperature,", "evaluations draw at the rollout's temperature"),
     ],
-    ("metrics.py", "test_metrics.py test_policies.py test_train.py"): [
+    ("run/metrics.py", "test_metrics.py test_policies.py test_train.py"): [
         ("np.mean([e.solved for e in episodes])", 'np.mean([e.end == "ended" for e in episodes])', "success is something else"),
         ("status=SessionLog.START", "status=SessionLog.STOP", "repeated steps stay in TensorBoard"),
         ("own = [c for c in candidates if c.origin.key.role == role]", "own = list(candidates)", "roles' metrics are the team's"),
     ],
-    ("team.py", "test_team.py"): [
+    ("rollout/team.py", "test_team.py"): [
         ("(step - 1) // self.alternate", "step // self.alternate", "turns are off by a step"),
         ("if policy not in self.frozen]", "]", "frozen policies are trained"),
         ("before == kind", "True", "one policy is full and an adapter"),
         ('"lora" if spec.startswith("lora") else "full"', '"full"', "adapters are full policies"),
     ],
-    ("trainer.py", "test_trainer.py test_policies.py test_train.py"): [
+    ("run/trainer.py", "test_trainer.py test_policies.py test_train.py"): [
         ("self.folder.rewind(latest)", "self.folder.rewind(-1)", "a resumed run forgets what was before"),
         ("self.done, self.states = found\n", "_, self.states = found\n", "a resumed run begins with step 1"),
         ("updates.check(f\"step {step}, policy {policy}\", self.states[policy])", "pass", "numbers that are not finite go on"),
     ],
-    ("loop.py", "test_trainer.py test_policies.py test_report.py"): [
+    ("run/loop.py", "test_trainer.py test_policies.py test_report.py"): [
         ("signal, learned, proof, seconds", "learned, proof, seconds", "groups' metrics are lost"),
         ("trainer.checkpoint_now()", "pass", "a run that is stopped saves nothing"),
     ],
-    ("rollout.py", "test_rollout.py"): [
+    ("rollout/rollout.py", "test_rollout.py"): [
         ("state_digest = digest(state)", "state_digest = digest(None)", "states have no names"),
     ],
-    ("checkpoint.py", "test_checkpoint.py test_trainer.py"): [
+    ("run/checkpoint.py", "test_checkpoint.py test_trainer.py"): [
         ('if about["identity"] != self._identity:', "if False:", "another config's checkpoint is taken"),
         ("steps_in(self._path) - {0})", "steps_in(self._path))", "the start is not kept"),
         ("[: -self._keep]", "[: -9]", "all are kept"),
         ('if about.get("step") != step:', "if False:", "another step's checkpoint is taken"),
         ('if about["base"] != self._base_digest:', "if False:", "another base's adapters are taken"),
     ],
-    ("files.py", "test_run_folder.py test_checkpoint.py"): [
+    ("common/files.py", "test_run_folder.py test_checkpoint.py"): [
         ("os.replace(temporary, path)", "path.write_bytes(data[:-1])", "files are cut short"),
     ],
-    ("metric_names.py", "test_trainer.py test_oracle.py"): [
+    ("common/metric_names.py", "test_trainer.py test_oracle.py"): [
         ('f"{OF_POLICY}/{_level(policy)}/{name}"', 'f"{OF_POLICY}/{name}"', "policies' metrics overwrite one another"),
     ],
 }  # fmt: skip

@@ -1,0 +1,183 @@
+"""The device mesh, the rules from logical to mesh axes, and shardings for any tree of parameters."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.errors import ConfigError
+
+# The axes of every parameter, by the end of its path; letters as in the package's docstring.
+PARAMETER_AXES = (
+    (r"embedding$", "VD"),
+    (r"head$", "DV"),
+    (r"(q|k|v)/kernel$", "DN"),
+    (r"(q|k|v)/bias$", "N"),
+    (r"o/kernel$", "ND"),
+    (r"(gate|up)/kernel$", "DF"),
+    (r"down/kernel$", "FD"),
+    # Adapters; their rank R is on every device.
+    (r"(q|k|v|gate|up)/a$", "DR"),
+    (r"o/a$", "NR"),
+    (r"down/a$", "FR"),
+    (r"(q|k|v)/b$", "RN"),
+    (r"(gate|up)/b$", "RF"),
+    (r"(o|down)/b$", "RD"),
+)
+MESH_AXES = {"D": "fsdp", "N": "tensor", "F": "tensor", "V": "tensor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; ``data`` and ``fsdp`` both split rows, ``fsdp`` also parameters.
+
+    With ``policies`` above 1 there are so many such meshes side by side, over which the policies are dealt in
+    turn: those on different ones are updated at the same time.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    policies: int = 1
+
+    def __post_init__(self):
+        check_types(self)
+        for field in dataclasses.fields(self):
+            require(self, field.name, getattr(self, field.name) >= 1, "must be at least 1")
+
+    @property
+    def side(self) -> int:
+        """Devices of one of the meshes that stand side by side."""
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def devices(self) -> int:
+        return self.policies * self.side
+
+    def build(self, devices: Sequence[Any] | None = None, place: int = 0) -> Mesh:
+        """The mesh of policy number ``place``, out of these devices or of all. Raises ValueError if there are
+        fewer than it needs; ``check_mesh`` says it better."""
+        first = place % self.policies * self.side
+        return jax.make_mesh(
+            (self.data, self.fsdp, self.tensor),
+            ("data", "fsdp", "tensor"),
+            axis_types=(jax.sharding.AxisType.Auto,) * 3,
+            devices=(devices or jax.devices())[first : first + self.side],
+        )
+
+    def __str__(self) -> str:
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
+
+
+def platform_of(mesh: Mesh | None) -> Literal["cpu", "gpu", "tpu"]:
+    """Without a mesh that of JAX's first device."""
+    return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+
+
+def provide_devices(config: MeshConfig) -> None:
+    """Lets a CPU be as many devices as the mesh needs; accelerators stay what they are."""
+    if config.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # If JAX has started, with the devices that it has, ``check_mesh`` says whether they are too few.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", config.devices)
+
+
+# What a mesh axis must divide: a name for people, the size, the axis.
+Divided = tuple[str, int, str]
+
+
+def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> None:
+    """Raises ConfigError, with the nearest possible mesh, for one that the devices or the sizes forbid."""
+    names = {(size, axis): name for name, size, axis in divided}
+    divided = [(name, *key) for key, name in names.items()]
+    if (reason := _misfit(config, devices, divided)) is None:
+        return
+
+    def distance(mesh: MeshConfig) -> float:
+        pairs = zip(dataclasses.astuple(mesh), dataclasses.astuple(config), strict=True)
+        return sum(abs(math.log(one / other)) for one, other in pairs)
+
+    possible = (mesh for mesh in _meshes(devices, config.policies) if _misfit(mesh, devices, divided) is None)
+    best = min(possible, key=lambda mesh: (distance(mesh), -mesh.devices))
+    raise ConfigError(f"mesh {config}: {reason}; the nearest possible is {best}")
+
+
+def _meshes(devices: int, policies: int) -> Iterator[MeshConfig]:
+    """All that need no more devices, and stand no more side by side."""
+    for sides in range(1, min(policies, devices) + 1):
+        side = devices // sides
+        for data in range(1, side + 1):
+            for fsdp in range(1, side // data + 1):
+                for tensor in range(1, side // (data * fsdp) + 1):
+                    yield MeshConfig(data, fsdp, tensor, sides)
+
+
+def _misfit(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> str | None:
+    if config.devices > devices:
+        return f"needs {config.devices} devices, {devices} found"
+    for name, size, axis in divided:
+        if size % getattr(config, axis):
+            return f"{name} has size {size}, which {axis} = {getattr(config, axis)} does not divide"
+    return None
+
+
+def divided_parameters(tree: Any) -> Iterator[Divided]:
+    """Of parameters or their shapes, or of optimizer state that mirrors them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for size, axis in zip(leaf.shape, _spec(path, leaf), strict=False):
+            if axis is not None:
+                yield _name(path), size, axis
+
+
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf of parameters, or of optimizer state that mirrors them.
+
+    Leaves that no rule names are replicated.
+    """
+    return jax.tree_util.tree_map_with_path(lambda *leaf: NamedSharding(mesh, _spec(*leaf)), tree)
+
+
+def _spec(path: tuple, leaf: Any) -> PartitionSpec:
+    axes = next((axes for rule, axes in PARAMETER_AXES if re.search(rule, _name(path))), "")
+    return PartitionSpec(*map(MESH_AXES.get, axes)) if len(axes) == leaf.ndim else PartitionSpec()
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+
+
+def host_sharding(sharding: NamedSharding) -> NamedSharding:
+    """The same parts of an array, each in the memory of its device's host."""
+    return sharding.with_memory_kind("pinned_host")
+
+
+def on_host(sharding: Any) -> bool:
+    return sharding.memory_kind == host_sharding(sharding).memory_kind
+
+
+def group_sharding(mesh: Mesh) -> NamedSharding:
+    """[D, ...]: shards over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def page_sharding(mesh: Mesh, heads: int) -> NamedSharding:
+    """[D, N, M, ...]: shards over data and fsdp, key heads over tensor if it divides them."""
+    tensor = "tensor" if heads % mesh.shape["tensor"] == 0 else None
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, tensor))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """[A, B, T]: rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), None))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,93 @@
+"""What all entry points share: how they start, and how they fail."""
+
+import errno
+import importlib.metadata
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from atgrpo_jax.common.errors import Stopped, UserError
+from atgrpo_jax.common.stopping import Stopping
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing more can be written
+
+
+def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """--gin_file and --gin_param, for entry points that read a config."""
+    return (
+        flags.DEFINE_string(
+            "gin_file", None, "The run's gin file, from the working directory or the checkout's gin/."
+        ),
+        flags.DEFINE_multi_string(
+            "gin_param", [], 'A further binding, e.g. "experiment.Experiment.steps = 20". Repeatable.'
+        ),
+    )
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Entry point: errors a person can act on become one line and exit code 2.
+
+    A stop by signal exits with 128 + its number, as shells report it.
+    """
+    app.run(lambda argv: guarded(main, argv))
+
+
+def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """``main`` as ``run`` runs it: returns if it came to its end, and exits with a code above 0 if not."""
+    look_for_no_missing_tpu()
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
+    try:
+        with Stopping():
+            main(argv)
+    except Stopped as stopped:
+        _leave(stopped.note, stopped.signum)
+    except KeyboardInterrupt:
+        _leave("stopped at once, by a second signal; what is on disk is whole", signal.SIGINT)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        what = "write" if error.errno in _FULL else "use"
+        _fail(f"cannot {what} {error.filename or 'a file'}: {error.strerror}")
+    except MemoryError as error:
+        _fail(f"out of memory {error}".rstrip())
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise
+        raise RuntimeError("something called sys.exit() before the end; the run is not finished") from error
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _leave(note: str, signum: int) -> NoReturn:
+    """Ends the process where it stands. Devices may still compute what was asked of them before the stop, and
+    JAX has crashed (SIGSEGV) when the interpreter was taken down under them."""
+    print(note, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signum)
+
+
+def look_for_no_missing_tpu() -> None:
+    """Keeps JAX from looking for a TPU where libtpu is installed for its compiler alone.
+
+    JAX would find none, and say so in five lines with an error among them. Where JAX saw a TPU, or a person
+    has chosen, ``jax_platforms`` is set already; where another accelerator's plugin is installed, JAX is left
+    alone. Nothing happens before JAX is imported.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or jax.config.jax_platforms is not None:
+        return
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if importlib.util.find_spec("libtpu") and not plugins:
+        jax.config.update("jax_platforms", "cpu")

@@ -1,0 +1,217 @@
+"""SIGTERM and Ctrl-C as a clean stop that is heard in every phase of a run."""
+
+import asyncio
+import contextlib
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Literal
+
+from atgrpo_jax.common.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOOK_S = 0.05  # between two looks at a main thread that was asked to stop
+PATIENCE_S = 1.0  # after which a main thread that has heard and goes on is asked again
+DEAF_S = 1.5  # after which a main thread that hears nothing (it compiles, or waits for a device) is ended
+CLEAN_UP_S = 10.0  # that a second signal leaves to those who clean up
+ONE_STOP_S = 0.5  # signals that come so close together are one stop: ``timeout`` sends two
+
+
+class Stopping:
+    """Inside ``with Stopping() as stopping`` the two signals raise ``Stopped`` in the main thread.
+
+    They do so at once where nothing can be lost: within ``stopping.interruptible()``, and everywhere while
+    ``stopping.unsaved()`` is false. Elsewhere they wait for the next such place, and say so. A running event
+    loop is cancelled; its tasks are torn up if they do not end in a second.
+
+    Python runs no handler while the main thread is inside a call of C, which may compile for minutes. So a
+    thread listens, too. It ends the process where nothing can be lost. A second signal ends it in any case:
+    nothing more is saved, but what is on disk is whole.
+
+    A thread other than the main one gets no signals. There this class does nothing.
+    """
+
+    def __init__(self):
+        self.unsaved: Callable[[], bool] = lambda: False
+        self._pending: int | None = None  # the signal, once the main thread has heard it
+        self._at_once = False
+        self._left = False  # whether the stop has reached those who clean up
+        # What the listener's next knock on the main thread means.
+        self._order: Literal["look again", "ask again", "at once"] | None = None
+        self._knocked_s = -math.inf  # when it knocked last
+        self._asked_s: float | None = None  # when the last signal came
+        self._again = False  # whether it was a second one
+        self._stopped_s = math.inf  # when the main thread was last made to stop
+        self._told = False  # whether a person knows what the stop waits for
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._ours, self._theirs = socket.socketpair()
+        self._theirs.setblocking(False)
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._receive)
+        self._wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
+        self._listener = threading.Thread(target=self._listen, name="stopping", daemon=True)
+        self._listener.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._left = True
+        if not self._before:
+            return
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._theirs.close()
+        self._listener.join()
+        self._ours.close()
+        if kind is asyncio.CancelledError:
+            self._raise_if_pending()
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        self._raise_if_pending()
+        self._at_once = True
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._pending is None:
+                raise
+        finally:
+            self._at_once = False
+            self._left = self._pending is not None
+        self._raise_if_pending()  # after a cancellation, or where something swallowed the exception
+
+    def _raise_if_pending(self) -> None:
+        if self._again:
+            raise KeyboardInterrupt
+        if self._pending is not None:
+            self._left = True
+            raise Stopped(self._pending)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Runs in the main thread, between two steps of Python."""
+        order = self._order
+        self._order = None
+        if order == "at once":
+            raise KeyboardInterrupt
+        if order == "ask again" and not _on_the_way_out():
+            raise Stopped(number)
+        if self._pending is not None:
+            return
+        at_once = self._now()
+        loop = _running_loop() if at_once else None
+        if at_once and loop is None and _in_asyncio(frame):
+            self._order = "look again"
+            return
+        self._pending = number
+        self._stopped_s = time.monotonic()
+        if loop is not None:
+            # Raised here, every task on the way out of the loop would report it as its own failure.
+            loop.call_soon_threadsafe(_cancel_all, loop)
+        elif at_once:
+            raise Stopped(number)
+
+    def _listen(self) -> None:
+        """Runs in a thread of its own, and reads the number of every signal as soon as it comes."""
+        number = signal.SIGTERM.value
+        while True:
+            idle = self._asked_s is None or (self._left and not self._again)
+            if select.select([self._ours], [], [], None if idle else LOOK_S)[0]:
+                heard = self._ours.recv(1)
+                if not heard:
+                    return
+                knock = time.monotonic() - self._knocked_s < ONE_STOP_S  # the listener's own
+                if heard[0] in SIGNALS and not knock:
+                    number = heard[0]
+                    self._note(number)
+            if self._asked_s is not None:
+                self._press(number, time.monotonic() - self._asked_s)
+
+    def _now(self) -> bool:
+        """Whether a stop may be raised wherever the main thread is."""
+        return self._at_once or not self.unsaved()
+
+    def _note(self, number: int) -> None:
+        """Writes down that a signal came."""
+        now = time.monotonic()
+        if self._asked_s is None:
+            self._asked_s = now
+            if not self._now():
+                self._tell()
+        elif now - self._asked_s > ONE_STOP_S and not self._again:
+            self._asked_s = now
+            self._again = True
+            self._knock(number, "at once")
+
+    def _press(self, number: int, waited_s: float) -> None:
+        """Stops a main thread that was asked to stop and does not."""
+        if self._order == "look again":
+            self._knock(number, "look again")
+        heard = self._pending is not None and not (self._left or self._again) and self._now()
+        if heard and time.monotonic() - self._stopped_s > PATIENCE_S:
+            # Tasks do not end, or somebody swallowed the exception, as Python does in finalizers.
+            self._stopped_s = time.monotonic()
+            self._knock(number, "ask again")
+        if waited_s < DEAF_S:
+            return
+        deaf = self._pending is None or self._order is not None
+        late = self._again and waited_s > CLEAN_UP_S
+        if late or (deaf and (self._again or not self.unsaved())):
+            _say("stopped at once; the same command goes on from what is saved")
+            os._exit(128 + number)
+        if deaf and not self._told:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = True
+        _say("stopping when this step is complete and saved; a second signal stops at once")
+
+    def _knock(self, number: int, order: Literal["look again", "ask again", "at once"]) -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        self._knocked_s = time.monotonic()
+        self._order = order
+        signal.pthread_kill(main, number)
+
+
+def _say(line: str) -> None:
+    """Writes a line even where the main thread is in the middle of one."""
+    sys.stderr.write(f"\n{line}\n")
+    sys.stderr.flush()
+
+
+def _on_the_way_out() -> bool:
+    """Whether the code that a handler interrupted cleans up after a stop."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error is not None
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _in_asyncio(frame: FrameType | None) -> bool:
+    """Whether ``frame`` is within ``asyncio.run``, which an exception would leave half made."""
+    while frame is not None and frame.f_code is not asyncio.run.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()

@@ -1,0 +1,149 @@
+"""From episodes to credited groups: audit, baselines, and a count of everything that gives no signal."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from atgrpo_jax.common.checks import check_types
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Candidate, Episode, Group, Origin
+from atgrpo_jax.credit.advantages import Normalise, group_relative
+
+Baseline = Literal["group", "instance"]
+
+
+class GroupError(RunError):
+    """Members of one group that cannot share a baseline."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CreditConfig:
+    """How a candidate's advantage is taken; see ``credit``."""
+
+    baseline: Baseline = "group"
+    normalise: Normalise = "std"
+
+    def __post_init__(self):
+        check_types(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Credited:
+    """A group ready to train: ``advantages_K`` and ``mask_K``, false where a candidate gives no gradient."""
+
+    group: Group
+    advantages_K: np.ndarray
+    mask_K: np.ndarray
+
+
+def audit(group: Group, version: int) -> None:
+    """Raises GroupError, naming the first member and field, unless all members came from one prompt,
+    state, policy, weight version and sampling settings, and the version is ``version``."""
+    first = group.candidates[0].origin
+    for k, candidate in enumerate(group.candidates):
+        for field in dataclasses.fields(Origin):
+            value, expected = getattr(candidate.origin, field.name), getattr(first, field.name)
+            if value != expected:
+                raise GroupError(
+                    f"group {first.key.path()}: candidate {k} differs in {field.name} "
+                    f"({value!r}, candidate 0 has {expected!r})"
+                )
+        if candidate.sample.finish != "error" and candidate.sample.version != version:
+            raise GroupError(
+                f"group {first.key.path()}: candidate {k} was drawn by version "
+                f"{candidate.sample.version} of policy {first.policy}, the learner holds {version}"
+            )
+
+
+def credit(
+    episodes: Sequence[Episode], *, alpha: float, baseline: Baseline, normalise: Normalise
+) -> tuple[list[Credited], dict[str, float]]:
+    """Advantages of every candidate.
+
+    baseline "group" is AT-GRPO: a candidate's mixed reward against its (instance, turn, role) siblings.
+    "instance" is trajectory-level GRPO: an episode's return, the sum of its mixed rewards, against the
+    other episodes of the instance, and given to every sample of the episode.
+
+    Returns all groups, those without signal included (their mask is false), and metrics. Raises GroupError
+    that names the candidate if a mixed reward is not finite.
+    """
+    groups = [group for episode in episodes for group in episode.groups]
+    if baseline == "group":
+        rewards_GK, mask_GK = _table([[_reward(c, alpha) for c in g.candidates] for g in groups])
+        advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
+        credited = [
+            Credited(g, a[: len(g.candidates)], (m & s)[: len(g.candidates)])
+            for g, a, m, s in zip(groups, advantages_GK, mask_GK, signal_G, strict=True)
+        ]
+    else:
+        credited, mask_GK, signal_G = _by_instance(episodes, alpha, normalise)
+    members_G = mask_GK.sum(1)
+    outcomes = collections.Counter(c.outcome.value for g in groups for c in g.candidates)
+    total = max(len(signal_G), 1)
+    metrics = {
+        "groups/total": float(len(signal_G)),
+        "groups/signal": float(signal_G.sum()) / total,
+        "groups/zero_variance": float(((members_G >= 2) & ~signal_G).sum()) / total,
+        "groups/too_small": float((members_G < 2).sum()) / total,
+    }
+    candidates = max(sum(outcomes.values()), 1)
+    metrics |= {f"outcome/{name}": n / candidates for name, n in sorted(outcomes.items())}
+    return credited, metrics
+
+
+def _by_instance(episodes: Sequence[Episode], alpha: float, normalise: Normalise):
+    sets: dict[tuple, list[Episode]] = collections.defaultdict(list)
+    for episode in episodes:
+        sets[episode.split, episode.instance].append(episode)
+    returns = [[_return(e, alpha) for e in members] for members in sets.values()]
+    rewards_GK, mask_GK = _table(returns)
+    advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
+    credited = []
+    for members, advantages_K, mask_K, signal in zip(
+        sets.values(), advantages_GK, mask_GK, signal_G, strict=True
+    ):
+        for episode, advantage, present in zip(members, advantages_K, mask_K, strict=False):
+            credited += [
+                Credited(
+                    group,
+                    np.full(len(group.candidates), advantage, np.float32),
+                    np.array([present and signal and c.reward is not None for c in group.candidates]),
+                )
+                for group in episode.groups
+            ]
+    return credited, mask_GK, signal_G
+
+
+def _reward(candidate: Candidate, alpha: float) -> float | None:
+    if candidate.reward is None:
+        return None
+    mixed = candidate.reward.mixed(alpha)
+    if not math.isfinite(mixed):
+        raise GroupError(
+            f"{candidate.origin.key.path()}: {candidate.reward} mixed is {mixed}; must be finite"
+        )
+    return mixed
+
+
+def _return(episode: Episode, alpha: float) -> float | None:
+    """Sum of the executed candidates' mixed rewards; None if the engine failed the episode."""
+    if episode.end == "engine_error":
+        return None
+    executed = [_reward(g.candidates[g.chosen], alpha) for g in episode.groups if g.chosen is not None]
+    return sum(reward for reward in executed if reward is not None)
+
+
+def _table(rows: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ragged rewards with gaps -> rewards_GK and mask_GK."""
+    size = max(map(len, rows), default=1)
+    mask_GK = np.zeros((len(rows), size), bool)
+    rewards_GK = np.zeros((len(rows), size), np.float64)
+    for g, row in enumerate(rows):
+        for k, reward in enumerate(row):
+            if reward is not None:
+                rewards_GK[g, k], mask_GK[g, k] = reward, True
+    return rewards_GK, mask_GK

@@ -1,0 +1,34 @@
+"""Which of a group's candidates is executed."""
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from atgrpo_jax.common.types import Reward
+from atgrpo_jax.credit.advantages import apart
+
+Select = Literal["mixed", "team", "local", "random", "first"]
+
+
+def choose(rewards_K: Sequence[Reward | None], by: Select, alpha: float, seed: int) -> int | None:
+    """Index of the candidate to execute; None if all are excluded (reward None).
+
+    "mixed" (the paper's), "team" and "local" take the best by that reward, and break ties at random: of those
+    that are not ``advantages.apart`` from it. "random" takes any, "first" the first that is not excluded.
+    ``seed`` fixes the random choices.
+    """
+    present = [k for k, reward in enumerate(rewards_K) if reward is not None]
+    if not present:
+        return None
+    if by == "first":
+        return present[0]
+    if by != "random":
+        scores = {k: _score(rewards_K[k], by, alpha) for k in present}
+        best = max(scores.values())
+        present = [k for k in present if not apart(scores[k], best)]
+    return random.Random(seed).choice(present)
+
+
+def _score(reward: Reward | None, by: Select, alpha: float) -> float:
+    assert reward is not None
+    return {"mixed": reward.mixed(alpha), "team": reward.team, "local": reward.local}[by]

@@ -1,0 +1,283 @@
+"""New weights -> engines, and the proof that an engine samples from the learner's weights and nothing else.
+
+After a push the engine draws one token, many times, after a few fixed prompts and one that is new. The
+learner computes the whole distribution there. What the engine reports must be the learner's logprobs, what
+it draws must be spread like them, and whatever is wrong is called by its name.
+"""
+
+import asyncio
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.finite import LOWER, NotFinite
+from atgrpo_jax.common.metric_names import of_policy
+from atgrpo_jax.common.types import Address, GroupKey, Sampling, seed_of
+from atgrpo_jax.engines.protocol import Engine, Request
+from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.lora import stack
+from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, logits, run
+
+PROMPTS = 8  # that are asked again after every push, so that what a cache keeps of them shows
+LENGTH = 16  # tokens of each
+DRAWS = 64  # tokens drawn after each prompt
+# A test of the draws fails an honest engine once in so many pushes.
+RARELY = 1e-8
+# Standard errors by which an engine must be nearer to other weights of the learner's than to the pushed ones.
+OTHERS_Z = 6.0
+
+
+def push(engine: Engine, weights: Mapping[str, Any], version: int) -> None:
+    """Gives the engine all policies under one version. Raises RunError if it does not take it."""
+    for policy, own in weights.items():
+        engine.push_weights(policy, own, version)
+        if engine.version(policy) != version:
+            raise RunError(
+                f"the engine reports version {engine.version(policy)} of policy {policy} "
+                f"after a push of version {version}"
+            )
+
+
+def check_gap(policy: str, gap: float, limit: float) -> None:
+    """Raises RunError if the largest |learner - sampler| logprob of a step's tokens is above ``limit``.
+
+    ``gap`` is that of the step's first mini-batch, before any update, where the two are the same policy.
+    """
+    if not gap <= limit:
+        raise RunError(
+            f"policy {policy}: sampler and learner logprobs of the same tokens differ by {gap:.3g}, "
+            f"more than Experiment.max_logprob_gap = {limit:.3g}; the engine does not hold "
+            "the learner's weights, or computes at a lower precision"
+        )
+
+
+class Drawn(NamedTuple):
+    """One policy's draws after P prompts, the new one last; K of each."""
+
+    tokens_PK: np.ndarray
+    logprobs_PK: np.ndarray
+
+
+class Verdict(NamedTuple):
+    """``cause`` is what is wrong, in words; None if nothing is."""
+
+    cause: str | None
+    gap: float  # largest |learner - engine| logprob of the draws
+    # By how many standard errors the engine is nearer to the pushed weights than to any others that it might
+    # have taken for them; 0 where those give the same.
+    margin: float
+    spread: float  # probability that the draws of an honest engine are spread as unevenly
+
+
+NO_NUMBERS = "it reports logprobs that are not finite, and the policy's own weights give finite ones"
+UNKNOWN = "it holds other weights than any of the learner's, or computes at a lower precision"
+# A kept cache makes errors after every known prompt so many times larger than after the new one. Noise, too,
+# differs between prompts, but not by who has asked for them before.
+KEPT_RATIO = 5.0
+KEPT = "it has kept what it computed of prompts with the weights before the push"
+LAST = "the weights before the push"
+CHOSEN = "its draws are not spread like the distribution: top-p, top-k, min-p or another temperature"
+
+
+class Gate:
+    """For policies by name, which may be of several models. Remembers what the last weights gave."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Transformer],
+        stop_ids: Sequence[int],
+        temperature: float,
+        limit: float,
+        seed: int,
+    ):
+        """
+        Args:
+          temperature: of the draws; that of training.
+          limit: of |learner - engine| logprobs, nats.
+        """
+        self._models, self._temperature = models, temperature
+        self._limit, self._seed = limit, seed
+        common = min(model.vocab_size for model in models.values())
+        self._ids = np.setdiff1d(np.arange(common), stop_ids)
+        self._last: dict[str, np.ndarray] = {}
+
+    def learned(self, weights: Mapping[str, Weights], version: int) -> dict[str, np.ndarray]:
+        """What the policies' own weights give after the prompts of ``version``: logprobs [P, V].
+
+        Raises NotFinite that names the policy if those are not finite, which is no engine's doing.
+        """
+        prompts_PT = self._prompts(version)
+        learned = {name: self._learned(name, own, prompts_PT) for name, own in weights.items()}
+        for name, logprobs_PV in learned.items():
+            if not np.isfinite(logprobs_PV).all():
+                what = "the policy's own weights give logprobs that are not finite"
+                raise NotFinite(f"policy {name}, version {version}", what, LOWER)
+        return learned
+
+    def check(
+        self,
+        engine: Engine,
+        weights: Mapping[str, Weights],
+        version: int,
+        correct: bool = False,
+        learned: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, float]:
+        """Probes every policy after a push of ``version``; metrics of each.
+
+        Args:
+          correct: a gap that nothing explains is left to importance weights (``Learner.corrected``).
+          learned: ``self.learned`` of the same, if that is known.
+
+        Raises RunError that says which policy, and what is wrong.
+        """
+        prompts_PT = self._prompts(version)
+        learned = learned or self.learned(weights, version)
+        drawn = asyncio.run(self._draw(engine, list(weights), prompts_PT, version))
+        metrics: dict[str, float] = {}
+        for name, own in weights.items():
+            others = {f"the weights of {other}": learned[other] for other in weights if other != name}
+            if own.adapter is not None:
+                others["its base, without the adapter"] = self._learned(name, Weights(own.params), prompts_PT)
+            if name in self._last:
+                others[LAST] = self._last[name]
+            verdict = judge(drawn[name], learned[name], others, self._limit, self._seed)
+            corrected = correct and verdict.cause == UNKNOWN
+            if verdict.cause and not corrected:
+                raise RunError(
+                    f"policy {name}, version {version}: the engine fails the gate after the push: "
+                    f"{verdict.cause}. The largest |learner - engine| logprob is {verdict.gap:.3g} "
+                    f"(Experiment.max_logprob_gap = {self._limit:.3g}); see docs/sglang.md"
+                )
+            found = {
+                "gate_gap": verdict.gap,
+                "gate_margin": verdict.margin,
+                "gate_spread": verdict.spread,
+                "gate_corrected": float(corrected),
+            }
+            metrics |= of_policy(name, found)
+        self._last = {name: logprobs_PV[:PROMPTS] for name, logprobs_PV in learned.items()}
+        return metrics
+
+    def _prompts(self, version: int) -> np.ndarray:
+        """[P, T]; all but the last are the same for every version."""
+        rows = [seed_of("gate", self._seed, i) for i in range(PROMPTS)]
+        rows.append(seed_of("gate", self._seed, "new", version))
+        return np.stack([np.random.default_rng(seed).choice(self._ids, LENGTH) for seed in rows])
+
+    async def _draw(
+        self, engine: Engine, policies: Sequence[str], prompts_PT: np.ndarray, version: int
+    ) -> dict[str, Drawn]:
+        sampling = Sampling(self._temperature, max_tokens=1)
+
+        async def one(policy: str, i: int) -> tuple[list[int], list[float]]:
+            key = GroupKey(version, "gate", i, 0, 0, policy)
+            addresses = tuple(Address(self._seed, key, k) for k in range(DRAWS))
+            prompt_ids = tuple(prompts_PT[i].tolist())
+            samples = await engine.sample(Request(policy, prompt_ids, addresses, sampling))
+            if any(sample.finish == "error" for sample in samples):
+                raise RunError(f"policy {policy}, version {version}: the engine draws nothing for the gate")
+            return [s.tokens[0] for s in samples], [s.logprobs[0] for s in samples]
+
+        async def all_of(policy: str) -> Drawn:
+            rows = await asyncio.gather(*(one(policy, i) for i in range(len(prompts_PT))))
+            return Drawn(*(np.array(column) for column in zip(*rows, strict=True)))
+
+        return dict(zip(policies, await asyncio.gather(*map(all_of, policies)), strict=True))
+
+    def _learned(self, name: str, weights: Weights, prompts_PT: np.ndarray) -> np.ndarray:
+        return np.asarray(next_logprobs(self._models[name], weights, prompts_PT, self._temperature))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def next_logprobs(
+    model: Transformer, weights: Weights, tokens_BT: jax.Array, temperature: jax.Array
+) -> jax.Array:
+    """What may follow each row: [B, V] float32, at ``temperature`` (0: as at 1)."""
+    B, T = tokens_BT.shape
+    mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+    with exact_products(model.config):
+        hidden_BTD, _ = run(
+            model,
+            weights.params,
+            None if weights.adapter is None else stack([weights.adapter]),
+            tokens_BT,
+            jnp.broadcast_to(jnp.arange(T), (B, T)),
+            lambda q, k, v, _: (masked_attention(q, k, v, mask_BTT), None),
+            scale_BJ=jnp.full((B, 1), weights.scale, jnp.float32),
+        )
+        scores_BV = logits(weights.params, hidden_BTD[:, -1])
+    return jax.nn.log_softmax(scores_BV / jnp.where(temperature > 0, temperature, 1.0))
+
+
+def judge(
+    drawn: Drawn, learned_PV: np.ndarray, others: Mapping[str, np.ndarray], limit: float, seed: int
+) -> Verdict:
+    """Whether an engine that drew this holds the weights that give ``learned_PV`` (logprobs).
+
+    Args:
+      others: what other weights give, by what to call them; [P, V], or without the last prompts.
+    """
+    tokens_PK, logprobs_PK = drawn
+    if not np.isfinite(logprobs_PK).all():
+        return Verdict(NO_NUMBERS, math.nan, 0.0, 0.0)
+    gap_PK = np.abs(logprobs_PK - np.take_along_axis(learned_PV, tokens_PK, 1))
+    gap, spread = float(gap_PK.max()), _spread(tokens_PK, learned_PV, seed)
+    margins = {name: _margin(drawn, learned_PV, other) for name, other in others.items()}
+    margin = min(filter(None, margins.values()), default=0.0)
+    cause = None
+    *known, new = np.sqrt(np.mean(gap_PK**2, axis=1))
+    if gap_PK[-1].max() <= limit < gap and min(known) > KEPT_RATIO * new:
+        cause = KEPT
+    elif margins and min(margins.values()) < -OTHERS_Z:
+        cause = f"it draws from {min(margins, key=lambda name: margins[name])}"
+    elif not gap <= limit:
+        cause = UNKNOWN
+    elif spread < RARELY:
+        cause = CHOSEN
+    return Verdict(cause, gap, margin, spread)
+
+
+def _margin(drawn: Drawn, learned_PV: np.ndarray, other_PV: np.ndarray) -> float:
+    """Standard errors by which the engine's logprobs are nearer to ``learned_PV`` than to ``other_PV``."""
+    prompts, vocab = min(len(other_PV), len(learned_PV)), min(other_PV.shape[1], learned_PV.shape[1])
+    found: dict[tuple[int, int], float] = {}
+    for p in range(prompts):
+        for token, logprob in zip(drawn.tokens_PK[p], drawn.logprobs_PK[p], strict=True):
+            if token < vocab:
+                found[p, int(token)] = float(logprob)
+    rows, tokens = (np.array(x) for x in zip(*found, strict=True))
+    engine = np.array(list(found.values()))
+    to_learned, to_other = engine - learned_PV[rows, tokens], engine - other_PV[rows, tokens]
+    apart = np.linalg.norm(to_learned - to_other)
+    if apart == 0:
+        return 0.0
+    noise = max(min(np.linalg.norm(to_learned), np.linalg.norm(to_other)) / len(engine) ** 0.5, 1e-7)
+    nearer = np.sum(to_other**2) - np.sum(to_learned**2)
+    return float(nearer / (2 * noise * apart))
+
+
+def _spread(tokens_PK: np.ndarray, learned_PV: np.ndarray, seed: int) -> float:
+    """How probable it is that draws from ``learned_PV`` are spread as unevenly, or avoid the tail as much.
+
+    The probability of all tokens that are likelier than the drawn one, and a random share of its own, is
+    uniform for an honest engine: Kolmogorov's test, and that of the largest, the less likely of the two.
+    """
+    order_PV = np.argsort(-learned_PV, axis=1, kind="stable")
+    places_PV = np.argsort(order_PV, axis=1)
+    sorted_PV = np.exp(np.take_along_axis(learned_PV, order_PV, 1).astype(np.float64))
+    above_PV = np.cumsum(sorted_PV, axis=1) - sorted_PV
+    places_PK = np.take_along_axis(places_PV, tokens_PK, 1)
+    own_PK, above_PK = (np.take_along_axis(x, places_PK, 1) for x in (sorted_PV, above_PV))
+    share_PK = np.random.default_rng(seed).random(tokens_PK.shape)
+    uniform = np.sort((above_PK + share_PK * own_PK).ravel()).clip(0, 1)
+    count = uniform.size
+    steps = np.arange(count + 1) / count
+    distance = max((steps[1:] - uniform).max(), (uniform - steps[:-1]).max())
+    kolmogorov = min(2 * np.exp(-2 * count * distance**2), 1.0)
+    return float(min(2 * min(kolmogorov, uniform[-1] ** count), 1.0))

@@ -1,0 +1,355 @@
+"""The in-process JAX engine: continuous batching over paged caches; see lanes.py and decoding.py.
+
+Requests that the same programs can draw together share a lane, whatever their instance, turn or role;
+policies that are adapters on the same parameters do, too. A request's lane depends on itself and the team
+alone, and so do its tokens, bit for bit.
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from atgrpo_jax.arrays.mesh import platform_of
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.errors import PromptTooLong, RunError
+from atgrpo_jax.common.types import Sample
+from atgrpo_jax.engines.local import paged_kernel
+from atgrpo_jax.engines.local.decoding import Sizes
+from atgrpo_jax.engines.local.lanes import Branch, Lane, Ticket
+from atgrpo_jax.engines.local.patterns import automaton, check_match
+from atgrpo_jax.engines.protocol import Request, Served, Usage
+from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.lora import stack
+from atgrpo_jax.models.transformer import Transformer, Weights, fuse
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalEngineConfig:
+    rows: int = 64  # samples that are drawn side by side, over data and fsdp
+    max_prompt: int = 1024  # tokens
+    prompt_cache: int = 16384  # tokens of prompts that are kept for others, on each of data x fsdp
+    # Tokens of answers, on each of data x fsdp; if they run out, the samples that began last begin again
+    # later. 0 for as many as the rows can draw.
+    answer_cache: int = 0
+    # Tokens of a prompt that are stored, shared and evicted together. On a GPU best a power of two, at least
+    # 16: then attention is one kernel.
+    page: int = 64
+    prefill: int = 64  # tokens of prompts that are computed at once, on each of data x fsdp
+    chunk: int = 16  # tokens a sample at most between two looks at who has ended
+    # Models up to this size are kept a second time, arranged for decoding; not those over fsdp or tensor.
+    fuse_mb: float = 100.0
+    # Seconds; whoever waits longer gets an error for each sample that is not complete. 0 for no limit.
+    deadline: float = 0.0
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("rows", "max_prompt", "prompt_cache", "page", "prefill", "chunk"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "answer_cache", self.answer_cache >= 0, "must not be negative")
+        require(self, "fuse_mb", self.fuse_mb >= 0, "must not be negative")
+        require(self, "deadline", self.deadline >= 0, "must not be negative")
+        longest = round_up(self.max_prompt, self.page)
+        rule = (
+            f"must hold a prompt of max_prompt = {self.max_prompt} tokens in pages of {self.page}: {longest}"
+        )
+        require(self, "prompt_cache", self.prompt_cache >= longest, rule)
+
+    def build(self, served: Served) -> "LocalEngine":
+        usual = served.longest_answer, served.candidates
+        return LocalEngine(served.models, served.stop_ids, self, served.meshes, served.decode, usual)
+
+
+class Family(NamedTuple):
+    """Policies that are drawn together: the same parameters, an adapter each (stacked in this order)."""
+
+    policies: tuple[str, ...]
+    model: Transformer
+    params: Any
+    adapters: Any
+
+
+class Shape(NamedTuple):
+    """What requests of one lane have in common."""
+
+    policies: tuple[str, ...]
+    sizes: Sizes
+    pattern: str
+
+
+class LocalEngine:
+    """See the module. Not thread-safe: all calls come from one event loop."""
+
+    def __init__(
+        self,
+        models: Transformer | Mapping[str, Transformer],
+        stop_ids: Sequence[int],
+        config: LocalEngineConfig,
+        meshes: Mesh | Mapping[str, Mesh] | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        usual: tuple[int, int] | None = None,
+    ):
+        """
+        Args:
+          models: one for all policies, or that of each.
+          meshes: that of all policies' weights, or of each, over whose data and fsdp axes the rows are
+            spread; they must divide ``config.rows``. One device if not given.
+          decode: text of token ids, for requests with stop strings or a pattern.
+          usual: tokens and samples of most requests: programs are made for these, and draw what asks for
+            less, too. Those of each request if not given.
+        """
+        self._meshes = meshes
+        self._models = models
+        self._stop_ids = np.asarray(stop_ids, np.int32)
+        self._config = config
+        self._decode = decode
+        self._usual = usual
+        self._weights: dict[str, tuple[Weights, int]] = {}
+        self._families: dict[str, Family] = {}
+        self._lanes: dict[Shape, Lane] = {}
+        self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by vocabulary
+        self._running: dict[Lane, asyncio.Task] = {}
+        # One a mesh: lanes on the same devices take turns.
+        sides = set(meshes.values()) if isinstance(meshes, Mapping) else {meshes}
+        self._threads = ThreadPoolExecutor(len(sides), "engine")
+        self.usage = Usage()
+
+    def push_weights(self, policy: str, weights: Weights, version: int) -> None:
+        """Shares the arrays with the caller, who must push again before it donates them. What is known of
+        prompts is forgotten, and what is being drawn begins again."""
+        self._weights[policy] = (weights, version)
+        self._families.clear()
+        self._lanes.clear()
+
+    def version(self, policy: str) -> int:
+        return self._weights[policy][1]
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    async def sample(self, request: Request) -> Sequence[Sample]:
+        self._check(request)
+        ticket = Ticket(request, asyncio.get_running_loop().create_future(), time.monotonic())
+        self._ask(ticket)
+        return await ticket.future
+
+    def _check(self, request: Request) -> None:
+        if request.policy not in self._weights:
+            raise RunError(f"no weights were pushed for policy {request.policy!r}")
+        place = request.addresses[0].group.path()
+        length = len(request.prompt_ids)
+        if not 1 <= length <= self._config.max_prompt:
+            kind = PromptTooLong if length else RunError
+            raise kind(
+                f"a prompt of {length} tokens at {place}: must be 1 to LocalEngineConfig.max_prompt = "
+                f"{self._config.max_prompt}"
+            )
+        size = self._model(request.policy).vocab_size
+        if any(token >= size for token in request.sampling.banned):
+            raise RunError(f"Sampling.banned = {request.sampling.banned}: the vocabulary has {size} ids")
+        for token in (max(request.prompt_ids), min(request.prompt_ids)):
+            if not 0 <= token < size:
+                raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
+        if (request.sampling.stop or request.sampling.pattern) and self._decode is None:
+            raise RunError("Sampling.stop and Sampling.pattern: this engine was given no decoder")
+
+    def _model(self, policy: str) -> Transformer:
+        return self._models[policy] if isinstance(self._models, Mapping) else self._models
+
+    def _mesh(self, policy: str) -> Mesh | None:
+        return self._meshes[policy] if isinstance(self._meshes, Mapping) else self._meshes
+
+    def _family(self, policy: str) -> Family:
+        if policy not in self._families:
+            params, adapter, _ = self._weights[policy][0]
+            members, model = [policy], self._model(policy)
+            if adapter is not None:
+                pushed = {name: weights for name, (weights, _) in sorted(self._weights.items())}
+                members = [n for n, w in pushed.items() if w.params is params and w.adapter is not None]
+                adapter = stack([pushed[name].adapter for name in members])
+            elif self._fits_twice(policy, params):
+                model, params = model.clone(fused=True), _fuse(params)
+            self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
+        return self._families[policy]
+
+    def _fits_twice(self, policy: str, params: Any) -> bool:
+        mesh = self._mesh(policy)
+        whole = mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
+        return whole and sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= self._config.fuse_mb * 1e6
+
+    def _ask(self, ticket: Ticket) -> None:
+        """Puts it in its lane, which begins to draw when everybody who is ready to run has asked."""
+        policy = ticket.request.policy
+        family = self._family(policy)
+        ticket.enter(family.policies.index(policy), self._weights[policy][0].scale)
+        mesh, pattern = self._mesh(policy), ticket.request.sampling.pattern
+        pattern_TV = self._pattern(pattern, self._model(policy).vocab_size)
+        z = sizes(self._config, family, ticket.request, mesh, self._usual)._replace(states=len(pattern_TV))
+        shape = Shape(family.policies, z, pattern)
+        if shape not in self._lanes:
+            for other, lane in list(self._lanes.items()):
+                if other.policies == shape.policies and not lane.tickets:
+                    del self._lanes[other]  # its memory
+            self._lanes[shape] = Lane(family.model, z, mesh, self._stop_ids, pattern_TV)
+        lane = self._lanes[shape]
+        lane.add(ticket)
+        if lane not in self._running:
+            self._running[lane] = asyncio.create_task(self._run(lane, family))
+
+    def _pattern(self, pattern: str, vocab_size: int) -> np.ndarray:
+        if not pattern:
+            return np.zeros((0, vocab_size), np.int32)
+        key = pattern, vocab_size
+        if key not in self._patterns:
+            assert self._decode is not None
+            self._patterns[key] = automaton(pattern, self._decode, vocab_size, self._stop_ids.tolist())
+        return self._patterns[key]
+
+    async def _run(self, lane: Lane, family: Family) -> None:
+        try:
+            while lane.tickets:
+                self._sort_out(lane)
+                lane.admit()
+                for _ in range(3):  # whoever was just answered asks again, perhaps
+                    if lane.hungry:
+                        await asyncio.sleep(0)
+                        lane.admit()
+                if not lane.tickets:
+                    break
+                loop = asyncio.get_running_loop()
+                work = loop.run_in_executor(self._threads, lane.draw, family.params, family.adapters)
+                drawn, used = await work
+                self.usage += used
+                if lane not in self._lanes.values():  # weights were pushed
+                    for ticket in lane.tickets:
+                        self._ask(ticket)
+                    return
+                complete, used = lane.collect(drawn, self._cut)
+                self.usage += used
+                for ticket in complete:
+                    self._answer(ticket)
+        except BaseException as error:  # whoever waits must hear of it, or would wait for ever
+            for ticket in lane.tickets:
+                if isinstance(error, Exception) and not ticket.future.done():
+                    ticket.future.set_exception(error)
+                ticket.future.cancel()
+            self._lanes = {shape: other for shape, other in self._lanes.items() if other is not lane}
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            del self._running[lane]
+
+    def _sort_out(self, lane: Lane) -> None:
+        """Drops the tickets that nobody waits for, and answers those that have waited too long."""
+        late = time.monotonic() - self._config.deadline if self._config.deadline else -float("inf")
+        for ticket in lane.tickets:
+            if not ticket.future.done() and ticket.asked < late:
+                self._answer(ticket)
+            if ticket.future.done():
+                lane.drop(ticket)
+
+    def _cut(self, branch: Branch) -> bool:
+        """Ends a branch at the first token by which its text holds a stop string, if it does."""
+        sampling, decode = branch.ticket.request.sampling, self._decode
+        stops = sampling.stop
+        if decode is None or not (stops or sampling.pattern):
+            return False
+        if sampling.pattern and branch.stopped:
+            check_match(sampling.pattern, decode(branch.tokens))
+
+        def held(length: int) -> bool:
+            text = decode(branch.tokens[:length])
+            return any(stop in text for stop in stops)
+
+        if not held(len(branch.tokens)):
+            return False
+        branch.shorten(next(n for n in range(1, len(branch.tokens) + 1) if held(n)))
+        return True
+
+    def _answer(self, ticket: Ticket) -> None:
+        """With what was drawn; a sample that is not complete is an error."""
+        version = self.version(ticket.request.policy)
+        restricted = ticket.request.sampling.restricted
+
+        def sample(branch: Branch | None) -> Sample:
+            if branch is None:
+                return Sample((), (), "error", version)
+            return Sample(
+                tokens=tuple(branch.tokens),
+                logprobs=tuple(branch.logprobs),
+                finish="stop" if branch.stopped else "length",
+                version=version,
+                drawn_logprobs=tuple(branch.drawn_logprobs) if restricted else None,
+            )
+
+        if not ticket.future.done():
+            ticket.future.set_result(
+                [sample(ticket.done.get(k)) for k in range(len(ticket.request.addresses))]
+            )
+
+
+_fuse = jax.jit(fuse)
+
+
+def sizes(
+    config: LocalEngineConfig,
+    family: Family,
+    request: Request,
+    mesh: Mesh | None,
+    usual: tuple[int, int] | None = None,
+) -> Sizes:
+    """Of the lane that a request belongs to."""
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    sampling = request.sampling
+    rows = config.rows // shards
+    tokens, samples = usual or (1, len(request.addresses))
+    fused = _wants_kernel(family.model.config, mesh)
+    least = paged_kernel.LEAST if fused else 1
+    most = power_of_two(max(sampling.max_tokens, tokens, least))
+    place = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
+    longest_answer = most // place
+    fused = fused and paged_kernel.supports(family.model.config.head_size, config.page, place)
+    banks = 1 if fused else min(longest_answer, 4)
+    all_pages = rows * longest_answer
+    wanted = -(-config.answer_cache // place) or all_pages
+    answer_pages = round_up(min(max(wanted, longest_answer), all_pages), banks)
+    tile = min(power_of_two(samples), 8)
+    return Sizes(
+        shards=shards,
+        rows=rows,
+        page=config.page,
+        prompt_pages=config.prompt_cache // config.page,
+        longest_prompt=-(-config.max_prompt // config.page),
+        fill=max(config.prefill // config.page, 1),
+        tile=tile,
+        blocks=-(-rows * tile // 64),
+        place=place,
+        answer_pages=answer_pages,
+        longest_answer=longest_answer,
+        banks=banks,
+        bans=power_of_two(len(sampling.banned)),
+        adapters=0 if family.adapters is None else len(family.policies),
+        states=0,
+        chunk=config.chunk,
+        fused=fused,
+    )
+
+
+def _wants_kernel(config: ModelConfig, mesh: Mesh | None) -> bool:
+    """Whether attention over pages is to be one kernel: on GPUs, and interpreted, for tests."""
+    platform = platform_of(mesh)
+    return config.attention in {"gpu": ("auto", "fused"), "cpu": ("fused",)}.get(platform, ())
+
+
+def round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length() if least else 0

@@ -1,0 +1,102 @@
+"""``paged.decode_attention`` as one Pallas kernel, for GPUs (Triton): there a loop of a length that only the
+device knows waits for the host at every turn, and decoding has several a layer.
+
+A program holds the query heads of one sample and key head and goes through the pages of its prompt, then
+through those of its answer. What it computes depends on nothing but the sample.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from atgrpo_jax.engines.local.paged_attention import Pages, Tiles
+from atgrpo_jax.models.attention_kernel import dot
+
+_HIDDEN = -1e30
+LEAST = 16  # a side of what Triton multiplies
+
+
+def supports(*sizes: int) -> bool:
+    """Whether there is a kernel for such head and page sizes: Triton's blocks are powers of two."""
+    return all(size >= LEAST and size & (size - 1) == 0 for size in sizes)
+
+
+def fused_decode_attention(
+    q_DSNH: jax.Array,
+    count_DS: jax.Array,
+    prompts: Pages,
+    answers: Pages,
+    tiles: Tiles,
+    table_DSX: jax.Array,
+    interpret: bool = False,
+) -> jax.Array:
+    """One query a sample: over its prompt, then over its answer up to token number ``count``. [D, S, N, H].
+
+    Args:
+      prompts, answers, tiles, table_DSX: as for ``decode_attention``, each with a leading axis D; answers in
+        one bank.
+      interpret: run on any device, slowly: for tests.
+    """
+    (D, S, N, H), M = q_DSNH.shape, prompts.keys.shape[2]
+    R = N // M
+    q_DSMRH = (q_DSNH * H**-0.5).reshape(D, S, M, R, H)
+    held = max(LEAST, 1 << (R - 1).bit_length())  # a power of two
+    q_DSMRH = jnp.pad(q_DSMRH, ((0, 0), (0, 0), (0, 0), (0, held - R), (0, 0)))
+    table_DSP, length_DS = jax.vmap(functools.partial(_by_row, rows=S))(tiles)
+    own = pl.BlockSpec((None, None, None, held, H), lambda d, s, m: (d, s, m, 0, 0))
+    scalars = table_DSP, length_DS, table_DSX, count_DS
+    everything = (*scalars, *prompts, *answers)
+    out_DSMRH = pl.pallas_call(
+        _kernel,
+        jax.ShapeDtypeStruct(q_DSMRH.shape, q_DSNH.dtype),
+        grid=(D, S, M),
+        in_specs=[own, *(pl.BlockSpec(x.shape, lambda *_, n=x.ndim: (0,) * n) for x in everything)],
+        out_specs=own,
+        compiler_params=None if interpret else plgpu.CompilerParams(num_warps=4, num_stages=2),
+        interpret=interpret,
+    )(q_DSMRH, *everything)
+    return out_DSMRH[:, :, :, :R].reshape(q_DSNH.shape)
+
+
+def _by_row(tiles: Tiles, rows: int) -> tuple[jax.Array, jax.Array]:
+    """The prompt pages [S, P] and the prompt's length [S] of each row; 0 where nobody is."""
+    E = len(tiles.rows)
+    numbers_EW = jnp.broadcast_to(jnp.arange(E, dtype=jnp.int32)[:, None], tiles.rows.shape)
+    tile_S = jnp.full(rows, E, jnp.int32).at[tiles.rows].set(numbers_EW, mode="drop")
+    return tiles.table.at[tile_S].get(mode="fill", fill_value=0), tiles.lengths.at[tile_S].get(
+        mode="fill", fill_value=0
+    )
+
+
+def _kernel(q, table, length, answer_table, count, keys, values, answer_keys, answer_values, out):
+    d, s, m = (pl.program_id(axis) for axis in range(3))
+    q_RH = q[...]
+
+    def over(pages: tuple[Any, Any], table: Any, seen: jax.Array, carry):
+        keys, values = pages
+        page = keys.shape[-1]
+
+        def visit(j, carry):
+            acc, best, total = carry
+            n = jnp.minimum(table[d, s, j], keys.shape[1] - 1)  # a sample that has ended may have none
+            scores = dot(q_RH, keys[d, n, m, :, :])
+            places = j * page + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+            scores = jnp.where(places < seen, scores, _HIDDEN)
+            now = jnp.maximum(best, jnp.max(scores, axis=1, keepdims=True))
+            kept, probs = jnp.exp(best - now), jnp.exp(scores - now)
+            acc = acc * kept + dot(probs.astype(values.dtype), values[d, n, m, :, :])
+            return acc, now, total * kept + jnp.sum(probs, axis=1, keepdims=True)
+
+        return jax.lax.fori_loop(0, (seen + page - 1) // page, visit, carry)
+
+    R = len(q_RH)
+    carry = jnp.zeros(q_RH.shape, jnp.float32), jnp.full((R, 1), _HIDDEN), jnp.zeros((R, 1), jnp.float32)
+    carry = over((keys, values), table, length[d, s], carry)
+    most = answer_table.shape[-1] * answer_keys.shape[-1]
+    seen = jnp.where(length[d, s] > 0, jnp.minimum(count[d, s] + 1, most), 0)
+    acc, _, total = over((answer_keys, answer_values), answer_table, seen, carry)
+    out[...] = (acc / jnp.maximum(total, 1e-30)).astype(out.dtype)

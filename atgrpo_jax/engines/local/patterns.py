@@ -1,0 +1,57 @@
+"""Regular expressions over the tokens of a vocabulary, as tables that a device reads at every step."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from atgrpo_jax.common.errors import RunError
+
+
+def automaton(
+    pattern: str, decode: Callable[[Sequence[int]], str], vocab_size: int, stop_ids: Sequence[int]
+) -> np.ndarray:
+    """[T, V] int32: the state after each token in each state, -1 where the token is not allowed; the first
+    state is 0, and T a power of two. A sample may stop where its text matches as a whole.
+
+    Tokens whose text is not that of whole characters are never allowed. Raises RunError if outlines-core is
+    missing or cannot bring pattern and tokens together.
+    """
+    try:
+        import outlines_core
+    except ImportError as error:
+        raise RunError("Sampling.pattern needs outlines-core: pip install 'atgrpo_jax[patterns]'") from error
+    ids: dict[str, list[int]] = {}
+    for token in set(range(vocab_size)) - set(stop_ids):
+        text = decode([token])
+        if text and "\ufffd" not in text:
+            ids.setdefault(text, []).append(token)
+    end = vocab_size  # an id that no token has
+    try:
+        index = outlines_core.Index(pattern, outlines_core.Vocabulary(end, ids))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"Sampling.pattern = {pattern!r}: {error}") from error
+    transitions, final = index.get_transitions(), index.get_final_states()
+    first = index.get_initial_state()
+    targets = (target for ways in transitions.values() for target in ways.values())
+    rest = sorted({*transitions, *targets, *final} - {first})
+    number = {state: i for i, state in enumerate([first, *rest])}
+    table_TV = np.full((1 << (len(number) - 1).bit_length(), vocab_size), -1, np.int32)
+    for state, ways in transitions.items():
+        for token, target in ways.items():
+            if token != end:
+                table_TV[number[state], token] = number[target]
+    for state in final:
+        table_TV[number[state], list(stop_ids)] = number[state]
+    if (table_TV[: len(number)] < 0).all(-1).any():
+        raise RunError(f"Sampling.pattern = {pattern!r}: the tokenizer has no id that ends a sample")
+    return table_TV
+
+
+def check_match(pattern: str, text: str) -> None:
+    """Raises RunError if the text of a whole sample does not match."""
+    if not re.fullmatch(pattern, text):
+        raise RunError(
+            f"Sampling.pattern = {pattern!r} gave {text!r}: this tokenizer's tokens have another text alone "
+            f"than among others, so patterns cannot be used with it"
+        )

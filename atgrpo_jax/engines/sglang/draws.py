@@ -1,0 +1,231 @@
+"""Groups drawn by the servers of a fleet: by one of them, or by another, within the time that there is."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.types import Sample
+from atgrpo_jax.engines.protocol import Request, Served, Usage
+from atgrpo_jax.engines.sglang.fleet import HEALTH, Fleet
+from atgrpo_jax.engines.sglang.secrets import shown
+from atgrpo_jax.engines.sglang.servers import (
+    ASK_S,
+    Refused,
+    Server,
+    ServerError,
+    Stale,
+    Unreachable,
+    cached_tokens,
+    read_sample,
+    sampling_params,
+)
+
+
+class _Try:
+    """A group with these servers. ``ready``: they hold what they must, and one of them draws.
+
+    ``due`` is when (time.monotonic) another server is asked, too: soon while these are not ready, and then
+    after half of the time that is left, each time.
+    """
+
+    def __init__(self, servers: Sequence[Server], end: float):
+        self.servers, self._end = servers, end
+        self.ready = False
+        self.due = time.monotonic() + min(ASK_S, (end - time.monotonic()) / 2)
+
+    def draws(self) -> None:
+        self.ready = True
+        self.put_off()
+
+    def put_off(self) -> None:
+        now = time.monotonic()
+        self.due = now + max((self._end - now) / 2, 1.0)
+
+
+Drawn = tuple[Sequence[Sample], Usage]
+_Running = dict[asyncio.Task[Drawn], _Try]
+
+
+class Drawer:
+    """``retries`` counts groups that were drawn again."""
+
+    def __init__(self, served: Served, router: Server | None, deadline: float, attempts: int):
+        """
+        Args:
+          deadline: seconds for a group, all tries together.
+          attempts: at a group to which servers answer nonsense.
+        """
+        self._served, self._router = served, router
+        self._deadline, self._attempts = deadline, attempts
+        self._drawing: set[asyncio.Future] = set()
+        self._aborts: set[asyncio.Future] = set()
+        self.retries = 0
+
+    async def draw(self, request: Request, fleet: Fleet, version: int) -> Drawn:
+        """The samples, and what they took. Past the deadline every sample is an error, if a server was
+        drawing that still answers.
+
+        Raises RunError if a server refuses the request, none can be reached, or all answer nonsense or hang.
+        """
+        own = asyncio.current_task()
+        assert own is not None
+        self._drawing.add(own)
+        own.add_done_callback(self._drawing.discard)
+        running: _Running = {}
+        try:
+            return await self._first(request, fleet, version, running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def hang_up(self, seconds: float) -> None:
+        """Gives up what is still being drawn, and tells the servers so, if they answer by then."""
+        for drawing in self._drawing:
+            drawing.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while left := self._drawing | self._aborts:
+                    await asyncio.wait(left)
+
+    async def _first(self, request: Request, fleet: Fleet, version: int, running: _Running) -> Drawn:
+        """The group of whoever has drawn it first. A server that takes long is not given up, but after half
+        of the time that is left another one is asked, too: it may hang."""
+        key, end = request.addresses[0].group, time.monotonic() + self._deadline
+        nonsense = 0
+        for attempt in itertools.count():
+            self._start(request, fleet, version, attempt, running, end)
+            done = await self._wait(fleet, running, end)
+            if not done and time.monotonic() >= end:
+                return await self._missed(request, fleet, version, running)
+            for task in sorted(done, key=lambda task: task.exception() is not None):
+                tried, failure = running.pop(task), task.exception()
+                if failure is None:
+                    fleet.in_time(tried.servers)
+                    return task.result()
+                if not isinstance(failure, ServerError):
+                    raise failure
+                for server in tried.servers:
+                    server.state = None
+                self.retries += 1
+                nonsense += not isinstance(failure, Unreachable)
+                pause = min(0.2 * 2 ** min(attempt, 5), 5.0) * (0.5 + random.random())
+                if nonsense >= self._attempts or time.monotonic() + pause > end:
+                    raise RunError(
+                        f"no sample at {key.path()} after {attempt + 1} tries; the last: {failure}"
+                    ) from failure
+                if attempt == 0:
+                    say(f"{failure}; the group at {key.path()} is drawn again")
+                await asyncio.sleep(pause)
+        raise AssertionError
+
+    def _start(
+        self, request: Request, fleet: Fleet, version: int, attempt: int, running: _Running, end: float
+    ) -> None:
+        """One more try, if a server is left that has not got the group."""
+        busy = _servers(running)
+        if self._router:  # which does not say to which of its servers it sends a request
+            servers = [] if busy else fleet.servers
+        else:
+            chosen = fleet.choose(request.addresses[0].group, attempt, busy)
+            servers = [] if chosen is None else [chosen]
+        if servers:
+            new = _Try(servers, end)
+            running[asyncio.create_task(self._try(new, fleet, request, version))] = new
+
+    async def _wait(self, fleet: Fleet, running: _Running, end: float) -> set[asyncio.Task[Drawn]]:
+        """Gives those that end, if one does before it is time to ask another server, or too late."""
+        alone = self._router is not None or len(fleet.servers) == 1
+        while True:
+            now, due = time.monotonic(), end if alone else min(end, max(t.due for t in running.values()))
+            done, _ = await asyncio.wait(
+                running, timeout=max(0.0, due - now), return_when=asyncio.FIRST_COMPLETED
+            )
+            if done or now >= due:
+                break
+        for tried in () if done or alone else running.values():
+            if tried.ready and fleet.spare(_servers(running)):
+                fleet.late(tried.servers[0])
+            tried.put_off()
+        return done
+
+    async def _missed(self, request: Request, fleet: Fleet, version: int, running: _Running) -> Drawn:
+        """What a group is of which the deadline has passed."""
+        place, limit = request.addresses[0].group.path(), f"SGLangConfig.deadline = {self._deadline:g} s"
+        if not any(tried.ready for tried in running.values()):
+            first = _servers(running)[0].url
+            raise RunError(f"no sample at {place}: {first} was not ready to draw within {limit}")
+        front, path = ([self._router], "/readiness") if self._router else (fleet.servers, HEALTH)
+        if not await fleet.any_answers(front, path, min(4 * ASK_S, self._deadline)):
+            urls = ", ".join(server.url for server in front)
+            raise RunError(f"no sample at {place} within {limit}; {urls}: no answer any more, it hangs")
+        return [Sample((), (), "error", version)] * len(request.addresses), Usage()
+
+    async def _try(self, tried: _Try, fleet: Fleet, request: Request, version: int) -> Drawn:
+        """Draws by one server. The prompt goes first, alone, so that its samples find it in the cache.
+        Who stops waiting has the server stop, too."""
+        await fleet.heal_any(tried.servers)
+        tried.draws()
+        state, count = fleet.state, len(request.addresses)
+        prompt, group = self._bodies(request, fleet)
+        front, patience = self._router or tried.servers[0], 2 * self._deadline  # ``_wait`` ends it sooner
+        try:
+            known = await front.post("/generate", prompt, patience)
+            most = count * request.sampling.max_tokens
+            answers = await front.post("/generate", group, patience, most)
+        except asyncio.CancelledError:
+            self._abort(tried.servers, [f"{group['rid']}_{what}" for what in ("prompt", *range(count))])
+            raise
+        except Refused as refused:
+            for server in tried.servers:
+                if await server.weights() != state:
+                    raise Stale(f"{server.url} has lost its weights ({refused})") from refused
+            raise RunError(f"{refused} (at {request.addresses[0].group.path()})") from refused
+        if not isinstance(answers, list) or len(answers) != count:
+            raise ServerError(f"{front.url}: {shown(answers)} for {count} samples")
+        size, stops = self._served.models[request.policy].vocab_size, frozenset(self._served.stop_ids)
+        samples = [read_sample(one, request.sampling, stops, size, state, version) for one in answers]
+        used = Usage(
+            tokens=sum(len(sample.tokens) for sample in samples),
+            prompt_tokens=len(request.prompt_ids),
+            known_tokens=cached_tokens(known, len(request.prompt_ids)),
+        )
+        return samples, used
+
+    def _bodies(self, request: Request, fleet: Fleet) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The requests for the prompt and for the group."""
+        params = sampling_params(request.sampling, self._served.stop_ids)
+        name, count = uuid.uuid4().hex, len(request.addresses)
+        each: dict[str, Any] | list[dict[str, Any]] = params
+        if fleet.seeds and not self._router:  # which knows one setting for all samples of a request
+            each = [params | {"sampling_seed": address.key_words()[0] >> 1} for address in request.addresses]
+        adapter = fleet.adapters.get(request.policy)
+        lora = {"lora_path": adapter[0]} if adapter else {}
+        prompt = {
+            "input_ids": list(request.prompt_ids),
+            "sampling_params": params | {"max_new_tokens": 0},
+            "rid": f"{name}_prompt",
+        }
+        group = {
+            "input_ids": [list(request.prompt_ids)] * count,
+            "sampling_params": each,
+            "return_logprob": True,
+            "rid": name,  # from which the server makes NAME_0, NAME_1, ...
+        }
+        return prompt | lora, group | lora
+
+    def _abort(self, servers: Sequence[Server], names: Sequence[str]) -> None:
+        stop = asyncio.gather(*(server.abort(names) for server in servers))
+        self._aborts.add(stop)
+        stop.add_done_callback(self._aborts.discard)
+
+
+def _servers(running: _Running) -> list[Server]:
+    return [server for tried in running.values() for server in tried.servers]

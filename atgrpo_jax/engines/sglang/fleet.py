@@ -1,0 +1,333 @@
+"""The servers of one model: started, checked, given weights, and brought back when they were lost."""
+
+import asyncio
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.types import GroupKey, seed_of
+from atgrpo_jax.engines.sglang.processes import ServerProcess
+from atgrpo_jax.engines.sglang.replies import Unusable, get
+from atgrpo_jax.engines.sglang.secrets import plain, shown
+from atgrpo_jax.engines.sglang.servers import ASK_S, NobodyListens, Refused, Server, ServerError, Unreachable
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.models.transformer import Transformer
+
+# What the weights' shapes follow from, and what a server reads when it starts only.
+_SHAPE = (
+    "layers", "width", "mlp_width", "heads", "kv_heads", "head_size", "vocab_size", "qk_norm", "qkv_bias",
+    "tied", "rope_theta", "rope_scaling", "rms_epsilon",
+)  # fmt: skip
+_POLL_S = 0.5
+_REST_S = 5.0  # before a server that was not reached is asked again
+_LONGEST_REST_S = 300.0  # of one that is late again and again
+HEALTH = "/health_generate"  # sglang answers there when it has just drawn a token
+_DECODED = 256  # ids whose texts are compared
+
+
+@dataclasses.dataclass
+class Fleet:
+    """``name``: the policy whose weights they hold, or "base" under adapters.
+
+    ``state``, ``folder`` and ``adapters`` are what every server must hold before it draws.
+    """
+
+    name: str
+    servers: list[Server]
+    model: Transformer
+    adapted: bool
+    stop_ids: tuple[int, ...]
+    decode: Callable[[Sequence[int]], str]
+    longest_answer: int
+    start_s: float  # until a server that starts is ready, or has taken weights
+    # Starts a server's process on ``folder``; None if they are not ours.
+    launch: "Callable[[Fleet, Server], ServerProcess] | None" = None
+    state: str = ""
+    folder: Path | None = None
+    adapters: dict[str, tuple[str, Path]] = dataclasses.field(default_factory=dict)  # policy -> name, folder
+    # What may be asked of all of them.
+    context: int = sys.maxsize  # tokens of a prompt and its answer
+    texts: bool = True  # they have a tokenizer, and so know stop strings
+    seeds: bool = True  # the same seed draws the same sample
+
+    async def greet(self, router: Server | None) -> None:
+        """Waits for servers that are not ours, and checks them. Raises RunError for one that cannot serve."""
+        try:
+            for server in self.servers:
+                await self._ready(server, self.start_s)
+                await self._check(server)
+            if router is not None:
+                await self._ready(router, self.start_s, "/readiness")
+        except Refused as error:
+            raise RunError(f"{error}: this does not answer as sglang or sglang-router does") from error
+        except NobodyListens as error:
+            raise RunError(
+                f"no server of {self.name}: {error}; start it first, or leave SGLangConfig.urls empty, "
+                "and the run starts one"
+            ) from error
+        except Unreachable as error:
+            raise RunError(f"no server of {self.name} for {self.start_s:g} s: {error}") from error
+        except ServerError as error:
+            raise RunError(f"{error}: this does not answer as sglang or sglang-router does") from error
+
+    async def update(self) -> None:
+        """All servers at once; those that cannot be reached get the weights when they can. Raises RunError if
+        one does not take them, or none is reached in time."""
+        end = time.monotonic() + self.start_s
+        while True:
+            try:
+                return await self.heal_any(self.servers)
+            except ServerError as error:
+                if not isinstance(error, Unreachable) or time.monotonic() > end:
+                    raise RunError(f"the weights of {self.name} did not reach a server: {error}") from error
+            await asyncio.sleep(_POLL_S)
+
+    async def heal(self, server: Server) -> None:
+        """The server holds what it must, whatever has become of it. Raises Unreachable or ServerError if it
+        cannot be brought to, RunError if no later try could.
+
+        All who want it wait for one and the same work, which goes on when they wait no longer.
+        """
+        while not self._holds(server):
+            if server.mending is None:
+                until, why = server.down
+                if time.monotonic() < until:
+                    raise Unreachable(why)  # who comes now does not ask a silent server once more
+                server.mending = asyncio.create_task(self._mend(server))
+                server.mending.add_done_callback(lambda done: _mended(server, done))
+            await asyncio.shield(server.mending)
+
+    async def _mend(self, server: Server) -> None:
+        try:
+            if self.launch is not None and (server.process is None or not server.process.alive):
+                self._start(server)
+            if server.state is None:
+                await self._ready(server, 0.0 if self.launch is None else self.start_s)
+                if server.late and not await server.answers(HEALTH, 4 * ASK_S):
+                    raise Unreachable(f"{server.url}{HEALTH}: no answer: it draws nothing")
+                await self._check(server)
+            await self._give(server)
+        except Refused as error:
+            raise ServerError(str(error)) from error
+        except Unreachable as error:
+            self._leave_out(server, str(error), _REST_S)
+            raise
+        server.down = 0.0, ""
+
+    def _leave_out(self, server: Server, why: str, seconds: float) -> None:
+        server.state = None
+        if len(self.servers) > 1 and not server.down[1]:
+            say(f"{why}; {self.name} goes on without this server until it answers again")
+        server.down = time.monotonic() + seconds, why
+
+    def late(self, server: Server) -> None:
+        """It has drawn no group in its share of the time: it is left out until it draws again when it is
+        asked for its health, each time for longer."""
+        if not server.down[1]:
+            server.late += 1
+            rest = min(_REST_S * 2 ** (server.late - 1), _LONGEST_REST_S)
+            self._leave_out(server, f"{server.url} has drawn no group in its time", rest)
+
+    def in_time(self, servers: Sequence[Server]) -> None:
+        """They have drawn a group."""
+        for server in servers:
+            server.late = 0
+            server.down = 0.0, ""
+
+    async def any_answers(self, servers: Sequence[Server], path: str, seconds: float) -> bool:
+        return any(await asyncio.gather(*(server.answers(path, seconds) for server in servers)))
+
+    async def heal_any(self, servers: Sequence[Server]) -> None:
+        """All that can be reached hold what they must. Raises ServerError if none can, or one refuses."""
+        found = await asyncio.gather(*map(self.heal, servers), return_exceptions=True)
+        failures = [failure for failure in found if failure is not None]
+        for failure in failures:
+            if not isinstance(failure, Unreachable) or len(failures) == len(servers):
+                raise failure
+
+    def _holds(self, server: Server) -> bool:
+        return server.state == self.state and server.adapters == {name for name, _ in self.adapters.values()}
+
+    def _start(self, server: Server) -> None:
+        assert self.launch is not None
+        if server.process is not None:
+            say(f"the server {server.url} of {self.name} has ended and is started again")
+            server.process.stop()  # what it had started may have outlived it
+        server.adapters = set()
+        server.process = self.launch(self, server)
+
+    async def _ready(self, server: Server, patience: float, path: str = "/model_info") -> None:
+        """Waits so many seconds for a server that starts, and says so."""
+        began = said = time.monotonic()
+        while True:
+            try:
+                await server.get(path, ASK_S)
+                return
+            except Unreachable as error:
+                now = time.monotonic()
+                process = server.process
+                if isinstance(error, NobodyListens) and self.launch is None:
+                    raise  # only who had started a server here would know that it is on its way
+                if process is not None and not process.alive:
+                    if server.known:  # it has served, so whatever ended it may not do so again
+                        raise Unreachable(f"{server.url} ended while it started again") from error
+                    raise RunError(
+                        f"the server of {self.name} ended while it started; {process.last_words()}"
+                    ) from error
+                if now - began > patience:
+                    words = "" if process is None else f"; {process.last_words()}"
+                    raise Unreachable(f"{error}{words}") from error
+                if now - said > 10:
+                    said = now
+                    say(f"waiting for the server of {self.name}: {now - began:.0f} s; {error}")
+            await asyncio.sleep(_POLL_S)
+
+    async def _check(self, server: Server) -> None:
+        """Raises RunError if the server's model, context or abilities are not what we need."""
+        try:
+            about = await server.get("/server_info", 4 * ASK_S)
+            info = await server.get("/model_info", ASK_S)
+            version = get(info, "weight_version", str)
+            self._check_abilities(server, about, info)
+            if not get(about, "skip_tokenizer_init", bool):
+                await self._check_tokenizer(server)
+        except (Refused, Unusable) as error:
+            raise RunError(f"{server.url} ({error}) does not answer as sglang 0.5 does") from error
+        if version == self.state:
+            server.state = self.state
+        else:
+            server.adapters = set()
+
+    def _check_abilities(self, server: Server, about: Any, info: Any) -> None:
+        """Raises RunError, and Unusable for what sglang does not say."""
+        texts = not get(about, "skip_tokenizer_init", bool)
+        seeds = get(about, "enable_deterministic_inference", bool)
+        adapters = get(about, "enable_lora", bool, type(None))
+        room = get(about, "max_req_input_len", int)
+        # The first follows every push, perhaps to a folder of a run that is over; the other one stays.
+        paths = get(info, "model_path", str), get(info, "tokenizer_path", str)
+        readable = [path for path in paths if _has_config(path)]
+        if readable or not server.known:
+            self._check_model(server, (readable or paths)[0])
+        server.known = True
+        self.context = min(self.context, room)
+        if self.context <= self.longest_answer:
+            raise RunError(
+                f"{server.url} has room for {self.context} tokens, and answers alone may be "
+                f"{self.longest_answer} (RolloutConfig.max_tokens); its --context-length, --max-total-tokens "
+                "and memory decide"
+            )
+        if self.adapted and not adapters:
+            raise RunError(f"{server.url} takes no adapters; start it with --enable-lora (docs/sglang.md)")
+        self.texts &= texts
+        self.seeds &= seeds
+
+    def _check_model(self, server: Server, path: str) -> None:
+        """Weights of other shapes would kill the server, and it keeps the config that it was started on."""
+        named = shown(path)
+        try:
+            theirs = hf.model_config(path)
+            ends = hf.end_ids(path)
+        except (RunError, OSError, ValueError) as error:
+            raise RunError(
+                f"{server.url} serves {named}, of which nobody here knows whether the weights of {self.name} "
+                f"fit ({plain(str(error))}); start it on a folder that both can read"
+            ) from error
+        config = dataclasses.replace(self.model.config, vocab_size=self.model.vocab_size)
+        for field in _SHAPE:
+            own, other = getattr(config, field), getattr(theirs, field)
+            if own != other:
+                raise RunError(
+                    f"{server.url} serves {named} with {field} = {other!r}; {self.name} has {own!r}"
+                )
+        more = ends - set(self.stop_ids)
+        if more:
+            raise RunError(
+                f"{server.url} serves {named}, whose eos_token_id would also end samples with "
+                f"{sorted(more)}; ours end with {sorted(self.stop_ids)}: make the two the same"
+            )
+
+    async def _check_tokenizer(self, server: Server) -> None:
+        ids = list(range(0, self.model.vocab_size, max(1, self.model.vocab_size // _DECODED)))
+        answer = await server.post("/detokenize", {"tokens": [[i] for i in ids]}, 4 * ASK_S)
+        theirs = get(answer, "text", list)
+        if len(theirs) != len(ids):
+            raise Unusable(f"answered {len(theirs)} texts for {len(ids)} tokens")
+        for i, text in zip(ids, theirs, strict=True):
+            own = self.decode([i])
+            if text != own:
+                raise RunError(
+                    f"{server.url} has another tokenizer: token {i} is {shown(text)} there and {own!r} here"
+                )
+
+    async def _give(self, server: Server) -> None:
+        """The weights, and those of the adapters; what is not wanted any more goes."""
+        if server.state != self.state:
+            server.state = None
+            body = {
+                "model_path": str(self.folder),
+                "weight_version": self.state,
+                "flush_cache": True,
+                "abort_all_requests": True,
+            }
+            await self._told(server, "/update_weights_from_disk", body)
+            held = await server.weights()
+            if held != self.state:
+                raise ServerError(f"{server.url} names its weights {plain(held)} after an update")
+            server.state = self.state
+        wanted = dict(self.adapters.values())
+        for name in wanted.keys() - server.adapters:
+            body = {"lora_name": name, "lora_path": str(wanted[name])}
+            await self._told(server, "/load_lora_adapter", body, "already loaded")
+            server.adapters.add(name)
+        for name in server.adapters - wanted.keys():
+            await self._told(server, "/unload_lora_adapter", {"lora_name": name}, "does not exist")
+            server.adapters.discard(name)
+
+    async def _told(self, server: Server, path: str, body: dict[str, Any], done: str = "") -> None:
+        """Raises RunError if the server refuses, unless with words that mean that it has ``done`` so before,
+        and its answer was lost."""
+        try:
+            answer = await server.post(path, body, self.start_s)
+        except Refused as error:
+            if done and done in str(error):
+                return
+            raise RunError(f"{error} (asked for {body})") from error
+        if not (isinstance(answer, dict) and answer.get("success") is True):
+            raise ServerError(f"{server.url}{path}: {shown(answer)}")
+
+    def choose(self, key: GroupKey, attempt: int, busy: Collection[Server] = ()) -> Server | None:
+        """One for all groups of an instance, where later turns find its prompts; another after a failure,
+        while nobody answers there, or where those that are ``busy`` with the group come first. None if all
+        are."""
+        first = seed_of(key.split, key.instance) % len(self.servers) + attempt
+        order = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
+        free = [server for server in order if server not in busy]
+        return next((server for server in free if self._open(server)), free[0] if free else None)
+
+    def spare(self, busy: Collection[Server]) -> bool:
+        """Whether another server than these could draw."""
+        return any(self._open(server) for server in self.servers if server not in busy)
+
+    def _open(self, server: Server) -> bool:
+        """Whether nothing speaks against it, or it is time for one group to try whether that still holds."""
+        until, why = server.down
+        return not why or (server.mending is None and until <= time.monotonic())
+
+
+def _mended(server: Server, done: asyncio.Task[None]) -> None:
+    server.mending = None
+    if not done.cancelled():
+        done.exception()  # who waited for it has it, if anybody did
+
+
+def _has_config(path: str) -> bool:
+    try:
+        return (Path(path) / "config.json").is_file()
+    except (OSError, ValueError):  # no name of a file
+        return False

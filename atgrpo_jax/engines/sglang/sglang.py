@@ -1,0 +1,318 @@
+"""Samples from SGLang servers: one or a fleet, that run already or that we start. See docs/sglang.md.
+
+A group's samples all come from one server, from weights that it was given last and that it names in every
+answer; anything else is drawn again. Weights reach the servers through a folder.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import aiohttp
+import jax
+import jax.numpy as jnp
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.errors import PromptTooLong, RunError
+from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.types import Sample
+from atgrpo_jax.engines.protocol import Request, Served, Usage
+from atgrpo_jax.engines.sglang.background import Background
+from atgrpo_jax.engines.sglang.draws import Drawer
+from atgrpo_jax.engines.sglang.fleet import Fleet
+from atgrpo_jax.engines.sglang.processes import ServerProcess, check_command, free_port
+from atgrpo_jax.engines.sglang.published import Published, folder_bytes
+from atgrpo_jax.engines.sglang.secrets import api_key, kept
+from atgrpo_jax.engines.sglang.servers import HERE, Server
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.models.lora import save_adapter
+from atgrpo_jax.models.transformer import Weights, init_params
+
+_HANG_UP_S = 1.0  # for servers to be told, at the end, that nobody waits any more
+
+
+@dataclasses.dataclass(frozen=True)
+class SGLangConfig:
+    """Nothing in it changes what is learned."""
+
+    # Servers that run already: those of the one model, or of each by the policy's name ("base" under
+    # adapters). Without any, one a model is started on this host.
+    urls: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
+    router: str = ""  # takes the requests for samples on behalf of ``urls``, of one model
+    # Starts a server; the model, address and adapters are added. Words or a line.
+    command: str = f"{sys.executable} -m sglang.launch_server"
+    # Where weights wait for servers to read them. If not given, this host's memory; servers on other hosts
+    # need a folder that they share with us.
+    folder: str = ""
+    groups: int = 64  # that a server works on at once
+    deadline: float = 600.0  # seconds for a group, all tries together
+    attempts: int = 4  # at a group to which servers answer nonsense
+    start: float = 600.0  # seconds until a server is ready, or has taken weights
+    # The API key: a file that holds it, or an environment variable. The key itself is written nowhere.
+    api_key_file: str = ""
+    api_key_variable: str = ""
+
+    def __post_init__(self):
+        if any(mark in text for text in _texts((self.urls, self.router)) for mark in "@?#"):
+            raise ValueError(  # without the address: there may be a secret in it
+                "SGLangConfig.urls or router: an address with a user, password or query in it; give "
+                "http://host:port alone, and the server's API key as api_key_file or api_key_variable"
+            )
+        check_types(self)
+        if isinstance(self.urls, Mapping):
+            object.__setattr__(self, "urls", {name: tuple(urls) for name, urls in self.urls.items()})
+        else:
+            object.__setattr__(self, "urls", tuple(self.urls))
+        for name in ("groups", "attempts"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("deadline", "start"):
+            require(self, name, getattr(self, name) > 0, "must be positive")
+        parts = [_parts(url) for url in self._all()]
+        require(self, "urls", all(parts), "must look like http://host:30000")
+        named = not isinstance(self.urls, Mapping) or all(self.urls.values())
+        require(self, "urls", named, "a policy without a server")
+        near = all(part is not None and part.hostname in HERE for part in parts)
+        rule = "servers on other hosts read weights from a folder that they share with this one"
+        require(self, "folder", bool(self.folder) or near, rule)
+        rule = "needs the urls of the servers behind it, of one model: weights do not go through a router"
+        require(self, "router", not self.router or (bool(self.urls) and isinstance(self.urls, tuple)), rule)
+        rule = "the key is in a file or in a variable, not in both"
+        require(self, "api_key_file", not (self.api_key_file and self.api_key_variable), rule)
+
+    def _all(self) -> list[str]:
+        lists = self.urls.values() if isinstance(self.urls, Mapping) else [self.urls]
+        return [url for urls in lists for url in urls] + ([self.router] if self.router else [])
+
+    def build(self, served: Served) -> "SGLangEngine":
+        return SGLangEngine(served, self)
+
+
+class SGLangEngine:
+    """See the module."""
+
+    def __init__(self, served: Served, config: SGLangConfig):
+        """Raises RunError if the servers are not those of the team, or a folder or key is missing."""
+        self._served, self._config = served, config
+        self.usage = Usage()
+        self._versions: dict[str, int] = {}
+        self._base: Any = None  # the parameters under the adapters that the servers have
+        self._run = uuid.uuid4().hex[:8]  # so that no other run's weights are taken for ours
+        self._count = itertools.count()
+        key = api_key(config.api_key_file, config.api_key_variable)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(kept(key))
+            self._published = Published(config.folder)
+            stack.callback(self._published.close)
+            self._check_room()
+            self._loop = Background()
+            stack.callback(self._loop.close)
+            self._session = self._loop.run(_session(key))
+            self._router = Server(config.router, self._session) if config.router else None
+            self._drawer = Drawer(served, self._router, config.deadline, config.attempts)
+            self._fleets: dict[str, Fleet] = {}
+            stack.callback(lambda: self._loop.run(self._hang_up()))
+            self._fleets = self._make_fleets()
+            stack.callback(self._stop_servers)
+            self._rooms = {
+                name: asyncio.Semaphore(config.groups * len(fleet.servers))
+                for name, fleet in self._fleets.items()
+            }
+            if config._all():
+                for fleet in self._fleets.values():
+                    self._loop.run(fleet.greet(self._router))
+            else:
+                check_command(config.command)
+            self._opened = stack.pop_all()
+
+    def close(self) -> None:
+        self._opened.close()
+
+    async def _hang_up(self) -> None:
+        """Gives up what is still being done, and tells the servers so, if they answer."""
+        for fleet in self._fleets.values():
+            for server in fleet.servers:
+                if server.mending is not None:
+                    server.mending.cancel()
+        await self._drawer.hang_up(_HANG_UP_S)
+        await self._session.close()
+
+    def _stop_servers(self) -> None:
+        for fleet in self._fleets.values():
+            for server in fleet.servers:
+                if server.process is not None:
+                    server.process.stop()
+
+    @property
+    def retries(self) -> int:
+        """Groups that were drawn again."""
+        return self._drawer.retries
+
+    def version(self, policy: str) -> int:
+        return self._versions[policy]
+
+    def push_weights(self, policy: str, weights: Weights, version: int) -> None:
+        """Writes the weights and has every server take them, drop what it knew of prompts, and say so.
+
+        The first push starts the servers, if they are ours. Raises RunError if one does not take them.
+        """
+        began = time.monotonic()
+        fleet, served = self._fleets[self._served.starts[policy]], self._served
+        name = f"{policy}-{version}-{next(self._count)}"
+        old: list[Path | None] = []
+        size = 0
+        if weights.adapter is None or weights.params is not self._base:
+            dtype = served.models[policy].config.dtype
+            old.append(fleet.folder)
+            fleet.folder = self._published.write(
+                f"{name}-model",
+                lambda f: hf.save(f, weights.params, served.sources[policy], dtype, served.stop_ids),
+            )
+            fleet.state = f"{self._run}/{name}"
+            size += folder_bytes(fleet.folder)
+        if weights.adapter is not None:
+            self._base = weights.params
+            base, adapter = str(fleet.folder), weights.adapter
+            path = self._published.write(
+                f"{name}-adapter", lambda f: save_adapter(f, adapter, served.lora, base)
+            )
+            old.append(fleet.adapters[policy][1] if policy in fleet.adapters else None)
+            fleet.adapters[policy] = (f"{self._run}-{name}", path)  # a new name for every version
+            size += folder_bytes(path)
+        self._loop.run(fleet.update())
+        for folder in old:
+            self._published.forget(folder)
+        self._versions[policy] = version
+        self.usage += Usage(push_s=time.monotonic() - began, push_bytes=size)
+
+    async def sample(self, request: Request) -> Sequence[Sample]:
+        """Groups of one prompt at once. Past the deadline every sample is an error, if a server was drawing.
+
+        Raises RunError if a server refuses the request, none can be reached, or all answer nonsense.
+        """
+        self._check(request)
+        work = asyncio.run_coroutine_threadsafe(self._sample(request), self._loop.loop)
+        return await asyncio.wrap_future(work)
+
+    def _make_fleets(self) -> dict[str, Fleet]:
+        """By model; raises RunError if the config names others than there are."""
+        config = self._config
+        names = sorted(set(self._served.starts.values()))
+        urls = config.urls
+        if isinstance(urls, tuple):
+            if urls and len(names) > 1:
+                raise RunError(
+                    f"SGLangConfig.urls: name the servers of each of the models {', '.join(names)}, "
+                    f'e.g. {{"{names[0]}": ("http://127.0.0.1:30000",), ...}}'
+                )
+            urls = dict.fromkeys(names, urls)
+        elif set(urls) != set(names):
+            raise RunError(
+                f"SGLangConfig.urls names {', '.join(sorted(urls))}; the models are {', '.join(names)}"
+            )
+        fleets = {}
+        for name in names:
+            policies = [policy for policy, start in self._served.starts.items() if start == name]
+            adapted = policies != [name]
+            if adapted and name in policies:
+                raise RunError(f"policy {name} is trained in full, and adapters are on it: not on servers")
+            fleets[name] = Fleet(
+                name,
+                [Server(url, self._session) for url in urls[name] or [f"http://127.0.0.1:{free_port()}"]],
+                self._served.models[policies[0]],
+                adapted,
+                self._served.stop_ids,
+                self._served.decode,
+                self._served.longest_answer,
+                config.start,
+                None if config._all() else self._launch,
+            )
+        return fleets
+
+    def _launch(self, fleet: Fleet, server: Server) -> ServerProcess:
+        parts = urlsplit(server.url)
+        words = shlex.split(self._config.command)
+        flags = ["--model-path", str(fleet.folder), "--weight-version", fleet.state]
+        flags += ["--host", str(parts.hostname), "--port", str(parts.port)]
+        flags += ["--dtype", fleet.model.config.dtype]
+        if fleet.adapted:
+            modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+            flags += ["--enable-lora", "--max-lora-rank", str(self._served.lora.rank)]
+            flags += ["--lora-target-modules", *modules]
+        say(f"starting {' '.join(words)} on {server.url}")
+        return ServerProcess([*words, *flags], self._published.root / f"server-{parts.port}.log")
+
+    def _check_room(self) -> None:
+        """Two versions of all models are there at once."""
+        sizes = {}
+        for policy, start in self._served.starts.items():
+            model = self._served.models[policy]
+            shapes = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
+            count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+            sizes[start] = 2 * count * jnp.dtype(model.config.dtype).itemsize
+        self._published.check_room(sum(sizes.values()))
+
+    def _check(self, request: Request) -> None:
+        """Before anything is sent: one id outside the vocabulary would end the server."""
+        if request.policy not in self._versions:
+            raise RunError(f"no weights were pushed for policy {request.policy!r}")
+        place = request.addresses[0].group.path()
+        size = self._served.models[request.policy].vocab_size
+        fleet = self._fleets[self._served.starts[request.policy]]
+        for token in (min(request.prompt_ids, default=-1), max(request.prompt_ids, default=-1)):
+            if not 0 <= token < size:
+                raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
+        length, new = len(request.prompt_ids), request.sampling.max_tokens
+        if length + new >= fleet.context:
+            raise PromptTooLong(
+                f"a prompt of {length} tokens at {place}, and {new} to draw: the servers of {fleet.name} "
+                f"have room for {fleet.context}"
+            )
+        if request.sampling.stop and not fleet.texts:
+            raise RunError("Sampling.stop: the servers were started with --skip-tokenizer-init")
+
+    async def _sample(self, request: Request) -> Sequence[Sample]:
+        name = self._served.starts[request.policy]
+        async with self._rooms[name]:
+            drawer, version = self._drawer, self._versions[request.policy]
+            samples, used = await drawer.draw(request, self._fleets[name], version)
+        self.usage += used
+        return samples
+
+
+async def _session(key: str) -> aiohttp.ClientSession:
+    """For what is asked of servers; answers are taken as they are, so that none grows on the way."""
+    return aiohttp.ClientSession(
+        headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+    )
+
+
+def _parts(url: str) -> SplitResult | None:
+    """Of an address that requests can be sent to; None for any other text."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not fit
+        return None
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return parts if known and plain else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that are in a value of whatever form."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Iterable):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)

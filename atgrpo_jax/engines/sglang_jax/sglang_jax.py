@@ -1,0 +1,260 @@
+"""Samples through sglang-jax's in-process ``Engine``: its TPU kernels, our arrays.
+
+One Engine a policy. It starts from a config.json that we write, on dummy weights; ``push_weights`` puts the
+policy's arrays in their place, with no file in between. See sglang_jax_session.py and docs/sglang.md.
+"""
+
+import asyncio
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.errors import PromptTooLong, RunError
+from atgrpo_jax.common.types import Address, Sample, Sampling
+from atgrpo_jax.engines.protocol import Request, Served, Usage
+from atgrpo_jax.engines.sglang_jax.session import Answer, Session, check_installed
+from atgrpo_jax.models.lora import merge
+from atgrpo_jax.models.transformer import Transformer, Weights
+
+LANES = 128  # of a TPU; elsewhere, too, sglang-jax pads heads to them, and then fails on the result
+
+
+@dataclasses.dataclass(frozen=True)
+class SGLangJaxConfig:
+    """Sizes are of each policy."""
+
+    context_length: int = 2048  # tokens of a prompt and its answer
+    max_running_requests: int = 64  # samples that are drawn side by side
+    max_total_tokens: int = 65536  # whose keys and values are kept
+    page: int = 1  # tokens that are kept, shared and evicted together
+    prefill: int = 4096  # tokens of prompts that are computed at once
+    memory: float = 0.88  # share of the memory that is free when it starts, for weights and cache
+    tensor: int = 1  # devices that each layer is split over; data parallelism there is none
+    # Which they are, as indices of jax.devices(); () for the first ones of the policy's mesh.
+    devices: tuple[int, ...] = ()
+    # Sizes of batches that programs are compiled for, besides max_running_requests; () for all powers of 2.
+    batches: tuple[int, ...] = ()
+    precompile: bool = False  # all shapes at the start, or each when it first comes
+    folder: str = ""  # where each policy's config.json is written and left; a temporary one if empty
+    # Seconds; a group that is not complete by then is drawn in vain, errors all. 0 for no limit.
+    deadline: float = 0.0
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("devices", "batches"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("context_length", "max_running_requests", "page", "prefill", "tensor"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        rule = f"must hold a context of {self.context_length} tokens"
+        require(self, "max_total_tokens", self.max_total_tokens >= self.context_length, rule)
+        require(self, "prefill", self.prefill >= self.page, f"must hold a page of {self.page} tokens")
+        require(self, "memory", 0 < self.memory < 1, "must be between 0 and 1")
+        require(self, "deadline", self.deadline >= 0, "must not be negative")
+        require(self, "batches", all(size >= 1 for size in self.batches), "must be at least 1")
+        distinct = len(set(self.devices)) == len(self.devices) and all(i >= 0 for i in self.devices)
+        exact = not self.devices or len(self.devices) == self.tensor
+        rule = f"must be () or as many different indices as tensor = {self.tensor}"
+        require(self, "devices", distinct and exact, rule)
+
+    def build(self, served: Served) -> "SGLangJaxEngine":
+        """Starts an Engine for each policy. From the main thread only, which hears of their failures.
+
+        Raises RunError if sglang-jax is not installed, cannot serve a model, or does not start.
+        """
+        check_installed()
+        for policy, model in served.models.items():
+            check_model(policy, model, self, served.meshes[policy])
+        return SGLangJaxEngine(served, self)
+
+
+def check_model(policy: str, model: Transformer, config: SGLangJaxConfig, mesh: Mesh) -> None:
+    """Raises RunError, naming the field, for a model or devices on which sglang-jax would fail later."""
+    size, kv_heads = model.config.head_size, model.config.kv_heads
+    if mesh.devices.flat[0].platform != "tpu" and size % LANES:
+        raise RunError(
+            f"policy {policy}: ModelConfig.head_size = {size}: without a TPU, sglang-jax needs a multiple of "
+            f"{LANES}"
+        )
+    if kv_heads % config.tensor:
+        raise RunError(
+            f"policy {policy}: SGLangJaxConfig.tensor = {config.tensor} must divide ModelConfig.kv_heads = "
+            f"{kv_heads}"
+        )
+    there = len(jax.devices())
+    if config.tensor > mesh.size or any(i >= there for i in config.devices):
+        raise RunError(
+            f"policy {policy}: SGLangJaxConfig.tensor = {config.tensor}, devices = {config.devices}: there "
+            f"are {there} devices, {mesh.size} in the policy's mesh"
+        )
+
+
+class SGLangJaxEngine:
+    """See the module. Event loops may follow one another: each Engine draws in threads of its own."""
+
+    def __init__(self, served: Served, config: SGLangJaxConfig):
+        if threading.current_thread() is not threading.main_thread():
+            raise RunError("SGLangJaxConfig: its Engines must be started from the main thread")
+        self._served, self._config = served, config
+        self._versions: dict[str, int] = {}
+        self._sessions: dict[str, Session] = {}
+        self._drawing: set[Future] = set()
+        self._failed = False
+        self.usage = Usage()
+        # What sglang-jax sends to its own process when a thread of it fails.
+        self._before = signal.signal(signal.SIGQUIT, self._fail)
+        try:
+            for policy, model in served.models.items():
+                indices = config.devices or _first(served.meshes[policy], config.tensor)
+                self._sessions[policy] = Session(policy, model, served.stop_ids, indices, config)
+        except BaseException:
+            self.close()
+            raise
+
+    def push_weights(self, policy: str, weights: Weights, version: int) -> None:
+        """Shares the arrays with the caller, where they are as the Engine has them, who must push again
+        before it donates them. What is known of prompts is forgotten.
+
+        Raises RunError while samples of the policy are being drawn, and if the Engine's parameters have other
+        names or shapes, naming the first; then nothing has changed.
+        """
+        params, adapter, scale = weights
+        self._session(policy).swap(params if adapter is None else merge(params, adapter, scale))
+        self._versions[policy] = version
+
+    def version(self, policy: str) -> int:
+        return self._versions[policy]
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+        self._sessions = {}
+        signal.signal(signal.SIGQUIT, self._before)
+
+    async def sample(self, request: Request) -> Sequence[Sample]:
+        session = self._session(request.policy)
+        self._check(request)
+        drawing = session.submit(self._draw(session, request))
+        self._drawing.add(drawing)
+        try:
+            return await asyncio.wrap_future(drawing)
+        except asyncio.CancelledError:
+            self._check_alive()
+            raise
+        finally:
+            self._drawing.discard(drawing)
+
+    def _session(self, policy: str) -> Session:
+        self._check_alive()
+        if policy not in self._sessions:
+            raise RunError(f"this engine has no policy {policy!r}")
+        return self._sessions[policy]
+
+    def _fail(self, *_: Any) -> None:
+        self._failed = True
+        for drawing in tuple(self._drawing):
+            drawing.cancel()
+
+    def _check_alive(self) -> None:
+        if self._failed:
+            raise RunError("a thread of sglang-jax has failed; it wrote on stderr why")
+
+    def _check(self, request: Request) -> None:
+        if request.policy not in self._versions:
+            raise RunError(f"no weights were pushed for policy {request.policy!r}")
+        check_sampling(request.sampling)
+        place = request.addresses[0].group.path()
+        length, most = len(request.prompt_ids), self._config.context_length - request.sampling.max_tokens
+        if not 1 <= length <= most:
+            kind = PromptTooLong if length else RunError
+            raise kind(
+                f"a prompt of {length} tokens at {place}: must be 1 to {most}, "
+                f"SGLangJaxConfig.context_length less max_tokens"
+            )
+        size = self._served.models[request.policy].vocab_size
+        for token in (max(request.prompt_ids), min(request.prompt_ids)):
+            if not 0 <= token < size:  # sglang-jax would draw after anything
+                raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
+
+    async def _draw(self, session: Session, request: Request) -> list[Sample]:
+        """On the session's loop."""
+        version, prompt = self._versions[request.policy], list(request.prompt_ids)
+        late = time.monotonic() + self._config.deadline if self._config.deadline else None
+        first = None
+        if len(request.addresses) > 1:
+            # Its siblings find the prompt computed; sent at once, each would compute it.
+            first = await session.generate(prompt, {"max_new_tokens": 1}, late)
+        asked = [
+            parameters(request.sampling, address, self._served.stop_ids) for address in request.addresses
+        ]
+        answers = await asyncio.gather(*(session.generate(prompt, one, late) for one in asked))
+        self.usage += Usage(
+            tokens=sum(len(answer.tokens) for answer in answers),
+            prompt_tokens=len(prompt),
+            known_tokens=(first or answers[0]).known_tokens,
+        )
+        stops, decode = request.sampling.stop, self._served.decode
+        if any(answer.finish == "error" for answer in answers):
+            # The longest samples are the last to be complete: the rest would be a choice of short ones.
+            return [Sample((), (), "error", version)] * len(answers)
+        return [cut(sample_of(answer, version), stops, decode) for answer in answers]
+
+
+def _first(mesh: Mesh, count: int) -> tuple[int, ...]:
+    """Indices in ``jax.devices()`` of a mesh's first devices."""
+    everywhere = jax.devices()
+    return tuple(everywhere.index(device) for device in mesh.devices.flat[:count])
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises RunError for settings that sglang-jax ignores, or under which it tells other logprobs than the
+    learner computes or none of the tokens that were left."""
+    for name in ("banned", "pattern", "min_tokens", "top_k", "top_p", "min_p"):
+        if getattr(sampling, name) != getattr(Sampling(), name):
+            raise RunError(
+                f"Sampling.{name} = {getattr(sampling, name)!r}: SGLangJaxConfig draws from the whole "
+                "distribution only; LocalEngineConfig knows the other settings"
+            )
+
+
+def parameters(sampling: Sampling, address: Address, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """One sample's settings as sglang-jax takes them. Its seed is an int32."""
+    word = address.key_words()[0]
+    return {
+        "temperature": sampling.temperature,
+        "max_new_tokens": sampling.max_tokens,
+        "stop_token_ids": list(stop_ids),
+        "sampling_seed": word - 2**32 if word >= 2**31 else word,
+        "skip_special_tokens": False,
+        "no_stop_trim": True,
+    }
+
+
+def sample_of(answer: Answer, version: int) -> Sample:
+    if answer.finish == "error":
+        return Sample((), (), "error", version)
+    return Sample(answer.tokens, answer.logprobs, answer.finish, version)
+
+
+def cut(sample: Sample, stops: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Sample:
+    """Ends a sample with the first token by which its text holds a stop string, if it does. That is all the
+    same as stopping there, but for the time: sglang-jax has no tokenizer here, and may not be asked to."""
+
+    def held(length: int) -> bool:
+        text = decode(sample.tokens[:length])
+        return any(stop in text for stop in stops)
+
+    length = len(sample.tokens)
+    if not stops or not held(length):
+        return sample
+    length = next(n for n in range(1, length + 1) if held(n))
+    return dataclasses.replace(
+        sample, tokens=sample.tokens[:length], logprobs=sample.logprobs[:length], finish="stop"
+    )

@@ -1,0 +1,233 @@
+"""Hugging Face model folders: safetensors <-> sharded parameters; hf_config.py reads config.json."""
+
+import errno
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.jsonfile import Fields, read_object
+from atgrpo_jax.models.hf.config_json import (
+    GENERATION,
+    check_same_model,
+    description,
+    end_ids,
+    fields,
+    model_config,
+    stored_dtype,
+)
+from atgrpo_jax.models.hf.tensors import INDEX, SINGLE, Tensors, same
+
+# Of a folder: what config.json says, and the parameters both ways.
+__all__ = ["check_same_model", "description", "end_ids", "load", "model_config", "save"]
+
+# Copied as they are when a trained folder is written.
+COPIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "chat_template.jinja", GENERATION,
+)  # fmt: skip
+SHARD_BYTES = 5 * 10**9
+
+# Tensors that older versions stored and that are computed anew: rotary frequencies and causal masks.
+_BUFFERS = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)|.*\battn\.(bias|masked_bias)")
+
+_MODULES = {
+    "attention_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "norm": "model.norm",
+    "embedding": "model.embed_tokens",
+    "head": "lm_head",
+}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def tensor_name(path: str) -> str:
+    """The folder's name of our parameter, e.g. "layer_3/q/kernel"."""
+    parts = path.split("/")
+    layer = re.fullmatch(r"layer_(\d+)", parts[0])
+    module = f"model.layers.{layer[1]}.{_MODULES[parts[1]]}" if layer else _MODULES[parts[0]]
+    return f"{module}.{'bias' if parts[-1] == 'bias' else 'weight'}"
+
+
+def _transposed(path: str) -> bool:
+    """Ours are [in, out], the folder's [out, in]."""
+    return path.endswith(("kernel", "head"))
+
+
+def load(folder: str, shapes: Any) -> Any:
+    """Parameters of the folder, each device reading its own part of each tensor.
+
+    Args:
+      shapes: tree of ShapeDtypeStruct with shardings, e.g. ``Learner.shapes.params``.
+
+    Raises RunError naming the first tensor that is missing, left over, misshapen, no float or not finite, or
+    the file that cannot be read.
+    """
+    root = Path(folder).expanduser()
+    fields(root)
+    tensors = Tensors(root)
+    leaves = {tensor_name(_path(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    names = set(leaves)
+    stored = {name for name in tensors if not _BUFFERS.fullmatch(name)}
+    if HEAD not in names and HEAD in stored:
+        stored = _tied(root, tensors, leaves[EMBEDDING].shape, stored)
+    instead = {EMBEDDING: HEAD} if HEAD in stored - names else {}  # a tied matrix under its other name
+    missing, extra = sorted(names - stored - set(instead)), sorted(stored - names - set(instead.values()))
+    if missing:
+        raise RunError(f"{root} lacks tensor {missing[0]} ({len(missing)} such)")
+    if extra:
+        raise RunError(f"{root} has tensor {extra[0]}, which the model does not have ({len(extra)} such)")
+
+    def read(path, struct: jax.ShapeDtypeStruct) -> jax.Array:
+        name, flip = tensor_name(_path(path)), _transposed(_path(path))
+        part = tensors.slices(instead.get(name, name), struct.shape[:: -1 if flip else 1])
+
+        def own(index):
+            values = part.read(index[::-1] if flip else index, struct.dtype)
+            return values.T if flip else values
+
+        return jax.make_array_from_callback(struct.shape, struct.sharding, own)
+
+    return jax.tree_util.tree_map_with_path(read, shapes)
+
+
+def _tied(root: Path, tensors: Tensors, shape: tuple[int, ...], stored: set[str]) -> set[str]:
+    """What is stored, but for a tied head that is there a second time.
+
+    Raises RunError if it is another one: ``transformers`` unties it from version 5 on, and dropped it before.
+    """
+    if EMBEDDING not in stored:
+        return stored
+    if not same(tensors.slices(EMBEDDING, shape), tensors.slices(HEAD, shape), shape[0]):
+        raise RunError(
+            f"{root}: {HEAD} differs from {EMBEDDING}, but config.json says tie_word_embeddings; "
+            f"set it to false if {HEAD} is meant, or remove that tensor"
+        )
+    return stored - {HEAD}
+
+
+def save(
+    folder: str,
+    params: Any,
+    source: str | dict[str, Any],
+    dtype: str | None = None,
+    stop_ids: Sequence[int] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a folder that ``transformers`` loads: weights, and every other file of ``source``.
+
+    Args:
+      source: a model folder, or what config.json says (``description``).
+      dtype: of the written tensors; that of ``source`` if not given.
+      stop_ids: what ends a sequence; that of ``source`` if not given.
+      shard_bytes: of one file, at most; one file is on the host at a time.
+
+    Raises RunError if a weight has no place in ``dtype``.
+    """
+    root = Path(folder).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in (root / INDEX, root / SINGLE, *root.glob("model-*-of-*.safetensors")):
+        stale.unlink(missing_ok=True)
+    if isinstance(source, dict):
+        raw = source
+    else:
+        origin = Path(source).expanduser()
+        raw = read_object(origin / "config.json")
+        for name in COPIED:
+            if (origin / name).exists():
+                shutil.copyfile(origin / name, root / name)
+    if stop_ids is not None:
+        ends = {"eos_token_id": list(stop_ids)}
+        raw = raw | ends
+        if (root / GENERATION).exists():
+            said = read_object(root / GENERATION) | ends
+            (root / GENERATION).write_text(json.dumps(said, indent=2) + "\n")
+    dtype = dtype or stored_dtype(Fields("config.json", raw))
+    shards = list(_shards(params, jnp.dtype(dtype), shard_bytes))
+    index: dict[str, str] = {}
+    for number, leaves in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {tensor_name(path): _fetch(leaf, path, dtype) for path, leaf in leaves}
+        save_tensors(root / file, tensors)
+        index |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        total = sum(leaf.size for _, leaf in _leaves(params)) * jnp.dtype(dtype).itemsize
+        record = {"metadata": {"total_size": total}, "weight_map": index}
+        (root / INDEX).write_text(json.dumps(record, indent=2) + "\n")
+    (root / "config.json").write_text(json.dumps(_spelled(raw, dtype), indent=2) + "\n")
+
+
+def _spelled(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json in the words of ``transformers`` before and after version 5: one of dtype and torch_dtype,
+    which both read, and the rotary base where the older ones look for it."""
+    key = "dtype" if "dtype" in raw else "torch_dtype"
+    said = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")} | {key: dtype}
+    rope = dict(said.get("rope_parameters") or {})
+    if rope and not said.get("rope_scaling"):
+        said["rope_theta"] = rope.pop("rope_theta", None) or said.get("rope_theta") or 10_000.0
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        said["rope_scaling"] = None if kind == "default" else rope
+    return said
+
+
+def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises OSError if the disk is full."""
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except SafetensorError as error:  # its way of saying that the disk is full
+        raise OSError(errno.ENOSPC, str(error), str(file)) from error
+    file.chmod(0o644)  # the library makes it its owner's alone, and servers read it, too
+
+
+def _leaves(params: Any) -> Iterator[tuple[str, jax.Array]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        yield _path(path), leaf
+
+
+def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str, jax.Array]]]:
+    """Leaves in groups of at most ``most`` bytes."""
+    shard: list[tuple[str, jax.Array]] = []
+    size = 0
+    for path, leaf in _leaves(params):
+        bytes_ = leaf.size * dtype.itemsize
+        if shard and size + bytes_ > most:
+            yield shard
+            shard, size = [], 0
+        shard.append((path, leaf))
+        size += bytes_
+    yield shard
+
+
+def _fetch(leaf: jax.Array, path: str, dtype: str) -> np.ndarray:
+    values = np.asarray(jax.device_get(leaf))
+    with np.errstate(over="ignore"):  # said below, by name
+        written = values.astype(jnp.dtype(dtype), copy=False)
+    if np.isfinite(values).all() and not np.isfinite(written).all():
+        most = float(np.abs(values).max())
+        raise RunError(
+            f"tensor {tensor_name(path)} has numbers up to {most:.3g}, which {dtype} cannot hold; "
+            'say "dtype": "bfloat16" in the config.json of the folder that it comes from'
+        )
+    return np.ascontiguousarray(written.T if _transposed(path) else written)
+
+
+def _path(path: tuple) -> str:
+    return "/".join(str(part.key) for part in path)

@@ -1,0 +1,348 @@
+"""What a run will need on each device, and how long a step takes at best: without weights or accelerators.
+
+Parameters and optimizer state are exact: the shapes and shardings are those of the run. Activations are what
+JAX's own backward pass keeps, by abstract evaluation of the model's share on one device.
+"""
+
+import asyncio
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atgrpo_jax.arrays.mesh import MeshConfig, on_host
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.types import Sampling
+from atgrpo_jax.engines.local.local import LocalEngineConfig, power_of_two
+from atgrpo_jax.engines.sglang_jax.sglang_jax import SGLangJaxConfig
+from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.head import CHUNK_BYTES
+from atgrpo_jax.models.lora import init_adapter
+from atgrpo_jax.models.packed import Packed
+from atgrpo_jax.models.transformer import Transformer, Weights, init_params
+from atgrpo_jax.rollout.rollout import Player
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.update.batch import BatchConfig, pack
+from atgrpo_jax.update.learner import cloning
+from atgrpo_jax.update.warm_start import demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Published figures."""
+
+    name: str
+    memory: float  # bytes
+    flops: float  # a second, bfloat16 matrix products
+    bandwidth: float  # bytes a second
+
+
+DEVICES = {
+    "v4": Device("TPU v4", 32e9, 275e12, 1.23e12),
+    "v5e": Device("TPU v5e", 16e9, 197e12, 0.82e12),
+    "v5p": Device("TPU v5p", 95e9, 459e12, 2.77e12),
+    "v6e": Device("TPU v6e", 32e9, 918e12, 1.64e12),
+    "a100": Device("NVIDIA A100", 80e9, 312e12, 2.04e12),
+    "h100": Device("NVIDIA H100", 80e9, 989e12, 3.35e12),
+    "h200": Device("NVIDIA H200", 141e9, 989e12, 4.8e12),
+}
+
+
+_GRADIENTS = "gradients, and of one micro-batch"
+_COPY = "parameters in bfloat16, gathered"
+_ACTIVATIONS = "activations of the update"
+_HEAD = "the head's logits and gradient"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of a training step's groups, tokens; every episode is taken to last all turns, every answer to be as
+    long as it may be."""
+
+    groups: int
+    prompt: float  # mean
+    longest_prompt: int
+    new: int  # of one candidate
+    candidates: int
+
+    @property
+    def group(self) -> int:
+        """The longest."""
+        return self.longest_prompt + self.candidates * self.new
+
+
+def sizes(x: Experiment, instances: int = 16) -> Sizes:
+    """From prompts of demonstrated episodes of the first training instances."""
+    propose = demonstrations(x.task, x.tokenizer, 1, x.seed)
+
+    async def play(runner):
+        player = Player(
+            x.task, x.team, x.tokenizer, propose, Sampling(), x.seed, runner=runner, select="random"
+        )
+        return await asyncio.gather(*(player.play(1, "train", index) for index in range(instances)))
+
+    with x.running() as runner:
+        episodes = asyncio.run(play(runner))
+    origins = [group.origin for episode in episodes for group in episode.groups]
+    lengths = [len(origin.prompt_ids) for origin in origins]
+    roles, turns = len(x.task.workflow.order), x.task.workflow.turns
+    tree = x.rollout.mode == "tree"
+    return Sizes(
+        groups=x.rollout.instances * roles * turns * (1 if tree else x.rollout.candidates),
+        prompt=float(np.mean(lengths)),
+        longest_prompt=max(lengths),
+        new=x.rollout.max_tokens,
+        candidates=x.rollout.candidates if tree else 1,
+    )
+
+
+def memory(x: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
+    """Bytes on each device by what holds them; of the fullest mesh, where several are side by side."""
+    sides: dict[Any, list[str]] = defaultdict(list)
+    for name in policies.names:
+        sides[policies.meshes[name]].append(name)
+    return max((_memory(x, policies, names, group) for names in sides.values()), key=_total)
+
+
+def _total(lines: Mapping[str, float]) -> float:
+    return sum(lines.values())
+
+
+def _memory(x: Experiment, policies: Policies, names: Sequence[str], group: Sizes) -> dict[str, float]:
+    lines: dict[str, float] = {}
+    held = {name: policies.shapes[name] for name in names}
+    for name, shapes in held.items():
+        lines[f"parameters, {name}"] = bytes_a_device(shapes.params)
+        lines[f"optimizer, {name}"] = bytes_a_device(shapes.opt_state)
+    if policies.adapted:
+        lines["parameters, base of adapters"] = bytes_a_device(policies.base_shapes())
+    lines[_GRADIENTS] = 2 * max(bytes_a_device(shapes.params) for shapes in held.values())
+    row = x.batch.row(group.group)
+    configs = {name: x.architecture(x.start(name)) for name in names}
+    local = {name: _local(config, x.mesh) for name, config in configs.items()}
+    copied = [_copy(local[name], x) for name, c in configs.items() if c.dtype != c.param_dtype]
+    if copied:
+        lines[_COPY] = max(copied)
+    ranks = {name: x.lora.rank if name in policies.adapted else None for name in configs}
+    lines[_ACTIVATIONS] = max(
+        activations(config, x.mesh, x.batch, row, ranks[name]) for name, config in configs.items()
+    )
+    lines[_HEAD] = max(_head(local[name], x, trained=ranks[name] is None) for name in configs)
+    lines["cache of the rollout"] = sum(_cache(config, x, group) for config in set(configs.values()))
+    for name, shapes in held.items():
+        fused = 0 if name in policies.adapted else _fused(configs[name], x, shapes.params)
+        if fused:
+            lines[f"parameters arranged for the rollout, {name}"] = fused
+    return lines
+
+
+def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
+    """With what an update was found to take beside its state in place of the estimates."""
+    estimates = {_GRADIENTS, _COPY, _ACTIVATIONS, _HEAD}
+    return {name: size for name, size in lines.items() if name not in estimates} | {
+        "the update beside its state, as compiled": update
+    }
+
+
+def update_bytes(x: Experiment, policies: Policies, longest: int) -> int:
+    """Bytes on each device that the largest policy's update takes beside its state and base, on a micro-batch
+    of groups up to so many tokens: as compiled for the policies' devices, which need not be there.
+
+    Raises ConfigError with the compiler's words where it finds no way to fit.
+    """
+    batch = pack([], dataclasses.replace(x.batch, row_tokens=x.batch.row(longest)), "token", 1)
+    most = 0
+    for name in policies.names:
+        base = bytes_a_device(policies.base_shapes()) if name in policies.adapted else 0
+        try:
+            programs = [program.memory_analysis() for program in policies.compile(name, batch)]
+        except jax.errors.JaxRuntimeError as error:
+            raise ConfigError(f"the update of {name} does not compile: {error}") from error
+        for m in programs:
+            assert m is not None
+            held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+            peak = held + m.temp_size_in_bytes + m.generated_code_size_in_bytes
+            most = max(most, peak - bytes_a_device(policies.shapes[name]) - base)
+    return most
+
+
+def bytes_a_device(tree: Any) -> int:
+    """Of arrays, or shapes with shardings, that are not in a host's memory."""
+    leaves = (x for x in jax.tree.leaves(tree) if not on_host(x.sharding))
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def bytes_on_hosts(tree: Any) -> int:
+    """Of arrays, or shapes with shardings, on all hosts together."""
+    leaves = (x for x in jax.tree.leaves(tree) if on_host(x.sharding))
+    shards = (
+        (len(x.sharding.device_set), math.prod(x.sharding.shard_shape(x.shape)), x.dtype) for x in leaves
+    )
+    return sum(devices * size * dtype.itemsize for devices, size, dtype in shards)
+
+
+def activations(
+    config: ModelConfig, mesh: MeshConfig, batch: BatchConfig, row: int, lora: int | None = None
+) -> float:
+    """Bytes on each device that one micro-batch's backward pass finds ready, and what it makes again."""
+    local, rows = _local(config, mesh), batch.rows // (mesh.data * mesh.fsdp)
+    kept = _kept(local, row, lora)
+    if config.remat != "none":
+        plain = dataclasses.replace(local, remat="none")
+        one, two = (_kept(dataclasses.replace(plain, layers=n), row, lora) for n in (1, 2))
+        kept += two - one  # a block's own, while it is computed again
+    return rows * kept
+
+
+def _local(config: ModelConfig, mesh: MeshConfig) -> ModelConfig:
+    """A device's share of the model where ``tensor`` devices have one layer."""
+    t = mesh.tensor
+    return dataclasses.replace(
+        config,
+        heads=config.heads // t,
+        kv_heads=max(config.kv_heads // t, 1),
+        mlp_width=config.mlp_width // t,
+        vocab_size=(config.vocab_size or t) // t,
+        scan=False,
+    )
+
+
+def _kept(config: ModelConfig, row: int, lora: int | None) -> int:
+    """Bytes a row: parameters are kept, too, and do not grow with the rows."""
+    one, two = (_residuals(config, rows, row, lora) for rows in (1, 2))
+    return two - one
+
+
+def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> int:
+    model = Transformer(config, config.vocab_size or 1)
+    packed = Packed(model, MeshConfig().build())
+    micro = jax.tree.map(lambda x: x[0], pack([], BatchConfig(row, rows), "token", 1))
+
+    def backward(trained, base, micro):
+        def loss(trained):
+            weights = Weights(trained) if lora is None else Weights(base, trained)
+            return packed.loss(cloning, weights, micro, None, jnp.float32(1))[0]
+
+        return jax.vjp(loss, trained)[1]
+
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    trained = params
+    if lora is not None:
+        trained = jax.eval_shape(lambda: init_adapter(params, jax.random.key(0), lora))
+    leaves = jax.tree.leaves(jax.eval_shape(backward, trained, params, micro))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _copy(local: ModelConfig, x: Experiment) -> float:
+    """The blocks' parameters in the activations' dtype: a device's part, and one layer in full."""
+    layer = local.block_kernels()
+    return jnp.dtype(local.dtype).itemsize * layer * (local.layers / x.mesh.fsdp + (x.mesh.fsdp > 1))
+
+
+def _head(local: ModelConfig, x: Experiment, trained: bool) -> float:
+    """Three arrays of a chunk's logits, the table in the activations' dtype, and its gradient in float32."""
+    vocab = local.vocab_size or x.tokenizer.vocab_size
+    table = vocab * local.width
+    return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
+
+
+def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
+    """Pages of the in-process engine on each device, and the logits of its rows; servers are elsewhere."""
+    local, engine = _local(config, x.mesh), x.engine
+    if isinstance(engine, SGLangJaxConfig):
+        raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
+    if not isinstance(engine, LocalEngineConfig):
+        return 0.0
+    rows = engine.rows / (x.mesh.data * x.mesh.fsdp)
+    most = rows * power_of_two(group.new)
+    places = engine.prompt_cache + min(engine.answer_cache or most, most)
+    place = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
+    vocab = config.vocab_size or x.tokenizer.vocab_size
+    return places * place + 3 * 4 * rows * vocab
+
+
+def _fused(config: ModelConfig, x: Experiment, params: Any) -> int:
+    """What the in-process engine keeps a second time of a small model; see ``transformer.fuse``."""
+    if not isinstance(x.engine, LocalEngineConfig) or x.mesh.fsdp * x.mesh.tensor > 1:
+        return 0
+    if bytes_a_device(params) > x.engine.fuse_mb * 1e6:
+        return 0
+    outputs = (config.heads + 2 * config.kv_heads) * config.head_size + 2 * config.mlp_width
+    biases = (config.heads + 2 * config.kv_heads) * config.head_size if config.qkv_bias else 0
+    size = config.layers * (config.width * outputs + biases)
+    return size * jnp.dtype(config.param_dtype).itemsize
+
+
+def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[str, float]:
+    """FLOP of a step's rollout and update on so many groups: prompts once a group, the head on new tokens,
+    attention over what a token sees; blocks that are computed again count twice forward."""
+    block = 2 * config.layers * config.block_kernels()
+    span = 4 * config.layers * config.heads * config.head_size
+    new = group.candidates * group.new
+    blocks = block * (group.prompt + new) + span * (
+        group.prompt**2 / 2 + new * (group.prompt + group.new / 2)
+    )
+    head = 2 * config.width * vocab * new
+    again = blocks if config.remat == "block" else 0.0
+    return {"rollout": groups * (blocks + head), "update": groups * (3 * (blocks + head) + again)}
+
+
+def seconds(
+    x: Experiment, policies: Policies, group: Sizes, device: Device, utilisation: float
+) -> Mapping[str, tuple[float, float, str]]:
+    """Stage -> (FLOP, seconds, what limits it). Of the roles' policies each has its share of the groups."""
+    roles = x.task.workflow.order
+    totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
+    updates: dict[Any, float] = defaultdict(float)  # seconds of each of the meshes side by side
+    samples = group.groups / len(roles) * group.candidates
+    together = x.engine.rows if isinstance(x.engine, LocalEngineConfig) else samples
+    steps = math.ceil(samples / together) * group.new
+    for role in roles:
+        policy = x.team.policy(role)
+        config = x.architecture(x.start(policy))
+        vocab = config.vocab_size or x.tokenizer.vocab_size
+        done = work(config, vocab, group, group.groups / len(roles))
+        rate = device.flops * utilisation * x.mesh.side
+        read = jnp.dtype(config.dtype).itemsize * (
+            config.layers * config.block_kernels() + vocab * config.width
+        )
+        reading = steps * read / x.mesh.side / device.bandwidth
+        for stage, flop in done.items():
+            totals[stage][0] += flop
+            totals[stage][1] += flop / rate
+        totals["rollout"][2] += reading
+        updates[policies.meshes[policy]] += done["update"] / rate
+    totals["update"][1] = max(updates.values())  # at the same time; the engine draws for one after another
+    return {
+        stage: (flop, max(computing, reading), "arithmetic" if computing >= reading else "reading weights")
+        for stage, (flop, computing, reading) in totals.items()
+    }
+
+
+def device(name: str) -> Device:
+    """Raises ConfigError for one that is not in ``DEVICES``."""
+    if name not in DEVICES:
+        raise ConfigError(f"--device={name}: expected one of {', '.join(DEVICES)}")
+    return DEVICES[name]
+
+
+def fits(lines: Mapping[str, float], on: Device) -> bool:
+    """Whether the bytes leave a twelfth of the memory to the runtime and to fragments."""
+    return _total(lines) <= on.memory * 11 / 12
+
+
+def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence[str]:
+    """The memory table as text."""
+    width = max(map(len, lines))
+    verdict = "fits" if fits(lines, on) else "does not fit"
+    return [
+        f"mesh {mesh}: {mesh.devices} x {on.name}, {on.memory / 1e9:.0f} GB each",
+        *(f"  {name:{width}}  {size / 1e9:8.3f} GB" for name, size in lines.items()),
+        f"  {'in all, on each device':{width}}  {_total(lines) / 1e9:8.3f} GB: {verdict}",
+    ]

@@ -1,0 +1,199 @@
+"""Everything that defines a run, as one frozen value."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.types import hash_bytes
+from atgrpo_jax.credit.groups import CreditConfig
+from atgrpo_jax.engines.local.local import LocalEngineConfig
+from atgrpo_jax.engines.sglang.sglang import SGLangConfig
+from atgrpo_jax.engines.sglang_jax.sglang_jax import SGLangJaxConfig
+from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.lora import LoraConfig
+from atgrpo_jax.rollout.evaluation import EvaluationConfig
+from atgrpo_jax.rollout.rollout import RolloutConfig
+from atgrpo_jax.rollout.team import BASE, Team
+from atgrpo_jax.sandbox.pool import SandboxConfig
+from atgrpo_jax.sandbox.protocol import Runner
+from atgrpo_jax.tasks.protocol import Task, ToolTask, missing
+from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
+from atgrpo_jax.update.batch import BatchConfig
+from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
+from atgrpo_jax.update.warm_start import WarmStartConfig
+
+# Fields that may change when a run is resumed: they do not touch what was already done.
+FREE = ("steps", "checkpoint_every", "keep_checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run. Policies start from random parameters of the ``model``'s architecture, or from Hugging Face
+    folders of it, and then from the ``warm_start`` if there is one.
+
+    ``model`` and ``pretrained`` are one for all, or a mapping that names one for each policy (of an adapter:
+    for "base", which is under all of them). Models of one team may differ; they read and write the ids of one
+    ``tokenizer``.
+    """
+
+    task: Task | ToolTask
+    team: Team = Team()
+    tokenizer: Tokenizer = TinyTokenizer()
+    model: ModelConfig | Mapping[str, ModelConfig] = ModelConfig()
+    pretrained: str | Mapping[str, str] | None = None
+    lora: LoraConfig = LoraConfig()  # of policies that are adapters
+    mesh: MeshConfig = MeshConfig()
+    engine: LocalEngineConfig | SGLangConfig | SGLangJaxConfig = LocalEngineConfig()
+    sandbox: SandboxConfig = SandboxConfig()  # for tasks whose roles write programs
+    rollout: RolloutConfig = RolloutConfig()
+    credit: CreditConfig = CreditConfig()
+    batch: BatchConfig = BatchConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    warm_start: WarmStartConfig | None = WarmStartConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    steps: int = 100
+    seed: int = 0
+    checkpoint_every: int = 10  # steps
+    keep_checkpoints: int = 2  # newest ones, beside that of step 0
+    max_logprob_gap: float = 1e-3  # between sampler and learner on the same tokens
+    gate: bool = True  # after every push the engine proves that it holds the weights; see weight_sync.py
+
+    def __post_init__(self):
+        lacks = missing(self.task)
+        if lacks:
+            raise ValueError(f"Experiment.task: {type(self.task).__name__} has no {', '.join(lacks)}")
+        check_types(self)
+        object.__setattr__(self, "pretrained", _absolute(self.pretrained))
+        for name in ("steps", "checkpoint_every", "keep_checkpoints"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")
+        require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
+        tree = self.rollout.mode == "tree"
+        require(
+            self,
+            "credit",
+            tree == (self.credit.baseline == "group"),
+            f"with RolloutConfig.mode = {self.rollout.mode!r} every baseline would have one member; "
+            'use baseline "group" with mode "tree", "instance" with "trajectories"',
+        )
+        shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
+        require(self, "tokenizer", shown, "its chat template does not show what a message says")
+        self.team.policies(self.task.workflow.order)
+        for name in ("model", "pretrained"):
+            given = getattr(self, name)
+            exact = not isinstance(given, Mapping) or set(given) == set(self.starts)
+            require(self, name, exact, f"must name exactly {', '.join(self.starts)}")
+        for name in self.starts:
+            size = self.architecture(name).vocab_size
+            rule = f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}"
+            require(self, "model", size is None or size >= self.tokenizer.vocab_size, rule)
+        sides, policies = self.mesh.policies, self.policies
+        rule = f"meshes for {sides} policies, but there are only: {', '.join(policies)}"
+        require(self, "mesh", sides <= len(policies), rule)
+        rule = f"adapters are on one {BASE}, on one mesh, so policies must be 1"
+        require(self, "mesh", sides == 1 or BASE not in self.starts, rule)
+        rows = self.mesh.data * self.mesh.fsdp
+        require(
+            self,
+            "batch",
+            self.batch.rows % rows == 0,
+            f"BatchConfig.rows must be a multiple of mesh data x fsdp = {rows}",
+        )
+        require(
+            self,
+            "engine",
+            not isinstance(self.engine, LocalEngineConfig) or self.engine.rows % rows == 0,
+            f"LocalEngineConfig.rows must be a multiple of mesh data x fsdp = {rows}",
+        )
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return self.team.policies(self.task.workflow.order)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The policies before training, where all adapters are still their base."""
+        roles = self.task.workflow.order
+        return self.team.starting(roles).policies(roles)
+
+    def start(self, policy: str) -> str:
+        """The one of ``starts`` that a policy begins as."""
+        adapter = policy in self.policies and self.team.kind(policy, self.task.workflow.order) == "lora"
+        return BASE if adapter else policy
+
+    def architecture(self, start: str) -> ModelConfig:
+        """Of one of ``starts``. A vocabulary of its own may be padded beyond the tokenizer's."""
+        return self.model[start] if isinstance(self.model, Mapping) else self.model
+
+    def folder(self, start: str) -> str | None:
+        """What one of ``starts`` is read from; None if it is random."""
+        return self.pretrained[start] if isinstance(self.pretrained, Mapping) else self.pretrained
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Runner | None]:
+        """Runs the programs that roles of the task write; None if they write none.
+
+        Raises RunError if this machine cannot keep programs apart as the sandbox's config asks.
+        """
+        if not isinstance(self.task, ToolTask) or not self.task.tools:
+            yield None
+            return
+        packages = dict.fromkeys((*self.sandbox.packages, *self.task.packages))
+        sandbox = dataclasses.replace(self.sandbox, packages=tuple(packages)).build(self.task.warm_up)
+        with contextlib.closing(sandbox):
+            say(sandbox.about())
+            yield sandbox
+
+    def begun(self, recorded: "Experiment | None" = None) -> "Experiment":
+        """Itself with nothing left that depends on the day: chat templates may write a date, which is that
+        of the ``recorded`` run that this one goes on with, or today's."""
+        if not isinstance(self.tokenizer, FolderTokenizer):
+            return self
+        like = recorded.tokenizer if recorded else None
+        return dataclasses.replace(self, tokenizer=self.tokenizer.dated(like))
+
+    def identity(self) -> str:
+        """Equal for experiments that leave the same bytes, step by step."""
+        return hash_bytes(repr(_without_free(self))).hex()
+
+
+def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
+    """A run may be read from another directory than it was started in."""
+    if isinstance(folders, Mapping):
+        return {name: str(Path(folder).expanduser().absolute()) for name, folder in folders.items()}
+    return None if folders is None else str(Path(folders).expanduser().absolute())
+
+
+def difference(ours: Experiment, theirs: Experiment) -> str | None:
+    """The first field in which two experiments differ, apart from ``FREE`` ones, as a line for people."""
+    return first_difference("Experiment", _without_free(ours), _without_free(theirs))
+
+
+def _without_free(experiment: Experiment) -> Experiment:
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Experiment) if f.name in FREE}
+    warm_start = experiment.warm_start
+    if warm_start is not None:
+        warm_start = dataclasses.replace(warm_start, cache_dir="")
+    engine = experiment.engine
+    if isinstance(engine, SGLangConfig):
+        engine = SGLangConfig()  # a run may go on with other servers
+    sandbox = dataclasses.replace(experiment.sandbox, level=SandboxConfig.level, workers=0)
+    return dataclasses.replace(experiment, **defaults, warm_start=warm_start, engine=engine, sandbox=sandbox)
+
+
+def first_difference(name: str, ours: Any, theirs: Any) -> str | None:
+    """The first field in which two values called ``name`` differ, as a line for people; None if none does."""
+    if type(ours) is type(theirs) and dataclasses.is_dataclass(ours):
+        for field in dataclasses.fields(ours):
+            inner = f"{type(ours).__name__}.{field.name}"
+            found = first_difference(inner, getattr(ours, field.name), getattr(theirs, field.name))
+            if found:
+                return found
+        return None
+    return None if ours == theirs else f"{name} = {theirs!r} there, {ours!r} given"

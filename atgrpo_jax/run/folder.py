@@ -1,0 +1,182 @@
+"""What a run leaves on disk. Every file but the growing metrics.jsonl appears whole or not at all."""
+
+import fcntl
+import gzip
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.files import (
+    folder_path,
+    make_folder,
+    naming,
+    partial_of,
+    read_json_lines,
+    write_atomically,
+)
+from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.tokens.tokens import Tokenizer
+
+_EPISODES = re.compile(r"step_([0-9]{6,})\.jsonl\.gz")
+_PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
+
+
+class RunFolder:
+    """Paths and writers of one run.
+
+    config.gin  metrics.jsonl  tensorboard/  episodes/step_*.jsonl.gz  checkpoints/
+    summary.json  curves.png  evaluations.jsonl (of later evaluations)
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Raises RunError if no folder can have that name."""
+        try:
+            self.path = folder_path(path)
+        except ValueError as error:
+            raise RunError(f"run_dir {os.fspath(path)!r} {error}; give another --run_dir") from error
+        self.config = self.path / "config.gin"
+        self.metrics = self.path / "metrics.jsonl"
+        self.episodes = self.path / "episodes"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.evaluations = self.path / "evaluations.jsonl"
+        self.summary = self.path / "summary.json"
+        self.curves = self.path / "curves.png"
+        self._lock: int | None = None
+
+    def exists(self) -> bool:
+        """Whether it holds a run. Raises RunError if it holds something else."""
+        if self.config.is_file():
+            return True
+        begun = (
+            ".lock",
+            partial_of(self.config).name,
+        )  # what a run may leave that ended before it had a config
+        if self.path.exists() and (
+            not self.path.is_dir() or any(p.name not in begun for p in self.path.iterdir())
+        ):
+            raise RunError(
+                f"{self.path} is not a run folder (no config.gin) and not empty; give another --run_dir"
+            )
+        return False
+
+    def lock(self) -> None:
+        """Makes the folder this process's until it ends. Raises RunError if a live one holds it."""
+        make_folder(self.path)
+        name = self.path / ".lock"
+        self._lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with naming(name):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is training in {self.path}") from None
+        self.check_ours()
+
+    def check_ours(self) -> None:
+        """Raises RunError if somebody has removed or replaced the folder since it was locked."""
+        if self._lock is None:
+            return
+        try:
+            same = os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise RunError(f"{self.path} was removed or replaced while this run was going on in it")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All records, of steps 0, 1, 2, ... A last line cut short by a crash is left out; any other bad line
+        is a RunError."""
+        records = read_json_lines(self.metrics)
+        for step, record in enumerate(records):
+            where = f"{self.metrics}, line {step + 1}"
+            for name, value in record.items():
+                if not _is_number(value):
+                    raise RunError(f"{where}: {name!r} is no number but {str(value)[:40]!r}")
+            if type(record.get("step")) is not int or record["step"] != step:
+                raise RunError(f'{where}: "step" must be {step}, not {record.get("step")!r}')
+        return records
+
+    def rewind(self, step: int) -> None:
+        """Forgets everything after ``step``, so that it can be done again; -1 is before the start.
+
+        Raises RunError if something before it is not there.
+        """
+        records = self.read_metrics()
+        if step == -1 and len(records) > 1:
+            raise RunError(
+                f"{self.path} has metrics of {len(records) - 1} steps but no checkpoint; "
+                "put checkpoints/ back, or give another --run_dir"
+            )
+        if len(records) <= step:
+            raise RunError(
+                f"{self.metrics} has no line of step {len(records)}, but there is checkpoint {step}; "
+                "put the file back, or give another --run_dir (evaluate and export still read this one)"
+            )
+        text = "".join(json.dumps(record) + "\n" for record in records[: step + 1])
+        write_atomically(self.metrics, text.encode())
+        for file in self.episodes.glob("*"):
+            found = _EPISODES.fullmatch(file.name)
+            if file.is_file() and (_PARTIAL.fullmatch(file.name) or (found and int(found[1]) > step)):
+                file.unlink()
+
+    def write_episodes(self, step: int, credited: Sequence[Credited], tokenizer: Tokenizer) -> None:
+        """episodes/step_NNNNNN.jsonl.gz, a line a group in the order played; the same bytes each time."""
+        buffer = io.BytesIO()
+        with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file:
+            for item in credited:
+                file.write(json.dumps(_group_record(item, tokenizer)).encode() + b"\n")
+        self.check_ours()
+        make_folder(self.episodes)
+        write_atomically(self.episodes / f"step_{step:06d}.jsonl.gz", buffer.getvalue())
+
+    def read_episodes(self, step: int) -> Iterator[dict[str, Any]]:
+        with gzip.open(self.episodes / f"step_{step:06d}.jsonl.gz", "rt") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and isinstance(float(value), float)
+    except OverflowError:
+        return False
+
+
+def _group_record(item: Credited, tokenizer: Tokenizer) -> dict[str, Any]:
+    group, origin = item.group, item.group.origin
+    key = origin.key
+    return {
+        "step": key.step,
+        "split": key.split,
+        "instance": key.instance,
+        "episode": key.episode,
+        "turn": key.turn,
+        "role": key.role,
+        "policy": origin.policy,
+        "version": origin.version,
+        "temperature": origin.sampling.temperature,
+        "state": origin.state_digest,
+        "prompt": tokenizer.decode(origin.prompt_ids),
+        "prompt_ids": origin.prompt_ids,
+        "executed": group.chosen,
+        "candidates": [
+            {
+                "text": c.text,
+                "tokens": c.sample.tokens,
+                "logprobs": c.sample.logprobs,
+                "drawn_logprobs": c.sample.drawn_logprobs,
+                "finish": c.sample.finish,
+                "outcome": c.outcome.value,
+                "team": c.reward.team if c.reward else None,
+                "local": c.reward.local if c.reward else None,
+                "parts": dict(c.reward.parts) if c.reward else None,
+                "advantage": float(advantage),
+                "trained": bool(trained),
+            }
+            for c, advantage, trained in zip(group.candidates, item.advantages_K, item.mask_K, strict=True)
+        ],
+    }

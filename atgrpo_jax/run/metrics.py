@@ -1,0 +1,99 @@
+"""One record a step: a line of metrics.jsonl and TensorBoard scalars.
+
+Names that start with "perf/" depend on the machine (seconds, rates, compiles); all others are the same in
+every run of the same config and seed.
+"""
+
+import io
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from atgrpo_jax.common.files import append_json_line, make_folder, naming
+from atgrpo_jax.common.finite import UNTOUCHED, check_finite
+from atgrpo_jax.common.metric_names import of_role, together
+from atgrpo_jax.common.types import Episode
+from atgrpo_jax.run.folder import RunFolder
+
+
+class MetricsWriter:
+    """Appends records; ``first`` is the first step to be written, later events of an older run are purged."""
+
+    def __init__(self, folder: RunFolder, first: int):
+        self._folder = folder
+        make_folder(folder.tensorboard)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}"
+        self._events = folder.tensorboard / name
+        with naming(self._events):
+            self._file = open(
+                self._events, "ab", buffering=0
+            )  # not TensorBoard's thread, which fails unheard
+        self._show(0, file_version="brain.Event:2")
+        self._show(first, session_log=SessionLog(status=SessionLog.START))  # later ones before it are void
+
+    def close(self) -> None:
+        self._file.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Raises RunError before anything is written if a value is not finite, or called as the step is."""
+        check_finite(values, f"step {step}, metrics", UNTOUCHED)
+        record = together({"step": step}, {name: float(value) for name, value in sorted(values.items())})
+        self._folder.check_ours()
+        append_json_line(self._folder.metrics, record)
+        scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+        self._show(step, summary=Summary(value=scalars))
+
+    def _show(self, step: int, **what: Any) -> None:
+        event = io.BytesIO()
+        RecordWriter(event).write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
+        with naming(self._events):
+            self._file.write(event.getvalue())
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Success, turns, and by role: mean rewards of candidates and of the executed one, length."""
+    metrics = {
+        "rollout/success": float(np.mean([e.solved for e in episodes])),
+        "rollout/turns": float(np.mean([e.turns for e in episodes])),
+    }
+    ends = Counter(e.end for e in episodes)
+    metrics |= {f"end/{end}": n / len(episodes) for end, n in sorted(ends.items())}
+    groups = [group for e in episodes for group in e.groups]
+    candidates = [c for g in groups for c in g.candidates]
+    metrics["rollout/candidates"] = float(len(candidates))
+    metrics["rollout/tokens"] = float(sum(len(c.sample.tokens) for c in candidates))
+    for role in sorted({g.origin.key.role for g in groups}):
+        own = [c for c in candidates if c.origin.key.role == role]
+        scored = [c.reward for c in own if c.reward is not None]
+        values = {"tokens": _mean([len(c.sample.tokens) for c in own])}
+        if scored:
+            values["team"] = _mean([r.team for r in scored])
+            values["local"] = _mean([r.local for r in scored])
+        names = sorted({part for r in scored for part in r.parts})
+        parts = {part: _mean([r.parts.get(part, 0.0) for r in scored]) for part in names}
+        metrics |= of_role(role, values, parts)
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+class CompileCounter:
+    """Counts XLA compilations of this process; after warm-up there should be none."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, *_args, **_kwargs) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"

@@ -1,0 +1,113 @@
+"""What a person gets at the end of a run: the summary, and the curves as a PNG."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.files import write_atomically
+from atgrpo_jax.common.metric_names import OF_POLICY, OF_ROLE
+from atgrpo_jax.common.progress import duration
+from atgrpo_jax.rollout.evaluation import available
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder import RunFolder
+
+# Title, then patterns of the metrics to draw; a star is the name of any policy or role.
+PANELS = (
+    ("Success", ("rollout/success", "validation/success", "test/success")),
+    ("Share of groups", ("groups/signal", "groups/zero_variance")),
+    ("Mean reward of a candidate", (f"{OF_ROLE}/*/team", f"{OF_ROLE}/*/local")),
+    ("Entropy (nats a token)", (f"{OF_POLICY}/*/entropy",)),
+    ("KL to the sampling policy (nats a token)", (f"{OF_POLICY}/*/kl_old",)),
+    ("Seconds", ("perf/rollout_s", "perf/update_s", "perf/step_s")),
+)
+
+
+def summarise(x: Experiment, folder: RunFolder) -> dict[str, Any]:
+    """Writes summary.json and curves.png from metrics.jsonl; returns the summary."""
+    records = folder.read_metrics()
+    keys = ("success", "low", "high", "turns")
+    before = _scores(folder, records, 0, keys)
+    after = _scores(folder, records, x.steps, keys)
+    summary = {
+        "run_dir": str(folder.path),
+        "steps": x.steps,
+        "instances": available(x.task, "test", x.evaluation.instances),
+        "before": before,
+        "after": after,
+        "train_seconds": sum(record.get("perf/step_s", 0.0) for record in records),
+    }
+    folder.check_ours()
+    write_atomically(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
+    plot_curves(records, folder.path.name, folder.curves)
+    return summary
+
+
+def _scores(
+    folder: RunFolder, records: list[dict[str, Any]], step: int, keys: Sequence[str]
+) -> dict[str, Any]:
+    try:
+        return {key: records[step][f"test/{key}"] for key in keys}
+    except (IndexError, KeyError) as error:
+        raise RunError(f"{folder.metrics} has no test scores of step {step} ({error})") from error
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+
+    def score(name: str) -> str:
+        s = summary[name]
+        return f"{s['success']:.1%} (95 % interval {s['low']:.1%} to {s['high']:.1%})"
+
+    return "\n".join(
+        (
+            f"Held-out success on {summary['instances']} test instances:",
+            f"  before  {score('before')}",
+            f"  after   {score('after')}, {summary['steps']} steps, "
+            f"{duration(summary['train_seconds'])} of training",
+            f"Run folder: {summary['run_dir']}",
+            "  curves.png  metrics.jsonl  episodes/  checkpoints/  tensorboard/  config.gin",
+            "Next:",
+            f"  python -m atgrpo_jax.evaluate --run_dir={summary['run_dir']}",
+            f"  tensorboard --logdir={summary['run_dir']}/tensorboard",
+        )
+    )
+
+
+def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
+    """One panel for each row of ``PANELS``."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
+    for axis, (name, patterns) in zip(axes.flat, PANELS, strict=True):
+        keys = {key for record in records for key in record}
+        drawn = [key for key in sorted(keys) if any(_matches(key, pattern) for pattern in patterns)]
+        for key in drawn:
+            points = [(record["step"], record[key]) for record in records if key in record]
+            steps, values = zip(*points, strict=True)
+            sparse = len(points) < 0.5 * len(records)
+            style = "o" if len(points) < 3 else "o-" if sparse else "-"
+            axis.plot(steps, values, style, markersize=4, linewidth=1.2, label=key)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("step", fontsize=9)
+        axis.grid(alpha=0.3)
+        if drawn:
+            axis.legend(fontsize=8)
+    axes.flat[0].set_ylim(-0.02, 1.02)
+    figure.suptitle(title, parse_math=False)
+    drawn_png = io.BytesIO()
+    figure.savefig(drawn_png, dpi=110)
+    plt.close(figure)
+    write_atomically(path, drawn_png.getvalue())
+
+
+def _matches(key: str, pattern: str) -> bool:
+    levels, wanted = key.split("/"), pattern.split("/")
+    return len(levels) == len(wanted) and all(
+        w in ("*", level) for level, w in zip(levels, wanted, strict=True)
+    )

@@ -1,0 +1,63 @@
+"""The folder of a run: taken by the process that trains in it, or opened for reading meanwhile."""
+
+from collections.abc import Mapping
+
+from atgrpo_jax.arrays.trees import Damaged
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.files import write_atomically
+from atgrpo_jax.models.transformer import Weights
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
+from atgrpo_jax.run.experiment import Experiment, difference
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.policies import Policies
+
+
+class SavedRun:
+    """Raises RunError if the folder holds no run."""
+
+    def __init__(self, path: str):
+        self.folder = RunFolder(path)
+        if not self.folder.exists():
+            raise RunError(f"{self.folder.path} holds no run")
+        self.x = gin_config.load(str(self.folder.config))
+        self.policies = Policies(self.x)
+        self._checkpoints = Checkpoints(self.folder.checkpoints, self.x.identity(), read_only=True)
+
+    def newest(self) -> int:
+        """Its last checkpoint. Raises RunError if there is none."""
+        step = self._checkpoints.latest()
+        if step is None:
+            raise RunError(f"{self.folder.path} has no checkpoint yet")
+        return step
+
+    def weights(self, step: int) -> Mapping[str, Weights]:
+        """Of every policy after ``step``. Raises RunError if that cannot be read."""
+        try:
+            return self.policies.weights(self.policies.restore(self._checkpoints, step))
+        except Damaged as error:
+            raise RunError(
+                f"{error}; there are steps {', '.join(map(str, self._checkpoints.steps()))}"
+            ) from error
+
+
+def claim(folder: RunFolder, given: Experiment) -> Experiment:
+    """Makes the folder this run's, with its full config in it, which it returns: what is given, on the day
+    on which the run began. Raises RunError if it is another run's."""
+    folder.exists()  # nothing is left in a folder that is no run's
+    folder.lock()
+    known = folder.exists()  # asked again: a run may have begun in between
+    recorded = gin_config.load(str(folder.config)) if known else None
+    experiment = given.begun(recorded)
+    if recorded:
+        differs = difference(experiment, recorded)
+        if differs:
+            raise RunError(f"{folder.path} holds a run of another config ({differs}); give another --run_dir")
+    done = max(steps_in(folder.checkpoints), default=0)
+    if done > experiment.steps:
+        raise RunError(
+            f"{folder.path} holds {done} steps already, more than Experiment.steps = {experiment.steps}; "
+            "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
+        )
+    write_atomically(folder.config, gin_config.render(experiment).encode())
+    return experiment

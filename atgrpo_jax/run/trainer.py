@@ -1,0 +1,269 @@
+"""The stages of a training step, and what they share."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from atgrpo_jax.arrays.finite_trees import check_tree
+from atgrpo_jax.common.finite import UNTOUCHED, check_finite
+from atgrpo_jax.common.metric_names import of_policy, together
+from atgrpo_jax.common.progress import Progress, say
+from atgrpo_jax.common.types import Episode, seed_of
+from atgrpo_jax.credit.groups import Credited, audit, credit
+from atgrpo_jax.engines import gate
+from atgrpo_jax.engines.gate import Gate
+from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
+from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all, train_indices
+from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
+from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.tasks.calls import check_split
+from atgrpo_jax.tasks.data import SPLITS
+from atgrpo_jax.update.batch import minibatches
+from atgrpo_jax.update.learner import PolicyState
+from atgrpo_jax.update.updates import Updates
+
+
+class Trainer:
+    """Holds the policies' ``states`` as of step ``done``; the stages of ``loop.train`` are its methods."""
+
+    def __init__(self, x: Experiment, folder: RunFolder):
+        self.x, self.folder = x, folder
+        for split in SPLITS:
+            check_split(x.task, split)  # before any time is spent
+        self.done = 0
+        self._saved: int | None = None  # the newest checkpoint
+        self.states: dict[str, PolicyState] = {}
+        self._policies = Policies(x)
+        self._opened = contextlib.ExitStack()
+        self._runner = self._opened.enter_context(x.running())
+        self._engine = self._opened.enter_context(contextlib.closing(self._policies.engine()))
+        self._gate = Gate(
+            self._policies.models,
+            x.tokenizer.stop_ids,
+            x.rollout.temperature,
+            x.max_logprob_gap,
+            x.seed,
+        )
+        self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
+        self._compiles = CompileCounter()
+        self._reference: dict[str, Any] = {}
+        self._seconds: dict[str, float] = {}
+        self._writer: MetricsWriter | None = None
+        tree = x.rollout.mode == "tree"
+        self._episodes = 1 if tree else x.rollout.candidates
+        candidates = x.rollout.candidates if tree else 1
+        self._player = Player(
+            x.task,
+            x.team,
+            x.tokenizer,
+            engine_propose(self._engine, x.rollout.sampling, candidates, x.seed),
+            x.rollout.sampling,
+            x.seed,
+            runner=self._runner,
+            select=x.rollout.select,
+            exclude=x.rollout.exclude,
+        )
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._opened.close()
+
+    def begin(self) -> None:
+        """From the newest checkpoint, or from a start that is scored, recorded and saved as step 0."""
+        policies = self._policies
+        found = self._checkpoints.newest(lambda step: policies.restore(self._checkpoints, step))
+        latest = -1 if found is None else found[0]
+        self.folder.rewind(latest)
+        self._writer = MetricsWriter(self.folder, first=latest + 1)
+        if found is None:
+            self.states = policies.start(self._runner)
+            self.folder.check_ours()
+            if policies.base is not None:
+                self._checkpoints.save_base(policies.base)
+            proof = self.sync(0)
+            self._writer.write(0, together(proof, self._score(0, "validation"), self._score(0, "test")))
+            self.checkpoint(0)
+        else:
+            say(f"going on after step {latest} of {self.folder.path}")
+            self.done, self.states = found
+            self._saved = self.done
+            self.sync(latest)
+        if self.x.loss.kl:
+            start = policies.restore(self._checkpoints, 0)
+            self._reference = {name: state.params for name, state in start.items()}
+
+    def rollout(self, step: int) -> list[Episode]:
+        """Fresh training instances, played by the team."""
+        began, before, own = time.monotonic(), self._engine.usage, self._player.clock.seconds
+        indices = train_indices(step, self.x.rollout.instances)
+        episodes = play_all(self._player, step, "train", indices, self._episodes)
+        used = self._engine.usage - before
+        self._measure("rollout", began, used.tokens)
+        self._seconds["perf/rollout_known_prompt"] = used.known_tokens / max(used.prompt_tokens, 1)
+        self._seconds["perf/rollout_environment_s"] = self._player.clock.seconds - own
+        if used.places:
+            idle = self._seconds["perf/rollout_s"] - used.seconds  # of the devices
+            self._seconds |= {
+                "perf/rollout_idle_s": idle,
+                "perf/rollout_prefill_s": used.prefill_s,
+                "perf/rollout_decode_s": used.decode_s,
+                "perf/rollout_occupancy": used.tokens / used.places,
+            }
+        return episodes
+
+    def credit(self, step: int, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
+        """Audited groups with their advantages."""
+        for group in (group for episode in episodes for group in episode.groups):
+            audit(group, version=step - 1)
+        settings = self.x.credit
+        return credit(
+            episodes,
+            alpha=self.x.team.alpha,
+            baseline=settings.baseline,
+            normalise=settings.normalise,
+        )
+
+    def learn(self, step: int, credited: Sequence[Credited]) -> dict[str, float]:
+        """Updates the policies whose turn it is on the groups of their roles; one that has none stays.
+
+        Raises NotFinite for the first number of an update, or of the states after it, that is not finite.
+        """
+        x, began = self.x, time.monotonic()
+        metrics: dict[str, float] = {}
+        tokens = 0.0
+        items: dict[str, list[Credited]] = defaultdict(list)
+        for item in credited:
+            items[item.group.origin.policy].append(item)
+        updated = x.team.updated(step, x.task.workflow.order)
+        dispatched: dict[str, Updates] = {}
+        for policy in updated:
+            batches = minibatches(
+                items[policy],
+                x.batch,
+                count=x.loss.minibatches,
+                epochs=x.loss.epochs,
+                seed=seed_of("minibatches", x.seed, step),
+                aggregate=x.loss.aggregate,
+                constant=x.rollout.sampling.max_tokens,
+            )
+            self.states[policy], dispatched[policy] = self._policies.train(
+                policy, self.states[policy], batches, self._reference.get(policy)
+            )
+        for policy, updates in jax.device_get(dispatched).items():  # the step's one wait for the devices
+            updates.check(f"step {step}, policy {policy}", self.states[policy])
+            learned = updates.metrics()
+            if learned["updates"] and x.loss.correction is None:
+                gate.check_gap(policy, learned["logprob_gap"], x.max_logprob_gap)
+            metrics |= of_policy(policy, learned)
+            tokens += learned["trained_tokens"]
+        self._measure("update", began, tokens)
+        return metrics
+
+    def sync(self, step: int) -> dict[str, float]:
+        """The engine samples from the new weights from here on, and proves it.
+
+        Raises NotFinite, gate or not, before it gets weights that are finite and compute what is not.
+        """
+        began, before = time.monotonic(), self._engine.usage
+        weights = self._policies.weights(self.states)
+        learned = self._gate.learned(weights, step)
+        gate.push(self._engine, weights, step)
+        proof: dict[str, float] = {}
+        if self.x.gate:
+            corrected = self.x.loss.correction is not None
+            proof = self._gate.check(self._engine, weights, step, corrected, learned)
+        self._seconds["perf/sync_s"] = time.monotonic() - began
+        used = self._engine.usage - before
+        if used.push_bytes:
+            self._seconds["perf/push_s"] = used.push_s
+            self._seconds["perf/push_mb_per_s"] = used.push_bytes / 1e6 / used.push_s
+        return proof
+
+    def record(
+        self,
+        step: int,
+        episodes: Sequence[Episode],
+        credited: Sequence[Credited],
+        *metrics: dict[str, float],
+    ) -> dict[str, float]:
+        """Scores where they are due, then the step's episodes and metrics on disk, if all are finite."""
+        last, every = step == self.x.steps, self.x.evaluation.every
+        scores: dict[str, float] = {}
+        if every and (step % every == 0 or last):
+            scores |= self._score(step, "validation")
+        if last:
+            scores |= self._score(step, "test")
+        seconds = self._seconds | {"perf/compiles": float(self._compiles.count)}
+        record = together(*metrics, episode_metrics(episodes), scores, seconds)
+        check_finite(record, f"step {step}, metrics", UNTOUCHED)
+        self.folder.write_episodes(step, credited, self.x.tokenizer)
+        assert self._writer is not None
+        self._writer.write(step, record)
+        self.done = step
+        return record
+
+    def checkpoint(self, step: int) -> None:
+        """Saves step ``step`` if it is due."""
+        if step % self.x.checkpoint_every == 0 or step == self.x.steps:
+            self._save(step)
+
+    def checkpoint_now(self) -> None:
+        """Saves the last complete step, unless that has been done. (``begin`` saves step 0 itself.)"""
+        if self.unsaved():
+            self._save(self.done)
+
+    def unsaved(self) -> bool:
+        """Whether complete steps would be lost if the process ended here."""
+        return self.done > (self._saved or 0)
+
+    def where(self) -> str:
+        """Says what a run that ends here has on disk."""
+        if self._saved is None:
+            return "stopped before the first checkpoint; the same command begins again"
+        return f"stopped after step {self._saved}, which is saved; the same command goes on from there"
+
+    def _save(self, step: int) -> None:
+        """Whatever happened before: what is not finite never takes the place of what was."""
+        for name, state in self.states.items():
+            check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
+        self.folder.check_ours()
+        self._checkpoints.save(step, self.states)
+        self._saved = step
+
+    def _score(self, step: int, split: str) -> dict[str, float]:
+        x = self.x.evaluation
+        most = x.instances if split == "test" else x.validation_instances
+        instances = available(self.x.task, split, most)
+        sampling = x.sampling(self.x.rollout.sampling)
+        with Progress(f"{split} after step {step}", instances, "episode") as progress:
+            score = evaluate(
+                self.x.task,
+                self.x.team,
+                self.x.tokenizer,
+                self._engine,
+                sampling,
+                seed=self.x.seed,
+                step=step,
+                split=split,
+                instances=instances,
+                runner=self._runner,
+                on_episode=progress.advance,
+            )
+        say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
+        return {f"{split}/{name}": value for name, value in score.record().items()}
+
+    def _measure(self, stage: str, began: float, tokens: float) -> None:
+        seconds = time.monotonic() - began
+        self._seconds[f"perf/{stage}_s"] = seconds
+        self._seconds[f"perf/{stage}_tokens_per_s"] = tokens / seconds

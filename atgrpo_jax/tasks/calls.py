@@ -1,0 +1,120 @@
+"""Calls of a task's own code: what may leave it, and what has to be in what it gives back."""
+
+import contextlib
+import dataclasses
+import numbers
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from atgrpo_jax.common.errors import ConfigError, RunError, Stopped, UserError
+from atgrpo_jax.common.types import GroupKey, Reward
+from atgrpo_jax.tasks.protocol import Step
+
+# Of a reward, in size. Training computes in float32, which ends at 3.4e38: differences and sums of these fit.
+LARGEST = 1e30
+
+
+def place(key: GroupKey) -> str:
+    """Where in a run, in words."""
+    return (
+        f"step {key.step}, {key.split} instance {key.instance}, episode {key.episode}, "
+        f"turn {key.turn}, role {key.role}"
+    )
+
+
+@contextlib.contextmanager
+def calling(task: Any, method: str, where: str) -> Iterator[None]:
+    """Around a call of ``task.method``. An ordinary exception passes, with the line that raised it.
+
+    Raises RunError for what would end the process as if all were well, or be taken for a stop by somebody who
+    sent a signal: SystemExit, KeyboardInterrupt, CancelledError. Real signals pass.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if isinstance(error, Stopped) or _from_a_signal(error):
+            raise
+        raise RunError(
+            f"{where}: {kind(task)}.{method} raised {type(error).__name__}({_shown(error)}); a task must not "
+            "end the run. Raise an ordinary exception, or score the text as invalid"
+        ) from error
+
+
+def _from_a_signal(error: BaseException) -> bool:
+    """Whether a handler of signals raised it: the innermost line is the handler's own. Python's own handler
+    of Ctrl-C leaves no line; where that one is set, a KeyboardInterrupt is taken for its."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    if isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers:
+        return True
+    line = error.__traceback__
+    while line is not None and line.tb_next is not None:
+        line = line.tb_next
+    plain = [getattr(handler, "func", handler) for handler in handlers]  # asyncio's is a functools.partial
+    return line is not None and line.tb_frame.f_code in [getattr(h, "__code__", None) for h in plain]
+
+
+def kind(task: Any) -> str:
+    return type(task).__name__
+
+
+def check_split(task: Any, split: str) -> None:
+    """Raises ConfigError, with what the task said, for a split that has no first instance."""
+    with calling(task, "instance", f"split {split}"):
+        try:
+            task.instance(split, 0)
+        except UserError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {_shown(error)}"
+            raise ConfigError(f"{kind(task)} has no instance to use for {split}: {said}") from error
+
+
+def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Step:
+    """The step that ``act`` gave, its rewards as plain numbers.
+
+    Raises RunError that names the field unless it is a Step with finite rewards, mixed by ``alpha``, too.
+    """
+    where = f"{place(key)}: {kind(task)}.act gave"
+    if not isinstance(step, Step):
+        raise RunError(f"{where} {_described(step)}, expected a tasks.base.Step")
+    reward = step.reward
+    if not isinstance(reward, Reward):
+        raise RunError(f"{where} Step.reward = {_described(reward)}, expected a types.Reward")
+    if not isinstance(reward.parts, Mapping):
+        raise RunError(f"{where} Reward.parts = {_described(reward.parts)}, expected a mapping")
+    parts = {part: _number(value, where, f"parts[{part!r}]") for part, value in reward.parts.items()}
+    plain = Reward(_number(reward.team, where, "team"), _number(reward.local, where, "local"), parts)
+    _number(plain.mixed(alpha), where, f"mixed with alpha = {alpha:g},")
+    if all(type(value) in (int, float) for value in (reward.team, reward.local, *reward.parts.values())):
+        return step
+    return dataclasses.replace(step, reward=plain)
+
+
+def _number(value: Any, where: str, field: str) -> float:
+    """Makes it Python's own; NumPy's and booleans are numbers, too."""
+    number = None
+    if isinstance(value, numbers.Real):
+        try:
+            number = float(value)
+        except (OverflowError, ValueError):
+            number = float("inf")  # a whole number with more digits than a float has
+    if number is None or not abs(number) < LARGEST:
+        rule = f"expected a finite number below {LARGEST:g} in size"
+        raise RunError(f"{where} Reward.{field} = {_described(value)}; {rule}")
+    return number
+
+
+def _described(value: Any) -> str:
+    return f"{_shown(value)} ({type(value).__name__})"
+
+
+def _shown(value: Any) -> str:
+    """On one line, and not the whole of something long."""
+    try:
+        text = " ".join((str if isinstance(value, BaseException) else repr)(value).split())
+    except Exception as error:  # a number of 5,000 digits has no text, and other people's repr may raise
+        return f"what cannot be shown, {type(error).__name__}"
+    return text if len(text) <= 80 else f"{text[:80]}..."

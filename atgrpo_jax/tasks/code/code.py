@@ -1,0 +1,317 @@
+"""Programming problems: a coder writes a program, a tester a test of it, and both see where the two differ.
+
+The task of arXiv 2510.11062, with the faults of its reference code mended: the golden tests are hidden from
+both, agreement of program and test ends an episode and only golden tests say what success is, and the tester
+has a reward of its own.
+"""
+
+import ast
+import dataclasses
+import functools
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.types import Message, Outcome, Reward
+from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.tasks import prompts
+from atgrpo_jax.tasks.code.code_problems import (
+    Problem,
+    alias,
+    called,
+    key,
+    made_up,
+    passed,
+    printed,
+    programs,
+    read,
+    verdicts,
+)
+from atgrpo_jax.tasks.code.rows import parsed
+from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
+from atgrpo_jax.tasks.games.game import python_block
+from atgrpo_jax.tasks.protocol import Step, Workflow
+
+CODER, TESTER = ROLES = ("coder", "tester")
+SHOWN = 1000  # characters of a test's texts that are shown
+PROGRAM_SHOWN = 4000
+LONGEST = 10_000  # characters of either text of a tester's test
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A tester's test, and what the program made of it. In the form "call", ``given`` is the call."""
+
+    given: str
+    expected: str
+    printed: str
+    agrees: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What was said in a turn; of the program also how it did, which no role is told."""
+
+    code: str = ""  # the program as of this turn
+    right: float = 0.0  # share of golden tests that it passes
+    case: Case | None = None
+    coder: tuple[tuple[str, float], ...] = ()  # parts of the rewards
+    tester: tuple[tuple[str, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    problem: Problem
+    rounds: tuple[Round, ...] = ()  # complete ones
+    now: Round = Round()
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Task and config. A role's local reward (arXiv 2510.11062, appendix):
+
+    coder    builds * [its program is Python] + runs * [it ends well on the first test] + golden * (share of
+             golden tests that it passes)
+    tester   form * [it wrote a test] + quality * [a right program passes it]: the problem's own solution or,
+             if it has none, the team's once that passes all golden tests; without either this part is 0
+
+    and the team's is the share of golden tests that the program passes. Each part is paid as the change since
+    the role (or the team) spoke before, as in ``Math``.
+
+    Each golden test has a program's whole limits (``SandboxConfig``) for itself, and one that hangs costs
+    only itself; but after ``timeouts`` such ones the rest is not run and counts as failed. So what never ends
+    is waited for ``timeouts`` times and not ``tests`` times, and no program is concerned that has passed all.
+
+    The episode ends when the program passes the tester's test, and with the last turn; it is solved if the
+    program passes all golden tests then.
+    """
+
+    workflow: Workflow = Workflow(order=("coder", "tester"), turns=4, parallel=True)
+    prompts: str = "code/full"
+    # Files of problems of each split; see docs/data.md. Without any: small ones that are made up.
+    files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tests: int = 8  # golden ones that are run, at most
+    timeouts: int = 2  # golden tests ended at a time limit, after which the others are not run
+    seed: int = 0
+    builds: float = 0.1
+    runs: float = 0.1
+    golden: float = 0.8
+    form: float = 0.2
+    quality: float = 0.8
+    demonstration_error: float = 0.3  # probability that a demonstrated program or test is a wrong one
+    prompts_digest: str = dataclasses.field(init=False, default="")  # of the templates' content
+
+    packages = ()
+    warm_up = ""
+
+    def __post_init__(self):
+        check_types(self)
+        unknown = sorted(set(self.workflow.order) - set(ROLES))
+        require(self, "workflow", not unknown, f"roles are {' and '.join(ROLES)}, not {unknown}")
+        require(self, "workflow", self.workflow.order[0] == CODER, "the coder speaks first")
+        for name in ("tests", "timeouts"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
+        for name in ("builds", "runs", "golden", "form", "quality"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
+        object.__setattr__(self, "files", absolute(self.files))
+        prompts.settle(self, self.workflow.order, next(iter(self.files), "train"))
+
+    def instance(self, split: str, index: int) -> Problem:
+        """Raises ValueError for a split without files, or naming the line and field of a bad row."""
+        if self.files:
+            return pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index)
+        return made_up(self.seed, split, index)
+
+    def initial(self, instance: Problem) -> State:
+        return State(instance)
+
+    # Play
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        return self.workflow.order
+
+    def prompt(self, state: State, role: str) -> list[Message]:
+        problem = state.problem
+        rounds = state.rounds if self.workflow.parallel or role == CODER else (*state.rounds, state.now)
+        values = {
+            "question": problem.question,
+            "form": problem.form,
+            "starter": problem.starter,
+            "call": alias(problem.names[0]) if problem.names else "",
+            "rounds": [
+                {"code": prompts.shortened(r.code, PROGRAM_SHOWN), "case": r.case and vars(r.case)}
+                for r in rounds
+            ],
+        }
+        return prompts.render(self.prompts, role, values)
+
+    def programs(self, state: State, role: str, text: str, runs: Sequence[Run]) -> list[Program]:
+        problem = state.problem
+        if role == CODER:
+            code = python_block(text)
+            return [] if code is None else programs(problem, code, self.tests, self.timeouts, runs)
+        test = read_test(problem, text)
+        if test is None or runs:
+            return []
+        return [_run_test(problem, code, test) for code in (state.now.code, self._reference(state)) if code]
+
+    def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
+        now, outcome = (self._code if role == CODER else self._test)(state, text, runs)
+        before = state.rounds[-1] if state.rounds else Round()
+        own = "coder" if role == CODER else "tester"
+        paid = dict(getattr(before, own))
+        parts = {name: value - paid.get(name, 0.0) for name, value in getattr(now, own)}
+        team = now.right - state.now.right
+        after, done = dataclasses.replace(state, now=now), False
+        if role == self.workflow.order[-1]:
+            agrees = now.case is not None and now.case.agrees
+            done = agrees or len(state.rounds) + 1 == self.workflow.turns
+            if not done:
+                kept = Round(now.code, now.right)
+                after = State(state.problem, (*state.rounds, now), kept)
+        return Step(after, Reward.of(team, **parts), outcome, done, done and now.right == 1.0)
+
+    def _code(self, state: State, text: str, runs: Sequence[Run]) -> tuple[Round, Outcome]:
+        code = python_block(text)
+        if code is None or not runs:
+            nothing = tuple((name, 0.0) for name in ("builds", "runs", "golden"))
+            return dataclasses.replace(state.now, coder=nothing), Outcome.INVALID
+        good, count = passed(state.problem, runs, self.tests)
+        parts = (
+            ("builds", self.builds * runs[0].built),
+            ("runs", self.runs * (runs[0].end == "ok")),
+            ("golden", self.golden * good / count),
+        )
+        timeout = runs[0].end == "timeout" or "timeout" in verdicts(state.problem, runs, self.tests)
+        outcome = Outcome.TOOL_TIMEOUT if timeout else Outcome.OK if runs[0].built else Outcome.INVALID
+        return dataclasses.replace(state.now, code=code, right=good / count, coder=parts), outcome
+
+    def _test(self, state: State, text: str, runs: Sequence[Run]) -> tuple[Round, Outcome]:
+        problem, test = state.problem, read_test(state.problem, text)
+        if test is None:
+            nothing = tuple((name, 0.0) for name in ("form", "quality"))
+            return dataclasses.replace(state.now, case=None, tester=nothing), Outcome.INVALID
+        results = iter(runs)
+        own = next(results, None) if state.now.code else None
+        other = next(results, None) if self._reference(state) else None
+        agrees = own is not None and _passes(problem, own, test)
+        printed = "" if own is None else _printed(problem, own)
+        good = other is not None and _passes(problem, other, test)
+        parts = ("form", self.form), ("quality", self.quality * good)
+        given, expected, printed = (prompts.shortened(part, SHOWN) for part in (*test, printed))
+        case = Case(given, expected, printed, agrees)
+        return dataclasses.replace(state.now, case=case, tester=parts), Outcome.OK
+
+    def _reference(self, state: State) -> str:
+        """A right program, if one is known."""
+        return state.problem.solution or (state.now.code if state.now.right == 1.0 else "")
+
+    def demonstration(self, state: State, role: str, rng: random.Random) -> str:
+        problem, wrong = state.problem, rng.random() < self.demonstration_error
+        if role == CODER:
+            code = problem.solution if problem.solution and not wrong else "print(0)"
+            return f"```python\n{code}\n```"
+        given, expected = rng.choice(writable(problem) or (_nothing(problem),))
+        if wrong:
+            expected = "0" if problem.form == "stdio" else "None"
+        return _written(problem, given, expected)
+
+
+def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
+    """A tester's test: what the program reads and should print, or a call and its value; None without one.
+
+    A call and a value must be written out: an assert that any program passes is no test.
+    """
+    if problem.form == "stdio":
+        found = [_fenced(name, text) for name in ("input", "output")]
+        if not all(found):
+            return None
+        given, expected = found[0][-1], found[1][-1].strip()
+        return (given, expected) if expected and max(len(given), len(expected)) <= LONGEST else None
+    code = python_block(text)
+    if code is None or len(code) > LONGEST:
+        return None
+    try:
+        (statement,) = parsed("test", code).body
+        assert isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Compare)
+        assert len(statement.test.ops) == 1 and isinstance(statement.test.ops[0], ast.Eq)
+        call, value = statement.test.left, statement.test.comparators[0]
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        assert call.func.id in map(alias, problem.names)
+        for part in (value, *call.args, *(named.value for named in call.keywords)):
+            ast.literal_eval(part)
+        return ast.unparse(call), ast.unparse(value)
+    except (AssertionError, ValueError, MemoryError, RecursionError, TypeError):
+        return None
+
+
+def _fenced(name: str, text: str) -> list[str]:
+    """Blocks of that name, as they are written: with spaces, in capitals, or without an end."""
+    text = text.replace("\r\n", "\n")
+    return re.findall(rf"```[ \t]*{name}[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL | re.IGNORECASE)
+
+
+def _run_test(problem: Problem, code: str, test: tuple[str, str]) -> Program:
+    given, expected = test
+    if problem.form == "stdio":
+        return Program(code, given, before=problem.before)
+    wanted = f"_lists({expected})" if problem.lists else f"({expected})"
+    shown = f"_value = {given}\nprint(repr(_value)[:{SHOWN}], flush=True)\nassert _value == {wanted}"
+    return called(problem, code, [shown])
+
+
+def _passes(problem: Problem, run: Run, test: tuple[str, str]) -> bool:
+    if problem.form == "stdio":
+        return printed(problem, run, test[1])
+    return run.stdout.rstrip().rpartition("\n")[2] == "1"
+
+
+def _printed(problem: Problem, run: Run) -> str:
+    """What a program made of a test, as the roles are shown it."""
+    if problem.form == "call":
+        value, _, _ = run.stdout.rstrip().rpartition("\n")
+        return value or "an error"
+    return run.stdout if run.end == "ok" else f"{run.stdout}\n({run.end}) {run.stderr[-300:]}".strip()
+
+
+def _written(problem: Problem, given: str, expected: str) -> str:
+    """A test as ``read_test`` reads it."""
+    if problem.form == "stdio":
+        return f"```input\n{given.rstrip()}\n```\n```output\n{expected.rstrip()}\n```"
+    return f"```python\nassert {given} == {expected}\n```"
+
+
+def _nothing(problem: Problem) -> tuple[str, str]:
+    """A test in the right form that is likely to be a wrong one."""
+    return ("", "0") if problem.form == "stdio" else (f"{alias(problem.names[0])}()", "None")
+
+
+@functools.lru_cache(maxsize=1024)
+def writable(problem: Problem) -> tuple[tuple[str, str], ...]:
+    """The golden tests that a tester could write, as ``read_test`` reads them. Demonstrations are made of
+    them, and those are made of training problems only."""
+    pairs = problem.tests if problem.form == "stdio" else _equalities(problem)
+    return tuple(filter(None, (read_test(problem, _written(problem, *pair)) for pair in pairs)))
+
+
+def _equalities(problem: Problem) -> Iterator[tuple[str, str]]:
+    """The left and the right sides of golden tests, also of those within HumanEval's ``check``."""
+    source = "\n".join((problem.setup, *(statement for statement, _ in problem.tests)))
+    try:
+        tree = parsed("tests", source)
+    except ValueError:
+        return
+    for node in ast.walk(tree):
+        match node:
+            case ast.Assert(ast.Compare(call, [ast.Eq()], [value])):
+                pass
+            case ast.Assert(ast.Compare(call, [ast.In()], [ast.Tuple([value, *_])])):  # any of them will do
+                pass
+            case _:
+                continue
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "candidate":
+            call.func.id = alias(problem.names[0])
+        yield ast.unparse(call), ast.unparse(value)

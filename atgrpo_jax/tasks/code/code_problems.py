@@ -1,0 +1,183 @@
+"""Programming problems: read from files of several forms, or made up, and how an answer to one is tested."""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from atgrpo_jax.common.types import seed_of
+from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.tasks.code.outputs import same_output
+from atgrpo_jax.tasks.code.rows import fields_of
+from atgrpo_jax.tasks.data import read_rows, words_of
+from atgrpo_jax.tasks.games.game import in_split
+
+MODULE = "program"  # the name of an answer that is called
+Verdict = Literal["right", "wrong", "timeout"]
+# In a harness: a function whose results have lists for tuples, at any depth.
+_LISTS = """
+def _lists(value):
+    if isinstance(value, (list, tuple)):
+        return list(map(_lists, value))
+    return {key: _lists(item) for key, item in value.items()} if isinstance(value, dict) else value
+def _listed(function):
+    return lambda *args, **named: _lists(function(*args, **named))
+"""
+_RUN_TESTS = """
+for _test in _TESTS:
+    try:
+        exec(_test, globals())
+        print(1, flush=True)
+    except BaseException:
+        print(0, flush=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """``form`` "stdio": a program reads and prints; ``tests`` are pairs of texts. "call": functions are
+    called under ``names``; ``tests`` are pairs of an assert statement and "", after ``setup``."""
+
+    id: str
+    question: str
+    form: Literal["stdio", "call"]
+    tests: tuple[tuple[str, str], ...]
+    starter: str = ""  # where the answer begins
+    before: str = ""  # what comes before it
+    names: tuple[str, ...] = ()
+    setup: str = ""
+    solution: str = ""  # a right answer, if one is known
+    # Of what is printed: see ``code_outputs.same_output``.
+    tolerance: float = 0.0
+    ignore_case: bool = False
+    judge: str = "tokens"
+    lists: bool = False  # tuples that functions return count as lists, which is what JSON has
+
+
+def programs(
+    problem: Problem, answer: str, most: int, timeouts: int, runs: Sequence[Run] = ()
+) -> list[Program]:
+    """Those that are next, given how the ones before have ended, until ``most`` tests have a verdict or
+    ``timeouts`` of them were ended at a time limit. The first of all shows whether the answer runs.
+
+    Where functions are called, tests share a program until one of them ends it. That one is tried again in a
+    program of its own, which the rest then share: so each test has a program's whole limits.
+    """
+    known = verdicts(problem, runs, most)
+    left, rest = timeouts - known.count("timeout"), problem.tests[len(known) : most]
+    if left <= 0 or not rest or any(run.end == "crash" for run in runs):
+        return []
+    if problem.form == "call" and runs and runs[0].end == "error":  # it does not get as far as to be called
+        return []
+    if problem.form == "stdio":  # side by side, but no more than may be ended so
+        return [Program(answer, given, before=problem.before) for given, _ in rest[:left]]
+    asked = called(problem, answer, [statement for statement, _ in rest])
+    return [asked] if runs else [dataclasses.replace(asked, harness="", names=()), asked]
+
+
+def passed(problem: Problem, runs: Sequence[Run], most: int) -> tuple[int, int]:
+    """How many tests an answer passes, and of how many, given how ``programs`` have ended."""
+    return verdicts(problem, runs, most).count("right"), len(problem.tests[:most])
+
+
+def verdicts(problem: Problem, runs: Sequence[Run], most: int) -> list[Verdict]:
+    """Of the tests from the first on, as far as the runs of ``programs`` go."""
+    found: list[Verdict] = []
+    if problem.form == "stdio":
+        for run, (_, expected) in zip(runs, problem.tests[:most], strict=False):
+            found.append("right" if printed(problem, run, expected) else _wrong(run))
+        return found
+    for run in runs[1:]:
+        said = [line for line in run.stdout.split("\n") if line in ("0", "1")]
+        found += ["right" if line == "1" else "wrong" for line in said] or [_wrong(run)]
+    return found[: len(problem.tests[:most])]
+
+
+def printed(problem: Problem, run: Run, expected: str) -> bool:
+    """Whether a program has ended well and printed what it should."""
+    return run.end == "ok" and same_output(
+        run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge
+    )
+
+
+def _wrong(run: Run) -> Verdict:
+    return "timeout" if run.end == "timeout" else "wrong"
+
+
+def called(problem: Problem, answer: str, statements: Sequence[str]) -> Program:
+    """Runs assert statements on an answer's functions, in a process that the answer does not reach.
+
+    The answer is a module and no script, as judges have it: without its ``if __name__ == "__main__"``.
+    """
+    found = {alias(name): f"globals()[{name!r}]" for name in problem.names}
+    if len(problem.names) == 1:
+        found.setdefault("candidate", found[alias(problem.names[0])])
+    given = ", ".join(f"{name!r}: _read({function})" for name, function in found.items())
+    parts = (
+        _LISTS,
+        f"_read = {'_listed' if problem.lists else 'lambda function: function'}",
+        f"_GIVEN = {{{given}}}",
+        *(f"exec({source!r}, globals())" for source in (problem.before, problem.setup)),
+        f"globals().update(_GIVEN)\n_TESTS = {list(statements)!r}",
+        _RUN_TESTS,
+    )
+    harness = "\n".join(parts)
+    return Program(answer, "", harness, problem.names, problem.before, MODULE)
+
+
+def alias(name: str) -> str:
+    """What tests call a name that is no plain one."""
+    return name if name.isidentifier() else "candidate"
+
+
+# Files
+
+
+@functools.lru_cache
+def read(path: str) -> tuple[Problem, ...]:
+    """Raises ValueError naming the line and the field of a bad row."""
+    problems = []
+    for number, row in read_rows(path, {"question": str}):
+        place = f"{path}:{number}"
+        try:
+            problems.append(problem_of(row if row.get("id") is not None else row | {"id": place}, path))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    return tuple(problems)
+
+
+def key(problem: Problem) -> str:
+    return words_of(problem.question)
+
+
+def problem_of(row: Mapping[str, Any], path: str = "") -> Problem:
+    """Of a row of the file at ``path``. Raises ValueError naming the field that is bad."""
+    return Problem(**fields_of(row, path))
+
+
+# Made up
+
+
+_OPERATIONS = {
+    "sum": "sum(x)", "product": "__import__('math').prod(x)", "largest": "max(x)", "smallest": "min(x)",
+    "spread (largest less smallest)": "max(x) - min(x)", "number of even ones": "sum(i % 2 == 0 for i in x)",
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def made_up(seed: int, split: str, index: int) -> Problem:
+    """Read some integers, print something about them."""
+    rng = random.Random(seed_of("code", seed, split, index))
+    while True:
+        name, count, more = rng.choice(list(_OPERATIONS)), rng.randint(2, 4), rng.randint(0, 99)
+        question = f"Read {count} integers from one line. Print the {name} of them" + (
+            f", plus {more}." if more else "."
+        )
+        solution = f"x = list(map(int, input().split()))\nprint({_OPERATIONS[name]} + {more})"
+        given = [[rng.randint(-20, 20) for _ in range(count)] for _ in range(4)]
+        results = [eval(_OPERATIONS[name], {"x": x}) + more for x in given]
+        tests = tuple((" ".join(map(str, x)) + "\n", f"{y}\n") for x, y in zip(given, results, strict=True))
+        problem = Problem(words_of(question), question, "stdio", tests, solution=solution)
+        if in_split(question, split):
+            return problem

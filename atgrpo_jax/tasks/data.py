@@ -1,0 +1,153 @@
+"""Rows of problem sets: JSON lines, plain or gzipped. See docs/data.md."""
+
+import functools
+import gzip
+import json
+import random
+import re
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.types import seed_of
+
+# Of texts that are compared. Signs that are written in several ways; what has no width is nothing.
+_SAME: dict[int, str | None] = {ord("−"): "-", ord("–"): "-"}
+_SAME |= {ord(one): "'" for one in "‘’"} | {ord(one): '"' for one in "“”"}
+_SAME |= {ord(one): None for one in "\u200b\u200c\u200d\u2060\ufeff\u00ad"}
+# How LaTeX is set: spaces, sizes, where mathematics begin and end; braces around a lone power or index.
+_SETTING = re.compile(r"\\[,;:!]|\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|\$|\\[()\[\]]")
+_LONE = re.compile(r"(?<=[\^_])\{(\w|\\[a-zA-Z]+)\}")
+# The marks of prose: commas after words, the ends of sentences.
+_MARKS = re.compile(r"(?<=[a-zA-Z][a-zA-Z])[,;:](?=\s|$)|[.?](?=[\s\"')]|$)")
+_SIGNS = re.compile(r"\\[a-zA-Z]+|\w+|[^\w\s]")
+
+SPLITS = ("train", "validation", "test")
+Files = tuple[tuple[str, tuple[str, ...]], ...]  # of each split
+
+
+def absolute(given: Mapping[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
+    """The same files from whatever directory a run is read."""
+
+    def one(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    return {s: one(paths) if isinstance(paths, str) else tuple(map(one, paths)) for s, paths in given.items()}
+
+
+def files_of(given: Mapping[str, str | tuple[str, ...]]) -> Files:
+    """Raises ValueError for a split that there is not."""
+    unknown = sorted(set(given) - set(SPLITS))
+    if unknown:
+        raise ValueError(f"files of split {unknown[0]!r}: expected {', '.join(SPLITS)}")
+    lists = {split: (paths,) if isinstance(paths, str) else tuple(paths) for split, paths in given.items()}
+    return tuple(lists.items())
+
+
+@functools.lru_cache
+def rows_of(
+    files: Files, split: str, read: Callable[[str], tuple[Any, ...]], key: Callable[[Any], Hashable]
+) -> tuple[Any, ...]:
+    """What ``read`` makes of the files of a split, each once, without what a later split has: one trains on
+    nothing that is tested on. ``key`` is equal for what counts as the same.
+
+    Raises ValueError for a split without files, or in which nothing is left.
+    """
+    by_split = dict(files)
+    if split not in by_split:
+        raise ValueError(f"no files for split {split!r}, only for {', '.join(by_split) or 'none'}")
+    later = [by_split.get(name, ()) for name in SPLITS[SPLITS.index(split) + 1 :]]
+    kept_back = {key(row) for paths in later for path in paths for row in read(path)}
+    rows = [row for path in by_split[split] for row in read(path)]
+    distinct = {key(row): row for row in reversed(rows)}
+    own = [row for name, row in reversed(distinct.items()) if name not in kept_back]
+    if len(own) < len(rows):
+        again, shared = len(rows) - len(distinct), len(distinct) - len(own)
+        say(
+            f"{split}: {len(rows)} problems, of which {shared} are left out for being in a later split, "
+            f"{again} for coming twice"
+        )
+    if not own:
+        raise ValueError(f"no problem is left in split {split!r}")
+    return tuple(own)
+
+
+def pick(rows: tuple[Any, ...], seed: int, split: str, index: int) -> Any:
+    """Those of "train" in a random order, then in another one; others once, in the order that they have.
+
+    Raises IndexError past the end of the others.
+    """
+    if split != "train":
+        return rows[index]
+    round_, place = divmod(index, len(rows))
+    return rows[_order(len(rows), seed, round_)[place]]
+
+
+@functools.lru_cache(maxsize=8)
+def _order(count: int, seed: int, round_: int) -> list[int]:
+    return random.Random(seed_of("problems", seed, round_)).sample(range(count), count)
+
+
+def words_of(text: str) -> str:
+    """What a text says: equal only for texts that differ in how they are set. That is in spaces, in whether a
+    word begins with a capital letter, in quotes, in dollar signs and the like, and in the marks of prose.
+    Every other sign counts, and so does the case of single letters, of abbreviations and of LaTeX's names."""
+    text = _LONE.sub(r"\1", _SETTING.sub(" ", text.translate(_SAME)))
+    return " ".join(_plain(found) for found in _SIGNS.findall(_MARKS.sub(" ", text)))
+
+
+def _plain(sign: str) -> str:
+    return sign.lower() if len(sign) > 1 and sign[0] != "\\" and sign[1:].islower() else sign
+
+
+def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers, from 1, and rows, each with at least ``fields`` of those types.
+
+    Raises ValueError naming the file, the line and the field.
+    """
+    file = Path(path).expanduser()
+    encoding = "utf-8-sig"  # without the mark that some editors put at the beginning
+    if not file.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(
+            file, "rt", encoding=encoding, newline="\n"
+        ) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _row(line, f"{path}:{number}", fields)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        row = json.loads(line, object_pairs_hook=_once)
+        if "\\u" in line:  # what UTF-8 cannot say would stop a run where it is first shown
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{place}: half of a character ({error.object[error.start]!a}) stands alone"
+        ) from error
+    except (ValueError, RecursionError) as error:  # also for an integer longer than Python reads
+        raise ValueError(f"{place}: no JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: no JSON object")
+    for name, kind in fields.items():
+        if name not in row:
+            raise ValueError(f"{place}: no field {name!r}")
+        if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
+            raise ValueError(f"{place}: {name} = {str(row[name])[:60]!r} is no {kind.__name__}")
+    return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a field that is given twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} is given twice")
+    return made

@@ -1,0 +1,251 @@
+"""Sokoban: push every box onto a goal.
+
+The task of arXiv 2510.11062, with the faults of its reference code mended: success is all boxes on goals and
+never a step limit, and moving a box to and fro pays nothing. The ``mover`` decides; see tasks/games.py for
+the roles.
+"""
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
+from atgrpo_jax.tasks.games.game import Game, Played, Proposal
+from atgrpo_jax.tasks.games.grid import MOVES, Cell, move_of, name, parse_moves, shift
+from atgrpo_jax.tasks.games.sokoban_rooms import (
+    FAR,
+    MAX_SOLVED,
+    Instance,
+    TooHard,
+    draw_room,
+    drawn,
+    pushes,
+    read_levels,
+    solve,
+)
+from atgrpo_jax.tasks.protocol import Workflow
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """A list of moves carried out, up to the solution or the end of the list."""
+
+    moves: str  # "?" is an unknown one
+    player: Cell
+    boxes: tuple[Cell, ...]
+    bumps: tuple[int, ...]  # 1-based numbers of the moves that changed nothing
+    stuck: bool  # a box is where no goal can be reached from
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    instance: Instance
+    player: Cell
+    boxes: tuple[Cell, ...]  # sorted
+    proposal: Proposal | None = None  # carried: a Walk
+
+    @property
+    def solved(self) -> bool:
+        return frozenset(self.boxes) == self.instance.goals
+
+
+@dataclasses.dataclass(frozen=True)
+class Sokoban(Game):
+    """What a game pays is in ``Game``. With d the pushes that boxes need at the least to goals of their own,
+    each as if it were alone, and D its value at the start, a room is done to max(0, 1 - d / D), and a walk
+    gains what is done more. A box from where no goal can be reached ends the episode: nothing is done then,
+    and the whole walk counts as illegal. (At a higher cost teams learnt not to push: docs/log.md.)
+    """
+
+    decider: ClassVar[str] = "mover"
+    positions: ClassVar[int] = MAX_SOLVED  # that demonstrations are searched in; past them any move will do
+
+    workflow: Workflow = Workflow(order=("scout", "mover"))
+    prompts: str = "sokoban/short"
+    size: int = 6  # of the room's side, walls around it included
+    boxes: int = 1
+    walls: float = 0.15  # probability that a cell within the room is one
+    least_moves: int = 4  # of a shortest solution
+    most_moves: int = 30
+    # Files of levels instead: of each split, rows {"grid": [row, ...]}; see docs/data.md.
+    levels: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    view: Literal["cells", "symbols"] = "cells"  # as in Plan-Path
+    demonstration_moves: int = 12  # at most, in one list
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "size", 4 <= self.size <= 10 or self.view == "symbols", 'above 10 use view "symbols"')
+        require(self, "size", self.size >= 4, "must be at least 4")
+        require(self, "boxes", 1 <= self.boxes <= 4, "must be from 1 to 4")
+        require(self, "walls", 0 <= self.walls < 1, "must be in [0, 1)")
+        require(self, "least_moves", 1 <= self.least_moves <= self.most_moves, "must be from 1 to most_moves")
+        require(self, "demonstration_moves", self.demonstration_moves >= 1, "must be at least 1")
+        object.__setattr__(self, "levels", absolute(self.levels))
+        largest = max((max(level.shape) for level in self._levels()), default=0)
+        rule = (
+            f'names cells by one digit each, and there are levels of {largest} rows or columns: use "symbols"'
+        )
+        require(self, "view", largest <= 10 or self.view == "symbols", rule)
+        super().__post_init__()
+
+    def instance(self, split: str, index: int) -> Instance:
+        """Raises ValueError for an unknown split, a file without levels, or if no such room turns up;
+        IndexError past the end of a held-out split's files."""
+        if self.levels:
+            rows = rows_of(files_of(self.levels), split, read_levels, _rows)
+            return pick(rows, self.seed, split, index)
+        limits = self.least_moves, self.most_moves
+        return draw_room(self.size, self.boxes, self.walls, *limits, self.seed, split, index)
+
+    def _levels(self) -> Iterator[Instance]:
+        for _, paths in files_of(self.levels):
+            for path in paths:
+                yield from read_levels(path)
+
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        return self.levels
+
+    def initial(self, instance: Instance) -> State:
+        return State(instance, instance.player, tuple(sorted(instance.boxes)))
+
+    def read(self, state: State, text: str) -> Sequence[str]:
+        return parse_moves(text, state.player)
+
+    def play(self, state: State, actions: Sequence[str]) -> Played:
+        walk = walk_from(state, actions)
+        after = State(state.instance, walk.player, walk.boxes)
+        whole = pushes(state.instance, tuple(sorted(state.instance.boxes)))
+        before, left = pushes(state.instance, state.boxes), pushes(state.instance, walk.boxes)
+        done = 0.0 if walk.stuck else max(0.0, 1 - left / whole)  # of the way, at the end
+        carried = len(walk.moves)
+        return Played(
+            after,
+            walk,
+            done - max(0.0, 1 - before / whole),
+            1.0 if walk.stuck else len(walk.bumps) / carried,
+            solved=after.solved,
+            shortest=after.solved and _pushed(state, walk.moves) == before,
+            dead=walk.stuck,
+        )
+
+    def values(self, state: State) -> dict[str, Any]:
+        instance = state.instance
+        return {
+            "rows": drawn(
+                instance.shape,
+                instance.floor,
+                instance.goals,
+                state.boxes,
+                state.player,
+            ),
+            "view": self.view,
+            "walls": _inner_walls(instance),
+            "boxes": list(map(name, state.boxes)),
+            "goals": list(map(name, sorted(instance.goals))),
+            "player": name(state.player),
+        }
+
+    def shown(self, state: State, carried: Walk) -> dict[str, Any]:
+        return {
+            "moves": self._write(state, carried.moves),
+            "boxes": list(map(name, carried.boxes)),
+            "player": name(carried.player),
+            "at": carried.player,
+            "hits": carried.bumps,
+            "stuck": carried.stuck,
+        }
+
+    def demonstrated(self, state: State, rng: random.Random) -> str:
+        """The beginning of a solution in which each move is, with some probability, a random one."""
+        moves, at = "", state
+        best = self._solution(state)
+        count = self.demonstration_moves if best is None else min(len(best), self.demonstration_moves)
+        for _ in range(count):
+            if best == "":
+                best = self._solution(at)
+            if not best or rng.random() < self.demonstration_error:
+                open_ = [m for m in MOVES if walk_from(at, m).bumps == ()]
+                move, best = rng.choice(open_ or list(MOVES)), "" if best is not None else None
+            else:
+                move, best = best[0], best[1:]
+            walk = walk_from(at, move)
+            at = State(state.instance, walk.player, walk.boxes)
+            moves += move
+            if at.solved:
+                break
+        return self._write(state, moves)
+
+    def _solution(self, state: State) -> str | None:
+        """Empty if there is none; None if that is too hard to tell, and then any move will do."""
+        try:
+            return solve(state.instance, state.boxes, state.player, self.positions) or ""
+        except TooHard:
+            return None
+
+    def repeated(self, state: State, carried: Walk) -> str:
+        return self._write(state, carried.moves)
+
+    def _write(self, state: State, moves: str) -> str:
+        """A list that ``read`` reads; in the "cells" view it begins with the cell of the player."""
+        if self.view == "symbols":
+            return f"[{moves}]"
+        text, at = f" {name(state.player)}", state
+        for move in moves:
+            walk = walk_from(at, move)
+            at = State(state.instance, walk.player, walk.boxes)
+            text += f" {name(at.player)}"
+        return f"[{text}]"
+
+
+def words() -> tuple[str, ...]:
+    """Pieces of text for a ``TinyTokenizer``, so that prompts and answers are short."""
+    return (
+        "scout", "mover", " walls", " boxes", " goals", "at", " ends at", " solved", " stuck", " hits at",
+        "list cells in brackets", "list moves U D L R in brackets",
+        *(f" {row}{column}" for row in range(10) for column in range(10)),
+    )  # fmt: skip
+
+
+def walk_from(state: State, actions: Sequence[str]) -> Walk:
+    """Carries out moves, or cells next to the player's. What is blocked or unknown changes nothing."""
+    instance = state.instance
+    player, boxes = state.player, set(state.boxes)
+    carried, bumps = "", []
+    for item in actions:
+        move = move_of(player, item)
+        carried += move
+        target = shift(player, move)
+        beyond = shift(target, move)
+        if target in boxes and beyond in instance.floor and beyond not in boxes:
+            boxes ^= {target, beyond}
+        if target == player or target not in instance.floor or target in boxes:
+            bumps.append(len(carried))
+        else:
+            player = target
+        if boxes == instance.goals:
+            break
+    stuck = pushes(instance, tuple(sorted(boxes))) >= FAR
+    return Walk(carried, player, tuple(sorted(boxes)), tuple(bumps), stuck)
+
+
+def _rows(instance: Instance) -> tuple[str, ...]:
+    return instance.rows
+
+
+def _pushed(state: State, moves: str) -> int:
+    at, count = state, 0
+    for move in moves:
+        walk = walk_from(at, move)
+        count += walk.boxes != at.boxes
+        at = State(state.instance, walk.player, walk.boxes)
+    return count
+
+
+def _inner_walls(instance: Instance) -> list[str]:
+    height, width = instance.shape
+    inner = itertools.product(range(1, height - 1), range(1, width - 1))
+    return [name(cell) for cell in inner if cell not in instance.floor]

@@ -1,0 +1,330 @@
+"""Rooms of Sokoban: made by pulling boxes off their goals, so that all can be solved, or read from files."""
+
+import collections
+import dataclasses
+import functools
+import heapq
+import itertools
+import random
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from atgrpo_jax.common.types import seed_of
+from atgrpo_jax.tasks.data import read_rows
+from atgrpo_jax.tasks.games.game import in_split
+from atgrpo_jax.tasks.games.grid import MOVES, Cell, shift
+
+FAR = 1_000_000  # pushes to a goal from where there is no way
+MAX_DRAWS = 2000  # rooms
+MAX_PULLED = 20_000  # positions that are looked at in one room
+MAX_SOLVED = 10_000  # positions that the solver looks at: a second or two, more in large rooms
+MAX_TRIED = 1000  # positions of a level of a file that are looked at for whether it can be solved: 30 ms
+MAX_SIDE = 50  # rows and columns of a level of a file
+MAX_BOXES = 6
+FLOORS = str.maketrans("-_", "  ")  # other ways to write free floor
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+    """Drawn as usual: "#" wall, "$" box, "." goal, "@" player, "*" box on a goal, "+" player on one."""
+
+    rows: tuple[str, ...]
+
+    def __post_init__(self):
+        symbols = "".join(self.rows)
+        assert len(set(map(len, self.rows))) == 1, self.rows
+        assert symbols.count("@") + symbols.count("+") == 1, self.rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), len(self.rows[0])
+
+    @functools.cached_property
+    def floor(self) -> frozenset[Cell]:
+        return self._where("$.@*+ ")
+
+    @functools.cached_property
+    def goals(self) -> frozenset[Cell]:
+        return self._where(".*+")
+
+    @functools.cached_property
+    def boxes(self) -> frozenset[Cell]:
+        return self._where("$*")
+
+    @functools.cached_property
+    def player(self) -> Cell:
+        (cell,) = self._where("@+")
+        return cell
+
+    def _where(self, symbols: str) -> frozenset[Cell]:
+        return frozenset(
+            (r, c) for r, row in enumerate(self.rows) for c, symbol in enumerate(row) if symbol in symbols
+        )
+
+
+def drawn(
+    shape: tuple[int, int],
+    floor: Collection[Cell],
+    goals: Collection[Cell],
+    boxes: Collection[Cell],
+    player: Cell,
+) -> tuple[str, ...]:
+    """Rows as in ``Instance``; ``shape`` is how many, and how long."""
+
+    def symbol(cell: Cell) -> str:
+        if cell in boxes:
+            return "*" if cell in goals else "$"
+        if cell == player:
+            return "+" if cell in goals else "@"
+        return "." if cell in goals else " " if cell in floor else "#"
+
+    height, width = shape
+    return tuple("".join(symbol((r, c)) for c in range(width)) for r in range(height))
+
+
+@functools.lru_cache(maxsize=4096)
+def push_distances(instance: Instance) -> dict[Cell, dict[Cell, int]]:
+    """goal -> cell -> pushes from the cell to the goal of a box that is alone in the room, with a player who
+    gets everywhere; cells without a way are left out."""
+    found = {}
+    for goal in instance.goals:
+        distance = {goal: 0}
+        queue = collections.deque([goal])
+        while queue:
+            cell = queue.popleft()
+            for move in MOVES:
+                box = shift(cell, move)  # pulled there; the player then stands one further
+                if box in instance.floor and shift(box, move) in instance.floor and box not in distance:
+                    distance[box] = distance[cell] + 1
+                    queue.append(box)
+        found[goal] = distance
+    return found
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def pushes(instance: Instance, boxes: tuple[Cell, ...]) -> int:
+    """At the least, each box as if it were alone, to goals of their own; ``FAR`` or more without a way."""
+    distances = [push_distances(instance)[goal] for goal in sorted(instance.goals)]
+    least = {0: 0}  # of the boxes so far, by which goals they take, as bits
+    for box in boxes:
+        after: dict[int, int] = {}
+        for taken, pushed in least.items():
+            for goal, distance in enumerate(distances):
+                if not taken >> goal & 1:
+                    key, total = taken | 1 << goal, pushed + distance.get(box, FAR)
+                    after[key] = min(total, after.get(key, total))
+        least = after
+    (found,) = least.values()
+    return found
+
+
+class TooHard(RuntimeError):
+    """The solver has looked at as many positions as it may."""
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def solve(instance: Instance, boxes: tuple[Cell, ...], player: Cell, most: int = MAX_SOLVED) -> str | None:
+    """Moves of a solution with the fewest pushes; None if there is none. A* over pushes.
+
+    Raises TooHard after looking at ``most`` positions.
+    """
+    queue = [(pushes(instance, boxes), 0, 0, (frozenset(boxes), player), "")]
+    seen: set[Any] = set()
+    count = itertools.count(1)
+    while queue:
+        _, pushed, _, (at, stands), moves = heapq.heappop(queue)
+        if at == instance.goals:
+            return moves
+        paths = _paths(instance, at, stands)
+        position = at, min(paths)  # wherever the player can walk to is the same
+        if position in seen:
+            continue
+        seen.add(position)
+        if len(seen) > most:
+            raise TooHard(f"no solution after {most} positions of {instance.rows}")
+        for box, move in itertools.product(sorted(at), MOVES):
+            behind, beyond = shift(box, move, -1), shift(box, move)
+            if behind in paths and beyond in instance.floor and beyond not in at:
+                after = at ^ {box, beyond}
+                left = pushes(instance, tuple(sorted(after)))
+                if left < FAR:
+                    rank = pushed + 1 + left
+                    node = after, box
+                    heapq.heappush(queue, (rank, pushed + 1, next(count), node, moves + paths[behind] + move))
+    return None
+
+
+def _paths(instance: Instance, boxes: Iterable[Cell], player: Cell) -> dict[Cell, str]:
+    """Cell -> moves that lead the player there without a push."""
+    free = instance.floor - set(boxes)
+    paths = {player: ""}
+    queue = collections.deque([player])
+    while queue:
+        cell = queue.popleft()
+        for move in MOVES:
+            near = shift(cell, move)
+            if near in free and near not in paths:
+                paths[near] = paths[cell] + move
+                queue.append(near)
+    return paths
+
+
+@functools.lru_cache(maxsize=4096)
+def draw_room(
+    size: int, boxes: int, walls: float, least: int, most: int, seed: int, split: str, index: int
+) -> Instance:
+    rng = random.Random(seed_of("sokoban", size, boxes, walls, least, most, seed, split, index))
+    inner = [(r, c) for r in range(1, size - 1) for c in range(1, size - 1)]
+    for _ in range(MAX_DRAWS):
+        floor = {cell for cell in inner if rng.random() >= walls}
+        if len(floor) < 2 * boxes + 1:
+            continue
+        goals = frozenset(rng.sample(sorted(floor), boxes))
+        far = [
+            state
+            for state, distance in _pulled(floor, goals, most).items()
+            if distance >= least and not state[0] & goals
+        ]
+        if not far:
+            continue
+        found, player = far[rng.randrange(len(far))]
+        instance = Instance(drawn((size, size), floor, goals, found, player))
+        if in_split(instance, split):
+            return instance
+    raise ValueError(
+        f"Sokoban: no {size}x{size} room with {boxes} boxes and a solution of {least} to {most} moves for "
+        f"split {split} in {MAX_DRAWS} draws; change size, walls, least_moves or most_moves"
+    )
+
+
+def _pulled(floor, goals, most) -> dict[tuple[frozenset[Cell], Cell], int]:
+    """(boxes, player) -> moves of a shortest solution, of positions from which there is one."""
+    distance = {(goals, cell): 0 for cell in sorted(floor - goals)}
+    queue = collections.deque(distance)
+    while queue and len(distance) < MAX_PULLED:
+        boxes, player = queue.popleft()
+        steps = distance[boxes, player]
+        if steps == most:
+            break
+        for move in MOVES:
+            back, box = shift(player, move, -1), shift(player, move)
+            if back not in floor or back in boxes:
+                continue
+            # The player came from ``back``, or pushed the box away from where the player is now.
+            for before in [boxes, boxes ^ {box, player}] if box in boxes else [boxes]:
+                state = before, back
+                if before != goals and state not in distance:
+                    distance[state] = steps + 1
+                    queue.append(state)
+    return distance
+
+
+@functools.lru_cache
+def read_levels(path: str) -> tuple[Instance, ...]:
+    """Raises ValueError naming the line that holds no level."""
+    levels = []
+    for line, row in read_rows(path, {"grid": list}):
+        try:
+            levels.append(level_of(row["grid"]))
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: grid: {error}") from error
+    return tuple(levels)
+
+
+def level_of(grid: Sequence[Any]) -> Instance:
+    """Raises ValueError for what is no level, or one that cannot be solved as far as ``MAX_TRIED`` positions
+    show."""
+    for number, row in enumerate(grid):
+        if not isinstance(row, str):
+            raise ValueError(f"expected rows of text, and row {number} is {str(row)[:60]!r}")
+    rows = tuple(row.rstrip("\r\n").translate(FLOORS) for row in grid)
+    for number, row in enumerate(rows):
+        strange = next((symbol for symbol in row if symbol not in "#$.@*+ "), None)
+        if strange is not None:
+            raise ValueError(
+                f"{strange!r} in row {number} is no symbol of a level: expected # wall, space, - or _ floor, "
+                "$ box, . goal, * box on a goal, @ player, + player on a goal"
+            )
+    symbols = "".join(rows)
+    boxes = symbols.count("$") + symbols.count("*")
+    goals = symbols.count(".") + symbols.count("*") + symbols.count("+")
+    players = symbols.count("@") + symbols.count("+")
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1 or players != 1 or not 1 <= boxes == goals <= MAX_BOXES:
+        raise ValueError(
+            f"expected rows of one length, one player, and as many boxes as goals, 1 to {MAX_BOXES}; "
+            f"there are {len(lengths)} lengths of rows, {players} players, {boxes} boxes and {goals} goals"
+        )
+    if max(len(rows), *lengths) > MAX_SIDE:
+        raise ValueError(f"{len(rows)} rows of {lengths[0]} symbols; at most {MAX_SIDE} of each are read")
+    level = Instance(rows)
+    _playable(level)
+    return level
+
+
+def _playable(level: Instance) -> None:
+    """Raises ValueError for a level that has no wall around it, is solved, or cannot be."""
+    height, width = level.shape
+    near = _paths(level, (), level.player)  # wherever the player gets, boxes or not
+    if any(r in (0, height - 1) or c in (0, width - 1) for r, c in near):
+        raise ValueError("there is no wall around the player: the floor goes on to the edge")
+    apart = sorted((level.boxes ^ level.goals) - set(near))
+    if apart:
+        raise ValueError(f"no way leads the player to the box or goal at (row, column) {apart[0]}")
+    if not 0 < pushes(level, tuple(sorted(level.boxes))) < FAR:
+        raise ValueError("it is solved, or no box can be brought to some goal")
+    if not _hopeful(level, MAX_TRIED):
+        raise ValueError("it cannot be solved: all that can be pushed ends where nothing is left to push")
+
+
+def _hopeful(level: Instance, most: int) -> bool:
+    """Whether a solution is found, or may be among the positions after the first ``most``. Sets of cells are
+    numbers with a bit for each; those nearest to the goals are looked at first."""
+    width = level.shape[1]
+    near: dict[int, int] = {}  # pushes from a cell to the next goal
+    for distance in push_distances(level).values():
+        for cell, pushed in distance.items():
+            near[_bit(cell, width)] = min(pushed, near.get(_bit(cell, width), pushed))
+    floor, goals = (sum(_bit(cell, width) for cell in cells) for cells in (level.floor, level.goals))
+    useful = sum(near)
+    queue = [(0, sum(_bit(cell, width) for cell in level.boxes), _bit(level.player, width))]
+    seen: set[tuple[int, int]] = set()
+    while queue:
+        rank, boxes, reached = heapq.heappop(queue)
+        reached = _flood(reached, floor & ~boxes, width)
+        position = boxes, reached & -reached
+        if position in seen:
+            continue
+        seen.add(position)
+        if len(seen) > most:
+            return True
+        for step in (1, -1, width, -width):
+            free = useful & ~boxes
+            movable = boxes & _moved(reached, step) & _moved(free, -step)
+            while movable:
+                box = movable & -movable
+                movable ^= box
+                target = _moved(box, step)
+                after = boxes ^ box ^ target
+                if after == goals:
+                    return True
+                heapq.heappush(queue, (rank + near[target] - near[box], after, box))
+    return False
+
+
+def _bit(cell: Cell, width: int) -> int:
+    return 1 << cell[0] * width + cell[1]
+
+
+def _moved(cells: int, step: int) -> int:
+    """No cell leaves its row: there are walls around the player."""
+    return cells << step if step > 0 else cells >> -step
+
+
+def _flood(cells: int, free: int, width: int) -> int:
+    """All that can be walked to."""
+    while True:
+        wider = (cells | cells << 1 | cells >> 1 | cells << width | cells >> width) & free
+        if wider == cells:
+            return cells
+        cells = wider

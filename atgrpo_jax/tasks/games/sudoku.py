@@ -1,0 +1,400 @@
+"""Sudoku: fill a grid so that every row, column and box holds every digit once.
+
+The task of arXiv 2510.11062, with the faults of its reference code mended: the given digits stay, puzzles
+have exactly one solution, the splits share none, and the lists that prompts ask for are read. The ``filler``
+decides; see tasks/games.py for the roles.
+"""
+
+import dataclasses
+import functools
+import itertools
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.types import seed_of
+from atgrpo_jax.tasks.data import absolute, files_of, pick, read_rows, rows_of
+from atgrpo_jax.tasks.games.game import Game, Played, Proposal, in_split
+from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.texts import last_list
+
+Grid = tuple[int, ...]  # row by row, 0 is empty
+Fill = tuple[int, int, int]  # row, column, digit; all -1 for what is none
+
+MAX_DRAWS = 2000
+MAX_GUESSES = 20_000  # of the solver: a second or two. Known hard puzzles of 9x9 take up to 7,138
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+    puzzle: Grid
+    solution: Grid
+
+    @property
+    def size(self) -> int:
+        return round(len(self.puzzle) ** 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A list of fills carried out. ``refused`` holds the numbers, from 1, of those that were not: outside the
+    grid, a given cell, or a digit that the row, column or box has."""
+
+    fills: tuple[Fill, ...]
+    grid: Grid
+    refused: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    instance: Instance
+    grid: Grid
+    proposal: Proposal | None = None  # carried: a Filled
+
+
+@dataclasses.dataclass(frozen=True)
+class Sudoku(Game):
+    """What a game pays is in ``Game``. Fills gain the change of (right - wrong) / (cells empty at the start):
+    right is as in the solution. Cells that were not given may be filled again.
+    """
+
+    decider: ClassVar[str] = "filler"
+
+    workflow: Workflow = Workflow(order=("scout", "filler"))
+    prompts: str = "sudoku/short"
+    size: Literal[4, 9] = 4
+    least_empty: int = 4
+    most_empty: int = 10
+    # Files of puzzles instead: of each split, rows {"size": 4, "puzzle": digits}; see docs/data.md.
+    files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        check_types(self)
+        most = {4: 12, 9: 60}[self.size]
+        within = 1 <= self.least_empty <= self.most_empty <= most
+        rule = (
+            f"must be from 1 to most_empty, and that at most {most}: fewer digits seldom leave one solution"
+        )
+        require(self, "least_empty", within, rule)
+        object.__setattr__(self, "files", absolute(self.files))
+        super().__post_init__()
+
+    def instance(self, split: str, index: int) -> Instance:
+        """Raises ValueError for an unknown split, a bad row of a file, or if no such puzzle turns up;
+        IndexError past the end of a held-out split's files."""
+        if self.files:
+            return pick(rows_of(files_of(self.files), split, read_puzzles, _key), self.seed, split, index)
+        return _draw(self.size, self.least_empty, self.most_empty, self.seed, split, index)
+
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        return self.files
+
+    def initial(self, instance: Instance) -> State:
+        return State(instance, instance.puzzle)
+
+    def read(self, state: State, text: str) -> Sequence[Fill]:
+        """Fills: ``[013 021]``, ``[[0, 1, 3], [0, 2, 1]]``; or whole rows: ``[[1, 2, 3, 4], ...]``, of which
+        what is in the grid already is left out."""
+        size = state.instance.size
+        items = _items(text)
+        rows = [item for item in items if len(item) == size]
+        if len(items) == len(rows) == size:
+            return [
+                (r, c, digit)
+                for r, row in enumerate(rows)
+                for c, digit in enumerate(row)
+                if state.grid[r * size + c] != digit
+            ]
+        return [(*item,) if len(item) == 3 else (-1, -1, -1) for item in items]
+
+    def play(self, state: State, actions: Sequence[Fill]) -> Played:
+        instance = state.instance
+        filled = fill(state, actions)
+        empty = instance.puzzle.count(0)
+        solved = filled.grid == instance.solution
+        return Played(
+            State(instance, filled.grid),
+            filled,
+            (_right(instance, filled.grid) - _right(instance, state.grid)) / empty,
+            len(filled.refused) / len(filled.fills),
+            solved=solved,
+            shortest=solved and len(filled.fills) == sum(map(int.__ne__, state.grid, filled.grid)),
+        )
+
+    def values(self, state: State) -> dict[str, Any]:
+        size, instance = state.instance.size, state.instance
+        cells = [divmod(i, size) for i in range(size * size)]
+        own = zip(cells, instance.puzzle, state.grid, strict=True)
+        own_fills = [(r, c, digit) for (r, c), given, digit in own if digit and not given]
+        return {
+            "size": size,
+            "rows": [state.grid[i : i + size] for i in range(0, size * size, size)],
+            "given": [f"{r}{c}{d}" for (r, c), d in zip(cells, instance.puzzle, strict=True) if d],
+            "filled": [f"{r}{c}{d}" for r, c, d in own_fills],
+            "box": "2x2" if size == 4 else "3x3",
+        }
+
+    def shown(self, state: State, carried: Filled) -> dict[str, Any]:
+        return {"fills": _write(carried.fills), "wrong": carried.refused}
+
+    def demonstrated(self, state: State, rng: random.Random) -> str:
+        """All cells that are not as in the solution, in an order in which each is the easiest of those left
+        (fewest digits that would fit), each with some probability given a random digit that fits."""
+        size, solution = state.instance.size, state.instance.solution
+        grid, fills = list(state.grid), []
+        for i, (digit, right) in enumerate(zip(state.grid, solution, strict=True)):
+            if digit not in (0, right):
+                grid[i] = 0
+        while 0 in grid:
+            fits = {i: candidates(tuple(grid), i) for i, digit in enumerate(grid) if not digit}
+            easiest = min(fits, key=lambda i: len(fits[i]))
+            grid[easiest] = solution[easiest]
+            digit = solution[easiest]
+            if rng.random() < self.demonstration_error:
+                digit = rng.choice(fits[easiest] if len(fits[easiest]) > 1 else range(1, size + 1))
+            fills.append((*divmod(easiest, size), digit))
+        return _write(fills)
+
+    def repeated(self, state: State, carried: Filled) -> str:
+        return _write(carried.fills)
+
+
+def words(size: int = 4) -> tuple[str, ...]:
+    """Pieces of text for a ``TinyTokenizer``, so that prompts and answers are short: one for each fill."""
+    return (
+        "scout", "filler", "given", " filled", " wrong", " solved",
+        "list empty cells with digits in brackets",
+        *(f" {r}{c}{d}" for r in range(size) for c in range(size) for d in range(1, size + 1)),
+    )  # fmt: skip
+
+
+def fill(state: State, fills: Sequence[Fill]) -> Filled:
+    """Carries them out, one after the other."""
+    size, grid, refused = state.instance.size, list(state.grid), []
+    for number, (r, c, digit) in enumerate(fills, 1):
+        place = r * size + c
+        if 0 <= r < size and 0 <= c < size and not state.instance.puzzle[place]:
+            before, grid[place] = grid[place], 0
+            if digit in candidates(tuple(grid), place):
+                grid[place] = digit
+                continue
+            grid[place] = before
+        refused.append(number)
+    return Filled(tuple(fills), tuple(grid), tuple(refused))
+
+
+def candidates(grid: Grid, place: int) -> list[int]:
+    """Digits that row, column and box of an empty cell do not have."""
+    size = round(len(grid) ** 0.5)
+    taken = {grid[i] for i in _peers(size)[place]}
+    return [digit for digit in range(1, size + 1) if digit not in taken]
+
+
+class TooHard(ValueError):
+    """A puzzle takes more guesses than are made."""
+
+
+def solutions(grid: Grid, most: int = MAX_GUESSES) -> Iterator[Grid]:
+    """All ways to complete a grid. Raises TooHard after ``most`` guesses."""
+    size = round(len(grid) ** 0.5)
+    every = (1 << size) - 1
+    filled, guesses = list(grid), itertools.count(1)
+    free = [every] * (3 * size)  # digits, as bits, that rows, columns and boxes lack
+    for place, digit in enumerate(grid):
+        for unit in _units_of(size)[place] if digit else ():
+            free[unit] &= ~(1 << digit - 1)
+
+    def search() -> Iterator[Grid]:
+        ways = _fewest(filled, free, size)
+        if ways is None:
+            yield tuple(filled)
+            return
+        if len(ways) > 1 and next(guesses) > most:
+            raise TooHard(f"more than {most} guesses are needed")
+        for place, bit in ways:
+            filled[place] = bit.bit_length()
+            for unit in _units_of(size)[place]:
+                free[unit] ^= bit
+            yield from search()
+            filled[place] = 0
+            for unit in _units_of(size)[place]:
+                free[unit] ^= bit
+
+    return search()
+
+
+def _fewest(filled: list[int], free: list[int], size: int) -> list[tuple[int, int]] | None:
+    """The fewest ways to go on: the digits, as bits, that fit one cell, or the cells of a row, column or box
+    that one digit fits. None if no cell is empty."""
+    fits = [0] * len(filled)
+    fewest, chosen = size + 1, -1
+    for place, (row, column, box) in enumerate(_units_of(size)):
+        if not filled[place]:
+            fits[place] = free[row] & free[column] & free[box]
+            count = fits[place].bit_count()
+            if count < fewest:
+                fewest, chosen = count, place
+    if chosen < 0:
+        return None
+    if fewest > 1:
+        for unit, places in enumerate(_places_of(size)):
+            once = twice = thrice = 0  # digits that fit so many cells at the least
+            for place in places:
+                thrice |= twice & fits[place]
+                twice |= once & fits[place]
+                once |= fits[place]
+            for some in (free[unit] & ~once, once & ~twice, twice & ~thrice if fewest > 2 else 0):
+                if some:
+                    bit = some & -some
+                    return [(place, bit) for place in places if fits[place] & bit]
+    return [(chosen, 1 << digit) for digit in range(size) if fits[chosen] >> digit & 1]
+
+
+@functools.lru_cache
+def read_puzzles(path: str) -> tuple[Instance, ...]:
+    """Of a file of JSON lines, in its order. Raises ValueError naming the line and the field of a bad row."""
+    return tuple(
+        _puzzle(row, f"{path}:{number}") for number, row in read_rows(path, {"size": int, "puzzle": str})
+    )
+
+
+def _puzzle(row: dict[str, Any], place: str) -> Instance:
+    size = row["size"]
+    if size not in (4, 9):
+        raise ValueError(f"{place}: size = {size}: expected 4 or 9")
+    grid = _digits(row | {"puzzle": row["puzzle"].replace(".", "0")}, "puzzle", size, place)
+    if 0 not in grid:
+        raise ValueError(f"{place}: puzzle: no cell is empty")
+    twice = [divmod(i, size) for i, digit in enumerate(grid) if digit and digit not in candidates(grid, i)]
+    if twice:
+        raise ValueError(f"{place}: puzzle: given digits contradict each other at (row, column) {twice}")
+    try:
+        found = list(itertools.islice(solutions(grid), 2))
+    except TooHard as error:
+        raise ValueError(f"{place}: puzzle: whether it has one solution is not clear: {error}") from error
+    if len(found) != 1:
+        raise ValueError(f"{place}: puzzle: it has {'more than one solution' if found else 'no solution'}")
+    if row.get("solution") is not None and _digits(row, "solution", size, place) != found[0]:
+        raise ValueError(f"{place}: solution: it is not the puzzle's, which is {''.join(map(str, found[0]))}")
+    return Instance(grid, found[0])
+
+
+def _digits(row: Mapping[str, Any], field: str, size: int, place: str) -> Grid:
+    text = row[field]
+    rule = f"{place}: {field} = {str(text)[:90]!r}: expected {size * size} digits from 0 to {size}"
+    if not isinstance(text, str):
+        raise ValueError(f"{rule}, as one text")
+    wrong = next((symbol for symbol in text if symbol not in "0123456789"[: size + 1]), None)
+    if wrong is not None:
+        raise ValueError(f"{rule}, not {wrong!r}")
+    if len(text) != size * size:
+        raise ValueError(f"{rule}, not {len(text)}")
+    return tuple(map(int, text))
+
+
+def _key(instance: Instance) -> Grid:
+    return instance.puzzle
+
+
+def _items(text: str) -> list[tuple[int, ...]]:
+    """Items of the last list in brackets: of numbers, or of words of digits. A list of lists, or of tuples,
+    is one list. What is negative or no whole number is -1."""
+    found = last_list(text)
+    if found is None:
+        return []
+    if not isinstance(found, str):
+        words = [_words(group) for group in found]
+        whole = all(len(group) == 1 and len(group[0]) > 1 for group in words)
+        return [tuple(map(_digit, group[0] if whole else group)) for group in words]
+    numbers = _words(found)
+    if numbers and all(re.fullmatch(r"-?\d(\.\d+)?", number) for number in numbers):  # one fill, or one row
+        return [tuple(map(_digit, numbers))]
+    return [tuple(map(_digit, number)) for number in numbers]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"(?<![\d.])-?\d+(?:\.\d+)?", text)
+
+
+def _digit(word: str) -> int:
+    return int(word[:9]) if word.isdigit() else -1
+
+
+def _write(fills: Sequence[Fill]) -> str:
+    return "[" + "".join(f" {r}{c}{digit}" if r >= 0 else " ?" for r, c, digit in fills) + "]"
+
+
+def _right(instance: Instance, grid: Grid) -> int:
+    """Cells filled as in the solution, less those filled otherwise; the given ones apart."""
+    own = [(s, g) for p, s, g in zip(instance.puzzle, instance.solution, grid, strict=True) if not p and g]
+    return sum(1 if solution == digit else -1 for solution, digit in own)
+
+
+@functools.cache
+def _peers(size: int) -> list[list[int]]:
+    """For each cell the others of its row, column and box."""
+    units = _units_of(size)
+    return [
+        [i for i, other in enumerate(units) if i != place and set(own) & set(other)]
+        for place, own in enumerate(units)
+    ]
+
+
+@functools.cache
+def _units_of(size: int) -> list[tuple[int, int, int]]:
+    """For each cell the numbers of its row, column and box, among all of these."""
+    side = round(size**0.5)
+    cells = itertools.product(range(size), repeat=2)
+    return [(r, size + c, 2 * size + r // side * side + c // side) for r, c in cells]
+
+
+@functools.cache
+def _places_of(size: int) -> list[list[int]]:
+    """The cells of each row, column and box."""
+    units = _units_of(size)
+    return [[place for place, own in enumerate(units) if unit in own] for unit in range(3 * size)]
+
+
+def _full(size: int, rng: random.Random) -> Grid:
+    """A random complete grid."""
+
+    def complete(grid: list[int]) -> bool:
+        empty = {i: candidates(tuple(grid), i) for i, digit in enumerate(grid) if not digit}
+        if not empty:
+            return True
+        place = min(empty, key=lambda i: (len(empty[i]), i))
+        for digit in rng.sample(empty[place], len(empty[place])):
+            grid[place] = digit
+            if complete(grid):
+                return True
+        grid[place] = 0
+        return False
+
+    grid = [0] * (size * size)
+    grid[:size] = rng.sample(range(1, size + 1), size)
+    complete(grid)
+    return tuple(grid)
+
+
+@functools.lru_cache(maxsize=4096)
+def _draw(size: int, least: int, most: int, seed: int, split: str, index: int) -> Instance:
+    rng = random.Random(seed_of("sudoku", size, least, most, seed, split, index))
+    for _ in range(MAX_DRAWS):
+        solution, wanted = _full(size, rng), rng.randint(least, most)
+        puzzle = list(solution)
+        for place in rng.sample(range(size * size), size * size):
+            if puzzle.count(0) == wanted:
+                break
+            puzzle[place] = 0
+            if len(list(itertools.islice(solutions(tuple(puzzle)), 2))) > 1:
+                puzzle[place] = solution[place]
+        instance = Instance(tuple(puzzle), solution)
+        if puzzle.count(0) == wanted and in_split(instance, split):
+            return instance
+    raise ValueError(
+        f"Sudoku: no {size}x{size} puzzle with {least} to {most} empty cells and one solution for split "
+        f"{split} in {MAX_DRAWS} draws; lower most_empty"
+    )

@@ -1,0 +1,304 @@
+"""Mathematical problems with one answer: some roles reason, others write programs, all see what came before.
+
+The task of arXiv 2510.11062, with the faults of its reference code mended: agreement ends an episode, and
+only a right answer is success; what is trained on is not what is tested on; nothing that a model wrote is
+evaluated in the trainer's own process.
+
+Roles, by how their names begin: ``tool`` writes a program that prints the answer, ``reasoner`` ends with a
+boxed answer, and so does ``judge``, who sees what the others said in the same turn. Several of a kind are
+numbered: ``reasoner1``, ``reasoner2``.
+"""
+
+import dataclasses
+import random
+import re
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.types import Message, Outcome, Reward
+from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.tasks import prompts
+from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
+from atgrpo_jax.tasks.games.game import python_block
+from atgrpo_jax.tasks.math.math_problems import (
+    LONGEST,
+    WARM_UP,
+    Problem,
+    algebra,
+    as_number,
+    key,
+    made_up,
+    plainly_equal,
+    read,
+)
+from atgrpo_jax.tasks.protocol import Step, Workflow
+
+TOOL, REASONER, JUDGE = KINDS = ("tool", "reasoner", "judge")
+SHOWN = 1000  # characters of what was said that others are shown
+PROGRAM_SHOWN = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a role said in a turn. ``answer`` is None if there was none."""
+
+    role: str
+    text: str = ""
+    code: str = ""
+    output: str = ""
+    answer: str | None = None
+    right: bool = False
+    like: str | None = None  # the first answer of the turn that is equal to this one
+    parts: tuple[tuple[str, float], ...] = ()  # of its reward
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    problem: Problem
+    turns: tuple[tuple[Said, ...], ...] = ()  # complete ones
+    said: tuple[Said, ...] = ()  # in this turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Math:
+    """Task and config. A role's local reward (arXiv 2510.11062, appendix):
+
+    reasoner, judge   form * [boxed an answer] + match * [it is right]
+    tool              builds * [its program is Python] + runs * [it ends well] + tool_match * [it prints the
+                      right answer]
+
+    and the team's is 1 if the team's answer is right: of the last turn in which anyone gave one the judge's,
+    else the last reasoner's, else the last tool's. Each part is paid as the change since the role (or the
+    team) spoke before. That takes the same off all candidates of a group, so advantages are those of the sums
+    above; and what an episode pays is where it ends, so that putting off agreement pays nothing.
+
+    The episode ends when all who spoke in a turn agree, and with the last turn; it is solved if the team's
+    answer is right then.
+    """
+
+    workflow: Workflow = Workflow(order=("tool", "reasoner"), turns=4, parallel=True)
+    prompts: str = "math/full"
+    # Files of problems of each split; see docs/data.md. Without any: sums that are made up.
+    files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    terms: int = 3  # of a made-up sum, at most
+    largest: int = 20  # number in one
+    seed: int = 0
+    form: float = 0.2
+    match: float = 0.8
+    builds: float = 0.1
+    runs: float = 0.1
+    tool_match: float = 0.8
+    demonstration_error: float = 0.3  # probability that a demonstrated answer is a wrong one
+    prompts_digest: str = dataclasses.field(init=False, default="")  # of the templates' content
+
+    def __post_init__(self):
+        check_types(self)
+        unknown = sorted({role for role in self.workflow.order if kind_of(role) not in KINDS})
+        require(self, "workflow", not unknown, f"roles are {', '.join(KINDS)} and a number, not {unknown}")
+        judges = [role for role in self.workflow.order if kind_of(role) == JUDGE]
+        last = not judges or (judges == [self.workflow.order[-1]] and not self.workflow.parallel)
+        require(self, "workflow", last, "a judge is one, speaks last, and hears the others: not parallel")
+        require(self, "terms", self.terms >= 2, "must be at least 2")
+        require(self, "largest", self.largest >= 2, "must be at least 2")
+        require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
+        for name in ("form", "match", "builds", "runs", "tool_match"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
+        missing = find_spec("sympy") is None
+        require(self, "files", not missing, 'needs sympy: pip install "atgrpo_jax[math]"')
+        object.__setattr__(self, "files", absolute(self.files))
+        prompts.settle(self, list(map(kind_of, self.workflow.order)), next(iter(self.files), "train"))
+
+    def instance(self, split: str, index: int) -> Problem:
+        """Raises ValueError for a split without files, or naming the line and field of a bad row."""
+        if self.files:
+            return pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index)
+        return made_up(self.terms, self.largest, self.seed, split, index)
+
+    def initial(self, instance: Problem) -> State:
+        return State(instance)
+
+    # Play
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        return self.workflow.order  # also those who only answer: answers are compared in the sandbox
+
+    packages = ("sympy",)
+    warm_up = WARM_UP
+
+    def prompt(self, state: State, role: str) -> list[Message]:
+        kind = kind_of(role)
+        rounds = [*state.turns, *([state.said] if kind == JUDGE and state.said else [])]
+        shown = [[_shown(said) for said in turn] for turn in rounds]
+        return prompts.render(self.prompts, kind, {"question": state.problem.question, "rounds": shown})
+
+    def programs(self, state: State, role: str, text: str, runs: Sequence[Run]) -> list[Program]:
+        if kind_of(role) == TOOL and not runs:
+            code = python_block(text)
+            return [] if code is None else [Program(code)]
+        answer = _answer(state.problem, role, text, runs)
+        if answer is None or len(runs) > (kind_of(role) == TOOL):
+            return []
+        # One for each: an answer of somebody else's that cannot be read is no reason to miss the truth.
+        return [algebra(state.problem, other, answer) for other in self._unclear(state, answer)]
+
+    def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
+        said, outcome = self._hear(state, role, text, runs)
+        after = dataclasses.replace(state, said=(*state.said, said))
+        before = _last(state, role)
+        paid = dict(before.parts) if before is not None else {}
+        parts = {name: value - paid.get(name, 0.0) for name, value in said.parts}
+        team = float(_right(after)) - float(_right(state))
+        done = False
+        if role == self.workflow.order[-1]:
+            likes = {said.like for said in after.said}
+            agreed = len(after.said) > 1 and len(likes) == 1 and None not in likes
+            done = agreed or len(after.turns) + 1 == self.workflow.turns
+            if not done:
+                after = State(state.problem, (*after.turns, after.said))
+        return Step(after, Reward.of(team, **parts), outcome, done, done and _right(after))
+
+    def demonstration(self, state: State, role: str, rng: random.Random) -> str:
+        answer = state.problem.answer
+        if rng.random() < self.demonstration_error:
+            number = as_number(answer)
+            answer = str(rng.randrange(100) if number is None else number + rng.choice((-2, -1, 1, 2)))
+        if kind_of(role) == TOOL:
+            return f"```python\nprint({answer!r})\n```"
+        return f"\\boxed{{{answer}}}"
+
+    def _others(self, state: State) -> list[str]:
+        """What an answer is compared with: the truth, then the different ones of this turn."""
+        return [state.problem.answer, *dict.fromkeys(said.like for said in state.said if said.like)]
+
+    def _unclear(self, state: State, answer: str) -> list[str]:
+        """Those of the others that take algebra to compare with."""
+        return [other for other in self._others(state) if plainly_equal(state.problem, other, answer) is None]
+
+    def _hear(self, state: State, role: str, text: str, runs: Sequence[Run]) -> tuple[Said, Outcome]:
+        kind, answer = kind_of(role), _answer(state.problem, role, text, runs)
+        right, like = False, answer
+        outcome = Outcome.OK if answer is not None else Outcome.INVALID
+        if answer is not None:
+            judged = zip(self._unclear(state, answer), runs[kind == TOOL :], strict=True)
+            algebra = {other: run.end == "ok" and run.stdout.strip() == "1" for other, run in judged}
+            truth, *others = (
+                (other, algebra[other] if other in algebra else plainly_equal(state.problem, other, answer))
+                for other in self._others(state)
+            )
+            right = bool(truth[1])
+            like = next((other for other, same in others if same), answer)
+        if kind != TOOL:
+            parts = ("form", self.form * (answer is not None)), ("match", self.match * right)
+            return Said(role, text, answer=answer, right=right, like=like, parts=parts), outcome
+        run = runs[0] if runs else Run("error")
+        if run.end == "timeout":
+            outcome = Outcome.TOOL_TIMEOUT
+        made = (
+            ("builds", self.builds * run.built),
+            ("runs", self.runs * (run.end == "ok")),
+            ("match", self.tool_match * right),
+        )
+        output = run.stdout or run.stderr
+        return Said(role, text, python_block(text) or "", output, answer, right, like, made), outcome
+
+
+def _shown(said: Said) -> dict[str, Any]:
+    return {
+        "role": said.role,
+        "kind": kind_of(said.role),
+        "text": prompts.shortened(said.text, SHOWN),
+        "code": prompts.shortened(said.code, PROGRAM_SHOWN),
+        "output": prompts.shortened(said.output, SHOWN),
+        "answer": said.answer,
+    }
+
+
+def kind_of(role: str) -> str:
+    return role.rstrip("0123456789")
+
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is no brace
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_BARE = re.compile(r"(?:(?!\\boxed|\\fbox)[^$\n])*(?=\$)|(?:(?!\\[\])]|\\boxed|\\fbox)\S)*")
+_BETWEEN = re.compile(r"(?:[\s$,;.()]|\\[()\[\]]|\\text\s*\{|\}|\band\b|\bor\b)*")
+
+
+def boxed(text: str, several: bool = False) -> str | None:
+    r"""What is in the last box of a text: ``\boxed{...}``, ``\boxed ...`` or ``\fbox{...}``.
+
+    A box that is empty or not closed counts for none. None if there is no other, or if it is too long for an
+    answer. With ``several`` it is a list, and boxes with "and", "or" or commas between them are its parts.
+    """
+    closed = _braces(text)
+    parts: list[str] = []
+    after = 0  # where the next box begins
+    for box in reversed(list(_BOX.finditer(text))):
+        end, content = _content(text, box.end(), closed)
+        if not content:
+            continue
+        if parts and not (
+            several and end <= after and _BETWEEN.fullmatch(text, end, min(after, end + LONGEST))
+        ):
+            break
+        parts.append(content)
+        after = box.start()
+        if not several or sum(map(len, parts)) > LONGEST:
+            break
+    return _short(", ".join(reversed(parts)))
+
+
+def _braces(text: str) -> dict[int, int]:
+    """Where each brace that is closed is closed."""
+    opened: list[int] = []
+    closed = {}
+    for mark in _BRACE.finditer(text):
+        if mark[0] == "{":
+            opened.append(mark.start())
+        elif mark[0] == "}" and opened:
+            closed[opened.pop()] = mark.start()
+    return closed
+
+
+def _content(text: str, place: int, closed: dict[int, int]) -> tuple[int, str]:
+    """Of a box whose content is at ``place``: where it ends, and what it is."""
+    if text[place : place + 1] == "{":
+        end = closed.get(place, place)
+        return end + 1, text[place + 1 : end].strip()
+    found = _BARE.match(text[place : place + LONGEST + 1])
+    assert found is not None
+    return place + found.end(), found[0].strip().rstrip(".,;:")
+
+
+def _answer(problem: Problem, role: str, text: str, runs: Sequence[Run]) -> str | None:
+    """What a role boxes, or what is in the last line that its program prints."""
+    if kind_of(role) != TOOL:
+        return boxed(text, problem.multiple)
+    if not runs or runs[0].end != "ok":
+        return None
+    printed = runs[0].stdout.strip()
+    return boxed(printed, problem.multiple) or _short(printed.rpartition("\n")[2])
+
+
+def _short(text: str) -> str | None:
+    text = text.strip()
+    return text if 0 < len(text) <= LONGEST else None
+
+
+def _last(state: State, role: str) -> Said | None:
+    """What a role said in its last turn."""
+    found = [said for turn in state.turns[-1:] for said in turn if said.role == role]
+    return found[0] if found else None
+
+
+def _right(state: State) -> bool:
+    """Whether the team's answer, as things stand, is right."""
+    for turn in (state.said, *reversed(state.turns)):
+        answers = [said for said in turn if said.answer is not None]
+        by_kind = {kind: [said for said in answers if kind_of(said.role) == kind] for kind in KINDS}
+        for kind in (JUDGE, REASONER, TOOL):
+            if by_kind[kind]:
+                return by_kind[kind][-1].right
+    return False

@@ -1,0 +1,258 @@
+"""Mathematical problems: read from files or made up, and when two answers to one are equal."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from atgrpo_jax.common.types import seed_of
+from atgrpo_jax.sandbox.protocol import Program
+from atgrpo_jax.tasks.data import read_rows, words_of
+from atgrpo_jax.tasks.games.game import in_split
+
+LONGEST = 200  # characters of an answer
+WORDS = 8  # of an answer that is no mathematics
+LARGEST_TOLERANCE = 1e9
+TOLERANCE = Fraction(1, 10**6)  # relative, where one number is a decimal fraction
+
+# What compares answers. It runs in the sandbox, where a hostile one can do no harm; a program brings it
+# along, for workers that do not have it ready.
+_JUDGE = {
+    f"atgrpo_jax.answers.{name}": Path(__file__)
+    .parents[2]
+    .joinpath("answers", f"{name}.py")
+    .read_text("utf-8")
+    for name in (
+        "spelling",
+        "parts",
+        "names",
+        "tokens",
+        "grammar",
+        "units",
+        "reading",
+        "sets",
+        "numbers",
+        "equality",
+    )
+}
+_READY = f"""import sys, types
+for name, source in {_JUDGE!r}.items():
+    if name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+        exec(compile(source, name, "exec"), sys.modules[name].__dict__)
+from atgrpo_jax.answers.equality import equal, main
+"""
+_COMPARE = _READY + "main()"
+WARM_UP = _READY + r"equal(r'\frac{1}{2}', '0.5'), equal(r'\sqrt{x}', 'x**(1/2)'), equal('x > 1', '(1, oo)')"
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    id: str
+    question: str
+    answer: str  # LaTeX, or a number
+    # How answers are compared. Not in the ``repr``, by which splits of made-up problems are drawn.
+    multiple: bool = dataclasses.field(default=False, repr=False)  # it is a list of several, in any order
+    tolerance: float = dataclasses.field(default=0.0, repr=False)  # of numbers, absolute, if there is one
+
+
+# Equality
+
+
+def as_number(text: str) -> Fraction | None:
+    """Of a plain number: ``-3``, ``1,234.5``, ``3/4``, ``1e3``."""
+    plain = text.strip().strip("$")
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", plain):
+        plain = plain.replace(",", "")
+    if not re.fullmatch(r"[-+]?\d{1,100}(\.\d{1,100})?(e[-+]?\d{1,2})?|[-+]?\d{1,100}/\d{1,100}", plain):
+        return None
+    try:
+        return Fraction(plain)
+    except ZeroDivisionError:
+        return None
+
+
+def plainly_equal(problem: Problem, one: str, other: str) -> bool | None:
+    """Whether two answers to a problem are equal; None where it takes algebra to say."""
+    if not problem.multiple:
+        return plainly_same(one, other, problem.tolerance)
+    if max(len(one), len(other)) > LONGEST:
+        return one == other
+    left = list(itertools.chain(*_unmatched(problem, one, other)))
+    if not left:
+        return True
+    return None if None in map(as_number, left) else False
+
+
+def plainly_same(one: str, other: str, tolerance: float = 0.0) -> bool | None:
+    """Whether two texts are the same, or the same number: exactly, to ``TOLERANCE`` where one is a decimal
+    fraction, or to an absolute tolerance. None where it takes algebra to say."""
+    if max(len(one), len(other)) > LONGEST:  # no answer is
+        return one == other
+    if _unspaced(one) == _unspaced(other):
+        return True
+    first, second = as_number(one), as_number(other)
+    if first is None or second is None:
+        return None
+    allowed = Fraction(str(tolerance))
+    whole = first.denominator == second.denominator == 1
+    if not whole and re.search(r"\.|e-", one + " " + other):
+        allowed = max(allowed, TOLERANCE * max(abs(first), abs(second)))
+    return abs(first - second) <= allowed
+
+
+def listed(text: str) -> list[str]:
+    """The answers in a list of several: what commas, "and" and "or" part outside of brackets. ``a \\pm b`` is
+    two."""
+    text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])", "", text.strip())
+    text = re.sub(r"^\\\{(.*)\\\}$", r"\1", text.strip(), flags=re.DOTALL)  # a set
+    text = re.sub(r"\\(?:text|mbox|mathrm)\{\s*(?:and|or)\s*\}|\b(?:and|or)\b", ",", text)
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    signed = itertools.chain(*map(_of_either_sign, parts))
+    return [part.strip() for part in signed if part.strip()]
+
+
+def _of_either_sign(part: str) -> list[str]:
+    both = [re.sub(r"\\pm\s*", sign, part) for sign in ("+", "-")]
+    return both if r"\pm" in part else [part]
+
+
+def _unmatched(problem: Problem, one: str, other: str) -> tuple[list[str], list[str]]:
+    """The parts of two answers that are not plainly the same as one of the other's."""
+    ours, theirs = (listed(text) if problem.multiple else [text] for text in (one, other))
+    for part in tuple(ours):
+        same = [another for another in theirs if plainly_same(part, another, problem.tolerance)]
+        if same:
+            ours.remove(part)
+            theirs.remove(same[0])
+    return ours, theirs
+
+
+def algebra(problem: Problem, one: str, other: str) -> Program:
+    """Prints 1 if two answers are equal."""
+    return Program(
+        _COMPARE, json.dumps([one, other, str(Fraction(str(problem.tolerance))), problem.multiple])
+    )
+
+
+def _unspaced(text: str) -> str:
+    """Without the spaces that part no two letters or digits."""
+    return re.sub(r"\s+", " ", re.sub(r"\s*([^\w\s])\s*", r"\1", text.strip()))
+
+
+# Files
+
+
+@functools.lru_cache
+def read(path: str) -> tuple[Problem, ...]:
+    """Raises ValueError naming the line and the field of a bad row."""
+    problems = []
+    for number, row in read_rows(path, {"question": str}):
+        try:
+            problems.append(problem_of({"id": number} | row))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+    return tuple(problems)
+
+
+def problem_of(row: Mapping[str, Any]) -> Problem:
+    """Of a row with a question. Raises ValueError naming the field that is bad."""
+    answers = row.get("answers", [row.get("answer")])
+    one = isinstance(answers, list) and len(answers) == 1 and type(answers[0]) in (str, int, float)
+    if not one:
+        raise ValueError(f"answer = {str(answers)[:60]} is not one text or number")
+    answer = without_marks(str(answers[0]))
+    if not 0 < len(answer) <= LONGEST:
+        raise ValueError(f"answer = {answer[:60]!r} is empty or longer than {LONGEST}")
+    if reason := unsayable(answer):
+        raise ValueError(f"answer = {answer[:60]!r}: {reason}")
+    multiple = row.get("multiple")
+    if multiple not in (None, False, True):
+        raise ValueError(f"multiple = {str(multiple)[:60]!r} is neither true nor false")
+    tolerance = _tolerance(row.get("tolerance"), answer)
+    return Problem(str(row.get("id", "")), row["question"], answer, bool(multiple), tolerance)
+
+
+_NOBODY_SAYS = {"nan", "n/a", "na", "none", "null", "proof", "inf", "see solution", "unknown", "?", "-"}
+
+
+def unsayable(answer: str) -> str:
+    """Why nobody can give an answer; "" if somebody can."""
+    if "####" in answer:
+        return "GSM8K's own, with its reasoning: python -m atgrpo_jax.tools.prepare --source=answers takes it off"
+    if answer.casefold().rstrip(".") in _NOBODY_SAYS:
+        return "a word for no answer"
+    words = re.sub(r"\\[a-zA-Z]+", " ", re.sub(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}", " ", answer))
+    if len(re.findall(r"[A-Za-z]{2,}", words)) > WORDS:
+        return f"a sentence, of more than {WORDS} words"
+    return ""
+
+
+def without_marks(answer: str) -> str:
+    """An answer without the dollar signs of LaTeX, and the full stop after them."""
+    return re.sub(r"(?<!\\)\$", "", re.sub(r"\$\s*\.$", "$", answer.strip())).strip()
+
+
+def _tolerance(given: Any, answer: str) -> float:
+    """OlympiadBench writes it as a text, or as one for each part of an answer: then it is the largest."""
+    if given is None or given == "":
+        return 0.0
+    if type(given) not in (str, int, float):
+        raise ValueError(f"tolerance = {str(given)[:60]!r} is no number")
+    try:
+        found = max(map(float, str(given).split(",")))
+    except ValueError as error:
+        raise ValueError(f"tolerance = {str(given)[:60]!r} is no number") from error
+    if not 0 <= found < math.inf:
+        raise ValueError(f"tolerance = {found} is not a finite number of at least 0")
+    sizes = [abs(number) for number in map(as_number, listed(answer)) if number]
+    if found > max(sizes, default=LARGEST_TOLERANCE):
+        raise ValueError(
+            f"tolerance = {found} makes anything right: it is absolute, and more than the answer"
+        )
+    return found
+
+
+def key(problem: Problem) -> str:
+    return words_of(problem.question)
+
+
+# Made up
+
+
+@functools.lru_cache(maxsize=4096)
+def made_up(terms: int, largest: int, seed: int, split: str, index: int) -> Problem:
+    """A sum of products, made up."""
+    rng = random.Random(seed_of("math", terms, largest, seed, split, index))
+    while True:
+        count = rng.randint(2, terms)
+        numbers = [rng.randint(2, largest) for _ in range(count)]
+        signs = [rng.choice("+-*") for _ in range(count - 1)]
+        text = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True))
+        problem = Problem(text, f"What is {text}?", str(_value(numbers, signs)))
+        if in_split(problem, split):
+            return problem
+
+
+def _value(numbers: Sequence[int], signs: Sequence[str]) -> int:
+    total, product, sign = 0, numbers[0], 1
+    for symbol, number in zip(signs, numbers[1:], strict=True):
+        if symbol == "*":
+            product *= number
+        else:
+            total += sign * product
+            product, sign = number, 1 if symbol == "+" else -1
+    return total + sign * product

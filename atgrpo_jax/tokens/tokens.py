@@ -1,0 +1,255 @@
+"""The only place where text becomes ids and back."""
+
+import dataclasses
+import datetime
+import functools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Message, hash_bytes
+from atgrpo_jax.tokens.chat import ChatTemplate, marks, trial
+from atgrpo_jax.tokens.folder import TokenizerFolder
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a sample."""
+        ...
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The chat template's ids up to where the assistant begins to speak."""
+        ...
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a finished answer, stop id included. For demonstrations; samples are never encoded."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of sampled ids, special ids left out."""
+        ...
+
+    def digest(self) -> str:
+        """Changes whenever any text would get other ids."""
+        ...
+
+
+def whole(text: str) -> str:
+    """A text that has bytes: halves of surrogate pairs, which JSON may bring, are question marks."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\ufffd", "?")
+    return text
+
+
+# One id each, so that the prompts of the built-in tasks stay short for a tiny model.
+WORDS = (
+    "scout", "mover", "at", " goal", " ends at", " the goal", " hits at",
+    "list cells in brackets", "list moves U D L R in brackets", " blocked",
+    *(f" {row}{column}" for row in range(10) for column in range(10)),
+)  # fmt: skip
+SPECIALS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyTokenizer:
+    """Bytes, a fixed list of longer pieces, and special ids that no text can produce.
+
+    Every text round-trips. The longest piece wins at each place, so encoding is deterministic. The chat
+    template is ``<|role|>content<|end|>`` for each message, then ``<|assistant|>``.
+    """
+
+    words: tuple[str, ...] = WORDS
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "words", all(self.words), "an empty piece")
+        require(self, "words", len(set(self.words)) == len(self.words), "a piece is named twice")
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: 256 + i for i, word in enumerate(self.words)}
+
+    @functools.cached_property
+    def _special(self) -> dict[str, int]:
+        return {name: 256 + len(self.words) + i for i, name in enumerate(SPECIALS)}
+
+    @functools.cached_property
+    def _pieces(self) -> re.Pattern[str]:
+        longest_first = sorted(self.words, key=lambda word: (-len(word), word))
+        return re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
+
+    @property
+    def vocab_size(self) -> int:
+        return 256 + len(self.words) + len(SPECIALS)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return (self._special["<|end|>"],)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        ids: list[int] = []
+        for message in messages:
+            ids.append(self._special[f"<|{message['role']}|>"])
+            ids += self._encode(message["content"])
+            ids.append(self._special["<|end|>"])
+        return (*ids, self._special["<|assistant|>"])
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        return (*self._encode(text), self._special["<|end|>"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        parts = (
+            bytes([i]) if i < 256 else self.words[i - 256].encode() for i in ids if i < 256 + len(self.words)
+        )
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def digest(self) -> str:
+        return hash_bytes(repr((self.words, SPECIALS))).hex()
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in self._pieces.findall(whole(text)):
+            ids += [self._ids[piece]] if piece in self._ids else piece.encode()
+        return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderTokenizer:
+    """The tokenizer and chat template of a Hugging Face folder.
+
+    What a message says is never taken for control: words like ``<|im_end|>`` in it are ordinary pieces. Some
+    templates write the date. It is ``date`` (YYYY-MM-DD), or if that is None the day on which a run starts,
+    which the run's config.gin then names.
+    """
+
+    folder: str
+    date: str | None = None
+
+    def __post_init__(self):
+        check_types(self)
+        object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
+        there = (Path(self.folder) / "tokenizer.json").is_file()
+        require(self, "folder", there, "there is no tokenizer.json, so no fast tokenizer")
+        require(self, "date", _is_day(self.date), "expected a day as YYYY-MM-DD")
+        require(self, "folder", bool(self._chat.source), "its tokenizer has no chat template")
+        require(
+            self,
+            "folder",
+            bool(self.stop_ids),
+            "neither generation_config.json nor the tokenizer name a stop",
+        )
+        self._check_template()
+
+    @functools.cached_property
+    def _files(self) -> TokenizerFolder:
+        return TokenizerFolder(Path(self.folder))
+
+    @functools.cached_property
+    def _chat(self) -> ChatTemplate:
+        source = self._files.template()
+        day = self.date or datetime.date.today().isoformat()
+        return ChatTemplate(
+            source, self._files.template_tokens(source), day, f"the chat template of {self.folder}"
+        )
+
+    def dated(self, like: "Tokenizer | None" = None) -> "FolderTokenizer":
+        """Itself with the date named, if its template may write one: of a run to go on with, or today's."""
+        if self.date is not None or not self._chat.dated:
+            return self
+        known = like.date if isinstance(like, FolderTokenizer) else None
+        return dataclasses.replace(self, date=known or self._chat.date)
+
+    @property
+    def shows_messages(self) -> bool:
+        """Whether a user's message is in the prompt that the template makes of it."""
+        return not trial(self._chat, ("user",), True)[1]
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        return self._files.size
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The end of a turn by the template, or else the tokenizer's end of sequence; then those of
+        generation_config.json, then the tokenizer's. A model may end with any of them; answers that it is
+        shown end with the first."""
+        return self._files.ends(_turn_end(self._files, self._chat))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        def render(contents: list[str]) -> str:
+            return self._chat.render([{**m, "content": c} for m, c in zip(messages, contents, strict=True)])
+
+        ids = self._files.prompt(render, [whole(message["content"]) for message in messages])
+        if not ids:
+            raise RunError(f"{self._chat.name} makes nothing of a message")
+        return ids
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        return (*self._files.plain(whole(text)), self.stop_ids[0])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._files.library.decode(list(ids), skip_special_tokens=True)
+
+    def digest(self) -> str:
+        return hash_bytes(json.dumps(self._parts(), sort_keys=True)).hex()
+
+    def _parts(self) -> dict[str, Any]:
+        return _parts(self._files, self._chat, self.stop_ids)
+
+    def _check_template(self) -> None:
+        """Raises RunError if the template makes no prompt of a user's message, or one with other ids."""
+        self._files.check(self._chat.render(marks(("user",))))
+        self.prompt_ids(marks(("user",)))
+
+
+def _turn_end(files: TokenizerFolder, chat: ChatTemplate) -> int | None:
+    """What the template puts after an assistant's words, if that is a control word."""
+    said = marks(("user", "assistant"))
+    text, _, failed = trial(chat, ("user", "assistant"), False)
+    _, found, after = text.rpartition(said[1]["content"])
+    return files.control_at(after.lstrip()) if found and not failed else None
+
+
+def _parts(files: TokenizerFolder, chat: ChatTemplate, stop_ids: tuple[int, ...]) -> dict[str, Any]:
+    """What ids depend on, by a name for each part."""
+    template = {"chat template": chat.source, "special tokens": chat.tokens, "stop ids": stop_ids}
+    return files.state() | template | ({"date": chat.date} if chat.dated else {})
+
+
+def _is_day(date: str | None) -> bool:
+    try:
+        return date is None or datetime.date.fromisoformat(date).isoformat() == date
+    except ValueError:
+        return False
+
+
+def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
+    """Raises RunError if a model folder's own tokenizer gives other ids than ``tokenizer``, which its model
+    would be played with. A folder without one, or a tokenizer of no folder, leaves nothing to compare; one
+    without a chat template leaves its pieces."""
+    root = Path(folder).expanduser().absolute()
+    if not isinstance(tokenizer, FolderTokenizer) or not (root / "tokenizer.json").is_file():
+        return
+    if root == Path(tokenizer.folder):
+        return
+    files, ours = TokenizerFolder(root), tokenizer._parts()
+    theirs = _parts(files, tokenizer._chat, tokenizer.stop_ids) | files.state()
+    if files.template():
+        theirs = FolderTokenizer(folder, tokenizer._chat.date)._parts()
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            raise RunError(
+                f"{root / 'tokenizer.json'} gives other ids than {tokenizer.folder}/tokenizer.json (its "
+                f"{name.replace('_', ' ')} is another); models of a team must share a tokenizer"
+            )

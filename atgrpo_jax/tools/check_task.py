@@ -1,0 +1,147 @@
+"""Runs a task through the contract that training relies on, before time is spent on it.
+
+    python -m atgrpo_jax.tools.check_task --gin_file=mine.gin
+
+What it looks for is in docs/your-task.md; a problem is a line with the rule, the place and what was seen.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from absl import flags
+
+from atgrpo_jax.common.cli import gin_flags
+from atgrpo_jax.common.cli import run as run_main
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.engines.local.local import LocalEngineConfig
+from atgrpo_jax.rollout.evaluation import available
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.sandbox.protocol import Runner
+from atgrpo_jax.tasks.data import SPLITS
+from atgrpo_jax.tasks.protocol import Task, ToolTask, digest
+from atgrpo_jax.tokens.tokens import Tokenizer
+from atgrpo_jax.tools.contract import BOUND, Broken, Contract, Problem, check
+from atgrpo_jax.tools.hostile import LONGEST, cause
+
+# A program that prints as much as one may, as a list.
+_PRINTS = f"```python\nprint(str(list(range({LONGEST})))[:{LONGEST - 2}] + ']')\n```"
+
+
+def check_experiment(
+    x: Experiment, instances: int, say: Callable[[str], None] = lambda line: None, bound: float = BOUND
+) -> list[Problem]:
+    """``check``, and whether prompts and demonstrations fit what the experiment allows for them."""
+    began = time.monotonic()
+    try:
+        made = [x.task.instance("train", index) for index in range(200)]
+    except Exception as error:
+        return [Problem("instances can be made", f"train: {cause(error)}")]
+    seconds = max(time.monotonic() - began, 1e-9)
+    say(f"{len(made) / seconds:.0f} instances/s")
+    with x.running() as runner:
+        problems = check(x.task, runner, instances, bound=bound)
+        problems += asyncio.run(_lengths(x, runner, instances, say))
+    return list(dict.fromkeys(problems))
+
+
+async def _lengths(
+    x: Experiment, runner: Runner | None, instances: int, say: Callable[[str], None]
+) -> list[Problem]:
+    judge = Contract(x.task, runner, instances)
+    longest, answers = 0, 0
+    texts = (None, _wordy(x.tokenizer, x.rollout.max_tokens), _PRINTS)
+    for index, said in itertools.product(range(instances), texts):
+        try:
+            state, done = judge.initial(index), False
+            for turn in range(x.task.workflow.turns):
+                for role in x.task.workflow.order:
+                    place = f"train {index}, turn {turn}, {role}"
+                    text = said or judge.demonstration(state, role, place, random.Random(index))
+                    prompt = judge.prompt(state, role, place)
+                    longest = max(longest, len(x.tokenizer.prompt_ids(prompt)))
+                    answers = max(answers, 0 if said else len(x.tokenizer.answer_ids(text)))
+                    step = await judge.step(state, role, text, place)
+                    state, done = step.state, step.done
+                if done:
+                    break
+        except Broken:
+            continue
+    say(f"the longest prompt has {longest} tokens, the longest demonstration {answers}")
+    limit = x.engine.max_prompt if isinstance(x.engine, LocalEngineConfig) else None
+    if limit is not None and longest > limit:
+        rule = "prompts fit LocalEngineConfig.max_prompt"
+        judge.found(rule, f"one of {longest} tokens, and {limit} are allowed")
+    if answers > x.rollout.max_tokens:
+        rule = "demonstrations fit RolloutConfig.max_tokens"
+        judge.found(rule, f"one of {answers} tokens, and {x.rollout.max_tokens} are allowed")
+    return judge.problems
+
+
+def _wordy(tokenizer: Tokenizer, tokens: int) -> str:
+    """A program that is as long as an answer may be: roles that are shown it must have it shortened."""
+    line = "print('so long')\n"
+    lines = tokens // max(1, len(tokenizer.answer_ids(line)) - 1)
+    return f"```python\n{line * lines}```"
+
+
+def digests(task: Task | ToolTask, instances: int) -> list[str]:
+    """Of instances and first prompts: equal in every process."""
+    lines = []
+    for split in SPLITS:
+        for index in range(available(task, split, instances)):
+            instance = task.instance(split, index)
+            prompts = [task.prompt(task.initial(instance), role) for role in task.workflow.order]
+            lines.append(f"{split} {index} {digest(instance)} {digest(prompts)}")
+    return lines
+
+
+def main(
+    argv: list[str],
+    gin_file: flags.FlagHolder,
+    gin_param: flags.FlagHolder,
+    instances: int,
+    bound: float,
+    only: bool,
+) -> None:
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    if gin_file.value is None:
+        raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
+    x = gin_config.load(gin_file.value, gin_param.value)
+    if only:
+        print("\n".join(digests(x.task, instances)))
+        return
+    problems = [*check_experiment(x, instances, print, bound), *_elsewhere(x.task, instances)]
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise RunError(f"{type(x.task).__name__} breaks the contract in {len(problems)} places")
+    print(f"{type(x.task).__name__} keeps the contract")
+
+
+def _elsewhere(task: Task | ToolTask, instances: int) -> list[Problem]:
+    """Another process, which hashes strings otherwise, must make the same instances."""
+    command = [sys.executable, "-m", "atgrpo_jax.tools.check_task", *sys.argv[1:], "--digests"]
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    ended = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True)
+    rule = "every process makes the same instances"
+    if ended.returncode:
+        return [Problem(rule, ended.stderr.strip()[-500:])]
+    ours, theirs = digests(task, instances), ended.stdout.splitlines()
+    other = [one.rsplit(" ", 2)[0] for one, two in zip(ours, theirs, strict=True) if one != two]
+    return [Problem(rule, f"{place} is another one") for place in other[:3]]
+
+
+if __name__ == "__main__":  # flags of a module that tests and tasks import would be everybody's
+    given = gin_flags()
+    size = flags.DEFINE_integer("instances", 20, "How many instances of each split are looked at.")
+    largest = flags.DEFINE_float("bound", BOUND, "Of rewards: of each, and of their sums over an episode.")
+    named = flags.DEFINE_bool("digests", False, "Only print digests of instances and prompts.")
+    run_main(lambda argv: main(argv, *given, size.value, largest.value, named.value))

@@ -1,0 +1,214 @@
+"""Problem sets as they are downloaded -> the rows that tasks read (docs/data.md), from files on this machine.
+
+    python -m atgrpo_jax.tools.prepare --source=apps --out=data/code_train.jsonl.gz apps/train.jsonl
+
+Reads JSON lines, JSON, CSV, Boxoban's text (each also gzipped) and, with pyarrow installed, Parquet. Rows
+that cannot be used are counted by the reason, and the first of them are named.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from absl import flags
+
+from atgrpo_jax.common.cli import run
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.types import hash_bytes
+from atgrpo_jax.tasks.code import code_problems
+from atgrpo_jax.tasks.games.sokoban_rooms import level_of
+from atgrpo_jax.tasks.math import math_problems
+from atgrpo_jax.tools.downloads import Unusable, json_of, list_of, rows_in, said
+from atgrpo_jax.tools.sources import apps, codecontests, livecodebench
+from atgrpo_jax.tools.truths import check_truth, truth_of
+
+NAMED = 3  # places of rows left out, for each reason
+# What DAPO writes around every problem.
+DAPO_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form "
+    "Answer: $Answer (without quotes) where $Answer is the answer to the problem."
+)
+DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
+
+
+def answers(row: dict[str, Any]) -> dict[str, Any]:
+    """Polaris, AIME, DAPO and their like: a problem and an answer, under one of the usual names."""
+    question = _first(row, ("problem", "Problem", "question", "Question", "prompt"))
+    if isinstance(question, list):  # a conversation
+        question = next(said["content"] for said in reversed(question) if said.get("role", "user") == "user")
+    answer = _first(row, ("answer", "Answer", "final_answer", "expected_answer"))
+    if answer is None:
+        answer = (json_of(row.get("reward_model") or "{}", "") or {}).get("ground_truth")
+    if question is None:
+        raise ValueError("no field that holds the question")
+    answer = truth_of(answer, row.get("solution"))
+    name = _first(row, ("id", "ID", "unique_id", "problem_idx"))
+    if name is None and isinstance(row.get("extra_info"), dict):
+        name = row["extra_info"].get("index")
+    question = question.strip().removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
+    return {"id": "" if name is None else str(name), "question": question, "answer": answer}
+
+
+def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
+    """OlympiadBench: github.com/OpenBMB/OlympiadBench; text only, with an answer that can be compared."""
+    question, found = row["question"], row.get("final_answer")
+    if not found:
+        raise Unusable("no answer: a proof")
+    if any(row.get(f"image_{i}") for i in range(1, 10)) or "<image_" in question:
+        raise Unusable("has pictures")
+    if row.get("answer_type") == "Need_human_evaluate":
+        raise Unusable("an answer that people must judge")
+    return {
+        "id": f"olympiadbench-{row.get('id')}",
+        "question": question,
+        "answer": truth_of(list_of(found)),
+        "multiple": bool(row.get("is_multiple_answer")),
+        "tolerance": row.get("error") or None,
+    }
+
+
+def boxoban(row: dict[str, Any]) -> dict[str, Any]:
+    """Boxoban: github.com/google-deepmind/boxoban-levels, its text files."""
+    rows = row["grid"]
+    if not set("".join(rows)) <= set("#@$. "):
+        raise ValueError("expected no symbols but #, @, $, . and space")
+    if [len(line) for line in rows] != [10] * 10:
+        raise ValueError("expected 10 rows of 10")
+    return row
+
+
+def _code(row: dict[str, Any]) -> None:
+    code_problems.problem_of(row)
+
+
+def _math(row: dict[str, Any]) -> None:
+    check_truth(math_problems.problem_of(row))
+
+
+def _sokoban(row: dict[str, Any]) -> None:
+    level_of(row["grid"])
+
+
+# What makes a row, and what raises ValueError for one that the task does not read.
+SOURCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
+    "apps": (apps, _code),
+    "codecontests": (codecontests, _code),
+    "livecodebench": (livecodebench, _code),
+    "answers": (answers, _math),
+    "olympiadbench": (olympiadbench, _math),
+    "boxoban": (boxoban, _sokoban),
+}
+
+
+@dataclasses.dataclass
+class Converted:
+    """How many rows are written, and for each reason how many are left out, and where the first are."""
+
+    written: int = 0
+    left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    places: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def leave_out(self, reason: str, place: str) -> None:
+        self.left_out[reason] += 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < NAMED:
+            places.append(place)
+
+
+def convert(source: str, files: list[str], out: str) -> Converted:
+    """What the rows of files are made into is in ``out``, each once.
+
+    Raises RunError for a file that cannot be read, or of which no row is in the source's form, and if no row
+    could be used; ``out`` is then as it was before.
+    """
+    done, seen = Converted(), set()
+    with _replacing(Path(out).expanduser()) as target:
+        for place, row in (found for file in files for found in _usable(source, file, done)):
+            name = hash_bytes(json.dumps(row | {"id": ""}))
+            if name in seen:
+                done.leave_out("the same as a row before", place)
+                continue
+            seen.add(name)
+            target.write(json.dumps(row, ensure_ascii=False) + "\n")
+            done.written += 1
+        if not done.written:
+            reasons = (f"{count} {reason}" for reason, count in done.left_out.most_common())
+            raise RunError(f"no row could be used: {', '.join(reasons)}")
+    return done
+
+
+def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file's rows as the task reads them, and where they were; what is left out goes to ``done``."""
+    fits, misfit = 0, "there is none at all"
+    for number, given in enumerate(rows_in(Path(file).expanduser(), levels=source == "boxoban"), 1):
+        place = f"{file}, row {number}"
+        try:
+            row = _made(source, given)
+        except Unusable as reason:
+            done.leave_out(str(reason), place)
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            done.leave_out(f"not a row of {source}", f"{place} ({said(error)})")
+            misfit = f"row {number}: {said(error)}"
+            continue
+        else:
+            yield place, row
+        fits += 1
+    if not fits:
+        raise RunError(f"{file}: no row of {source} in it ({misfit})")
+
+
+def _made(source: str, given: Any) -> dict[str, Any]:
+    """The row that a task reads, of one of a source's; a text is that row's JSON."""
+    make, check = SOURCES[source]
+    row = json_of(given, "")
+    if not isinstance(row, dict):
+        raise ValueError("no JSON object")
+    made = make(row)
+    if not all(isinstance(made.get(name, ""), str) for name in ("question", "solution", "starter_code")):
+        raise ValueError("the question or the solution is no text")
+    json.dumps(made, ensure_ascii=False).encode()  # halves of characters cannot be written
+    check(made)
+    return made
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """To write a file that takes the place of another once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(partial, "wt", encoding="utf-8") as target:
+            yield target
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# Fields
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+
+
+def main(argv: list[str], source: str | None, out: str | None) -> None:
+    if source not in SOURCES:
+        raise ConfigError(f"--source={source}: expected one of {', '.join(SOURCES)}")
+    if out is None or len(argv) < 2:
+        raise ConfigError("give --out=FILE and the files to read")
+    done = convert(source, argv[1:], out)
+    for reason, count in done.left_out.most_common():
+        say(f"left out: {count} ({reason}): {'; '.join(done.places[reason])}{'; ...' * (count > NAMED)}")
+    print(f"{done.written} problems in {out}")
+
+
+if __name__ == "__main__":
+    kind = flags.DEFINE_string("source", None, f"What the files are: {', '.join(SOURCES)}.")
+    file = flags.DEFINE_string("out", None, "The file to write, e.g. data/code_train.jsonl.gz.")
+    run(lambda argv: main(argv, kind.value, file.value))

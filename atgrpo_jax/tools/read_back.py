@@ -1,0 +1,38 @@
+"""What ``transformers`` makes of a folder that was written. Most tools read model folders through it."""
+
+from pathlib import Path
+
+import transformers
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.tokens.folder import TELLING, TokenizerFolder
+
+
+def check_read_back(folder: Path) -> str | None:
+    """Reads the config and the tokenizer of a model folder, but not its weights.
+
+    Returns a line for people if ``transformers`` gives other ids than tokenizer.json: some versions rebuild a
+    tokenizer from the name of its class. Returns None if all is well, or the folder has no tokenizer.
+
+    Raises RunError if it cannot read the folder.
+    """
+    version = transformers.__version__
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    theirs = None
+    try:
+        transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if has_tokenizer:
+            theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # it raises what its parts raise
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"transformers {version} cannot read {folder}: {reason}") from error
+    if theirs is None:
+        return None
+    ours = TokenizerFolder(folder)
+    for text in TELLING:
+        if tuple(theirs(text, add_special_tokens=False)["input_ids"]) != tuple(ours.plain(text)):
+            return (
+                f"note: transformers {version} gives other ids for {text!r} than {folder}/tokenizer.json, by "
+                "which the policy was trained; give other tools ids and not texts, or use another version"
+            )
+    return None

@@ -1,0 +1,227 @@
+"""Credited groups -> one prefix-shared, packed Batch. The one-token shift happens here and only here."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.types import TILE, Batch, Trained
+from atgrpo_jax.credit.groups import Credited
+
+Aggregate = Literal["candidate", "token", "constant"]
+
+
+class Segment(NamedTuple):
+    """One group [S], and what is trained of it [C]; sources count from its start."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
+    trained: Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """Shapes. A longer group doubles ``row_tokens`` as often as needed, for its whole batch. Above one tile
+    of attention (``types.TILE``) ``row_tokens`` must be a multiple of it."""
+
+    row_tokens: int = 256  # T
+    rows: int = 16  # B, of one micro-batch
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("row_tokens", "rows"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        tiled = self.row_tokens == whole_tiles(self.row_tokens)
+        require(self, "row_tokens", tiled, f"above {TILE} it must be a multiple of {TILE}")
+
+    def row(self, longest: int) -> int:
+        """T of a batch whose longest group has so many tokens."""
+        tokens = self.row_tokens
+        while tokens < longest:
+            tokens *= 2
+        return whole_tiles(tokens)
+
+
+def whole_tiles(tokens: int) -> int:
+    """The shortest row that holds so many: at most one tile, or a multiple of it."""
+    return tokens if tokens <= TILE else -(-tokens // TILE) * TILE
+
+
+def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, constant: int) -> Batch:
+    """Each group becomes one segment: its prompt once, then the branches that are trained.
+
+    Segments go first-fit, longest first, into rows of T tokens; rows into micro-batches of B. The number
+    of micro-batches is rounded up to a power of two, so that shapes are few; ``filled`` counts those
+    that hold anything.
+
+    Args:
+      items: groups of one policy; those whose mask is all false are left out.
+      aggregate, constant: see ``token_weights``.
+    """
+    items = [item for item in items if item.mask_K.any()]
+    size = max((len(item.mask_K) for item in items), default=1)
+    lengths_GK = np.zeros((len(items), size), np.int64)
+    mask_GK = np.zeros((len(items), size), bool)
+    for g, item in enumerate(items):
+        mask_GK[g, : len(item.mask_K)] = item.mask_K
+        lengths_GK[g, : len(item.mask_K)] = [len(c.sample.tokens) for c in item.group.candidates]
+    weights_GK = token_weights(lengths_GK, mask_GK, aggregate, constant)
+    segments = [_segment(item, weights_K) for item, weights_K in zip(items, weights_GK, strict=True)]
+
+    row_tokens = config.row(max((len(s.tokens) for s in segments), default=0))
+    rows = _first_fit(segments, row_tokens)
+    micro = max(-(-len(rows) // config.rows), 1)
+    micro = 1 << (micro - 1).bit_length()
+    batch = _padding(micro * config.rows, row_tokens)
+    for r, row in enumerate(rows):
+        _fill(batch, r, row)
+    return each(lambda x: x.reshape(micro, config.rows, -1), batch)
+
+
+def each(function: Callable[[np.ndarray], Any], batch: Batch) -> Batch:
+    """The function of every array."""
+    return Batch._make([*map(function, batch[:-1]), Trained._make(map(function, batch.trained))])
+
+
+def _padding(rows: int, row_tokens: int) -> Batch:
+    """Arrays [rows, ...] of nothing else."""
+    tiles = max(row_tokens // TILE, 1)
+
+    def ints():
+        return np.zeros((rows, row_tokens), np.int32)
+
+    def floats():
+        return np.zeros((rows, row_tokens), np.float32)
+
+    pairs = np.full((rows, tiles * (tiles + 1) // 2), -1, np.int32)
+    trained = Trained(ints(), ints(), floats(), floats(), floats())
+    return Batch(ints(), ints(), ints(), ints(), pairs, trained)
+
+
+def _fill(batch: Batch, r: int, row: Sequence[Segment]) -> None:
+    start = first = 0
+    for number, segment in enumerate(row, start=1):
+        end, last = start + len(segment.tokens), first + len(segment.trained.targets)
+        batch.tokens[r, start:end] = segment.tokens
+        batch.positions[r, start:end] = segment.positions
+        batch.segments[r, start:end] = number
+        batch.branches[r, start:end] = segment.branches
+        for array, values in zip(batch.trained, segment.trained, strict=True):
+            array[r, first:last] = values
+        batch.trained.sources[r, first:last] += start
+        start, first = end, last
+    pairs = tile_pairs(batch.segments[r], batch.branches[r])
+    batch.pairs[r, : len(pairs)] = pairs
+
+
+def tile_pairs(segments_T: np.ndarray, branches_T: np.ndarray, tile: int = TILE) -> np.ndarray:
+    """The pairs of tiles in which some token sees another, as query tile * tiles + key tile, sorted."""
+    tiles = max(len(segments_T) // tile, 1)
+    tile = len(segments_T) // tiles
+    # Blocks, each a prompt or a branch, lie in one piece: [start, end).
+    change = (np.diff(segments_T) != 0) | (np.diff(branches_T) != 0)
+    starts = np.concatenate([[0], np.flatnonzero(change) + 1])
+    ends = np.concatenate([starts[1:], [len(segments_T)]])
+    meet = np.zeros((tiles, tiles), bool)
+    prompt = 0, 0
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        if segments_T[start] == 0:
+            continue
+        if branches_T[start] == 0:
+            prompt = start, end
+        queries = slice(start // tile, (end - 1) // tile + 1)
+        for first, last in (prompt, (start, end)):
+            meet[queries, first // tile : (last - 1) // tile + 1] = True
+    return np.flatnonzero(np.tril(meet)).astype(np.int32)
+
+
+def minibatches(
+    items: Sequence[Credited],
+    config: BatchConfig,
+    *,
+    count: int,
+    epochs: int,
+    seed: int,
+    aggregate: Aggregate,
+    constant: int,
+) -> Iterator[Batch]:
+    """``epochs`` passes over the groups that give a gradient, each in a new random order, cut into
+    ``count`` batches (fewer if there are fewer groups)."""
+    items = [item for item in items if item.mask_K.any()]
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(items))
+        for part in np.array_split(order, max(min(count, len(items)), 1)):
+            if len(part):
+                yield pack([items[i] for i in part], config, aggregate, constant)
+
+
+def token_weights(
+    lengths_GK: np.ndarray, mask_GK: np.ndarray, aggregate: Aggregate, constant: int
+) -> np.ndarray:
+    """The weight of each token of candidate (g, k); 0 where masked.
+
+    candidate   1 / (groups * candidates of the group * tokens): the paper's mean over groups of the
+                mean over candidates of the mean over tokens
+    token       1 / (all tokens): long answers weigh more (the reference code)
+    constant    1 / (groups * candidates of the group * constant): Dr.GRPO (2503.20783), with the
+                divisor that every answer shares
+
+    Args:
+      lengths_GK: int token counts.
+      mask_GK: bool, true for the candidates that are trained. A group without any is no group.
+      constant: tokens, the divisor of "constant".
+    """
+    groups = max(int(mask_GK.any(1).sum()), 1)
+    members_G1 = np.maximum(mask_GK.sum(1, keepdims=True), 1)
+    lengths_GK = np.maximum(lengths_GK, 1)
+    if aggregate == "candidate":
+        weights_GK = 1.0 / (groups * members_G1 * lengths_GK)
+    elif aggregate == "token":
+        total = max(int((lengths_GK * mask_GK).sum()), 1)
+        weights_GK = np.full(lengths_GK.shape, 1.0 / total)
+    elif aggregate == "constant":
+        weights_GK = np.broadcast_to(1.0 / (groups * members_G1 * constant), lengths_GK.shape)
+    else:
+        raise ValueError(f"aggregate {aggregate!r}: expected candidate, token or constant")
+    return np.where(mask_GK, weights_GK, 0.0).astype(np.float32)
+
+
+def filled(batch: Batch) -> int:
+    """How many of the leading micro-batches hold anything."""
+    return int(np.any(batch.segments, axis=(1, 2)).sum())
+
+
+def _segment(item: Credited, weights_K: np.ndarray) -> Segment:
+    prompt = item.group.origin.prompt_ids
+    P = start = len(prompt)
+    read = [(prompt, np.arange(P), np.zeros(P))]
+    trained = []
+    for k in np.flatnonzero(item.mask_K):
+        sample = item.group.candidates[k].sample
+        n = len(sample.tokens)
+        read.append((sample.tokens, P + np.arange(n), np.full(n, k + 1)))
+        # The prompt's last token predicts a branch's first; every other token predicts the next.
+        sources = np.concatenate([[P - 1], start + np.arange(n - 1)])
+        constants = np.full(n, item.advantages_K[k]), np.full(n, weights_K[k])
+        trained.append((sources, sample.tokens, sample.logprobs, *constants))
+        start += n
+    fields = Trained._make(map(np.concatenate, zip(*trained, strict=True)))
+    return Segment._make([*map(np.concatenate, zip(*read, strict=True)), fields])
+
+
+def _first_fit(segments: list[Segment], row_tokens: int) -> list[list[Segment]]:
+    rows: list[list[Segment]] = []
+    free: list[int] = []
+    for segment in sorted(segments, key=lambda s: -len(s.tokens)):
+        size = len(segment.tokens)
+        r = next((r for r, room in enumerate(free) if room >= size), None)
+        if r is None:
+            rows.append([segment])
+            free.append(row_tokens - size)
+        else:
+            rows[r].append(segment)
+            free[r] -= size
+    return rows

@@ -1,0 +1,390 @@
+"""The jitted update: (state, batch) -> (state, metrics)."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from atgrpo_jax.arrays.finite_trees import all_finite
+from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shardings, replicated
+from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.types import Batch
+from atgrpo_jax.models.head import Objective
+from atgrpo_jax.models.lora import LoraConfig, init_adapter
+from atgrpo_jax.models.packed import Packed
+from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, init_params
+from atgrpo_jax.update.batch import Aggregate, each, filled
+from atgrpo_jax.update.loss import LARGEST, cloning_loss, kl_penalty, policy_loss
+from atgrpo_jax.update.updates import STATE_FINITE, Updates
+
+
+class PolicyState(NamedTuple):
+    params: Any  # what is trained: all parameters, or an adapter
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Linear warm-up, then a constant rate or a cosine decay. Counts are of updates, of which a step makes
+    ``LossConfig.epochs * LossConfig.minibatches``.
+
+    "muon" orthogonalises the momentum of every matrix but the embedding (Jordan 2024), scaled to a root
+    mean square of 0.2 of the rate (2502.16982, eq. 4); what is left is AdamW's. The warm start learns
+    from scratch in less than half of AdamW's updates (docs/log.md).
+    """
+
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 3e-4
+    warmup: int = 0  # updates
+    decay: int = 0  # updates after the warm-up over which the rate falls; 0 keeps it
+    final: float = 0.1  # share of the rate that is left after the decay
+    b1: float = 0.9
+    b2: float = 0.99
+    momentum: float = 0.95  # of Muon
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0  # of the gradient's global norm; None leaves it as it is
+    offload: bool = False  # the state waits for its update in the host's memory
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("learning_rate", "epsilon"):
+            require(self, name, getattr(self, name) > 0, "must be positive")
+        require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "must be positive, or None")
+        for name in ("warmup", "decay", "weight_decay"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
+        require(self, "final", 0 <= self.final <= 1, "must be in [0, 1]")
+        for name in ("b1", "b2", "momentum"):
+            require(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        scales = "consistent_rms" in inspect.signature(optax.contrib.muon).parameters
+        rule = "muon needs optax >= 0.2.8, and sglang-jax comes with an older one"
+        require(self, "algorithm", scales or self.algorithm != "muon", rule)
+
+    def rate(self) -> optax.Schedule:
+        """Update, counted from 0 -> learning rate."""
+        first, peak = self.learning_rate / (self.warmup + 1), self.learning_rate
+        if not self.decay:
+            return optax.linear_schedule(first, peak, self.warmup)
+        total = self.warmup + self.decay
+        return optax.warmup_cosine_decay_schedule(first, peak, self.warmup, total, peak * self.final)
+
+    def build(self) -> optax.GradientTransformation:
+        if self.algorithm == "adamw":
+            step = optax.adamw(
+                self.rate(), b1=self.b1, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay
+            )
+        else:
+            step = optax.contrib.muon(
+                self.rate(),
+                beta=self.momentum,
+                eps=self.epsilon,
+                weight_decay=self.weight_decay,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                adam_weight_decay=self.weight_decay,
+                muon_weight_dimension_numbers=_muon_matrices,
+                consistent_rms=0.2,
+            )
+        if self.clip_norm is None:
+            return step
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), step)
+
+
+def _muon_matrices(params: Any) -> Any:
+    """Which parameters Muon updates, and as which matrices: kernels, [in, out]."""
+
+    def dimensions(path, leaf):
+        return optax.contrib.MuonDimensionNumbers() if path[-1].key == "kernel" else None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Options of the AT-GRPO loss; see ``loss.policy_loss`` and ``batch.token_weights``."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = 3.0
+    aggregate: Aggregate = "candidate"
+    kl: float = 0.0  # coefficient of the KL estimate to the starting policy
+    entropy: float = 0.0  # coefficient of the entropy bonus
+    epochs: int = 1  # passes over a step's groups
+    minibatches: int = 4  # updates a pass
+    # For engines that compute at another precision: old logprobs are the learner's own, and each token's
+    # advantage is multiplied with min(learner / sampler probability, this) (truncated importance sampling,
+    # 2110.00641). None compares with the sampler's, and stops where they differ.
+    correction: float | None = None
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "clip_low", 0 < self.clip_low < 1, "must be in (0, 1)")
+        require(self, "clip_high", self.clip_high > 0, "must be positive")
+        dual = self.dual_clip
+        require(self, "dual_clip", dual is None or dual > 1, "must be above 1, or None")
+        cap = self.correction
+        require(self, "correction", cap is None or cap >= 1, "must be at least 1, or None")
+        for name in ("kl", "entropy"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
+        for name in ("epochs", "minibatches"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+
+    def objective(self) -> Objective:
+        def at_grpo(logprobs_BT, entropy_BT, reference_BT, trained):
+            loss, metrics = policy_loss(
+                logprobs_BT,
+                trained.old_logprobs,
+                trained.advantages,
+                trained.weights,
+                clip_low=self.clip_low,
+                clip_high=self.clip_high,
+                dual_clip=self.dual_clip,
+            )
+            metrics["entropy"] = jnp.sum(trained.weights * entropy_BT)
+            if self.entropy:
+                loss -= self.entropy * metrics["entropy"]
+            if reference_BT is not None:
+                metrics["kl_start"] = kl_penalty(logprobs_BT, reference_BT, trained.weights)
+                loss += self.kl * metrics["kl_start"]
+            return loss, metrics
+
+        return at_grpo
+
+
+def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
+    """The warm start's objective."""
+    return cloning_loss(logprobs_BT, trained.weights), {"entropy": jnp.sum(trained.weights * entropy_BT)}
+
+
+class Learner:
+    """Builds and updates PolicyStates of one architecture and kind, which share its compiled functions.
+
+    With ``lora`` what is trained is an adapter, on parameters (``base``) that each call is given.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: OptimizerConfig,
+        objective: Objective,
+        mesh: Mesh,
+        lora: LoraConfig | None = None,
+    ):
+        self.model = model
+        self._packed = Packed(model, mesh)
+        self._optimizer = optimizer.build()
+        self._objective = objective
+        self._lora = lora
+        self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> A
+        params = jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
+        shapes = PolicyState(params, jax.eval_shape(self._optimizer.init, params))
+        self.shardings = computing = parameter_shardings(shapes, mesh)
+        if optimizer.offload:
+            waiting = jax.tree.map(
+                lambda s, sharding: host_sharding(sharding) if s.ndim else sharding,
+                shapes.opt_state,
+                computing.opt_state,
+            )
+            self.shardings = PolicyState(computing.params, waiting)
+        self._computing, self._offload = computing.opt_state, optimizer.offload
+        self.shapes = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            self.shardings,
+        )
+        rows, plain = batch_sharding(mesh), replicated(mesh)
+        self._given = rows, plain
+        self._jit_fresh = jax.jit(self._fresh, out_shardings=self.shardings.params)
+        self._jit_start = jax.jit(self._optimizer.init, out_shardings=self.shardings.opt_state)
+        self._jit_update = jax.jit(
+            self._update,
+            donate_argnums=0,
+            in_shardings=(self.shardings, rows, plain, None, None),
+            out_shardings=(self.shardings, plain),
+        )
+        # The same in two programs: in one, XLA fetches the optimizer's state before it computes gradients.
+        self._jit_gradients = jax.jit(
+            self._exact_gradients,
+            in_shardings=(computing.params, rows, plain, None, None),
+            out_shardings=(computing.params, plain),
+        )
+        self._jit_logprobs = jax.jit(
+            self._logprobs, in_shardings=(computing.params, rows, plain, None), out_shardings=plain
+        )
+        self._jit_apply = jax.jit(
+            self._apply,
+            donate_argnums=0,
+            in_shardings=(self.shardings, computing.params, plain),
+            out_shardings=(self.shardings, plain),
+        )
+
+    def fresh(self, key: jax.Array) -> Any:
+        """Random parameters, or an adapter that changes nothing."""
+        return self._jit_fresh(key)
+
+    def init(self, key: jax.Array) -> PolicyState:
+        """A fresh policy."""
+        return self.start_from(self.fresh(key))
+
+    def start_from(self, params: Any) -> PolicyState:
+        """Given parameters (or adapter) with a fresh optimizer."""
+        return PolicyState(params, self._jit_start(params))
+
+    def weights(self, params: Any, base: Any = None) -> Weights:
+        """What a policy with this trained part computes with."""
+        return Weights(params) if self._lora is None else Weights(base, params, self._lora.scale)
+
+    def update(
+        self,
+        state: PolicyState,
+        batch: Batch,
+        temperature: float,
+        reference: Any = None,
+        base: Any = None,
+        rate: float = 1.0,
+    ) -> tuple[PolicyState, dict[str, jax.Array]]:
+        """One optimizer step on the sum of the batch's micro-batches; ``state`` is donated.
+
+        Args:
+          batch: arrays [A, B, T]; A may be any size, only ``filled(batch)`` micro-batches are run.
+          temperature: at which the tokens were sampled.
+          reference: trained part of the starting policy, if the objective wants its logprobs.
+          base: what an adapter is on.
+          rate: factor of the optimizer's learning rate.
+
+        Returns:
+          The new state and metrics as device arrays: weighted means over trained tokens, the loss, the
+          gradient's norm, ``logprob_gap``, the largest |logprob - old logprob|, and whether all numbers of
+          the new state are finite (``updates.STATE_FINITE``).
+        """
+        numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
+        given = jax.device_put((self._widened(batch), numbers), self._given)
+        with jax.transfer_guard("disallow"):  # nothing else moves between host and devices, or devices
+            if not self._offload:
+                return self._jit_update(state, *given, reference, base)
+            grads, metrics = self._jit_gradients(state.params, *given, reference, base)
+            state, finite = self._jit_apply(state, grads, given[1])
+            return state, metrics | finite
+
+    def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Compiled]:
+        """The programs of ``update`` for batches [A, B, T] of this shape, ahead of time: what is given may be
+        shapes, and the mesh's devices need not exist."""
+        numbers = tuple(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
+        state = self.shapes
+        if not self._offload:
+            return [self._jit_update.lower(state, batch, numbers, reference, base).compile()]
+        gradients = self._jit_gradients.lower(state.params, batch, numbers, reference, base)
+        return [gradients.compile(), self._jit_apply.lower(state, state.params, numbers).compile()]
+
+    def _widened(self, batch: Batch) -> Batch:
+        """With as many micro-batches as the largest batch so far: the empty ones cost nothing, a shape that
+        shrinks as groups lose their signal would be compiled anew."""
+        A, B, T = batch.tokens.shape
+        self._largest[B, T] = most = max(A, self._largest.get((B, T), 0))
+        return each(lambda x: np.pad(x, ((0, most - A), (0, 0), (0, 0))), batch)
+
+    def train(
+        self,
+        state: PolicyState,
+        batches: Iterable[Batch],
+        temperature: float,
+        reference: Any = None,
+        base: Any = None,
+        rate: float = 1.0,
+        correction: float | None = None,
+    ) -> tuple[PolicyState, Updates]:
+        """``update`` on each batch in turn, without waiting for any; first ``corrected``, if it is given how
+        much at most. Without batches the state is returned as it was."""
+        corrected: Iterable[tuple[Batch, dict[str, Any]]] = ((batch, {}) for batch in batches)
+        if correction is not None:  # all of them by the parameters from before the first update
+            corrected = [self.corrected(state.params, x, temperature, correction, base) for x in batches]
+        records, tokens = [], 0
+        for batch, found in corrected:
+            state, metrics = self.update(state, batch, temperature, reference, base, rate)
+            records.append(metrics | found)
+            tokens += int((batch.segments > 0).sum())
+        return state, Updates(records, tokens)
+
+    def corrected(
+        self, params: Any, batch: Batch, temperature: float, most: float, base: Any = None
+    ) -> tuple[Batch, dict[str, float]]:
+        """The batch with this policy's logprobs as the old ones, and advantages times
+        min(exp(logprob - the sampler's), most).
+
+        Returns also the mean of that factor and the largest |logprob - the sampler's|, over trained tokens.
+        """
+        numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(1)
+        given = jax.device_put((self._widened(batch), numbers), self._given)
+        logprobs_ABT = np.asarray(self._jit_logprobs(params, *given, base))[: len(batch.tokens)]
+        trained = batch.trained
+        counts_ABT = trained.weights > 0
+        ratio_ABT = np.where(counts_ABT, logprobs_ABT - trained.old_logprobs, np.float32(0))
+        factor_ABT = np.minimum(np.exp(np.minimum(ratio_ABT, LARGEST)), np.float32(most))
+        trained = trained._replace(
+            old_logprobs=np.where(counts_ABT, logprobs_ABT, trained.old_logprobs),
+            advantages=trained.advantages * factor_ABT,
+        )
+        found = {
+            "correction": float(np.average(factor_ABT, weights=trained.weights)),
+            "logprob_gap": float(np.abs(ratio_ABT).max()),
+        }
+        return batch._replace(trained=trained), found
+
+    def _fresh(self, key: jax.Array) -> Any:
+        params = init_params(self.model, key)
+        return params if self._lora is None else init_adapter(params, key, self._lora.rank)
+
+    def _logprobs(self, params, batch, numbers, base):
+        _, temperature, _ = numbers
+        weights = self.weights(params, base)
+        with exact_products(self.model.config):
+            return jax.lax.map(lambda micro: self._packed.logprobs(weights, micro, temperature)[0], batch)
+
+    def _update(self, state, batch, numbers, reference, base):
+        grads, metrics = self._exact_gradients(state.params, batch, numbers, reference, base)
+        state, finite = self._apply(state, grads, numbers)
+        return state, metrics | finite
+
+    def _apply(self, state, grads, numbers):
+        _, _, rate = numbers
+        opt_state = jax.device_put(state.opt_state, self._computing) if self._offload else state.opt_state
+        updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
+        state = PolicyState(params, opt_state)
+        return state, {STATE_FINITE: all_finite(state)}
+
+    def _exact_gradients(self, *given):
+        with exact_products(self.model.config):
+            return self._gradients(*given)
+
+    def _gradients(self, params, batch, numbers, reference, base):
+        count, temperature, _ = numbers
+
+        def loss(params, micro):
+            weights, reference_BT = self.weights(params, base), None
+            if reference is not None:
+                reference_BT, _ = self._packed.logprobs(self.weights(reference, base), micro, temperature)
+            value, sums = self._packed.loss(self._objective, weights, micro, reference_BT, temperature)
+            gap = sums.pop("logprob_gap")
+            return value, (sums | {"weight": jnp.sum(micro.trained.weights)}, gap)
+
+        def accumulate(a, carry):
+            micro = jax.tree.map(lambda x: x[a], batch)
+            (value, (sums, gap)), grads = jax.value_and_grad(loss, has_aux=True)(params, micro)
+            totals, gap_so_far = carry
+            return jax.tree.map(jnp.add, totals, (value, sums, grads)), jnp.maximum(gap_so_far, gap)
+
+        first = jax.tree.map(lambda x: x[0], batch)
+        (value, (sums, gap)), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))
+        (value, sums, grads), gap = jax.lax.fori_loop(0, count, accumulate, zeros)
+        weight = jnp.maximum(sums.pop("weight"), 1e-20)
+        metrics = {name: total / weight for name, total in sums.items()}
+        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "logprob_gap": gap}
+        return grads, metrics
