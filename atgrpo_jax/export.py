@@ -15,7 +15,8 @@ from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.common.cli import run
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.lora import LoraConfig, merge, save_adapter
+from atgrpo_jax.models.hf.adapters import save_adapter
+from atgrpo_jax.models.lora import LoraConfig, merge
 from atgrpo_jax.models.transformer import Weights
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.tools.read_back import check_read_back

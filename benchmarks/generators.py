@@ -17,7 +17,8 @@ from atgrpo_jax.tasks.games.game import Game
 from atgrpo_jax.tasks.games.plan_path import PlanPath, distances
 from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.games.sokoban_rooms import solve
-from atgrpo_jax.tasks.games.sudoku import Sudoku, solutions
+from atgrpo_jax.tasks.games.sudoku import Sudoku
+from atgrpo_jax.tasks.games.sudoku_grids import solutions
 
 GAMES = (
     *(PlanPath(size=size, view="symbols") for size in (6, 10, 20)),

@@ -14,7 +14,8 @@ from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.transformer import Transformer
-from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.workflow import Workflow
 
 # Tolerances of float32 parity on a CPU, written once.
 PARITY = {"rtol": 1e-5, "atol": 1e-5}

@@ -6,7 +6,7 @@ import pytest
 from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.math.math import Math, Problem, State
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 
 SEVEN = State(Problem("1", "What is 3 + 4?", "7"))
 AGENTS = pytest.mark.parametrize("agents", [3, 5, 7])

@@ -23,13 +23,14 @@ from atgrpo_jax.common.types import Outcome, Reward
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.code.code import Code
-from atgrpo_jax.tasks.data import SPLITS
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.games.sudoku import Sudoku
 from atgrpo_jax.tasks.math.math import Math
 from atgrpo_jax.tasks.prompts import shortened
-from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.splits import SPLITS
+from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools.check_task import check
 
 

@@ -18,7 +18,7 @@ from atgrpo_jax.run.experiment import Experiment, difference
 from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.games.plan_path import PlanPath
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
@@ -70,7 +70,7 @@ def test_a_user_task_of_ones_own(tmp_path, monkeypatch):
         ("mover/rollout.RolloutConfig.candidates = 3", "scope mover of RolloutConfig is not used"),
         ('experiment.Experiment.steps = "three"', "Experiment.steps = 'three': expected int"),
         ("rollout.RolloutConfig.candidates = 1", "RolloutConfig.candidates = 1: a baseline needs"),
-        ("base.Workflow.turns = 0", "Workflow.turns = 0: an episode needs at least one turn"),
+        ("workflow.Workflow.turns = 0", "Workflow.turns = 0: an episode needs at least one turn"),
         ("plan_path.PlanPath.obstacles = 0.9999", "no solvable 3x3 grid"),
         ("plan_path.PlanPath.size = 1", "PlanPath.size = 1: must be at least 2"),
         ("experiment.Experiment.seed = -1", "Experiment.seed = -1: must not be negative"),
@@ -220,7 +220,7 @@ def test_what_is_rendered_loads_to_the_same(experiment, tmp_path_factory):
 TWO_OF_ONE_CLASS = """
 import dataclasses
 from collections.abc import Mapping
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from atgrpo_jax.tasks.games.sokoban_rooms import read_levels
 from atgrpo_jax.tasks.math import math_problems
 from atgrpo_jax.tasks.math.math import Math, boxed
 from atgrpo_jax.tasks.math.math_problems import listed, plainly_equal
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools.prepare import convert
 
 

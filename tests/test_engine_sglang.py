@@ -774,7 +774,8 @@ def test_a_server_of_ours_ends_with_all_it_started(tmp_path):
 
 def test_a_server_of_ours_ends_when_we_are_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from atgrpo_jax.engines.sglang.processes import ServerProcess;"
+        "import sys, time; from pathlib import Path\n"
+        "from atgrpo_jax.engines.sglang.processes import ServerProcess\n"
         "ServerProcess(['sh', '-c', 'echo $$; sleep 60'], Path(sys.argv[1])); time.sleep(60)"
     )
     log = tmp_path / "log"

@@ -23,7 +23,8 @@ TASK = '''
 
 import dataclasses
 
-from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.common.types import Outcome, Reward
 
 

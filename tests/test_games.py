@@ -10,7 +10,8 @@ from atgrpo_jax.tasks.games.game import LONGEST
 from atgrpo_jax.tasks.games.plan_path import Instance, PlanPath, distances
 from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.games.sudoku import Sudoku
-from atgrpo_jax.tasks.protocol import ToolTask, Workflow
+from atgrpo_jax.tasks.protocol import ToolTask
+from atgrpo_jax.tasks.workflow import Workflow
 
 GAMES = {"plan_path": (PlanPath, "mover"), "sokoban": (Sokoban, "mover"), "sudoku": (Sudoku, "filler")}
 

@@ -12,7 +12,7 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.planning import footprint
 from atgrpo_jax.run.gin_config import GIN_FOLDER, load, render
 from atgrpo_jax.run.policies import Policies
-from atgrpo_jax.tasks.data import SPLITS
+from atgrpo_jax.tasks.splits import SPLITS
 
 PARTS = sorted(GIN_FOLDER.glob("parts/*.gin"))
 FILES = sorted(set(GIN_FOLDER.rglob("*.gin")) - set(PARTS))

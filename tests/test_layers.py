@@ -1,4 +1,4 @@
-"""Imports point one way: a file imports only from ranks below its own."""
+"""Imports point one way: a room imports only from rooms above it."""
 
 import ast
 from pathlib import Path
@@ -6,127 +6,113 @@ from pathlib import Path
 import atgrpo_jax
 
 PACKAGE = Path(atgrpo_jax.__file__).parent
+# A room (a folder) imports from the rooms of the lines above it, and from itself.
 RANKS = [
-    {
-        "answers.parts", "answers.spelling",
-        "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
-        "sandbox.packages", "sandbox.program", "tasks.code_outputs",
-    },
-    {
-        "types", "files", "progress", "finite", "metric_names", "stopping", "tasks.texts",
-        "chat", "jsonfile", "models.config",
-        "engines.published", "engines.secrets", "sandbox.files", "sandbox.start", "sandbox.worker",
-        "answers.names",
-    },
-    {"engines.answers", "engines.processes"},
-    {
-        "answers.numbers", "answers.sets", "answers.tokens", "answers.units",
-        "advantages", "cli", "downloads", "loss", "mesh", "finite_arrays", "team", "tokenizer_folder",
-        "data", "trees", "tasks.base", "tasks.grid", "tasks.prompts", "sandbox.pool",
-        "engines.base", "engines.pages", "engines.patterns",
-        "engines.servers", "models.attention",
-        "models.folder", "models.fused", "models.hf_config", "models.paged",
-        "models.sampling",
-    },
-    {
-        "answers.grammar", "tokens",
-        "tasks.games", "models.fused_paged", "models.transformer", "models.hf", "groups",
-        "selection", "task_calls", "tasks.hostile", "updates", "tasks.code_rows",
-    },
-    {
-        "answers.reading",
-        "tasks.code_problems", "tasks.math_problems", "tasks.plan_path", "tasks.sokoban_rooms",
-        "tasks.sudoku", "batch", "models.lora", "models.head",
-        "packaged", "read_back", "rollout", "run_folder", "engines.decoding", "engines.fleet", "code_sources",
-    },
-    {
-        "answers.equality",
-        "tasks.code", "tasks.math", "tasks.sokoban", "models.packed", "engines.lanes", "engines.draws",
-        "engines.sglang_jax_session",
-        "weight_sync", "checkpoint", "evaluation", "metrics",
-    },
-    {"learner", "engines.local", "engines.sglang", "engines.sglang_jax", "tasks.contract"},
-    {"warm_start"},
-    {"experiment"},
-    {"policies"},
-    {"config", "report", "trainer", "footprint", "ahead"},
-    {"loop", "saved_run", "truths"},
-    {"train", "evaluate", "export", "plan", "prepare", "tasks.check"},
-]  # fmt: skip
+    {"common", "answers"},
+    {"sandbox", "arrays", "tokens", "credit"},
+    {"tasks", "models"},
+    {"tasks.games", "models.hf"},
+    {"tasks.math", "tasks.code", "engines"},
+    {"engines.local", "engines.sglang", "engines.sglang_jax", "rollout"},
+    {"update"},
+    {"run"},
+    {"planning", "tools"},
+    {""},  # train, evaluate, export, plan: the commands
+]
 NO_JAX = {
-    "answers.equality", "answers.grammar", "answers.names", "answers.numbers", "answers.parts",
-    "answers.reading", "answers.sets", "answers.spelling", "answers.tokens", "answers.units",
-    "errors", "checks", "chat", "files", "jsonfile", "types", "advantages", "selection", "stopping", "team",
-    "tokens", "tokenizer_folder", "groups", "finite", "metric_names", "task_calls", "code_sources",
-    "rollout", "data", "tasks.base", "tasks.code", "tasks.code_outputs", "tasks.code_problems",
-    "tasks.code_rows", "tasks.games", "tasks.grid",
-    "tasks.math", "tasks.math_problems", "downloads",
-    "tasks.plan_path", "tasks.prompts", "tasks.sokoban",
-    "tasks.sokoban_rooms", "tasks.sudoku", "tasks.texts", "engines.background",
-    "engines.answers", "engines.base", "engines.leash", "engines.processes", "engines.published",
-    "engines.secrets", "engines.servers",
-    "engines.pages", "batch", "evaluation",
-    "progress", "sandbox.base", "sandbox.files", "sandbox.kernel", "sandbox.packages",
-    "sandbox.pool", "sandbox.program", "sandbox.start", "sandbox.worker",
+    "common",
+    "answers",
+    "sandbox",
+    "tokens",
+    "credit",
+    "tasks",
+    "tasks.games",
+    "tasks.math",
+    "tasks.code",
+    "rollout",
+}
+NUMERICS = {
+    "credit.advantages", "update.loss", "models.attention", "models.attention_kernel",
+    "engines.local.paged_attention", "engines.local.sampling",
 }  # fmt: skip
-NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}
 
 
 def modules():
+    """Each file's dotted name below the package, its room, and its syntax tree."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if not name.endswith("__init__"):
-            yield name, ast.parse(path.read_text())
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(parts), ".".join(parts[:-1]), ast.parse(path.read_text())
+
+
+FILES = {name.removesuffix(".__init__") for name, _, _ in modules()}
 
 
 def imported(tree):
-    """Full names of all imported modules; ours without the package's name."""
+    """Full names of all imported modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if module.split(".")[0] == "atgrpo_jax":
-                inner = module.removeprefix("atgrpo_jax").lstrip(".")
-                known = set().union(*RANKS)
-                for alias in node.names:
-                    full = f"{inner}.{alias.name}".lstrip(".")
-                    yield f"atgrpo_jax:{full if full in known else inner}"
-            else:
-                yield module
+            for alias in node.names:
+                inner = f"{module}.{alias.name}".removeprefix("atgrpo_jax.")
+                yield f"{module}.{alias.name}" if inner in FILES else module
 
 
-def test_every_module_has_a_rank():
-    assert {name for name, _ in modules()} == set().union(*RANKS)
+def ours(tree):
+    """Names below the package of those of our own modules that are imported."""
+    for name in imported(tree):
+        if name == "atgrpo_jax" or name.startswith("atgrpo_jax."):
+            yield name.removeprefix("atgrpo_jax").lstrip(".")
 
 
-def test_imports_point_to_lower_ranks():
-    rank = {name: number for number, names in enumerate(RANKS) for name in names}
-    for name, tree in modules():
-        for target in imported(tree):
-            if target.startswith("atgrpo_jax:"):
-                ours = target.removeprefix("atgrpo_jax:")
-                assert rank[ours] < rank[name], f"{name} imports {ours}"
+def files_by_room():
+    found = {}
+    for name, room, tree in modules():
+        found.setdefault(room, []).append((name, tree))
+    return found
 
 
-def test_host_side_files_need_no_jax():
-    """Their own imports, and, through ``loss``, nothing but what they name here."""
-    for name, tree in modules():
+def test_every_room_has_a_rank():
+    assert set(files_by_room()) == set().union(*RANKS)
+
+
+def test_imports_point_to_rooms_above():
+    rank = {room: number for number, rooms in enumerate(RANKS) for room in rooms}
+    for name, room, tree in modules():
+        for target in ours(tree):
+            if target in ("", "version"):  # the package itself imports nothing
+                continue
+            there = target if target in rank else target.rpartition(".")[0]
+            assert there == room or rank[there] < rank[room], f"{name} imports {target}"
+
+
+def test_files_of_a_room_are_no_circle():
+    for room, files in files_by_room().items():
+        names = {name for name, _ in files}
+        left = {name: {target for target in ours(tree) if target in names} for name, tree in files}
+        while ready := {name for name, needs in left.items() if not needs & left.keys()}:
+            left = {name: needs for name, needs in left.items() if name not in ready}
+        assert not left, f"{room}: {sorted(left)}"
+
+
+def test_host_side_rooms_need_no_jax():
+    """Direct imports only."""
+    for name, room, tree in modules():
         roots = {target.split(".")[0] for target in imported(tree)}
-        if name in NO_JAX:
+        if room in NO_JAX:
             assert not roots & {"jax", "flax", "optax", "orbax"}, name
 
 
 def test_gin_is_imported_in_one_place():
-    users = [name for name, tree in modules() if "gin" in {t.split(".")[0] for t in imported(tree)}]
-    assert users == ["config"]
+    users = [name for name, _, tree in modules() if "gin" in {t.split(".")[0] for t in imported(tree)}]
+    assert users == ["run.gin_config"]
 
 
 def test_numerics_know_no_config():
-    for name, tree in modules():
-        if name in NUMERICS:
-            ours = [t for t in imported(tree) if t.startswith("atgrpo_jax:")]
-            assert ours == [], name
+    files = {name: tree for name, _, tree in modules()}
+    for name in NUMERICS:
+        assert list(ours(files[name])) == [], name
 
 
 def test_size_budgets():

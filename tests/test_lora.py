@@ -16,7 +16,8 @@ from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.attention import masked_attention
-from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, save_adapter, stack
+from atgrpo_jax.models.hf.adapters import save_adapter
+from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, stack
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import Weights, init_params, logits, run
 from atgrpo_jax.update.batch import BatchConfig, pack

@@ -8,7 +8,7 @@ from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.math.math import Math, State, boxed
 from atgrpo_jax.tasks.math.math_problems import Problem, algebra, as_number, plainly_equal, plainly_same
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools.check_task import check
 
 TASK = Math()

@@ -21,7 +21,8 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.trainer import Trainer
-from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
 

@@ -10,7 +10,7 @@ import pytest
 
 from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.tasks.games import plan_path, sokoban, sudoku
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 
 FOLDER = Path(__file__).parent / "pairs"
 ALONE = Workflow(("mover",))

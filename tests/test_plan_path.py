@@ -8,7 +8,8 @@ from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.tasks.games.game import Proposal
 from atgrpo_jax.tasks.games.grid import parse_moves
 from atgrpo_jax.tasks.games.plan_path import Instance, PlanPath, State, Walk, distances, walk_from
-from atgrpo_jax.tasks.protocol import Workflow, digest
+from atgrpo_jax.tasks.protocol import digest
+from atgrpo_jax.tasks.workflow import Workflow
 
 TASK = PlanPath(progress=0.4, shortest=0.2, illegal=0.1, invalid=0.2, proposal=0.2)
 # S . #      the goal is 4 moves away: D D R R

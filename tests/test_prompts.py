@@ -15,7 +15,7 @@ from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.games.sudoku import Sudoku
 from atgrpo_jax.tasks.math.math import Math
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 
 GOLDEN = Path(__file__).parent / "golden"
 # Texts of two turns, by role; a tool's is what its program prints.

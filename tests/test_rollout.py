@@ -20,7 +20,8 @@ from atgrpo_jax.common.types import Outcome, Reward, Sampling
 from atgrpo_jax.rollout.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Program, Run
-from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.workflow import Workflow
 
 SAMPLING = Sampling(1.0, 8)
 

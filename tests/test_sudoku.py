@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 
 from atgrpo_jax.common.types import Outcome
-from atgrpo_jax.tasks.games.sudoku import (
-    Instance,
-    State,
-    Sudoku,
-    TooHard,
-    candidates,
-    fill,
-    read_puzzles,
-    solutions,
-)
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.games.sudoku import Instance, State, Sudoku, fill, read_puzzles
+from atgrpo_jax.tasks.games.sudoku_grids import TooHard, candidates, solutions
+from atgrpo_jax.tasks.workflow import Workflow
 
 TASK = Sudoku()
 # 1 2 | 3 .      one solution; empty: 03 11 22 30

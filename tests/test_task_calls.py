@@ -16,7 +16,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.trainer import Trainer
 from atgrpo_jax.tasks.calls import calling
-from atgrpo_jax.tasks.data import SPLITS
+from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.update.warm_start import demonstrations
 
 

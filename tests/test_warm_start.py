@@ -11,7 +11,7 @@ from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.transformer import Transformer, init_params
 from atgrpo_jax.rollout.team import Team
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.learner import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig, warm_start

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -71,4 +72,5 @@ def _expected(hint: Any) -> str:
     if isinstance(hint, type) and not typing.get_args(hint):
         module = "" if hint.__module__ == "builtins" else f"{hint.__module__}."
         name = module + hint.__qualname__
-    return f"expected {name.replace('atgrpo_jax.', '').replace('typing.', '')}"
+    name = re.sub(r"\batgrpo_jax\.(?:\w+\.)*(?=\w+\.\w)", "", name)  # as gin has it: file and class
+    return f"expected {name.replace('typing.', '')}"

@@ -5,17 +5,13 @@ An adapter is a tree {"layer_0": {"q": {"a": [D, R], "b": [R, N H]}, ...}, ...}:
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.models.hf.hf import save_tensors, tensor_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,38 +63,6 @@ def merge(params: Any, adapter: Any, scale: float) -> Any:
             new = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
             merged[layer][name] = params[layer][name] | {"kernel": new}
     return merged
-
-
-def save_adapter(folder: str, adapter: Any, config: LoraConfig, base: str) -> None:
-    """Writes a PEFT folder: adapter_model.safetensors and adapter_config.json.
-
-    Args:
-      base: the model folder (or hub name) that the adapter belongs to.
-
-    Raises OSError if the disk is full.
-    """
-    root = Path(folder).expanduser()
-    root.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for layer, modules in adapter.items():
-        for name, ab in modules.items():
-            module = "base_model.model." + tensor_name(f"{layer}/{name}/kernel").removesuffix(".weight")
-            for letter in "ab":  # torch keeps [out, in]
-                values = np.ascontiguousarray(np.asarray(ab[letter], np.float32).T)
-                tensors[f"{module}.lora_{letter.upper()}.weight"] = values
-    save_tensors(root / "adapter_model.safetensors", tensors)
-    about = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
-        "inference_mode": True,
-    }
-    (root / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def _blocks(params: Any) -> dict[str, dict[str, Any]]:

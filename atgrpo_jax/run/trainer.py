@@ -24,7 +24,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.tasks.calls import check_split
-from atgrpo_jax.tasks.data import SPLITS
+from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.update.batch import minibatches
 from atgrpo_jax.update.learner import PolicyState
 from atgrpo_jax.update.updates import Updates

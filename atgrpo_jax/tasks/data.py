@@ -12,6 +12,7 @@ from typing import Any
 
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import seed_of
+from atgrpo_jax.tasks.splits import SPLITS
 
 # Of texts that are compared. Signs that are written in several ways; what has no width is nothing.
 _SAME: dict[int, str | None] = {ord("−"): "-", ord("–"): "-"}
@@ -24,7 +25,6 @@ _LONE = re.compile(r"(?<=[\^_])\{(\w|\\[a-zA-Z]+)\}")
 _MARKS = re.compile(r"(?<=[a-zA-Z][a-zA-Z])[,;:](?=\s|$)|[.?](?=[\s\"')]|$)")
 _SIGNS = re.compile(r"\\[a-zA-Z]+|\w+|[^\w\s]")
 
-SPLITS = ("train", "validation", "test")
 Files = tuple[tuple[str, tuple[str, ...]], ...]  # of each split
 
 

@@ -1,8 +1,8 @@
 """Chat templates of model folders: Jinja in a sandbox, with what ``transformers`` gives a template.
 
 A template is somebody's program. It sees no clock and no chance, so it gives the same text every time. Each
-shape of conversation is rendered first in a process of its own (``python -m atgrpo_jax.tokens.chat``), which may use
-little time and memory, so a template that never ends or grows stops there and not in the run.
+shape of conversation is rendered first in a process of its own (``python -m atgrpo_jax.tokens.chat``), which
+may use little time and memory, so a template that never ends or grows stops there and not in the run.
 """
 
 import dataclasses

@@ -24,8 +24,8 @@ from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.sandbox.protocol import Runner
-from atgrpo_jax.tasks.data import SPLITS
 from atgrpo_jax.tasks.protocol import Task, ToolTask, digest
+from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import Tokenizer
 from atgrpo_jax.tools.contract import BOUND, Broken, Contract, Problem, check
 from atgrpo_jax.tools.hostile import LONGEST, cause

@@ -13,8 +13,8 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Message, Outcome, Reward, seed_of
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.sandbox.protocol import Run, Runner
-from atgrpo_jax.tasks.data import SPLITS
 from atgrpo_jax.tasks.protocol import Step, Task, ToolTask, digest, missing
+from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tools.hostile import (
     ENDS,
     EVALUATES,

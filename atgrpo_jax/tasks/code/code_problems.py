@@ -11,7 +11,7 @@ from atgrpo_jax.sandbox.protocol import Program, Run
 from atgrpo_jax.tasks.code.outputs import same_output
 from atgrpo_jax.tasks.code.rows import fields_of
 from atgrpo_jax.tasks.data import read_rows, words_of
-from atgrpo_jax.tasks.games.game import in_split
+from atgrpo_jax.tasks.splits import in_split
 
 MODULE = "program"  # the name of an answer that is called
 Verdict = Literal["right", "wrong", "timeout"]

@@ -12,15 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.common.types import Message, Outcome, Reward, hash_bytes
+from atgrpo_jax.common.types import Message, Outcome, Reward
 from atgrpo_jax.sandbox.protocol import Program, Run
 from atgrpo_jax.tasks import prompts
-from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tasks.protocol import Step
 from atgrpo_jax.tasks.texts import python_block
+from atgrpo_jax.tasks.workflow import Workflow
 
 SCOUT, TOOL = "scout", "tool"
-# Of 16 equal parts of all possible instances, those numbered below belong to each split.
-SPLIT_PARTS = {"train": range(0, 12), "validation": range(12, 14), "test": range(14, 16)}
 SHOWN = 1500  # characters of a program, of its output and of each part of what came of it that others see
 LONGEST = 1000  # items of a list that are carried out: what comes after them is left out
 
@@ -208,11 +207,3 @@ class Game(abc.ABC):
     @abc.abstractmethod
     def repeated(self, state: Any, carried: Any) -> str:
         """A list as ``read`` reads it, of what was carried out."""
-
-
-def in_split(instance: Any, split: str) -> bool:
-    """An instance itself decides its split, so no two splits can share one. Raises ValueError for a split
-    that there is not."""
-    if split not in SPLIT_PARTS:
-        raise ValueError(f"split {split!r}: expected one of {', '.join(SPLIT_PARTS)}")
-    return hash_bytes(repr(instance))[0] % 16 in SPLIT_PARTS[split]

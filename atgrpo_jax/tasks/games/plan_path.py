@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import seed_of
-from atgrpo_jax.tasks.games.game import LONGEST, Game, Played, Proposal, in_split
+from atgrpo_jax.tasks.games.game import LONGEST, Game, Played, Proposal
 from atgrpo_jax.tasks.games.grid import MOVES, Cell, move_of, name, parse_moves, shift
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.splits import in_split
+from atgrpo_jax.tasks.workflow import Workflow
 
 MAX_DRAWS = 20_000
 

@@ -26,7 +26,7 @@ from atgrpo_jax.tasks.games.sokoban_rooms import (
     read_levels,
     solve,
 )
-from atgrpo_jax.tasks.protocol import Workflow
+from atgrpo_jax.tasks.workflow import Workflow
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.tasks.data import read_rows
-from atgrpo_jax.tasks.games.game import in_split
 from atgrpo_jax.tasks.games.grid import MOVES, Cell, shift
+from atgrpo_jax.tasks.splits import in_split
 
 FAR = 1_000_000  # pushes to a goal from where there is no way
 MAX_DRAWS = 2000  # rooms

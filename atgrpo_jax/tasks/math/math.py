@@ -21,7 +21,6 @@ from atgrpo_jax.common.types import Message, Outcome, Reward
 from atgrpo_jax.sandbox.protocol import Program, Run
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
-from atgrpo_jax.tasks.games.game import python_block
 from atgrpo_jax.tasks.math.math_problems import (
     LONGEST,
     WARM_UP,
@@ -33,7 +32,9 @@ from atgrpo_jax.tasks.math.math_problems import (
     plainly_equal,
     read,
 )
-from atgrpo_jax.tasks.protocol import Step, Workflow
+from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.texts import python_block
+from atgrpo_jax.tasks.workflow import Workflow
 
 TOOL, REASONER, JUDGE = KINDS = ("tool", "reasoner", "judge")
 SHOWN = 1000  # characters of what was said that others are shown

@@ -15,7 +15,7 @@ from typing import Any
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.sandbox.protocol import Program
 from atgrpo_jax.tasks.data import read_rows, words_of
-from atgrpo_jax.tasks.games.game import in_split
+from atgrpo_jax.tasks.splits import in_split
 
 LONGEST = 200  # characters of an answer
 WORDS = 8  # of an answer that is no mathematics
@@ -192,7 +192,10 @@ _NOBODY_SAYS = {"nan", "n/a", "na", "none", "null", "proof", "inf", "see solutio
 def unsayable(answer: str) -> str:
     """Why nobody can give an answer; "" if somebody can."""
     if "####" in answer:
-        return "GSM8K's own, with its reasoning: python -m atgrpo_jax.tools.prepare --source=answers takes it off"
+        return (
+            "GSM8K's own, with its reasoning: "
+            "python -m atgrpo_jax.tools.prepare --source=answers takes it off"
+        )
     if answer.casefold().rstrip(".") in _NOBODY_SAYS:
         return "a word for no answer"
     words = re.sub(r"\\[a-zA-Z]+", " ", re.sub(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}", " ", answer))

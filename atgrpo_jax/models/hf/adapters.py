@@ -1,0 +1,42 @@
+"""Adapters as PEFT folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atgrpo_jax.models.hf.hf import save_tensors, tensor_name
+from atgrpo_jax.models.lora import LoraConfig
+
+
+def save_adapter(folder: str, adapter: Any, config: LoraConfig, base: str) -> None:
+    """Writes a PEFT folder: adapter_model.safetensors and adapter_config.json.
+
+    Args:
+      base: the model folder (or hub name) that the adapter belongs to.
+
+    Raises OSError if the disk is full.
+    """
+    root = Path(folder).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for layer, modules in adapter.items():
+        for name, ab in modules.items():
+            module = "base_model.model." + tensor_name(f"{layer}/{name}/kernel").removesuffix(".weight")
+            for letter in "ab":  # torch keeps [out, in]
+                values = np.ascontiguousarray(np.asarray(ab[letter], np.float32).T)
+                tensors[f"{module}.lora_{letter.upper()}.weight"] = values
+    save_tensors(root / "adapter_model.safetensors", tensors)
+    about = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        "inference_mode": True,
+    }
+    (root / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n")
