@@ -1,6 +1,7 @@
 """The benchmarks run, on work items of a second: their figures are for people."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -96,3 +97,84 @@ def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monk
     about = json.loads((tmp_path / "item.json").read_text())
     assert about["model"] == dataclasses.asdict(item.model)
     assert {len(tokenizer.encode(text)) for text in about["texts"]} == {item.prompt_tokens}
+
+
+def benchmark(name):
+    path = GIN_FOLDER.parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_difference_names_run_step_kind_and_item():
+    script = benchmark("same_bytes")
+    one = {"smoke": {"3": {"rewards": {"a": "1", "b": "2"}, "metrics": {"loss": 0.5}}}}
+    assert script.differences(one, one) == []
+    other = {"smoke": {"3": {"rewards": {"a": "1", "c": "2"}, "metrics": {"loss": 0.25}}}}
+    assert script.differences(one, other) == [
+        "smoke, step 3, metrics: 1 of 1 differ: loss (0.5 -> 0.25)",
+        "smoke, step 3, rewards: 2 of 3 differ: b (2 -> none), c (none -> 2)",
+    ]
+    assert script.differences(one, {}) == [
+        "smoke, step 3, metrics: 1 of 1 differ: loss (0.5 -> none)",
+        "smoke, step 3, rewards: 2 of 2 differ: a (1 -> none), b (2 -> none)",
+    ]
+
+
+@pytest.mark.slow
+def test_the_same_run_leaves_the_same_bytes_and_another_seed_others(tmp_path):
+    path = GIN_FOLDER.parent / "benchmarks" / "same_bytes.py"
+
+    def compared(*args):
+        line = [sys.executable, path, "--runs=lora", *args]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+
+    first = compared("--out=first.json")
+    assert first.returncode == 0, first.stderr
+    again = compared("--against=first.json")
+    assert (again.returncode, again.stdout) == (0, "the same: lora\n"), again.stderr
+    other = compared("--against=first.json", "--seed=1")
+    assert other.returncode == 1, other.stderr
+    for kind in ("episodes", "rewards", "advantages", "metrics"):
+        assert f"lora, step 1, {kind}: " in other.stdout
+    for kind in ("parameters and optimizer", "base of adapters"):
+        assert f"lora, step 3, {kind}: " in other.stdout
+    steps = json.loads((tmp_path / "first.json").read_text())["lora"]
+    assert list(steps) == ["0", "1", "2", "3"]
+
+
+def test_structure_counts_by_hand(tmp_path):
+    """Two columns: one checkout with each thing once, and one without any of them."""
+    script = benchmark("structure")
+    files = {
+        "one": {
+            "low.py": '"""Of this and that."""\na, b = 1, 2\n\n\nclass Step:\n    pass\n',
+            "room/high.py": "from atgrpo_jax.low import a\nx = [[i for i in range(a)] for a in range(3)]\n",
+            "low2.py": "from atgrpo_jax.room import high\n" + f"y = '{'y' * 100}'\n",
+        },
+        "other": {"low.py": '"""Holds one number."""\n\na = 1\n'},
+    }
+    for root, texts in files.items():
+        for name, text in texts.items():
+            place = tmp_path / root / "atgrpo_jax" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text)
+        (tmp_path / root / "tests").mkdir()
+    ranks = "RANKS = [{'low', 'low2'}, {'room'}]\n"
+    (tmp_path / "one" / "tests" / "test_layers.py").write_text(ranks)
+    (tmp_path / "one" / "README.md").write_text("| " + "w" * 150 + " |\n" + "w" * 101 + "\nshort\n")
+    one, other = (dict(script.table(tmp_path / root)) for root in files)
+    assert (one["folders"], one["loose files on the top level"], one["rooms"]) == ("1", "2", "3")
+    assert one["imports up against tests/test_layers.py"] == "1"  # low2 imports from a room above it
+    assert one["arrows between rooms"] == "2" and one["arrows between rooms that close a circle"] == "0"
+    assert one["uses of identifiers for another meaning"] == "1: class Step x1"
+    assert one["clipped docstrings: first word"] == "1"
+    assert one["tuple assignments per 1,000 lines"] == "100.0 (1)"  # of 10 lines
+    assert one["comprehensions inside a comprehension"] == "1"
+    assert one["lines over 100 columns, package"] == "1"
+    assert one["README.md: prose, longest line; over 100"] == "101; 1"
+    assert one["README.md: tables, longest line; over 100"] == "154; 1"
+    assert other["uses of identifiers for another meaning"] == "0: none"
+    counted = ("clipped docstrings: first word", "clipped docstrings: no verb", "rooms")
+    assert [other[name] for name in counted] == ["0", "0", "1"]
