@@ -2,7 +2,7 @@
 
 One training step, in the names of the modules:
 
-    task instances -> rollout -> groups -> advantages -> batch -> learner (loss) -> weight_sync
+    task instances -> rollout -> groups -> advantages -> batch -> learner (loss) -> gate
 
 A *team* of *roles* takes turns on an *instance*. At every (turn, role) K *candidates* are drawn from
 one prompt: a *group*. The best is executed; advantages are relative to the group.

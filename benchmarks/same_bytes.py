@@ -37,22 +37,22 @@ STEPS = 3
 # How the package spells its modules. The keys are the words that the texts below use.
 TRAIN = "atgrpo_jax.train"
 MODULES = {
-    "base": "atgrpo_jax.tasks.base",
-    "batch": "atgrpo_jax.batch",
+    "batch": "atgrpo_jax.update.batch",
     "config": "atgrpo_jax.models.config",
-    "evaluation": "atgrpo_jax.evaluation",
-    "experiment": "atgrpo_jax.experiment",
-    "learner": "atgrpo_jax.learner",
-    "local": "atgrpo_jax.engines.local",
+    "evaluation": "atgrpo_jax.rollout.evaluation",
+    "experiment": "atgrpo_jax.run.experiment",
+    "learner": "atgrpo_jax.update.learner",
+    "local": "atgrpo_jax.engines.local.local",
     "lora": "atgrpo_jax.models.lora",
-    "math": "atgrpo_jax.tasks.math",
-    "mesh": "atgrpo_jax.mesh",
+    "math": "atgrpo_jax.tasks.math.math",
+    "mesh": "atgrpo_jax.arrays.mesh",
     "pool": "atgrpo_jax.sandbox.pool",
-    "rollout": "atgrpo_jax.rollout",
-    "sudoku": "atgrpo_jax.tasks.sudoku",
-    "team": "atgrpo_jax.team",
-    "tokens": "atgrpo_jax.tokens",
-    "warm_start": "atgrpo_jax.warm_start",
+    "rollout": "atgrpo_jax.rollout.rollout",
+    "sudoku": "atgrpo_jax.tasks.games.sudoku",
+    "team": "atgrpo_jax.rollout.team",
+    "tokens": "atgrpo_jax.tokens.tokens",
+    "warm_start": "atgrpo_jax.update.warm_start",
+    "workflow": "atgrpo_jax.tasks.workflow",
 }
 
 SMALL = f"""
@@ -84,7 +84,7 @@ rollout.RolloutConfig.candidates = 4
 rollout.RolloutConfig.max_tokens = 12
 batch.BatchConfig.rows = 2
 learner.LossConfig.minibatches = 2
-base.Workflow.turns = 2
+workflow.Workflow.turns = 2
 """
 PROGRAM = ("```python\nprint('", "')\n```")
 BOX = (r"\boxed{", "}")
@@ -111,7 +111,7 @@ warm_start.WarmStartConfig.steps = 20
 include "sudoku.gin"
 {TOOLS}
 sudoku.Sudoku.prompts = "sudoku/full"
-base.Workflow.order = ("tool", "filler")
+workflow.Workflow.order = ("tool", "filler")
 tokens.TinyTokenizer.words = {(*PROGRAM, *CELLS)}
 warm_start.WarmStartConfig.steps = 30
 batch.BatchConfig.row_tokens = 1536

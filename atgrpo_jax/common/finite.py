@@ -1,6 +1,6 @@
 """Numbers of a run must be finite: one wording for wherever it takes them in, and before it writes them down.
 
-``finite_arrays.py`` looks at arrays on devices and says it the same way.
+``arrays/finite_trees.py`` looks at arrays on devices and says it the same way.
 """
 
 import math

@@ -41,7 +41,7 @@ class Reward:
         try:
             local = sum(parts.values())
         except (TypeError, OverflowError):
-            local = math.nan  # of parts that are no numbers: ``task_calls.scored`` says which, and where
+            local = math.nan  # of parts that are no numbers: ``tasks/calls.py`` says which, and where
         return cls(team, local, parts)
 
     def mixed(self, alpha: float) -> float:

@@ -1,0 +1,1 @@
+"""A transformer as functions of its parameters, its attention, its head, adapters. Knows no text."""

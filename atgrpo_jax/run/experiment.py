@@ -62,7 +62,7 @@ class Experiment:
     checkpoint_every: int = 10  # steps
     keep_checkpoints: int = 2  # newest ones, beside that of step 0
     max_logprob_gap: float = 1e-3  # between sampler and learner on the same tokens
-    gate: bool = True  # after every push the engine proves that it holds the weights; see weight_sync.py
+    gate: bool = True  # after every push the engine proves that it holds the weights; see engines/gate.py
 
     def __post_init__(self):
         lacks = missing(self.task)

@@ -30,7 +30,7 @@ FAULTS = {
         ("                split=split,\n", '                split="train",\n', "scores are of the training split"),
         ("self.states[policy], dispatched[policy] = self._policies.train(",
          "_, dispatched[policy] = self._policies.train(", "updates are thrown away"),
-        ("gate.push(self._engine, weights, step)", "weight_sync.push(self._engine, weights, 0)", "pushes are all called 0"),
+        ("gate.push(self._engine, weights, step)", "gate.push(self._engine, weights, 0)", "pushes are all called 0"),
         ("if every and (step % every == 0 or last):", "if every and last:", "no validation on the way"),
         ("if step % self.x.checkpoint_every == 0 or step == self.x.steps:", "if step % self.x.checkpoint_every == 0:",
          "the last step is not saved"),

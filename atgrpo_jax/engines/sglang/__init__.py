@@ -1,0 +1,1 @@
+"""The engine that draws from SGLang servers over HTTP."""

@@ -1,0 +1,1 @@
+"""The engine that draws from sglang-jax in this process."""

@@ -1,4 +1,4 @@
-"""Hugging Face model folders: safetensors <-> sharded parameters; hf_config.py reads config.json."""
+"""Hugging Face model folders: safetensors <-> sharded parameters; config_json.py reads config.json."""
 
 import errno
 import json

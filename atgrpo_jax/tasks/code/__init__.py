@@ -1,0 +1,1 @@
+"""Programming problems: a coder and a tester."""

@@ -48,7 +48,7 @@ class Problem:
     names: tuple[str, ...] = ()
     setup: str = ""
     solution: str = ""  # a right answer, if one is known
-    # Of what is printed: see ``code_outputs.same_output``.
+    # Of what is printed: see ``outputs.same_output``.
     tolerance: float = 0.0
     ignore_case: bool = False
     judge: str = "tokens"

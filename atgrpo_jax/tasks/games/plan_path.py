@@ -4,7 +4,7 @@ The task of arXiv 2510.11062, with the faults of its reference code mended: the 
 shown on every turn, splits share no instance, progress telescopes (so wandering pays nothing), and the
 turn limit is not success.
 
-The ``mover`` decides; see tasks/games.py for the roles.
+The ``mover`` decides; see game.py for the roles.
 """
 
 import collections

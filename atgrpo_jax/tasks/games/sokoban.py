@@ -1,7 +1,7 @@
 """Sokoban: push every box onto a goal.
 
 The task of arXiv 2510.11062, with the faults of its reference code mended: success is all boxes on goals and
-never a step limit, and moving a box to and fro pays nothing. The ``mover`` decides; see tasks/games.py for
+never a step limit, and moving a box to and fro pays nothing. The ``mover`` decides; see game.py for
 the roles.
 """
 

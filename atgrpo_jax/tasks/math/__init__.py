@@ -1,0 +1,1 @@
+"""Mathematical problems. Answers are compared by ``answers``, in the sandbox."""
