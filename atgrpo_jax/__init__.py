@@ -1,15 +1,34 @@
 """AT-GRPO for teams of LLM agents, in JAX.
 
-One training step, in the names of the modules:
+One training step, in the names of the rooms and modules:
 
-    task instances -> rollout -> groups -> advantages -> batch -> learner (loss) -> gate
+    tasks -> rollout -> credit -> update (batch, loss, learner) -> engines (gate) -> next step
 
-A *team* of *roles* takes turns on an *instance*. At every (turn, role) K *candidates* are drawn from
-one prompt: a *group*. The best is executed; advantages are relative to the group.
+Words, each with one meaning:
 
-Axis suffixes on array names, everywhere:
+    instance     a problem of a task, named by its split and number
+    episode      one play of an instance, from its first turn to its end
+    turn         one round of an episode, in which each role of the workflow speaks once
+    role         who speaks: a name, a prompt, a part of the reward
+    policy       parameters that speak for one role or several
+    team         all roles, and which policy speaks for which
+    sample       the tokens that an engine drew once, with their log-probabilities
+    candidate    a sample with its text, reward and outcome; one of K from the same prompt and state
+    group        the K candidates of one (turn, role) of an episode
+    executed     the candidate whose state is what the next role sees
+    reward       team + local: what all roles share, and what one role earned
+    advantage    a candidate's reward relative to its group
+    address      where a sample belongs (seed, step, instance, episode, turn, role, k); it fixes the noise
+    minibatch    the groups of one optimizer step; it is packed into rows, and these into micro-batches
+    row          tokens of fixed length T: prompts, each once, and the answers to them
+    engine       who draws samples, with weights that were pushed to it
+    push         new weights of a policy on their way to the engine; each has a version
+    gate         the check that an engine holds the weights that were pushed
+    warm start   supervised steps on demonstrations, before training
+
+Axis suffixes on array names. A file with letters of its own lists them at its top:
 
     G groups    K candidates    A micro-batches    B rows    T tokens in a row    P prompt tokens
-    C new tokens of a branch    V vocabulary    D model width    F MLP width
-    N query heads    M key/value heads    H head size    L layers
+    V vocabulary    D model width    F MLP width    L layers
+    N query heads    M key/value heads    H head size
 """

@@ -32,6 +32,13 @@ def test_every_file_it_names_exists():
         assert (ROOT / path).exists(), path
 
 
+def test_its_tree_names_every_file():
+    tree = TEXT[TEXT.index("## The code") :]
+    for path in (ROOT / "atgrpo_jax").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert re.search(rf"\b{path.name}\b", tree), path
+
+
 @pytest.mark.slow
 def test_the_python_commands_run_in_an_empty_directory(tmp_path):
     """With smoke.gin for plan.gin, and a grid that fits it."""
