@@ -13,3 +13,5 @@ Axis suffixes on array names, everywhere:
     C new tokens of a branch    V vocabulary    D model width    F MLP width
     N query heads    M key/value heads    H head size    L layers
 """
+
+from atgrpo_jax.version import __version__ as __version__

@@ -4,20 +4,21 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 import transformers
 
-from atgrpo_jax.config import GIN_FOLDER
 from atgrpo_jax.models import hf
 
+ROOT = Path(__file__).parents[1]
 SIZES = {"layers": 1, "prompts": 2, "candidates": 2, "prompt_tokens": 8, "new_tokens": 4}
 SMALL = [f"--{name}={size}" for name, size in (SIZES | {"warmup": 1, "steps": 1}).items()]
 
 
 def lines(script, *more):
-    path = GIN_FOLDER.parent / "benchmarks" / script
+    path = ROOT / "benchmarks" / script
     done = subprocess.run([sys.executable, path, *SMALL, *more], capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -47,7 +48,7 @@ def test_rollout_prints_one(flag):
 
 @pytest.mark.slow
 def test_a_short_soak_finds_nothing_wrong_and_nothing_lost():
-    path = GIN_FOLDER.parent / "benchmarks" / "soak.py"
+    path = ROOT / "benchmarks" / "soak.py"
     done = subprocess.run([sys.executable, path, "--seconds=5"], capture_output=True, text=True, check=True)
     line = json.loads(done.stdout)
     assert line["wrong"] == 0 and line["lost"] == [] and line["pushes"] > 3
@@ -56,7 +57,7 @@ def test_a_short_soak_finds_nothing_wrong_and_nothing_lost():
 
 @pytest.mark.slow
 def test_the_sandbox_under_a_short_soak():
-    path = GIN_FOLDER.parent / "benchmarks" / "sandbox.py"
+    path = ROOT / "benchmarks" / "sandbox.py"
     done = subprocess.run([sys.executable, path, "--soak=100"], capture_output=True, text=True, check=True)
     line = json.loads(done.stdout)
     assert (line["wrong"], line["replaced"], line["closed"]["processes"], line["file_left"]) == (
@@ -70,7 +71,7 @@ def test_the_sandbox_under_a_short_soak():
 
 @pytest.mark.slow
 def test_generators_print_a_line_a_game():
-    path = GIN_FOLDER.parent / "benchmarks" / "generators.py"
+    path = ROOT / "benchmarks" / "generators.py"
     done = subprocess.run(
         [sys.executable, path, "--seconds=0.05"], capture_output=True, text=True, check=True
     )
@@ -82,7 +83,7 @@ def test_generators_print_a_line_a_game():
 
 def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):
     for folder in ("benchmarks", "benchmarks/peers"):
-        monkeypatch.syspath_prepend(GIN_FOLDER.parent / folder)
+        monkeypatch.syspath_prepend(ROOT / folder)
     import run
     from items import ITEMS
 

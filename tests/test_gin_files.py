@@ -8,12 +8,13 @@ import pytest
 from reference import SIZES, make, make_tokenizer
 
 from atgrpo_jax import footprint
-from atgrpo_jax.config import GIN_FOLDER, load, render
+from atgrpo_jax.config import gin_folder, load, render
 from atgrpo_jax.data import SPLITS
 from atgrpo_jax.models import hf
 from atgrpo_jax.models.config import preset
 from atgrpo_jax.policies import Policies
 
+GIN_FOLDER = gin_folder()
 PARTS = sorted(GIN_FOLDER.glob("parts/*.gin"))
 FILES = sorted(set(GIN_FOLDER.rglob("*.gin")) - set(PARTS))
 TASKS, TEAMS = ("plan_path", "sokoban", "sudoku", "math", "code"), ("single", "shared", "lora", "roles")

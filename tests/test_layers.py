@@ -10,7 +10,7 @@ RANKS = [
     {
         "answers.parts", "answers.spelling",
         "errors", "checks", "engines.background", "engines.leash", "sandbox.base", "sandbox.kernel",
-        "sandbox.packages", "sandbox.program", "tasks.code_outputs",
+        "sandbox.packages", "sandbox.program", "tasks.code_outputs", "version",
     },
     {
         "types", "files", "progress", "finite", "metric_names", "stopping", "tasks.texts",
@@ -67,7 +67,7 @@ NO_JAX = {
     "engines.secrets", "engines.servers",
     "engines.pages", "batch", "evaluation",
     "progress", "sandbox.base", "sandbox.files", "sandbox.kernel", "sandbox.packages",
-    "sandbox.pool", "sandbox.program", "sandbox.start", "sandbox.worker",
+    "sandbox.pool", "sandbox.program", "sandbox.start", "sandbox.worker", "version",
 }  # fmt: skip
 NUMERICS = {"advantages", "loss", "models.attention", "models.fused", "models.paged", "models.sampling"}
 

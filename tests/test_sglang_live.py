@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from scripted_server import ScriptedServer
 
-from atgrpo_jax.config import GIN_FOLDER
+from atgrpo_jax.config import gin_folder
 from atgrpo_jax.engines import draws, sglang
 from atgrpo_jax.engines import fleet as fleets
 from atgrpo_jax.engines.base import Request, Served
@@ -39,7 +40,7 @@ from atgrpo_jax.weight_sync import Gate, push
 
 pytestmark = pytest.mark.slow
 
-ROOT = GIN_FOLDER.parent
+ROOT = Path(__file__).parents[1]
 TOKENIZER = TinyTokenizer()
 # That of smoke.gin, so that one server does for all.
 CONFIG = ModelConfig(layers=2, width=32, mlp_width=64, heads=2, kv_heads=1, head_size=16)
@@ -388,7 +389,7 @@ def test_a_killed_server_is_started_again_and_no_group_is_lost(live, local):
 
 def run(folder, engine, *params):
     """smoke.gin on the engine given as lines of gin."""
-    text = (GIN_FOLDER / "smoke.gin").read_text()
+    text = (gin_folder() / "smoke.gin").read_text()
     if engine:
         text = re.sub(r"(?m)^.*local.*$", "", text) + engine
     (folder / "run.gin").write_text(text)
