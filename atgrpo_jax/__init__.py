@@ -32,3 +32,5 @@ Axis suffixes on array names. A file with letters of its own lists them at its t
     V vocabulary    D model width    F MLP width    L layers
     N query heads    M key/value heads    H head size
 """
+
+from atgrpo_jax.version import __version__ as __version__

@@ -5,20 +5,21 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 import transformers
 
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.run.gin_config import GIN_FOLDER
 
+ROOT = Path(__file__).parents[1]
 SIZES = {"layers": 1, "prompts": 2, "candidates": 2, "prompt_tokens": 8, "new_tokens": 4}
 SMALL = [f"--{name}={size}" for name, size in (SIZES | {"warmup": 1, "steps": 1}).items()]
 
 
 def lines(script, *more):
-    path = GIN_FOLDER.parent / "benchmarks" / script
+    path = ROOT / "benchmarks" / script
     done = subprocess.run([sys.executable, path, *SMALL, *more], capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -48,7 +49,7 @@ def test_rollout_prints_one(flag):
 
 @pytest.mark.slow
 def test_a_short_soak_finds_nothing_wrong_and_nothing_lost():
-    path = GIN_FOLDER.parent / "benchmarks" / "soak.py"
+    path = ROOT / "benchmarks" / "soak.py"
     done = subprocess.run([sys.executable, path, "--seconds=5"], capture_output=True, text=True, check=True)
     line = json.loads(done.stdout)
     assert line["wrong"] == 0 and line["lost"] == [] and line["pushes"] > 3
@@ -57,7 +58,7 @@ def test_a_short_soak_finds_nothing_wrong_and_nothing_lost():
 
 @pytest.mark.slow
 def test_the_sandbox_under_a_short_soak():
-    path = GIN_FOLDER.parent / "benchmarks" / "sandbox.py"
+    path = ROOT / "benchmarks" / "sandbox.py"
     done = subprocess.run([sys.executable, path, "--soak=100"], capture_output=True, text=True, check=True)
     line = json.loads(done.stdout)
     assert (line["wrong"], line["replaced"], line["closed"]["processes"], line["file_left"]) == (
@@ -71,7 +72,7 @@ def test_the_sandbox_under_a_short_soak():
 
 @pytest.mark.slow
 def test_generators_print_a_line_a_game():
-    path = GIN_FOLDER.parent / "benchmarks" / "generators.py"
+    path = ROOT / "benchmarks" / "generators.py"
     done = subprocess.run(
         [sys.executable, path, "--seconds=0.05"], capture_output=True, text=True, check=True
     )
@@ -83,7 +84,7 @@ def test_generators_print_a_line_a_game():
 
 def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):
     for folder in ("benchmarks", "benchmarks/peers"):
-        monkeypatch.syspath_prepend(GIN_FOLDER.parent / folder)
+        monkeypatch.syspath_prepend(ROOT / folder)
     import run
     from items import ITEMS
 
@@ -100,7 +101,7 @@ def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monk
 
 
 def benchmark(name):
-    path = GIN_FOLDER.parent / "benchmarks" / f"{name}.py"
+    path = ROOT / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -124,7 +125,7 @@ def test_a_difference_names_run_step_kind_and_item():
 
 @pytest.mark.slow
 def test_the_same_run_leaves_the_same_bytes_and_another_seed_others(tmp_path):
-    path = GIN_FOLDER.parent / "benchmarks" / "same_bytes.py"
+    path = ROOT / "benchmarks" / "same_bytes.py"
 
     def compared(*args):
         line = [sys.executable, path, "--runs=lora", *args]

@@ -10,10 +10,11 @@ from reference import SIZES, make, make_tokenizer
 from atgrpo_jax.models.config import preset
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.planning import footprint
-from atgrpo_jax.run.gin_config import GIN_FOLDER, load, render
+from atgrpo_jax.run.gin_config import gin_folder, load, render
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.tasks.splits import SPLITS
 
+GIN_FOLDER = gin_folder()
 PARTS = sorted(GIN_FOLDER.glob("parts/*.gin"))
 FILES = sorted(set(GIN_FOLDER.rglob("*.gin")) - set(PARTS))
 TASKS, TEAMS = ("plan_path", "sokoban", "sudoku", "math", "code"), ("single", "shared", "lora", "roles")

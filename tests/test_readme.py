@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.run.gin_config import GIN_FOLDER
+from atgrpo_jax.run.gin_config import gin_folder
 
-ROOT = GIN_FOLDER.parent
+ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()
@@ -25,7 +25,7 @@ def test_it_opens_with_the_two_commands():
 
 def test_every_file_it_names_exists():
     for name in re.findall(r"`(\w+\.gin)`", TEXT):
-        assert (GIN_FOLDER / name).exists() or name == "config.gin", name
+        assert (gin_folder() / name).exists() or name == "config.gin", name
     for link in re.findall(r"\]\(([\w/.]+)\)", TEXT):
         assert (ROOT / link).exists(), link
     for path in re.findall(r"`((?:atgrpo_jax|launch|docs|tests)/[\w/.]+)`", TEXT):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -34,12 +35,12 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
 from atgrpo_jax.models.transformer import run as run_model
-from atgrpo_jax.run.gin_config import GIN_FOLDER
+from atgrpo_jax.run.gin_config import gin_folder
 from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 pytestmark = pytest.mark.slow
 
-ROOT = GIN_FOLDER.parent
+ROOT = Path(__file__).parents[1]
 TOKENIZER = TinyTokenizer()
 # That of smoke.gin, so that one server does for all.
 CONFIG = ModelConfig(layers=2, width=32, mlp_width=64, heads=2, kv_heads=1, head_size=16)
@@ -388,7 +389,7 @@ def test_a_killed_server_is_started_again_and_no_group_is_lost(live, local):
 
 def run(folder, engine, *params):
     """smoke.gin on the engine given as lines of gin."""
-    text = (GIN_FOLDER / "smoke.gin").read_text()
+    text = (gin_folder() / "smoke.gin").read_text()
     if engine:
         text = re.sub(r"(?m)^.*local.*$", "", text) + engine
     (folder / "run.gin").write_text(text)

@@ -21,7 +21,7 @@ def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """--gin_file and --gin_param, for entry points that read a config."""
     return (
         flags.DEFINE_string(
-            "gin_file", None, "The run's gin file, from the working directory or the checkout's gin/."
+            "gin_file", None, "The run's gin file, from the working directory or the shipped ones."
         ),
         flags.DEFINE_multi_string(
             "gin_param", [], 'A further binding, e.g. "experiment.Experiment.steps = 20". Repeatable.'

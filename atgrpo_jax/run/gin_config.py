@@ -14,7 +14,7 @@ from atgrpo_jax.common.errors import ConfigError, UserError
 from atgrpo_jax.run.experiment import Experiment, first_difference
 from gin import config as gin_config
 
-GIN_FOLDER = Path(__file__).resolve().parents[2] / "gin"
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 # What gin raises for a bad file or binding, and constructors for a bad value.
 _GIN_ERRORS = (
@@ -26,8 +26,7 @@ _GIN_ERRORS = (
 def load(gin_file: str, bindings: Sequence[str] = ()) -> Experiment:
     """The experiment that a gin file and further bindings describe.
 
-    ``gin_file``, and what it includes, is looked for in the working directory, then in the
-    checkout's gin/ folder.
+    ``gin_file``, and what it includes, is looked for in the working directory, then in ``gin_folder()``.
 
     Raises ConfigError, in one line, for a file that is not there, an unknown or misspelt parameter, macro
     or scope, a value of the wrong type or range, or an impossible combination.
@@ -36,12 +35,28 @@ def load(gin_file: str, bindings: Sequence[str] = ()) -> Experiment:
     return _experiment(gin_file, lambda: gin.parse_config_files_and_bindings([str(path)], list(bindings)))
 
 
+def gin_folder(package: Path = _PACKAGE) -> Path:
+    """The folder of the shipped gin files: inside an installed package, beside the package in a checkout.
+
+    Raises ConfigError if there is none. Beside an installed package lies the gin library, in a folder of the
+    same name, but without gin files.
+    """
+    places = (package / "gin", package.parent / "gin")
+    for place in places:
+        if any(place.glob("*.gin")):
+            return place
+    raise ConfigError(
+        f"the gin files that come with atgrpo_jax are not there; looked in {places[0]} and {places[1]}. "
+        "Install the package again, or run it from a whole checkout"
+    )
+
+
 def _experiment(gin_file: str, parse: Callable[[], object]) -> Experiment:
     """What ``parse`` has told gin. Raises ConfigError, which names ``gin_file``."""
     gin.clear_config()
     logging.disable(logging.ERROR)  # gin logs every place in which an included file is not
     try:
-        gin.add_config_file_search_path(str(GIN_FOLDER))
+        gin.add_config_file_search_path(str(gin_folder()))
         parse()
         _refuse_unused(gin_file)
         try:
@@ -85,13 +100,13 @@ def render(experiment: Experiment) -> str:
 def _find(gin_file: str) -> Path:
     places = [Path(gin_file)] if Path(gin_file).is_absolute() else [
         Path.cwd() / gin_file,
-        GIN_FOLDER / gin_file,
+        gin_folder() / gin_file,
     ]  # fmt: skip
     for place in places:
         if place.is_file():
             return place
     looked = " and ".join(map(str, places))
-    have = ", ".join(sorted(path.name for path in GIN_FOLDER.glob("*.gin"))) or "none"
+    have = ", ".join(sorted(path.name for path in gin_folder().glob("*.gin"))) or "none"
     raise ConfigError(f"gin file {gin_file!r} not found; looked for {looked} (shipped: {have})")
 
 

@@ -85,9 +85,11 @@ def check_command(command: str) -> None:
     if not words or shutil.which(words[0]) is None:
         raise RunError(f"SGLangConfig.command = {command!r}: there is no such program")
     if words[0] in ("bash", "sh") and len(words) > 1 and words[1][:1] != "-" and not Path(words[1]).is_file():
-        raise RunError(f"SGLangConfig.command = {command!r}: {words[1]} is no file in {Path.cwd()}")
+        raise RunError(
+            f"SGLangConfig.command = {command!r}: {words[1]} is no file in {Path.cwd()}; give its whole path"
+        )
     if words[0] == sys.executable and "sglang.launch_server" in words and not find_spec("sglang"):
         raise RunError(
             'this Python has no sglang to start servers with: pip install "atgrpo_jax[sglang]", or give '
-            "SGLangConfig.command (launch/serve_sglang.sh makes an environment of its own) or urls"
+            "SGLangConfig.command (launch/serve_sglang.sh of the source tree makes an environment) or urls"
         )
