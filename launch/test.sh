@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
-# Lint, types and tests, in a virtual environment of their own. Arguments go to pytest:
-#   bash launch/test.sh                  everything
-#   bash launch/test.sh -m "not slow"    what takes seconds
+# Lint, types and tests, in a virtual environment of their own:
+#   bash launch/test.sh                       what takes seconds each: about ten minutes on 2 cores
+#   bash launch/test.sh --all                 everything: whole runs, real servers, kills; what CI runs
+#   bash launch/test.sh tests/test_loss.py    arguments go to pytest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 install_checkout "[test]"
 cd "$root"
-case "$*" in
-  *"not slow"*) ;;
-  # What tests/test_sglang_live.py and tests/test_sglang_jax_live.py start, while the first tests run.
-  *) {
-    bash launch/serve_sglang.sh --install
-    bash launch/test_sglang_jax.sh --install
-  } > "$venv/sglang.log" 2>&1 & ;;
+case "${1:-}" in
+  "") set -- -m "not slow and not thorough" ;;
+  --all)
+    shift
+    # What tests/test_sglang_live.py and tests/test_sglang_jax_live.py start, while the first tests run.
+    {
+      bash launch/serve_sglang.sh --install
+      bash launch/test_sglang_jax.sh --install
+    } > "$venv/sglang.log" 2>&1 &
+    ;;
 esac
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

@@ -34,6 +34,7 @@ from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools.check_task import check
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "task",
     [
@@ -68,6 +69,7 @@ def code_to_call(folder):
     return Code(files={split: str(folder / f"{split}.jsonl") for split in SPLITS})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "make",
     [

@@ -326,6 +326,7 @@ def test_each_test_has_the_whole_limit(sandbox, form):
     assert (step.reward.team, step.outcome) == (1.0, Outcome.OK)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["stdio", "call"])
 def test_after_so_many_timeouts_the_rest_has_failed(form):
     impatient = SandboxConfig(workers=2, cpu=1, wall=0.7).build()

@@ -76,6 +76,7 @@ def many(n=11):
     return [request([rng.randrange(64) for _ in range(rng.randint(1, 20))], i) for i in range(n)]
 
 
+@pytest.mark.thorough
 def test_a_request_gives_the_same_samples_whatever_the_company(engine, params):
     """Alone, together, in another order, and among requests of other lengths: tokens, logprobs, bytes."""
     requests = many()
@@ -88,6 +89,7 @@ def test_a_request_gives_the_same_samples_whatever_the_company(engine, params):
     assert [shuffled[order.index(i)] for i in range(len(order))] == together
 
 
+@pytest.mark.thorough
 def test_a_second_copy_arranged_for_decoding_changes_no_token(engine, params):
     plain = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, fuse_mb=0.0))
     plain.push_weights("shared", Weights(params), version=7)
@@ -173,6 +175,7 @@ def test_rows_are_free_for_others_as_soon_as_a_sample_ends(params):
     assert 360 <= engine.usage.places <= 360 + 3 * 16
 
 
+@pytest.mark.thorough
 def test_a_pattern_holds_and_both_logprobs_are_told(params):
     """Over ids 0..25 as letters, 26 as "ab"; beside a request that is free, on the same weights."""
 
@@ -206,6 +209,7 @@ def test_a_pattern_holds_and_both_logprobs_are_told(params):
         Sampling(pattern="(")
 
 
+@pytest.mark.thorough
 def test_the_number_of_rows_changes_no_token(engine, params):
     requests = many(7)
     wanted = draw(engine, *requests)
@@ -223,6 +227,7 @@ def test_the_number_of_rows_changes_no_token(engine, params):
                 np.testing.assert_allclose(sample.logprobs, same.logprobs, **PARITY)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tight", [{"answer_cache": 24}, {"prompt_cache": 32}], ids=str)
 def test_too_little_memory_takes_longer_and_gives_the_same_bytes(engine, params, tight):
     """Answers of 16 tokens in pages of 8, of which there are three; a cache of a single longest prompt."""
@@ -304,6 +309,7 @@ def test_an_error_while_drawing_reaches_whoever_waits(engine, monkeypatch):
     assert draw(engine, request([1]))[0][0].version == 7
 
 
+@pytest.mark.thorough
 def test_a_stop_string_ends_a_sample_at_the_token_that_completes_it(params):
     """A decoder that writes ids as "<id>": whatever the chunks, the same first place."""
 
@@ -345,6 +351,7 @@ def test_rules_of_sampling_are_kept_in_any_company(engine):
         draw(engine, request([1], banned=(64,)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
 def test_a_mesh_gives_the_same(engine, params, mesh):
     on_mesh = mesh.build()
@@ -357,6 +364,7 @@ def test_a_mesh_gives_the_same(engine, params, mesh):
             np.testing.assert_allclose(sample.logprobs, other.logprobs, **PARITY)
 
 
+@pytest.mark.thorough
 def test_the_kernel_gives_the_same():
     """Interpreted; whole answers of two pages, on prompts of up to two."""
     config = LocalEngineConfig(rows=12, page=16, max_prompt=32, prompt_cache=256, prefill=16)
@@ -408,6 +416,7 @@ def test_greedy_takes_the_most_likely_token(engine, params):
         tokens.append(token)
 
 
+@pytest.mark.thorough
 def test_sampling_follows_the_distribution(engine, params):
     """The first token's frequencies against the model's probabilities."""
     probs = np.asarray(jax.nn.softmax(next_logits(params, [1, 2, 3]) / 0.5))
@@ -419,6 +428,7 @@ def test_sampling_follows_the_distribution(engine, params):
     assert chi_square(counts, probs) < 63 + 5 * (2 * 63) ** 0.5
 
 
+@pytest.mark.thorough
 def test_the_second_token_follows_its_distribution_given_the_first(engine, params):
     """A sampler that uses a token's random numbers again is right for first tokens alone. The first is one of
     three here, so that each is met often."""

@@ -82,6 +82,7 @@ CASES = [pytest.param(*case, id=name) for name, case in SETTINGS.items()]
 CASES += [pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in SLOW.items()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("settings", "optimizer", "says"), CASES)
 def test_an_update_that_diverges_stops_the_run_and_leaves_the_last_checkpoint(
     small, tmp_path, settings, optimizer, says
@@ -165,6 +166,7 @@ def test_a_model_folder_that_is_not_finite_is_refused_by_tensor(small, tmp_path)
     assert not not_finite(policies.load(str(tmp_path / "right"), "shared"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_warm_start_that_diverges_caches_nothing(small, tmp_path, steps):
     warm = WarmStartConfig(steps=steps, instances=2, candidates=2, warmup=0, **DIVERGES)

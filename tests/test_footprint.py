@@ -66,6 +66,7 @@ def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
     assert said - logits == held((state.prompts, state.answers))
 
 
+@pytest.mark.thorough
 def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one():
     x = dataclasses.replace(load("smoke.gin"), warm_start=None)
     policies = Policies(x)
@@ -113,6 +114,7 @@ def test_offloaded_optimizer_state_is_the_hosts():
     assert footprint.bytes_on_hosts(stays.shapes) == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "mesh"),
     [
@@ -176,6 +178,7 @@ def test_work_by_hand():
     assert footprint.work(again, 100, group, 2)["update"] == 2 * (3 * forward + block * 20 + 16 * seen)
 
 
+@pytest.mark.thorough
 def test_qwen3_sizes():
     """Parameters of the published models, in billions, and Adam's two moments."""
     for name, billions in (("qwen3-1.7b", 1.72), ("qwen3-8b", 8.19)):

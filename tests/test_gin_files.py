@@ -96,6 +96,7 @@ def test_it_builds(path, tmp_path, model_folder, problems):
     assert load(str(copy)) == experiment
 
 
+@pytest.mark.thorough
 def test_the_longest_fits_on_what_its_header_says_and_takes_no_longer(tmp_path, problems):
     name, config = "math_aggregation_7", preset("qwen3-8b")
     (tmp_path / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size, (1,))))

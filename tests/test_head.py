@@ -59,6 +59,7 @@ def test_equals_the_whole_one(tied, mesh, chunk_bytes):
         np.testing.assert_allclose(ours, reference, **PARITY)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("mesh", "chunk_bytes", "reference"),
     [(*place, True) for place in PLACES] + [(mesh, 1, False) for mesh in (ALONE, TOGETHER)],

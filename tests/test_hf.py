@@ -160,6 +160,7 @@ def test_a_description_is_read_back_as_the_config(name, tmp_path):
     assert again == dataclasses.replace(config, remat="block", scan=True)
 
 
+@pytest.mark.thorough
 def test_a_model_that_comes_from_no_folder_is_written_as_one_that_transformers_loads(tmp_path):
     config = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=16, vocab_size=50)
     params = init_params(Transformer(config, 50), jax.random.key(0))

@@ -87,6 +87,7 @@ def separate_rows(groups: list[Credited]) -> list[Credited]:
     return rows
 
 
+@pytest.mark.thorough
 def test_prefix_shared_equals_separate_rows():
     """Loss and gradient to 1e-5. Separate rows are one candidate a group, three times as many groups, so
     the paper's mean over groups of equal size is the same number."""
@@ -96,6 +97,7 @@ def test_prefix_shared_equals_separate_rows():
     assert_same(loss_and_gradient(shared), loss_and_gradient(separate))
 
 
+@pytest.mark.thorough
 def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
     group = items()[2]
     batch = packed([group], BatchConfig(row_tokens=64, rows=1))
@@ -114,6 +116,7 @@ def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
         start += n
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "config",
     [
@@ -130,6 +133,7 @@ def test_padding_packing_and_micro_batches_change_nothing(config):
     assert_same(metrics, other_metrics)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("remat", ["dots", "block"])
 def test_computing_again_changes_nothing_but_the_memory(remat):
     model = Transformer(dataclasses.replace(MODEL.config, remat=remat), 64)
@@ -152,6 +156,7 @@ def test_computing_again_changes_nothing_but_the_memory(remat):
     assert kept(model) < kept(MODEL)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("remat", ["none", "dots", "block"])
 def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
     def model(scan, layers=2):
@@ -216,6 +221,7 @@ def test_the_loss_is_that_of_the_formula():
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [
@@ -372,6 +378,7 @@ def sharded_update(mesh, model=MODEL):
     return ours.update(ours.init(jax.random.key(0)), batch, 1.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -393,6 +400,7 @@ def test_sharded_equals_unsharded(mesh):
     assert_same(jax.device_get(metrics), jax.device_get(other_metrics))
 
 
+@pytest.mark.thorough
 def test_fused_kernels_are_sharded_like_tiles():
     """Interpreted, as on a TPU."""
     fused = Transformer(dataclasses.replace(MODEL.config, attention="fused"), 64)
@@ -418,6 +426,7 @@ def test_several_processes_make_one_update(tmp_path):
         assert_same(jax.tree.leaves(jax.device_get((state.params, metrics))), list(found.values()))
 
 
+@pytest.mark.thorough
 def test_policies_on_meshes_of_their_own_are_updated_at_the_same_time():
     """Nobody waits for the first policy's updates before the second one's are under way elsewhere."""
     config = MeshConfig(policies=2)
@@ -434,6 +443,7 @@ def test_policies_on_meshes_of_their_own_are_updated_at_the_same_time():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
 
 
+@pytest.mark.thorough
 def test_nothing_but_the_batch_moves_to_the_devices():
     ours = learner(LossConfig(kl=0.1))
     state = ours.init(jax.random.key(0))
@@ -441,6 +451,7 @@ def test_nothing_but_the_batch_moves_to_the_devices():
         ours.update(state, packed(items()), 1.0, jax.device_get(state.params))
 
 
+@pytest.mark.thorough
 def test_the_optimizer_state_may_wait_on_the_host():
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)  # alone: test_policies.py
     stays, waits = (
@@ -476,6 +487,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
         check_mesh(MeshConfig(tensor=4), 8, sizes)
 
 
+@pytest.mark.thorough
 def test_cloning_learns_its_demonstrations():
     ours = Learner(MODEL, OptimizerConfig(learning_rate=1e-2), cloning, MeshConfig().build())
     state, batch = ours.init(jax.random.key(0)), packed(items(), aggregate="token")
@@ -486,6 +498,7 @@ def test_cloning_learns_its_demonstrations():
     assert losses[0] > 3.5 and losses[-1] < 1.0
 
 
+@pytest.mark.thorough
 def test_advantages_move_logprobs_their_way():
     groups = items()
     ours, batch = learner(optimizer=OptimizerConfig(learning_rate=1e-3)), packed(groups)

@@ -54,6 +54,7 @@ def forward(params, adapters=None, scale_BJ=None):
     return logits(params, hidden)
 
 
+@pytest.mark.thorough
 def test_a_fresh_adapter_changes_nothing_bit_for_bit(params):
     fresh = stack([init_adapter(params, jax.random.key(s), CONFIG.rank) for s in (1, 2)])
     scale_BJ = jnp.array([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
@@ -81,6 +82,7 @@ def batch():
     return pack([credited(rng, 5, [3, 4])], BatchConfig(row_tokens=16, rows=1), "candidate", 16)
 
 
+@pytest.mark.thorough
 def test_an_update_moves_the_adapter_and_nothing_else(params, batch):
     made = learner(rank=4, alpha=8.0)
     state = made.init(jax.random.key(1))
@@ -116,6 +118,7 @@ def test_a_policy_computes_with_its_adapter_times_alpha_over_rank(params, batch,
     assert jnp.abs(merged - plain).max() > 0.1 and config.scale == alpha / 4
 
 
+@pytest.mark.thorough
 def test_the_rate_scales_an_update(params, batch):
     made, steps = learner(), []
     for rate in (1.0, 0.5):
@@ -126,6 +129,7 @@ def test_the_rate_scales_an_update(params, batch):
     jax.tree.map(lambda one, half: np.testing.assert_allclose(half, 0.5 * one, **PARITY), *steps)
 
 
+@pytest.mark.thorough
 def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
     engine = LocalEngine(MODEL, (3,), LocalEngineConfig(rows=12, page=8))
     policies = {"one": adapter(params, 1), "other": adapter(params, 2)}
@@ -155,6 +159,7 @@ def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
         assert [s.tokens for s in mine] == [s.tokens for s in theirs]
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
 @pytest.mark.parametrize("variant", ["qwen3", "qwen2", "llama"])
 def test_peft_loads_an_exported_adapter_and_gives_our_logits(variant, tmp_path):

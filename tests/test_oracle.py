@@ -284,6 +284,7 @@ def expected(x, case, policy, roles, start, base):
     return oracle.trained(shape, start, batches, settings, optimizer, base, scale)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_of_the_trainer_is_that_of_the_formulas(name, folders, tmp_path):
     case = CASES[name]

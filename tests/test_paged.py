@@ -45,6 +45,7 @@ def prompts():
     return pages, keys, values
 
 
+@pytest.mark.thorough
 def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
     """Five rows on two prompts, the fourth of them empty; answers of 1 to 7 tokens in two banks."""
     pool, keys, values = prompts

@@ -58,6 +58,7 @@ def same(one, other):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
+@pytest.mark.thorough
 def test_all_policies_start_from_the_folder(experiment, tmp_path):
     start, *_ = run(experiment, tmp_path / "full", Team("full"), steps=0)
     shared, *_ = run(experiment, tmp_path / "shared", Team(), steps=0)
@@ -65,6 +66,7 @@ def test_all_policies_start_from_the_folder(experiment, tmp_path):
     assert same(start["scout"].params, shared["shared"].params)
 
 
+@pytest.mark.thorough
 def test_full_per_role_fed_the_same_data_equals_shared(experiment, tmp_path):
     """A mover alone, with a policy of its own and with the shared one."""
     workflow = dataclasses.replace(experiment.task.workflow, order=("mover",))
@@ -75,6 +77,7 @@ def test_full_per_role_fed_the_same_data_equals_shared(experiment, tmp_path):
     assert same(own["mover"], shared["shared"])
 
 
+@pytest.mark.thorough
 def test_swapping_the_names_of_policies_swaps_the_results(experiment, tmp_path):
     one = Team({"scout": "full:a", "mover": "full:b"})
     other = Team({"scout": "full:b", "mover": "full:a"})
@@ -85,6 +88,7 @@ def test_swapping_the_names_of_policies_swaps_the_results(experiment, tmp_path):
     assert not same(first["a"].params, first["b"].params)
 
 
+@pytest.mark.thorough
 def test_adapters_move_and_their_base_stays_and_both_are_resumed(experiment, tmp_path):
     start, after, base, played = run(experiment, tmp_path / "lora", Team("lora"))
     shared, *_ = run(experiment, tmp_path / "shared", Team(), steps=0)
@@ -100,6 +104,7 @@ def test_adapters_move_and_their_base_stays_and_both_are_resumed(experiment, tmp
     assert same(resumed, after) and same(base_again, base) and tail == played[1:]
 
 
+@pytest.mark.thorough
 def test_a_mixture_of_an_adapter_and_a_full_policy(experiment, tmp_path):
     start, after, base, _ = run(experiment, tmp_path / "mixed", Team({"scout": "lora", "mover": "full"}))
     assert same(base, start["mover"].params)
@@ -107,6 +112,7 @@ def test_a_mixture_of_an_adapter_and_a_full_policy(experiment, tmp_path):
     assert jax.tree.structure(after["scout"].params) != jax.tree.structure(after["mover"].params)
 
 
+@pytest.mark.thorough
 def test_policies_on_meshes_of_their_own_are_the_same(experiment, tmp_path):
     experiment = dataclasses.replace(experiment, team=Team("full"))
     beside = dataclasses.replace(experiment, mesh=MeshConfig(policies=2))
@@ -123,6 +129,7 @@ def test_policies_on_meshes_of_their_own_are_the_same(experiment, tmp_path):
             dataclasses.replace(beside, team=team)
 
 
+@pytest.mark.thorough
 def test_optimizer_state_on_the_host_is_resumed(experiment, tmp_path):
     optimizer = dataclasses.replace(experiment.optimizer, offload=True)
     waiting = dataclasses.replace(experiment, optimizer=optimizer)
@@ -132,6 +139,7 @@ def test_optimizer_state_on_the_host_is_resumed(experiment, tmp_path):
     assert same(after, own) and tail == played[1:]
 
 
+@pytest.mark.thorough
 def test_frozen_policies_and_those_whose_turn_it_is_not_stay(experiment, tmp_path):
     start, after, *_ = run(experiment, tmp_path / "frozen", Team("full", frozen=("mover",)))
     assert same(start["mover"], after["mover"]) and not same(start["scout"].params, after["scout"].params)
@@ -139,6 +147,7 @@ def test_frozen_policies_and_those_whose_turn_it_is_not_stay(experiment, tmp_pat
     assert same(start["scout"], after["scout"]) and not same(start["mover"].params, after["mover"].params)
 
 
+@pytest.mark.thorough
 def test_a_rate_of_a_policys_own_matters_to_it_alone(experiment, tmp_path):
     _, plain, *_ = run(experiment, tmp_path / "plain", Team("full"), steps=1)
     _, other, *_ = run(experiment, tmp_path / "rate", Team("full", rates={"mover": 0.5}), steps=1)
@@ -164,6 +173,7 @@ def test_folders_by_policy(experiment, tmp_path):
         run(x, tmp_path / "refused", Team("full"), steps=0)
 
 
+@pytest.mark.thorough
 def test_models_of_one_team_may_differ(experiment, tmp_path):
     """A Qwen3 scout and a Llama mover of its own size; or an adapter on that Llama."""
     options = {

@@ -126,6 +126,7 @@ def test_logprobs_are_those_of_the_temperature_whatever_the_rules_leave():
     np.testing.assert_allclose(np.exp(drawn), np.float32(PROBS**2 / 0.25)[tokens], **PARITY)
 
 
+@pytest.mark.thorough
 def test_rules_equal_sorting():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (200, 300)).astype(np.float32)

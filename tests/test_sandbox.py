@@ -211,6 +211,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", HOSTILE)
 def test_harm_is_stopped(sandbox, tmp_path, name):
     source, end = HOSTILE[name]

@@ -214,6 +214,7 @@ def learned(x, path):
         return trainer.learn(1, trainer.credit(1, trainer.rollout(1))[0])
 
 
+@pytest.mark.thorough
 def test_an_engine_whose_logprobs_are_off_stops_the_update(tmp_path):
     with pytest.raises(RunError, match="policy shared: sampler and learner logprobs .* differ by 0.1"):
         learned(experiment(honest(off=0.1)), tmp_path / "off")
@@ -233,6 +234,7 @@ def test_training_is_at_the_temperature_of_the_rollout(tmp_path):
     np.testing.assert_allclose(of_policy(metrics, "shared", "ratio"), 1.0, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_keeps_the_reference_that_it_started_with(tmp_path):
     """The KL term is to step 0, not to the step that the run goes on from."""
 

@@ -73,6 +73,7 @@ def numpy_logits(p, tokens):
     return np.stack([norm(h, p["norm"]["scale"]) @ p["embedding"].T for h in x])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jitted"])
 def test_against_numpy(params, transform):
     def forward(params, tokens_BT):

@@ -91,6 +91,7 @@ def own(make):
     return make(team=Team({"scout": "full:a", "mover": "full:b"}), names=("a", "b"))
 
 
+@pytest.mark.thorough
 def test_the_same_is_trained_once(make, first):
     jax.tree.map(np.testing.assert_array_equal, first, make(train=False))
     start = init_params(Transformer(MODEL, 128), jax.random.key(7))

@@ -34,6 +34,7 @@ def made(tmp_path_factory):
     return cache, start(cache)
 
 
+@pytest.mark.thorough
 def test_what_was_made_is_taken_again(made, capsys):
     cache, first = made
     assert_same(start(cache), first)

@@ -99,6 +99,7 @@ def test_a_gap_above_the_limit_stops_the_run(gap):
         check_gap("a", gap, 0.01)
 
 
+@pytest.mark.thorough
 def test_an_honest_engine_passes_whatever_is_pushed():
     engine, proof = Faulty(), gate()
     for version, weights in enumerate([ONE, {"shared": Weights(nudged(BASE, 1))}, ONE, ONE]):
