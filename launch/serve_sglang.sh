@@ -41,7 +41,7 @@ if [ "${1:-}" = --router ]; then
 fi
 flags=()
 if [ -z "$gpu" ]; then
-  export SGLANG_USE_CPU_ENGINE=1 PYTHONPATH="$root/tests/sglang_cpu" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+  export SGLANG_USE_CPU_ENGINE=1 PYTHONPATH="$root/launch/sglang_cpu" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
   flags=(--device cpu --attention-backend torch_native --sampling-backend pytorch --grammar-backend none
     --lora-backend torch_native --cuda-graph-backend-decode disabled --cuda-graph-backend-prefill disabled
     --max-total-tokens 32768 --max-running-requests 64 --sleep-on-idle)
