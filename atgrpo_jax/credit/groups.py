@@ -1,4 +1,5 @@
-"""Turns episodes into credited groups: audits them, takes baselines, counts what gives no signal."""
+"""Turns episodes into credited groups: audits them, takes baselines, counts what gives no
+signal."""
 
 import collections
 import dataclasses

@@ -28,8 +28,9 @@ def place(key: GroupKey) -> str:
 def calling(task: Any, method: str, where: str) -> Iterator[None]:
     """Guards a call of ``task.method``. An ordinary exception passes, with the line that raised it.
 
-    Raises RunError if the task raises SystemExit, KeyboardInterrupt or CancelledError: these would end
-    the process as if all were well, or look like a stop by a signal. Those of real signals pass.
+    Raises RunError if the task raises SystemExit, KeyboardInterrupt or CancelledError: these would
+    end the process as if all were well, or look like a stop by a signal. Those of real signals
+    pass.
     """
     try:
         yield
@@ -79,8 +80,8 @@ def check_split(task: Any, split: str) -> None:
 def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Step:
     """Returns the step that ``act`` gave, with rewards that are plain numbers.
 
-    Raises RunError that names the field unless it is a Step whose rewards are finite, also when they
-    are mixed by ``alpha``.
+    Raises RunError that names the field unless it is a Step whose rewards are finite, also when
+    they are mixed by ``alpha``.
     """
     where = f"{place(key)}: {kind(task)}.act gave"
     if not isinstance(step, Step):

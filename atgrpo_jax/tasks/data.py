@@ -19,8 +19,8 @@ from atgrpo_jax.tasks.splits import SPLITS
 _SAME: dict[int, str | None] = {ord("−"): "-", ord("–"): "-"}
 _SAME |= {ord(one): "'" for one in "‘’"} | {ord(one): '"' for one in "“”"}
 _SAME |= {ord(one): None for one in "\u200b\u200c\u200d\u2060\ufeff\u00ad"}
-# LaTeX that only changes the looks: spaces, sizes, the signs around mathematics; then braces around a
-# power or index of one symbol.
+# LaTeX that only changes the looks: spaces, sizes, the signs around mathematics; then braces around
+# a power or index of one symbol.
 _SETTING = re.compile(r"\\[,;:!]|\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|\$|\\[()\[\]]")
 _LONE = re.compile(r"(?<=[\^_])\{(\w|\\[a-zA-Z]+)\}")
 # Punctuation of prose: commas after words, ends of sentences.
@@ -95,11 +95,12 @@ def _order(count: int, seed: int, round_: int) -> list[int]:
 
 
 def words_of(text: str) -> str:
-    """Returns the content of a text without its typesetting, to find out whether two texts are the same.
+    """Returns the content of a text without its typesetting, to find out whether two texts are the
+    same.
 
-    It ignores spaces, a capital letter at the beginning of a word, kinds of quotes, dollar signs and
-    the like, and the punctuation of prose. Every other sign counts, and so does the case of single
-    letters, abbreviations and LaTeX's names.
+    It ignores spaces, a capital letter at the beginning of a word, kinds of quotes, dollar signs
+    and the like, and the punctuation of prose. Every other sign counts, and so does the case of
+    single letters, abbreviations and LaTeX's names.
     """
     text = _LONE.sub(r"\1", _SETTING.sub(" ", text.translate(_SAME)))
     return " ".join(_plain(found) for found in _SIGNS.findall(_MARKS.sub(" ", text)))
@@ -132,7 +133,7 @@ def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[
 def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_once)
-        if "\\u" in line:  # half a character (a lone surrogate) would fail later, where it is printed
+        if "\\u" in line:  # a lone surrogate would stop the run later, where it is printed
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(

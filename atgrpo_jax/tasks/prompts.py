@@ -1,7 +1,7 @@
 """Makes prompts from template files, which say what each role of a task is shown.
 
-A folder has ``ROLE.txt`` for each role, in Jinja's language. Other templates may include files whose
-names begin with "_". The folders that ship are in ``tasks/templates``.
+A folder has ``ROLE.txt`` for each role, in Jinja's language. Other templates may include files
+whose names begin with "_". The folders that ship are in ``tasks/templates``.
 """
 
 import functools
@@ -19,8 +19,8 @@ SHIPPED = Path(__file__).parent / "templates"
 
 
 class TemplateError(ValueError):
-    """Says that a folder has no templates, that a file in it is no template, or that one uses a name
-    that has no value."""
+    """Says that a folder has no templates, that a file in it is no template, or that one uses a
+    name that has no value."""
 
 
 def render(folder: str, role: str, values: Mapping[str, Any]) -> list[Message]:
@@ -37,8 +37,8 @@ def settle(task: Any, names: Sequence[str], split: str = "train") -> None:
 
     The folder ``task.prompts`` must have templates of those names, and they must be able to show
     every role the first instance of ``split``. Raises ValueError that names the field if not, and
-    whatever ``task.instance`` raises. Makes ``task.prompts`` absolute if it is a folder of the user,
-    and sets ``task.prompts_digest`` to a digest of the files.
+    whatever ``task.instance`` raises. Makes ``task.prompts`` absolute if it is a folder of the
+    user, and sets ``task.prompts_digest`` to a digest of the files.
     """
     first = task.initial(task.instance(split, 0))
     if _own(task.prompts).is_dir():
@@ -55,7 +55,8 @@ def settle(task: Any, names: Sequence[str], split: str = "train") -> None:
 
 
 def shortened(text: str, most: int) -> str:
-    """Returns a text; if it has more than ``most`` characters, its two ends and a note of the cut."""
+    """Returns a text; if it has more than ``most`` characters, its two ends and a note of the
+    cut."""
     if len(text) <= most:
         return text
     half = most // 2

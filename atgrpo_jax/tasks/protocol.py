@@ -29,8 +29,8 @@ class Play(Protocol):
     def workflow(self) -> Workflow: ...
 
     def instance(self, split: str, index: int) -> Any:
-        """Returns a problem: hashable and immutable. Raises IndexError past the end of a split that is
-        finite; "train" must not end."""
+        """Returns a problem: hashable and immutable. Raises IndexError past the end of a split that
+        is finite; "train" must not end."""
         ...
 
     def initial(self, instance: Any) -> Any:
@@ -70,13 +70,13 @@ class ToolTask(Play, Protocol):
 
     @property
     def warm_up(self) -> str:
-        """Returns a program that loads what later programs need, so that they find it loaded; may be
-        empty."""
+        """Returns a program that loads what later programs need, so that they find it loaded; may
+        be empty."""
         ...
 
     def programs(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Sequence[Program]:
-        """Returns the programs to run next for what ``role`` said. ``runs`` says how the earlier ones
-        ended. Returns none when no more are needed."""
+        """Returns the programs to run next for what ``role`` said. ``runs`` says how the earlier
+        ones ended. Returns none when no more are needed."""
         ...
 
     def act(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Step:

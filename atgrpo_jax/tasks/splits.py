@@ -10,8 +10,8 @@ SPLIT_PARTS = {"train": range(0, 12), "validation": range(12, 14), "test": range
 
 
 def in_split(instance: Any, split: str) -> bool:
-    """Returns whether an instance belongs to a split. The split depends on the instance alone, so no
-    two splits can share one. Raises ValueError for an unknown split."""
+    """Returns whether an instance belongs to a split. The split depends on the instance alone, so
+    no two splits can share one. Raises ValueError for an unknown split."""
     if split not in SPLIT_PARTS:
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLIT_PARTS)}")
     return hash_bytes(repr(instance))[0] % 16 in SPLIT_PARTS[split]

@@ -23,8 +23,8 @@ _CODE = re.compile(
 
 
 def last_list(text: str) -> str | list[str] | None:
-    """Returns the content of the last list in brackets. If it is a list of lists or of tuples, returns
-    the content of each of these. Returns None if there is no list."""
+    """Returns the content of the last list in brackets. If it is a list of lists or of tuples,
+    returns the content of each of these. Returns None if there is no list."""
     found = _LIST.findall(text)
     if not found:
         return None
@@ -49,8 +49,8 @@ class Block:
 def python_block(text: str) -> str | None:
     """Returns the program in a text; None if there is none.
 
-    The program is the last closed block with Python's tag; else the block with that tag in which the
-    text breaks off; else the last closed block without a tag; else the last closed block with
+    The program is the last closed block with Python's tag; else the block with that tag in which
+    the text breaks off; else the last closed block without a tag; else the last closed block with
     another tag. If there are several of a kind, those that look like Python are preferred. An empty
     block or a session (``>>>``) is no program.
     """
@@ -107,7 +107,7 @@ class _Opened:
         self._strings = strings
         self._string = ""  # the quotes of the string over several lines that is open, or ""
         self._nested = False  # a fenced example is open within that string
-        self.doubtful: int | None = None  # line of the first fence in that string that opens nothing
+        self.doubtful: int | None = None  # line of the string's first fence that opens nothing
         self.broken = False  # that fence was the end: another block begins after it
 
     def end(self, line: str, place: int) -> int | None:
@@ -135,7 +135,8 @@ class _Opened:
         return len(line.rstrip().rstrip("`")) if closes else None
 
     def _within(self, bare: str, place: int) -> None:
-        """Notes a fence that begins a line in a string: it is an example's, or the block's own end."""
+        """Notes a fence that begins a line in a string: it is an example's, or the block's own
+        end."""
         if bare.strip("`"):
             self.broken = self.doubtful is not None
             self._nested = True
@@ -145,8 +146,8 @@ class _Opened:
             self.doubtful = place
 
     def block(self, lines: list[str], last: int, column: int | None) -> Block:
-        """Returns the block, which ends before ``column`` of the line ``last``. The column is None if
-        the text breaks off in the block."""
+        """Returns the block, which ends before ``column`` of the line ``last``. The column is None
+        if the text breaks off in the block."""
         code = [
             line[self._indent :] if not line[: self._indent].strip() else line
             for line in lines[self._first : last]

@@ -1,8 +1,8 @@
 """Defines what the games share: some roles propose a list of actions, another role decides.
 
-A *proposer*'s list is carried out on a copy of the state, and the *decider* is shown the result. There
-are two proposers: the ``scout`` writes a list, the ``tool`` writes a Python program that prints one.
-A task with a single agent has the decider alone.
+A *proposer*'s list is carried out on a copy of the state, and the *decider* is shown the result.
+There are two proposers: the ``scout`` writes a list, the ``tool`` writes a Python program that
+prints one. A task with a single agent has the decider alone.
 """
 
 import abc
@@ -20,7 +20,7 @@ from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
 SCOUT, TOOL = "scout", "tool"
-SHOWN = 1500  # characters that others see of a program, of its output and of each part of the result
+SHOWN = 1500  # characters that others see of a program, its output and each part of the result
 LONGEST = 1000  # items of a list that are carried out; the rest is left out
 
 
@@ -29,7 +29,8 @@ class Played:
     """The result of a list of actions.
 
     ``gained`` is how much nearer the state is to the solution, as a share of the whole way from the
-    instance's start. It is negative for steps back. Over an episode it sums to where the episode ends.
+    instance's start. It is negative for steps back. Its sum over an episode depends only on where
+    the episode ends.
     """
 
     state: Any  # has no proposal
@@ -45,12 +46,10 @@ class Played:
 class Proposal:
     """A proposal of this turn: the result of its list, and the program that printed the list."""
 
-    # ``carried`` is None if there was no list; ``code`` and ``output`` are the tool's.
-
-    carried: Any
+    carried: Any  # ``Played.carried``; None if there was no list
     solved: bool
-    code: str = ""
-    output: str = ""
+    code: str = ""  # the tool's program
+    output: str = ""  # what it printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +58,15 @@ class Game(abc.ABC):
 
     decider    team = 1 if solved; local = progress * g + shortest * [fewest possible actions]
                - illegal / turns * (share of illegal actions)
-    proposer   proposal / turns * (1 if solved + the decider's first two terms), both for the list that
-               it proposes, and the same cost of illegal actions; no team part, as it changes nothing
+    proposer   proposal / turns * (1 if solved + the decider's first two terms), both for the list
+               that it proposes, and the same cost of illegal actions; no team part, because it
+               changes nothing
     tool       in addition code / turns * (half if the program is Python, half if it ends well)
 
     Only the first ``longest`` items of a list count; the rest is ignored. An answer without a list
-    costs ``invalid / turns``. The decider's g telescopes over an episode, and its bonus is paid once,
-    at the end. The proposer's g is clipped to [-1, 1]; its terms and all costs are divided by the
-    number of turns. So no team earns more in a failed episode than in a solved one:
+    costs ``invalid / turns``. The decider's g telescopes over an episode, and its bonus is paid
+    once, at the end. The proposer's g is clipped to [-1, 1]; its terms and all costs are divided by
+    the number of turns. So no team earns more in a failed episode than in a solved one:
     ``__post_init__`` refuses weights that would allow it.
     """
 
@@ -116,7 +116,8 @@ class Game(abc.ABC):
 
     @abc.abstractmethod
     def instance(self, split: str, index: int) -> Any:
-        """Returns an instance. Raises ValueError for an unknown split, or if there is no such instance."""
+        """Returns an instance. Raises ValueError for an unknown split, or if there is no such
+        instance."""
 
     @abc.abstractmethod
     def initial(self, instance: Any) -> Any: ...
@@ -138,7 +139,8 @@ class Game(abc.ABC):
 
     @abc.abstractmethod
     def demonstrated(self, state: Any, rng: random.Random) -> str:
-        """Returns a list that ``read`` can read, with some wrong actions (``demonstration_error``)."""
+        """Returns a list that ``read`` can read, with some wrong actions
+        (``demonstration_error``)."""
 
     @property
     def sources(self) -> Mapping[str, Any]:
@@ -152,7 +154,8 @@ class Game(abc.ABC):
         return tuple(role for role in self.workflow.order if role == TOOL)
 
     def longest(self, state: Any) -> int:
-        """Returns how many items of a list are carried out at most. No shortest solution has more."""
+        """Returns how many items of a list are carried out at most. No shortest solution has
+        more."""
         return LONGEST
 
     def prompt(self, state: Any, role: str) -> list[Message]:

@@ -26,8 +26,8 @@ def name(cell: Cell) -> str:
 
 
 def move_of(cell: Cell, item: str) -> str:
-    """Returns the move that an item of a list asks for: the item itself if it is a move, the move to
-    the neighbour of that name, or "?"."""
+    """Returns the move that an item of a list asks for: the item itself if it is a move, the move
+    to the neighbour of that name, or "?"."""
     return item if item in MOVES else next((m for m in MOVES if name(shift(cell, m)) == item), "?")
 
 

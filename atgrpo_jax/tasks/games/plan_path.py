@@ -63,9 +63,9 @@ class PlanPath(Game):
     prompts: str = "plan_path/short"
     size: int = 6
     obstacles: float = 0.22  # probability that a cell is blocked
-    # "cells": cells are named by row and column, prompts name the blocked ones, and a list names the
-    # cell that each move leads to, so that nobody has to count. "symbols": prompts draw the grid, and
-    # lists consist of U D L R. Answers may use either spelling in both views.
+    # "cells": cells are named by row and column, prompts name the blocked ones, and a list names
+    # the cell that each move leads to, so that nobody has to count. "symbols": prompts draw the
+    # grid, and lists consist of U D L R. Answers may use either spelling in both views.
     view: Literal["cells", "symbols"] = "cells"
     demonstration_moves: int = 6  # most moves in one demonstrated list
 
@@ -79,8 +79,8 @@ class PlanPath(Game):
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
-        """Returns a generated grid. Raises ValueError for an unknown split, or if no solvable grid is
-        found."""
+        """Returns a generated grid. Raises ValueError for an unknown split, or if no solvable grid
+        is found."""
         return _draw(self.size, self.obstacles, self.seed, split, index)
 
     def initial(self, instance: Instance) -> State:
@@ -138,8 +138,8 @@ class PlanPath(Game):
         return self._write(state.instance, state.position, carried.moves)
 
     def _write(self, instance: Instance, cell: Cell, moves: str) -> str:
-        """Returns a list that ``parse_moves`` can read. In the "cells" view it begins with the cell that
-        it starts from."""
+        """Returns a list that ``parse_moves`` can read. In the "cells" view it begins with the cell
+        that it starts from."""
         if self.view == "symbols":
             return f"[{moves}]"
         text = f" {name(cell)}"
@@ -150,8 +150,8 @@ class PlanPath(Game):
 
 
 def walk_from(instance: Instance, cell: Cell, moves: Sequence[str]) -> Walk:
-    """Carries out the items that ``parse_moves`` returned. A cell that is not next to the walker is an
-    unknown move."""
+    """Carries out the items that ``parse_moves`` returned. A cell that is not next to the walker is
+    an unknown move."""
     carried, bumps = "", []
     for item in moves:
         carried += move_of(cell, item)
@@ -180,8 +180,8 @@ def distances(instance: Instance) -> dict[Cell, int]:
 
 
 def render(state: State, view: str) -> str:
-    """Returns the grid as text. "cells" gives the size and the names of all blocked cells. "symbols"
-    draws ``.`` and ``#``, ``@`` at the current position and ``G`` at the goal."""
+    """Returns the grid as text. "cells" gives the size and the names of all blocked cells.
+    "symbols" draws ``.`` and ``#``, ``@`` at the current position and ``G`` at the goal."""
     rows = state.instance.rows
     if view == "cells":
         blocked = [name((r, c)) for r, row in enumerate(rows) for c, cell in enumerate(row) if cell == "#"]
