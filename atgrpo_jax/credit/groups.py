@@ -1,5 +1,4 @@
-"""Turns episodes into credited groups: audits them, takes baselines, counts what gives no
-signal."""
+"""Turns episodes into credited groups: audits, baselines, and counts of what gives no signal."""
 
 import collections
 import dataclasses

@@ -95,8 +95,7 @@ def _order(count: int, seed: int, round_: int) -> list[int]:
 
 
 def words_of(text: str) -> str:
-    """Returns the content of a text without its typesetting, to find out whether two texts are the
-    same.
+    """Returns a text without its typesetting; two texts are the same if this is equal.
 
     It ignores spaces, a capital letter at the beginning of a word, kinds of quotes, dollar signs
     and the like, and the punctuation of prose. Every other sign counts, and so does the case of

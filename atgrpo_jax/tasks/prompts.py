@@ -55,8 +55,7 @@ def settle(task: Any, names: Sequence[str], split: str = "train") -> None:
 
 
 def shortened(text: str, most: int) -> str:
-    """Returns a text; if it has more than ``most`` characters, its two ends and a note of the
-    cut."""
+    """Returns a text, or its two ends and a note if it has more than ``most`` characters."""
     if len(text) <= most:
         return text
     half = most // 2

@@ -22,8 +22,8 @@ class Step:
 
 
 class Play(Protocol):
-    """A kind of problem: the part that all tasks have in common. An instance is a pure function of
-    (task config, split, index), and no two splits share one."""
+    """The members that all tasks have; ``Task`` and ``ToolTask`` add the rest. An instance is a
+    pure function of (task config, split, index), and no two splits share one."""
 
     @property
     def workflow(self) -> Workflow: ...

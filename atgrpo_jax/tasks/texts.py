@@ -108,7 +108,7 @@ class _Opened:
         self._string = ""  # the quotes of the string over several lines that is open, or ""
         self._nested = False  # a fenced example is open within that string
         self.doubtful: int | None = None  # line of the string's first fence that opens nothing
-        self.broken = False  # that fence was the end: another block begins after it
+        self.broken = False  # that fence was the block's end, as another block begins after it
 
     def end(self, line: str, place: int) -> int | None:
         """Returns the column at which a line ends the block; None if it does not."""
@@ -131,12 +131,11 @@ class _Opened:
         self._string = quotes if len(quotes) == 3 and self._strings else ""
         if inside and bare.startswith(self._fence):
             self._within(bare, place)
-        closes = not self._string and not inside and bare.endswith(self._fence)  # after a comment
+        closes = not self._string and not inside and bare.endswith(self._fence)  # it may follow a comment
         return len(line.rstrip().rstrip("`")) if closes else None
 
     def _within(self, bare: str, place: int) -> None:
-        """Notes a fence that begins a line in a string: it is an example's, or the block's own
-        end."""
+        """Notes a fence that begins a line in a string: an example's, or the end of the block."""
         if bare.strip("`"):
             self.broken = self.doubtful is not None
             self._nested = True

@@ -7,8 +7,7 @@ from atgrpo_jax.common.checks import check_types, require
 
 @dataclasses.dataclass(frozen=True)
 class Workflow:
-    """The order in which roles speak. It is data, so that a new role needs no change of the
-    rollout.
+    """The order in which roles speak. As it is data, a new role needs no change of the rollout.
 
     ``order`` is the order of roles within a turn. In a sequential workflow each role sees what the
     role before it did, and any action may end the episode. In a parallel workflow all roles see the

@@ -1,5 +1,4 @@
-"""Defines the task of programming problems: a coder writes a program and a tester writes a test of
-it.
+"""Defines the task of programming problems: a coder writes a program, a tester writes a test of it.
 
 Both see where the program and the test differ. It is the task of arXiv 2510.11062 without the
 faults of its reference code: golden tests are hidden from both roles; an episode ends when program
@@ -60,7 +59,7 @@ class Round:
     right: float = 0.0  # share of golden tests that the program passes
     case: Case | None = None
     coder: tuple[tuple[str, float], ...] = ()  # parts of the coder's reward, by name
-    tester: tuple[tuple[str, float], ...] = ()  # and of the tester's
+    tester: tuple[tuple[str, float], ...] = ()  # the same for the tester
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,8 +228,7 @@ class Code:
 
 
 def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
-    """Returns a tester's test: (input, expected output), or (call, its value); None if there is
-    none.
+    """Returns a tester's test, (input, expected output) or (call, its value); None without one.
 
     Arguments and value must be literals, because an assert that any program passes is no test.
     """
@@ -308,8 +306,7 @@ def writable(problem: Problem) -> tuple[tuple[str, str], ...]:
 
 
 def _equalities(problem: Problem) -> Iterator[tuple[str, str]]:
-    """Yields the left and right sides of golden tests, also of those within HumanEval's
-    ``check``."""
+    """Yields both sides of the equalities in golden tests, also in HumanEval's ``check``."""
     source = "\n".join((problem.setup, *(statement for statement, _ in problem.tests)))
     try:
         tree = parsed("tests", source)

@@ -1,5 +1,4 @@
-"""Says whether a program printed the right thing, by our own rule or by that of one of three
-judges.
+"""Says whether a program printed the right thing, by our own rule or by that of three judges.
 
 Each rule takes time linear in the texts, whatever they contain. docs/data.md says where the judges'
 original rules differ from these.

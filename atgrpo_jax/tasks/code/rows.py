@@ -272,7 +272,7 @@ def _source(row: Mapping[str, Any], name: str, default: str | None = None) -> st
 
 
 def _statements(row: Mapping[str, Any], name: str, optional: bool = False) -> list[tuple[str, ast.Module]]:
-    """Returns the tests of a field, each as text and syntax tree. Each is at least one
+    """Returns a field's tests as (text, syntax tree). Raises ValueError for one without a
     statement."""
     if row.get(name) is None and optional:
         return []

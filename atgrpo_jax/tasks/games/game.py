@@ -38,7 +38,7 @@ class Played:
     gained: float
     illegal: float  # share of the actions that could not be carried out
     solved: bool
-    shortest: bool = False  # solved with the fewest actions that are possible
+    shortest: bool = False  # solved with the fewest actions, or pushes in Sokoban
     dead: bool = False  # no solution is left
 
 

@@ -58,7 +58,7 @@ class Sokoban(Game):
     is the fewest pushes that bring the boxes to goals of their own, each box as if it were alone
     (``pushes``), and D is d at the start. If no pushes can do that, the episode ends: done is 0
     then, and the whole walk counts as illegal. (At a higher cost teams learnt not to push:
-    docs/log.md.)
+    docs/log.md.) The ``shortest`` bonus is for a solution in d pushes, whatever its moves.
     """
 
     decider: ClassVar[str] = "mover"

@@ -95,7 +95,7 @@ def push_distances(instance: Instance) -> dict[Cell, dict[Cell, int]]:
         while queue:
             cell = queue.popleft()
             for move in MOVES:
-                box = shift(cell, move)  # it is pulled here; the player then stands one cell further
+                box = shift(cell, move)  # it is pulled here; the player then stands one further
                 if box in instance.floor and shift(box, move) in instance.floor and box not in distance:
                     distance[box] = distance[cell] + 1
                     queue.append(box)

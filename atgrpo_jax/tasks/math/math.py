@@ -1,9 +1,9 @@
-"""Defines the task of mathematical problems with one answer: some roles reason, others write
-programs.
+"""Defines the task of mathematical problems: some roles reason, others write programs.
 
-All roles see what was said in earlier turns. It is the task of arXiv 2510.11062 without the faults
-of its reference code: agreement ends an episode, but only a right answer is success; no test
-problem is trained on; nothing that a model wrote is evaluated in the trainer's own process.
+Every problem has one answer, and all roles see what was said in earlier turns. It is the task of
+arXiv 2510.11062 without the faults of its reference code: agreement ends an episode, but only a
+right answer is success; no test problem is trained on; nothing that a model wrote is evaluated in
+the trainer's own process.
 
 The beginning of a role's name says its kind: ``tool`` writes a program that prints the answer,
 ``reasoner`` ends with a boxed answer, and so does ``judge``, who sees what the others said in the
@@ -261,7 +261,7 @@ def boxed(text: str, several: bool = False) -> str | None:
 
 
 def _braces(text: str) -> dict[int, int]:
-    """Returns the position of each closed opening brace -> that of its closing brace."""
+    """Returns position of an opening brace -> position of its closing brace."""
     opened: list[int] = []
     closed = {}
     for mark in _BRACE.finditer(text):

@@ -137,8 +137,7 @@ def _of_either_sign(part: str) -> list[str]:
 
 
 def _unmatched(problem: Problem, one: str, other: str) -> tuple[list[str], list[str]]:
-    """Returns the parts of each answer that are not plainly the same as a part of the other
-    answer."""
+    """Returns the parts of each answer that are not plainly the same as a part of the other."""
     ours, theirs = (listed(text) if problem.multiple else [text] for text in (one, other))
     for part in tuple(ours):
         same = [another for another in theirs if plainly_same(part, another, problem.tolerance)]
@@ -214,8 +213,7 @@ def unsayable(answer: str) -> str:
 
 
 def without_marks(answer: str) -> str:
-    """Returns an answer without the dollar signs of LaTeX and without a full stop after the
-    last."""
+    """Returns an answer without LaTeX's dollar signs and without a full stop after the last one."""
     return re.sub(r"(?<!\\)\$", "", re.sub(r"\$\s*\.$", "$", answer.strip())).strip()
 
 
