@@ -131,7 +131,7 @@ class _Opened:
         self._string = quotes if len(quotes) == 3 and self._strings else ""
         if inside and bare.startswith(self._fence):
             self._within(bare, place)
-        closes = not self._string and not inside and bare.endswith(self._fence)  # it may follow a comment
+        closes = not self._string and not inside and bare.endswith(self._fence)  # after a comment
         return len(line.rstrip().rstrip("`")) if closes else None
 
     def _within(self, bare: str, place: int) -> None:
