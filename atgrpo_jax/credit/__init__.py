@@ -1,1 +1,1 @@
-"""Groups of candidates: their audit, advantages, who is executed. Needs no JAX; imports ``common``."""
+"""Audits groups, computes advantages, chooses who is executed. Needs no JAX; imports ``common``."""

@@ -1,12 +1,13 @@
-"""Group-relative advantages. Plain arrays in, plain arrays out; no config object."""
+"""Computes group-relative advantages, from plain arrays to plain arrays; uses no config object."""
 
 from typing import Literal
 
 import numpy as np
 
 EPSILON = 1e-6  # added to the standard deviation, as in the reference code
-# Rewards that are nearer to one another are equal: a share of the largest one in size, or this itself where
-# sums of parts have cancelled out. Sums in another order differ by some 1e-16 of what is summed.
+# Rewards count as equal if they differ by at most SAME_RELATIVE * (the larger size), or by at most
+# SAME_ABSOLUTE, which matters where parts have cancelled out. The same sum in another order differs
+# by some 1e-16 of what is summed.
 SAME_RELATIVE, SAME_ABSOLUTE = 1e-9, 1e-12
 Normalise = Literal["std", "mean"]
 
@@ -14,9 +15,9 @@ Normalise = Literal["std", "mean"]
 def group_relative(
     rewards_GK: np.ndarray, mask_GK: np.ndarray, normalise: Normalise = "std"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages of candidates within their groups (arXiv 2510.11062, eq. 1).
+    """Returns the advantages of candidates within their groups (arXiv 2510.11062, eq. 1).
 
-    A = (r - mean) / (std + 1e-6) with the population standard deviation, or r - mean.
+    The advantage is (r - mean) / (std + 1e-6), with the population standard deviation, or r - mean.
 
     Args:
       rewards_GK: float rewards; masked entries may hold anything.
@@ -24,8 +25,9 @@ def group_relative(
       normalise: "std" divides by the group's standard deviation, "mean" does not.
 
     Returns:
-      advantages_GK (0 where masked) and signal_G: false for groups with fewer than two members or equal
-      rewards (``apart``). Their advantages are exactly 0, and they must stay out of every divisor.
+      advantages_GK, 0 where masked, and signal_G, which is false for a group that has fewer than
+      two members or whose rewards are all equal (not ``apart``). The advantages of such a group are
+      exactly 0, and it must not count in any divisor.
     """
     if rewards_GK.ndim != 2 or rewards_GK.shape != mask_GK.shape:
         raise ValueError(f"expected two [G, K] arrays, got {rewards_GK.shape}, {mask_GK.shape}")
@@ -41,7 +43,8 @@ def group_relative(
 
 
 def apart(low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
-    """Whether two rewards, or the least and the largest of several, differ by more than rounding."""
+    """Returns whether two rewards, or the least and the largest of several, differ by more than
+    rounding."""
     size = np.maximum(np.abs(low), np.abs(high))
-    size = np.where(np.isfinite(size), size, 0.0)  # of no members: inf and -inf
+    size = np.where(np.isfinite(size), size, 0.0)  # a group without members has inf and -inf
     return np.subtract(high, low) > np.maximum(SAME_RELATIVE * size, SAME_ABSOLUTE)

@@ -1,4 +1,4 @@
-"""From episodes to credited groups: audit, baselines, and a count of everything that gives no signal."""
+"""Turns episodes into credited groups: audits, baselines, and counts of what gives no signal."""
 
 import collections
 import dataclasses
@@ -17,12 +17,12 @@ Baseline = Literal["group", "instance"]
 
 
 class GroupError(RunError):
-    """Members of one group that cannot share a baseline."""
+    """Says that members of one group cannot share a baseline."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CreditConfig:
-    """How a candidate's advantage is taken; see ``credit``."""
+    """Says how a candidate's advantage is computed; see ``credit``."""
 
     baseline: Baseline = "group"
     normalise: Normalise = "std"
@@ -33,7 +33,7 @@ class CreditConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Credited:
-    """A group ready to train: ``advantages_K`` and ``mask_K``, false where a candidate gives no gradient."""
+    """A group that is ready to train. ``mask_K`` is false where a candidate gives no gradient."""
 
     group: Group
     advantages_K: np.ndarray
@@ -41,8 +41,11 @@ class Credited:
 
 
 def audit(group: Group, version: int) -> None:
-    """Raises GroupError, naming the first member and field, unless all members came from one prompt,
-    state, policy, weight version and sampling settings, and the version is ``version``."""
+    """Raises GroupError unless all members have the same ``Origin`` and were drawn by ``version``.
+
+    The origin is their prompt, state, policy, weight version and sampling settings. The error names
+    the first member and field that differ. A sample that failed may have any version.
+    """
     first = group.candidates[0].origin
     for k, candidate in enumerate(group.candidates):
         for field in dataclasses.fields(Origin):
@@ -62,14 +65,15 @@ def audit(group: Group, version: int) -> None:
 def credit(
     episodes: Sequence[Episode], *, alpha: float, baseline: Baseline, normalise: Normalise
 ) -> tuple[list[Credited], dict[str, float]]:
-    """Advantages of every candidate.
+    """Returns all groups with the advantages of their candidates, and metrics.
 
-    baseline "group" is AT-GRPO: a candidate's mixed reward against its (instance, turn, role) siblings.
-    "instance" is trajectory-level GRPO: an episode's return, the sum of its mixed rewards, against the
-    other episodes of the instance, and given to every sample of the episode.
+    baseline "group" is AT-GRPO: it compares a candidate's mixed reward with those of its siblings
+    (same instance, turn and role). "instance" is trajectory-level GRPO: it compares an episode's
+    return with those of the other episodes of the instance, and gives the advantage to every
+    sample of the episode. A return is the sum of the mixed rewards of the executed candidates.
 
-    Returns all groups, those without signal included (their mask is false), and metrics. Raises GroupError
-    that names the candidate if a mixed reward is not finite.
+    Groups without signal are included; their mask is false. Raises GroupError that names the
+    candidate if a mixed reward is not finite.
     """
     groups = [group for episode in episodes for group in episode.groups]
     if baseline == "group":
@@ -130,7 +134,7 @@ def _reward(candidate: Candidate, alpha: float) -> float | None:
 
 
 def _return(episode: Episode, alpha: float) -> float | None:
-    """Sum of the executed candidates' mixed rewards; None if the engine failed the episode."""
+    """Returns the sum of the executed candidates' mixed rewards; None if the engine failed."""
     if episode.end == "engine_error":
         return None
     executed = [_reward(g.candidates[g.chosen], alpha) for g in episode.groups if g.chosen is not None]
@@ -138,7 +142,7 @@ def _return(episode: Episode, alpha: float) -> float | None:
 
 
 def _table(rows: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged rewards with gaps -> rewards_GK and mask_GK."""
+    """Returns rewards_GK and mask_GK from rows of several lengths; None is a missing reward."""
     size = max(map(len, rows), default=1)
     mask_GK = np.zeros((len(rows), size), bool)
     rewards_GK = np.zeros((len(rows), size), np.float64)

@@ -1,4 +1,4 @@
-"""Which of a group's candidates is executed."""
+"""Chooses which of a group's candidates is executed."""
 
 import random
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ Select = Literal["mixed", "team", "local", "random", "first"]
 
 
 def choose(rewards_K: Sequence[Reward | None], by: Select, alpha: float, seed: int) -> int | None:
-    """Index of the candidate to execute; None if all are excluded (reward None).
+    """Returns the index of the candidate to execute; None if all are excluded (reward None).
 
-    "mixed" (the paper's), "team" and "local" take the best by that reward, and break ties at random: of those
-    that are not ``advantages.apart`` from it. "random" takes any, "first" the first that is not excluded.
-    ``seed`` fixes the random choices.
+    "mixed" (the paper's), "team" and "local" take the candidate that is best by that reward. Ties
+    are broken at random; two rewards tie unless they are ``advantages.apart``. "random" takes any
+    candidate that is not excluded, "first" takes the first one. ``seed`` fixes the random choices.
     """
     present = [k for k, reward in enumerate(rewards_K) if reward is not None]
     if not present:

@@ -1,4 +1,4 @@
-"""Calls of a task's own code: what may leave it, and what has to be in what it gives back."""
+"""Guards calls of a task's own code: which exceptions may leave it, and what it must return."""
 
 import contextlib
 import dataclasses
@@ -11,12 +11,13 @@ from atgrpo_jax.common.errors import ConfigError, RunError, Stopped, UserError
 from atgrpo_jax.common.types import GroupKey, Reward
 from atgrpo_jax.tasks.protocol import Step
 
-# Of a reward, in size. Training computes in float32, which ends at 3.4e38: differences and sums of these fit.
+# A reward must be smaller than this in size. Training computes in float32, which ends at 3.4e38, so
+# differences and sums of rewards fit.
 LARGEST = 1e30
 
 
 def place(key: GroupKey) -> str:
-    """Where in a run, in words."""
+    """Returns the place in a run, in words."""
     return (
         f"step {key.step}, {key.split} instance {key.instance}, episode {key.episode}, "
         f"turn {key.turn}, role {key.role}"
@@ -25,10 +26,11 @@ def place(key: GroupKey) -> str:
 
 @contextlib.contextmanager
 def calling(task: Any, method: str, where: str) -> Iterator[None]:
-    """Around a call of ``task.method``. An ordinary exception passes, with the line that raised it.
+    """Guards a call of ``task.method``. An ordinary exception passes, with the line that raised it.
 
-    Raises RunError for what would end the process as if all were well, or be taken for a stop by somebody who
-    sent a signal: SystemExit, KeyboardInterrupt, CancelledError. Real signals pass.
+    Raises RunError if the task raises SystemExit, KeyboardInterrupt or CancelledError: these would
+    end the process as if all were well, or look like a stop by a signal. Those of real signals
+    pass.
     """
     try:
         yield
@@ -44,8 +46,11 @@ def calling(task: Any, method: str, where: str) -> Iterator[None]:
 
 
 def _from_a_signal(error: BaseException) -> bool:
-    """Whether a handler of signals raised it: the innermost line is the handler's own. Python's own handler
-    of Ctrl-C leaves no line; where that one is set, a KeyboardInterrupt is taken for its."""
+    """Returns whether a signal handler raised ``error``: then its innermost line is the handler's.
+
+    Python's own handler of Ctrl-C leaves no line. If it is set, every KeyboardInterrupt counts as
+    its own.
+    """
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     if isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers:
         return True
@@ -61,7 +66,7 @@ def kind(task: Any) -> str:
 
 
 def check_split(task: Any, split: str) -> None:
-    """Raises ConfigError, with what the task said, for a split that has no first instance."""
+    """Raises ConfigError, with the task's own message, if a split has no first instance."""
     with calling(task, "instance", f"split {split}"):
         try:
             task.instance(split, 0)
@@ -73,9 +78,10 @@ def check_split(task: Any, split: str) -> None:
 
 
 def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Step:
-    """The step that ``act`` gave, its rewards as plain numbers.
+    """Returns the step that ``act`` gave, with rewards that are plain numbers.
 
-    Raises RunError that names the field unless it is a Step with finite rewards, mixed by ``alpha``, too.
+    Raises RunError that names the field unless it is a Step whose rewards are finite, also when
+    they are mixed by ``alpha``.
     """
     where = f"{place(key)}: {kind(task)}.act gave"
     if not isinstance(step, Step):
@@ -94,13 +100,14 @@ def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Step:
 
 
 def _number(value: Any, where: str, field: str) -> float:
-    """Makes it Python's own; NumPy's and booleans are numbers, too."""
+    """Returns a number as Python's float; NumPy's numbers and booleans are numbers, too. Raises
+    RunError for anything else, and for a number that is not below ``LARGEST`` in size."""
     number = None
     if isinstance(value, numbers.Real):
         try:
             number = float(value)
         except (OverflowError, ValueError):
-            number = float("inf")  # a whole number with more digits than a float has
+            number = float("inf")  # an integer that is too large for a float
     if number is None or not abs(number) < LARGEST:
         rule = f"expected a finite number below {LARGEST:g} in size"
         raise RunError(f"{where} Reward.{field} = {_described(value)}; {rule}")
@@ -112,7 +119,7 @@ def _described(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """On one line, and not the whole of something long."""
+    """Returns a value as text on one line, cut after 80 characters."""
     try:
         text = " ".join((str if isinstance(value, BaseException) else repr)(value).split())
     except Exception as error:  # a number of 5,000 digits has no text, and other people's repr may raise

@@ -1,4 +1,4 @@
-"""Rows of problem sets: JSON lines, plain or gzipped. See docs/data.md."""
+"""Reads problem files: JSON lines, plain or gzipped. See docs/data.md."""
 
 import functools
 import gzip
@@ -14,22 +14,24 @@ from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.tasks.splits import SPLITS
 
-# Of texts that are compared. Signs that are written in several ways; what has no width is nothing.
+# Used by ``words_of``. Signs that are written in several ways are made one; signs without width are
+# dropped.
 _SAME: dict[int, str | None] = {ord("−"): "-", ord("–"): "-"}
 _SAME |= {ord(one): "'" for one in "‘’"} | {ord(one): '"' for one in "“”"}
 _SAME |= {ord(one): None for one in "\u200b\u200c\u200d\u2060\ufeff\u00ad"}
-# How LaTeX is set: spaces, sizes, where mathematics begin and end; braces around a lone power or index.
+# LaTeX that only changes the looks: spaces, sizes, the signs around mathematics; then braces around
+# a power or index of one symbol.
 _SETTING = re.compile(r"\\[,;:!]|\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|\$|\\[()\[\]]")
 _LONE = re.compile(r"(?<=[\^_])\{(\w|\\[a-zA-Z]+)\}")
-# The marks of prose: commas after words, the ends of sentences.
+# Punctuation of prose: commas after words, ends of sentences.
 _MARKS = re.compile(r"(?<=[a-zA-Z][a-zA-Z])[,;:](?=\s|$)|[.?](?=[\s\"')]|$)")
 _SIGNS = re.compile(r"\\[a-zA-Z]+|\w+|[^\w\s]")
 
-Files = tuple[tuple[str, tuple[str, ...]], ...]  # of each split
+Files = tuple[tuple[str, tuple[str, ...]], ...]  # (split, its paths) for each split
 
 
 def absolute(given: Mapping[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
-    """The same files from whatever directory a run is read."""
+    """Returns the same files with absolute paths, so that they are found from any directory."""
 
     def one(path: str) -> str:
         return str(Path(path).expanduser().absolute())
@@ -38,7 +40,7 @@ def absolute(given: Mapping[str, str | tuple[str, ...]]) -> dict[str, str | tupl
 
 
 def files_of(given: Mapping[str, str | tuple[str, ...]]) -> Files:
-    """Raises ValueError for a split that there is not."""
+    """Returns the files of each split as tuples. Raises ValueError for an unknown split."""
     unknown = sorted(set(given) - set(SPLITS))
     if unknown:
         raise ValueError(f"files of split {unknown[0]!r}: expected {', '.join(SPLITS)}")
@@ -50,10 +52,11 @@ def files_of(given: Mapping[str, str | tuple[str, ...]]) -> Files:
 def rows_of(
     files: Files, split: str, read: Callable[[str], tuple[Any, ...]], key: Callable[[Any], Hashable]
 ) -> tuple[Any, ...]:
-    """What ``read`` makes of the files of a split, each once, without what a later split has: one trains on
-    nothing that is tested on. ``key`` is equal for what counts as the same.
+    """Returns the problems that ``read`` finds in the files of a split, each once.
 
-    Raises ValueError for a split without files, or in which nothing is left.
+    Problems that a later split has, too, are left out, so that no test problem is trained on. Two
+    problems count as the same if their ``key`` is equal. Raises ValueError for a split that has no
+    files or in which no problem is left.
     """
     by_split = dict(files)
     if split not in by_split:
@@ -75,9 +78,10 @@ def rows_of(
 
 
 def pick(rows: tuple[Any, ...], seed: int, split: str, index: int) -> Any:
-    """Those of "train" in a random order, then in another one; others once, in the order that they have.
+    """Returns the row at ``index`` of a split.
 
-    Raises IndexError past the end of the others.
+    "train" never ends: each pass over its rows has a new random order. The other splits have the
+    order of the file, and raise IndexError past their end.
     """
     if split != "train":
         return rows[index]
@@ -91,9 +95,12 @@ def _order(count: int, seed: int, round_: int) -> list[int]:
 
 
 def words_of(text: str) -> str:
-    """What a text says: equal only for texts that differ in how they are set. That is in spaces, in whether a
-    word begins with a capital letter, in quotes, in dollar signs and the like, and in the marks of prose.
-    Every other sign counts, and so does the case of single letters, of abbreviations and of LaTeX's names."""
+    """Returns a text without its typesetting; two texts are the same if this is equal.
+
+    It ignores spaces, a capital letter at the beginning of a word, kinds of quotes, dollar signs
+    and the like, and the punctuation of prose. Every other sign counts, and so does the case of
+    single letters, abbreviations and LaTeX's names.
+    """
     text = _LONE.sub(r"\1", _SETTING.sub(" ", text.translate(_SAME)))
     return " ".join(_plain(found) for found in _SIGNS.findall(_MARKS.sub(" ", text)))
 
@@ -103,12 +110,12 @@ def _plain(sign: str) -> str:
 
 
 def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers, from 1, and rows, each with at least ``fields`` of those types.
+    """Yields (line number from 1, row); each row has at least ``fields``, of those types.
 
-    Raises ValueError naming the file, the line and the field.
+    Raises ValueError that names the file, the line and the field.
     """
     file = Path(path).expanduser()
-    encoding = "utf-8-sig"  # without the mark that some editors put at the beginning
+    encoding = "utf-8-sig"  # drops the mark (BOM) that some editors put at the start
     if not file.is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -125,13 +132,13 @@ def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[
 def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_once)
-        if "\\u" in line:  # what UTF-8 cannot say would stop a run where it is first shown
+        if "\\u" in line:  # a lone surrogate would stop the run later, where it is printed
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{place}: half of a character ({error.object[error.start]!a}) stands alone"
         ) from error
-    except (ValueError, RecursionError) as error:  # also for an integer longer than Python reads
+    except (ValueError, RecursionError) as error:  # also an integer with too many digits for Python
         raise ValueError(f"{place}: no JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{place}: no JSON object")
@@ -144,7 +151,7 @@ def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ValueError for a field that is given twice."""
+    """Returns the pairs as a dict. Raises ValueError for a field that is given twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]

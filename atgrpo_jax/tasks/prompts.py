@@ -1,7 +1,7 @@
-"""Prompts as template files: what each role of a task is shown, to read and to change.
+"""Makes prompts from template files, which say what each role of a task is shown.
 
-A folder holds ``ROLE.txt`` for each role, in Jinja's language; files that begin with "_" are for others to
-include. Those that ship are in ``tasks/templates``.
+A folder has ``ROLE.txt`` for each role, in Jinja's language. Other templates may include files
+whose names begin with "_". The folders that ship are in ``tasks/templates``.
 """
 
 import functools
@@ -19,11 +19,12 @@ SHIPPED = Path(__file__).parent / "templates"
 
 
 class TemplateError(ValueError):
-    """There is no such folder, or a file in it is no template or names something that has no value."""
+    """Says that a folder has no templates, that a file in it is no template, or that one uses a
+    name that has no value."""
 
 
 def render(folder: str, role: str, values: Mapping[str, Any]) -> list[Message]:
-    """What ``role`` is shown: one message of the user's. Raises TemplateError."""
+    """Returns what ``role`` is shown: one message of the user. Raises TemplateError."""
     try:
         content = _templates(folder)[role].render(values, role=role)
     except jinja2.UndefinedError as error:
@@ -32,11 +33,12 @@ def render(folder: str, role: str, values: Mapping[str, Any]) -> list[Message]:
 
 
 def settle(task: Any, names: Sequence[str], split: str = "train") -> None:
-    """For a task's ``__post_init__``: there are templates of those names in the folder ``task.prompts``, and
-    they show every role the first instance of a split. ``prompts`` becomes absolute if it is a folder of the
-    user's, and ``prompts_digest`` says what its files hold.
+    """Checks the templates of a task; a task calls it in its ``__post_init__``.
 
-    Raises ValueError naming the field if that is not so, and whatever ``task.instance`` raises.
+    The folder ``task.prompts`` must have templates of those names, and they must be able to show
+    every role the first instance of ``split``. Raises ValueError that names the field if not, and
+    whatever ``task.instance`` raises. Makes ``task.prompts`` absolute if it is a folder of the
+    user, and sets ``task.prompts_digest`` to a digest of the files.
     """
     first = task.initial(task.instance(split, 0))
     if _own(task.prompts).is_dir():
@@ -53,7 +55,7 @@ def settle(task: Any, names: Sequence[str], split: str = "train") -> None:
 
 
 def shortened(text: str, most: int) -> str:
-    """The two ends of a text that is longer than so many characters, and that it was cut."""
+    """Returns a text, or its two ends and a note if it has more than ``most`` characters."""
     if len(text) <= most:
         return text
     half = most // 2
@@ -61,8 +63,10 @@ def shortened(text: str, most: int) -> str:
 
 
 def bounded(value: Any, most: int) -> Any:
-    """A template's value that holds others' words, cut to so many characters: of a text its two ends, of a
-    list its first items. Of a mapping each value is cut by itself. What was cut says so."""
+    """Returns a value for a template, cut to ``most`` characters, with a note where it was cut.
+
+    A text keeps its two ends, a list its first items. In a mapping each value is cut on its own.
+    """
     if isinstance(value, str):
         return shortened(value, most)
     if isinstance(value, Mapping):
@@ -85,7 +89,7 @@ def _own(folder: str) -> Path:
 
 
 def _folder(folder: str) -> Path:
-    """One of the user's, or one of ours."""
+    """Returns the user's folder of that name if there is one, else the one that ships."""
     return _own(folder) if _own(folder).is_dir() else SHIPPED / folder
 
 

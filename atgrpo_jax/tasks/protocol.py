@@ -1,4 +1,4 @@
-"""The Task protocol. A task is functional: states are immutable values, and K candidates branch from one."""
+"""Defines what a task must offer. States are immutable values, and K candidates branch from one."""
 
 import dataclasses
 import random
@@ -12,7 +12,7 @@ from atgrpo_jax.tasks.workflow import Workflow
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one action leads to. ``done`` ends the episode; only ``solved`` is success."""
+    """The result of one action. ``done`` ends the episode; only ``solved`` is success."""
 
     state: Any
     reward: Reward
@@ -22,66 +22,71 @@ class Step:
 
 
 class Play(Protocol):
-    """One kind of problem. Instances are pure functions of (task config, split, index), and no two
-    splits share one."""
+    """The members that all tasks have; ``Task`` and ``ToolTask`` add the rest. An instance is a
+    pure function of (task config, split, index), and no two splits share one."""
 
     @property
     def workflow(self) -> Workflow: ...
 
     def instance(self, split: str, index: int) -> Any:
-        """A hashable, immutable problem. Splits but "train" may end: IndexError beyond."""
+        """Returns a problem: hashable and immutable. Raises IndexError past the end of a split that
+        is finite; "train" must not end."""
         ...
 
     def initial(self, instance: Any) -> Any:
-        """The state before the first turn: immutable, with a ``repr`` that tells states apart."""
+        """Returns the state before the first turn: immutable, with a ``repr`` that differs between
+        states."""
         ...
 
     def prompt(self, state: Any, role: str) -> Sequence[Message]: ...
 
     def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
-        """A deliberately imperfect answer, for the warm start."""
+        """Returns an answer for the warm start. It is imperfect on purpose."""
         ...
 
 
 @runtime_checkable
 class Task(Play, Protocol):
     def act(self, state: Any, role: str, text: str) -> Step:
-        """What ``role`` saying ``text`` leads to. Never raises on any text."""
+        """Returns what happens when ``role`` says ``text``. Never raises, whatever the text."""
         ...
 
 
 @runtime_checkable
 class ToolTask(Play, Protocol):
-    """A task of which some roles write programs. It is as pure as any other: it says which programs are to
-    be run, and is told what became of them."""
+    """A task in which some roles write programs. It is a set of pure functions, too: it says which
+    programs to run, and is told how they ended."""
 
     @property
     def tools(self) -> tuple[str, ...]:
-        """The roles of its workflow that write programs, or whose words need some to be run."""
+        """Returns the roles of the workflow whose answers need programs to be run."""
         ...
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """That programs import, beside Python's own (``SandboxConfig.packages``)."""
+        """Returns the packages that programs may import beside Python's own
+        (``SandboxConfig.packages``)."""
         ...
 
     @property
     def warm_up(self) -> str:
-        """A program that loads what others then find loaded; may be empty."""
+        """Returns a program that loads what later programs need, so that they find it loaded; may
+        be empty."""
         ...
 
     def programs(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Sequence[Program]:
-        """To be run next because ``role`` said ``text``, given how those before have ended; none if that is
-        all."""
+        """Returns the programs to run next for what ``role`` said. ``runs`` says how the earlier
+        ones ended. Returns none when no more are needed."""
         ...
 
     def act(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Step:
-        """What it leads to, given how all those programs ended. Never raises on any text or run."""
+        """Returns what happens when ``role`` says ``text`` and its programs ended as ``runs`` says.
+        Never raises, whatever the text and the runs."""
         ...
 
 
 def missing(task: Any) -> list[str]:
-    """Names of what a task has to have and has not."""
+    """Returns the names of the members that a task needs and lacks."""
     names = ["workflow", "instance", "initial", "prompt", "act", "demonstration"]
     if hasattr(task, "programs") or hasattr(task, "tools"):
         names += ["tools", "packages", "warm_up", "programs"]
@@ -89,5 +94,6 @@ def missing(task: Any) -> list[str]:
 
 
 def digest(state: Any) -> str:
-    """Names a state: equal states, and only those, have equal digests."""
+    """Returns a name of a state. States have the same digest if and only if their ``repr`` is the
+    same."""
     return hash_bytes(repr(state)).hex()

@@ -1,30 +1,30 @@
-"""What is found in a text: its program, its last list. All of it takes one pass, whatever the text is.
+"""Finds the program and the last list in a text. Every search takes one pass, whatever the text is.
 
-A fenced block begins with a line that ends in three or more backticks and perhaps a tag,
-or that begins with three tildes. It ends with as many backticks outside of Python's strings: a program may
-hold fences in its strings, and a fence may follow the last line of code.
+A fenced block begins with a line that ends in three or more backticks and perhaps a tag, or that
+begins with three tildes. It ends with as many backticks outside of Python's strings. So a program
+may have fences in its strings, and a fence may follow the last line of code.
 """
 
 import dataclasses
 import re
 
 FENCE = re.compile("`{3,}")
-THOUGHT = "</think>"  # what comes before it was thought and not said
-# A list of groups in brackets or parentheses, or one that holds no other.
+THOUGHT = "</think>"  # the text before it is thinking, not part of the answer
+# A list of groups in brackets or parentheses, or a list without a list in it.
 _LIST = re.compile(r"\[\s*(?:(?:\[[^\[\]()]*\]|\([^\[\]()]*\))[\s,;]*)+\]|\[[^\[\]]*\]")
 _GROUP = re.compile(r"[\[(]([^\[\]()]*)[\])]")
 _TAG = re.compile(r"[{.\s]*([\w+#-]*)")
 _PYTHON = re.compile(r"(python|py)-?\d*")
 _PIECES = re.compile(r"\\.|#|'''|\"\"\"|'|\"|`{3,}")
-# What a program has, and its output seldom: a call, an assignment, a statement.
+# Signs of a program, rare in its output: a call, an assignment, a statement.
 _CODE = re.compile(
     r"\w\(|[^=<>!]=[^=]|^[ \t]*(import|from|def|class|for|while|if|with|try|assert|async)\b", re.MULTILINE
 )
 
 
 def last_list(text: str) -> str | list[str] | None:
-    """What is in the last list in brackets of a text, or in each of its groups if it is a list of lists or of
-    tuples; None if there is no list."""
+    """Returns the content of the last list in brackets. If it is a list of lists or of tuples,
+    returns the content of each of these. Returns None if there is no list."""
     found = _LIST.findall(text)
     if not found:
         return None
@@ -47,11 +47,12 @@ class Block:
 
 
 def python_block(text: str) -> str | None:
-    """The program of a text; None if there is none.
+    """Returns the program in a text; None if there is none.
 
-    It is the last whole block with Python's tag; else the one with that tag that the text breaks off in; else
-    the last whole one without a tag; else the last whole one with another tag. Of several such blocks those
-    that look like Python are preferred. What is empty, or a session (``>>>``), is no program.
+    The program is the last closed block with Python's tag; else the block with that tag in which
+    the text breaks off; else the last closed block without a tag; else the last closed block with
+    another tag. If there are several of a kind, those that look like Python are preferred. An empty
+    block or a session (``>>>``) is no program.
     """
     found = [b for b in blocks(text) if b.code.strip() and not b.code.lstrip().startswith(">>>")]
     closed = [block for block in found if block.closed]
@@ -68,15 +69,16 @@ def python_block(text: str) -> str | None:
 
 
 def blocks(text: str) -> list[Block]:
-    """All blocks of what a text says, in order. Lines end with ``\\n``, ``\\r\\n`` or ``\\r``."""
+    """Returns all blocks of a text after its thinking, in order. Lines may end with ``\\n``,
+    ``\\r\\n`` or ``\\r``."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     found: list[Block] = []
     opened: _Opened | None = None
-    strings = True  # of several lines are looked at: until one turns out not to end
+    strings = True  # recognise strings over several lines; false once one turns out not to end
     place = 0
     while place < len(lines) or (opened and opened.doubtful is not None):
         if place == len(lines) or (opened and opened.broken):
-            # A string without an end: the block has ended at the first fence in it.
+            # The string has no end, so the block has ended at the first fence in it.
             assert opened is not None and opened.doubtful is not None
             place, strings = opened.doubtful, False
             found.append(opened.block(lines, place, 0))
@@ -98,18 +100,18 @@ def blocks(text: str) -> list[Block]:
 
 
 class _Opened:
-    """A block whose end is not yet seen."""
+    """A block whose end has not been found yet."""
 
     def __init__(self, fence: str, tag: str, indent: int, first: int, strings: bool):
         self._fence, self._tag, self._indent, self._first = fence, tag, indent, first
         self._strings = strings
-        self._string = ""  # the quotes of the string of several lines that we are in
-        self._nested = False  # in a fenced example within that string
-        self.doubtful: int | None = None  # the line of the first fence within it that opens nothing
-        self.broken = False  # that fence was the end: another block begins after it
+        self._string = ""  # the quotes of the string over several lines that is open, or ""
+        self._nested = False  # a fenced example is open within that string
+        self.doubtful: int | None = None  # line of the string's first fence that opens nothing
+        self.broken = False  # that fence was the block's end, as another block begins after it
 
     def end(self, line: str, place: int) -> int | None:
-        """The column at which a line ends the block, if it does."""
+        """Returns the column at which a line ends the block; None if it does not."""
         bare = line.strip()
         if self._fence[0] == "~":
             return 0 if bare.startswith(self._fence) and not bare.strip("~") else None
@@ -133,7 +135,7 @@ class _Opened:
         return len(line.rstrip().rstrip("`")) if closes else None
 
     def _within(self, bare: str, place: int) -> None:
-        """A fence at the beginning of a line in a string: an example's, or the block's own end."""
+        """Notes a fence that begins a line in a string: an example's, or the end of the block."""
         if bare.strip("`"):
             self.broken = self.doubtful is not None
             self._nested = True
@@ -143,7 +145,8 @@ class _Opened:
             self.doubtful = place
 
     def block(self, lines: list[str], last: int, column: int | None) -> Block:
-        """What is before a column of the line ``last``; without a column the text has broken off."""
+        """Returns the block, which ends before ``column`` of the line ``last``. The column is None
+        if the text breaks off in the block."""
         code = [
             line[self._indent :] if not line[: self._indent].strip() else line
             for line in lines[self._first : last]
@@ -155,14 +158,14 @@ class _Opened:
 
 
 def _opening(line: str, place: int, strings: bool) -> _Opened | None:
-    """The block that begins after a line, if one does."""
+    """Returns the block that begins after a line; None if none does."""
     bare = line.strip()
     indent = len(line) - len(line.lstrip())
     if bare.startswith("~~~"):
         about = bare.lstrip("~")
         return _Opened("~" * (len(bare) - len(about)), _tag(about), indent, place + 1, strings)
     fences = list(FENCE.finditer(line))
-    if len(fences) % 2 == 0:  # none, or code within the line
+    if len(fences) % 2 == 0:  # no fence, or code within the line
         return None
     fence, about = fences[-1], line[fences[-1].end() :]
     alone = line[: fence.start()].strip() == ""
@@ -174,7 +177,7 @@ def _opening(line: str, place: int, strings: bool) -> _Opened | None:
 
 
 def _tagged(fence: str) -> bool:
-    """What ends a block begins another: its tag was written with it."""
+    """Returns whether the fence that ends a block begins another one, because a tag follows it."""
     about = fence.strip().lstrip("`")
     return bool(about) and re.fullmatch(r"[\w+#.-]+", about) is not None
 

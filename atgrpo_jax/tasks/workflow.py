@@ -1,4 +1,4 @@
-"""Who speaks when."""
+"""Says which role speaks when."""
 
 import dataclasses
 
@@ -7,11 +7,12 @@ from atgrpo_jax.common.checks import check_types, require
 
 @dataclasses.dataclass(frozen=True)
 class Workflow:
-    """Who speaks when. Data, so that roles can be added without touching the rollout.
+    """The order in which roles speak. As it is data, a new role needs no change of the rollout.
 
-    ``order`` is the order of roles within a turn. In a sequential workflow each sees what the role before it
-    did, and an action may end the episode. In a parallel one all roles observe the turn's start; their
-    actions are carried out in order, and only the last one's end counts.
+    ``order`` is the order of roles within a turn. In a sequential workflow each role sees what the
+    role before it did, and any action may end the episode. In a parallel workflow all roles see the
+    state at the start of the turn. Their actions are then carried out in order, and only the last
+    one may end the episode.
     """
 
     order: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""Programming problems: a coder and a tester."""
+"""Holds the task of programming problems: a coder and a tester."""

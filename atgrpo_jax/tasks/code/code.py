@@ -1,8 +1,8 @@
-"""Programming problems: a coder writes a program, a tester a test of it, and both see where the two differ.
+"""Defines the task of programming problems: a coder writes a program, a tester writes a test of it.
 
-The task of arXiv 2510.11062, with the faults of its reference code mended: the golden tests are hidden from
-both, agreement of program and test ends an episode and only golden tests say what success is, and the tester
-has a reward of its own.
+Both see where the program and the test differ. It is the task of arXiv 2510.11062 without the
+faults of its reference code: golden tests are hidden from both roles; an episode ends when program
+and test agree, but only golden tests decide success; and the tester has a reward of its own.
 """
 
 import ast
@@ -35,14 +35,15 @@ from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
 CODER, TESTER = ROLES = ("coder", "tester")
-SHOWN = 1000  # characters of a test's texts that are shown
-PROGRAM_SHOWN = 4000
-LONGEST = 10_000  # characters of either text of a tester's test
+SHOWN = 1000  # characters of each text of a test that roles are shown
+PROGRAM_SHOWN = 4000  # characters of a program that roles are shown
+LONGEST = 10_000  # most characters of each text of a tester's test
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A tester's test, and what the program made of it. In the form "call", ``given`` is the call."""
+    """A tester's test and what the program printed for it. In the form "call", ``given`` is the
+    call and ``printed`` its value."""
 
     given: str
     expected: str
@@ -52,48 +53,51 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What was said in a turn; of the program also how it did, which no role is told."""
+    """The program, the test and the rewards of a turn. No role is told ``right``."""
 
     code: str = ""  # the program as of this turn
-    right: float = 0.0  # share of golden tests that it passes
+    right: float = 0.0  # share of golden tests that the program passes
     case: Case | None = None
-    coder: tuple[tuple[str, float], ...] = ()  # parts of the rewards
-    tester: tuple[tuple[str, float], ...] = ()
+    coder: tuple[tuple[str, float], ...] = ()  # parts of the coder's reward, by name
+    tester: tuple[tuple[str, float], ...] = ()  # the same for the tester
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
     problem: Problem
-    rounds: tuple[Round, ...] = ()  # complete ones
+    rounds: tuple[Round, ...] = ()  # the turns that are complete
     now: Round = Round()
 
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """Task and config. A role's local reward (arXiv 2510.11062, appendix):
+    """Code is a task and its config in one. A role's local reward (arXiv 2510.11062, appendix):
 
-    coder    builds * [its program is Python] + runs * [it ends well on the first test] + golden * (share of
-             golden tests that it passes)
-    tester   form * [it wrote a test] + quality * [a right program passes it]: the problem's own solution or,
-             if it has none, the team's once that passes all golden tests; without either this part is 0
+    coder    builds * [its program is Python] + runs * [it ends well in its first run]
+             + golden * (share of golden tests that it passes)
+    tester   form * [it wrote a test] + quality * [a right program passes it]
 
-    and the team's is the share of golden tests that the program passes. Each part is paid as the change since
-    the role (or the team) spoke before, as in ``Math``.
+    The right program is the problem's own solution or, if it has none, the team's program when that
+    passes all golden tests. Without either the quality part is 0.
 
-    Each golden test has a program's whole limits (``SandboxConfig``) for itself, and one that hangs costs
-    only itself; but after ``timeouts`` such ones the rest is not run and counts as failed. So what never ends
-    is waited for ``timeouts`` times and not ``tests`` times, and no program is concerned that has passed all.
+    The team reward is the share of golden tests that the program passes. Each part is paid as its
+    change since the role (or the team) spoke before, as in ``Math``.
 
-    The episode ends when the program passes the tester's test, and with the last turn; it is solved if the
-    program passes all golden tests then.
+    Each golden test has the whole limits of a program (``SandboxConfig``), so a test that hangs
+    does not take time from others. After ``timeouts`` such tests the rest is not run and counts as
+    failed, so a program that never ends costs ``timeouts`` waits, not ``tests``. A program that
+    passes all tests is not affected.
+
+    The episode ends after a turn in which the program passes the tester's test, and after the last
+    turn. It is solved if the program passes all golden tests then.
     """
 
     workflow: Workflow = Workflow(order=("coder", "tester"), turns=4, parallel=True)
     prompts: str = "code/full"
-    # Files of problems of each split; see docs/data.md. Without any: small ones that are made up.
+    # Files of problems for each split; see docs/data.md. If empty, small problems are made up.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    tests: int = 8  # golden ones that are run, at most
-    timeouts: int = 2  # golden tests ended at a time limit, after which the others are not run
+    tests: int = 8  # most golden tests that are run
+    timeouts: int = 2  # after so many golden tests that reached a time limit, no more are run
     seed: int = 0
     builds: float = 0.1
     runs: float = 0.1
@@ -120,7 +124,9 @@ class Code:
         prompts.settle(self, self.workflow.order, next(iter(self.files), "train"))
 
     def instance(self, split: str, index: int) -> Problem:
-        """Raises ValueError for a split without files, or naming the line and field of a bad row."""
+        """Returns a problem of the files, or a made-up one. Raises ValueError for a split without
+        files, or one that names the line and field of a bad row; IndexError past the end of a
+        held-out split's files."""
         if self.files:
             return pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index)
         return made_up(self.seed, split, index)
@@ -207,7 +213,7 @@ class Code:
         return dataclasses.replace(state.now, case=case, tester=parts), Outcome.OK
 
     def _reference(self, state: State) -> str:
-        """A right program, if one is known."""
+        """Returns a right program; "" if none is known."""
         return state.problem.solution or (state.now.code if state.now.right == 1.0 else "")
 
     def demonstration(self, state: State, role: str, rng: random.Random) -> str:
@@ -222,9 +228,9 @@ class Code:
 
 
 def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
-    """A tester's test: what the program reads and should print, or a call and its value; None without one.
+    """Returns a tester's test, (input, expected output) or (call, its value); None without one.
 
-    A call and a value must be written out: an assert that any program passes is no test.
+    Arguments and value must be literals, because an assert that any program passes is no test.
     """
     if problem.form == "stdio":
         found = [_fenced(name, text) for name in ("input", "output")]
@@ -250,7 +256,8 @@ def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
 
 
 def _fenced(name: str, text: str) -> list[str]:
-    """Blocks of that name, as they are written: with spaces, in capitals, or without an end."""
+    """Returns the blocks whose tag is ``name``. They may have spaces or capitals in the tag line,
+    and need no end."""
     text = text.replace("\r\n", "\n")
     return re.findall(rf"```[ \t]*{name}[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL | re.IGNORECASE)
 
@@ -271,7 +278,7 @@ def _passes(problem: Problem, run: Run, test: tuple[str, str]) -> bool:
 
 
 def _printed(problem: Problem, run: Run) -> str:
-    """What a program made of a test, as the roles are shown it."""
+    """Returns what a program printed for a test, in the form that roles are shown."""
     if problem.form == "call":
         value, _, _ = run.stdout.rstrip().rpartition("\n")
         return value or "an error"
@@ -279,27 +286,27 @@ def _printed(problem: Problem, run: Run) -> str:
 
 
 def _written(problem: Problem, given: str, expected: str) -> str:
-    """A test as ``read_test`` reads it."""
+    """Returns a test as text that ``read_test`` can read."""
     if problem.form == "stdio":
         return f"```input\n{given.rstrip()}\n```\n```output\n{expected.rstrip()}\n```"
     return f"```python\nassert {given} == {expected}\n```"
 
 
 def _nothing(problem: Problem) -> tuple[str, str]:
-    """A test in the right form that is likely to be a wrong one."""
+    """Returns a test that has the right form and is probably wrong."""
     return ("", "0") if problem.form == "stdio" else (f"{alias(problem.names[0])}()", "None")
 
 
 @functools.lru_cache(maxsize=1024)
 def writable(problem: Problem) -> tuple[tuple[str, str], ...]:
-    """The golden tests that a tester could write, as ``read_test`` reads them. Demonstrations are made of
-    them, and those are made of training problems only."""
+    """Returns the golden tests that a tester could write, as ``read_test`` returns them. They are
+    used for demonstrations, which exist for training problems only."""
     pairs = problem.tests if problem.form == "stdio" else _equalities(problem)
     return tuple(filter(None, (read_test(problem, _written(problem, *pair)) for pair in pairs)))
 
 
 def _equalities(problem: Problem) -> Iterator[tuple[str, str]]:
-    """The left and the right sides of golden tests, also of those within HumanEval's ``check``."""
+    """Yields both sides of the equalities in golden tests, also in HumanEval's ``check``."""
     source = "\n".join((problem.setup, *(statement for statement, _ in problem.tests)))
     try:
         tree = parsed("tests", source)
@@ -309,7 +316,7 @@ def _equalities(problem: Problem) -> Iterator[tuple[str, str]]:
         match node:
             case ast.Assert(ast.Compare(call, [ast.Eq()], [value])):
                 pass
-            case ast.Assert(ast.Compare(call, [ast.In()], [ast.Tuple([value, *_])])):  # any of them will do
+            case ast.Assert(ast.Compare(call, [ast.In()], [ast.Tuple([value, *_])])):  # one will do
                 pass
             case _:
                 continue

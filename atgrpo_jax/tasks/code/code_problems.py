@@ -1,4 +1,4 @@
-"""Programming problems: read from files of several forms, or made up, and how an answer to one is tested."""
+"""Reads programming problems from files of several forms or makes them up, and tests answers."""
 
 import dataclasses
 import functools
@@ -13,9 +13,9 @@ from atgrpo_jax.tasks.code.rows import fields_of
 from atgrpo_jax.tasks.data import read_rows, words_of
 from atgrpo_jax.tasks.splits import in_split
 
-MODULE = "program"  # the name of an answer that is called
+MODULE = "program"  # ``__name__`` of an answer whose functions are called
 Verdict = Literal["right", "wrong", "timeout"]
-# In a harness: a function whose results have lists for tuples, at any depth.
+# Part of a harness: makes a function return lists in place of tuples, at any depth.
 _LISTS = """
 def _lists(value):
     if isinstance(value, (list, tuple)):
@@ -36,19 +36,23 @@ for _test in _TESTS:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """``form`` "stdio": a program reads and prints; ``tests`` are pairs of texts. "call": functions are
-    called under ``names``; ``tests`` are pairs of an assert statement and "", after ``setup``."""
+    """A programming problem and its golden tests.
+
+    ``form`` "stdio": a program reads and prints; ``tests`` are pairs (input, expected output).
+    "call": functions are called under ``names``; ``tests`` are pairs (assert statement, ""), which
+    run after ``setup``.
+    """
 
     id: str
     question: str
     form: Literal["stdio", "call"]
     tests: tuple[tuple[str, str], ...]
-    starter: str = ""  # where the answer begins
-    before: str = ""  # what comes before it
+    starter: str = ""  # code with which the answer begins
+    before: str = ""  # code that is run before the answer
     names: tuple[str, ...] = ()
     setup: str = ""
     solution: str = ""  # a right answer, if one is known
-    # Of what is printed: see ``outputs.same_output``.
+    # These say how output is compared; see ``outputs.same_output``.
     tolerance: float = 0.0
     ignore_case: bool = False
     judge: str = "tokens"
@@ -58,31 +62,36 @@ class Problem:
 def programs(
     problem: Problem, answer: str, most: int, timeouts: int, runs: Sequence[Run] = ()
 ) -> list[Program]:
-    """Those that are next, given how the ones before have ended, until ``most`` tests have a verdict or
-    ``timeouts`` of them were ended at a time limit. The first of all shows whether the answer runs.
+    """Returns the programs to run next, given how those before ended; none if no more are needed.
 
-    Where functions are called, tests share a program until one of them ends it. That one is tried again in a
-    program of its own, which the rest then share: so each test has a program's whole limits.
+    No more are needed when ``most`` tests have a verdict or ``timeouts`` of them reached a time
+    limit. The very first program shows whether the answer runs at all.
+
+    In the form "call", tests share a program until one of them ends it. That test is tried again at
+    the start of a new program, which the rest then share. So each test has a program's whole
+    limits.
     """
     known = verdicts(problem, runs, most)
     left, rest = timeouts - known.count("timeout"), problem.tests[len(known) : most]
     if left <= 0 or not rest or any(run.end == "crash" for run in runs):
         return []
-    if problem.form == "call" and runs and runs[0].end == "error":  # it does not get as far as to be called
+    if problem.form == "call" and runs and runs[0].end == "error":  # it fails before any call
         return []
-    if problem.form == "stdio":  # side by side, but no more than may be ended so
+    if problem.form == "stdio":  # run side by side, but no more than may still time out
         return [Program(answer, given, before=problem.before) for given, _ in rest[:left]]
     asked = called(problem, answer, [statement for statement, _ in rest])
     return [asked] if runs else [dataclasses.replace(asked, harness="", names=()), asked]
 
 
 def passed(problem: Problem, runs: Sequence[Run], most: int) -> tuple[int, int]:
-    """How many tests an answer passes, and of how many, given how ``programs`` have ended."""
+    """Returns how many tests an answer passes, and how many there are, given how ``programs``
+    ended."""
     return verdicts(problem, runs, most).count("right"), len(problem.tests[:most])
 
 
 def verdicts(problem: Problem, runs: Sequence[Run], most: int) -> list[Verdict]:
-    """Of the tests from the first on, as far as the runs of ``programs`` go."""
+    """Returns the verdicts of the tests, from the first one to the last that ``runs`` of
+    ``programs`` have reached."""
     found: list[Verdict] = []
     if problem.form == "stdio":
         for run, (_, expected) in zip(runs, problem.tests[:most], strict=False):
@@ -95,7 +104,7 @@ def verdicts(problem: Problem, runs: Sequence[Run], most: int) -> list[Verdict]:
 
 
 def printed(problem: Problem, run: Run, expected: str) -> bool:
-    """Whether a program has ended well and printed what it should."""
+    """Returns whether a program ended well and printed what it should."""
     return run.end == "ok" and same_output(
         run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge
     )
@@ -106,9 +115,11 @@ def _wrong(run: Run) -> Verdict:
 
 
 def called(problem: Problem, answer: str, statements: Sequence[str]) -> Program:
-    """Runs assert statements on an answer's functions, in a process that the answer does not reach.
+    """Returns a program that runs assert statements on an answer's functions. The statements run in
+    a process that the answer cannot reach.
 
-    The answer is a module and no script, as judges have it: without its ``if __name__ == "__main__"``.
+    The answer is run as a module, not as a script, as judges do: its ``if __name__ == "__main__"``
+    part does not run.
     """
     found = {alias(name): f"globals()[{name!r}]" for name in problem.names}
     if len(problem.names) == 1:
@@ -127,7 +138,7 @@ def called(problem: Problem, answer: str, statements: Sequence[str]) -> Program:
 
 
 def alias(name: str) -> str:
-    """What tests call a name that is no plain one."""
+    """Returns the name by which tests call a function; "candidate" if ``name`` is an expression."""
     return name if name.isidentifier() else "candidate"
 
 
@@ -136,7 +147,8 @@ def alias(name: str) -> str:
 
 @functools.lru_cache
 def read(path: str) -> tuple[Problem, ...]:
-    """Raises ValueError naming the line and the field of a bad row."""
+    """Returns the problems of a file. Raises ValueError that names the line and the field of a bad
+    row."""
     problems = []
     for number, row in read_rows(path, {"question": str}):
         place = f"{path}:{number}"
@@ -152,7 +164,8 @@ def key(problem: Problem) -> str:
 
 
 def problem_of(row: Mapping[str, Any], path: str = "") -> Problem:
-    """Of a row of the file at ``path``. Raises ValueError naming the field that is bad."""
+    """Returns the problem in a row of the file at ``path``. Raises ValueError that names the bad
+    field."""
     return Problem(**fields_of(row, path))
 
 
@@ -167,7 +180,7 @@ _OPERATIONS = {
 
 @functools.lru_cache(maxsize=4096)
 def made_up(seed: int, split: str, index: int) -> Problem:
-    """Read some integers, print something about them."""
+    """Returns a made-up problem: read some integers and print something about them."""
     rng = random.Random(seed_of("code", seed, split, index))
     while True:
         name, count, more = rng.choice(list(_OPERATIONS)), rng.randint(2, 4), rng.randint(0, 99)

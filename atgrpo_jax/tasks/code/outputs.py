@@ -1,7 +1,7 @@
-"""Whether a program has printed what it should: by our own rule, or by those of three judges of contests.
+"""Says whether a program printed the right thing, by our own rule or by that of three judges.
 
-Each takes time linear in the texts, whatever is in them. docs/data.md says where the judges' own rules are
-others.
+Each rule takes time linear in the texts, whatever they contain. docs/data.md says where the judges'
+original rules differ from these.
 """
 
 import itertools
@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-# Possessive: a text that is no number is refused without a second look at any digit.
+# Quantifiers are possessive: a text that is no number is refused without reading any digit twice.
 _NUMBER = re.compile(r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]{1,4})?")
 _WHOLE = re.compile(r"[-+]?[0-9]+")
-_CODECONTESTS = 1e-5  # absolute
+_CODECONTESTS = 1e-5  # absolute difference
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-8  # the defaults of NumPy's ``allclose``, which APPS calls
-_DECIMALS = 3  # to which APPS rounds numbers that stand side by side
+_DECIMALS = 3  # decimals to which APPS rounds
 
 Near = Callable[[float, float], bool]
 
@@ -23,9 +23,10 @@ Near = Callable[[float, float], bool]
 def same_output(
     printed: str, expected: str, tolerance: float = 0.0, ignore_case: bool = False, judge: str = "tokens"
 ) -> bool:
-    """Whether one of the ``JUDGES`` takes what is printed for what is expected.
+    """Returns whether one of the ``JUDGES`` accepts ``printed`` where ``expected`` is right.
 
-    ``tolerance`` (of numbers, absolute or relative) and ``ignore_case`` are for our own rule, "tokens".
+    ``tolerance`` (of numbers, absolute or relative) and ``ignore_case`` apply to our own rule,
+    "tokens".
     """
     if judge == "tokens":
         return _tokens(printed, expected, tolerance, ignore_case)
@@ -33,7 +34,8 @@ def same_output(
 
 
 def _tokens(printed: str, expected: str, tolerance: float = 0.0, ignore_case: bool = False) -> bool:
-    """Token by token, whatever the white space; numbers by their value, or within the tolerance."""
+    """Compares token by token and ignores white space. Numbers are equal if their values are, or
+    are within the tolerance."""
     if ignore_case:
         printed, expected = printed.lower(), expected.lower()
 
@@ -44,7 +46,8 @@ def _tokens(printed: str, expected: str, tolerance: float = 0.0, ignore_case: bo
 
 
 def _codecontests(printed: str, expected: str) -> bool:
-    """Token by token, in any case of ASCII's letters; integers by their value, others within 1e-5."""
+    """Compares token by token and ignores the case of ASCII letters. Integers must have the same
+    value; other numbers may differ by less than 1e-5."""
 
     def tokens(text: str) -> list[str]:
         found = text.encode(errors="surrogatepass").lower().split()
@@ -54,8 +57,10 @@ def _codecontests(printed: str, expected: str) -> bool:
 
 
 def _apps(printed: str, expected: str) -> bool:
-    """Line by line, empty ones aside, whatever the white space within. Where all is numbers, integers by
-    their value, and others nearly: as ``allclose`` says if each has a line of its own, or rounded."""
+    """Compares line by line; ignores empty lines and white space. If all tokens are numbers,
+    integers must have the same value, and others must be equal when they are rounded to three
+    decimals. If each number has a line of its own, it is enough that they are close as in
+    ``allclose``."""
     one, other = _rows(printed), _rows(expected)
     if list(map(len, one)) != list(map(len, other)):
         return False
@@ -74,7 +79,8 @@ def _apps(printed: str, expected: str) -> bool:
 
 
 def _livecodebench(printed: str, expected: str) -> bool:
-    """Line by line, without the space around each; lines that differ are equal as lists of decimals."""
+    """Compares line by line and ignores the space around a line. Lines that differ are equal if
+    they are equal lists of decimals."""
     one, other = _lines(printed.strip()), _lines(expected.strip())
     return len(one) == len(other) and all(map(_same_line, one, other))
 
@@ -84,7 +90,7 @@ def _same_line(one: str, other: str) -> bool:
         return True
     try:
         return list(map(Decimal, one.split())) == list(map(Decimal, other.split()))
-    except ArithmeticError:  # no decimal, or one that equals nothing
+    except ArithmeticError:  # not a decimal, or a NaN that cannot be compared
         return False
 
 
@@ -93,13 +99,16 @@ def _lines(text: str) -> list[str]:
 
 
 def _rows(text: str) -> list[list[str]]:
-    """The tokens of each line that has any."""
+    """Returns the tokens of each line that has any."""
     return [line.split() for line in _lines(text) if line]
 
 
 def _same(printed: Sequence[str], expected: Sequence[str], near: Near, exact: bool = False) -> bool:
-    """Of tokens: the same text, or numbers of the same value, or ``near``; but not two integers if those are
-    to be ``exact``: the judges compare floats, so that large ones are right with wrong last digits."""
+    """Returns whether all tokens are the same text, numbers of the same value, or ``near``.
+
+    With ``exact``, two integers need the same value. The judges themselves compare floats, and so
+    accept large integers with wrong last digits.
+    """
     return len(printed) == len(expected) and all(
         one == other or _equal(one, other, near, exact) for one, other in zip(printed, expected, strict=True)
     )

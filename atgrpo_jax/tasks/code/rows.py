@@ -1,4 +1,4 @@
-"""Rows of programming problems: each field is what it should be, or an error names it. See docs/data.md."""
+"""Checks and reads rows of programming problems; an error names the bad field. See docs/data.md."""
 
 import ast
 import builtins
@@ -13,8 +13,8 @@ from typing import Any
 
 from atgrpo_jax.tasks.code.outputs import JUDGES
 
-# What an answer may take for granted: the names that the harnesses of LiveCodeBench and APPS import, but none
-# that would stand before one of Python's own.
+# Names that every answer may use: those that the harnesses of LiveCodeBench and APPS import, except
+# names that would hide one of Python's builtins.
 _STARRED = (
     "typing", "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
     "statistics", "itertools", "functools", "operator", "io", "sys", "json",
@@ -25,8 +25,8 @@ PREAMBLE = (
     + f"import {', '.join(_MODULES)}\n"
     + "for _name in [_name for _name in dir(builtins) if _name[0] != '_']:\n    globals().pop(_name, None)\n"
 )
-# What they do beside: recursion as deep as LiveCodeBench allows, and a function that is in no class counts as
-# one of ``Solution``'s.
+# What these harnesses do besides: they allow deep recursion (as deep as LiveCodeBench does), and a
+# function outside of any class counts as a method of ``Solution``.
 HARNESS = (
     f"{PREAMBLE}sys.setrecursionlimit(50000)\n"
     "class Solution:\n    def __getattr__(self, name): return globals()[name]\n"
@@ -36,10 +36,11 @@ _BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 def fields_of(row: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The fields of a ``Problem``. Raises ValueError naming the field that is bad.
+    """Returns the fields of a ``Problem``. Raises ValueError that names the bad field.
 
     Args:
-      path: the file's, beside which preambles are.
+      row: a row of a problem file.
+      path: path of that file; files of preambles are in the same folder.
     """
     mode = row.get("mode", "stdio")
     if not isinstance(mode, str) or mode not in _READERS:
@@ -86,7 +87,7 @@ def _call(row: Mapping[str, Any], path: str) -> dict[str, Any]:
         place = f"test_output[{number}]"
         result = _json(place, lines(place, expected, numbers=False))
         statements.append(f"assert candidate({arguments}) == {result!r}")
-        parsed(f"test_input[{number}]", statements[-1])  # JSON may be nested deeper than Python
+        parsed(f"test_input[{number}]", statements[-1])  # JSON may be nested too deep for Python
     names = (f"Solution().{_identifier(row)}",)
     return _function(row, statements, names) | {"before": HARNESS, "lists": True}
 
@@ -121,14 +122,15 @@ def _assert(row: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 def _check(row: Mapping[str, Any], path: str) -> dict[str, Any]:
     entry, question = _identifier(row), _text(row, "question")
-    begun = f"{question}\n    pass\n"  # what it defines, the answer and the tests may use
+    begun = f"{question}\n    pass\n"  # the answer and the tests may use what the question defines
     parsed("question", begun)
     tests = _source(row, "tests")
     if "check" not in _functions(tests):
         raise ValueError("tests define no function check")
     solution = _text(row, "solution", "")
     fields = _function(row, [f"check({entry})"], (entry,))
-    # As a text of its own: it may begin with what must be first in one.
+    # Compiled on its own, because it may begin with a ``from __future__`` import, which must come
+    # first.
     before = f"{PREAMBLE}exec(compile({begun!r}, 'question.py', 'exec', dont_inherit=True), globals())\n"
     own = {"setup": tests, "starter": question, "before": before}
     return fields | own | {"solution": question + solution if solution else ""}
@@ -158,7 +160,8 @@ def _id(value: Any) -> str:
 
 
 def _text(row: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """Raises KeyError if it is not there and there is no default; null counts as not there."""
+    """Returns a text field. A field that is null counts as missing. Raises KeyError if a field
+    without a default is missing, ValueError if it is no text."""
     value = row.get(name)
     if value is None and default is not None:
         return default
@@ -189,7 +192,8 @@ def _pairs(row: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
 
 
 def lines(name: str, value: Any, numbers: bool = True) -> str:
-    """A text, or a list of its lines; with ``numbers`` also a number for a text or a line."""
+    """Returns a text that may be given as a list of its lines. With ``numbers``, the text or a line
+    may also be a number."""
     if isinstance(value, list):
         found = [lines(f"{name}[{i}]", line, numbers) for i, line in enumerate(value) if _flat(name, line)]
         return "\n".join(found)
@@ -223,7 +227,7 @@ def _tolerance(value: Any) -> float:
         return 0.0
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"tolerance = {_shown(value)} is no number")
-    if not 0 <= value < 1:  # also no NaN; from 1 on, 0 would be as good as any small number
+    if not 0 <= value < 1:  # refuses NaN, too; from 1 on, 0 would pass for any small number
         raise ValueError(f"tolerance = {_shown(value)} is not at least 0 and less than 1")
     return float(value)
 
@@ -239,7 +243,7 @@ def _judge(row: Mapping[str, Any], mode: str) -> str:
 
 
 def _refuse(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Raises ValueError for fields that would not be heard."""
+    """Raises ValueError for fields that would be ignored."""
     for name in names:
         if row.get(name) not in (None, False, 0):
             raise ValueError(f"{name} = {_shown(row[name])}: it has no meaning in {where}")
@@ -249,9 +253,9 @@ def _refuse(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
 
 
 def parsed(name: str, source: str) -> ast.Module:
-    """Raises ValueError for what is no Python."""
+    """Returns the syntax tree of a program. Raises ValueError if it is not Python."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the source's style
+        warnings.simplefilter("ignore")  # warnings about the source's style
         try:
             tree = ast.parse(source)
             compile(tree, name, "exec", dont_inherit=True)
@@ -268,7 +272,8 @@ def _source(row: Mapping[str, Any], name: str, default: str | None = None) -> st
 
 
 def _statements(row: Mapping[str, Any], name: str, optional: bool = False) -> list[tuple[str, ast.Module]]:
-    """A list of tests, each of them at least one statement."""
+    """Returns a field's tests as (text, syntax tree). Raises ValueError for one without a
+    statement."""
     if row.get(name) is None and optional:
         return []
     found = []
@@ -289,7 +294,8 @@ def _identifier(row: Mapping[str, Any]) -> str:
 
 
 def _expression(row: Mapping[str, Any]) -> str:
-    """A name, an attribute, or one of what a call gives, such as ``Solution().add``."""
+    """Returns the entry point, an expression that can be called: a name, an attribute, or an
+    attribute of a call's result, such as ``Solution().add``."""
     text = _text(row, "entry_point").strip()
     body = parsed("entry_point", text).body
     node: ast.AST | None = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
@@ -305,7 +311,7 @@ def _named(tree: ast.AST) -> set[str]:
 
 
 def _defined(source: str) -> set[str]:
-    """Names that a program defines at its top or anywhere below."""
+    """Returns the names that a program defines anywhere."""
     found = set()
     for node in ast.walk(parsed("setup", source)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -318,7 +324,7 @@ def _defined(source: str) -> set[str]:
 
 
 def _functions(source: str) -> set[str]:
-    """Names of the functions at the top of a program."""
+    """Returns the names of the functions at the top level of a program."""
     return {node.name for node in parsed("solution", source).body if isinstance(node, ast.FunctionDef)}
 
 
@@ -338,7 +344,8 @@ def _preambles(file: Path) -> Any:
 
 
 def _preamble(path: str, key: Any) -> str:
-    """Finds preambles: of ``NAME_SPLIT.jsonl.gz`` they are in ``NAME_preamble_SPLIT.json`` beside it."""
+    """Returns the preamble ``key``. The preambles of ``NAME_SPLIT.jsonl.gz`` are in
+    ``NAME_preamble_SPLIT.json`` in the same folder."""
     file = Path(path).expanduser()
     name, _, split = file.name.partition(".")[0].rpartition("_")
     beside = file.with_name(f"{name}_preamble_{split}.json") if file.name else file

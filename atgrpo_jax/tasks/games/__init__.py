@@ -1,1 +1,1 @@
-"""Plan-Path, Sokoban and Sudoku: some roles propose a list of actions, another decides."""
+"""Holds Plan-Path, Sokoban and Sudoku: some roles propose a list of actions, another decides."""

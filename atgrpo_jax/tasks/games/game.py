@@ -1,8 +1,8 @@
-"""What Plan-Path, Sokoban and Sudoku have in common: some roles propose a list of actions, another decides.
+"""Defines what the games share: some roles propose a list of actions, another role decides.
 
-A *proposer*'s list is carried out on a copy of the state, and the *decider* is shown what came of it. There
-are two proposers: the ``scout`` writes a list, the ``tool`` a Python program that prints one. With the
-decider alone the task has a single agent.
+A *proposer*'s list is carried out on a copy of the state, and the *decider* is shown the result.
+There are two proposers: the ``scout`` writes a list, the ``tool`` writes a Python program that
+prints one. A task with a single agent has the decider alone.
 """
 
 import abc
@@ -20,49 +20,54 @@ from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
 SCOUT, TOOL = "scout", "tool"
-SHOWN = 1500  # characters of a program, of its output and of each part of what came of it that others see
-LONGEST = 1000  # items of a list that are carried out: what comes after them is left out
+SHOWN = 1500  # characters that others see of a program, its output and each part of the result
+LONGEST = 1000  # items of a list that are carried out; the rest is left out
 
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """What a list of actions leads to. ``gained`` is the share of the way from the instance's start to its
-    solution, negative for steps back, such that what is gained over an episode is where it ends."""
+    """The result of a list of actions.
 
-    state: Any  # with no proposal
-    carried: Any  # what was done, as the next role is shown it
+    ``gained`` is how much nearer the state is to the solution, as a share of the whole way from the
+    instance's start. It is negative for steps back. Its sum over an episode depends only on where
+    the episode ends.
+    """
+
+    state: Any  # has no proposal
+    carried: Any  # what was done, in the form that ``Game.shown`` takes
     gained: float
     illegal: float  # share of the actions that could not be carried out
     solved: bool
-    shortest: bool = False  # solved, by as few actions as any
+    shortest: bool = False  # solved with the fewest actions, or pushes in Sokoban
     dead: bool = False  # no solution is left
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A proposer's, this turn: what came of its list, and the program that has printed it."""
+    """A proposal of this turn: the result of its list, and the program that printed the list."""
 
-    carried: Any
+    carried: Any  # ``Played.carried``; None if there was no list
     solved: bool
-    code: str = ""
-    output: str = ""
+    code: str = ""  # the tool's program
+    output: str = ""  # what it printed
 
 
 @dataclasses.dataclass(frozen=True)
 class Game(abc.ABC):
-    """Task and config. Rewards, with g what is gained (``Played``):
+    """A game is a task and its config in one. Rewards, where g is ``Played.gained``:
 
-    decider    team 1 if solved; local = progress * g + shortest * [by as few actions as any]
+    decider    team = 1 if solved; local = progress * g + shortest * [fewest possible actions]
                - illegal / turns * (share of illegal actions)
-    proposer   proposal / turns * (1 if solved + the decider's first two terms) of what it proposes, and the
-               same cost of illegal actions; no team part: it changes nothing
-    tool       besides, code / turns * (half for a program that is Python, half for one that ends well)
+    proposer   proposal / turns * (1 if solved + the decider's first two terms), both for the list
+               that it proposes, and the same cost of illegal actions; no team part, because it
+               changes nothing
+    tool       in addition code / turns * (half if the program is Python, half if it ends well)
 
-    Of a list the first ``longest`` items count, and what comes after them is as if it were not there.
-    An answer without a list costs ``invalid / turns``. The decider's g telescopes over an episode and its
-    bonus is paid once, at the end; the proposer's g is clipped to [-1, 1], and its terms and all costs are
-    divided by the number of turns. So no team earns more over a failed episode than over a solved one:
-    ``__post_init__`` refuses weights for which that would not hold.
+    Only the first ``longest`` items of a list count; the rest is ignored. An answer without a list
+    costs ``invalid / turns``. The decider's g telescopes over an episode, and its bonus is paid
+    once, at the end. The proposer's g is clipped to [-1, 1]; its terms and all costs are divided by
+    the number of turns. So no team earns more in a failed episode than in a solved one:
+    ``__post_init__`` refuses weights that would allow it.
     """
 
     decider: ClassVar[str]
@@ -107,47 +112,50 @@ class Game(abc.ABC):
         )
         prompts.settle(self, self.workflow.order, next(iter(self.sources), "train"))
 
-    # Of each game
+    # What each game defines
 
     @abc.abstractmethod
     def instance(self, split: str, index: int) -> Any:
-        """Raises ValueError for an unknown split, or if there are no such instances."""
+        """Returns an instance. Raises ValueError for an unknown split, or if there is no such
+        instance."""
 
     @abc.abstractmethod
     def initial(self, instance: Any) -> Any: ...
 
     @abc.abstractmethod
     def read(self, state: Any, text: str) -> Sequence[Any]:
-        """The actions that a text lists; none if it has no list."""
+        """Returns the actions that a text lists; none if it has no list."""
 
     @abc.abstractmethod
     def play(self, state: Any, actions: Sequence[Any]) -> Played: ...
 
     @abc.abstractmethod
     def values(self, state: Any) -> dict[str, Any]:
-        """What the templates may use, beside "role" and "proposal"."""
+        """Returns what the templates may use beside "role" and "proposal"."""
 
     @abc.abstractmethod
     def shown(self, state: Any, carried: Any) -> dict[str, Any]:
-        """What they may use of a proposal, beside "code", "output" and "solved"."""
+        """Returns what the templates may use of a proposal beside "code", "output" and "solved"."""
 
     @abc.abstractmethod
     def demonstrated(self, state: Any, rng: random.Random) -> str:
-        """A list as ``read`` reads it, wrong here and there (``demonstration_error``)."""
+        """Returns a list that ``read`` can read, with some wrong actions
+        (``demonstration_error``)."""
 
     @property
     def sources(self) -> Mapping[str, Any]:
-        """Of each split, the files that its instances are read from; none if they are made up."""
+        """Returns the files that each split is read from; empty if instances are generated."""
         return {}
 
-    # Play
+    # What all games share
 
     @property
     def tools(self) -> tuple[str, ...]:
         return tuple(role for role in self.workflow.order if role == TOOL)
 
     def longest(self, state: Any) -> int:
-        """Items of a list that are carried out. No shortest solution has more."""
+        """Returns how many items of a list are carried out at most. No shortest solution has
+        more."""
         return LONGEST
 
     def prompt(self, state: Any, role: str) -> list[Message]:
@@ -197,7 +205,7 @@ class Game(abc.ABC):
         return Step(dataclasses.replace(state, proposal=proposal), reward, Outcome.OK, False, False)
 
     def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
-        """A decider that was shown a solution repeats it."""
+        """Returns an answer for the warm start. A decider that was shown a solution repeats it."""
         found = state.proposal
         if role == self.decider and found is not None and found.solved:
             return self.repeated(state, found.carried)
@@ -206,4 +214,4 @@ class Game(abc.ABC):
 
     @abc.abstractmethod
     def repeated(self, state: Any, carried: Any) -> str:
-        """A list as ``read`` reads it, of what was carried out."""
+        """Returns what was carried out as a list that ``read`` can read."""

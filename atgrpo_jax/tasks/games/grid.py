@@ -1,4 +1,4 @@
-"""Cells of a grid, their names, and lists of moves as they are written: what Plan-Path and Sokoban share."""
+"""Names cells of a grid and reads lists of moves; Plan-Path and Sokoban share it."""
 
 import re
 
@@ -15,28 +15,30 @@ _PAIR = re.compile(r"(\d+)\s*,\s*(\d+)")
 
 
 def shift(cell: Cell, move: str, times: int = 1) -> Cell:
-    """Where a move leads, whatever is there; an unknown one leads nowhere."""
+    """Returns the cell that a move leads to, even if it is blocked; an unknown move stays."""
     down, right = MOVES.get(move, (0, 0))
     return cell[0] + times * down, cell[1] + times * right
 
 
 def name(cell: Cell) -> str:
-    """Row and column, e.g. "03"; "12,3" if either has two digits."""
+    """Returns the name of a cell: row and column, "03", or "12,3" if either has two digits."""
     return f"{cell[0]}{cell[1]}" if max(cell) < 10 else f"{cell[0]},{cell[1]}"
 
 
 def move_of(cell: Cell, item: str) -> str:
-    """What an item of a list asks for: itself if it is a move, the move to the cell of that name, or "?"."""
+    """Returns the move that an item of a list asks for: the item itself if it is a move, the move
+    to the neighbour of that name, or "?"."""
     return item if item in MOVES else next((m for m in MOVES if name(shift(cell, m)) == item), "?")
 
 
 def parse_moves(text: str, start: Cell) -> list[str]:
-    """The moves in the last bracketed list of ``text``; none if there is no list.
+    """Returns the moves in the last bracketed list of ``text``; none if there is no list.
 
-    A move is one of U, D, L, R, its word (``[up, right]``) or arrow, or the cell that it leads to: its name
-    (``[03 04 14]``), or a pair as Python prints it (``[(0, 3), (0, 4)]``). Case, quotes, commas and
-    spaces do not matter. The list may begin with the cell that it starts from. Anything else is kept as "?":
-    each sign, and each word of which half the letters or fewer are moves.
+    A move is U, D, L or R, or its word (``[up, right]``) or arrow, or the cell that it leads to. A
+    cell is written as its name (``[03 04 14]``), or as Python prints a pair (``[(0, 3), (0, 4)]``).
+    Case, quotes, commas and spaces do not matter. The list may begin with the cell that it starts
+    from. A word of which more than half the letters are moves is read letter by letter. Any other
+    word, letter or sign becomes "?".
     """
     found = last_list(text)
     items = _items(found) if isinstance(found, str) else []
@@ -48,7 +50,7 @@ def parse_moves(text: str, start: Cell) -> list[str]:
 
 def _items(text: str) -> list[str]:
     text = text.upper()
-    if _WORDY.search(text):  # between words or names an arrow says "then"
+    if _WORDY.search(text):  # an arrow between words or names means "then"
         text = text.replace("→", " ").replace("->", " ").replace("=>", " ")
     return [item for found in _ITEM.findall(text) for item in _moves(found)]
 

@@ -1,8 +1,8 @@
-"""Plan-Path: walk from start to goal on a grid with obstacles, by lists of moves.
+"""Defines Plan-Path: walk from start to goal on a grid with obstacles, by lists of moves.
 
-The task of arXiv 2510.11062, with the faults of its reference code mended: the current position is
-shown on every turn, splits share no instance, progress telescopes (so wandering pays nothing), and the
-turn limit is not success.
+It is the task of arXiv 2510.11062 without the faults of its reference code: the current position is
+shown on every turn, splits share no instance, progress telescopes (so wandering pays nothing), and
+reaching the turn limit is not success.
 
 The ``mover`` decides; see game.py for the roles.
 """
@@ -37,25 +37,25 @@ class Instance:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A list of moves carried out from some cell, up to the goal or the end of the list. A blocked or
-    unknown move leaves the walker in place."""
+    """A list of moves that was carried out from some cell, up to the goal or the end of the list. A
+    blocked or unknown move leaves the walker in place."""
 
-    moves: str  # "?" is an unknown one
+    moves: str  # "?" is an unknown move
     end: Cell
-    bumps: tuple[int, ...]  # 1-based numbers of the moves that were blocked or unknown
+    bumps: tuple[int, ...]  # numbers, from 1, of the moves that were blocked or unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
     instance: Instance
     position: Cell
-    proposal: Proposal | None = None  # carried: a Walk
+    proposal: Proposal | None = None  # its ``carried`` is a Walk
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanPath(Game):
-    """What a game pays is in ``Game``. With d the BFS distance to the goal and D its value at the start, a
-    walk gains (d - d') / D."""
+    """Plan-Path pays what ``Game`` says. A walk gains (d - d') / D, where d and d' are the BFS
+    distances to the goal before and after it, and D is the distance from the start."""
 
     decider: ClassVar[str] = "mover"
 
@@ -63,11 +63,11 @@ class PlanPath(Game):
     prompts: str = "plan_path/short"
     size: int = 6
     obstacles: float = 0.22  # probability that a cell is blocked
-    # "cells": cells are named by row and column, prompts name the blocked ones, and a list names the cell
-    # that each move leads to, so that nobody need count. "symbols": prompts draw the grid, lists are of
-    # U D L R. Answers may use either spelling in both.
+    # "cells": cells are named by row and column, prompts name the blocked ones, and a list names
+    # the cell that each move leads to, so that nobody has to count. "symbols": prompts draw the
+    # grid, and lists consist of U D L R. Answers may use either spelling in both views.
     view: Literal["cells", "symbols"] = "cells"
-    demonstration_moves: int = 6  # at most, in one list
+    demonstration_moves: int = 6  # most moves in one demonstrated list
 
     def __post_init__(self):
         check_types(self)
@@ -79,7 +79,8 @@ class PlanPath(Game):
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
-        """Raises ValueError for an unknown split, or if no solvable grid turns up."""
+        """Returns a generated grid. Raises ValueError for an unknown split, or if no solvable grid
+        is found."""
         return _draw(self.size, self.obstacles, self.seed, split, index)
 
     def initial(self, instance: Instance) -> State:
@@ -122,7 +123,7 @@ class PlanPath(Game):
         }
 
     def demonstrated(self, state: State, rng: random.Random) -> str:
-        """A shortest path in which each move is, with some probability, a random one."""
+        """Returns the beginning of a shortest path; each move is random with some probability."""
         goal, distance = state.instance.goal, distances(state.instance)
         cell, moves = state.position, ""
         while cell != goal and len(moves) < min(distance[state.position], self.demonstration_moves):
@@ -137,7 +138,8 @@ class PlanPath(Game):
         return self._write(state.instance, state.position, carried.moves)
 
     def _write(self, instance: Instance, cell: Cell, moves: str) -> str:
-        """A list that ``parse_moves`` reads; in the "cells" view it begins with the cell it starts from."""
+        """Returns a list that ``parse_moves`` can read. In the "cells" view it begins with the cell
+        that it starts from."""
         if self.view == "symbols":
             return f"[{moves}]"
         text = f" {name(cell)}"
@@ -148,7 +150,8 @@ class PlanPath(Game):
 
 
 def walk_from(instance: Instance, cell: Cell, moves: Sequence[str]) -> Walk:
-    """Carries out what ``parse_moves`` read. A cell that is not next to the walker's is an unknown move."""
+    """Carries out the items that ``parse_moves`` returned. A cell that is not next to the walker is
+    an unknown move."""
     carried, bumps = "", []
     for item in moves:
         carried += move_of(cell, item)
@@ -163,7 +166,7 @@ def walk_from(instance: Instance, cell: Cell, moves: Sequence[str]) -> Walk:
 
 @functools.lru_cache(maxsize=4096)
 def distances(instance: Instance) -> dict[Cell, int]:
-    """BFS distance to the goal of every cell that can reach it."""
+    """Returns the BFS distance to the goal from every cell that can reach it."""
     distance = {instance.goal: 0}
     queue = collections.deque([instance.goal])
     while queue:
@@ -177,8 +180,8 @@ def distances(instance: Instance) -> dict[Cell, int]:
 
 
 def render(state: State, view: str) -> str:
-    """ "cells": the size, and the names of all blocked cells. "symbols": ``.`` and ``#``, ``@`` at the
-    current position and ``G`` at the goal."""
+    """Returns the grid as text. "cells" gives the size and the names of all blocked cells.
+    "symbols" draws ``.`` and ``#``, ``@`` at the current position and ``G`` at the goal."""
     rows = state.instance.rows
     if view == "cells":
         blocked = [name((r, c)) for r, row in enumerate(rows) for c, cell in enumerate(row) if cell == "#"]
@@ -190,7 +193,7 @@ def render(state: State, view: str) -> str:
 
 
 def _reached(instance: Instance, cell: Cell, move: str) -> Cell:
-    """Where a move leads: ``cell`` itself if it is blocked or unknown."""
+    """Returns the cell that a move leads to; ``cell`` itself if the move is blocked or unknown."""
     target = shift(cell, move)
     return target if instance.free(target) else cell
 

@@ -1,8 +1,8 @@
-"""Sokoban: push every box onto a goal.
+"""Defines Sokoban: push every box onto a goal.
 
-The task of arXiv 2510.11062, with the faults of its reference code mended: success is all boxes on goals and
-never a step limit, and moving a box to and fro pays nothing. The ``mover`` decides; see game.py for
-the roles.
+It is the task of arXiv 2510.11062 without the faults of its reference code: success means that all
+boxes are on goals, never that a step limit was reached, and moving a box to and fro pays nothing.
+The ``mover`` decides; see game.py for the roles.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from atgrpo_jax.tasks.workflow import Workflow
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A list of moves carried out, up to the solution or the end of the list."""
+    """A list of moves that was carried out, up to the solution or the end of the list."""
 
-    moves: str  # "?" is an unknown one
+    moves: str  # "?" is an unknown move
     player: Cell
     boxes: tuple[Cell, ...]
-    bumps: tuple[int, ...]  # 1-based numbers of the moves that changed nothing
-    stuck: bool  # a box is where no goal can be reached from
+    bumps: tuple[int, ...]  # numbers, from 1, of the moves that changed nothing
+    stuck: bool  # the boxes can no longer be pushed to goals of their own (``pushes`` is FAR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class State:
     instance: Instance
     player: Cell
     boxes: tuple[Cell, ...]  # sorted
-    proposal: Proposal | None = None  # carried: a Walk
+    proposal: Proposal | None = None  # its ``carried`` is a Walk
 
     @property
     def solved(self) -> bool:
@@ -54,26 +54,30 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Sokoban(Game):
-    """What a game pays is in ``Game``. With d the pushes that boxes need at the least to goals of their own,
-    each as if it were alone, and D its value at the start, a room is done to max(0, 1 - d / D), and a walk
-    gains what is done more. A box from where no goal can be reached ends the episode: nothing is done then,
-    and the whole walk counts as illegal. (At a higher cost teams learnt not to push: docs/log.md.)
+    """Sokoban pays what ``Game`` says. A walk gains the change of done = max(0, 1 - d / D). Here d
+    is the fewest pushes that bring the boxes to goals of their own, each box as if it were alone
+    (``pushes``), and D is d at the start. If no pushes can do that, the episode ends: done is 0
+    then, and the whole walk counts as illegal. (At a higher cost teams learnt not to push:
+    docs/log.md.) The ``shortest`` bonus is for a solution in d pushes, whatever its moves.
     """
 
     decider: ClassVar[str] = "mover"
-    positions: ClassVar[int] = MAX_SOLVED  # that demonstrations are searched in; past them any move will do
+    # Positions that the solver looks at for a demonstration; if it finds no answer in them, the
+    # demonstrated moves are random.
+    positions: ClassVar[int] = MAX_SOLVED
 
     workflow: Workflow = Workflow(order=("scout", "mover"))
     prompts: str = "sokoban/short"
-    size: int = 6  # of the room's side, walls around it included
+    size: int = 6  # cells on a side of the room, with the walls around it
     boxes: int = 1
-    walls: float = 0.15  # probability that a cell within the room is one
-    least_moves: int = 4  # of a shortest solution
+    walls: float = 0.15  # probability that a cell within the room is a wall
+    least_moves: int = 4  # limits of the number of moves in a shortest solution
     most_moves: int = 30
-    # Files of levels instead: of each split, rows {"grid": [row, ...]}; see docs/data.md.
+    # Files of levels for each split, with rows {"grid": [row, ...]}; see docs/data.md. If empty,
+    # rooms are generated.
     levels: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     view: Literal["cells", "symbols"] = "cells"  # as in Plan-Path
-    demonstration_moves: int = 12  # at most, in one list
+    demonstration_moves: int = 12  # most moves in one demonstrated list
 
     def __post_init__(self):
         check_types(self)
@@ -92,8 +96,9 @@ class Sokoban(Game):
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
-        """Raises ValueError for an unknown split, a file without levels, or if no such room turns up;
-        IndexError past the end of a held-out split's files."""
+        """Returns a level of the files, or a generated room. Raises ValueError for an unknown
+        split, a bad row of a file, or if no such room is found; IndexError past the end of a
+        held-out split's files."""
         if self.levels:
             rows = rows_of(files_of(self.levels), split, read_levels, _rows)
             return pick(rows, self.seed, split, index)
@@ -120,7 +125,7 @@ class Sokoban(Game):
         after = State(state.instance, walk.player, walk.boxes)
         whole = pushes(state.instance, tuple(sorted(state.instance.boxes)))
         before, left = pushes(state.instance, state.boxes), pushes(state.instance, walk.boxes)
-        done = 0.0 if walk.stuck else max(0.0, 1 - left / whole)  # of the way, at the end
+        done = 0.0 if walk.stuck else max(0.0, 1 - left / whole)  # share of the way, after the walk
         carried = len(walk.moves)
         return Played(
             after,
@@ -160,7 +165,7 @@ class Sokoban(Game):
         }
 
     def demonstrated(self, state: State, rng: random.Random) -> str:
-        """The beginning of a solution in which each move is, with some probability, a random one."""
+        """Returns the beginning of a solution; each move is random with some probability."""
         moves, at = "", state
         best = self._solution(state)
         count = self.demonstration_moves if best is None else min(len(best), self.demonstration_moves)
@@ -180,7 +185,8 @@ class Sokoban(Game):
         return self._write(state, moves)
 
     def _solution(self, state: State) -> str | None:
-        """Empty if there is none; None if that is too hard to tell, and then any move will do."""
+        """Returns the moves of a solution; "" if there is none, None if that is too hard to
+        tell."""
         try:
             return solve(state.instance, state.boxes, state.player, self.positions) or ""
         except TooHard:
@@ -190,7 +196,8 @@ class Sokoban(Game):
         return self._write(state, carried.moves)
 
     def _write(self, state: State, moves: str) -> str:
-        """A list that ``read`` reads; in the "cells" view it begins with the cell of the player."""
+        """Returns a list that ``read`` can read. In the "cells" view it begins with the player's
+        cell."""
         if self.view == "symbols":
             return f"[{moves}]"
         text, at = f" {name(state.player)}", state
@@ -202,7 +209,7 @@ class Sokoban(Game):
 
 
 def words() -> tuple[str, ...]:
-    """Pieces of text for a ``TinyTokenizer``, so that prompts and answers are short."""
+    """Returns pieces of text for a ``TinyTokenizer``, so that prompts and answers are short."""
     return (
         "scout", "mover", " walls", " boxes", " goals", "at", " ends at", " solved", " stuck", " hits at",
         "list cells in brackets", "list moves U D L R in brackets",
@@ -211,7 +218,8 @@ def words() -> tuple[str, ...]:
 
 
 def walk_from(state: State, actions: Sequence[str]) -> Walk:
-    """Carries out moves, or cells next to the player's. What is blocked or unknown changes nothing."""
+    """Carries out moves, given as moves or as cells next to the player. A move that is blocked or
+    unknown changes nothing."""
     instance = state.instance
     player, boxes = state.player, set(state.boxes)
     carried, bumps = "", []

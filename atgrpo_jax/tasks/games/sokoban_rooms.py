@@ -1,4 +1,5 @@
-"""Rooms of Sokoban: made by pulling boxes off their goals, so that all can be solved, or read from files."""
+"""Makes rooms of Sokoban by pulling boxes off their goals, so that all can be solved; or reads them
+from files."""
 
 import collections
 import dataclasses
@@ -14,19 +15,20 @@ from atgrpo_jax.tasks.data import read_rows
 from atgrpo_jax.tasks.games.grid import MOVES, Cell, shift
 from atgrpo_jax.tasks.splits import in_split
 
-FAR = 1_000_000  # pushes to a goal from where there is no way
-MAX_DRAWS = 2000  # rooms
+FAR = 1_000_000  # counts as the pushes to a goal that a box cannot reach
+MAX_DRAWS = 2000  # rooms that are drawn for one instance
 MAX_PULLED = 20_000  # positions that are looked at in one room
 MAX_SOLVED = 10_000  # positions that the solver looks at: a second or two, more in large rooms
-MAX_TRIED = 1000  # positions of a level of a file that are looked at for whether it can be solved: 30 ms
-MAX_SIDE = 50  # rows and columns of a level of a file
-MAX_BOXES = 6
+MAX_TRIED = 1000  # positions that the check of a file's level looks at: 30 ms
+MAX_SIDE = 50  # rows, and columns, of a file's level
+MAX_BOXES = 6  # of a file's level
 FLOORS = str.maketrans("-_", "  ")  # other ways to write free floor
 
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-    """Drawn as usual: "#" wall, "$" box, "." goal, "@" player, "*" box on a goal, "+" player on one."""
+    """A room, drawn with the usual symbols: "#" wall, "$" box, "." goal, "@" player, "*" box on a
+    goal, "+" player on a goal, " " floor."""
 
     rows: tuple[str, ...]
 
@@ -69,7 +71,7 @@ def drawn(
     boxes: Collection[Cell],
     player: Cell,
 ) -> tuple[str, ...]:
-    """Rows as in ``Instance``; ``shape`` is how many, and how long."""
+    """Returns rows as in ``Instance``; ``shape`` is (number of rows, their length)."""
 
     def symbol(cell: Cell) -> str:
         if cell in boxes:
@@ -84,8 +86,8 @@ def drawn(
 
 @functools.lru_cache(maxsize=4096)
 def push_distances(instance: Instance) -> dict[Cell, dict[Cell, int]]:
-    """goal -> cell -> pushes from the cell to the goal of a box that is alone in the room, with a player who
-    gets everywhere; cells without a way are left out."""
+    """Returns goal -> cell -> fewest pushes of a box from the cell to the goal. The box is alone in
+    the room, and the player can get everywhere. Cells without a way are left out."""
     found = {}
     for goal in instance.goals:
         distance = {goal: 0}
@@ -93,7 +95,7 @@ def push_distances(instance: Instance) -> dict[Cell, dict[Cell, int]]:
         while queue:
             cell = queue.popleft()
             for move in MOVES:
-                box = shift(cell, move)  # pulled there; the player then stands one further
+                box = shift(cell, move)  # it is pulled here; the player then stands one further
                 if box in instance.floor and shift(box, move) in instance.floor and box not in distance:
                     distance[box] = distance[cell] + 1
                     queue.append(box)
@@ -103,9 +105,10 @@ def push_distances(instance: Instance) -> dict[Cell, dict[Cell, int]]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def pushes(instance: Instance, boxes: tuple[Cell, ...]) -> int:
-    """At the least, each box as if it were alone, to goals of their own; ``FAR`` or more without a way."""
+    """Returns the fewest pushes that bring all boxes to goals of their own, each box as if it were
+    alone; ``FAR`` or more if there is no way."""
     distances = [push_distances(instance)[goal] for goal in sorted(instance.goals)]
-    least = {0: 0}  # of the boxes so far, by which goals they take, as bits
+    least = {0: 0}  # goals that the boxes so far take, as bits -> fewest pushes
     for box in boxes:
         after: dict[int, int] = {}
         for taken, pushed in least.items():
@@ -119,12 +122,13 @@ def pushes(instance: Instance, boxes: tuple[Cell, ...]) -> int:
 
 
 class TooHard(RuntimeError):
-    """The solver has looked at as many positions as it may."""
+    """Says that the solver has looked at as many positions as it may."""
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def solve(instance: Instance, boxes: tuple[Cell, ...], player: Cell, most: int = MAX_SOLVED) -> str | None:
-    """Moves of a solution with the fewest pushes; None if there is none. A* over pushes.
+    """Returns the moves of a solution with the fewest pushes; None if there is none. Uses A* over
+    pushes.
 
     Raises TooHard after looking at ``most`` positions.
     """
@@ -136,7 +140,7 @@ def solve(instance: Instance, boxes: tuple[Cell, ...], player: Cell, most: int =
         if at == instance.goals:
             return moves
         paths = _paths(instance, at, stands)
-        position = at, min(paths)  # wherever the player can walk to is the same
+        position = at, min(paths)  # the same wherever the player can walk to
         if position in seen:
             continue
         seen.add(position)
@@ -155,7 +159,7 @@ def solve(instance: Instance, boxes: tuple[Cell, ...], player: Cell, most: int =
 
 
 def _paths(instance: Instance, boxes: Iterable[Cell], player: Cell) -> dict[Cell, str]:
-    """Cell -> moves that lead the player there without a push."""
+    """Returns cell -> moves that lead the player there without a push, as few as possible."""
     free = instance.floor - set(boxes)
     paths = {player: ""}
     queue = collections.deque([player])
@@ -198,7 +202,8 @@ def draw_room(
 
 
 def _pulled(floor, goals, most) -> dict[tuple[frozenset[Cell], Cell], int]:
-    """(boxes, player) -> moves of a shortest solution, of positions from which there is one."""
+    """Returns (boxes, player) -> number of moves of a shortest solution, for positions that have
+    one."""
     distance = {(goals, cell): 0 for cell in sorted(floor - goals)}
     queue = collections.deque(distance)
     while queue and len(distance) < MAX_PULLED:
@@ -221,7 +226,7 @@ def _pulled(floor, goals, most) -> dict[tuple[frozenset[Cell], Cell], int]:
 
 @functools.lru_cache
 def read_levels(path: str) -> tuple[Instance, ...]:
-    """Raises ValueError naming the line that holds no level."""
+    """Returns the levels of a file. Raises ValueError that names the line of a bad level."""
     levels = []
     for line, row in read_rows(path, {"grid": list}):
         try:
@@ -232,8 +237,8 @@ def read_levels(path: str) -> tuple[Instance, ...]:
 
 
 def level_of(grid: Sequence[Any]) -> Instance:
-    """Raises ValueError for what is no level, or one that cannot be solved as far as ``MAX_TRIED`` positions
-    show."""
+    """Returns a level. Raises ValueError if the rows are no level, or if ``MAX_TRIED`` positions
+    are enough to show that it cannot be solved."""
     for number, row in enumerate(grid):
         if not isinstance(row, str):
             raise ValueError(f"expected rows of text, and row {number} is {str(row)[:60]!r}")
@@ -263,9 +268,10 @@ def level_of(grid: Sequence[Any]) -> Instance:
 
 
 def _playable(level: Instance) -> None:
-    """Raises ValueError for a level that has no wall around it, is solved, or cannot be."""
+    """Raises ValueError for a level that has no wall around it, is already solved, or cannot be
+    solved."""
     height, width = level.shape
-    near = _paths(level, (), level.player)  # wherever the player gets, boxes or not
+    near = _paths(level, (), level.player)  # where the player could get if there were no boxes
     if any(r in (0, height - 1) or c in (0, width - 1) for r, c in near):
         raise ValueError("there is no wall around the player: the floor goes on to the edge")
     apart = sorted((level.boxes ^ level.goals) - set(near))
@@ -278,10 +284,13 @@ def _playable(level: Instance) -> None:
 
 
 def _hopeful(level: Instance, most: int) -> bool:
-    """Whether a solution is found, or may be among the positions after the first ``most``. Sets of cells are
-    numbers with a bit for each; those nearest to the goals are looked at first."""
+    """Returns false if the first ``most`` positions show that there is no solution, else true.
+
+    Sets of cells are numbers with a bit for each cell. Positions with boxes near the goals come
+    first.
+    """
     width = level.shape[1]
-    near: dict[int, int] = {}  # pushes from a cell to the next goal
+    near: dict[int, int] = {}  # pushes from a cell to the nearest goal
     for distance in push_distances(level).values():
         for cell, pushed in distance.items():
             near[_bit(cell, width)] = min(pushed, near.get(_bit(cell, width), pushed))
@@ -317,12 +326,13 @@ def _bit(cell: Cell, width: int) -> int:
 
 
 def _moved(cells: int, step: int) -> int:
-    """No cell leaves its row: there are walls around the player."""
+    """Returns a set of cells moved by ``step`` bits. No cell leaves its row, because there are
+    walls around the player."""
     return cells << step if step > 0 else cells >> -step
 
 
 def _flood(cells: int, free: int, width: int) -> int:
-    """All that can be walked to."""
+    """Returns all cells of ``free`` that can be walked to from ``cells``."""
     while True:
         wider = (cells | cells << 1 | cells >> 1 | cells << width | cells >> width) & free
         if wider == cells:

@@ -1,8 +1,8 @@
-"""Sudoku: fill a grid so that every row, column and box holds every digit once.
+"""Defines Sudoku: fill a grid so that every row, column and box holds every digit once.
 
-The task of arXiv 2510.11062, with the faults of its reference code mended: the given digits stay, puzzles
-have exactly one solution, the splits share none, and the lists that prompts ask for are read. The ``filler``
-decides; see game.py for the roles.
+It is the task of arXiv 2510.11062 without the faults of its reference code: given digits stay, a
+puzzle has exactly one solution, splits share no puzzle, and the lists that prompts ask for are
+read. The ``filler`` decides; see game.py for the roles.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from atgrpo_jax.tasks.splits import in_split
 from atgrpo_jax.tasks.texts import last_list
 from atgrpo_jax.tasks.workflow import Workflow
 
-Fill = tuple[int, int, int]  # row, column, digit; all -1 for what is none
+Fill = tuple[int, int, int]  # row, column, digit; all -1 if an item is not a fill
 
 MAX_DRAWS = 2000
 
@@ -39,8 +39,9 @@ class Instance:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """A list of fills carried out. ``refused`` holds the numbers, from 1, of those that were not: outside the
-    grid, a given cell, or a digit that the row, column or box has."""
+    """A list of fills and the grid after them. ``refused`` holds the numbers, from 1, of the fills
+    that were not carried out: they are outside the grid, name a given cell, or name a digit that
+    the row, column or box already has."""
 
     fills: tuple[Fill, ...]
     grid: Grid
@@ -51,13 +52,14 @@ class Filled:
 class State:
     instance: Instance
     grid: Grid
-    proposal: Proposal | None = None  # carried: a Filled
+    proposal: Proposal | None = None  # its ``carried`` is a Filled
 
 
 @dataclasses.dataclass(frozen=True)
 class Sudoku(Game):
-    """What a game pays is in ``Game``. Fills gain the change of (right - wrong) / (cells empty at the start):
-    right is as in the solution. Cells that were not given may be filled again.
+    """Sudoku pays what ``Game`` says. Fills gain the change of (right - wrong) / (cells that are
+    empty at the start); a cell is right if it is as in the solution. Cells that were not given may
+    be filled again.
     """
 
     decider: ClassVar[str] = "filler"
@@ -67,7 +69,8 @@ class Sudoku(Game):
     size: Literal[4, 9] = 4
     least_empty: int = 4
     most_empty: int = 10
-    # Files of puzzles instead: of each split, rows {"size": 4, "puzzle": digits}; see docs/data.md.
+    # Files of puzzles for each split, with rows {"size": 4, "puzzle": digits}; see docs/data.md. If
+    # empty, puzzles are generated.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -82,8 +85,9 @@ class Sudoku(Game):
         super().__post_init__()
 
     def instance(self, split: str, index: int) -> Instance:
-        """Raises ValueError for an unknown split, a bad row of a file, or if no such puzzle turns up;
-        IndexError past the end of a held-out split's files."""
+        """Returns a puzzle of the files, or a generated one. Raises ValueError for an unknown
+        split, a bad row of a file, or if no such puzzle is found; IndexError past the end of a
+        held-out split's files."""
         if self.files:
             return pick(rows_of(files_of(self.files), split, read_puzzles, _key), self.seed, split, index)
         return _draw(self.size, self.least_empty, self.most_empty, self.seed, split, index)
@@ -96,8 +100,9 @@ class Sudoku(Game):
         return State(instance, instance.puzzle)
 
     def read(self, state: State, text: str) -> Sequence[Fill]:
-        """Fills: ``[013 021]``, ``[[0, 1, 3], [0, 2, 1]]``; or whole rows: ``[[1, 2, 3, 4], ...]``, of which
-        what is in the grid already is left out."""
+        """Returns the fills in a list such as ``[013 021]`` or ``[[0, 1, 3], [0, 2, 1]]``. The list
+        may also give the whole grid, row by row: ``[[1, 2, 3, 4], ...]``; then cells that already
+        have their digit are left out."""
         size = state.instance.size
         items = _items(text)
         rows = [item for item in items if len(item) == size]
@@ -141,8 +146,9 @@ class Sudoku(Game):
         return {"fills": _write(carried.fills), "wrong": carried.refused}
 
     def demonstrated(self, state: State, rng: random.Random) -> str:
-        """All cells that are not as in the solution, in an order in which each is the easiest of those left
-        (fewest digits that would fit), each with some probability given a random digit that fits."""
+        """Returns fills of all cells that are not as in the solution, the easiest one next (fewest
+        digits that fit). Each fill has, with some probability, a random digit instead, one that
+        fits if several fit."""
         size, solution = state.instance.size, state.instance.solution
         grid, fills = list(state.grid), []
         for i, (digit, right) in enumerate(zip(state.grid, solution, strict=True)):
@@ -163,7 +169,8 @@ class Sudoku(Game):
 
 
 def words(size: int = 4) -> tuple[str, ...]:
-    """Pieces of text for a ``TinyTokenizer``, so that prompts and answers are short: one for each fill."""
+    """Returns pieces of text for a ``TinyTokenizer``, so that prompts and answers are short. Every
+    fill is one piece."""
     return (
         "scout", "filler", "given", " filled", " wrong", " solved",
         "list empty cells with digits in brackets",
@@ -172,7 +179,7 @@ def words(size: int = 4) -> tuple[str, ...]:
 
 
 def fill(state: State, fills: Sequence[Fill]) -> Filled:
-    """Carries them out, one after the other."""
+    """Carries out fills, one after the other."""
     size, grid, refused = state.instance.size, list(state.grid), []
     for number, (r, c, digit) in enumerate(fills, 1):
         place = r * size + c
@@ -188,7 +195,8 @@ def fill(state: State, fills: Sequence[Fill]) -> Filled:
 
 @functools.lru_cache
 def read_puzzles(path: str) -> tuple[Instance, ...]:
-    """Of a file of JSON lines, in its order. Raises ValueError naming the line and the field of a bad row."""
+    """Returns the puzzles of a file of JSON lines, in its order. Raises ValueError that names the
+    line and the field of a bad row."""
     return tuple(
         _puzzle(row, f"{path}:{number}") for number, row in read_rows(path, {"size": int, "puzzle": str})
     )
@@ -233,8 +241,8 @@ def _key(instance: Instance) -> Grid:
 
 
 def _items(text: str) -> list[tuple[int, ...]]:
-    """Items of the last list in brackets: of numbers, or of words of digits. A list of lists, or of tuples,
-    is one list. What is negative or no whole number is -1."""
+    """Returns the items of the last list in brackets, each as its digits. An item is a word of
+    digits, or a list or tuple of numbers. A number that is negative or not whole becomes -1."""
     found = last_list(text)
     if found is None:
         return []
@@ -261,7 +269,8 @@ def _write(fills: Sequence[Fill]) -> str:
 
 
 def _right(instance: Instance, grid: Grid) -> int:
-    """Cells filled as in the solution, less those filled otherwise; the given ones apart."""
+    """Returns how many cells are filled as in the solution, minus those that are filled otherwise.
+    The given cells do not count."""
     own = [(s, g) for p, s, g in zip(instance.puzzle, instance.solution, grid, strict=True) if not p and g]
     return sum(1 if solution == digit else -1 for solution, digit in own)
 

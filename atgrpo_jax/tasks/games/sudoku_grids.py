@@ -1,4 +1,4 @@
-"""Sudoku grids: which digits fit, all solutions, a random complete grid."""
+"""Solves Sudoku grids, says which digits fit, and makes random complete grids."""
 
 import functools
 import itertools
@@ -6,26 +6,26 @@ import random
 from collections.abc import Iterator
 
 Grid = tuple[int, ...]  # row by row; 0 is an empty cell
-MAX_GUESSES = 20_000  # of the solver: a second or two. Known hard puzzles of 9x9 take up to 7,138
+MAX_GUESSES = 20_000  # the solver's limit: a second or two. Known hard 9x9 puzzles need up to 7,138
 
 
 def candidates(grid: Grid, place: int) -> list[int]:
-    """Digits that row, column and box of an empty cell do not have."""
+    """Returns the digits that no other cell in the row, column and box of a cell has."""
     size = round(len(grid) ** 0.5)
     taken = {grid[i] for i in _peers(size)[place]}
     return [digit for digit in range(1, size + 1) if digit not in taken]
 
 
 class TooHard(ValueError):
-    """A puzzle takes more guesses than are made."""
+    """Says that a puzzle needs more guesses than are allowed."""
 
 
 def solutions(grid: Grid, most: int = MAX_GUESSES) -> Iterator[Grid]:
-    """All ways to complete a grid. Raises TooHard after ``most`` guesses."""
+    """Yields all ways to complete a grid. Raises TooHard after ``most`` guesses."""
     size = round(len(grid) ** 0.5)
     every = (1 << size) - 1
     filled, guesses = list(grid), itertools.count(1)
-    free = [every] * (3 * size)  # digits, as bits, that rows, columns and boxes lack
+    free = [every] * (3 * size)  # for each row, column and box, the digits that it lacks, as bits
     for place, digit in enumerate(grid):
         for unit in _units_of(size)[place] if digit else ():
             free[unit] &= ~(1 << digit - 1)
@@ -50,8 +50,11 @@ def solutions(grid: Grid, most: int = MAX_GUESSES) -> Iterator[Grid]:
 
 
 def _fewest(filled: list[int], free: list[int], size: int) -> list[tuple[int, int]] | None:
-    """The fewest ways to go on: the digits, as bits, that fit one cell, or the cells of a row, column or box
-    that one digit fits. None if no cell is empty."""
+    """Returns the next choices as (cell, digit as a bit), few of them; None if no cell is empty.
+
+    They are the digits for the empty cell that the fewest digits fit, or the cells for one digit in
+    a row, column or box if these are fewer (at most two). An empty list is a dead end.
+    """
     fits = [0] * len(filled)
     fewest, chosen = size + 1, -1
     for place, (row, column, box) in enumerate(_units_of(size)):
@@ -64,7 +67,7 @@ def _fewest(filled: list[int], free: list[int], size: int) -> list[tuple[int, in
         return None
     if fewest > 1:
         for unit, places in enumerate(_places_of(size)):
-            once = twice = thrice = 0  # digits that fit so many cells at the least
+            once = twice = thrice = 0  # digits, as bits, that fit at least so many cells
             for place in places:
                 thrice |= twice & fits[place]
                 twice |= once & fits[place]
@@ -78,7 +81,7 @@ def _fewest(filled: list[int], free: list[int], size: int) -> list[tuple[int, in
 
 @functools.cache
 def _peers(size: int) -> list[list[int]]:
-    """For each cell the others of its row, column and box."""
+    """Returns for each cell the other cells of its row, column and box."""
     units = _units_of(size)
     return [
         [i for i, other in enumerate(units) if i != place and set(own) & set(other)]
@@ -88,7 +91,8 @@ def _peers(size: int) -> list[list[int]]:
 
 @functools.cache
 def _units_of(size: int) -> list[tuple[int, int, int]]:
-    """For each cell the numbers of its row, column and box, among all of these."""
+    """Returns for each cell the indices of its row, column and box. Rows have the first ``size``
+    indices, then come columns, then boxes."""
     side = round(size**0.5)
     cells = itertools.product(range(size), repeat=2)
     return [(r, size + c, 2 * size + r // side * side + c // side) for r, c in cells]
@@ -96,13 +100,13 @@ def _units_of(size: int) -> list[tuple[int, int, int]]:
 
 @functools.cache
 def _places_of(size: int) -> list[list[int]]:
-    """The cells of each row, column and box."""
+    """Returns the cells of each row, column and box."""
     units = _units_of(size)
     return [[place for place, own in enumerate(units) if unit in own] for unit in range(3 * size)]
 
 
 def full_grid(size: int, rng: random.Random) -> Grid:
-    """A random complete grid."""
+    """Returns a random complete grid."""
 
     def complete(grid: list[int]) -> bool:
         empty = {i: candidates(tuple(grid), i) for i, digit in enumerate(grid) if not digit}

@@ -1,1 +1,1 @@
-"""Mathematical problems. Answers are compared by ``answers``, in the sandbox."""
+"""Holds the task of mathematical problems. ``answers`` compares answers, in the sandbox."""

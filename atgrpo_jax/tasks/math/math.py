@@ -1,12 +1,13 @@
-"""Mathematical problems with one answer: some roles reason, others write programs, all see what came before.
+"""Defines the task of mathematical problems: some roles reason, others write programs.
 
-The task of arXiv 2510.11062, with the faults of its reference code mended: agreement ends an episode, and
-only a right answer is success; what is trained on is not what is tested on; nothing that a model wrote is
-evaluated in the trainer's own process.
+Every problem has one answer, and all roles see what was said in earlier turns. It is the task of
+arXiv 2510.11062 without the faults of its reference code: agreement ends an episode, but only a
+right answer is success; no test problem is trained on; nothing that a model wrote is evaluated in
+the trainer's own process.
 
-Roles, by how their names begin: ``tool`` writes a program that prints the answer, ``reasoner`` ends with a
-boxed answer, and so does ``judge``, who sees what the others said in the same turn. Several of a kind are
-numbered: ``reasoner1``, ``reasoner2``.
+The beginning of a role's name says its kind: ``tool`` writes a program that prints the answer,
+``reasoner`` ends with a boxed answer, and so does ``judge``, who sees what the others said in the
+same turn. Several roles of a kind are numbered: ``reasoner1``, ``reasoner2``.
 """
 
 import dataclasses
@@ -37,13 +38,13 @@ from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
 TOOL, REASONER, JUDGE = KINDS = ("tool", "reasoner", "judge")
-SHOWN = 1000  # characters of what was said that others are shown
-PROGRAM_SHOWN = 2000
+SHOWN = 1000  # characters of a text, or of a program's output, that others are shown
+PROGRAM_SHOWN = 2000  # characters of a program that others are shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """What a role said in a turn. ``answer`` is None if there was none."""
+    """The words of a role in a turn. ``answer`` is None if it gave none."""
 
     role: str
     text: str = ""
@@ -52,39 +53,41 @@ class Said:
     answer: str | None = None
     right: bool = False
     like: str | None = None  # the first answer of the turn that is equal to this one
-    parts: tuple[tuple[str, float], ...] = ()  # of its reward
+    parts: tuple[tuple[str, float], ...] = ()  # parts of its local reward, by name
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
     problem: Problem
-    turns: tuple[tuple[Said, ...], ...] = ()  # complete ones
-    said: tuple[Said, ...] = ()  # in this turn
+    turns: tuple[tuple[Said, ...], ...] = ()  # the turns that are complete
+    said: tuple[Said, ...] = ()  # what was said in this turn so far
 
 
 @dataclasses.dataclass(frozen=True)
 class Math:
-    """Task and config. A role's local reward (arXiv 2510.11062, appendix):
+    """Math is a task and its config in one. A role's local reward (arXiv 2510.11062, appendix):
 
     reasoner, judge   form * [boxed an answer] + match * [it is right]
-    tool              builds * [its program is Python] + runs * [it ends well] + tool_match * [it prints the
-                      right answer]
+    tool              builds * [its program is Python] + runs * [it ends well]
+                      + tool_match * [it prints the right answer]
 
-    and the team's is 1 if the team's answer is right: of the last turn in which anyone gave one the judge's,
-    else the last reasoner's, else the last tool's. Each part is paid as the change since the role (or the
-    team) spoke before. That takes the same off all candidates of a group, so advantages are those of the sums
-    above; and what an episode pays is where it ends, so that putting off agreement pays nothing.
+    The team reward is 1 if the team's answer is right. That answer is taken from the last turn in
+    which any role gave one: it is the judge's, else the last reasoner's, else the last tool's.
 
-    The episode ends when all who spoke in a turn agree, and with the last turn; it is solved if the team's
-    answer is right then.
+    Each part is paid as its change since the role (or the team) spoke before. This subtracts the
+    same amount from all candidates of a group, so their advantages do not change. The sum over an
+    episode depends only on where it ends, so delaying agreement pays nothing.
+
+    The episode ends after a turn in which all roles (two or more) gave equal answers, and after the
+    last turn. It is solved if the team's answer is right then.
     """
 
     workflow: Workflow = Workflow(order=("tool", "reasoner"), turns=4, parallel=True)
     prompts: str = "math/full"
-    # Files of problems of each split; see docs/data.md. Without any: sums that are made up.
+    # Files of problems for each split; see docs/data.md. If empty, sums are made up.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    terms: int = 3  # of a made-up sum, at most
-    largest: int = 20  # number in one
+    terms: int = 3  # most numbers in a made-up sum
+    largest: int = 20  # largest number in a made-up sum
     seed: int = 0
     form: float = 0.2
     match: float = 0.8
@@ -112,7 +115,9 @@ class Math:
         prompts.settle(self, list(map(kind_of, self.workflow.order)), next(iter(self.files), "train"))
 
     def instance(self, split: str, index: int) -> Problem:
-        """Raises ValueError for a split without files, or naming the line and field of a bad row."""
+        """Returns a problem of the files, or a made-up one. Raises ValueError for a split without
+        files, or one that names the line and field of a bad row; IndexError past the end of a
+        held-out split's files."""
         if self.files:
             return pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index)
         return made_up(self.terms, self.largest, self.seed, split, index)
@@ -124,7 +129,7 @@ class Math:
 
     @property
     def tools(self) -> tuple[str, ...]:
-        return self.workflow.order  # also those who only answer: answers are compared in the sandbox
+        return self.workflow.order  # all of them, because answers are compared in the sandbox
 
     packages = ("sympy",)
     warm_up = WARM_UP
@@ -142,7 +147,8 @@ class Math:
         answer = _answer(state.problem, role, text, runs)
         if answer is None or len(runs) > (kind_of(role) == TOOL):
             return []
-        # One for each: an answer of somebody else's that cannot be read is no reason to miss the truth.
+        # One program for each comparison, so that an unreadable answer of another role spoils only
+        # its own.
         return [algebra(state.problem, other, answer) for other in self._unclear(state, answer)]
 
     def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
@@ -171,11 +177,12 @@ class Math:
         return f"\\boxed{{{answer}}}"
 
     def _others(self, state: State) -> list[str]:
-        """What an answer is compared with: the truth, then the different ones of this turn."""
+        """Returns what an answer is compared with: the truth, then the different answers given so
+        far in this turn."""
         return [state.problem.answer, *dict.fromkeys(said.like for said in state.said if said.like)]
 
     def _unclear(self, state: State, answer: str) -> list[str]:
-        """Those of the others that take algebra to compare with."""
+        """Returns those of ``_others`` that need algebra to be compared with ``answer``."""
         return [other for other in self._others(state) if plainly_equal(state.problem, other, answer) is None]
 
     def _hear(self, state: State, role: str, text: str, runs: Sequence[Run]) -> tuple[Said, Outcome]:
@@ -221,17 +228,19 @@ def kind_of(role: str) -> str:
     return role.rstrip("0123456789")
 
 
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is no brace
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace does not count
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"(?:(?!\\boxed|\\fbox)[^$\n])*(?=\$)|(?:(?!\\[\])]|\\boxed|\\fbox)\S)*")
 _BETWEEN = re.compile(r"(?:[\s$,;.()]|\\[()\[\]]|\\text\s*\{|\}|\band\b|\bor\b)*")
 
 
 def boxed(text: str, several: bool = False) -> str | None:
-    r"""What is in the last box of a text: ``\boxed{...}``, ``\boxed ...`` or ``\fbox{...}``.
+    r"""Returns the content of the last box in a text: ``\boxed{...}``, ``\boxed ...`` or
+    ``\fbox{...}``.
 
-    A box that is empty or not closed counts for none. None if there is no other, or if it is too long for an
-    answer. With ``several`` it is a list, and boxes with "and", "or" or commas between them are its parts.
+    A box that is empty or not closed is ignored. Returns None if there is no other box, or if the
+    content is too long for an answer. With ``several``, the last boxes that have only "and", "or"
+    or commas between them are joined to a list.
     """
     closed = _braces(text)
     parts: list[str] = []
@@ -252,7 +261,7 @@ def boxed(text: str, several: bool = False) -> str | None:
 
 
 def _braces(text: str) -> dict[int, int]:
-    """Where each brace that is closed is closed."""
+    """Returns position of an opening brace -> position of its closing brace."""
     opened: list[int] = []
     closed = {}
     for mark in _BRACE.finditer(text):
@@ -264,7 +273,7 @@ def _braces(text: str) -> dict[int, int]:
 
 
 def _content(text: str, place: int, closed: dict[int, int]) -> tuple[int, str]:
-    """Of a box whose content is at ``place``: where it ends, and what it is."""
+    """Returns the end and the content of a box whose content begins at ``place``."""
     if text[place : place + 1] == "{":
         end = closed.get(place, place)
         return end + 1, text[place + 1 : end].strip()
@@ -274,7 +283,8 @@ def _content(text: str, place: int, closed: dict[int, int]) -> tuple[int, str]:
 
 
 def _answer(problem: Problem, role: str, text: str, runs: Sequence[Run]) -> str | None:
-    """What a role boxes, or what is in the last line that its program prints."""
+    """Returns the answer of a role: what it boxed; for a tool, what its program boxed or else its
+    last printed line. Returns None if there is no answer."""
     if kind_of(role) != TOOL:
         return boxed(text, problem.multiple)
     if not runs or runs[0].end != "ok":
@@ -289,13 +299,13 @@ def _short(text: str) -> str | None:
 
 
 def _last(state: State, role: str) -> Said | None:
-    """What a role said in its last turn."""
+    """Returns what a role said in the turn before this one; None if nothing."""
     found = [said for turn in state.turns[-1:] for said in turn if said.role == role]
     return found[0] if found else None
 
 
 def _right(state: State) -> bool:
-    """Whether the team's answer, as things stand, is right."""
+    """Returns whether the team's answer in a state is right."""
     for turn in (state.said, *reversed(state.turns)):
         answers = [said for said in turn if said.answer is not None]
         by_kind = {kind: [said for said in answers if kind_of(said.role) == kind] for kind in KINDS}

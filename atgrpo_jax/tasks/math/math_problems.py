@@ -1,4 +1,4 @@
-"""Mathematical problems: read from files or made up, and when two answers to one are equal."""
+"""Reads mathematical problems from files or makes them up, and compares two answers to one."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ from atgrpo_jax.sandbox.protocol import Program
 from atgrpo_jax.tasks.data import read_rows, words_of
 from atgrpo_jax.tasks.splits import in_split
 
-LONGEST = 200  # characters of an answer
-WORDS = 8  # of an answer that is no mathematics
-LARGEST_TOLERANCE = 1e9
-TOLERANCE = Fraction(1, 10**6)  # relative, where one number is a decimal fraction
+LONGEST = 200  # most characters of an answer
+WORDS = 8  # most words of an answer that is not mathematics
+LARGEST_TOLERANCE = 1e9  # largest tolerance of a problem whose answer has no plain number but 0
+TOLERANCE = Fraction(1, 10**6)  # relative, used where a number is a decimal fraction
 
-# What compares answers. It runs in the sandbox, where a hostile one can do no harm; a program brings it
-# along, for workers that do not have it ready.
+# The modules that compare answers. They run in the sandbox, where a hostile answer can do no harm.
+# Each program brings their source along, for workers that have not loaded them.
 _JUDGE = {
     f"atgrpo_jax.answers.{name}": Path(__file__)
     .parents[2]
@@ -58,16 +58,18 @@ class Problem:
     id: str
     question: str
     answer: str  # LaTeX, or a number
-    # How answers are compared. Not in the ``repr``, by which splits of made-up problems are drawn.
-    multiple: bool = dataclasses.field(default=False, repr=False)  # it is a list of several, in any order
-    tolerance: float = dataclasses.field(default=0.0, repr=False)  # of numbers, absolute, if there is one
+    # These say how answers are compared. They are not in the ``repr``, which decides the split of a
+    # made-up problem.
+    multiple: bool = dataclasses.field(default=False, repr=False)  # a list of answers, in any order
+    tolerance: float = dataclasses.field(default=0.0, repr=False)  # of numbers, absolute
 
 
 # Equality
 
 
 def as_number(text: str) -> Fraction | None:
-    """Of a plain number: ``-3``, ``1,234.5``, ``3/4``, ``1e3``."""
+    """Returns the value of a plain number (``-3``, ``1,234.5``, ``3/4``, ``1e3``); None of any
+    other text."""
     plain = text.strip().strip("$")
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", plain):
         plain = plain.replace(",", "")
@@ -80,7 +82,7 @@ def as_number(text: str) -> Fraction | None:
 
 
 def plainly_equal(problem: Problem, one: str, other: str) -> bool | None:
-    """Whether two answers to a problem are equal; None where it takes algebra to say."""
+    """Returns whether two answers to a problem are equal; None if only algebra can tell."""
     if not problem.multiple:
         return plainly_same(one, other, problem.tolerance)
     if max(len(one), len(other)) > LONGEST:
@@ -92,9 +94,13 @@ def plainly_equal(problem: Problem, one: str, other: str) -> bool | None:
 
 
 def plainly_same(one: str, other: str, tolerance: float = 0.0) -> bool | None:
-    """Whether two texts are the same, or the same number: exactly, to ``TOLERANCE`` where one is a decimal
-    fraction, or to an absolute tolerance. None where it takes algebra to say."""
-    if max(len(one), len(other)) > LONGEST:  # no answer is
+    """Returns whether two texts are the same text or the same number; None if only algebra can
+    tell.
+
+    Numbers may differ by ``tolerance`` (absolute), and by ``TOLERANCE`` (relative) if one of them
+    is a decimal fraction.
+    """
+    if max(len(one), len(other)) > LONGEST:  # too long for an answer
         return one == other
     if _unspaced(one) == _unspaced(other):
         return True
@@ -109,8 +115,8 @@ def plainly_same(one: str, other: str, tolerance: float = 0.0) -> bool | None:
 
 
 def listed(text: str) -> list[str]:
-    """The answers in a list of several: what commas, "and" and "or" part outside of brackets. ``a \\pm b`` is
-    two."""
+    """Returns the answers in a list of several. Commas, "and" and "or" outside of brackets separate
+    them; ``a \\pm b`` is two answers."""
     text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])", "", text.strip())
     text = re.sub(r"^\\\{(.*)\\\}$", r"\1", text.strip(), flags=re.DOTALL)  # a set
     text = re.sub(r"\\(?:text|mbox|mathrm)\{\s*(?:and|or)\s*\}|\b(?:and|or)\b", ",", text)
@@ -131,7 +137,7 @@ def _of_either_sign(part: str) -> list[str]:
 
 
 def _unmatched(problem: Problem, one: str, other: str) -> tuple[list[str], list[str]]:
-    """The parts of two answers that are not plainly the same as one of the other's."""
+    """Returns the parts of each answer that are not plainly the same as a part of the other."""
     ours, theirs = (listed(text) if problem.multiple else [text] for text in (one, other))
     for part in tuple(ours):
         same = [another for another in theirs if plainly_same(part, another, problem.tolerance)]
@@ -142,14 +148,14 @@ def _unmatched(problem: Problem, one: str, other: str) -> tuple[list[str], list[
 
 
 def algebra(problem: Problem, one: str, other: str) -> Program:
-    """Prints 1 if two answers are equal."""
+    """Returns a program that prints 1 if two answers are equal."""
     return Program(
         _COMPARE, json.dumps([one, other, str(Fraction(str(problem.tolerance))), problem.multiple])
     )
 
 
 def _unspaced(text: str) -> str:
-    """Without the spaces that part no two letters or digits."""
+    """Returns a text with only those spaces, as one each, that separate two letters or digits."""
     return re.sub(r"\s+", " ", re.sub(r"\s*([^\w\s])\s*", r"\1", text.strip()))
 
 
@@ -158,7 +164,8 @@ def _unspaced(text: str) -> str:
 
 @functools.lru_cache
 def read(path: str) -> tuple[Problem, ...]:
-    """Raises ValueError naming the line and the field of a bad row."""
+    """Returns the problems of a file. Raises ValueError that names the line and the field of a bad
+    row."""
     problems = []
     for number, row in read_rows(path, {"question": str}):
         try:
@@ -169,7 +176,8 @@ def read(path: str) -> tuple[Problem, ...]:
 
 
 def problem_of(row: Mapping[str, Any]) -> Problem:
-    """Of a row with a question. Raises ValueError naming the field that is bad."""
+    """Returns the problem in a row that has a question. Raises ValueError that names the bad
+    field."""
     answers = row.get("answers", [row.get("answer")])
     one = isinstance(answers, list) and len(answers) == 1 and type(answers[0]) in (str, int, float)
     if not one:
@@ -190,7 +198,7 @@ _NOBODY_SAYS = {"nan", "n/a", "na", "none", "null", "proof", "inf", "see solutio
 
 
 def unsayable(answer: str) -> str:
-    """Why nobody can give an answer; "" if somebody can."""
+    """Returns why no role could give this answer to a problem; "" if one could."""
     if "####" in answer:
         return (
             "GSM8K's own, with its reasoning: "
@@ -205,12 +213,13 @@ def unsayable(answer: str) -> str:
 
 
 def without_marks(answer: str) -> str:
-    """An answer without the dollar signs of LaTeX, and the full stop after them."""
+    """Returns an answer without LaTeX's dollar signs and without a full stop after the last one."""
     return re.sub(r"(?<!\\)\$", "", re.sub(r"\$\s*\.$", "$", answer.strip())).strip()
 
 
 def _tolerance(given: Any, answer: str) -> float:
-    """OlympiadBench writes it as a text, or as one for each part of an answer: then it is the largest."""
+    """Returns the tolerance of a row. OlympiadBench writes it as a text, perhaps with one tolerance
+    for each part of the answer; then the largest counts. Raises ValueError for a bad one."""
     if given is None or given == "":
         return 0.0
     if type(given) not in (str, int, float):
@@ -238,7 +247,7 @@ def key(problem: Problem) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def made_up(terms: int, largest: int, seed: int, split: str, index: int) -> Problem:
-    """A sum of products, made up."""
+    """Returns a made-up problem: a sum of products."""
     rng = random.Random(seed_of("math", terms, largest, seed, split, index))
     while True:
         count = rng.randint(2, terms)
