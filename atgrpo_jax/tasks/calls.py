@@ -85,10 +85,10 @@ def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Step:
     """
     where = f"{place(key)}: {kind(task)}.act gave"
     if not isinstance(step, Step):
-        raise RunError(f"{where} {_described(step)}, expected a tasks.base.Step")
+        raise RunError(f"{where} {_described(step)}, expected a tasks.protocol.Step")
     reward = step.reward
     if not isinstance(reward, Reward):
-        raise RunError(f"{where} Step.reward = {_described(reward)}, expected a types.Reward")
+        raise RunError(f"{where} Step.reward = {_described(reward)}, expected a common.types.Reward")
     if not isinstance(reward.parts, Mapping):
         raise RunError(f"{where} Reward.parts = {_described(reward.parts)}, expected a mapping")
     parts = {part: _number(value, where, f"parts[{part!r}]") for part, value in reward.parts.items()}
