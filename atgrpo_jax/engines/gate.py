@@ -116,7 +116,7 @@ class Gate:
         self._last: dict[str, np.ndarray] = {}
 
     def learned(self, weights: Mapping[str, Weights], version: int) -> dict[str, np.ndarray]:
-        """Returns what each policy's own weights give after the prompts of ``version``: logprobs [P, V].
+        """Returns each policy's own logprobs [P, V] after the prompts of ``version``.
 
         Raises NotFinite, naming the policy, if they are not finite. Then the weights are at fault,
         not the engine.

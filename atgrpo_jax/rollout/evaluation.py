@@ -200,7 +200,7 @@ def evaluate(
 
 
 def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
-    """Returns Wilson's score interval of a proportion; z is the normal quantile for its confidence."""
+    """Returns Wilson's score interval of a proportion; z is the normal quantile of its level."""
     p = successes / n
     centre = p + z * z / (2 * n)
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
