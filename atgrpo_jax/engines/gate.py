@@ -28,9 +28,9 @@ from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, 
 PROMPTS = 8  # fixed prompts, asked after every push: they show whether a cache outlives a push
 LENGTH = 16  # tokens of each prompt
 DRAWS = 64  # tokens drawn after each prompt
-# Probability that the test of the draws' spread fails a correct engine, at one push.
+# Probability that a correct engine fails the test of its draws' spread after a push.
 RARELY = 1e-8
-# An engine fails if it is nearer to other weights than to the pushed ones by more standard errors.
+# An engine fails if it is nearer to other weights by more than so many standard errors.
 OTHERS_Z = 6.0
 
 

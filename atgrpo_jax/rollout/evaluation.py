@@ -89,8 +89,10 @@ class Score:
         return clopper_pearson(self.success * draws, draws)
 
     def pass_at(self, k: int) -> float:
-        """Returns pass@k: an unbiased estimate of the chance that at least one of k episodes solves
-        an instance (arXiv 2107.03374, eq. 1). Raises ValueError if k is not in 1 to K."""
+        """Returns pass@k, the chance that at least one of k episodes solves an instance.
+
+        The estimate is unbiased (arXiv 2107.03374, eq. 1). Raises ValueError if k is not in 1 to K.
+        """
         K = self.solved_IK.shape[1]
         if not 1 <= k <= K:
             raise ValueError(f"pass@{k} needs at least {k} episodes an instance, there are {K}")
@@ -116,8 +118,10 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Holds the success of one team minus that of another on the same instances, with its 95 %
-    interval."""
+    """Holds the success of one team minus that of another on the same instances.
+
+    ``low`` and ``high`` are its 95 % interval.
+    """
 
     mean: float
     low: float

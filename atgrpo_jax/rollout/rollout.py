@@ -48,7 +48,7 @@ class RolloutConfig(Sampling):
     candidate at every (turn, role).
     """
 
-    instances: int = 32  # in each step
+    instances: int = 32  # instances of each step
     candidates: int = 8  # K
     mode: Literal["tree", "trajectories"] = "tree"
     select: Select = "mixed"  # how the executed candidate is chosen
@@ -90,8 +90,10 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """Plays episodes. ``propose`` draws the samples, from an engine (``engine_propose``) or
-    from demonstrations."""
+    """Plays episodes.
+
+    ``propose`` draws the samples: from an engine (``engine_propose``), or from demonstrations.
+    """
 
     task: Task | ToolTask
     team: Team

@@ -27,7 +27,7 @@ class Team:
     frozen: tuple[str, ...] = ()  # policies that speak but are not updated
     # From a policy to the factor of its learning rate; 1 for policies that are not named.
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    # Only one policy is updated at a time, for so many steps, then the next. 0: all in every step.
+    # Steps for which one policy alone is updated before the next one; 0 updates all in every step.
     alternate: int = 0
 
     def __post_init__(self):

@@ -23,10 +23,10 @@ class Background:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Runs ``work`` in the loop and returns its result. Cancels it if the caller is interrupted."""
+        """Runs ``work`` in the loop and returns its result. An interrupt cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
-            while not future.done():  # a signal that another thread got is handled between two waits
+            while not future.done():  # a signal that came to another thread is seen between waits
                 concurrent.futures.wait((future,), _LOOK_S)
             return future.result()
         except BaseException:

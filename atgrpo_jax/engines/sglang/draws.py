@@ -29,7 +29,9 @@ from atgrpo_jax.engines.sglang.servers import (
 
 
 class _Try:
-    """A try to draw a group from one server; behind a router, which chooses, from all of them.
+    """Holds the state of one try to draw a group.
+
+    ``servers`` has one server; if there is a router, it has all, because the router chooses one.
 
     ``ready`` says that the servers hold the right weights and that one of them draws. ``due`` is
     the time (time.monotonic) at which another server is asked too. That is soon while these are
@@ -190,7 +192,8 @@ class Drawer:
         tried.draws()
         state, count = fleet.state, len(request.addresses)
         prompt, group = self._bodies(request, fleet)
-        front, patience = self._router or tried.servers[0], 2 * self._deadline  # ``_wait`` is shorter
+        # A request has more time than the group: ``_wait`` ends first.
+        front, patience = self._router or tried.servers[0], 2 * self._deadline
         try:
             known = await front.post("/generate", prompt, patience)
             most = count * request.sampling.max_tokens

@@ -32,7 +32,7 @@ _DECODED = 256  # about how many token ids are decoded on both sides and compare
 
 @dataclasses.dataclass
 class Fleet:
-    """All servers of one model. It keeps them holding the same weights.
+    """Holds all servers of one model, and makes them hold the same weights.
 
     ``state``, ``folder`` and ``adapters`` say what every server must hold before it draws.
     """
@@ -152,7 +152,7 @@ class Fleet:
         return any(await asyncio.gather(*(server.answers(path, seconds) for server in servers)))
 
     async def heal_any(self, servers: Sequence[Server]) -> None:
-        """Heals all servers that can be reached.
+        """Makes all of these servers that can be reached hold the right weights.
 
         Raises Unreachable if none can, and another error if one fails otherwise.
         """

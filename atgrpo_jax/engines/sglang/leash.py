@@ -30,7 +30,7 @@ def guard() -> None:
 
 def main(parent: int, command: list[str]) -> int:
     guard()
-    # SIGTERM goes to the whole group. The leash ignores it, to end last.
+    # SIGTERM goes to the whole group. The leash does nothing then, so that it ends last.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         server = subprocess.Popen(command)

@@ -21,7 +21,7 @@ _LAST_BYTES = 1 << 14  # they are looked for in so many last bytes
 
 
 class ServerProcess:
-    """Runs ``command`` on a leash (leash.py), in a process group of its own, with output to ``log``."""
+    """Runs ``command`` on a leash (leash.py), in its own process group, with output to ``log``."""
 
     def __init__(self, command: Sequence[str], log: Path):
         self._log = log
@@ -53,7 +53,7 @@ class ServerProcess:
         return f"{ended}the end of {self._log}:\n" + "\n".join(f"    {plain(line)}" for line in lines)
 
     def stop(self) -> None:
-        """Asks it to end, waits ``leash.GRACE_S`` seconds, then kills it and all that it started."""
+        """Asks it to end, waits up to ``leash.GRACE_S``, then kills it and all that it started."""
         try:
             os.killpg(self.pid, signal.SIGTERM)
             self._process.wait(leash.GRACE_S)

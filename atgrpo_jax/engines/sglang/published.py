@@ -36,7 +36,7 @@ class Published:
                 if left.name.rpartition("-")[0] == host and _abandoned(left):
                     shutil.rmtree(left, ignore_errors=True)
             self.root = Path(tempfile.mkdtemp(prefix=f"{host}-", dir=self.parent))
-            # If the user chose the parent, servers of other users may read here what they may there.
+            # If the user chose the parent, other users' servers may read here what they may there.
             self.root.chmod(0o700 | (self.parent.stat().st_mode & 0o755 if parent else 0))
             self._lock = _locked(self.root)
         except OSError as error:

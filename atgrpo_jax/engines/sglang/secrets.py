@@ -83,7 +83,7 @@ def kept(key: str) -> Iterator[None]:
 
 
 def hide(text: str) -> str:
-    """Replaces every kept key in the text by stars, also where it is quoted for a URL, JSON or HTML.
+    """Replaces every kept key in the text by stars, also if it is quoted for a URL, JSON or HTML.
 
     The text keeps its length, so that a later cut removes the same part of it.
     """

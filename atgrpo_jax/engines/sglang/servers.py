@@ -19,8 +19,8 @@ from atgrpo_jax.engines.sglang.secrets import plain, shown
 ASK_S = 5.0  # seconds for questions that a healthy server answers at once
 HERE = ("127.0.0.1", "localhost", "::1")
 # Largest sizes in bytes: of an answer without samples (/server_info repeats all arguments and what
-# each rank holds), of an error, and of what each token adds to an answer: its id, its logprob, which
-# some servers send twice, and its text.
+# each rank holds), of an error, and of what each token adds to an answer: its id, its logprob
+# (which some servers send twice) and its text.
 _ANSWER, _ERROR, _TOKEN = 4 << 20, 1 << 14, 256
 # Status codes of a server, or of something before it, that has no room or no time now.
 _LATER = (408, 429, 502, 503, 504)
@@ -31,7 +31,7 @@ class ServerError(Exception):
 
 
 class Unreachable(ServerError):
-    """Says that a server cannot be reached now: it is dead, busy or starting, or the line is broken."""
+    """Says that a server cannot be reached: it is dead, busy or starting, or a line is broken."""
 
 
 class NobodyListens(Unreachable):
@@ -47,10 +47,10 @@ class Refused(Exception):
 
 
 class Server:
-    """A server at one URL. It sends requests there, and notes what is known of the server.
+    """Sends requests to the server at one URL, and holds what is known of it.
 
     ``state`` names the weights that the server holds; None if that is not known.
-    ``down`` says until when (time.monotonic) it is not asked, and why; why is "" if the server is up.
+    ``down`` says until when (time.monotonic) it is not asked, and why; "" if the server is up.
     """
 
     def __init__(self, url: str, session: aiohttp.ClientSession, process: ServerProcess | None = None):
@@ -60,7 +60,7 @@ class Server:
         self.known = False  # it was seen to serve our model
         self.adapters: set[str] = set()  # names of the adapters that it has loaded
         self.down: tuple[float, str] = 0.0, ""
-        self.late = 0  # groups that it drew too late, since the last one in time
+        self.late = 0  # times that it was late, since the last group that it drew
         self.mending: asyncio.Task[None] | None = None  # the task that gives it what it must hold
         self._session = session
 
@@ -117,7 +117,7 @@ class Server:
         except TimeoutError:
             raise Unreachable(f"{place}: no answer in {seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            # Not from it: its words may hold what we sent.
+            # The cause is left out, because its text may hold what we sent.
             raise _unreachable(place, error) from None
         if status != 200:
             raise _failure(place, status, headers, raw.decode(errors="replace"))
@@ -208,9 +208,9 @@ def read_sample(
     Its ids and logprobs are the last ``completion_tokens`` entries of output_token_logprobs. Some
     servers repeat earlier entries before these.
 
-    Raises Stale if other weights than ``state`` drew it, and ServerError if it is not what was asked
-    for. Raises RunError if it ended with a token that does not end our samples: to draw again until
-    another token ends it would change the distribution.
+    Raises Stale if other weights than ``state`` drew it, and ServerError if it is not what was
+    asked for. Raises RunError if it ended with a token that does not end our samples: to draw again
+    until another token ends it would change the distribution.
     """
     try:
         about = get(answer, "meta_info", dict)

@@ -1,8 +1,8 @@
 """Draws samples from SGLang servers that run already, or that it starts. See docs/sglang.md.
 
-All samples of a group come from the weights that the servers were given last, and without a router
-from one server. Every answer names its weights; a group from other weights is drawn again. Weights
-reach the servers through a folder.
+All samples of a group come from one server, and from the weights that it was given last. Every
+answer names its weights; a group from other weights is drawn again. Weights reach the servers
+through a folder.
 """
 
 import asyncio
@@ -46,8 +46,8 @@ class SGLangConfig:
     """Says which SGLang servers draw, and how they are used. No field changes what is learned."""
 
     # Addresses of servers that run already: a tuple if there is one model, else a mapping from each
-    # policy (or "base" under adapters) to a tuple. If empty, one server for each model is started on
-    # this host.
+    # policy (or "base" under adapters) to a tuple. If empty, one server for each model is started
+    # on this host.
     urls: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
     # Address of a router that takes the requests for samples and passes them to ``urls``; for one
     # model only.
@@ -110,7 +110,7 @@ class SGLangEngine:
         self.usage = Usage()
         self._versions: dict[str, int] = {}
         self._base: Any = None  # the base parameters that servers hold, under adapters
-        self._run = uuid.uuid4().hex[:8]  # part of names, so that no two runs' weights have the same
+        self._run = uuid.uuid4().hex[:8]  # in names of weights: each run has its own
         self._count = itertools.count()
         key = api_key(config.api_key_file, config.api_key_variable)
         with contextlib.ExitStack() as stack:
@@ -167,8 +167,8 @@ class SGLangEngine:
     def push_weights(self, policy: str, weights: Weights, version: int) -> None:
         """Writes the weights to a folder, and makes every server take them and empty its cache.
 
-        The first push starts the servers, if they are ours. Raises RunError if a server does not
-        take the weights.
+        The first push starts the servers, if they are ours. Raises RunError if a server refuses the
+        weights, or if none is reached in time.
         """
         began = time.monotonic()
         fleet, served = self._fleets[self._served.starts[policy]], self._served
@@ -300,8 +300,10 @@ class SGLangEngine:
 
 
 async def _session(key: str) -> aiohttp.ClientSession:
-    """Opens a session for all requests. It asks for answers that are not compressed, and does not
-    unpack any, so that limits of their size hold."""
+    """Opens a session for all requests.
+
+    It asks for answers that are not compressed, and unpacks none, so that limits of size hold.
+    """
     return aiohttp.ClientSession(
         headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
         connector=aiohttp.TCPConnector(limit=0),
