@@ -1,8 +1,9 @@
-"""New weights -> engines, and the proof that an engine samples from the learner's weights and nothing else.
+"""Pushes new weights to an engine, and checks that it draws from them and from nothing else.
 
-After a push the engine draws one token, many times, after a few fixed prompts and one that is new. The
-learner computes the whole distribution there. What the engine reports must be the learner's logprobs, what
-it draws must be spread like them, and whatever is wrong is called by its name.
+After a push, the engine draws one token many times after each of a few fixed prompts and of one new
+prompt. The learner computes the whole distribution at the same places. The engine must report the
+learner's logprobs, and its draws must be spread like that distribution. If not, an error says what
+is wrong.
 """
 
 import asyncio
@@ -24,17 +25,20 @@ from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, logits, run
 
-PROMPTS = 8  # that are asked again after every push, so that what a cache keeps of them shows
-LENGTH = 16  # tokens of each
+PROMPTS = 8  # fixed prompts, asked after every push: they show whether a cache outlives a push
+LENGTH = 16  # tokens of each prompt
 DRAWS = 64  # tokens drawn after each prompt
-# A test of the draws fails an honest engine once in so many pushes.
+# Probability that a correct engine fails the test of its draws' spread after a push.
 RARELY = 1e-8
-# Standard errors by which an engine must be nearer to other weights of the learner's than to the pushed ones.
+# An engine fails if it is nearer to other weights by more than so many standard errors.
 OTHERS_Z = 6.0
 
 
 def push(engine: Engine, weights: Mapping[str, Any], version: int) -> None:
-    """Gives the engine all policies under one version. Raises RunError if it does not take it."""
+    """Pushes all policies to the engine under one version.
+
+    Raises RunError if the engine reports another version afterwards.
+    """
     for policy, own in weights.items():
         engine.push_weights(policy, own, version)
         if engine.version(policy) != version:
@@ -45,9 +49,10 @@ def push(engine: Engine, weights: Mapping[str, Any], version: int) -> None:
 
 
 def check_gap(policy: str, gap: float, limit: float) -> None:
-    """Raises RunError if the largest |learner - sampler| logprob of a step's tokens is above ``limit``.
+    """Raises RunError if ``gap`` is above ``limit``.
 
-    ``gap`` is that of the step's first mini-batch, before any update, where the two are the same policy.
+    ``gap`` is the largest |learner - sampler| logprob (nats) of the tokens in the step's first
+    minibatch. No update has been made yet there, so both must have the same weights.
     """
     if not gap <= limit:
         raise RunError(
@@ -58,27 +63,27 @@ def check_gap(policy: str, gap: float, limit: float) -> None:
 
 
 class Drawn(NamedTuple):
-    """One policy's draws after P prompts, the new one last; K of each."""
+    """Holds one policy's draws: K tokens after each of P prompts. The new prompt is the last."""
 
     tokens_PK: np.ndarray
     logprobs_PK: np.ndarray
 
 
 class Verdict(NamedTuple):
-    """``cause`` is what is wrong, in words; None if nothing is."""
+    """Says what is wrong with one policy's draws, if anything is."""
 
-    cause: str | None
-    gap: float  # largest |learner - engine| logprob of the draws
-    # By how many standard errors the engine is nearer to the pushed weights than to any others that it might
-    # have taken for them; 0 where those give the same.
+    cause: str | None  # what is wrong, in words; None if nothing is
+    gap: float  # largest |learner - engine| logprob of the draws, nats
+    # Standard errors by which the engine is nearer to the pushed weights than to the closest wrong
+    # ones. Weights that give the same logprobs as the pushed ones do not count; 0 if all do.
     margin: float
-    spread: float  # probability that the draws of an honest engine are spread as unevenly
+    spread: float  # probability that a correct engine's draws are spread as unevenly
 
 
 NO_NUMBERS = "it reports logprobs that are not finite, and the policy's own weights give finite ones"
 UNKNOWN = "it holds other weights than any of the learner's, or computes at a lower precision"
-# A kept cache makes errors after every known prompt so many times larger than after the new one. Noise, too,
-# differs between prompts, but not by who has asked for them before.
+# If a cache was kept, the errors after every fixed prompt are more than this many times those after
+# the new one. Rounding errors differ between prompts too, but fixed ones are not always the larger.
 KEPT_RATIO = 5.0
 KEPT = "it has kept what it computed of prompts with the weights before the push"
 LAST = "the weights before the push"
@@ -86,7 +91,10 @@ CHOSEN = "its draws are not spread like the distribution: top-p, top-k, min-p or
 
 
 class Gate:
-    """For policies by name, which may be of several models. Remembers what the last weights gave."""
+    """Checks an engine after every push. Remembers the logprobs that the previous weights gave.
+
+    Policies are given by name and may have different models.
+    """
 
     def __init__(
         self,
@@ -98,8 +106,8 @@ class Gate:
     ):
         """
         Args:
-          temperature: of the draws; that of training.
-          limit: of |learner - engine| logprobs, nats.
+          temperature: temperature of the draws; the same as in training.
+          limit: largest |learner - engine| logprob that passes, nats.
         """
         self._models, self._temperature = models, temperature
         self._limit, self._seed = limit, seed
@@ -108,9 +116,10 @@ class Gate:
         self._last: dict[str, np.ndarray] = {}
 
     def learned(self, weights: Mapping[str, Weights], version: int) -> dict[str, np.ndarray]:
-        """What the policies' own weights give after the prompts of ``version``: logprobs [P, V].
+        """Returns each policy's own logprobs [P, V] after the prompts of ``version``.
 
-        Raises NotFinite that names the policy if those are not finite, which is no engine's doing.
+        Raises NotFinite, naming the policy, if they are not finite. Then the weights are at fault,
+        not the engine.
         """
         prompts_PT = self._prompts(version)
         learned = {name: self._learned(name, own, prompts_PT) for name, own in weights.items()}
@@ -128,13 +137,14 @@ class Gate:
         correct: bool = False,
         learned: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, float]:
-        """Probes every policy after a push of ``version``; metrics of each.
+        """Checks every policy after a push of ``version``, and returns metrics of each.
 
         Args:
-          correct: a gap that nothing explains is left to importance weights (``Learner.corrected``).
-          learned: ``self.learned`` of the same, if that is known.
+          correct: whether a gap without a known cause passes, because importance weights
+            (``Learner.corrected``) correct it.
+          learned: what ``self.learned`` returned for the same weights and version, if known.
 
-        Raises RunError that says which policy, and what is wrong.
+        Raises RunError that names the policy and says what is wrong.
         """
         prompts_PT = self._prompts(version)
         learned = learned or self.learned(weights, version)
@@ -165,7 +175,7 @@ class Gate:
         return metrics
 
     def _prompts(self, version: int) -> np.ndarray:
-        """[P, T]; all but the last are the same for every version."""
+        """Returns prompts [P, T]. All but the last are the same for every version."""
         rows = [seed_of("gate", self._seed, i) for i in range(PROMPTS)]
         rows.append(seed_of("gate", self._seed, "new", version))
         return np.stack([np.random.default_rng(seed).choice(self._ids, LENGTH) for seed in rows])
@@ -198,7 +208,10 @@ class Gate:
 def next_logprobs(
     model: Transformer, weights: Weights, tokens_BT: jax.Array, temperature: jax.Array
 ) -> jax.Array:
-    """What may follow each row: [B, V] float32, at ``temperature`` (0: as at 1)."""
+    """Returns logprobs [B, V] float32 of the token after each row, at ``temperature``.
+
+    Temperature 0 gives the same as 1.
+    """
     B, T = tokens_BT.shape
     mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
     with exact_products(model.config):
@@ -218,10 +231,13 @@ def next_logprobs(
 def judge(
     drawn: Drawn, learned_PV: np.ndarray, others: Mapping[str, np.ndarray], limit: float, seed: int
 ) -> Verdict:
-    """Whether an engine that drew this holds the weights that give ``learned_PV`` (logprobs).
+    """Judges whether the engine that drew ``drawn`` holds the weights that give ``learned_PV``.
 
     Args:
-      others: what other weights give, by what to call them; [P, V], or without the last prompts.
+      learned_PV: logprobs after the prompts, from the pushed weights.
+      others: from a name of other weights to the logprobs that they give, [P, V]. The last prompts
+        may be missing.
+      limit: largest |learner - engine| logprob that passes, nats.
     """
     tokens_PK, logprobs_PK = drawn
     if not np.isfinite(logprobs_PK).all():
@@ -244,7 +260,10 @@ def judge(
 
 
 def _margin(drawn: Drawn, learned_PV: np.ndarray, other_PV: np.ndarray) -> float:
-    """Standard errors by which the engine's logprobs are nearer to ``learned_PV`` than to ``other_PV``."""
+    """Returns by how many standard errors the engine is nearer to ``learned_PV`` than ``other_PV``.
+
+    Negative if it is nearer to ``other_PV``, 0 if the two are equal. It compares logprobs.
+    """
     prompts, vocab = min(len(other_PV), len(learned_PV)), min(other_PV.shape[1], learned_PV.shape[1])
     found: dict[tuple[int, int], float] = {}
     for p in range(prompts):
@@ -263,10 +282,12 @@ def _margin(drawn: Drawn, learned_PV: np.ndarray, other_PV: np.ndarray) -> float
 
 
 def _spread(tokens_PK: np.ndarray, learned_PV: np.ndarray, seed: int) -> float:
-    """How probable it is that draws from ``learned_PV`` are spread as unevenly, or avoid the tail as much.
+    """Returns the probability that draws from ``learned_PV`` are spread as unevenly as these.
 
-    The probability of all tokens that are likelier than the drawn one, and a random share of its own, is
-    uniform for an honest engine: Kolmogorov's test, and that of the largest, the less likely of the two.
+    For each draw it adds the probability of all likelier tokens and a random share of the token's
+    own. These sums are uniform in [0, 1] for a correct engine. Kolmogorov's test finds an uneven
+    spread, and a test of the largest sum finds draws that avoid the tail. The smaller p-value
+    counts, doubled for two tests.
     """
     order_PV = np.argsort(-learned_PV, axis=1, kind="stable")
     places_PV = np.argsort(order_PV, axis=1)

@@ -1,4 +1,4 @@
-"""What the rollout asks of anything that samples."""
+"""Defines what an engine must offer: what the rollout asks of anything that draws samples."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from atgrpo_jax.common.types import Address, Sample, Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """K samples of one prompt: one address each."""
+    """Asks an engine for K samples of one prompt, one for each address."""
 
     policy: str
     prompt_ids: tuple[int, ...]
@@ -19,33 +19,35 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """What an engine is told of the run that it samples for. Mappings are by policy."""
+    """Tells an engine about the run that it draws for. The keys of all mappings are policies."""
 
     models: Mapping[str, Any]  # Transformer
-    meshes: Mapping[str, Any]  # Mesh, of the weights that are pushed
-    # The model folder it started from, or what its config.json would say: what ``hf.save`` wants to know.
+    meshes: Mapping[str, Any]  # Mesh on which the pushed weights are
+    # The model folder that the policy started from, or the content of its config.json. ``hf.save``
+    # needs it.
     sources: Mapping[str, str | dict[str, Any]]
     stop_ids: tuple[int, ...]
     decode: Callable[[Sequence[int]], str]
-    starts: Mapping[str, str]  # the weights it began as: its own name, or what it is an adapter on
-    lora: Any  # LoraConfig, of the policies that are adapters
-    longest_answer: int  # tokens
-    candidates: int  # samples of most requests
+    starts: Mapping[str, str]  # the policy's own name; for an adapter, the name of its base
+    lora: Any  # LoraConfig of the policies that are adapters
+    longest_answer: int  # tokens; no sample is longer
+    candidates: int  # how many samples most requests ask for
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What drawing took so far."""
+    """Counts what drawing has cost so far."""
 
-    prefill_s: float = 0.0  # of devices of ours, where that is known
-    decode_s: float = 0.0
-    tokens: int = 0  # drawn
-    # Rows computed, each step; those beyond ``tokens`` were empty or had ended. 0 where nobody knows.
+    prefill_s: float = 0.0  # seconds on our own devices; 0 if unknown
+    decode_s: float = 0.0  # seconds on our own devices; 0 if unknown
+    tokens: int = 0  # tokens drawn
+    # Rows computed, summed over decoding steps; 0 if unknown. Those beyond ``tokens`` were empty or
+    # had ended.
     places: int = 0
     prompt_tokens: int = 0
-    known_tokens: int = 0  # of them, those whose keys and values were there
-    push_s: float = 0.0  # giving weights to servers
-    push_bytes: int = 0
+    known_tokens: int = 0  # prompt tokens whose keys and values were already cached
+    push_s: float = 0.0  # seconds to give weights to servers
+    push_bytes: int = 0  # bytes of weights written for servers
 
     def _with(self, other: "Usage", sign: int) -> "Usage":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -66,16 +68,19 @@ class Engine(Protocol):
     usage: Usage
 
     async def sample(self, request: Request) -> Sequence[Sample]:
-        """One sample an address, in their order, depending on weights, prompt, sampling and address
-        only. Raises RunError for a request it cannot serve."""
+        """Returns one sample for each address, in the same order.
+
+        A sample depends only on weights, prompt, sampling settings and address. Raises RunError
+        for a request that the engine cannot serve.
+        """
         ...
 
     def push_weights(self, policy: str, weights: Any, version: int) -> None:
-        """Later samples of ``policy`` come from ``weights`` and carry ``version``."""
+        """Makes later samples of ``policy`` come from ``weights`` and carry ``version``."""
         ...
 
     def version(self, policy: str) -> int: ...
 
     def close(self) -> None:
-        """Ends what the engine started. Nothing can be sampled afterwards."""
+        """Ends all that the engine started. Nothing can be drawn afterwards."""
         ...

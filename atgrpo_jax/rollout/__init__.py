@@ -1,1 +1,1 @@
-"""Plays episodes of a team with an engine, for training and for scores. Needs no JAX."""
+"""Plays episodes of a team with an engine, for training and for evaluation. Needs no JAX."""

@@ -1,4 +1,4 @@
-"""Held-out success of a team: the same rollout, one candidate a node, nothing selected."""
+"""Measures success on held-out instances: the same rollout, with groups of one candidate."""
 
 import bisect
 import dataclasses
@@ -19,17 +19,18 @@ from atgrpo_jax.tasks.calls import calling, kind
 from atgrpo_jax.tasks.protocol import Task, ToolTask
 from atgrpo_jax.tokens.tokens import Tokenizer
 
-TAIL = 0.025  # left out at each end of an interval of 95 %
-Z = 1.959964  # normal quantile of it
-# Made-up instances of each kind, one gained in full and one lost in full, in the interval of a difference:
-# with these it covers 95 % in simulations, also of few and of one-sided instances (tests/test_evaluation.py).
+TAIL = 0.025  # probability beyond each end of a 95 % interval
+Z = 1.959964  # the normal quantile of 1 - TAIL
+# The interval of a difference counts this many made-up instances with a gain of +1 and as many with
+# -1. With them it covers 95 % in simulations, even if instances are few or nearly all gain or lose
+# (tests/test_evaluation.py).
 MADE_UP = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     temperature: float = 1.0  # 0 is greedy
-    instances: int = 200  # of the test split, before and after training; all, if it has fewer
+    instances: int = 200  # of the test split, before and after training; all if it has fewer
     every: int = 20  # steps between evaluations on the validation split; 0 for none
     validation_instances: int = 100
 
@@ -41,14 +42,18 @@ class EvaluationConfig:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
 
     def sampling(self, rollout: Sampling, temperature: float | None = None) -> Sampling:
-        """How an evaluation draws: by what the rollout demands of a legal answer (length, bans, stop strings,
-        pattern), and without what it does to explore (top-k, top-p, min-p), at a temperature of its own."""
+        """Returns the sampling settings of an evaluation.
+
+        They keep the rollout's rules for a legal answer (lengths, banned tokens, stop strings,
+        pattern) and drop top-k, top-p and min-p, which shape exploration. The temperature is the
+        argument, or else this config's.
+        """
         own = self.temperature if temperature is None else temperature
         return dataclasses.replace(rollout, temperature=own, top_k=0, top_p=1.0, min_p=0.0)
 
 
 def drawn_by(sampling: Sampling) -> str:
-    """For people: the temperature, and whatever else is not as it always is."""
+    """Describes sampling settings in words: temperature, token limit and what is not default."""
     greedy = sampling.temperature == 0
     rules = [f"drawn {'greedily' if greedy else f'at temperature {sampling.temperature:g}'}"]
     for field in dataclasses.fields(sampling):
@@ -60,20 +65,23 @@ def drawn_by(sampling: Sampling) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Score:
-    """``solved_IK`` of K episodes an instance, and the turns they took."""
+    """Holds how a team did on I instances, with K episodes of each."""
 
-    solved_IK: np.ndarray
-    mean_turns: float
+    solved_IK: np.ndarray  # bool
+    mean_turns: float  # turns of an episode
 
     @property
     def success(self) -> float:
-        """avg@K: the share of solved episodes."""
+        """Returns avg@K, the share of solved episodes."""
         return float(self.solved_IK.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %: Wilson's for one episode an instance, else Clopper and Pearson's of the effective number of
-        draws (after Korn and Graubard 1998). Never of width 0."""
+        """Returns the 95 % interval of ``success``; its width is never 0.
+
+        With one episode for each instance it is Wilson's, else Clopper and Pearson's of the
+        effective number of draws (after Korn and Graubard 1998).
+        """
         instances, episodes = self.solved_IK.shape
         if episodes == 1:
             return wilson(int(self.solved_IK.sum()), instances)
@@ -81,7 +89,10 @@ class Score:
         return clopper_pearson(self.success * draws, draws)
 
     def pass_at(self, k: int) -> float:
-        """pass@k: the chance that one of k episodes solves an instance, without bias (2107.03374, eq. 1)."""
+        """Returns pass@k, the chance that at least one of k episodes solves an instance.
+
+        The estimate is unbiased (arXiv 2107.03374, eq. 1). Raises ValueError if k is not in 1 to K.
+        """
         K = self.solved_IK.shape[1]
         if not 1 <= k <= K:
             raise ValueError(f"pass@{k} needs at least {k} episodes an instance, there are {K}")
@@ -107,12 +118,15 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Success of one team less that of another on the same instances, with its 95 % interval."""
+    """Holds the success of one team minus that of another on the same instances.
+
+    ``low`` and ``high`` are its 95 % interval.
+    """
 
     mean: float
     low: float
     high: float
-    better: int  # instances
+    better: int  # number of instances on which the first team is better
     worse: int
 
     def __str__(self) -> str:
@@ -123,10 +137,12 @@ class Difference:
 
 
 def difference(score: Score, other: Score) -> Difference:
-    """Paired by instance, with Student's interval of the instances' gains and of ``MADE_UP`` ones of each
-    kind (Agresti and Min 2005 add half a one), so it is never of width 0.
+    """Compares two scores, paired by instance.
 
-    Raises ValueError if the two were not played on as many.
+    The interval is Student's for the gains of all instances and ``MADE_UP`` made-up ones of each
+    kind (Agresti and Min 2005 add half of one). So its width is never 0.
+
+    Raises ValueError if the scores have different numbers of instances.
     """
     if len(score.solved_IK) != len(other.solved_IK):
         raise ValueError(f"{len(score.solved_IK)} instances cannot be paired with {len(other.solved_IK)}")
@@ -145,7 +161,7 @@ def difference(score: Score, other: Score) -> Difference:
 
 
 def available(task: Task | ToolTask, split: str, most: int) -> int:
-    """How many instances a split has, at most ``most``. Raises ConfigError if it has none."""
+    """Returns how many instances a split has, at most ``most``. Raises ConfigError if none."""
 
     def ends_before(count: int) -> bool:
         try:
@@ -176,7 +192,10 @@ def evaluate(
     runner: Runner | None = None,
     on_episode: Callable[[], None] = lambda: None,
 ) -> Score:
-    """Plays ``instances`` of ``split``, each ``episodes`` times, every role drawing one candidate."""
+    """Plays the first ``instances`` of ``split``, each ``episodes`` times, and scores the team.
+
+    Every role draws one candidate, which is executed.
+    """
     propose = engine_propose(engine, sampling, 1, seed)
     player = Player(task, team, tokenizer, propose, sampling, seed, runner=runner, select="first")
     played = play_all(player, step, split, range(instances), episodes, on_episode)
@@ -185,7 +204,7 @@ def evaluate(
 
 
 def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
-    """Wilson score interval of a proportion; z is the normal quantile of the confidence."""
+    """Returns Wilson's score interval of a proportion; z is the normal quantile of its level."""
     p = successes / n
     centre = p + z * z / (2 * n)
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -194,11 +213,12 @@ def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
 
 
 def effective_draws(solved_IK: np.ndarray) -> float:
-    """How many independent draws K episodes of each of I instances are worth: from I, where episodes of an
-    instance all end alike, to I K, where they have no more in common than any others.
+    """Returns how many independent draws K episodes of each of I instances are worth.
 
-    It is I p (1 - p) / (variance of the instances' means). Two made-up instances, one always solved and one
-    never, stand for what few instances, or a p near 0 or 1, cannot tell of it.
+    It is I p (1 - p) / (variance of the instances' means), clipped. It is I if all episodes of an
+    instance end alike, and I K if they are no more alike than episodes of different instances.
+    Two made-up instances, one always solved and one never, enter p and the variance, because few
+    instances or a p near 0 or 1 would make these unreliable.
     """
     instances, episodes = solved_IK.shape
     means_I = np.append(solved_IK.mean(1), [0.0, 1.0])
@@ -207,7 +227,10 @@ def effective_draws(solved_IK: np.ndarray) -> float:
 
 
 def clopper_pearson(successes: float, n: float) -> tuple[float, float]:
-    """95 % interval of a proportion (Clopper and Pearson 1934), by the beta distribution, for any counts."""
+    """Returns the 95 % interval of a proportion (Clopper and Pearson 1934).
+
+    It uses the beta distribution, so counts need not be integers.
+    """
     low = special.betaincinv(successes, n - successes + 1, TAIL) if successes > 0 else 0.0
     high = special.betaincinv(successes + 1, n - successes, 1 - TAIL) if successes < n else 1.0
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Tree-structured sampling: plays tasks with a team and an engine, one coroutine an instance."""
+"""Plays episodes of a team with an engine: the sampling tree, one coroutine for each episode."""
 
 import asyncio
 import dataclasses
@@ -31,24 +31,29 @@ from atgrpo_jax.tasks.calls import calling, kind, place, scored
 from atgrpo_jax.tasks.protocol import Step, Task, ToolTask, digest
 from atgrpo_jax.tokens.tokens import Tokenizer
 
-# Draws the samples of one group: (state, key, prompt ids, policy, whether anybody has spoken) -> K samples.
+# Draws the samples of one group: (state, key, prompt ids, policy, whether any role has spoken in
+# this episode) -> K samples.
 Propose = Callable[[Any, GroupKey, tuple[int, ...], str, bool], Awaitable[Sequence[Sample]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig(Sampling):
-    """How a training step samples: the settings of its candidates, and how they become episodes. Whatever
-    tokens the settings leave, training compares with the whole distribution.
+    """Says how a training step draws candidates, and how these become episodes.
 
-    "tree": one episode an instance, K candidates at every (turn, role), the best is executed.
-    "trajectories": K whole episodes an instance, one candidate at every (turn, role).
+    Training always uses logprobs of the whole distribution, even if top-k and its like leave only
+    some tokens.
+
+    Mode "tree" plays one episode of each instance, draws K candidates at every (turn, role) and
+    executes the best. Mode "trajectories" plays K whole episodes of each instance, with one
+    candidate at every (turn, role).
     """
 
-    instances: int = 32  # E, a step
+    instances: int = 32  # instances of each step
     candidates: int = 8  # K
     mode: Literal["tree", "trajectories"] = "tree"
-    select: Select = "mixed"
-    # Outcomes that say nothing about the policy: left out before the baseline is taken.
+    select: Select = "mixed"  # how the executed candidate is chosen
+    # Candidates with these outcomes say nothing about the policy. They get no reward, and are left
+    # out of the baseline.
     exclude: tuple[str, ...] = (Outcome.TOOL_CRASH.value, Outcome.ENGINE_ERROR.value)
 
     def __post_init__(self):
@@ -71,7 +76,7 @@ class RolloutConfig(Sampling):
 
 
 class Clock:
-    """``with clock:`` adds to ``seconds``."""
+    """Measures time: each ``with clock:`` adds its duration to ``seconds``."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -85,7 +90,10 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """Plays episodes. ``propose`` draws candidates: an engine's (``engine_propose``), or demonstrations."""
+    """Plays episodes.
+
+    ``propose`` draws the samples: from an engine (``engine_propose``), or from demonstrations.
+    """
 
     task: Task | ToolTask
     team: Team
@@ -93,13 +101,13 @@ class Player:
     propose: Propose
     sampling: Sampling
     seed: int
-    runner: Runner | None = None  # of the programs that roles write
+    runner: Runner | None = None  # runs the programs that roles write
     select: Select = "mixed"
     exclude: tuple[str, ...] = (Outcome.ENGINE_ERROR.value,)
-    clock: Clock = dataclasses.field(default_factory=Clock)  # of the task's and tokenizer's own work
+    clock: Clock = dataclasses.field(default_factory=Clock)  # time in the task and the tokenizer
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
-        """One episode of the team on ``task.instance(split, index)``."""
+        """Plays one episode of the team on ``task.instance(split, index)``."""
         workflow = self.task.workflow
         state = self._start(step, split, index)
         groups: list[Group] = []
@@ -125,7 +133,10 @@ class Player:
         return finish(workflow.turns, "turn_limit")
 
     def _start(self, step: int, split: str, index: int) -> Any:
-        """The first state of an instance."""
+        """Returns the first state of an instance.
+
+        Raises RunError if there is no such instance.
+        """
         where = f"step {step}, {split} instance {index}"
         with calling(self.task, "instance", where):
             try:
@@ -137,7 +148,7 @@ class Player:
             return self.task.initial(instance)
 
     async def _draw(self, state: Any, key: GroupKey, spoken: bool) -> list[tuple[Origin, Sample]]:
-        """K samples of the prompt that ``key.role`` sees in ``state``, each stamped with its origin.
+        """Draws K samples of the prompt that ``key.role`` sees in ``state``, each with its origin.
 
         Raises NotFinite for a sample whose logprobs are not finite.
         """
@@ -169,8 +180,10 @@ class Player:
     async def _score(
         self, state: Any, drawn: Sequence[tuple[Origin, Sample]]
     ) -> tuple[Group, list[Step | None]]:
-        """Scores every candidate from the same ``state``, then selects. Raises RunError if scoring one has
-        changed the state, from which its siblings are scored."""
+        """Scores every candidate from the same ``state``, then selects the one to execute.
+
+        Raises RunError if scoring has changed ``state``: the other candidates need it unchanged.
+        """
         key = drawn[0][0].key
         before = digest(state)
         with self.clock:
@@ -199,7 +212,11 @@ class Player:
         return Group(tuple(candidates), chosen), steps
 
     async def _run(self, state: Any, key: GroupKey, text: str) -> Sequence[Run]:
-        """Of the programs that a text calls for, those that wait for no other side by side."""
+        """Runs the programs that a text asks for, round by round, and returns all their results.
+
+        Programs of one round run at the same time. The task may choose a round's programs by the
+        results of earlier rounds.
+        """
         if not isinstance(self.task, ToolTask) or key.role not in self.task.tools:
             return ()
         assert self.runner is not None, "a task whose roles write programs needs somewhere to run them"
@@ -228,7 +245,7 @@ class Player:
 
 
 def _check_logprobs(sample: Sample, where: str) -> None:
-    """Raises NotFinite that names the first token without a finite logprob."""
+    """Raises NotFinite, naming the first token whose logprob is not finite."""
     for logprobs in (sample.logprobs, sample.drawn_logprobs or ()):
         if not all(map(math.isfinite, logprobs)):
             named = {f"the logprob of token {i}": logprob for i, logprob in enumerate(logprobs)}
@@ -236,10 +253,11 @@ def _check_logprobs(sample: Sample, where: str) -> None:
 
 
 def engine_propose(engine: Engine, sampling: Sampling, candidates: int, seed: int) -> Propose:
-    """Candidates from an engine, each at its own address.
+    """Returns a function that draws the samples of a group from an engine, each at its own address.
 
-    What roles have said may make a prompt too long for the engine: then there are no samples, as when an
-    engine fails. Raises PromptTooLong where nobody has spoken yet: that prompt is the task's own doing.
+    If a prompt is too long for the engine because of what roles have said, the samples are errors,
+    as when an engine fails. If no role has spoken yet, the task itself made the prompt too long,
+    and the function raises PromptTooLong.
     """
 
     async def propose(state, key, prompt_ids, policy, spoken):
@@ -263,7 +281,10 @@ def play_all(
     episodes: int = 1,
     on_episode: Callable[[], None] = lambda: None,
 ) -> list[Episode]:
-    """Plays every instance ``episodes`` times, all at once; results in order of instance and episode."""
+    """Plays every instance ``episodes`` times, all at once.
+
+    Returns the episodes in order of instance, then of episode number.
+    """
 
     async def one(index: int, episode: int) -> Episode:
         played = await player.play(step, split, index, episode)
@@ -277,5 +298,8 @@ def play_all(
 
 
 def train_indices(step: int, instances: int) -> range:
-    """The instances of step ``step`` (counted from 1): fresh ones every step, a function of it alone."""
+    """Returns the instances of step ``step`` (counted from 1).
+
+    Every step has new ones, and they depend on its number alone.
+    """
     return range((step - 1) * instances, step * instances)

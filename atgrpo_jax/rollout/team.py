@@ -1,4 +1,4 @@
-"""Which policy speaks for which role, and what is trained of it."""
+"""Defines which policy speaks for which role, and which of a policy's weights are trained."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,27 +7,28 @@ from typing import Literal
 from atgrpo_jax.common.checks import check_types, require
 
 Kind = Literal["full", "lora"]
-BASE = "base"  # what adapters adapt: the starting weights, never trained
+BASE = "base"  # name of the starting weights under all adapters; they are never trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Team:
-    """How roles share weights, and how rewards are mixed.
+    """Says how roles share weights, which policies are updated, and how rewards are mixed.
 
-    ``sharing`` is one of these for all roles, or a mapping from each role to its own:
+    ``sharing`` is one of these strings for all roles, or a mapping from each role to one of them:
 
         "shared"        one policy for all roles that say so
-        "full"          a policy of the role's own, all of its weights trained
+        "full"          a policy of the role's own; all of its weights are trained
         "lora"          an adapter of the role's own on the starting weights, which stay as they are
         "full:NAME", "lora:NAME"   the same, shared by the roles that give the same name
     """
 
     sharing: str | Mapping[str, str] = "shared"
     alpha: float = 1.0  # weight of the team part in the mixed reward
-    frozen: tuple[str, ...] = ()  # policies that play and are not updated
-    # Policy -> factor of the learning rate; 1 for those it does not name.
+    frozen: tuple[str, ...] = ()  # policies that speak but are not updated
+    # From a policy to the factor of its learning rate; 1 for policies that are not named.
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    alternate: int = 0  # steps after which the next policy is the only one updated; 0 updates all at once
+    # Steps for which one policy alone is updated before the next one; 0 updates all in every step.
+    alternate: int = 0
 
     def __post_init__(self):
         check_types(self)
@@ -43,17 +44,20 @@ class Team:
             require(self, "sharing", known, 'expected "shared", "full", "lora", "full:NAME" or "lora:NAME"')
 
     def policy(self, role: str) -> str:
-        """The name of the policy that speaks for ``role``."""
+        """Returns the name of the policy that speaks for ``role``."""
         spec = self._spec(role)
         return spec if spec == "shared" else spec.partition(":")[2] or role
 
     def kind(self, policy: str, roles: Sequence[str]) -> Kind:
-        """What is trained of a policy of the roles."""
+        """Returns whether all weights of a policy are trained ("full") or an adapter ("lora")."""
         spec = next(self._spec(role) for role in roles if self.policy(role) == policy)
         return "lora" if spec.startswith("lora") else "full"
 
     def policies(self, roles: Sequence[str]) -> tuple[str, ...]:
-        """Names of all policies of the roles, sorted. Raises ValueError if roles and fields do not match."""
+        """Returns the names of all policies of the roles, sorted.
+
+        Raises ValueError if the roles do not fit this team's fields.
+        """
         if isinstance(self.sharing, Mapping):
             same = set(self.sharing) == set(roles)
             require(self, "sharing", same, f"must name exactly the roles {', '.join(roles)}")
@@ -71,14 +75,14 @@ class Team:
         return tuple(sorted(kinds))
 
     def updated(self, step: int, roles: Sequence[str]) -> tuple[str, ...]:
-        """The policies that step ``step`` (counted from 1) updates."""
+        """Returns the policies that step ``step`` (counted from 1) updates."""
         moving = [policy for policy in self.policies(roles) if policy not in self.frozen]
         if self.alternate:
             return (moving[(step - 1) // self.alternate % len(moving)],)
         return tuple(moving)
 
     def starting(self, roles: Sequence[str]) -> "Team":
-        """The same team before training, when all adapters are still their base."""
+        """Returns the same team before training: every adapter is replaced by its base."""
         policies = {role: self.policy(role) for role in roles}
         names = {r: BASE if self.kind(p, roles) == "lora" else p for r, p in policies.items()}
         return Team(

@@ -1,1 +1,1 @@
-"""The engine that draws from SGLang servers over HTTP."""
+"""Draws samples from SGLang servers over HTTP."""

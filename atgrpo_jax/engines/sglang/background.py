@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own."""
+"""Runs an event loop in a thread of its own."""
 
 import asyncio
 import concurrent.futures
@@ -7,11 +7,15 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
-_LOOK_S = 0.5
+_LOOK_S = 0.5  # seconds between two looks at whether work is done
 
 
 class Background:
-    """Connections in it outlive the event loops of those who ask for samples, one a rollout."""
+    """Runs an event loop in a thread, until it is closed.
+
+    Each rollout has an event loop of its own. Connections to servers live in this one, so they
+    survive from one rollout to the next.
+    """
 
     def __init__(self):
         self.loop = asyncio.new_event_loop()
@@ -19,10 +23,10 @@ class Background:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Whoever is interrupted while it waits has it cancelled."""
+        """Runs ``work`` in the loop and returns its result. An interrupt cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
-            while not future.done():  # a signal that came to another thread is seen between two looks
+            while not future.done():  # a signal that came to another thread is seen between waits
                 concurrent.futures.wait((future,), _LOOK_S)
             return future.result()
         except BaseException:
@@ -41,7 +45,7 @@ class Background:
 
 
 async def _end_others() -> None:
-    """What was cancelled has ended when this returns."""
+    """Cancels all other tasks of the loop, and waits until they have ended."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for other in others:
         other.cancel()

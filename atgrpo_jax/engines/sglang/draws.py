@@ -1,4 +1,4 @@
-"""Groups drawn by the servers of a fleet: by one of them, or by another, within the time that there is."""
+"""Draws groups from the servers of a fleet: another server is asked if one fails or takes long."""
 
 import asyncio
 import contextlib
@@ -29,10 +29,13 @@ from atgrpo_jax.engines.sglang.servers import (
 
 
 class _Try:
-    """A group with these servers. ``ready``: they hold what they must, and one of them draws.
+    """Holds the state of one try to draw a group.
 
-    ``due`` is when (time.monotonic) another server is asked, too: soon while these are not ready, and then
-    after half of the time that is left, each time.
+    ``servers`` has one server; if there is a router, it has all, because the router chooses one.
+
+    ``ready`` says that the servers hold the right weights and that one of them draws. ``due`` is
+    the time (time.monotonic) at which another server is asked too. That is soon while these are
+    not ready. Later it is each time after half of the time that is left.
     """
 
     def __init__(self, servers: Sequence[Server], end: float):
@@ -54,13 +57,14 @@ _Running = dict[asyncio.Task[Drawn], _Try]
 
 
 class Drawer:
-    """``retries`` counts groups that were drawn again."""
+    """Draws groups. ``retries`` counts the tries that failed."""
 
     def __init__(self, served: Served, router: Server | None, deadline: float, attempts: int):
         """
         Args:
           deadline: seconds for a group, all tries together.
-          attempts: at a group to which servers answer nonsense.
+          attempts: failed tries at a group before it is given up. Tries that reached no server do
+            not count.
         """
         self._served, self._router = served, router
         self._deadline, self._attempts = deadline, attempts
@@ -69,10 +73,11 @@ class Drawer:
         self.retries = 0
 
     async def draw(self, request: Request, fleet: Fleet, version: int) -> Drawn:
-        """The samples, and what they took. Past the deadline every sample is an error, if a server was
-        drawing that still answers.
+        """Draws a group, and returns its samples and what they cost.
 
-        Raises RunError if a server refuses the request, none can be reached, or all answer nonsense or hang.
+        Past the deadline every sample is an error, if a server was drawing and one still answers.
+        Raises RunError if a server refuses the request, if none can be reached, or if all hang or
+        give wrong answers.
         """
         own = asyncio.current_task()
         assert own is not None
@@ -87,7 +92,7 @@ class Drawer:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def hang_up(self, seconds: float) -> None:
-        """Gives up what is still being drawn, and tells the servers so, if they answer by then."""
+        """Cancels all that is being drawn and tells the servers, for at most ``seconds``."""
         for drawing in self._drawing:
             drawing.cancel()
         with contextlib.suppress(TimeoutError):
@@ -96,8 +101,11 @@ class Drawer:
                     await asyncio.wait(left)
 
     async def _first(self, request: Request, fleet: Fleet, version: int, running: _Running) -> Drawn:
-        """The group of whoever has drawn it first. A server that takes long is not given up, but after half
-        of the time that is left another one is asked, too: it may hang."""
+        """Returns the group from the server that is the first to draw it.
+
+        A server that takes long may hang. So after half of the time that is left another one is
+        asked too, while the first may go on.
+        """
         key, end = request.addresses[0].group, time.monotonic() + self._deadline
         nonsense = 0
         for attempt in itertools.count():
@@ -129,9 +137,9 @@ class Drawer:
     def _start(
         self, request: Request, fleet: Fleet, version: int, attempt: int, running: _Running, end: float
     ) -> None:
-        """One more try, if a server is left that has not got the group."""
+        """Starts one more try, if a server is left that is not busy with the group."""
         busy = _servers(running)
-        if self._router:  # which does not say to which of its servers it sends a request
+        if self._router:  # it does not say to which of its servers it sends a request
             servers = [] if busy else fleet.servers
         else:
             chosen = fleet.choose(request.addresses[0].group, attempt, busy)
@@ -141,7 +149,10 @@ class Drawer:
             running[asyncio.create_task(self._try(new, fleet, request, version))] = new
 
     async def _wait(self, fleet: Fleet, running: _Running, end: float) -> set[asyncio.Task[Drawn]]:
-        """Gives those that end, if one does before it is time to ask another server, or too late."""
+        """Returns the tries that have ended, as soon as one has.
+
+        Returns an empty set when it is time to ask another server, or at ``end``.
+        """
         alone = self._router is not None or len(fleet.servers) == 1
         while True:
             now, due = time.monotonic(), end if alone else min(end, max(t.due for t in running.values()))
@@ -157,7 +168,10 @@ class Drawer:
         return done
 
     async def _missed(self, request: Request, fleet: Fleet, version: int, running: _Running) -> Drawn:
-        """What a group is of which the deadline has passed."""
+        """Returns a group of errors, for a group whose deadline has passed.
+
+        Raises RunError if no server was ready to draw, or if none answers any more.
+        """
         place, limit = request.addresses[0].group.path(), f"SGLangConfig.deadline = {self._deadline:g} s"
         if not any(tried.ready for tried in running.values()):
             first = _servers(running)[0].url
@@ -169,13 +183,17 @@ class Drawer:
         return [Sample((), (), "error", version)] * len(request.addresses), Usage()
 
     async def _try(self, tried: _Try, fleet: Fleet, request: Request, version: int) -> Drawn:
-        """Draws by one server. The prompt goes first, alone, so that its samples find it in the cache.
-        Who stops waiting has the server stop, too."""
+        """Draws the group from one server.
+
+        The prompt is sent alone first, so that the samples find it in the cache. If this coroutine
+        is cancelled, the server is told to stop.
+        """
         await fleet.heal_any(tried.servers)
         tried.draws()
         state, count = fleet.state, len(request.addresses)
         prompt, group = self._bodies(request, fleet)
-        front, patience = self._router or tried.servers[0], 2 * self._deadline  # ``_wait`` ends it sooner
+        # A request has more time than the group: ``_wait`` ends first.
+        front, patience = self._router or tried.servers[0], 2 * self._deadline
         try:
             known = await front.post("/generate", prompt, patience)
             most = count * request.sampling.max_tokens
@@ -200,11 +218,11 @@ class Drawer:
         return samples, used
 
     def _bodies(self, request: Request, fleet: Fleet) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The requests for the prompt and for the group."""
+        """Returns the bodies of two requests: for the prompt, and for the group."""
         params = sampling_params(request.sampling, self._served.stop_ids)
         name, count = uuid.uuid4().hex, len(request.addresses)
         each: dict[str, Any] | list[dict[str, Any]] = params
-        if fleet.seeds and not self._router:  # which knows one setting for all samples of a request
+        if fleet.seeds and not self._router:  # a router takes one setting for a whole request
             each = [params | {"sampling_seed": address.key_words()[0] >> 1} for address in request.addresses]
         adapter = fleet.adapters.get(request.policy)
         lora = {"lora_path": adapter[0]} if adapter else {}
@@ -217,7 +235,7 @@ class Drawer:
             "input_ids": [list(request.prompt_ids)] * count,
             "sampling_params": each,
             "return_logprob": True,
-            "rid": name,  # from which the server makes NAME_0, NAME_1, ...
+            "rid": name,  # the server makes NAME_0, NAME_1, ... of it
         }
         return prompt | lora, group | lora
 

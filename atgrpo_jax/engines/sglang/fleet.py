@@ -1,4 +1,4 @@
-"""The servers of one model: started, checked, given weights, and brought back when they were lost."""
+"""Looks after the servers of one model: starts and checks them, and gives them weights."""
 
 import asyncio
 import dataclasses
@@ -18,45 +18,49 @@ from atgrpo_jax.engines.sglang.servers import ASK_S, NobodyListens, Refused, Ser
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
 
-# What the weights' shapes follow from, and what a server reads when it starts only.
+# Fields that fix the shapes of the weights, or that a server reads only when it starts.
 _SHAPE = (
     "layers", "width", "mlp_width", "heads", "kv_heads", "head_size", "vocab_size", "qk_norm", "qkv_bias",
     "tied", "rope_theta", "rope_scaling", "rms_epsilon",
 )  # fmt: skip
-_POLL_S = 0.5
-_REST_S = 5.0  # before a server that was not reached is asked again
-_LONGEST_REST_S = 300.0  # of one that is late again and again
-HEALTH = "/health_generate"  # sglang answers there when it has just drawn a token
-_DECODED = 256  # ids whose texts are compared
+_POLL_S = 0.5  # seconds between two tries to reach a server that is waited for
+_REST_S = 5.0  # seconds before a server that was not reached is asked again
+_LONGEST_REST_S = 300.0  # the same, at most, for a server that is late again and again
+HEALTH = "/health_generate"  # here sglang answers only after it has drawn a token
+_DECODED = 256  # about how many token ids are decoded on both sides and compared
 
 
 @dataclasses.dataclass
 class Fleet:
-    """``name``: the policy whose weights they hold, or "base" under adapters.
+    """Holds all servers of one model, and makes them hold the same weights.
 
-    ``state``, ``folder`` and ``adapters`` are what every server must hold before it draws.
+    ``state``, ``folder`` and ``adapters`` say what every server must hold before it draws.
     """
 
-    name: str
+    name: str  # the policy whose weights they hold, or "base" under adapters
     servers: list[Server]
     model: Transformer
-    adapted: bool
+    adapted: bool  # policies are adapters on these weights
     stop_ids: tuple[int, ...]
     decode: Callable[[Sequence[int]], str]
-    longest_answer: int
-    start_s: float  # until a server that starts is ready, or has taken weights
-    # Starts a server's process on ``folder``; None if they are not ours.
+    longest_answer: int  # tokens
+    start_s: float  # seconds that a server may take to start, or to take weights
+    # Starts a server's process on ``folder``; None if the servers are not ours.
     launch: "Callable[[Fleet, Server], ServerProcess] | None" = None
-    state: str = ""
-    folder: Path | None = None
-    adapters: dict[str, tuple[str, Path]] = dataclasses.field(default_factory=dict)  # policy -> name, folder
-    # What may be asked of all of them.
+    state: str = ""  # name of the weights
+    folder: Path | None = None  # where servers read the weights
+    # From a policy to its adapter's name on the servers, and folder.
+    adapters: dict[str, tuple[str, Path]] = dataclasses.field(default_factory=dict)
+    # What all of the servers can do.
     context: int = sys.maxsize  # tokens of a prompt and its answer
     texts: bool = True  # they have a tokenizer, and so know stop strings
     seeds: bool = True  # the same seed draws the same sample
 
     async def greet(self, router: Server | None) -> None:
-        """Waits for servers that are not ours, and checks them. Raises RunError for one that cannot serve."""
+        """Waits for servers that are not ours, and checks them.
+
+        Raises RunError for one that cannot serve.
+        """
         try:
             for server in self.servers:
                 await self._ready(server, self.start_s)
@@ -76,8 +80,10 @@ class Fleet:
             raise RunError(f"{error}: this does not answer as sglang or sglang-router does") from error
 
     async def update(self) -> None:
-        """All servers at once; those that cannot be reached get the weights when they can. Raises RunError if
-        one does not take them, or none is reached in time."""
+        """Gives the weights to all servers at once. One that cannot be reached gets them later.
+
+        Raises RunError if one does not take them, or if none is reached in time.
+        """
         end = time.monotonic() + self.start_s
         while True:
             try:
@@ -88,16 +94,16 @@ class Fleet:
             await asyncio.sleep(_POLL_S)
 
     async def heal(self, server: Server) -> None:
-        """The server holds what it must, whatever has become of it. Raises Unreachable or ServerError if it
-        cannot be brought to, RunError if no later try could.
+        """Makes the server hold the right weights, and starts it first if it is ours and has ended.
 
-        All who want it wait for one and the same work, which goes on when they wait no longer.
+        All callers wait for the same task, which goes on if they are cancelled. Raises Unreachable
+        or ServerError if this try fails, and RunError if no later one could succeed.
         """
         while not self._holds(server):
             if server.mending is None:
                 until, why = server.down
                 if time.monotonic() < until:
-                    raise Unreachable(why)  # who comes now does not ask a silent server once more
+                    raise Unreachable(why)  # it was silent a moment ago: it rests first
                 server.mending = asyncio.create_task(self._mend(server))
                 server.mending.add_done_callback(lambda done: _mended(server, done))
             await asyncio.shield(server.mending)
@@ -126,15 +132,18 @@ class Fleet:
         server.down = time.monotonic() + seconds, why
 
     def late(self, server: Server) -> None:
-        """It has drawn no group in its share of the time: it is left out until it draws again when it is
-        asked for its health, each time for longer."""
+        """Leaves a server out because it drew no group in its share of the time.
+
+        It is used again after a rest, if its health check draws a token. The rest is longer each
+        time.
+        """
         if not server.down[1]:
             server.late += 1
             rest = min(_REST_S * 2 ** (server.late - 1), _LONGEST_REST_S)
             self._leave_out(server, f"{server.url} has drawn no group in its time", rest)
 
     def in_time(self, servers: Sequence[Server]) -> None:
-        """They have drawn a group."""
+        """Notes that these servers have drawn a group, and so work."""
         for server in servers:
             server.late = 0
             server.down = 0.0, ""
@@ -143,7 +152,10 @@ class Fleet:
         return any(await asyncio.gather(*(server.answers(path, seconds) for server in servers)))
 
     async def heal_any(self, servers: Sequence[Server]) -> None:
-        """All that can be reached hold what they must. Raises ServerError if none can, or one refuses."""
+        """Makes all of these servers that can be reached hold the right weights.
+
+        Raises Unreachable if none can, and another error if one fails otherwise.
+        """
         found = await asyncio.gather(*map(self.heal, servers), return_exceptions=True)
         failures = [failure for failure in found if failure is not None]
         for failure in failures:
@@ -157,12 +169,16 @@ class Fleet:
         assert self.launch is not None
         if server.process is not None:
             say(f"the server {server.url} of {self.name} has ended and is started again")
-            server.process.stop()  # what it had started may have outlived it
+            server.process.stop()  # processes that it had started may still run
         server.adapters = set()
         server.process = self.launch(self, server)
 
     async def _ready(self, server: Server, patience: float, path: str = "/model_info") -> None:
-        """Waits so many seconds for a server that starts, and says so."""
+        """Waits at most ``patience`` seconds until a server answers at ``path``, and reports it.
+
+        Raises Unreachable if it does not answer, and RunError if a process of ours ended before it
+        ever served.
+        """
         began = said = time.monotonic()
         while True:
             try:
@@ -172,9 +188,9 @@ class Fleet:
                 now = time.monotonic()
                 process = server.process
                 if isinstance(error, NobodyListens) and self.launch is None:
-                    raise  # only who had started a server here would know that it is on its way
+                    raise  # the run did not start one here, so waiting would not help
                 if process is not None and not process.alive:
-                    if server.known:  # it has served, so whatever ended it may not do so again
+                    if server.known:  # it has served before, so another start may succeed
                         raise Unreachable(f"{server.url} ended while it started again") from error
                     raise RunError(
                         f"the server of {self.name} ended while it started; {process.last_words()}"
@@ -188,7 +204,10 @@ class Fleet:
             await asyncio.sleep(_POLL_S)
 
     async def _check(self, server: Server) -> None:
-        """Raises RunError if the server's model, context or abilities are not what we need."""
+        """Raises RunError if the server's model, context or abilities are not what we need.
+
+        Also notes whether it already holds the right weights.
+        """
         try:
             about = await server.get("/server_info", 4 * ASK_S)
             info = await server.get("/model_info", ASK_S)
@@ -204,12 +223,16 @@ class Fleet:
             server.adapters = set()
 
     def _check_abilities(self, server: Server, about: Any, info: Any) -> None:
-        """Raises RunError, and Unusable for what sglang does not say."""
+        """Raises RunError if the server cannot serve us, and notes what it can do.
+
+        Raises Unusable if its answers are not those of sglang.
+        """
         texts = not get(about, "skip_tokenizer_init", bool)
         seeds = get(about, "enable_deterministic_inference", bool)
         adapters = get(about, "enable_lora", bool, type(None))
         room = get(about, "max_req_input_len", int)
-        # The first follows every push, perhaps to a folder of a run that is over; the other one stays.
+        # model_path changes with every push, and may be a folder of a run that has ended.
+        # tokenizer_path stays.
         paths = get(info, "model_path", str), get(info, "tokenizer_path", str)
         readable = [path for path in paths if _has_config(path)]
         if readable or not server.known:
@@ -228,7 +251,11 @@ class Fleet:
         self.seeds &= seeds
 
     def _check_model(self, server: Server, path: str) -> None:
-        """Weights of other shapes would kill the server, and it keeps the config that it was started on."""
+        """Raises RunError if the server's model has other shapes or more end ids than ours.
+
+        Weights of other shapes would kill the server, because it keeps the config that it was
+        started on.
+        """
         named = shown(path)
         try:
             theirs = hf.model_config(path)
@@ -266,7 +293,7 @@ class Fleet:
                 )
 
     async def _give(self, server: Server) -> None:
-        """The weights, and those of the adapters; what is not wanted any more goes."""
+        """Gives the server the weights and adapters that it lacks, and removes old adapters."""
         if server.state != self.state:
             server.state = None
             body = {
@@ -290,8 +317,11 @@ class Fleet:
             server.adapters.discard(name)
 
     async def _told(self, server: Server, path: str, body: dict[str, Any], done: str = "") -> None:
-        """Raises RunError if the server refuses, unless with words that mean that it has ``done`` so before,
-        and its answer was lost."""
+        """Tells the server to do something.
+
+        Raises RunError if it refuses, unless the words ``done`` are in its refusal: then it did so
+        before, and its answer was lost.
+        """
         try:
             answer = await server.post(path, body, self.start_s)
         except Refused as error:
@@ -302,20 +332,22 @@ class Fleet:
             raise ServerError(f"{server.url}{path}: {shown(answer)}")
 
     def choose(self, key: GroupKey, attempt: int, busy: Collection[Server] = ()) -> Server | None:
-        """One for all groups of an instance, where later turns find its prompts; another after a failure,
-        while nobody answers there, or where those that are ``busy`` with the group come first. None if all
-        are."""
+        """Returns the server for a try at a group; None if all are ``busy`` with it.
+
+        All groups of an instance prefer the same server, where later turns find earlier prompts in
+        the cache. The next server is taken after a failed attempt, or if that one is down or busy.
+        """
         first = seed_of(key.split, key.instance) % len(self.servers) + attempt
         order = [self.servers[(first + i) % len(self.servers)] for i in range(len(self.servers))]
         free = [server for server in order if server not in busy]
         return next((server for server in free if self._open(server)), free[0] if free else None)
 
     def spare(self, busy: Collection[Server]) -> bool:
-        """Whether another server than these could draw."""
+        """Returns whether a server that is not ``busy`` could draw."""
         return any(self._open(server) for server in self.servers if server not in busy)
 
     def _open(self, server: Server) -> bool:
-        """Whether nothing speaks against it, or it is time for one group to try whether that still holds."""
+        """Returns whether the server is up, or has rested long enough for one group to try it."""
         until, why = server.down
         return not why or (server.mending is None and until <= time.monotonic())
 
@@ -323,11 +355,11 @@ class Fleet:
 def _mended(server: Server, done: asyncio.Task[None]) -> None:
     server.mending = None
     if not done.cancelled():
-        done.exception()  # who waited for it has it, if anybody did
+        done.exception()  # read, so that asyncio does not log it; callers that waited raise it
 
 
 def _has_config(path: str) -> bool:
     try:
         return (Path(path) / "config.json").is_file()
-    except (OSError, ValueError):  # no name of a file
+    except (OSError, ValueError):  # the path cannot be the name of a file
         return False

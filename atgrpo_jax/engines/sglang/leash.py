@@ -1,8 +1,7 @@
-"""``python leash.py PARENT COMMAND...``: runs the command until it ends, or until the parent is gone.
+"""Runs a command until it ends or its parent is gone: ``python leash.py PARENT COMMAND...``.
 
-What the command has started ends with it. If this process is killed, that ends all of them, too.
-
-Stands alone: it is started by its path, in whatever environment a server needs.
+PARENT is a process id. All that the command has started ends with it, and also if this process is
+killed. This file imports nothing of the package, because it is started by its path.
 """
 
 import contextlib
@@ -12,13 +11,13 @@ import subprocess
 import sys
 import time
 
-GRACE_S = 10.0
+GRACE_S = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 def guard() -> None:
-    """Leaves a process behind that ends this one's group as soon as this one has ended, however it did."""
+    """Forks a process that kills this process's group as soon as this process has ended."""
     group = os.getpgid(0)
-    ended, held = os.pipe()  # not inherited by commands, so this process alone holds its end
+    ended, held = os.pipe()  # commands do not inherit it, so this process alone holds its end
     if os.fork() == 0:
         os.setpgid(0, 0)
         os.close(held)
@@ -31,7 +30,8 @@ def guard() -> None:
 
 def main(parent: int, command: list[str]) -> int:
     guard()
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the whole group is asked to end; the leash goes last
+    # SIGTERM goes to the whole group. The leash does nothing then, so that it ends last.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         server = subprocess.Popen(command)
     except OSError as error:
@@ -43,7 +43,7 @@ def main(parent: int, command: list[str]) -> int:
         os.killpg(0, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(GRACE_S)
-        os.killpg(0, signal.SIGKILL)  # what the server had started, and this process
+        os.killpg(0, signal.SIGKILL)  # all that the server had started, and this process
     return server.returncode
 
 

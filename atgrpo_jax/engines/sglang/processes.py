@@ -1,4 +1,4 @@
-"""A server process of ours: it starts with us, its words are kept, and it ends with us, however we end."""
+"""Starts server processes that keep a log and end when this process ends, for any reason."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.engines.sglang import leash
 from atgrpo_jax.engines.sglang.secrets import plain
 
-LAST_WORDS = 15  # lines of a dead server's log that are shown
-_LAST_BYTES = 1 << 14  # in which they are looked for
+LAST_WORDS = 15  # last lines of a server's log that are shown
+_LAST_BYTES = 1 << 14  # they are looked for in so many last bytes
 
 
 class ServerProcess:
-    """``command`` on a leash (leash.py), in a process group of its own. Its output goes to ``log``."""
+    """Runs ``command`` on a leash (leash.py), in its own process group, with output to ``log``."""
 
     def __init__(self, command: Sequence[str], log: Path):
         self._log = log
@@ -36,7 +36,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Also of its group."""
+        """Returns the process id of the leash, which is also the id of its group."""
         return self._process.pid
 
     @property
@@ -44,7 +44,7 @@ class ServerProcess:
         return self._process.poll() is None
 
     def last_words(self) -> str:
-        """Its exit code, if it has one, and the end of its log."""
+        """Returns the end of its log, and the exit code if it has ended."""
         with open(self._log, "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = log.read(_LAST_BYTES).decode(errors="replace").splitlines()[-LAST_WORDS:]
@@ -53,7 +53,7 @@ class ServerProcess:
         return f"{ended}the end of {self._log}:\n" + "\n".join(f"    {plain(line)}" for line in lines)
 
     def stop(self) -> None:
-        """Asks, waits, then makes it end, with all that it started."""
+        """Asks it to end, waits up to ``leash.GRACE_S``, then kills it and all that it started."""
         try:
             os.killpg(self.pid, signal.SIGTERM)
             self._process.wait(leash.GRACE_S)
@@ -65,17 +65,17 @@ class ServerProcess:
 
 
 def free_port() -> int:
-    """One that nobody listened on a moment ago."""
+    """Returns a port on which nobody listened a moment ago."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def check_command(command: str) -> None:
-    """Raises RunError if it cannot start anything, as far as one can see from here."""
+    """Raises RunError if the command surely cannot start a server, or has an API key in it."""
     try:
         words = shlex.split(command)
-    except ValueError as error:  # quotes that do not fit
+    except ValueError as error:  # a quote that is not closed
         raise RunError(f"SGLangConfig.command = {command!r}: {error}") from None
     if any(word.partition("=")[0] == "--api-key" for word in words):
         raise RunError(

@@ -1,4 +1,4 @@
-"""Weights on their way to servers: in a folder that they read, whole or not at all."""
+"""Writes weights to folders that servers read. A folder has its name only when it is complete."""
 
 import contextlib
 import fcntl
@@ -18,8 +18,12 @@ _LOCK = "lock"
 
 
 class Published:
-    """Folders under one of our own in ``parent``; without one, in this host's memory where it has such a
-    file system. What killed runs of this host left there goes first: a living one holds a lock in its own."""
+    """Holds a folder of this run in ``parent``, with a folder for each set of weights.
+
+    Without ``parent``, it is in this host's memory (/dev/shm), or in the folder for temporary files
+    if there is no such file system. First it removes what killed runs of this host left there. A
+    run that lives is recognized by the lock that it holds in its folder.
+    """
 
     def __init__(self, parent: str = ""):
         """Raises RunError if the folder cannot be made."""
@@ -32,14 +36,14 @@ class Published:
                 if left.name.rpartition("-")[0] == host and _abandoned(left):
                     shutil.rmtree(left, ignore_errors=True)
             self.root = Path(tempfile.mkdtemp(prefix=f"{host}-", dir=self.parent))
-            # In a folder of the user's own choice servers of other users read what they may read there.
+            # If the user chose the parent, other users' servers may read here what they may there.
             self.root.chmod(0o700 | (self.parent.stat().st_mode & 0o755 if parent else 0))
             self._lock = _locked(self.root)
         except OSError as error:
             raise RunError(f"cannot make a folder for weights in {self.parent}: {error.strerror}") from error
 
     def check_room(self, size: float) -> None:
-        """Raises RunError if there is less than ``size`` bytes."""
+        """Raises RunError if fewer than ``size`` bytes are free."""
         free = shutil.disk_usage(self.root).free
         if free < size:
             raise RunError(
@@ -48,9 +52,9 @@ class Published:
             )
 
     def write(self, name: str, write: Callable[[str], None]) -> Path:
-        """``write``s a folder, which gets its name when it is complete.
+        """Calls ``write`` on a new folder, which gets its name when it is complete.
 
-        Raises RunError if there is no room.
+        Returns the folder. Raises RunError if it cannot be written.
         """
         partial, whole = self.root / f"{name}.partial", self.root / name
         try:
@@ -71,16 +75,20 @@ class Published:
 
 
 def _locked(root: Path) -> int:
-    """The descriptor of a lock that ends with this process. Its file is there only when it is held."""
+    """Returns the descriptor of a lock on ``root``, which ends with this process.
+
+    The lock's file gets its name only after the lock is held. On a file system without locks it
+    never does, and then no other run takes the folder for abandoned.
+    """
     descriptor = os.open(root / "unlocked", os.O_CREAT | os.O_RDWR, 0o644)
-    with contextlib.suppress(OSError):  # no locks on this file system: then nobody takes it for abandoned
+    with contextlib.suppress(OSError):  # this file system has no locks
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(root / "unlocked", root / _LOCK)
     return descriptor
 
 
 def _abandoned(root: Path) -> bool:
-    """Whether whoever made it has ended."""
+    """Returns whether the run that made the folder has ended."""
     try:
         descriptor = os.open(root / _LOCK, os.O_RDWR)
     except OSError:

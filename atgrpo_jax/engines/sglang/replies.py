@@ -1,4 +1,4 @@
-"""What a server answers: read with a limit, and taken as JSON of the expected form or not at all."""
+"""Reads what servers answer, up to a limit, and accepts only JSON of the expected form."""
 
 import json
 from typing import Any
@@ -11,25 +11,28 @@ _MISSING = object()
 
 
 class Unusable(ValueError):
-    """An answer that is too long, no JSON, or of another form. Says which, without saying whose."""
+    """Says that an answer is no JSON, or has another form. The message does not name the server."""
 
 
 async def read(answer: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
-    """Up to ``most`` bytes of its body, and whether there were more. Time is limited by the request's own."""
+    """Returns up to ``most`` bytes of the body, and whether there were more.
+
+    Has no time limit of its own: the request's timeout holds here too.
+    """
     found = bytearray()
     async for part in answer.content.iter_any():
         found += part
         if len(found) > most:
-            answer.close()  # whoever never ends is not listened to any longer
+            answer.close()  # the rest is not read: it may never end
             return bytes(found[:most]), True
     return bytes(found), False
 
 
 def parse(raw: bytes) -> Any:
-    """The JSON in it; None if it is empty.
+    """Returns the value of a JSON text; None if the text is empty.
 
-    Raises Unusable, and nothing else, for all that is none: also for NaN and infinities, names given twice,
-    numbers of thousands of digits, and what is nested too deep.
+    Raises Unusable, and no other error, for all that is not JSON. That includes NaN and infinities,
+    names given twice in one object, numbers of thousands of digits, and values nested too deep.
     """
     try:
         text = raw.decode()
@@ -46,7 +49,10 @@ def parse(raw: bytes) -> Any:
 
 
 def get(answer: Any, name: str, *kinds: type, default: Any = _MISSING) -> Any:
-    """``answer[name]``, which is exactly of one of these types: true is no number. Raises Unusable."""
+    """Returns ``answer[name]``, or ``default`` if the name is missing.
+
+    Raises Unusable unless the value's type is exactly one of ``kinds`` (so true is not a number).
+    """
     if not isinstance(answer, dict):
         raise Unusable(f"answered {shown(answer)} for an object with {name!r}")
     value = answer.get(name, default)

@@ -1,7 +1,8 @@
-"""API keys: read from where a config says, and kept out of every word that is shown.
+"""Reads API keys, and hides them in all text that is shown.
 
-While a key is ``kept``, whatever is made with ``plain`` or ``shown`` hides it. Servers write what they like
-into errors, the key that they were sent included, so all words of theirs pass through here.
+Inside ``kept(key)``, texts made by ``hide``, ``plain`` and ``shown`` have stars in place of the
+key. Servers may write anything into their errors, even the key that they were sent, so all texts
+from servers pass through here.
 """
 
 import contextlib
@@ -19,12 +20,12 @@ from urllib.parse import quote, quote_plus
 
 from atgrpo_jax.common.errors import RunError
 
-_LONGEST = 4096  # bytes of a key, and more than any has
-_kept: list[str] = []  # a key is here once for each who keeps it
+_LONGEST = 4096  # bytes of a key at most; real keys are shorter
+_kept: list[str] = []  # the keys to hide; a key is here once for each ``kept`` that is open
 
 
 class _Brief(reprlib.Repr):
-    """Writes what ``repr`` does, but of a bounded depth and length, whatever it is given."""
+    """Works as ``repr``, but with a bounded depth and length, and hides keys."""
 
     def __init__(self):
         super().__init__()
@@ -32,16 +33,16 @@ class _Brief(reprlib.Repr):
         self.maxdict, self.maxlist, self.maxlong = 12, 6, 40
 
     def repr_str(self, x: str, level: int) -> str:
-        return super().repr_str(hide(x), level)  # before it is cut: half a key would not be found
+        return super().repr_str(hide(x), level)  # before it is cut: half a key is not found
 
 
 _brief = _Brief()
 
 
 def api_key(file: str, variable: str) -> str:
-    """The key in ``file``, or in the environment variable; "" if neither is named.
+    """Returns the key in ``file`` or in the environment variable; "" if neither is named.
 
-    Raises RunError, in words without the key, for one that is not there or cannot be sent.
+    Raises RunError, without the key in it, if there is no key or it cannot be sent.
     """
     if not (file or variable):
         return ""
@@ -50,7 +51,7 @@ def api_key(file: str, variable: str) -> str:
         key = (_read(file) if file else os.environ.get(variable, "")).strip()
     except OSError as error:
         raise RunError(f"{where}: {error.strerror}") from None
-    except (ValueError, RuntimeError):  # a NUL in the name, no UTF-8 in the file, an unknown ~user
+    except (ValueError, RuntimeError):  # a NUL in the name, a file that is not UTF-8, unknown ~user
         raise RunError(f"{where}: it does not name a file, or a variable, of plain text") from None
     if not key:
         raise RunError(f"no API key in {file or variable}")
@@ -60,7 +61,7 @@ def api_key(file: str, variable: str) -> str:
 
 
 def _read(file: str) -> str:
-    # A pipe would be waited for, and be empty when the run is resumed.
+    # A pipe is refused: it may block, and would be empty when the run is resumed.
     opened = os.open(Path(file).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(opened, "rb") as found:
         if not stat.S_ISREG(os.fstat(opened).st_mode):
@@ -70,7 +71,7 @@ def _read(file: str) -> str:
 
 @contextlib.contextmanager
 def kept(key: str) -> Iterator[None]:
-    """Inside, no words that are made here show the key."""
+    """Hides the key, inside the context, in all texts that this module makes."""
     if not key:
         yield
         return
@@ -82,20 +83,25 @@ def kept(key: str) -> Iterator[None]:
 
 
 def hide(text: str) -> str:
-    """The text with stars for the keys that are kept, also where they are quoted as in an address, JSON or
-    HTML. As long as before, so that what follows a cut stays behind it."""
+    """Replaces every kept key in the text by stars, also if it is quoted for a URL, JSON or HTML.
+
+    The text keeps its length, so that a later cut removes the same part of it.
+    """
     keys = tuple(sorted(set(_kept)))
     return _forms(keys).sub(lambda key: "*" * len(key[0]), text) if keys else text
 
 
 def plain(text: str, most: int = 300) -> str:
-    """One line of ``text`` that is safe to print: its begin, without keys and control characters."""
+    """Returns the beginning of ``text`` as one line that is safe to print.
+
+    It has at most ``most`` characters, and neither keys nor control characters.
+    """
     line = " ".join(hide(text)[: 4 * most].split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)[:most]
 
 
 def shown(value: Any) -> str:
-    """What a JSON value looks like, in a line."""
+    """Writes a JSON value as one short line that is safe to print."""
     return plain(_brief.repr(value))
 
 

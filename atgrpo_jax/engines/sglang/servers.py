@@ -1,4 +1,4 @@
-"""One SGLang server as we talk to it: JSON over HTTP, and what its answers mean. See docs/sglang.md."""
+"""Talks to one SGLang server, in JSON over HTTP, and reads its answers. See docs/sglang.md."""
 
 import asyncio
 import contextlib
@@ -16,65 +16,69 @@ from atgrpo_jax.engines.sglang.processes import ServerProcess
 from atgrpo_jax.engines.sglang.replies import Unusable, get, parse, read
 from atgrpo_jax.engines.sglang.secrets import plain, shown
 
-ASK_S = 5.0  # for what a healthy server says at once
+ASK_S = 5.0  # seconds for questions that a healthy server answers at once
 HERE = ("127.0.0.1", "localhost", "::1")
-# Bytes of an answer that says no samples (/server_info repeats all arguments and what each rank holds), of an
-# error, and of what a token adds: its id, its logprob, which some servers tell twice, and its text.
+# Largest sizes in bytes: of an answer without samples (/server_info repeats all arguments and what
+# each rank holds), of an error, and of what each token adds to an answer: its id, its logprob
+# (which some servers send twice) and its text.
 _ANSWER, _ERROR, _TOKEN = 4 << 20, 1 << 14, 256
-# What a server or something before it answers that has no room or no time now.
+# Status codes of a server, or of something before it, that has no room or no time now.
 _LATER = (408, 429, 502, 503, 504)
 
 
 class ServerError(Exception):
-    """The server did not answer, or with something else than what was asked for. Another try may help."""
+    """Says that a server did not answer, or answered something wrong. Another try may help."""
 
 
 class Unreachable(ServerError):
-    """Nobody answered, or only to say so: the server is dead, or starting, or behind a broken line."""
+    """Says that a server cannot be reached: it is dead, busy or starting, or a line is broken."""
 
 
 class NobodyListens(Unreachable):
-    """This host says that nobody listens at the address, which is its own."""
+    """Says that nobody listens at an address on this host."""
 
 
 class Stale(ServerError):
-    """The server answered from other weights than it was given last."""
+    """Says that a server answered from other weights than it was given last."""
 
 
 class Refused(Exception):
-    """The server says that the request is wrong. It would say so again."""
+    """Says that a server calls the request wrong. Another try would not help."""
 
 
 class Server:
-    """``state`` names the weights it is known to hold, None if that is not known (any longer).
+    """Sends requests to the server at one URL, and holds what is known of it.
 
-    ``down`` says until when (time.monotonic) it is not asked again, and why; "" if nothing speaks against it.
+    ``state`` names the weights that the server holds; None if that is not known.
+    ``down`` says until when (time.monotonic) it is not asked, and why; "" if the server is up.
     """
 
     def __init__(self, url: str, session: aiohttp.ClientSession, process: ServerProcess | None = None):
         self.url = url.rstrip("/")
         self.process = process
         self.state: str | None = None
-        self.known = False  # it has been found to serve our model
-        self.adapters: set[str] = set()  # names that it has loaded
+        self.known = False  # it was seen to serve our model
+        self.adapters: set[str] = set()  # names of the adapters that it has loaded
         self.down: tuple[float, str] = 0.0, ""
-        self.late = 0  # how often, since its last group, it has drawn none in its time
-        self.mending: asyncio.Task[None] | None = None  # what brings it back
+        self.late = 0  # times that it was late, since the last group that it drew
+        self.mending: asyncio.Task[None] | None = None  # the task that gives it what it must hold
         self._session = session
 
     async def get(self, path: str, seconds: float) -> Any:
         return await self._ask("GET", path, None, seconds, _ANSWER)
 
     async def post(self, path: str, body: dict[str, Any], seconds: float, tokens: int = 0) -> Any:
-        """The answer, as JSON; None if it is empty. Raises ServerError or Refused.
+        """Returns the answer's JSON value; None if the answer is empty.
 
         Args:
-          tokens: how many it may tell of.
+          tokens: how many tokens the answer may hold; they raise the limit of its size.
+
+        Raises ServerError or Refused, and RunError if the server wants an API key.
         """
         return await self._ask("POST", path, body, seconds, _ANSWER + tokens * _TOKEN)
 
     async def answers(self, path: str, seconds: float) -> bool:
-        """Whether it says anything there. What it says may be that it knows no such path."""
+        """Returns whether the server answers there, even if only that it knows no such path."""
         try:
             await self.get(path, seconds)
         except Unreachable:
@@ -84,7 +88,10 @@ class Server:
         return True
 
     async def weights(self) -> str:
-        """The name of those that it says it holds. Raises ServerError if it does not say."""
+        """Returns the name of the weights that the server says it holds.
+
+        Raises ServerError if it does not say.
+        """
         try:
             return get(await self.get("/model_info", ASK_S), "weight_version", str)
         except Refused as error:
@@ -93,7 +100,7 @@ class Server:
             raise ServerError(f"{self.url}/model_info names no weights: it {error}") from error
 
     async def abort(self, names: Sequence[str]) -> None:
-        """Stops the requests of these names, if the server is there."""
+        """Stops the requests with these names. Ignores errors."""
         with contextlib.suppress(ServerError, Refused, RunError):
             for name in names:
                 await self.post("/abort_request", {"rid": name}, ASK_S)
@@ -110,7 +117,7 @@ class Server:
         except TimeoutError:
             raise Unreachable(f"{place}: no answer in {seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            # Not from it: its words may hold what we sent.
+            # The cause is left out, because its text may hold what we sent.
             raise _unreachable(place, error) from None
         if status != 200:
             raise _failure(place, status, headers, raw.decode(errors="replace"))
@@ -132,7 +139,7 @@ def _unreachable(place: str, error: Exception) -> Unreachable:
 
 
 def _failure(place: str, status: int, headers: Mapping[str, str], text: str) -> Exception:
-    """What an answer with another status than 200 comes to."""
+    """Returns the error for an answer whose status is not 200."""
     if status in (401, 403):
         return RunError(
             f"{place}: status {status}; the server wants an API key: "
@@ -148,7 +155,7 @@ def _failure(place: str, status: int, headers: Mapping[str, str], text: str) -> 
 
 
 def _message(text: str) -> str:
-    """The words of an error in one of the forms that servers give it."""
+    """Returns the message of an error, in whichever form the server gives it."""
     try:
         found = parse(text.encode(errors="replace"))
     except Unusable:
@@ -160,9 +167,10 @@ def _message(text: str) -> str:
 
 
 def sampling_params(sampling: Sampling, stop_ids: Sequence[int]) -> dict[str, Any]:
-    """All settings by name, so that no default of the server's counts.
+    """Returns all settings by name, so that no default of the server matters.
 
-    Raises RunError for those under which a server reports other logprobs than the training distribution's.
+    Raises RunError for settings under which a server would not report the logprobs of the training
+    distribution.
     """
     for name, given in (
         ("banned", sampling.banned),
@@ -195,12 +203,14 @@ def sampling_params(sampling: Sampling, stop_ids: Sequence[int]) -> dict[str, An
 def read_sample(
     answer: Any, sampling: Sampling, stop_ids: Collection[int], vocab_size: int, state: str, version: int
 ) -> Sample:
-    """What one answer of /generate says. Ids and logprobs are the last ``completion_tokens`` entries of
-    output_token_logprobs: some servers repeat earlier ones before them.
+    """Reads the sample in one answer of /generate.
 
-    Raises Stale if other weights than ``state`` drew it, ServerError if it is not what was asked for, and
-    RunError if a token ended it that does not end ours: drawn again until none does, samples would come from
-    another distribution.
+    Its ids and logprobs are the last ``completion_tokens`` entries of output_token_logprobs. Some
+    servers repeat earlier entries before these.
+
+    Raises Stale if other weights than ``state`` drew it, and ServerError if it is not what was
+    asked for. Raises RunError if it ended with a token that does not end our samples: to draw again
+    until another token ends it would change the distribution.
     """
     try:
         about = get(answer, "meta_info", dict)
@@ -232,7 +242,10 @@ def read_sample(
 
 
 def cached_tokens(answer: Any, prompt: int) -> int:
-    """How many of ``prompt`` tokens a server had computed before. Raises ServerError if it does not say."""
+    """Returns how many of the ``prompt`` tokens of a prompt a server had in its cache.
+
+    Raises ServerError if it does not say.
+    """
     try:
         known = get(get(answer, "meta_info", dict), "cached_tokens", int)
     except Unusable as error:
@@ -245,7 +258,10 @@ def cached_tokens(answer: Any, prompt: int) -> int:
 def _drawn(
     entries: Sequence[Any], count: int, most: int, vocab_size: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The last ``count`` entries as ids and logprobs. Raises ServerError for what cannot be."""
+    """Returns the ids and logprobs in the last ``count`` entries.
+
+    Raises ServerError for values that no correct server sends.
+    """
     if not 1 <= count <= most:
         raise ServerError(f"{shown(count)} tokens, where 1 to {most} were asked for")
     if len(entries) < count:
@@ -253,7 +269,7 @@ def _drawn(
     last = entries[-count:]
     if not all(type(entry) is list and len(entry) >= 2 for entry in last):
         raise ServerError(f"a logprob and an id are no such pair: {shown(last)}")
-    # Exactly these types: true is no id, and a number of 400 digits is no float.
+    # Only these types: true is not an id, and a number of 400 digits does not fit a float.
     if not all(type(entry[1]) is int and 0 <= entry[1] < vocab_size for entry in last):
         raise ServerError(f"a token id outside the vocabulary of {vocab_size}: {shown(last)}")
     lowest = -sys.float_info.max

@@ -1,7 +1,8 @@
-"""Samples from SGLang servers: one or a fleet, that run already or that we start. See docs/sglang.md.
+"""Draws samples from SGLang servers that run already, or that it starts. See docs/sglang.md.
 
-A group's samples all come from one server, from weights that it was given last and that it names in every
-answer; anything else is drawn again. Weights reach the servers through a folder.
+All samples of a group come from one server, and from the weights that it was given last. Every
+answer names its weights; a group from other weights is drawn again. Weights reach the servers
+through a folder.
 """
 
 import asyncio
@@ -37,33 +38,37 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.hf.adapters import save_adapter
 from atgrpo_jax.models.transformer import Weights, init_params
 
-_HANG_UP_S = 1.0  # for servers to be told, at the end, that nobody waits any more
+_HANG_UP_S = 1.0  # seconds, at the end, to tell servers that nobody waits for samples any more
 
 
 @dataclasses.dataclass(frozen=True)
 class SGLangConfig:
-    """Nothing in it changes what is learned."""
+    """Says which SGLang servers draw, and how they are used. No field changes what is learned."""
 
-    # Servers that run already: those of the one model, or of each by the policy's name ("base" under
-    # adapters). Without any, one a model is started on this host.
+    # Addresses of servers that run already: a tuple if there is one model, else a mapping from each
+    # policy (or "base" under adapters) to a tuple. If empty, one server for each model is started
+    # on this host.
     urls: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
-    router: str = ""  # takes the requests for samples on behalf of ``urls``, of one model
-    # Starts a server; the model, address and adapters are added. Words or a line.
+    # Address of a router that takes the requests for samples and passes them to ``urls``; for one
+    # model only.
+    router: str = ""
+    # Command line that starts a server. Arguments for model, address and adapters are added to it.
     command: str = f"{sys.executable} -m sglang.launch_server"
-    # Where weights wait for servers to read them. If not given, this host's memory; servers on other hosts
-    # need a folder that they share with us.
+    # Folder where servers read new weights. If empty, it is in this host's memory. Servers on other
+    # hosts need a folder that they share with this one.
     folder: str = ""
-    groups: int = 64  # that a server works on at once
+    groups: int = 64  # groups that are drawn at the same time, for each server of a model
     deadline: float = 600.0  # seconds for a group, all tries together
-    attempts: int = 4  # at a group to which servers answer nonsense
-    start: float = 600.0  # seconds until a server is ready, or has taken weights
-    # The API key: a file that holds it, or an environment variable. The key itself is written nowhere.
+    # Failed tries at a group before the run stops. Tries that reached no server do not count.
+    attempts: int = 4
+    start: float = 600.0  # seconds that a server may take to start, or to take weights
+    # A file with the API key, or the environment variable that holds it. The key is never written.
     api_key_file: str = ""
     api_key_variable: str = ""
 
     def __post_init__(self):
         if any(mark in text for text in _texts((self.urls, self.router)) for mark in "@?#"):
-            raise ValueError(  # without the address: there may be a secret in it
+            raise ValueError(  # does not show the address: there may be a secret in it
                 "SGLangConfig.urls or router: an address with a user, password or query in it; give "
                 "http://host:port alone, and the server's API key as api_key_file or api_key_variable"
             )
@@ -97,15 +102,15 @@ class SGLangConfig:
 
 
 class SGLangEngine:
-    """See the module."""
+    """Draws groups from SGLang servers, which it gives the weights that are pushed."""
 
     def __init__(self, served: Served, config: SGLangConfig):
-        """Raises RunError if the servers are not those of the team, or a folder or key is missing."""
+        """Raises RunError if the servers do not fit the team, or a folder or key is missing."""
         self._served, self._config = served, config
         self.usage = Usage()
         self._versions: dict[str, int] = {}
-        self._base: Any = None  # the parameters under the adapters that the servers have
-        self._run = uuid.uuid4().hex[:8]  # so that no other run's weights are taken for ours
+        self._base: Any = None  # the base parameters that servers hold, under adapters
+        self._run = uuid.uuid4().hex[:8]  # in names of weights: each run has its own
         self._count = itertools.count()
         key = api_key(config.api_key_file, config.api_key_variable)
         with contextlib.ExitStack() as stack:
@@ -137,7 +142,7 @@ class SGLangEngine:
         self._opened.close()
 
     async def _hang_up(self) -> None:
-        """Gives up what is still being done, and tells the servers so, if they answer."""
+        """Cancels all that is still being done, tells the servers, and closes the connections."""
         for fleet in self._fleets.values():
             for server in fleet.servers:
                 if server.mending is not None:
@@ -153,16 +158,17 @@ class SGLangEngine:
 
     @property
     def retries(self) -> int:
-        """Groups that were drawn again."""
+        """Returns how many tries at groups failed and were followed by another."""
         return self._drawer.retries
 
     def version(self, policy: str) -> int:
         return self._versions[policy]
 
     def push_weights(self, policy: str, weights: Weights, version: int) -> None:
-        """Writes the weights and has every server take them, drop what it knew of prompts, and say so.
+        """Writes the weights to a folder, and makes every server take them and empty its cache.
 
-        The first push starts the servers, if they are ours. Raises RunError if one does not take them.
+        The first push starts the servers, if they are ours. Raises RunError if a server refuses the
+        weights, or if none is reached in time.
         """
         began = time.monotonic()
         fleet, served = self._fleets[self._served.starts[policy]], self._served
@@ -194,16 +200,18 @@ class SGLangEngine:
         self.usage += Usage(push_s=time.monotonic() - began, push_bytes=size)
 
     async def sample(self, request: Request) -> Sequence[Sample]:
-        """Groups of one prompt at once. Past the deadline every sample is an error, if a server was drawing.
+        """Draws the samples of one group, all from the same prompt.
 
-        Raises RunError if a server refuses the request, none can be reached, or all answer nonsense.
+        Past the deadline every sample is an error, if a server was drawing and one still answers.
+        Raises RunError if a server refuses the request, if none can be reached, or if all hang or
+        give wrong answers. Raises PromptTooLong for a prompt that leaves no room for an answer.
         """
         self._check(request)
         work = asyncio.run_coroutine_threadsafe(self._sample(request), self._loop.loop)
         return await asyncio.wrap_future(work)
 
     def _make_fleets(self) -> dict[str, Fleet]:
-        """By model; raises RunError if the config names others than there are."""
+        """Returns a fleet for each model. Raises RunError if ``urls`` names other models."""
         config = self._config
         names = sorted(set(self._served.starts.values()))
         urls = config.urls
@@ -251,7 +259,7 @@ class SGLangEngine:
         return ServerProcess([*words, *flags], self._published.root / f"server-{parts.port}.log")
 
     def _check_room(self) -> None:
-        """Two versions of all models are there at once."""
+        """Raises RunError if there is no room for two versions of all models, during a push."""
         sizes = {}
         for policy, start in self._served.starts.items():
             model = self._served.models[policy]
@@ -261,7 +269,10 @@ class SGLangEngine:
         self._published.check_room(sum(sizes.values()))
 
     def _check(self, request: Request) -> None:
-        """Before anything is sent: one id outside the vocabulary would end the server."""
+        """Raises RunError for a request that servers cannot serve, and PromptTooLong.
+
+        It is checked here because one id outside the vocabulary would end a server.
+        """
         if request.policy not in self._versions:
             raise RunError(f"no weights were pushed for policy {request.policy!r}")
         place = request.addresses[0].group.path()
@@ -289,7 +300,10 @@ class SGLangEngine:
 
 
 async def _session(key: str) -> aiohttp.ClientSession:
-    """For what is asked of servers; answers are taken as they are, so that none grows on the way."""
+    """Opens a session for all requests.
+
+    It asks for answers that are not compressed, and unpacks none, so that limits of size hold.
+    """
     return aiohttp.ClientSession(
         headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
         connector=aiohttp.TCPConnector(limit=0),
@@ -299,18 +313,18 @@ async def _session(key: str) -> aiohttp.ClientSession:
 
 
 def _parts(url: str) -> SplitResult | None:
-    """Of an address that requests can be sent to; None for any other text."""
+    """Splits an address that requests can be sent to; returns None for any other text."""
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, brackets that do not fit
+    except ValueError:  # the port is not a number, or a bracket is not closed
         return None
     plain = url.isascii() and url.isprintable() and " " not in url
     return parts if known and plain else None
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All that are in a value of whatever form."""
+    """Yields all strings in a value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Iterable):

@@ -1,1 +1,1 @@
-"""The engine that draws from sglang-jax in this process."""
+"""Draws samples with sglang-jax in this process."""

@@ -1,8 +1,8 @@
-"""All that touches sglang-jax: one of its Engines, held in this process.
+"""Holds one sglang-jax Engine in this process. No other file of the package touches sglang-jax.
 
-Its way to new weights is not public, and its Engine is made to own the process. So this file relies on
-private parts of one release, ``RELEASE``; docs/sglang.md lists them. Nothing of it is imported before
-``Session`` needs it.
+sglang-jax has no public way to take new weights, and its Engine is made to own the process. So this
+file relies on private parts of one release, ``RELEASE``; docs/sglang.md lists them. sglang-jax is
+imported only when ``Session`` needs it.
 """
 
 import asyncio
@@ -33,13 +33,13 @@ from atgrpo_jax.models.transformer import Transformer
 
 RELEASE = "0.1.0rc0"
 INSTALL = 'pip install "atgrpo_jax[sglang-tpu]"'
-SPARE = 8  # places of a context that sglang-jax keeps to itself
-PATIENCE = 5.0  # seconds for what was cancelled just before to go
+SPARE = 8  # tokens of a context that sglang-jax keeps for itself
+PATIENCE = 5.0  # seconds that requests cancelled just before may take to end
 IDLE = 0.002  # seconds between two looks for requests when there are none
 
 
 def check_installed() -> None:
-    """Raises RunError, with what to do, unless the release that this file knows is installed."""
+    """Raises RunError, which says what to do, unless the release ``RELEASE`` is installed."""
     if sys.version_info < (3, 12):
         here = ".".join(map(str, sys.version_info[:2]))
         raise RunError(
@@ -57,15 +57,19 @@ class Answer(NamedTuple):
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length", "error"]
-    known_tokens: int  # of the prompt, those whose keys and values were there
+    known_tokens: int  # tokens of the prompt whose keys and values were already cached
 
 
 NONE = Answer((), (), "error", 0)
 
 
 def read(meta: Mapping[str, Any]) -> Answer:
-    """Of an answer's ``meta_info``. The list of logprobs repeats itself after 50 tokens, and ``output_ids``
-    lacks some; the list's end is right."""
+    """Reads an answer from its ``meta_info``.
+
+    After 50 tokens the list of logprobs repeats entries, and ``output_ids`` lacks some; but the
+    end of the list is right. Raises RunError if ``meta_info`` is not what the release sends, or
+    has a logprob that is not finite.
+    """
     try:
         finish = meta["finish_reason"]["type"]
         if finish not in ("stop", "length"):
@@ -85,7 +89,7 @@ def read(meta: Mapping[str, Any]) -> Answer:
 
 
 def their_name(path: str) -> str:
-    """sglang-jax's name of our parameter, e.g. "layer_3/q/kernel"."""
+    """Returns sglang-jax's name of our parameter at ``path``, for example "layer_3/q/kernel"."""
     module, kind = hf.tensor_name(path).rsplit(".", 1)
     if module.endswith("norm"):
         kind = "scale"
@@ -95,7 +99,7 @@ def their_name(path: str) -> str:
 
 
 def check_same(policy: str, ours: Mapping[str, Sequence[int]], theirs: Mapping[str, Sequence[int]]) -> None:
-    """Raises RunError naming the first parameter that only one side has, or whose shapes differ."""
+    """Raises RunError if a parameter is on one side only, or its shapes differ; names the first."""
     for name in sorted({*ours, *theirs}):
         mine, other = (tuple(side[name]) if name in side else None for side in (ours, theirs))
         if mine != other:
@@ -104,7 +108,7 @@ def check_same(policy: str, ours: Mapping[str, Sequence[int]], theirs: Mapping[s
 
 
 class Session:
-    """An Engine of one policy: it draws in threads of its own, with the weights of the last ``swap``."""
+    """Holds a policy's Engine, which draws in its own threads, with the last ``swap``'s weights."""
 
     def __init__(
         self, policy: str, model: Transformer, stop_ids: Sequence[int], devices: Sequence[int], config: Any
@@ -114,7 +118,7 @@ class Session:
           devices: indices of ``jax.devices()``.
           config: SGLangJaxConfig.
 
-        Raises RunError if it does not start, or has room for fewer tokens than ``config`` says.
+        Raises RunError if the Engine does not start, or has less room than ``config`` asks for.
         """
         self._policy, self._closed, self._ended = policy, False, threading.Event()
         with contextlib.ExitStack() as stack:
@@ -128,8 +132,8 @@ class Session:
             before = _contexts()
             try:
                 self._engine = _start(_arguments(str(folder), model, devices, config))
-            except (Exception, SystemExit) as error:  # it ends where it would have a process of its own
-                for context in _contexts() - before:  # left open, they would stop whoever collects them
+            except (Exception, SystemExit) as error:  # it may exit, as if it had its own process
+                for context in _contexts() - before:  # left open, they block when garbage-collected
                     context.destroy(linger=0)
                 raise RunError(
                     f"policy {policy}: sglang-jax did not start: {error!r}; above is what it logged"
@@ -149,11 +153,14 @@ class Session:
             )
 
     def submit(self, work: Coroutine) -> Future:
-        """Runs on the Engine's loop, from any thread."""
+        """Starts ``work`` on the Engine's loop. May be called from any thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def generate(self, prompt: list[int], parameters: dict[str, Any], late: float | None) -> Answer:
-        """One sample, an error after ``late`` (of time.monotonic). On the Engine's loop."""
+        """Draws one sample; returns ``NONE`` if it is not complete at ``late`` (time.monotonic).
+
+        Runs on the Engine's loop. Raises RunError if sglang-jax refuses the request.
+        """
         from sgl_jax.srt.managers.io_struct import GenerateReqInput
 
         name = uuid.uuid4().hex
@@ -174,20 +181,24 @@ class Session:
             await answers.aclose()
 
     async def _gone(self, name: str) -> None:
-        """When an aborted request has ended. One that had not begun would be remembered for ever."""
+        """Waits until a request has ended, and removes it.
+
+        Else the manager would keep a request for ever if it was aborted before it began.
+        """
         requests = self._manager.rid_to_state
         while name in requests and not requests[name].finished:
             await asyncio.sleep(IDLE)
         requests.pop(name, None)
 
     def swap(self, params: Any) -> None:
-        """Later samples come from ``params``; what was computed from others is forgotten.
+        """Makes later samples come from ``params``, and empties the cache of prompts.
 
-        Raises RunError if they do not fit, or while something is being drawn; then nothing has changed.
+        Raises RunError if ``params`` do not fit, or while samples are being drawn. Then nothing has
+        changed.
         """
         pairs = jax.tree_util.tree_leaves_with_path(params)
         paths = ["/".join(str(part.key) for part in path) for path, _ in pairs]
-        # Theirs has the head as [V, D], as the embedding.
+        # sglang-jax keeps the head as [V, D], like the embedding.
         ours = {
             their_name(path): leaf.T if path == "head" else leaf
             for path, (_, leaf) in zip(paths, pairs, strict=True)
@@ -196,12 +207,16 @@ class Session:
         check_same(self._policy, {name: leaf.shape for name, leaf in ours.items()}, shapes)
         self._forget()
         leaves = self._runner.model_state_leaves
-        for place, (name, struct) in enumerate(self._shapes.items()):  # so that each old one can go at once
+        # One by one, so that each old array is freed at once.
+        for place, (name, struct) in enumerate(self._shapes.items()):
             leaves[place] = jax.device_put(ours[name].astype(struct.dtype), struct.sharding)
         self._runner.model_state_leaves = list(leaves)
 
     def _forget(self) -> None:
-        """Empties the cache of prompts, which the Engine does only when nothing is being drawn."""
+        """Empties the cache of prompts, which the Engine does only while nothing is drawn.
+
+        Raises RunError if samples are still being drawn after ``PATIENCE`` seconds.
+        """
         until = time.monotonic() + PATIENCE
         while not self.submit(self._manager.flush_cache()).result(timeout=60).success:
             if time.monotonic() > until:
@@ -210,7 +225,7 @@ class Session:
 
     def close(self) -> None:
         self._closed = True
-        self._ended.wait(timeout=2)  # it does not if it has failed
+        self._ended.wait(timeout=2)  # never set if the scheduler's thread has failed
         self.submit(self._leave()).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         while self._loop.is_running():
@@ -227,8 +242,10 @@ class Session:
         self._manager.send_to_scheduler.context.destroy(linger=0)
 
     def _pace(self) -> list:
-        """What the scheduler's thread calls to hear of requests, again and again. It would do so without a
-        pause, and take a core from everybody else."""
+        """Returns new requests to the scheduler's thread, which calls this again and again.
+
+        Sleeps while there are none, because the thread has no pause and would take a whole core.
+        """
         if self._closed:
             self._ended.set()
             raise SystemExit
@@ -237,15 +254,17 @@ class Session:
         return self._receive()
 
     def _take_weights(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Names, shapes and shardings of the model's arrays, in their order. The arrays are dummies that
-        would live as long as the model, and go."""
+        """Returns names, shapes and shardings of the model's arrays, in their order.
+
+        Deletes the arrays: they are dummies, and would live as long as the model.
+        """
         from flax import nnx
 
         state = nnx.split(self._runner.model)[1]
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
         shapes = {}
         for path, leaf in zip(paths, self._runner.model_state_leaves, strict=True):
-            # Keys of dictionaries, indices of lists, then the attribute "value".
+            # A path has keys of dictionaries, indices of lists, and last the attribute "value".
             name = ".".join(str(part.key if hasattr(part, "key") else part.idx) for part in path[:-1])
             shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             leaf.delete()
@@ -253,7 +272,7 @@ class Session:
 
 
 def _contexts() -> set[Any]:
-    """Those of ZeroMQ that are open in this process."""
+    """Returns the ZeroMQ contexts that are open in this process."""
     import zmq
 
     return {found for found in gc.get_objects() if isinstance(found, zmq.Context) and not found.closed}
@@ -290,8 +309,9 @@ def _arguments(folder: str, model: Transformer, devices: Sequence[int], config: 
         "enable_deterministic_sampling": True,
         "enable_single_process": True,
         "enable_engine_loop_run_forever_daemon": True,
-        # Overlapped, the places of the next batch are written over those of one that still computes. Where
-        # its array is the host's own memory, on CPUs and there by chance, it draws from a wrong context.
+        # If schedules overlap, the next batch's places in the cache are written over those of a
+        # batch that still computes. On a CPU, JAX may use the host's memory itself as that batch's
+        # array; then it draws from a wrong context.
         "disable_overlap_schedule": platform == "cpu",
         "grammar_backend": "none",
         "log_level": "error",
@@ -303,7 +323,7 @@ def _start(arguments: Mapping[str, Any]) -> Any:
     from sgl_jax.srt.layers import sampler
 
     sampler.multinomial_with_seed = draw_seeded
-    # It would kill this process and its children where a thread fails, and reap children of others.
+    # It would kill this process and its children if a thread fails, and reap children of others.
     engine_module._set_envs_and_config = lambda server_args: None
     engine = engine_module.Engine(**arguments)
     atexit.unregister(engine.shutdown)  # it kills all children of this process
@@ -311,13 +331,16 @@ def _start(arguments: Mapping[str, Any]) -> Any:
 
 
 def draw_seeded(operands: tuple) -> jax.Array:
-    """In place of sglang-jax's own, whose noise is so regular that tokens come far too often or too seldom
-    (a fifth of the mass in the wrong place).
+    """Draws one token for each of R rows, in place of sglang-jax's own function.
+
+    The noise of that function is so regular that tokens come far too often or too seldom: a fifth
+    of the probability is in the wrong place.
 
     Args:
-      operands: logits [R, V] (or probabilities), seeds [R], positions [R], a key, whether probabilities.
+      operands: logits or probabilities [R, V], seeds [R], positions [R], a key that is not used,
+        and whether the first are probabilities.
 
-    Returns tokens [R, 1], a function of the row's seed, position and distribution.
+    Returns tokens [R, 1]. A token depends only on its row's seed, position and distribution.
     """
     inputs_RV, seeds_R, positions_R, _, use_probs = operands
     logits_RV = jnp.log(inputs_RV) if use_probs else inputs_RV
@@ -331,7 +354,7 @@ def draw_seeded(operands: tuple) -> jax.Array:
 
 @contextlib.contextmanager
 def _process_kept() -> Iterator[None]:
-    """Gives back to the process what sglang-jax takes when it is imported and started."""
+    """Restores what sglang-jax changes in the process when it is imported and started."""
     logging.getLogger("sgl_jax").setLevel(logging.ERROR)
     root, loops = logging.getLogger(), asyncio.get_event_loop_policy()
     handlers, level, platforms = root.handlers[:], root.level, os.environ.pop("JAX_PLATFORMS", None)

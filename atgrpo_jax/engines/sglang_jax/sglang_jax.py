@@ -1,7 +1,8 @@
-"""Samples through sglang-jax's in-process ``Engine``: its TPU kernels, our arrays.
+"""Draws samples with sglang-jax's ``Engine`` in this process: its TPU kernels on our arrays.
 
-One Engine a policy. It starts from a config.json that we write, on dummy weights; ``push_weights`` puts the
-policy's arrays in their place, with no file in between. See sglang_jax_session.py and docs/sglang.md.
+Each policy has one Engine. It starts on dummy weights, from a config.json that we write.
+``push_weights`` puts the policy's arrays in their place, with no file in between. See session.py
+and docs/sglang.md.
 """
 
 import asyncio
@@ -24,27 +25,28 @@ from atgrpo_jax.engines.sglang_jax.session import Answer, Session, check_install
 from atgrpo_jax.models.lora import merge
 from atgrpo_jax.models.transformer import Transformer, Weights
 
-LANES = 128  # of a TPU; elsewhere, too, sglang-jax pads heads to them, and then fails on the result
+# Lanes of a TPU. Without a TPU, sglang-jax also pads heads to a multiple of these, but then fails.
+LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class SGLangJaxConfig:
-    """Sizes are of each policy."""
+    """Says how sglang-jax draws. Each policy's Engine has these sizes for itself."""
 
     context_length: int = 2048  # tokens of a prompt and its answer
-    max_running_requests: int = 64  # samples that are drawn side by side
-    max_total_tokens: int = 65536  # whose keys and values are kept
+    max_running_requests: int = 64  # samples that are drawn at the same time
+    max_total_tokens: int = 65536  # tokens whose keys and values are kept
     page: int = 1  # tokens that are kept, shared and evicted together
     prefill: int = 4096  # tokens of prompts that are computed at once
-    memory: float = 0.88  # share of the memory that is free when it starts, for weights and cache
-    tensor: int = 1  # devices that each layer is split over; data parallelism there is none
-    # Which they are, as indices of jax.devices(); () for the first ones of the policy's mesh.
+    memory: float = 0.88  # share of the free memory at the start, for weights and cache
+    tensor: int = 1  # devices that each layer is split over; there is no data parallelism
+    # Indices in jax.devices() of these devices; () for the first devices of the policy's mesh.
     devices: tuple[int, ...] = ()
-    # Sizes of batches that programs are compiled for, besides max_running_requests; () for all powers of 2.
+    # Batch sizes to compile programs for, besides max_running_requests; () for all powers of 2.
     batches: tuple[int, ...] = ()
-    precompile: bool = False  # all shapes at the start, or each when it first comes
-    folder: str = ""  # where each policy's config.json is written and left; a temporary one if empty
-    # Seconds; a group that is not complete by then is drawn in vain, errors all. 0 for no limit.
+    precompile: bool = False  # compiles all shapes at the start, not each when it first comes
+    folder: str = ""  # here each policy's config.json is left; if empty, a temporary folder
+    # Seconds for a group; if it is not complete by then, all its samples are errors. 0: no limit.
     deadline: float = 0.0
 
     def __post_init__(self):
@@ -65,7 +67,9 @@ class SGLangJaxConfig:
         require(self, "devices", distinct and exact, rule)
 
     def build(self, served: Served) -> "SGLangJaxEngine":
-        """Starts an Engine for each policy. From the main thread only, which hears of their failures.
+        """Starts an Engine for each policy.
+
+        Only the main thread may call it, because only that one gets the signal of a failed Engine.
 
         Raises RunError if sglang-jax is not installed, cannot serve a model, or does not start.
         """
@@ -76,7 +80,7 @@ class SGLangJaxConfig:
 
 
 def check_model(policy: str, model: Transformer, config: SGLangJaxConfig, mesh: Mesh) -> None:
-    """Raises RunError, naming the field, for a model or devices on which sglang-jax would fail later."""
+    """Raises RunError, naming the field, if sglang-jax would fail later on the model or devices."""
     size, kv_heads = model.config.head_size, model.config.kv_heads
     if mesh.devices.flat[0].platform != "tpu" and size % LANES:
         raise RunError(
@@ -97,7 +101,10 @@ def check_model(policy: str, model: Transformer, config: SGLangJaxConfig, mesh: 
 
 
 class SGLangJaxEngine:
-    """See the module. Event loops may follow one another: each Engine draws in threads of its own."""
+    """Draws with one Engine for each policy.
+
+    Each Engine has threads of its own, so callers may use one event loop after another.
+    """
 
     def __init__(self, served: Served, config: SGLangJaxConfig):
         if threading.current_thread() is not threading.main_thread():
@@ -108,7 +115,7 @@ class SGLangJaxEngine:
         self._drawing: set[Future] = set()
         self._failed = False
         self.usage = Usage()
-        # What sglang-jax sends to its own process when a thread of it fails.
+        # sglang-jax sends this signal to its own process when one of its threads fails.
         self._before = signal.signal(signal.SIGQUIT, self._fail)
         try:
             for policy, model in served.models.items():
@@ -119,11 +126,13 @@ class SGLangJaxEngine:
             raise
 
     def push_weights(self, policy: str, weights: Weights, version: int) -> None:
-        """Shares the arrays with the caller, where they are as the Engine has them, who must push again
-        before it donates them. What is known of prompts is forgotten.
+        """Gives the Engine the weights, and empties its cache of prompts.
 
-        Raises RunError while samples of the policy are being drawn, and if the Engine's parameters have other
-        names or shapes, naming the first; then nothing has changed.
+        Arrays that already have the Engine's dtype and sharding are not copied. So the caller must
+        push again before it donates them.
+
+        Raises RunError while samples of the policy are being drawn. Raises RunError if the Engine's
+        parameters have other names or shapes, and names the first. Then nothing has changed.
         """
         params, adapter, scale = weights
         self._session(policy).swap(params if adapter is None else merge(params, adapter, scale))
@@ -180,16 +189,16 @@ class SGLangJaxEngine:
             )
         size = self._served.models[request.policy].vocab_size
         for token in (max(request.prompt_ids), min(request.prompt_ids)):
-            if not 0 <= token < size:  # sglang-jax would draw after anything
+            if not 0 <= token < size:  # sglang-jax itself does not check it
                 raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
 
     async def _draw(self, session: Session, request: Request) -> list[Sample]:
-        """On the session's loop."""
+        """Draws a group. Runs on the session's loop."""
         version, prompt = self._versions[request.policy], list(request.prompt_ids)
         late = time.monotonic() + self._config.deadline if self._config.deadline else None
         first = None
         if len(request.addresses) > 1:
-            # Its siblings find the prompt computed; sent at once, each would compute it.
+            # Computes the prompt once. If all samples were sent at once, each would compute it.
             first = await session.generate(prompt, {"max_new_tokens": 1}, late)
         asked = [
             parameters(request.sampling, address, self._served.stop_ids) for address in request.addresses
@@ -202,20 +211,23 @@ class SGLangJaxEngine:
         )
         stops, decode = request.sampling.stop, self._served.decode
         if any(answer.finish == "error" for answer in answers):
-            # The longest samples are the last to be complete: the rest would be a choice of short ones.
+            # Long samples are the last to be complete, so the others alone would be too short.
             return [Sample((), (), "error", version)] * len(answers)
         return [cut(sample_of(answer, version), stops, decode) for answer in answers]
 
 
 def _first(mesh: Mesh, count: int) -> tuple[int, ...]:
-    """Indices in ``jax.devices()`` of a mesh's first devices."""
+    """Returns the indices in ``jax.devices()`` of a mesh's first ``count`` devices."""
     everywhere = jax.devices()
     return tuple(everywhere.index(device) for device in mesh.devices.flat[:count])
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raises RunError for settings that sglang-jax ignores, or under which it tells other logprobs than the
-    learner computes or none of the tokens that were left."""
+    """Raises RunError for settings that sglang-jax cannot follow exactly.
+
+    It ignores some. With others it reports other logprobs than the learner computes, or no logprobs
+    of the restricted distribution that it draws from.
+    """
     for name in ("banned", "pattern", "min_tokens", "top_k", "top_p", "min_p"):
         if getattr(sampling, name) != getattr(Sampling(), name):
             raise RunError(
@@ -225,7 +237,7 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def parameters(sampling: Sampling, address: Address, stop_ids: Sequence[int]) -> dict[str, Any]:
-    """One sample's settings as sglang-jax takes them. Its seed is an int32."""
+    """Returns one sample's settings in sglang-jax's form. The seed is an int32."""
     word = address.key_words()[0]
     return {
         "temperature": sampling.temperature,
@@ -244,8 +256,11 @@ def sample_of(answer: Answer, version: int) -> Sample:
 
 
 def cut(sample: Sample, stops: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Sample:
-    """Ends a sample with the first token by which its text holds a stop string, if it does. That is all the
-    same as stopping there, but for the time: sglang-jax has no tokenizer here, and may not be asked to."""
+    """Cuts a sample after the first token by which its text holds a stop string, if it holds one.
+
+    The result is the same as if drawing had stopped there; only time is lost. sglang-jax cannot
+    stop there itself, because it has no tokenizer here.
+    """
 
     def held(length: int) -> bool:
         text = decode(sample.tokens[:length])
