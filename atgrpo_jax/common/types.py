@@ -80,7 +80,7 @@ class Address:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Settings of one request; see ``models.sampling.Rules``. Temperature 0 is greedy."""
+    """Settings of one request; see ``engines.local.sampling.Rules``. Temperature 0 is greedy."""
 
     temperature: float = 1.0
     max_tokens: int = 16  # the stop id included

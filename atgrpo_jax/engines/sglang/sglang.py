@@ -158,7 +158,7 @@ class SGLangEngine:
 
     @property
     def retries(self) -> int:
-        """Returns how many tries at groups failed and were followed by another."""
+        """Returns how many tries at groups failed."""
         return self._drawer.retries
 
     def version(self, policy: str) -> int:
