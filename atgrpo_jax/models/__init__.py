@@ -1,1 +1,1 @@
-"""Defines a transformer as functions of its parameters, its attention, head and adapters; no text."""
+"""Defines a transformer as functions of its parameters, its attention, head and adapters."""

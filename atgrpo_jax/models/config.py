@@ -33,9 +33,9 @@ class RopeScaling:
 class ModelConfig:
     """Describes a decoder, and how it is computed.
 
-    The defaults are the ``tiny`` preset: Qwen3's architecture with about two million parameters, which
-    train in minutes on a CPU. Qwen2 is the same decoder without ``qk_norm`` and with ``qkv_bias``,
-    Llama the same without both.
+    The defaults are the ``tiny`` preset: Qwen3's architecture with about two million parameters,
+    which train in minutes on a CPU. Qwen2 is the same decoder without ``qk_norm`` and with
+    ``qkv_bias``, Llama the same without both.
     """
 
     layers: int = 4
@@ -56,8 +56,8 @@ class ModelConfig:
     # What the backward pass computes again: nothing, all but matrix products, or whole blocks.
     remat: Remat = "none"
     # "auto" uses fused kernels where there are some: for packed rows on TPU and GPU, for pages in
-    # decoding on GPU. "tiles" visits tiles and pages one by one in plain XLA. "fused" is "auto", but
-    # interprets the kernels on a CPU, for tests.
+    # decoding on GPU. "tiles" visits tiles and pages one by one in plain XLA. "fused" is "auto",
+    # but interprets the kernels on a CPU, for tests.
     attention: Literal["auto", "fused", "tiles"] = "auto"
     # Compiles one block for all layers: much faster to compile, but copies the blocks' parameters.
     scan: bool = False

@@ -3,11 +3,11 @@
 The projection visits the trained tokens in chunks, and stops after the last of them. ``token_loss``
 makes a chunk's gradient while its logits are there, so logits are computed once and never kept.
 
-On a mesh, every device has some rows and a part of the vocabulary. Devices exchange what a token needs
-of all parts (the largest logit, sums of exponentials, its own logit), but not logits.
+On a mesh, every device has some rows and a part of the vocabulary. Devices exchange what a token
+needs of all parts (the largest logit, sums of exponentials, its own logit), but not logits.
 
-Axis letters: B rows, T tokens of a row, D model width, V vocabulary (in the private classes a device's
-part), X trained tokens of a chunk: of one row in BX, else of all rows.
+Axis letters: B rows, T tokens of a row, D model width, V vocabulary (in private code the part of a
+device), X trained tokens of a chunk: of one row in BX, else of all rows.
 """
 
 import functools
@@ -24,8 +24,8 @@ from atgrpo_jax.common.types import TILE, Trained
 CHUNK_BYTES = 2**26  # of float32 logits on one device at a time; a tile a row may have more
 ROWS, VOCAB = ("data", "fsdp"), "tensor"  # mesh axes
 
-# (logprobs_BX, entropy_BX, reference_logprobs_BX or None, trained tokens) of a chunk -> loss, metrics.
-# Both are sums over tokens: a chunk may hold a part of an answer.
+# Of a chunk: (logprobs_BX, entropy_BX, reference_logprobs_BX or None, trained tokens) -> loss,
+# metrics. Both are sums over tokens. A chunk may hold a part of an answer.
 Objective = Callable[[jax.Array, jax.Array, jax.Array | None, Trained], tuple[jax.Array, dict]]
 
 
@@ -48,8 +48,8 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the logprob of each trained token, and the entropy of softmax(logits / temperature).
 
-    Both are [B, T] float32 in the order of ``trained``. Padding is zero after the last chunk that is
-    visited, and arbitrary before its end. Not differentiable.
+    Both are [B, T] float32 in the order of ``trained``. Padding is zero after the last chunk that
+    is visited, and arbitrary before its end. They cannot be differentiated.
     """
 
     def shard(table, hidden_BTD, trained, temperature):
@@ -203,7 +203,7 @@ class _Projection:
         return d_table, d_hidden_BTD.at[self.rows_B1, part.sources].add(d_h_BXD)
 
     def visit_all(self, visit, trained: Trained, reference_BT, carry):
-        """Calls ``visit(start, chunk, its reference, carry)`` for all chunks with a trained token."""
+        """Calls ``visit(start, chunk, its reference, carry)`` for chunks with a trained token."""
         (B, T), V = trained.weights.shape, self.table.shape[0 if self.head.tied else 1]
         size = _chunk_size(B, T, V, self.head.chunk_bytes)
         used = jnp.max(jnp.sum(trained.weights > 0, axis=1))

@@ -84,7 +84,7 @@ class Packed:
         return attend
 
     def _attention(self) -> Callable[..., jax.Array]:
-        """Returns the attention that the model's config names, or the best for the mesh's devices."""
+        """Returns the attention that the config names, or the best for the mesh's devices."""
         config, platform = self._model.config, platform_of(self._mesh)
         if platform == "cpu":
             interpreted = functools.partial(fused_attention, platform="tpu", interpret=True)

@@ -1,12 +1,12 @@
-"""Defines the decoder of Qwen3, Qwen2 and Llama in Flax linen, as pure functions of (params, arrays).
+"""Defines the decoder of Qwen3, Qwen2 and Llama in Flax, as pure functions of (params, arrays).
 
-It has RMSNorm, rotary positions, grouped queries and SwiGLU, and, where the config says so, QK-norm,
-biases and an untied head. The caller says how queries meet keys: ``attend(q, k, v, cache) -> (out,
-cache)`` is called once a layer. Training, prefill and decoding share this file and differ only in the
-function that they pass.
+It has RMSNorm, rotary positions, grouped queries and SwiGLU. QK-norm, biases and an untied head are
+there where the config says so. The caller says how queries meet keys: ``attend(q, k, v, cache) ->
+(out, cache)`` is called once a layer. Training, prefill and decoding share this file and differ
+only in the function that they pass.
 
-Axis letters beyond the package's: J adapters, R their rank, X = B T. In ``Linear`` and ``linear``, D
-and F are the inputs and outputs of any layer.
+Axis letters beyond the package's: J adapters, R their rank, X = B T. In ``Linear`` and ``linear``,
+D and F are the inputs and outputs of any layer.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from atgrpo_jax.models.config import ModelConfig, RopeScaling
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 _KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-# Of layers that add to the residual stream: fresh blocks hardly change it, so that a token's embedding
-# passes through all of them.
+# For layers that add to the residual stream: fresh blocks hardly change it, so that tokens are
+# still recognised after all blocks.
 _OUT_KERNEL = nn.initializers.variance_scaling(0.05**2, "fan_in", "normal")
 
 
@@ -158,7 +158,7 @@ _MLP = "gate", "up"
 
 
 def fuse(params: Any) -> Any:
-    """Returns the parameters for a ``Transformer`` with ``fused``: layers with the same input are one.
+    """Returns parameters for a ``Transformer`` with ``fused``: layers with the same input are one.
 
     This multiplies few rows faster.
     """
@@ -206,8 +206,8 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, list[Any]]:
         """Returns final hidden states [B, T, D], and each layer's cache as ``attend`` returned it.
 
-        Positions are below ``limit``, or below T if it is not given. ``scale_BJ`` multiplies the output
-        of each adapter for each row; it is 0 where the adapter is not the row's own.
+        Positions are below ``limit``, or below T if it is not given. ``scale_BJ`` multiplies the
+        output of each adapter for each row; it is 0 where the adapter is not the row's own.
         """
         c = self.config
         x_BTD = self.embedding[tokens_BT].astype(c.dtype)
@@ -250,7 +250,7 @@ def exact_products(config: ModelConfig) -> contextlib.AbstractContextManager:
 
 
 class Weights(NamedTuple):
-    """Holds a policy's parameters and, if it has one, the adapter on them (lora.py) with its scale."""
+    """Holds a policy's parameters and, if any, the adapter on them (lora.py) with its scale."""
 
     params: Any
     adapter: Any = None
@@ -258,7 +258,7 @@ class Weights(NamedTuple):
 
 
 def run(model: Transformer, params: Any, adapters: Any, *inputs: Any, scale_BJ: Any = None, **options: Any):
-    """Applies ``model`` with J stacked adapters, or None. Takes inputs as ``Transformer.__call__``."""
+    """Applies ``model`` with J stacked adapters, or None; else as ``Transformer.__call__``."""
     if adapters is None:
         return model.apply({"params": params}, *inputs, **options)
     variables = {"params": params, "lora": adapters}
@@ -272,6 +272,6 @@ def init_params(model: Transformer, key: jax.Array) -> Any:
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
-    """Returns float32 logits [..., V] of hidden [..., D], by the head or, without one, the embedding."""
+    """Returns float32 logits [..., V] of hidden [..., D], by the head or else the embedding."""
     head_DV = params["head"] if "head" in params else params["embedding"].T
     return jnp.matmul(hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)

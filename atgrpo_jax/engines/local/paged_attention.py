@@ -151,7 +151,7 @@ class Owners(NamedTuple):
 
 
 class Turns(NamedTuple):
-    """Says how far the loops over pages go, in all shards alike: numbers that depend on the samples."""
+    """Says how far the loops over pages go, in all shards alike, for the samples that are in."""
 
     prompt: Any  # [b] pages of the longest prompt of each block of tiles; 0 if there is none
     banks: Any  # how many banks to read, up to the last one in use
@@ -159,7 +159,7 @@ class Turns(NamedTuple):
 
 
 def answer_owners(table_SX: jax.Array, pages: int, page: int) -> Owners:
-    """Returns the owners of all pages. In ``table_SX``, a number beyond the last page means none."""
+    """Returns the owners of all pages. Numbers in ``table_SX`` beyond the last page mean none."""
     S, X = table_SX.shape
     rows_SX = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[:, None], (S, X))
     starts_SX = jnp.broadcast_to(jnp.arange(X, dtype=jnp.int32) * page, (S, X))
