@@ -34,7 +34,7 @@ from atgrpo_jax.models.transformer import Transformer, Weights, fuse
 @dataclasses.dataclass(frozen=True)
 class LocalEngineConfig:
     rows: int = 64  # samples that are drawn at the same time, split over data and fsdp
-    max_prompt: int = 1024  # tokens
+    max_prompt: int = 1024  # most tokens of a prompt
     prompt_cache: int = 16384  # prompt tokens that are kept for reuse, on each of data x fsdp
     # Answer tokens that are stored, on each of data x fsdp. If the room runs out, the samples that
     # began last begin again later. 0 means room for all that the rows can draw.

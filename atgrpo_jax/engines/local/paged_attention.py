@@ -127,7 +127,7 @@ def prefill_attention(
         return so_far.merge(partial(q, prompts.take(chunk.table[:, j]), sees_F))
 
     own = Pages.of(k_FpMH, v_FpMH)
-    prompts = prompts.put(chunk.page, own)  # after the loop XLA would copy them all
+    prompts = prompts.put(chunk.page, own)  # before the loop: after it, XLA would copy all
     causal_Xp = jnp.tile(jnp.tril(jnp.ones((p, p), bool)), (N // M, 1))
     so_far = jax.lax.fori_loop(0, turns, earlier, Partial.nothing(q.shape))
     out = so_far.merge(partial(q, own, causal_Xp)).result()

@@ -92,7 +92,7 @@ def _kernel(q, table, length, answer_table, count, keys, values, answer_keys, an
 
         def visit(j, carry):
             acc, best, total = carry
-            n = jnp.minimum(table[d, s, j], keys.shape[1] - 1)  # a sample that has ended may have none
+            n = jnp.minimum(table[d, s, j], keys.shape[1] - 1)  # an ended sample may lack it
             scores = dot(q_RH, keys[d, n, m, :, :])
             places = j * page + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
             scores = jnp.where(places < seen, scores, _HIDDEN)

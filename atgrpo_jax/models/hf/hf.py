@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face folders (safetensors <-> sharded parameters); see config_json.py."""
+"""Reads and writes Hugging Face folders: safetensors <-> sharded parameters; see config_json.py."""
 
 import errno
 import json

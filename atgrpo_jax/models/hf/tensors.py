@@ -42,7 +42,7 @@ class Tensors:
         return name in self._files
 
     def slices(self, name: str, shape: tuple[int, ...]) -> "Slices":
-        """Opens a tensor. Raises RunError if it has another shape or a dtype that we do not read."""
+        """Opens a tensor. Raises RunError if its shape is another, or we do not read its dtype."""
         return Slices(self.root, name, self._files[name], shape)
 
 
@@ -60,7 +60,7 @@ class Slices:
             raise RunError(f"{self._what} has dtype {dtype}, expected a float one of {', '.join(_READ)}")
 
     def read(self, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
-        """Returns a part. Raises RunError if it is unreadable, or not finite as stored or in ``dtype``."""
+        """Returns a part as ``dtype``. Raises RunError if it is unreadable or not finite then."""
         try:
             values = np.asarray(self._part[index]).astype(dtype, copy=False)
         except (OSError, SafetensorError) as error:
