@@ -1,1 +1,1 @@
-"""A transformer as functions of its parameters, its attention, its head, adapters. Knows no text."""
+"""Defines a transformer as functions of its parameters, its attention, head and adapters."""

@@ -1,25 +1,35 @@
-"""How queries meet keys in training: grouped-query attention over a mask, and over the tiles of packed rows
-in which some token sees another. Sampling has its own: see paged.py."""
+"""Computes grouped-query attention for training in plain XLA: with a mask, or on tiles of rows.
+
+Tiles are visited only where some token sees another. For sampling, see
+engines/local/paged_attention.py.
+
+Axis letters: B rows, T tokens of a row (queries), S keys, N query heads, M key heads, H head size,
+R = N / M, n tiles of a row, t tokens of a tile, X queries of a key head (R T or R t), but in
+``pairs_BX`` pairs of tiles.
+"""
 
 import math
 
 import jax
 import jax.numpy as jnp
 
-_HIDDEN = -1e30  # finite, so that a row which sees nothing stays finite
+_HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
 
 
 def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[..., N, H] -> [..., M, N / M, H]: the query heads of each key head."""
+    """Groups query heads by their key head: [..., N, H] -> [..., M, N / M, H]."""
     return q.reshape(*q.shape[:-2], kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
 
 
 def masked_attention(
     q_BTNH: jax.Array, k_BSMH: jax.Array, v_BSMH: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
-    """Softmax attention where ``mask_BTS`` is true. Scores and softmax in float32. [B, T, N, H]."""
+    """Returns softmax attention [B, T, N, H] where ``mask_BTS`` is true.
+
+    Scores and softmax are in float32.
+    """
     (B, T, N, H), (S, M) = q_BTNH.shape, k_BSMH.shape[1:3]
-    # Heads first, and the query heads of a key head side by side: plain batched matrix products.
+    # Heads first, query heads of a key head side by side: this gives plain batched matrix products.
     q_BMXH = _grouped(q_BTNH * H**-0.5, M).transpose(0, 2, 3, 1, 4).reshape(B, M, -1, H)
     k_BMSH, v_BMSH = k_BSMH.transpose(0, 2, 1, 3), v_BSMH.transpose(0, 2, 1, 3)
     scores = jnp.einsum("bmxh,bmsh->bmxs", q_BMXH, k_BMSH, preferred_element_type=jnp.float32)
@@ -30,13 +40,16 @@ def masked_attention(
 
 
 def prefix_mask(segments_T: jax.Array, branches_T: jax.Array) -> jax.Array:
-    """[..., T, T]: a token sees earlier tokens of its segment's prompt and of its own branch."""
+    """Returns [..., T, T], true where a token sees another.
+
+    It sees itself, and the earlier tokens of its segment's prompt and of its own branch.
+    """
     size = segments_T.shape[-1]
     return _sees(segments_T, branches_T, segments_T, branches_T) & jnp.tril(jnp.ones((size, size), bool))
 
 
 def _sees(segments_T, branches_T, segments_S, branches_S) -> jax.Array:
-    """``prefix_mask`` but for the order. [..., T, S]."""
+    """Returns [..., T, S]: ``prefix_mask`` without the condition on the order."""
     seen = branches_S[..., None, :]
     own = (seen == 0) | (seen == branches_T[..., :, None])
     return own & (segments_T[..., :, None] == segments_S[..., None, :])
@@ -51,13 +64,14 @@ def tiled_attention(
     branches_BT: jax.Array,
     pairs_BX: jax.Array,
 ) -> jax.Array:
-    """Softmax attention where ``prefix_mask`` is true, on the given pairs of tiles only. [B, T, N, H].
+    """Returns softmax attention [B, T, N, H] where ``prefix_mask`` is true, on some pairs of tiles.
 
-    Time is that of the pairs, memory that of the tokens: tiles are taken one by one with a running softmax
-    (2205.14135), forward and backward. Scores and sums in float32.
+    Time grows with the pairs and memory with the tokens: tiles are visited one by one with a
+    running softmax (2205.14135), forward and backward. Scores and sums are in float32. For rows of
+    one tile, which have nothing to leave out, use ``masked_attention``.
 
     Args:
-      pairs_BX: see ``types.Batch``. A row of one tile has nothing to leave out; ``masked_attention`` does it.
+      pairs_BX: see ``types.Batch``.
     """
     return _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX)[0]
 
@@ -82,7 +96,7 @@ def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX):
         zeros = jnp.zeros(q.shape[:-1], jnp.float32)
         start = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, _HIDDEN), zeros
         out, best, total = rows.visit_pairs(b, visit, start)
-        total = jnp.maximum(total, 1e-30)  # padding that nobody visits
+        total = jnp.maximum(total, 1e-30)  # 0 in tiles of padding, which no pair visits
         out = rows.together(out / total[..., None]).astype(q_BTNH.dtype)
         return _put(out_BTNH, b, out), _put(log_total_BnMX, b, best + jnp.log(total))
 
@@ -143,8 +157,11 @@ def _put(x: jax.Array, i: jax.Array, value: jax.Array) -> jax.Array:
 
 
 class _Rows:
-    """Packed rows, one by one as n tiles of t tokens: queries [n, M, R t, H], the R = N / M query heads of a
-    key head side by side; keys and values [n, M, t, H]."""
+    """Presents packed rows one by one, each as n tiles of t tokens.
+
+    Queries are [n, M, R t, H], with the R = N / M query heads of a key head side by side. Keys and
+    values are [n, M, t, H].
+    """
 
     def __init__(self, q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX):
         (self.B, self.T, N, self.H), self.M = q_BTNH.shape, k_BTMH.shape[2]
@@ -164,12 +181,12 @@ class _Rows:
         return _at(x_BTMH, b).reshape(self.n, self.t, self.M, self.H).transpose(0, 2, 1, 3)
 
     def together(self, tiles: jax.Array) -> jax.Array:
-        """Of queries or keys: [T, heads, H]."""
+        """Joins tiles of queries or keys to [T, heads, H]."""
         x = tiles.reshape(self.n, self.M, -1, self.t, self.H).transpose(0, 3, 1, 2, 4)
         return x.reshape(self.T, -1, self.H)
 
     def scores(self, q_MXH, k_MtH, b, i, j) -> jax.Array:
-        """Of a pair of tiles [M, R t, t]."""
+        """Returns the masked scores [M, R t, t] of a pair of tiles."""
         read = (_at(_at(x, b), tile) for tile in (i, j) for x in (self.segments_Bnt, self.branches_Bnt))
         order = jnp.arange(self.t)
         mask = _sees(*read) & (order[:, None] + (i - j) * self.t >= order)
@@ -178,15 +195,15 @@ class _Rows:
         return scores.reshape(self.M, -1, self.t)
 
     def visit_rows(self, visit, carry):
-        """``visit(b, carry)`` for all rows up to the last that holds anything."""
+        """Calls ``visit(b, carry)`` for all rows up to the last that holds anything."""
         used = jnp.max(jnp.where(self.pairs_BX[:, 0] >= 0, jnp.arange(1, self.B + 1), 0))
         return jax.lax.fori_loop(0, used, visit, carry)
 
     def visit_pairs(self, b, visit, carry):
-        """``visit(query tile, key tile, carry)`` for all pairs of a row, in order."""
+        """Calls ``visit(query tile, key tile, carry)`` for all pairs of a row, in order."""
 
         def pair(x, carry):
-            # Without the barrier XLA divides anew for every score.
+            # Without the barrier, XLA repeats the division for every score.
             i, j = jax.lax.optimization_barrier(jnp.divmod(self.pairs_BX[b, x], self.n))
             return visit(i, j, carry)
 

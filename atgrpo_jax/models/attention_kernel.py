@@ -1,8 +1,11 @@
-"""``attention.tiled_attention`` as fused Pallas kernels, for TPU (Mosaic) and GPU (Triton).
+"""Computes ``attention.tiled_attention`` with Pallas kernels for TPU (Mosaic) and GPU (Triton).
 
-A program holds one tile of queries (or of keys) of one head and goes through the tiles that it meets; scores
-never leave the core. There is a kernel for the output, for the gradient of queries, and for that of keys and
-values.
+A program holds one tile of queries (or of keys) of one head, and visits the tiles that it meets.
+Scores never leave the core. There is a kernel for the output, one for the gradient of queries, and
+one for the gradients of keys and values.
+
+Axis letters: B rows, T tokens of a row (in the kernels padded to whole tiles), N query heads, M key
+heads, H head size, X pairs of tiles, n tiles of a row, t tokens of a tile.
 """
 
 import dataclasses
@@ -19,13 +22,13 @@ from jax.experimental.pallas import triton as plgpu
 
 Platform = Literal["tpu", "gpu"]
 
-# Tokens to a side of a tile: what a TPU's vector registers are wide; what a GPU's registers hold.
+# Tokens to a side of a tile: the width of a TPU's vector registers; what a GPU's registers hold.
 TILES: dict[Platform, int] = {"tpu": 128, "gpu": 64}
-_HIDDEN = -1e30  # finite, so that a row which sees nothing stays finite
+_HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
 
 
 def supports(platform: str, head_size: int) -> bool:
-    """Whether there is a kernel for it: Triton's blocks are powers of two."""
+    """Returns whether there is a kernel for this head size. Triton's blocks are powers of two."""
     return platform == "tpu" or (platform == "gpu" and head_size >= 16 and head_size & (head_size - 1) == 0)
 
 
@@ -48,22 +51,23 @@ def fused_attention(
     tile: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Softmax attention where ``prefix_mask`` is true, on the given pairs of tiles only. [B, T, N, H].
+    """Returns softmax attention [B, T, N, H] where ``prefix_mask`` is true, on some pairs of tiles.
 
-    Differentiable in q, k and v. Scores and sums in float32 (2205.14135, 2307.08691). What the backward pass
-    keeps grows with the tokens. On a TPU the keys and values of a row and head lie in its vector memory.
+    It is differentiable in q, k and v. Scores and sums are in float32 (2205.14135, 2307.08691).
+    What the backward pass keeps grows with the tokens. On a TPU, all keys and values of a row and
+    head lie in its vector memory.
 
     Args:
       pairs_BX: see ``types.Batch``.
-      tile: tokens to a side of the kernel's own tiles, which it derives from the pairs; ``TILES``'s if not
-        given. A multiple of the pairs' tile, and for Mosaic of 128.
-      interpret: run on any device, slowly: for tests.
+      tile: tokens to a side of the kernel's own tiles, which are derived from the pairs; a multiple
+        of the pairs' tile, and for Mosaic of 128. That of ``TILES`` if not given.
+      interpret: runs on any device, slowly, for tests.
     """
     T, tile = q_BTNH.shape[1], tile or TILES[platform]
     beyond = -T % tile
     q, k, v = (_heads_first(x, beyond) for x in (q_BTNH, k_BTMH, v_BTMH))
     meet_Bnn = _meeting(pairs_BX, T, tile)
-    # A token's own code, and the code of its prompt; 2^15 branches a row's segment.
+    # The code of a token's own branch, and that of its prompt: less than 2^15 branches a segment.
     prompt_BT = jnp.pad(segments_BT << 15, ((0, 0), (0, beyond)))
     codes = (prompt_BT + jnp.pad(branches_BT, ((0, 0), (0, beyond))), prompt_BT)
     own, prompt = (x[:, None, None].astype(jnp.int32) for x in codes)
@@ -76,8 +80,8 @@ def _heads_first(x_BTNH: jax.Array, beyond: int) -> jax.Array:
 
 
 def _meeting(pairs_BX: jax.Array, tokens: int, tile: int) -> jax.Array:
-    """[B, n, n]: whether any token of query tile i sees one of key tile j, of tiles of so many tokens."""
-    given = (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2  # tiles of the pairs
+    """Returns [B, n, n]: whether a token of query tile i sees one of key tile j."""
+    given = (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2  # tiles of a row in ``pairs_BX``
     n, wide = -(-tokens // tile), tile // (tokens // given)
     assert wide * tokens == tile * given, f"kernel tiles of {tile} on {given} tiles of {tokens} tokens"
     i_BX, j_BX = pairs_BX // given // wide, pairs_BX % given // wide
@@ -87,7 +91,7 @@ def _meeting(pairs_BX: jax.Array, tokens: int, tile: int) -> jax.Array:
 
 
 def _listed(meet_Bnn: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How many tiles each meets [B, n], and which [B, n, n], in order."""
+    """Returns how many tiles each meets [B, n], and which: the first of [B, n, n], in order."""
     return jnp.sum(meet_Bnn, -1, dtype=jnp.int32), jnp.argsort(~meet_Bnn, axis=-1).astype(jnp.int32)
 
 
@@ -122,7 +126,7 @@ def _backward(how, kept, d_out):
         (spec.code, spec.code, spec.codes, spec.tile, spec.all_shared, spec.all_shared) + (spec.tile,) * 3,
         [jax.ShapeDtypeStruct(q.shape, q.dtype)],
     )
-    # By query head, so that no two programs add to one place.
+    # For each query head, so that no two programs add to the same place.
     dk, dv = _launch(
         how,
         functools.partial(_keys_kernel, scale=scale),
@@ -155,7 +159,7 @@ def _output_kernel(counts, lists, own_i, prompt_i, own, q, k, v, out, log_total,
 
     start = jnp.zeros(q.shape, jnp.float32), jnp.full((t, 1), _HIDDEN), jnp.zeros((t, 1), jnp.float32)
     acc, best, total = jax.lax.fori_loop(0, counts[b, i], visit, start)
-    total = jnp.maximum(total, 1e-30)  # padding that meets nothing
+    total = jnp.maximum(total, 1e-30)  # 0 in tiles of padding, which meet none
     out[...] = (acc / total).astype(out.dtype)
     log_total[...] = _row(best + jnp.log(total))
 
@@ -179,7 +183,7 @@ def _queries_kernel(counts, lists, own_i, prompt_i, own, q, k, v, d_out, log_tot
 
 
 def _keys_kernel(counts, lists, own, prompt, own_j, q, k, v, d_out, log_total, inner, dk, dv, *, scale):
-    """On scores [key, query], so that no product needs a transposed first factor."""
+    """Computes scores as [key, query], so that no product needs a transposed first factor."""
     b, j, t = pl.program_id(0), pl.program_id(2), k.shape[0]
     own_column = _column(own_j[...])
 
@@ -188,7 +192,7 @@ def _keys_kernel(counts, lists, own, prompt, own_j, q, k, v, d_out, log_total, i
         i = lists[b, j, x]
         at = _at(i, t)
         scores = dot(k[...], q[at, :].T) * scale
-        # Here a row is a key: ``_order`` counts from the other side.
+        # A row of the scores is a key here, so ``_order`` has the other sign.
         scores = jnp.where(_sees(own[:, at], prompt[:, at], own_column, -_order(t, j, i)), scores, _HIDDEN)
         probs = jnp.exp(scores - log_total[:, at])
         dv += dot(probs.astype(v.dtype), d_out[at, :])
@@ -207,7 +211,7 @@ def _sees(own_query, prompt_query, own_key, order):
 
 
 def _order(t: int, i: jax.Array, j: jax.Array) -> jax.Array:
-    """[t, t]: by how many tokens a row of tile i comes after a column of tile j."""
+    """Returns [t, t]: how many tokens a row of tile i comes after a column of tile j."""
     rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (t, t), axis) for axis in (0, 1))
     return (i - j) * t + rows - columns
 
@@ -217,7 +221,7 @@ def _at(tile: jax.Array, t: int) -> Any:
 
 
 def _column(row: jax.Array) -> jax.Array:
-    """[1, t] -> [t, 1]. A sum over the diagonal is what both compilers can do, and exact."""
+    """Turns [1, t] into [t, 1], by a sum over the diagonal: exact, and both compilers can do it."""
     return jnp.sum(jnp.where(_diagonal(row.shape[1]), row, jnp.zeros_like(row)), axis=1, keepdims=True)
 
 
@@ -230,14 +234,17 @@ def _diagonal(t: int) -> jax.Array:
 
 
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """In a kernel: a product of two matrices, summed in float32."""
+    """Multiplies two matrices inside a kernel, with sums in float32."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.dot(x, y, precision=precision, preferred_element_type=jnp.float32)
 
 
 class _Specs:
-    """Which part of [B, heads, T, H], or of a vector [B, heads, 1, T], a program gets: a tile or all tokens,
-    of its query head, of the key head that this shares, or (codes) of the one that all share."""
+    """Says which part of [B, heads, T, H], or of a vector [B, heads, 1, T], a program gets.
+
+    It gets a tile or all tokens, of its query head (``tile``, ``all``), of the key head that this
+    head shares (``shared``, ``all_shared``), or of the codes' only head (``code``, ``codes``).
+    """
 
     def __init__(self, tile: int, queries_a_key: int):
         self._tile, self._queries_a_key = tile, queries_a_key
@@ -271,7 +278,7 @@ def _launch(
     specs: Sequence[Callable[[Any], pl.BlockSpec]],
     outputs: Sequence[jax.ShapeDtypeStruct],
 ) -> Sequence[jax.Array]:
-    """The kernel on refs of ``scalars``, inputs, and outputs; a program for each tile of the first output."""
+    """Runs a kernel on scalars, inputs, outputs: one program for each tile of the first output."""
     B, N, T, _ = outputs[0].shape
     grid = B, N, T // how.tile
     in_specs = [spec(x) for spec, x in zip(specs, inputs, strict=True)]
@@ -285,7 +292,7 @@ def _launch(
         held = sum(map(_block_bytes, [*inputs, *outputs], in_specs + out_specs))
         params = pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel"),
-            vmem_limit_bytes=2 * held + 2**24,  # fetched ahead, and what the program itself needs
+            vmem_limit_bytes=2 * held + 2**24,  # twice: fetched ahead; 2^24 for the program
         )
     else:
         everything = [pl.BlockSpec(x.shape, lambda *_, n=x.ndim: (0,) * n) for x in scalars]

@@ -1,4 +1,4 @@
-"""Sizes and variants of a decoder: Qwen3, Qwen2, Llama and what they share."""
+"""Describes the sizes and variants of a decoder: Qwen3, Qwen2, Llama."""
 
 import dataclasses
 from typing import Literal
@@ -11,16 +11,16 @@ Remat = Literal["none", "dots", "block"]
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's rotary frequencies for contexts longer than the one it was first trained on.
+    """Describes Llama 3's rotary frequencies for contexts longer than those of its first training.
 
-    Wavelengths above ``original / low`` positions are stretched by ``factor``, those below
-    ``original / high`` stay, and between the two the frequency goes from one to the other.
+    Wavelengths above ``original / low`` positions are stretched by ``factor``. Those below
+    ``original / high`` stay. Between the two, the frequency goes linearly from one to the other.
     """
 
     factor: float = 8.0
     low: float = 1.0
     high: float = 4.0
-    original: int = 8192  # positions
+    original: int = 8192  # positions of the first training's context
 
     def __post_init__(self):
         check_types(self)
@@ -31,8 +31,11 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The defaults are the ``tiny`` preset: Qwen3's architecture with about two million parameters, trained
-    in minutes on a CPU. Qwen2 and Llama are the same decoder without ``qk_norm``, Qwen2 with ``qkv_bias``.
+    """Describes a decoder, and how it is computed.
+
+    The defaults are the ``tiny`` preset: Qwen3's architecture with about two million parameters,
+    which train in minutes on a CPU. Qwen2 is the same decoder without ``qk_norm`` and with
+    ``qkv_bias``, Llama the same without both.
     """
 
     layers: int = 4
@@ -41,21 +44,22 @@ class ModelConfig:
     heads: int = 6  # N
     kv_heads: int = 3  # M
     head_size: int = 32  # H
-    vocab_size: int | None = None  # V; None is the tokenizer's
+    vocab_size: int | None = None  # V; None means the tokenizer's
     qk_norm: bool = True
     qkv_bias: bool = False
-    tied: bool = True  # the head is the embedding
+    tied: bool = True  # whether the head is the embedding
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     rms_epsilon: float = 1e-6
     dtype: Dtype = "float32"  # of activations
-    param_dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"  # of parameters
     # What the backward pass computes again: nothing, all but matrix products, or whole blocks.
     remat: Remat = "none"
-    # Of packed rows (TPU, GPU) and of pages in decoding (GPU): fused kernels where there are some, or tiles
-    # and pages one by one in plain XLA. "fused" on a CPU interprets the kernels, which is for tests.
+    # "auto" uses fused kernels where there are some: for packed rows on TPU and GPU, for pages in
+    # decoding on GPU. "tiles" visits tiles and pages one by one in plain XLA. "fused" is "auto",
+    # but interprets the kernels on a CPU, for tests.
     attention: Literal["auto", "fused", "tiles"] = "auto"
-    # Compile one block for all layers: much sooner, at the cost of a copy of the blocks' parameters.
+    # Compiles one block for all layers: much faster to compile, but copies the blocks' parameters.
     scan: bool = False
 
     def __post_init__(self):
@@ -69,12 +73,12 @@ class ModelConfig:
         require(self, "rms_epsilon", self.rms_epsilon > 0, "must be positive")
 
     def block_kernels(self) -> int:
-        """Parameters in the matrices of one block."""
+        """Returns the number of parameters in the matrices of one block."""
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         return self.width * (2 * q + 2 * kv + 3 * self.mlp_width)
 
     def parameters(self) -> int:
-        """How many there are. Needs ``vocab_size``."""
+        """Returns the number of all parameters. Needs ``vocab_size``."""
         assert self.vocab_size is not None
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         block = self.block_kernels() + 2 * self.width
@@ -103,7 +107,7 @@ def _llama(layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, tie
     )  # fmt: skip
 
 
-# Published sizes, so that planning needs no download. Figures of the models' own config.json.
+# Published sizes, from the models' own config.json, so that planning needs no download.
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(),
     "qwen3-0.6b": _qwen3(28, 1024, 3072, 16),
@@ -128,7 +132,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """Raises ValueError for a name that is not in ``PRESETS``."""
+    """Returns a published config. Raises ValueError for a name that is not in ``PRESETS``."""
     if name not in PRESETS:
         raise ValueError(f"preset name = {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

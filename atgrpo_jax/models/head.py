@@ -1,10 +1,13 @@
-"""From hidden states to logprobs, and to a loss over them, without [B, T, V] logits.
+"""Turns hidden states into logprobs, and into a loss over them, without [B, T, V] logits.
 
-The projection runs over chunks of the trained tokens, and no further than there are any. ``token_loss`` makes
-a chunk's gradient while its logits are there, so that they are computed once and never kept.
+The projection visits the trained tokens in chunks, and stops after the last of them. ``token_loss``
+makes a chunk's gradient while its logits are there, so logits are computed once and never kept.
 
-On a mesh every device has some rows and a part of the vocabulary. What a token needs of all parts (the
-largest logit, the sum of exponentials, its own logit) is exchanged; logits are not.
+On a mesh, every device has some rows and a part of the vocabulary. Devices exchange what a token
+needs of all parts (the largest logit, sums of exponentials, its own logit), but not logits.
+
+Axis letters: B rows, T tokens of a row, D model width, V vocabulary (in private code the part of a
+device), X trained tokens of a chunk: of one row in BX, else of all rows.
 """
 
 import functools
@@ -18,34 +21,35 @@ from jax.sharding import PartitionSpec as P
 
 from atgrpo_jax.common.types import TILE, Trained
 
-CHUNK_BYTES = 2**26  # of float32 logits on one device at a time, unless one tile a row has more
+CHUNK_BYTES = 2**26  # of float32 logits on one device at a time; a tile a row may have more
 ROWS, VOCAB = ("data", "fsdp"), "tensor"  # mesh axes
 
-# (logprobs_BX, entropy_BX, reference_logprobs_BX or None, trained tokens) -> loss, metrics: sums over tokens.
+# Of a chunk: (logprobs_BX, entropy_BX, reference_logprobs_BX or None, trained tokens) -> loss,
+# metrics. Both are sums over tokens. A chunk may hold a part of an answer.
 Objective = Callable[[jax.Array, jax.Array, jax.Array | None, Trained], tuple[jax.Array, dict]]
 
 
 class Head(NamedTuple):
-    """How to project; hashable."""
+    """Says how to project; hashable."""
 
     mesh: Mesh
-    tied: bool  # the table is the embedding [V, D], else a head [D, V]
-    trained: bool = True  # it gets a gradient
+    tied: bool  # whether the table is the embedding [V, D]; else it is a head [D, V]
+    trained: bool = True  # whether the table gets a gradient
     chunk_bytes: int = CHUNK_BYTES
 
 
 def table(params: Any) -> jax.Array:
-    """What a model's parameters project with."""
+    """Returns the matrix that a model projects with: its head or, without one, its embedding."""
     return params.get("head", params["embedding"])
 
 
 def token_logprobs(
     head: Head, table: jax.Array, hidden_BTD: jax.Array, trained: Trained, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Logprob of each trained token and entropy of its distribution, softmax(logits / temperature).
+    """Returns the logprob of each trained token, and the entropy of softmax(logits / temperature).
 
-    Both [B, T] float32 in the order of ``trained``; zeros where that is padding, up to a chunk. Not to be
-    differentiated.
+    Both are [B, T] float32 in the order of ``trained``. Padding is zero after the last chunk that
+    is visited, and arbitrary before its end. They cannot be differentiated.
     """
 
     def shard(table, hidden_BTD, trained, temperature):
@@ -76,10 +80,10 @@ def token_loss(
     reference_BT: jax.Array | None,
     temperature: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """``objective`` of ``token_logprobs``, and its metrics.
+    """Returns the ``objective`` of what ``token_logprobs`` returns, and its metrics.
 
-    Adds the metric ``logprob_gap``, the largest |logprob - old logprob|. Only the loss can be differentiated,
-    in ``table`` and ``hidden_BTD``.
+    Adds the metric ``logprob_gap``, the largest |logprob - old logprob|. Only the loss can be
+    differentiated, in ``table`` and ``hidden_BTD``.
     """
     return _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature)[0]
 
@@ -90,7 +94,7 @@ def _backward(head, objective, gradients, cotangents):
 
 
 def _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature):
-    """((loss, metrics), (gradient of the table, of the hidden states))."""
+    """Returns ((loss, metrics), (gradient of the table, gradient of the hidden states))."""
 
     def shard(table, hidden_BTD, trained, reference_BT, temperature):
         project = _Projection(head, table, hidden_BTD, temperature)
@@ -111,7 +115,7 @@ def _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature
             return jax.tree.map(jnp.add, totals, (loss, sums)), gap, d_table, d_hidden_BTD
 
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), _shapes(objective, reference_BT, trained))
-        # As [D, V] in either case: a CPU makes that in half the time of [V, D].
+        # [D, V] in either case, which a CPU makes in half the time of [V, D].
         d_table = (
             jnp.zeros(table.T.shape if head.tied else table.shape, jnp.float32) if head.trained else None
         )
@@ -145,7 +149,10 @@ def _shapes(objective: Objective, reference_BT, trained: Trained):
 
 
 class _Distribution:
-    """Of tokens X over this device's part of the vocabulary, with what all parts have in common."""
+    """Holds the distributions of X tokens.
+
+    Logits are those of this device's part of the vocabulary, sums are over all parts.
+    """
 
     def __init__(self, logits_XV: jax.Array, targets_X: jax.Array):
         size = logits_XV.shape[1]
@@ -165,7 +172,7 @@ class _Distribution:
         self.entropy = self.log_total - weighted_X / total_X
 
     def gradient(self, d_logprobs_X: jax.Array, d_entropy_X: jax.Array) -> jax.Array:
-        """Of the logits [X, V]."""
+        """Returns the gradient of the logits [X, V]."""
         logp_XV = self.logits - self.log_total[:, None]
         d_entropy_X1, d_logprobs_X1 = d_entropy_X[:, None], d_logprobs_X[:, None]
         spread_XV = d_logprobs_X1 + d_entropy_X1 * (logp_XV + self.entropy[:, None])
@@ -173,7 +180,7 @@ class _Distribution:
 
 
 class _Projection:
-    """Of one device's rows, chunk by chunk."""
+    """Projects one device's rows, chunk by chunk."""
 
     def __init__(self, head: Head, table: jax.Array, hidden_BTD: jax.Array, temperature: jax.Array):
         self.head, self.temperature = head, temperature
@@ -181,13 +188,13 @@ class _Projection:
         self.rows_B1 = jnp.arange(len(hidden_BTD))[:, None]
 
     def __call__(self, part: Trained) -> tuple[jax.Array, _Distribution]:
-        """The hidden states [X, D] that predict the chunk's tokens, and the distribution there."""
+        """Returns the hidden states [X, D] that predict a chunk's tokens, and the distributions."""
         h_XD = self.hidden_BTD[self.rows_B1, part.sources].reshape(-1, self.hidden_BTD.shape[-1])
         logits_XV = _matmul(h_XD, self.table.T if self.head.tied else self.table) / self.temperature
         return h_XD, _Distribution(logits_XV, part.targets.reshape(-1))
 
     def add(self, d_logits_XV, h_XD, part: Trained, d_table, d_hidden_BTD):
-        """To the gradients of table and hidden states."""
+        """Returns the gradients of table and hidden states with a chunk's part added."""
         d_logits_XV = d_logits_XV.astype(h_XD.dtype)
         if self.head.trained:
             d_table += _matmul(h_XD.T, d_logits_XV)
@@ -196,7 +203,7 @@ class _Projection:
         return d_table, d_hidden_BTD.at[self.rows_B1, part.sources].add(d_h_BXD)
 
     def visit_all(self, visit, trained: Trained, reference_BT, carry):
-        """``visit(start, chunk, its reference, carry)`` for all chunks that hold a trained token."""
+        """Calls ``visit(start, chunk, its reference, carry)`` for chunks with a trained token."""
         (B, T), V = trained.weights.shape, self.table.shape[0 if self.head.tied else 1]
         size = _chunk_size(B, T, V, self.head.chunk_bytes)
         used = jnp.max(jnp.sum(trained.weights > 0, axis=1))
@@ -211,7 +218,7 @@ class _Projection:
 
 
 def _chunk_size(B: int, T: int, V: int, chunk_bytes: int) -> int:
-    """Tokens a row: as many tiles as the limit on logits holds, in equal parts of T."""
+    """Returns a chunk's tokens a row: equal parts of T, of as many tiles as the limit allows."""
     tiles = max(T // TILE, 1)
     most = max(chunk_bytes // (4 * B * V * min(T, TILE)), 1)
     return T // next(parts for parts in range(1, tiles + 1) if tiles % parts == 0 and tiles // parts <= most)

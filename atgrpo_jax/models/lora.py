@@ -1,7 +1,10 @@
-"""Low-rank adapters on every linear layer of the blocks (2106.09685).
+"""Makes low-rank adapters on every linear layer of the blocks (2106.09685).
 
-An adapter is a tree {"layer_0": {"q": {"a": [D, R], "b": [R, N H]}, ...}, ...}: the kernel's output gets
-``scale * (x a) b`` added. ``b`` starts at zero, so a fresh adapter changes nothing, bit for bit.
+An adapter is a tree {"layer_0": {"q": {"a": [D, R], "b": [R, N H]}, ...}, ...}. It adds
+``scale * (x a) b`` to the output of a kernel. ``b`` starts at zero, so a fresh adapter changes
+nothing, bit for bit.
+
+Axis letters: D inputs of a linear layer, R rank, N query heads, H head size, J adapters.
 """
 
 import dataclasses
@@ -30,7 +33,10 @@ class LoraConfig:
 
 
 def init_adapter(params: Any, key: jax.Array, rank: int) -> Any:
-    """A fresh adapter, float32, for parameters (or their shapes): ``a`` uniform with variance 1 / (3 D)."""
+    """Returns a fresh float32 adapter for parameters or their shapes.
+
+    ``a`` is uniform with variance 1 / (3 D), ``b`` is zero.
+    """
     adapter = {}
     for number, (layer, modules) in enumerate(sorted(_blocks(params).items())):
         layer_key = jax.random.fold_in(key, number)
@@ -48,12 +54,15 @@ def _fresh(shape: tuple[int, ...], key: jax.Array, rank: int) -> dict[str, jax.A
 
 
 def stack(adapters: Sequence[Any]) -> Any:
-    """[J, ...] of J adapters, as ``Transformer`` takes them."""
+    """Stacks J adapters into arrays [J, ...], as ``Transformer`` takes them."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
 
 
 def merge(params: Any, adapter: Any, scale: float) -> Any:
-    """Parameters that compute what ``params`` with the adapter compute: kernel + scale * a b, in float32."""
+    """Returns parameters that compute what ``params`` with the adapter compute.
+
+    Each kernel is kernel + scale * a b, summed in float32.
+    """
     merged = dict(params)
     for layer, modules in adapter.items():
         merged[layer] = dict(params[layer])
@@ -66,7 +75,7 @@ def merge(params: Any, adapter: Any, scale: float) -> Any:
 
 
 def _blocks(params: Any) -> dict[str, dict[str, Any]]:
-    """layer -> linear module -> kernel."""
+    """Returns a mapping layer -> linear module -> kernel."""
     return {
         layer: {name: module["kernel"] for name, module in modules.items() if "kernel" in module}
         for layer, modules in params.items()

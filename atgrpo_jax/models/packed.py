@@ -1,4 +1,8 @@
-"""A model on prefix-shared rows: logprobs of the trained tokens, and a loss over them."""
+"""Applies a model to prefix-shared rows: logprobs of the trained tokens, and a loss over them.
+
+Axis letters: B rows, T tokens of a row, D model width, V vocabulary, N query heads, M key heads, H
+head size, J adapters (one).
+"""
 
 import functools
 import math
@@ -20,13 +24,13 @@ from atgrpo_jax.models.transformer import Attend, Transformer, Weights, run
 
 
 class Packed:
-    """``model`` on micro-batches: Batches whose arrays are [B, ...]."""
+    """Applies ``model`` to micro-batches: Batches whose arrays are [B, ...]."""
 
     def __init__(self, model: Transformer, mesh: Mesh):
         self._model, self._mesh = model, mesh
 
     def logprobs(self, weights: Weights, micro: Batch, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logprob of every trained token and the entropy there, [B, T]; not to be differentiated."""
+        """Returns [B, T] logprobs of the trained tokens and entropies there; not differentiable."""
         hidden_BTD, head = self._hidden(weights, micro)
         return token_logprobs(head, table(weights.params), hidden_BTD, micro.trained, temperature)
 
@@ -38,7 +42,10 @@ class Packed:
         reference_BT: jax.Array | None,
         temperature: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The objective, and its metrics, of all trained tokens; differentiable in what ``weights`` train."""
+        """Returns the objective over all trained tokens, and its metrics.
+
+        It is differentiable in the adapter or, if ``weights`` have none, in the parameters.
+        """
         hidden_BTD, head = self._hidden(weights, micro)
         projection = table(weights.params)
         return token_loss(head, objective, projection, hidden_BTD, micro.trained, reference_BT, temperature)
@@ -77,7 +84,7 @@ class Packed:
         return attend
 
     def _attention(self) -> Callable[..., jax.Array]:
-        """What the model's config wants, or the best there is for the mesh's devices."""
+        """Returns the attention that the config names, or the best for the mesh's devices."""
         config, platform = self._model.config, platform_of(self._mesh)
         if platform == "cpu":
             interpreted = functools.partial(fused_attention, platform="tpu", interpret=True)
@@ -87,10 +94,13 @@ class Packed:
         return functools.partial(fused_attention, platform=platform)
 
     def _gathered(self, embedding_VD: jax.Array) -> jax.Array:
-        """Whole vectors: looked up in parts of them, tokens would all go to all devices and back."""
+        """Returns the embedding split over V only, so that each device has whole vectors.
+
+        If vectors were split, looking up would send all tokens to all devices and back.
+        """
         return jax.lax.with_sharding_constraint(embedding_VD, NamedSharding(self._mesh, P("tensor")))
 
     def _shared_out(self, x_BTMH: jax.Array) -> jax.Array:
-        """Key heads, repeated so often that the devices which share the query heads share them, too."""
+        """Repeats key heads so that the devices that split the query heads can split them, too."""
         devices, heads = self._mesh.shape["tensor"], x_BTMH.shape[2]
         return jnp.repeat(x_BTMH, devices // math.gcd(devices, heads), axis=2)

@@ -1,8 +1,12 @@
-"""The decoder of Qwen3, Qwen2 and Llama: RMSNorm, rotary positions, grouped queries, SwiGLU; QK-norm, biases
-and an untied head where the config says so. Flax linen; pure functions of (params, arrays).
+"""Defines the decoder of Qwen3, Qwen2 and Llama in Flax, as pure functions of (params, arrays).
 
-The caller says how queries meet keys: ``attend(q, k, v, cache) -> (out, cache)`` is called once a layer,
-so training, prefill and decoding share this file and differ only in the function they pass.
+It has RMSNorm, rotary positions, grouped queries and SwiGLU. QK-norm, biases and an untied head are
+there where the config says so. The caller says how queries meet keys: ``attend(q, k, v, cache) ->
+(out, cache)`` is called once a layer. Training, prefill and decoding share this file and differ
+only in the function that they pass.
+
+Axis letters beyond the package's: J adapters, R their rank, X = B T. In ``Linear`` and ``linear``,
+D and F are the inputs and outputs of any layer.
 """
 
 import contextlib
@@ -19,7 +23,8 @@ from atgrpo_jax.models.config import ModelConfig, RopeScaling
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 _KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-# Into the residual stream: a fresh block hardly changes it, so that tokens are heard through all blocks.
+# For layers that add to the residual stream: fresh blocks hardly change it, so that tokens are
+# still recognised after all blocks.
 _OUT_KERNEL = nn.initializers.variance_scaling(0.05**2, "fan_in", "normal")
 
 
@@ -36,27 +41,27 @@ class RMSNorm(nn.Module):
 
 
 def frequencies(size: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
-    """Radians a position of the H / 2 rotary pairs (2104.09864), stretched as Llama 3 does if asked."""
+    """Returns radians per position of the H / 2 rotary pairs (2104.09864), scaled if asked."""
     half = size // 2
     plain = theta ** (-np.arange(half) / half)
     if scaling is None:
         return plain.astype(np.float32)
-    turns = scaling.original * plain / (2 * np.pi)  # within the context of the first training
+    turns = scaling.original * plain / (2 * np.pi)  # full turns within the first training's context
     keep = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
     return (keep * plain + (1 - keep) * plain / scaling.factor).astype(np.float32)
 
 
 def rotations(positions_BT: jax.Array, frequencies: np.ndarray, limit: int) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, H / 2] of the rotary angles at positions below ``limit``.
+    """Returns cosines and sines [B, T, 1, H / 2] of the rotary angles at positions below ``limit``.
 
-    Looked up: XLA would put sines that it computes into every use of them, and so make them once a head.
+    They are looked up: XLA would compute sines again at every use of them, once a head.
     """
     angles = np.arange(limit, dtype=np.float32)[:, None] * frequencies
     return jnp.asarray(np.cos(angles))[positions_BT, None], jnp.asarray(np.sin(angles))[positions_BT, None]
 
 
 def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (i, i + H/2) by their angles."""
+    """Rotates the pairs (i, i + H / 2) by their angles."""
     cos, sin = rotation
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -65,8 +70,10 @@ def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
 
 @jax.custom_vjp
 def linear(x_BTD: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-    """x @ kernel. The kernel's gradient is made in the kernel's layout: JAX's own is made transposed, which
-    costs a third more on a CPU."""
+    """Returns x @ kernel, and makes the kernel's gradient in the kernel's layout.
+
+    JAX's own gradient is made transposed, which costs a third more on a CPU.
+    """
     return x_BTD @ kernel_DF
 
 
@@ -80,7 +87,10 @@ linear.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _linear_backward)
 
 
 class Linear(nn.Module):
-    """A dense layer, and the adapters of its rows if there are any (the collection "lora": see lora.py)."""
+    """Computes a dense layer and, if there are any, the adapters of its rows.
+
+    Adapters are in the collection "lora"; see lora.py.
+    """
 
     features: int
     bias: bool
@@ -96,7 +106,8 @@ class Linear(nn.Module):
         if scale_BJ is None:
             return y_BTF
         a_JDR, b_JRF = (self.get_variable("lora", name).astype(x_BTD.dtype) for name in "ab")
-        # All adapters for all rows, and what is not a row's own times zero: exact, and R is small.
+        # Applies all adapters to all rows, times 0 where an adapter is not the row's own: this is
+        # exact, and cheap because R is small.
         inner_BTJR = jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * scale_BJ[:, None, :, None].astype(
             x_BTD.dtype
         )
@@ -141,14 +152,16 @@ class Block(nn.Module):
         return x_BTD, cache
 
 
-# Layers that share their input.
+# Linear layers that have the same input.
 _QKV = "q", "k", "v"
 _MLP = "gate", "up"
 
 
 def fuse(params: Any) -> Any:
-    """The same parameters as a ``Transformer`` with ``fused`` takes them: layers that share their input are
-    one. Few rows are multiplied faster so."""
+    """Returns parameters for a ``Transformer`` with ``fused``: layers with the same input are one.
+
+    This multiplies few rows faster.
+    """
 
     def block(modules):
         made = {}
@@ -191,10 +204,10 @@ class Transformer(nn.Module):
         scale_BJ: jax.Array | None = None,
         limit: int | None = None,
     ) -> tuple[jax.Array, list[Any]]:
-        """Final hidden states [B, T, D], and what ``attend`` returned as each layer's cache.
+        """Returns final hidden states [B, T, D], and each layer's cache as ``attend`` returned it.
 
-        Positions are below ``limit``, or below T if it is not given. Each row's output of each adapter is
-        multiplied with ``scale_BJ``: 0 where it is not the row's own.
+        Positions are below ``limit``, or below T if it is not given. ``scale_BJ`` multiplies the
+        output of each adapter for each row; it is 0 where the adapter is not the row's own.
         """
         c = self.config
         x_BTD = self.embedding[tokens_BT].astype(c.dtype)
@@ -210,7 +223,10 @@ class Transformer(nn.Module):
         return self.norm(x_BTD), new_caches
 
     def _scanned(self, x_BTD, rotation, scale_BJ, attend) -> tuple[jax.Array, list[Any]]:
-        """The same blocks as one, compiled once, over a stack of their weights in the activations' dtype."""
+        """Applies the blocks as one that is compiled once, scanned over their stacked weights.
+
+        The stack is a copy in the activations' dtype.
+        """
         c = self.config
         block = _block(c.remat)(c, self.fused, parent=None)
         layers = [layer.variables for layer in self.blocks]
@@ -224,15 +240,17 @@ class Transformer(nn.Module):
 
 
 def exact_products(config: ModelConfig) -> contextlib.AbstractContextManager:
-    """A context to trace in, where float32 models multiply in float32. Otherwise GPUs round the factors to
-    TF32 and TPUs to bfloat16, and a sampler and a learner, whose programs round differently, are two
-    policies."""
+    """Returns a context for tracing, in which float32 models multiply in float32.
+
+    Without it, GPUs round the factors to TF32 and TPUs to bfloat16. A sampler and a learner, whose
+    programs round differently, would then be two policies.
+    """
     exact = config.dtype == "float32"
     return jax.default_matmul_precision("highest") if exact else contextlib.nullcontext()
 
 
 class Weights(NamedTuple):
-    """What a policy computes with: parameters, and the adapter on them (lora.py) with its scale, if any."""
+    """Holds a policy's parameters and, if any, the adapter on them (lora.py) with its scale."""
 
     params: Any
     adapter: Any = None
@@ -240,7 +258,7 @@ class Weights(NamedTuple):
 
 
 def run(model: Transformer, params: Any, adapters: Any, *inputs: Any, scale_BJ: Any = None, **options: Any):
-    """``model`` on parameters and J stacked adapters, or None; the rest as for ``Transformer.__call__``."""
+    """Applies ``model`` with J stacked adapters, or None; else as ``Transformer.__call__``."""
     if adapters is None:
         return model.apply({"params": params}, *inputs, **options)
     variables = {"params": params, "lora": adapters}
@@ -248,12 +266,12 @@ def run(model: Transformer, params: Any, adapters: Any, *inputs: Any, scale_BJ: 
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:
-    """Fresh parameters."""
+    """Returns fresh parameters."""
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     return model.init(key, tokens_BT, tokens_BT, lambda q, k, v, cache: (q, None))["params"]
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
-    """The head, its own or the embedding: hidden [..., D] -> [..., V] float32."""
+    """Returns float32 logits [..., V] of hidden [..., D], by the head or else the embedding."""
     head_DV = params["head"] if "head" in params else params["embedding"].T
     return jnp.matmul(hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)

@@ -1,1 +1,1 @@
-"""The engine in this process: continuous batching over paged attention, on JAX devices."""
+"""Draws samples in this process, on JAX devices: continuous batching over paged attention."""

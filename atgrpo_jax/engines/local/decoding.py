@@ -1,8 +1,12 @@
-"""The in-process engine's device side: two jitted programs of fixed shapes, whoever is in.
+"""Draws on the devices: two jitted programs whose shapes do not depend on which samples are in.
 
-Everything has a leading axis D of shards, which a mesh spreads: each has s rows (samples that draw), and
-pages of its own. Rows are independent of each other, and what a row does not see leaves no trace in it, so a
-row's bits depend on nothing but itself. The host (lanes.py) says what goes where.
+All arrays have a leading axis of shards, which a mesh splits. A shard has rows (in the engine, a
+row is a place in which one sample draws) and pages of its own. What a row does not see leaves no
+trace in it, so a row's bits depend on nothing but itself. The host (lanes.py) says what goes where.
+
+D shards, s their rows, R = D s, J adapters, T pattern states, V vocabulary, Z stop ids, F prompt
+pages computed at once, p tokens of one, B = D F, P and X pages of prompt and answer, n of a bank,
+W samples of a tile, w model width, H head size, M key heads, N query heads (after D: prompt pages)
 """
 
 import functools
@@ -29,64 +33,64 @@ from atgrpo_jax.models.transformer import Transformer, exact_products, logits, r
 
 
 class Sizes(NamedTuple):
-    """Of a lane's arrays."""
+    """Holds the sizes of a lane's arrays."""
 
     shards: int  # D
     rows: int  # s, of a shard
-    page: int  # places of a prompt's page
-    prompt_pages: int  # of a shard
+    page: int  # p, tokens of a prompt page
+    prompt_pages: int  # N, of a shard
     longest_prompt: int  # P, pages
     fill: int  # F, prompt pages of a shard that are computed at once
-    tile: int  # W, samples of one prompt that read it together
-    blocks: int  # of tiles
-    place: int  # places of an answer's page
+    tile: int  # W, most samples of one prompt that read it together
+    blocks: int  # of tiles, in a shard
+    place: int  # tokens of an answer page
     answer_pages: int  # of a shard
     longest_answer: int  # X, pages
-    banks: int  # of answer pages
-    bans: int
+    banks: int  # into which the answer pages are split
+    bans: int  # most banned ids of a row
     adapters: int  # J
     states: int  # T, of the pattern that all samples match; 0 if there is none
-    chunk: int  # tokens a row at most, between two looks of the host
-    fused: bool  # attention is one kernel
+    chunk: int  # most tokens of a row between two looks of the host
+    fused: bool  # whether attention is one kernel
 
     @property
     def limit(self) -> int:
-        """Positions are below it."""
+        """Returns a number that all positions are below."""
         return self.longest_prompt * self.page + self.longest_answer * self.place
 
 
 class State(NamedTuple):
-    """What stays on the devices."""
+    """Holds what stays on the devices."""
 
-    prompts: list[Pages]  # by layer, [D, N, ...]
-    answers: list[list[Pages]]  # by layer and bank, [D, n, ...]
+    prompts: list[Pages]  # of each layer, [D, N, ...]
+    answers: list[list[Pages]]  # of each layer and bank, [D, n, ...]
     last_DNw: Any  # hidden state at the last token of each prompt page
     hidden_Dsw: Any  # of each row's last token
 
 
 class Work(NamedTuple):
-    """Blocks of prompt pages to compute, one after the other; their arrays are [D, blocks, F, ...]."""
+    """Holds blocks of prompt pages, to be computed one after the other."""
 
-    chunks: Chunk
-    scale: Any  # [D, blocks, F, J] of each adapter
-    turns: Any  # [blocks] earlier pages, the most of any
-    blocks: Any  # that hold anything
+    chunks: Chunk  # [D, blocks, F, ...]
+    scale: Any  # [D, blocks, F, J] of each adapter; 0 where it is not the prompt's own
+    turns: Any  # [blocks] most earlier pages that a prompt of the block has
+    blocks: Any  # a number: how many hold anything
 
 
 class Rows(NamedTuple):
-    """What the samples ask for: arrays whose first axes are D and s."""
+    """Holds what the samples ask for. The first axes of all arrays are D and s."""
 
-    live: Any
-    start: Any  # prompt page from whose last token it begins, -1 once it has
-    have: Any  # tokens so far
+    live: Any  # whether a sample draws in it
+    start: Any  # prompt page from whose last token it begins; -1 once it has begun
+    have: Any  # tokens drawn so far
     prompt: Any  # tokens of the prompt
-    limit: Any  # most tokens
-    least: Any  # tokens before one that stops
+    limit: Any  # most tokens to draw
+    least: Any  # tokens to draw before a stop id may come
     key: Any  # [2] words of its address
-    scale: Any  # [J] of each adapter
+    scale: Any  # [J] of each adapter; 0 where it is not the row's own
     state: Any  # of the pattern
     rules: Rules
-    answer: Any  # [X] its pages; beyond the last one: none
+    answer: Any  # [X] its answer pages; a number beyond the last page means none
 
     @classmethod
     def empty(cls, z: Sizes) -> "Rows":
@@ -116,15 +120,15 @@ class Rows(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Of a chunk. Arrays [D, s, ...]."""
+    """Holds what a chunk drew. Arrays are [D, s, ...]."""
 
     tokens: Any  # [chunk]
     logprobs: Any  # [chunk]
     drawn_logprobs: Any  # [chunk]
-    have: Any  # tokens so far
-    live: Any
-    stopped: Any  # by a stop id
-    steps: Any  # a number
+    have: Any  # tokens drawn so far
+    live: Any  # whether it goes on
+    stopped: Any  # whether a stop id ended it
+    steps: Any  # a number: of decoding steps
 
 
 def empty(model: Transformer, z: Sizes) -> State:
@@ -140,7 +144,7 @@ def empty(model: Transformer, z: Sizes) -> State:
 
 
 def prefill(model: Transformer, z: Sizes, state: State, params: Any, adapters: Any, work: Work) -> State:
-    """Computes prompt pages."""
+    """Computes prompt pages, and the hidden states at their last tokens."""
     D, F, p = z.shards, z.fill, z.page
 
     def block(b, state):
@@ -178,8 +182,10 @@ def decode(
     pattern_TV: jax.Array,
     ended: jax.Array,
 ) -> tuple[State, Drawn]:
-    """Draws tokens for the live rows until the chunk is full, or so many samples ``ended``. For
-    ``pattern_TV`` see patterns.py."""
+    """Draws tokens for the live rows until the chunk is full or ``ended`` samples have ended.
+
+    patterns.py makes ``pattern_TV``.
+    """
     D, s, R = z.shards, z.rows, z.shards * z.rows
     flat = jax.tree.map(lambda x: x.reshape(R, *x.shape[2:]), rows)
     owners = jax.vmap(functools.partial(answer_owners, pages=z.answer_pages, page=z.place))(rows.answer)
@@ -244,7 +250,7 @@ def decode(
 
 
 def _fused(mesh: Mesh | None, q_DsNH: jax.Array, count_Ds: jax.Array, *inputs: Any) -> jax.Array:
-    """``fused_decode_attention`` on each device's shards and heads, which XLA would not find by itself."""
+    """Runs the kernel on each device's shards and heads; XLA would not split it by itself."""
     attention = functools.partial(fused_decode_attention, interpret=platform_of(mesh) == "cpu")
     if mesh is None:
         return attention(q_DsNH, count_Ds, *inputs)
@@ -264,7 +270,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache
 def programs(model: Transformer, z: Sizes, mesh: Mesh | None) -> Programs:
-    """Jitted."""
+    """Returns the jitted programs of a lane."""
     sharding = None if mesh is None else _shardings(model, z, mesh)
     both = None if sharding is None else (sharding, None)
 
@@ -273,7 +279,7 @@ def programs(model: Transformer, z: Sizes, mesh: Mesh | None) -> Programs:
             with exact_products(model.config):
                 return program(*inputs)
 
-        traced.__name__ = program.func.__name__  # by which profiles know it
+        traced.__name__ = program.func.__name__  # the name in profiles
         return jax.jit(traced, donate_argnums=0, out_shardings=out_shardings)
 
     return Programs(

@@ -1,8 +1,10 @@
-"""The in-process engine's host side: who draws in which row, and where its keys and values are.
+"""Decides which sample draws in which row, and where its keys and values are: the host's side.
 
-A lane holds requests that the same programs can draw together. A request's samples enter free rows at any
-time, one by one, and leave them when they end; its prompt's pages are computed once and read by all of them.
-A sample whose answer finds no page is drawn again from its start later: its address gives the same tokens.
+A lane holds requests that the same programs can draw together. In the engine, a row is a place in
+which one sample draws. Samples enter free rows at any time, one by one, and leave them when they
+end. The pages of their prompt are computed once, and all of them read these. A sample whose answer
+finds no free page starts again later; its address gives the same tokens. Axis letters: T pattern
+states, V vocabulary, D shards, N prompt pages, w model width, E tiles; ``d`` is a shard's number.
 """
 
 import dataclasses
@@ -24,63 +26,63 @@ from atgrpo_jax.engines.local.prompt_pages import PromptPages
 from atgrpo_jax.engines.protocol import Request, Usage
 from atgrpo_jax.models.transformer import Transformer
 
-BLOCKS = 8  # of prompt pages, a call
-ENDED = 4  # a chunk is over when one in so many samples has ended: others may have their rows
+BLOCKS = 8  # blocks of prompt pages in a call of the program
+ENDED = 4  # a chunk is over when one in so many samples has ended, so that others get their rows
 
 
 @dataclasses.dataclass(eq=False)
 class Branch:
-    """One sample of a ticket, as far as it is drawn."""
+    """Holds what is drawn so far of one sample of a ticket."""
 
     ticket: "Ticket"
     k: int
-    age: int  # number of its entry into a row
-    pages: list[int] = dataclasses.field(default_factory=list)  # of its answer
+    age: int  # counts entries into rows: the eldest has the lowest
+    pages: list[int] = dataclasses.field(default_factory=list)  # pages of its answer
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     drawn_logprobs: list[float] = dataclasses.field(default_factory=list)
     stopped: bool = False
 
     def shorten(self, length: int) -> None:
-        """To its first tokens, at which it stopped."""
+        """Keeps the first ``length`` tokens, the last of which stopped the sample."""
         self.tokens, self.logprobs = self.tokens[:length], self.logprobs[:length]
         self.drawn_logprobs, self.stopped = self.drawn_logprobs[:length], True
 
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A request on its way through a lane."""
+    """Holds a request on its way through a lane."""
 
     request: Request
     future: Any
-    asked: float  # time.monotonic()
-    adapter: int = 0
+    asked: float  # time.monotonic() when the request came
+    adapter: int = 0  # number in its family
     scale: float = 1.0
-    done: dict[int, Branch] = dataclasses.field(default_factory=dict)
-    waiting: deque[int] = dataclasses.field(default_factory=deque)  # samples that have no row
-    pages: list[int] = dataclasses.field(default_factory=list)  # of its prompt, if it has a shard
+    done: dict[int, Branch] = dataclasses.field(default_factory=dict)  # complete ones by k
+    waiting: deque[int] = dataclasses.field(default_factory=deque)  # k of samples that have no row
+    pages: list[int] = dataclasses.field(default_factory=list)  # of its prompt, once it has a shard
 
     def enter(self, adapter: int, scale: float) -> None:
-        """A lane, with nothing drawn."""
+        """Resets the ticket for a lane in which nothing of it is drawn."""
         self.adapter, self.scale = adapter, scale
         self.done, self.pages = {}, []
         self.waiting = deque(range(len(self.request.addresses)))
 
 
 class Item(NamedTuple):
-    """A prompt page to compute."""
+    """Names a prompt page to compute."""
 
     ticket: Ticket
-    pages: list[int]
-    number: int  # of the page within it
+    pages: list[int]  # of the whole prompt
+    number: int  # index of this page in ``pages``
 
 
 class Shard:
-    """Rows and pages that one part of a mesh holds."""
+    """Keeps the rows and pages of one part of a mesh."""
 
     def __init__(self, z: Sizes):
-        self.free = list(range(z.rows))  # heaps: the lowest first
-        self.answer_pages = list(range(z.answer_pages))
+        self.free = list(range(z.rows))  # rows; a heap, the lowest first
+        self.answer_pages = list(range(z.answer_pages))  # free ones; a heap
         self.prompts = PromptPages(z.prompt_pages, z.page)
         self.branches: dict[int, Branch] = {}  # by row
         self.tickets: list[Ticket] = []
@@ -95,7 +97,7 @@ class Shard:
 
 
 class Lane:
-    """Its programs are compiled for ``z``; for ``pattern_TV`` see patterns.py."""
+    """Draws requests with programs compiled for ``z``; see patterns.py for ``pattern_TV``."""
 
     def __init__(
         self, model: Transformer, z: Sizes, mesh: Mesh | None, stop_ids: np.ndarray, pattern_TV: np.ndarray
@@ -111,7 +113,7 @@ class Lane:
         self._shards = [Shard(z) for _ in range(z.shards)]
         self._queue: deque[Ticket] = deque()
         self._ages = itertools.count()
-        self._asked = Usage()  # of prompts, since the last chunk
+        self._asked = Usage()  # prompt tokens since the last chunk
 
     def add(self, ticket: Ticket) -> None:
         self._queue.append(ticket)
@@ -122,12 +124,12 @@ class Lane:
 
     @property
     def hungry(self) -> bool:
-        """Whether rows will stay empty for want of requests."""
+        """Returns whether rows will stay empty because too few samples wait."""
         waiting = sum(len(ticket.waiting) for ticket in self.tickets)
         return waiting < sum(len(shard.free) for shard in self._shards)
 
     def drop(self, ticket: Ticket) -> None:
-        """Nobody waits for it any more."""
+        """Removes a ticket that nobody waits for any more."""
         if ticket in self._queue:
             self._queue.remove(ticket)
         for d, shard in enumerate(self._shards):
@@ -136,10 +138,10 @@ class Lane:
                     self._leave(d, row)
                 self._release(shard, ticket)
 
-    # The host's part of a chunk: who enters, and what the programs read.
+    # On the host, before a chunk: which samples enter, and what the programs read.
 
     def admit(self) -> None:
-        """Fills the free rows."""
+        """Puts waiting samples into free rows, and gives all rows pages for the next chunk."""
         for d, shard in enumerate(self._shards):
             for ticket in shard.tickets:
                 self._enter(d, ticket)
@@ -152,7 +154,7 @@ class Lane:
             self._provide(d)
 
     def _begin(self, d: int, ticket: Ticket) -> bool:
-        """Whether there was room for its prompt."""
+        """Puts a ticket into a shard. Returns whether there was room for its prompt."""
         shard, prompt = self._shards[d], ticket.request.prompt_ids
         taken = shard.prompts.take(ticket.request.policy, prompt)
         if taken is None:
@@ -185,7 +187,10 @@ class Lane:
             rows.answer[at] = self._z.answer_pages
 
     def _provide(self, d: int) -> None:
-        """Pages for what each row may draw in a chunk, eldest first; the youngest make room."""
+        """Gives each row, eldest first, pages for what it may draw in a chunk.
+
+        If there are no free pages, the youngest rows lose theirs and wait to start again.
+        """
         shard, z = self._shards[d], self._z
         for row, branch in sorted(shard.branches.items(), key=lambda item: item[1].age):
             if shard.branches.get(row) is not branch:
@@ -211,9 +216,9 @@ class Lane:
         shard.prompts.leave(ticket.pages)
 
     def _work(self) -> Iterator[Work]:
-        """The prompt pages to compute, each after the one before it."""
+        """Yields the prompt pages to compute, each in a later block than the one before it."""
         z = self._z
-        plan: list[list[list[Item]]] = []  # by block and shard
+        plan: list[list[list[Item]]] = []  # items by block and shard
         for d, shard in enumerate(self._shards):
             block_of: dict[int, int] = {}
             for item in sorted(shard.items, key=lambda item: item.number):
@@ -253,10 +258,10 @@ class Lane:
         return work
 
     def _reading(self) -> tuple[Tiles, Turns]:
-        """What the live rows attend to."""
+        """Returns which pages the live rows attend to, and how far the loops over pages go."""
         z = self._z
         in_block = -(-z.rows // z.blocks)
-        E = z.blocks * in_block  # a row may be the only one of its prompt
+        E = z.blocks * in_block  # at least one for each row, which may be alone with its prompt
         tiles = Tiles(
             np.full((z.shards, E, z.tile), z.rows, np.int32),
             np.zeros((z.shards, E, z.longest_prompt), np.int32),
@@ -271,7 +276,7 @@ class Lane:
                 highest = max(highest, *branch.pages)
                 longest = max(longest, len(branch.pages))
             e = 0
-            # Those of equal length side by side, since a block visits as many pages as its longest has.
+            # Longest first, since a block visits as many pages as its longest prompt has.
             for ticket, members in sorted(by_ticket.items(), key=lambda item: -len(item[0].pages)):
                 for i in range(0, len(members), z.tile):
                     tile = members[i : i + z.tile]
@@ -283,10 +288,10 @@ class Lane:
         bank = z.answer_pages // z.banks
         return tiles, Turns(turns.max(axis=1), np.int32(highest // bank + 1), np.int32(longest))
 
-    # The devices' part.
+    # On the devices.
 
     def draw(self, params: Any, adapters: Any) -> tuple[Drawn, Usage]:
-        """Computes the prompt pages that are missing, then a chunk of tokens of all rows. Blocks."""
+        """Computes missing prompt pages, then draws a chunk of tokens in all rows. Blocks."""
         began = time.monotonic()
         state = self._programs.empty() if self._state is None else self._state
         for work in self._work():
@@ -302,7 +307,7 @@ class Lane:
         return drawn, asked + times
 
     def lowered(self, params: Any, adapters: Any) -> Any:
-        """The program that draws, as JAX lowers it, to be looked at."""
+        """Returns the program that draws as JAX lowers it, for inspection."""
         return self._programs.decode.lower(self._state, params, adapters, *self._inputs())
 
     def _inputs(self) -> tuple:
@@ -316,11 +321,13 @@ class Lane:
             return tree
         return jax.tree.map(lambda x: jax.device_put(x, self._sharding) if np.ndim(x) > 1 else x, tree)
 
-    # The host's part after a chunk.
+    # On the host, after a chunk.
 
     def collect(self, drawn: Drawn, cut: Callable[[Branch], bool]) -> tuple[list[Ticket], Usage]:
-        """Takes what was drawn; ``cut`` shortens a branch that ends earlier and says whether it did. Returns
-        the tickets that are complete."""
+        """Takes what was drawn. Returns the complete tickets, and the tokens of ended samples.
+
+        ``cut`` shortens a branch that ends earlier, and returns whether it did.
+        """
         complete, tokens = [], 0
         self._rows.start[:] = -1
         for d, shard in enumerate(self._shards):

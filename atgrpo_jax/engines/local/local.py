@@ -1,8 +1,9 @@
-"""The in-process JAX engine: continuous batching over paged caches; see lanes.py and decoding.py.
+"""Defines the in-process JAX engine: continuous batching over paged caches.
 
-Requests that the same programs can draw together share a lane, whatever their instance, turn or role;
-policies that are adapters on the same parameters do, too. A request's lane depends on itself and the team
-alone, and so do its tokens, bit for bit.
+Requests share a lane if the same programs can draw them, whatever their instance, turn or role.
+Policies that are adapters on the same parameters share lanes, too. The lane of a request depends
+only on the request and the team, and so do its tokens, bit for bit. lanes.py is the host's side of
+a lane, decoding.py the devices' side. Axis letters: T pattern states, V vocabulary.
 """
 
 import asyncio
@@ -32,20 +33,21 @@ from atgrpo_jax.models.transformer import Transformer, Weights, fuse
 
 @dataclasses.dataclass(frozen=True)
 class LocalEngineConfig:
-    rows: int = 64  # samples that are drawn side by side, over data and fsdp
-    max_prompt: int = 1024  # tokens
-    prompt_cache: int = 16384  # tokens of prompts that are kept for others, on each of data x fsdp
-    # Tokens of answers, on each of data x fsdp; if they run out, the samples that began last begin again
-    # later. 0 for as many as the rows can draw.
+    rows: int = 64  # samples that are drawn at the same time, split over data and fsdp
+    max_prompt: int = 1024  # most tokens of a prompt
+    prompt_cache: int = 16384  # prompt tokens that are kept for reuse, on each of data x fsdp
+    # Answer tokens that are stored, on each of data x fsdp. If the room runs out, the samples that
+    # began last begin again later. 0 means room for all that the rows can draw.
     answer_cache: int = 0
-    # Tokens of a prompt that are stored, shared and evicted together. On a GPU best a power of two, at least
-    # 16: then attention is one kernel.
+    # Tokens of a prompt page, which are stored, shared and evicted together. On a GPU best a power
+    # of two, at least 16: attention is one kernel then.
     page: int = 64
-    prefill: int = 64  # tokens of prompts that are computed at once, on each of data x fsdp
-    chunk: int = 16  # tokens a sample at most between two looks at who has ended
-    # Models up to this size are kept a second time, arranged for decoding; not those over fsdp or tensor.
+    prefill: int = 64  # prompt tokens that are computed at once, on each of data x fsdp
+    chunk: int = 16  # most tokens of a sample before the host looks which samples have ended
+    # Megabytes. Models without adapters up to this size are kept a second time, with their layers
+    # joined for decoding, unless fsdp or tensor splits them.
     fuse_mb: float = 100.0
-    # Seconds; whoever waits longer gets an error for each sample that is not complete. 0 for no limit.
+    # Seconds. When a request has waited longer, its incomplete samples are errors. 0: no limit.
     deadline: float = 0.0
 
     def __post_init__(self):
@@ -67,7 +69,10 @@ class LocalEngineConfig:
 
 
 class Family(NamedTuple):
-    """Policies that are drawn together: the same parameters, an adapter each (stacked in this order)."""
+    """Holds policies that are drawn together: they have the same parameters.
+
+    Each has an adapter (stacked in the order of ``policies``), or there is one policy and none.
+    """
 
     policies: tuple[str, ...]
     model: Transformer
@@ -76,7 +81,7 @@ class Family(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What requests of one lane have in common."""
+    """Holds what the requests of one lane have in common."""
 
     policies: tuple[str, ...]
     sizes: Sizes
@@ -84,7 +89,7 @@ class Shape(NamedTuple):
 
 
 class LocalEngine:
-    """See the module. Not thread-safe: all calls come from one event loop."""
+    """Draws samples in this process. Not thread-safe: all calls must come from one event loop."""
 
     def __init__(
         self,
@@ -95,14 +100,15 @@ class LocalEngine:
         decode: Callable[[Sequence[int]], str] | None = None,
         usual: tuple[int, int] | None = None,
     ):
-        """
+        """Makes an engine without weights.
+
         Args:
-          models: one for all policies, or that of each.
-          meshes: that of all policies' weights, or of each, over whose data and fsdp axes the rows are
-            spread; they must divide ``config.rows``. One device if not given.
-          decode: text of token ids, for requests with stop strings or a pattern.
-          usual: tokens and samples of most requests: programs are made for these, and draw what asks for
-            less, too. Those of each request if not given.
+          models: one model for all policies, or a mapping from policy to model.
+          meshes: the mesh of all policies' weights, or a mapping from policy to mesh. Rows are
+            split over data and fsdp, which must divide ``config.rows``. One device if not given.
+          decode: returns the text of token ids, for requests with stop strings or a pattern.
+          usual: tokens and samples of most requests. Programs are compiled for these sizes and also
+            draw smaller requests. If not given, they are compiled for each request's own sizes.
         """
         self._meshes = meshes
         self._models = models
@@ -113,16 +119,18 @@ class LocalEngine:
         self._weights: dict[str, tuple[Weights, int]] = {}
         self._families: dict[str, Family] = {}
         self._lanes: dict[Shape, Lane] = {}
-        self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by vocabulary
+        self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by pattern and vocabulary size
         self._running: dict[Lane, asyncio.Task] = {}
-        # One a mesh: lanes on the same devices take turns.
+        # As many threads as meshes, which draw at the same time; lanes of a single mesh take turns.
         sides = set(meshes.values()) if isinstance(meshes, Mapping) else {meshes}
         self._threads = ThreadPoolExecutor(len(sides), "engine")
         self.usage = Usage()
 
     def push_weights(self, policy: str, weights: Weights, version: int) -> None:
-        """Shares the arrays with the caller, who must push again before it donates them. What is known of
-        prompts is forgotten, and what is being drawn begins again."""
+        """Takes new weights, forgets all stored prompts and restarts all samples in progress.
+
+        The engine shares the arrays with the caller, who must push again before donating them.
+        """
         self._weights[policy] = (weights, version)
         self._families.clear()
         self._lanes.clear()
@@ -184,7 +192,7 @@ class LocalEngine:
         return whole and sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= self._config.fuse_mb * 1e6
 
     def _ask(self, ticket: Ticket) -> None:
-        """Puts it in its lane, which begins to draw when everybody who is ready to run has asked."""
+        """Puts a ticket into its lane. An idle lane starts after all ready callers have asked."""
         policy = ticket.request.policy
         family = self._family(policy)
         ticket.enter(family.policies.index(policy), self._weights[policy][0].scale)
@@ -195,7 +203,7 @@ class LocalEngine:
         if shape not in self._lanes:
             for other, lane in list(self._lanes.items()):
                 if other.policies == shape.policies and not lane.tickets:
-                    del self._lanes[other]  # its memory
+                    del self._lanes[other]  # frees its memory
             self._lanes[shape] = Lane(family.model, z, mesh, self._stop_ids, pattern_TV)
         lane = self._lanes[shape]
         lane.add(ticket)
@@ -216,7 +224,7 @@ class LocalEngine:
             while lane.tickets:
                 self._sort_out(lane)
                 lane.admit()
-                for _ in range(3):  # whoever was just answered asks again, perhaps
+                for _ in range(3):  # callers that were just answered may ask again
                     if lane.hungry:
                         await asyncio.sleep(0)
                         lane.admit()
@@ -226,7 +234,7 @@ class LocalEngine:
                 work = loop.run_in_executor(self._threads, lane.draw, family.params, family.adapters)
                 drawn, used = await work
                 self.usage += used
-                if lane not in self._lanes.values():  # weights were pushed
+                if lane not in self._lanes.values():  # weights were pushed meanwhile
                     for ticket in lane.tickets:
                         self._ask(ticket)
                     return
@@ -234,7 +242,7 @@ class LocalEngine:
                 self.usage += used
                 for ticket in complete:
                     self._answer(ticket)
-        except BaseException as error:  # whoever waits must hear of it, or would wait for ever
+        except BaseException as error:  # else callers would wait for ever
             for ticket in lane.tickets:
                 if isinstance(error, Exception) and not ticket.future.done():
                     ticket.future.set_exception(error)
@@ -246,7 +254,7 @@ class LocalEngine:
             del self._running[lane]
 
     def _sort_out(self, lane: Lane) -> None:
-        """Drops the tickets that nobody waits for, and answers those that have waited too long."""
+        """Drops tickets that nobody waits for, and answers those that have waited too long."""
         late = time.monotonic() - self._config.deadline if self._config.deadline else -float("inf")
         for ticket in lane.tickets:
             if not ticket.future.done() and ticket.asked < late:
@@ -255,7 +263,10 @@ class LocalEngine:
                 lane.drop(ticket)
 
     def _cut(self, branch: Branch) -> bool:
-        """Ends a branch at the first token by which its text holds a stop string, if it does."""
+        """Ends a branch at the first token with which its text holds a stop string.
+
+        Returns whether it did. Raises RunError if a stopped sample does not match its pattern.
+        """
         sampling, decode = branch.ticket.request.sampling, self._decode
         stops = sampling.stop
         if decode is None or not (stops or sampling.pattern):
@@ -273,7 +284,7 @@ class LocalEngine:
         return True
 
     def _answer(self, ticket: Ticket) -> None:
-        """With what was drawn; a sample that is not complete is an error."""
+        """Answers a ticket with what was drawn. Incomplete samples finish with "error"."""
         version = self.version(ticket.request.policy)
         restricted = ticket.request.sampling.restricted
 
@@ -304,7 +315,7 @@ def sizes(
     mesh: Mesh | None,
     usual: tuple[int, int] | None = None,
 ) -> Sizes:
-    """Of the lane that a request belongs to."""
+    """Returns the sizes of the lane that a request belongs to, without its pattern."""
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     sampling = request.sampling
     rows = config.rows // shards
@@ -342,7 +353,7 @@ def sizes(
 
 
 def _wants_kernel(config: ModelConfig, mesh: Mesh | None) -> bool:
-    """Whether attention over pages is to be one kernel: on GPUs, and interpreted, for tests."""
+    """Returns whether attention should be one kernel: on GPUs and, for tests, on CPUs."""
     platform = platform_of(mesh)
     return config.attention in {"gpu": ("auto", "fused"), "cpu": ("fused",)}.get(platform, ())
 

@@ -1,12 +1,16 @@
-"""Attention over keys and values in pages, for sampling.
+"""Computes attention over keys and values in pages, for sampling.
 
-What a query sees is split into pages of one size, each attended to alone: partial results are merged in the
-order of the pages (a running softmax, 2205.14135). A page of which a query sees nothing leaves the result as
-it was, to the last bit, so a query's result does not depend on which pages other queries have it visit, nor
-on where its own are stored.
+What a query sees is split into pages of one size. Each page is attended to alone, and the partial
+results are merged in the order of the pages (a running softmax, 2205.14135). A page of which a
+query sees nothing leaves the result as it was, to the last bit. So a query's result depends neither
+on the pages that it visits because of other queries, nor on where its own pages are stored.
 
-Prompt pages are read by all samples of the prompt at once: tiles of W samples, in blocks of tiles. Answer
-pages belong to one sample each and are read where they lie, a bank at a time, up to the last bank in use.
+All samples of a prompt read its pages together: tiles of W samples, in blocks of tiles. An answer
+page belongs to one sample and is read where it lies, bank by bank, up to the last bank in use.
+
+S samples (rows of a shard), F prompts computed at once, N query heads (before M: pages), M key
+heads, H head size, R = N / M, X queries of a key head (after S: pages of an answer), p tokens of a
+page, P pages of a prompt, n answer pages, E tiles, b blocks, B = E / b, W samples of a tile
 """
 
 from collections.abc import Sequence
@@ -15,13 +19,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-_HIDDEN = -1e30  # finite: what nobody sees must not make a NaN of what is merged with it
+_HIDDEN = -1e30  # finite, so that merging what no query sees makes no NaN
 _WIDE = {"preferred_element_type": jnp.float32}
 
 
 class Pages(NamedTuple):
-    """Keys and values of one layer, each so that a query's products read it in order: half of attention's
-    time in decoding on a CPU was spent turning what is [.., position, head, ..]."""
+    """Holds keys and values of one layer, each in the order in which a query's products read it.
+
+    With [.., position, head, ..], transposing took half of attention's time in decoding on a CPU.
+    """
 
     keys: Any  # [N, M, H, p]
     values: Any  # [N, M, p, H]
@@ -32,7 +38,7 @@ class Pages(NamedTuple):
 
     @classmethod
     def zeros(cls, shape: Sequence[int], dtype: Any) -> "Pages":
-        """Of ``shape`` [..., N, M, H, p]."""
+        """Returns zeros, with keys of ``shape`` [..., N, M, H, p]."""
         *outer, size, page = shape
         return cls(jnp.zeros(shape, dtype), jnp.zeros((*outer, page, size), dtype))
 
@@ -40,13 +46,13 @@ class Pages(NamedTuple):
         return Pages(self.keys[pages], self.values[pages])
 
     def put(self, pages_F: jax.Array, new: "Pages") -> "Pages":
-        """With whole pages; a number beyond the last one stands for nowhere."""
+        """Writes whole pages. Drops those with a number beyond the last page."""
         return jax.tree.map(lambda old, x: old.at[pages_F].set(x, mode="drop"), self, new)
 
     def put_places(
         self, pages_S: jax.Array, places_S: jax.Array, k_SMH: jax.Array, v_SMH: jax.Array
     ) -> "Pages":
-        """With one place in each of those pages; a number beyond the last one stands for nowhere."""
+        """Writes one place in each of the pages. Drops those with a number beyond the last page."""
         return Pages(
             self.keys.at[pages_S, :, :, places_S].set(k_SMH, mode="drop"),
             self.values.at[pages_S, :, places_S].set(v_SMH, mode="drop"),
@@ -54,7 +60,10 @@ class Pages(NamedTuple):
 
 
 class Partial(NamedTuple):
-    """Attention over some of what a query sees: sums of exp(score - best), and of values times that."""
+    """Holds attention over a part of what a query sees.
+
+    ``total`` is the sum of exp(score - best), ``out`` the sum of the values times that.
+    """
 
     out: jax.Array  # [..., H]
     best: jax.Array  # [...]
@@ -62,7 +71,7 @@ class Partial(NamedTuple):
 
     @classmethod
     def nothing(cls, shape: Sequence[int]) -> "Partial":
-        """Of ``shape`` [..., H]."""
+        """Returns attention over nothing, with ``out`` of ``shape`` [..., H]."""
         zeros = jnp.zeros(shape[:-1], jnp.float32)
         return cls(jnp.zeros(shape, jnp.float32), jnp.full_like(zeros, _HIDDEN), zeros)
 
@@ -76,11 +85,14 @@ class Partial(NamedTuple):
         )
 
     def result(self) -> jax.Array:
-        return self.out / jnp.maximum(self.total, 1e-30)[..., None]  # rows that nobody is in see nothing
+        return self.out / jnp.maximum(self.total, 1e-30)[..., None]  # empty rows see nothing
 
 
 def partial(q_NMXH: jax.Array, pages: Pages, sees: jax.Array) -> Partial:
-    """X queries to a key head of each page, where ``sees`` (broadcast to [N, M, X, p]) is true."""
+    """Attends with X queries to each key head of each page.
+
+    They see what ``sees`` (broadcast to [N, M, X, p]) says.
+    """
     scores = jnp.einsum("nmxh,nmhp->nmxp", q_NMXH, pages.keys, **_WIDE)
     scores = jnp.where(sees, scores, _HIDDEN)
     best = scores.max(-1)
@@ -90,20 +102,23 @@ def partial(q_NMXH: jax.Array, pages: Pages, sees: jax.Array) -> Partial:
 
 
 class Chunk(NamedTuple):
-    """A page of each of F prompts, to be computed after its earlier ones. Arrays."""
+    """Holds a page of each of F prompts, to be computed after its earlier pages, as arrays."""
 
     tokens: Any  # [F, p]
-    number: Any  # [F] of the page within its prompt
+    number: Any  # [F] index of the page in its prompt
     table: Any  # [F, P] pages of the prompt
-    last: Any  # [F] place of its last token
-    page: Any  # [F] where it is stored; beyond the last one: nowhere
+    last: Any  # [F] place of its last token in the page
+    page: Any  # [F] where it is stored; a number beyond the last page: nowhere
 
 
 def prefill_attention(
     q_FpNH: jax.Array, k_FpMH: jax.Array, v_FpMH: jax.Array, prompts: Pages, chunk: Chunk, turns: jax.Array
 ) -> tuple[jax.Array, Pages]:
-    """Over the earlier pages of the prompt (the first ``turns``, of which some may be too many) and the own
-    page's tokens so far. [F, p, N, H], and the pages with the new ones in them."""
+    """Returns attention [F, p, N, H], and the prompt pages with the new ones written into them.
+
+    A token sees the earlier pages of its prompt, and the tokens of its page up to itself. ``turns``
+    is the most earlier pages of any prompt; a prompt that has fewer does not see the others.
+    """
     (F, p, N, H), M = q_FpNH.shape, k_FpMH.shape[2]
     q = (q_FpNH * H**-0.5).reshape(F, p, M, N // M, H).transpose(0, 2, 3, 1, 4).reshape(F, M, -1, H)
 
@@ -112,7 +127,7 @@ def prefill_attention(
         return so_far.merge(partial(q, prompts.take(chunk.table[:, j]), sees_F))
 
     own = Pages.of(k_FpMH, v_FpMH)
-    prompts = prompts.put(chunk.page, own)  # after the loop XLA would copy them all
+    prompts = prompts.put(chunk.page, own)  # before the loop: after it, XLA would copy all
     causal_Xp = jnp.tile(jnp.tril(jnp.ones((p, p), bool)), (N // M, 1))
     so_far = jax.lax.fori_loop(0, turns, earlier, Partial.nothing(q.shape))
     out = so_far.merge(partial(q, own, causal_Xp)).result()
@@ -121,30 +136,30 @@ def prefill_attention(
 
 
 class Tiles(NamedTuple):
-    """Who reads which prompt: E tiles of W samples each, in blocks; E is a multiple of their number."""
+    """Says which rows read which prompt: E tiles of W samples, in blocks of equally many tiles."""
 
-    rows: Any  # [E, W]; beyond the last one: nobody
+    rows: Any  # [E, W]; a number beyond the last row: none
     table: Any  # [E, P] pages of the prompt
     lengths: Any  # [E] of the prompts
 
 
 class Owners(NamedTuple):
-    """Whose answer each page holds."""
+    """Says which row's answer each page holds."""
 
-    rows: Any  # [n]
-    starts: Any  # [n] count of the sample's tokens before its first place; large where it is nobody's
+    rows: Any  # [n]; 0 if no row owns the page
+    starts: Any  # [n] tokens of the answer before this page; large if no row owns it
 
 
 class Turns(NamedTuple):
-    """How far the loops over pages go, in all shards alike. Numbers that depend on who is in."""
+    """Says how far the loops over pages go, in all shards alike, for the samples that are in."""
 
-    prompt: Any  # [blocks] pages of the longest prompt of each block of tiles; 0 where there is none
-    banks: Any  # of answer pages that hold any in use
+    prompt: Any  # [b] pages of the longest prompt of each block of tiles; 0 if there is none
+    banks: Any  # how many banks to read, up to the last one in use
     answer: Any  # pages of the longest answer
 
 
 def answer_owners(table_SX: jax.Array, pages: int, page: int) -> Owners:
-    """From each row's answer pages; numbers beyond the last page stand for none."""
+    """Returns the owners of all pages. Numbers in ``table_SX`` beyond the last page mean none."""
     S, X = table_SX.shape
     rows_SX = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[:, None], (S, X))
     starts_SX = jnp.broadcast_to(jnp.arange(X, dtype=jnp.int32) * page, (S, X))
@@ -164,10 +179,12 @@ def decode_attention(
     table_SX: jax.Array,
     turns: Turns,
 ) -> jax.Array:
-    """One query a sample: over its prompt, then over its answer up to token number ``count``. [S, N, H].
+    """Returns [S, N, H]: attention of one query of each sample.
+
+    The query sees its prompt, then its answer up to token number ``count``.
 
     Args:
-      answers: banks of equally many pages, numbered through.
+      answers: banks of equally many pages, numbered from the first bank's to the last bank's.
       table_SX: answer pages of each sample.
     """
     (S, N, H), M = q_SNH.shape, prompts.keys.shape[1]
@@ -198,14 +215,14 @@ def decode_attention(
 
 
 def _answers(q_SMRH, count_S, pages: Pages, rows_n, starts_n) -> Partial:
-    """Of each page of a bank, for the sample whose it is."""
+    """Returns the attention over every page of a bank, of the sample that owns the page."""
     places_np = starts_n[:, None] + jnp.arange(pages.keys.shape[-1])
     sees_np = places_np <= count_S[rows_n][:, None]
     return partial(q_SMRH[rows_n], pages, sees_np[:, None, None])
 
 
 def _prompts(q_SMRH: jax.Array, prompts: Pages, tiles: Tiles, turns_b: jax.Array) -> Partial:
-    """Of each sample."""
+    """Returns the attention of each sample over its prompt."""
     (_, M, R, H), page = q_SMRH.shape, prompts.keys.shape[-1]
     (E, W), blocks = tiles.rows.shape, len(turns_b)
     B = E // blocks

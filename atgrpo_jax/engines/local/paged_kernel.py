@@ -1,8 +1,13 @@
-"""``paged.decode_attention`` as one Pallas kernel, for GPUs (Triton): there a loop of a length that only the
-device knows waits for the host at every turn, and decoding has several a layer.
+"""Computes ``paged_attention.decode_attention`` with one Pallas kernel, for GPUs (Triton).
 
-A program holds the query heads of one sample and key head and goes through the pages of its prompt, then
-through those of its answer. What it computes depends on nothing but the sample.
+On a GPU, an XLA loop whose length only the device knows waits for the host in every pass, and
+decoding has several such loops a layer. A program of the kernel holds the query heads of one sample
+and key head. It visits the pages of the prompt, then those of the answer. What it computes depends
+only on the sample.
+
+Axis letters: D shards, S samples (rows of a shard), N query heads, M key heads, R query heads of a
+key head (in the kernel padded to a power of two), H head size, P pages of a prompt, X pages of an
+answer, E tiles, W samples of a tile.
 """
 
 import functools
@@ -17,11 +22,14 @@ from atgrpo_jax.engines.local.paged_attention import Pages, Tiles
 from atgrpo_jax.models.attention_kernel import dot
 
 _HIDDEN = -1e30
-LEAST = 16  # a side of what Triton multiplies
+LEAST = 16  # least side of a matrix that Triton multiplies
 
 
 def supports(*sizes: int) -> bool:
-    """Whether there is a kernel for such head and page sizes: Triton's blocks are powers of two."""
+    """Returns whether there is a kernel for these head and page sizes.
+
+    Triton's blocks are powers of two.
+    """
     return all(size >= LEAST and size & (size - 1) == 0 for size in sizes)
 
 
@@ -34,12 +42,14 @@ def fused_decode_attention(
     table_DSX: jax.Array,
     interpret: bool = False,
 ) -> jax.Array:
-    """One query a sample: over its prompt, then over its answer up to token number ``count``. [D, S, N, H].
+    """Returns [D, S, N, H]: attention of one query of each sample.
+
+    The query sees its prompt, then its answer up to token number ``count``.
 
     Args:
-      prompts, answers, tiles, table_DSX: as for ``decode_attention``, each with a leading axis D; answers in
-        one bank.
-      interpret: run on any device, slowly: for tests.
+      prompts, answers, tiles, table_DSX: as for ``decode_attention``, each with a leading axis D;
+        the answers are in one bank.
+      interpret: runs on any device, slowly, for tests.
     """
     (D, S, N, H), M = q_DSNH.shape, prompts.keys.shape[2]
     R = N // M
@@ -63,7 +73,7 @@ def fused_decode_attention(
 
 
 def _by_row(tiles: Tiles, rows: int) -> tuple[jax.Array, jax.Array]:
-    """The prompt pages [S, P] and the prompt's length [S] of each row; 0 where nobody is."""
+    """Returns the prompt pages [S, P] and the prompt length [S] of each row; 0 if it is empty."""
     E = len(tiles.rows)
     numbers_EW = jnp.broadcast_to(jnp.arange(E, dtype=jnp.int32)[:, None], tiles.rows.shape)
     tile_S = jnp.full(rows, E, jnp.int32).at[tiles.rows].set(numbers_EW, mode="drop")
@@ -82,7 +92,7 @@ def _kernel(q, table, length, answer_table, count, keys, values, answer_keys, an
 
         def visit(j, carry):
             acc, best, total = carry
-            n = jnp.minimum(table[d, s, j], keys.shape[1] - 1)  # a sample that has ended may have none
+            n = jnp.minimum(table[d, s, j], keys.shape[1] - 1)  # an ended sample may lack it
             scores = dot(q_RH, keys[d, n, m, :, :])
             places = j * page + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
             scores = jnp.where(places < seen, scores, _HIDDEN)

@@ -1,4 +1,4 @@
-"""Regular expressions over the tokens of a vocabulary, as tables that a device reads at every step."""
+"""Turns regular expressions into tables over tokens, which a device reads for every token."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,11 +11,13 @@ from atgrpo_jax.common.errors import RunError
 def automaton(
     pattern: str, decode: Callable[[Sequence[int]], str], vocab_size: int, stop_ids: Sequence[int]
 ) -> np.ndarray:
-    """[T, V] int32: the state after each token in each state, -1 where the token is not allowed; the first
-    state is 0, and T a power of two. A sample may stop where its text matches as a whole.
+    """Returns [T, V] int32: the state that follows each of T pattern states after each token.
 
-    Tokens whose text is not that of whole characters are never allowed. Raises RunError if outlines-core is
-    missing or cannot bring pattern and tokens together.
+    It is -1 where the token is not allowed. The first state is 0; T is a power of two. A sample may
+    stop where its whole text matches. Tokens whose text is not whole characters are never allowed.
+
+    Raises RunError if outlines-core is missing, if it cannot combine pattern and tokens, or if some
+    state allows no token.
     """
     try:
         import outlines_core

@@ -1,14 +1,14 @@
-"""Which prompt is in which page: a tree over pages of tokens, so that prompts share what they begin with."""
+"""Tells which prompt is in which page: a tree of pages, in which prompts share beginnings."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 
 class PromptPages:
-    """The prompt pages of one shard.
+    """Manages the prompt pages of one shard.
 
-    A page holds up to ``size`` tokens of a prompt and is known by them and by the page before it. Those that
-    no sample reads any more are kept until their place is needed, the one that was left longest ago first.
+    A page holds up to ``size`` tokens of a prompt. It is known by these and by the page before it.
+    Pages that no sample reads stay until their place is needed; then the longest unread goes first.
     """
 
     def __init__(self, count: int, size: int):
@@ -19,12 +19,13 @@ class PromptPages:
         self._readers = [0] * count
         self._left: OrderedDict[int, None] = (
             OrderedDict()
-        )  # known and without readers; a child before its parent
+        )  # known pages without readers, longest unread first; a child before its parent
 
     def take(self, root: Hashable, prompt: Sequence[int]) -> tuple[list[int], int] | None:
-        """The pages of ``prompt``, now read once more, and how many of them, the first ones, were known.
+        """Returns the pages of ``prompt``, and how many of the first ones were known.
 
-        None, and nothing changes, if there is no room. Prompts of different ``root`` share nothing.
+        Each gets one more reader. Returns None, and changes nothing, if there is no room. Prompts
+        of different ``root`` share nothing.
         """
         chunks = [tuple(prompt[i : i + self._size]) for i in range(0, len(prompt), self._size)]
         pages: list[int] = []
@@ -48,7 +49,7 @@ class PromptPages:
         return pages, known
 
     def leave(self, pages: Sequence[int]) -> None:
-        """One reader of these pages of a prompt is gone."""
+        """Removes one reader from each of these pages of a prompt."""
         for page in reversed(pages):
             self._readers[page] -= 1
             if not self._readers[page]:

@@ -1,7 +1,11 @@
-"""One token a row from its logits, by inverting the cumulative distribution.
+"""Draws one token for each row from its logits, by inverting the cumulative distribution.
 
-That takes two random numbers a row, however large the vocabulary: noise on every logit costs more than the
-products of a small model. What top-k and top-p leave is found by bisection, not by sorting.
+This takes two random numbers a row, however large the vocabulary is; noise on every logit would
+cost more than the products of a small model. Bisection, not sorting, finds what top-k and top-p
+keep.
+
+Axis letters: R rows, V vocabulary, W banned ids of a row, S blocks of the vocabulary, E entries of
+a block, N blocks or the entries of one (``_first``).
 """
 
 from typing import Any, NamedTuple
@@ -9,34 +13,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-BLOCK = 128  # entries of the vocabulary that are summed first
+BLOCK = 128  # E; entries of the vocabulary that are summed first
 
 
 class Rules(NamedTuple):
-    """How each of R rows is drawn. Arrays."""
+    """Says how each of R rows is drawn. All fields are arrays."""
 
     temperature: Any  # [R]; 0 takes the most likely token
-    top_k: Any  # [R]; so many of the most likely; 0 for all
-    top_p: Any  # [R]; the fewest of the most likely that have this share
-    min_p: Any  # [R]; those with at least this part of the most likely one's probability
-    never: Any  # [R, W] token ids; any that is not in the vocabulary stands for none
+    top_k: Any  # [R]; keeps so many of the most likely tokens; 0 keeps all
+    top_p: Any  # [R]; keeps the fewest most likely tokens that have this share; 1 keeps all
+    min_p: Any  # [R]; keeps tokens with at least this part of the highest probability
+    never: Any  # [R, W] banned ids; an id that is not in the vocabulary bans nothing
 
 
 class Drawn(NamedTuple):
     tokens: jax.Array  # [R]
-    logprobs: jax.Array  # [R] of them in softmax(logits / temperature): what a learner computes
-    drawn_logprobs: jax.Array  # [R] of them in the distribution that was drawn from
+    logprobs: jax.Array  # [R] in softmax(logits / temperature), as a learner computes them
+    drawn_logprobs: jax.Array  # [R] in the distribution that the tokens were drawn from
 
 
 def pick(
     logits_RV: jax.Array, uniforms_R2: jax.Array, rules: Rules, allowed_RV: jax.Array | None = None
 ) -> Drawn:
-    """A token for each row. Of several most likely ones temperature 0 takes the first, with its logprob at
-    temperature 1.
+    """Draws a token for each row.
+
+    Temperature 0 takes the most likely token, the first of equals; its logprob is at temperature 1.
 
     Args:
       uniforms_R2: in [0, 1); the first chooses a block of the vocabulary, the second a token in it.
-      allowed_RV: bool; the rules apply to what it leaves. At least one of each row.
+      allowed_RV: bool; the rules apply to the tokens that it allows, at least one in each row.
     """
     greedy_R1 = (rules.temperature == 0)[:, None]
     scaled_RV = logits_RV / jnp.where(greedy_R1, 1.0, rules.temperature[:, None])
@@ -60,8 +65,10 @@ def pick(
 
 
 def uniforms(key_words_R2: jax.Array, count_R: jax.Array) -> jax.Array:
-    """[R, 2] numbers in [0, 1) for token number ``count`` of each sample: a function of its address's words
-    and of the count."""
+    """Returns [R, 2] numbers in [0, 1) for token number ``count`` of each sample.
+
+    They depend only on the words of the sample's address and on the count.
+    """
 
     def one(words, count):
         return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(words), count), (2,))
@@ -72,7 +79,7 @@ def uniforms(key_words_R2: jax.Array, count_R: jax.Array) -> jax.Array:
 def _invert(
     scaled_RV: jax.Array, uniforms_R2: jax.Array, greedy_R1: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens drawn from the softmax, and their logprobs."""
+    """Returns tokens drawn from the softmax, and their logprobs."""
     scaled_RSE = _blocks(scaled_RV)
     highest_RS = scaled_RSE.max(-1)
     highest_R1 = highest_RS.max(-1, keepdims=True)
@@ -86,15 +93,17 @@ def _invert(
 
 
 def _first(mass_RN: jax.Array, uniform_R: jax.Array, greedy_R1: jax.Array) -> jax.Array:
-    """Index of the first entry up to which there is more than that share of the mass; the first of any mass
-    for rows that are greedy."""
+    """Returns the index of the first entry at which the cumulated mass exceeds a share of all.
+
+    The share is ``uniform_R``. For greedy rows it is 0, which finds the first entry with any mass.
+    """
     cumulated_RN = jnp.cumsum(mass_RN, axis=-1)
     wanted_R1 = jnp.where(greedy_R1, 0.0, uniform_R[:, None]) * cumulated_RN[:, -1:]
     return jnp.sum(cumulated_RN <= wanted_R1, axis=-1, dtype=jnp.int32)
 
 
 def _blocks(scaled_RV: jax.Array) -> jax.Array:
-    """[R, S, E], the last one filled up with what is never drawn."""
+    """Returns [R, S, E]: the entries in blocks, the last one filled up with -inf (never drawn)."""
     R, V = scaled_RV.shape
     return jnp.pad(scaled_RV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(R, -1, BLOCK)
 
@@ -112,7 +121,10 @@ def _banned(rules: Rules, logits_RV: jax.Array) -> jax.Array:
 
 
 def _left(scaled_RV: jax.Array, rules: Rules) -> jax.Array:
-    """With -inf wherever the rules forbid; they apply one after the other, each to what the last one left."""
+    """Returns ``scaled_RV`` with -inf where the rules forbid a token.
+
+    They apply one after the other, each to what the last one left.
+    """
     rows = jnp.arange(len(scaled_RV))[:, None]
     never_RW = jnp.where(_banned(rules, scaled_RV), rules.never, scaled_RV.shape[-1])
     scaled_RV = scaled_RV.at[rows, never_RW].set(-jnp.inf, mode="drop")
@@ -128,13 +140,13 @@ def _left(scaled_RV: jax.Array, rules: Rules) -> jax.Array:
 
 
 def _order(values: jax.Array) -> jax.Array:
-    """int32 in the order of float32 values."""
+    """Returns int32 numbers that have the order of the float32 values."""
     bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
 def _threshold(order_RV: jax.Array, mass_RV: jax.Array, wanted_R: jax.Array) -> jax.Array:
-    """The largest number such that entries of at least it have the wanted mass together."""
+    """Returns the largest number for which all entries >= it together have the wanted mass."""
 
     def halve(_, bounds):
         low_R, high_R = bounds  # low has enough, high has not; their mean without overflow

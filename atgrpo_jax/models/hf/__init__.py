@@ -1,1 +1,1 @@
-"""Model folders of Hugging Face, read and written."""
+"""Reads and writes model folders of Hugging Face."""

@@ -1,4 +1,4 @@
-"""Adapters as PEFT folders."""
+"""Writes adapters as PEFT folders."""
 
 import json
 from pathlib import Path

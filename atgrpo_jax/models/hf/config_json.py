@@ -1,4 +1,4 @@
-"""What the config.json of a Hugging Face folder says, as a ModelConfig, and the other way."""
+"""Turns the config.json of a Hugging Face folder into a ModelConfig, and the other way round."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from atgrpo_jax.models.config import Dtype, ModelConfig, Remat, RopeScaling
 
 GENERATION = "generation_config.json"
 
-# model_type -> qk_norm, qkv_bias: what it means beyond the fields of config.json.
+# model_type -> (qk_norm, qkv_bias): what a family has without a field in config.json.
 _VARIANTS = {"qwen3": (True, False), "qwen2": (False, True), "llama": (False, False)}
-# Fields whose other values change what the model computes, in a way that we do not.
+# Allowed values of fields. With others, the model would compute something that we do not.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", None),
     "attention_bias": (False, None),
@@ -22,6 +22,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "pretraining_tp": (1, None),
     "partial_rotary_factor": (1.0, None),
 }
+# Fields that ``transformers`` does not read for a family.
 _NOT_READ = {
     "qwen2": ("attention_bias", "mlp_bias", "pretraining_tp"),
     "qwen3": ("mlp_bias", "pretraining_tp"),
@@ -37,9 +38,10 @@ def model_config(
     remat: Remat = "none",
     scan: bool = False,
 ) -> ModelConfig:
-    """What the folder's config.json describes; how it is computed is as in ``ModelConfig``.
+    """Returns what the folder's config.json describes.
 
-    Raises RunError naming the field that cannot be honoured.
+    The other arguments say how it is computed, as in ``ModelConfig``. Raises RunError with the name
+    of the first field that we cannot honour.
     """
     path = Path(folder).expanduser() / "config.json"
     said = fields(path.parent)
@@ -83,7 +85,10 @@ def model_config(
 
 
 def fields(root: Path) -> Fields:
-    """Raises RunError for a folder of an adapter, which transformers would read with its model."""
+    """Returns the fields of a folder's config.json.
+
+    Raises RunError for a folder of an adapter, which ``transformers`` would read with its model.
+    """
     if (root / "adapter_config.json").exists():
         raise RunError(
             f"{root} holds an adapter (adapter_config.json); merge it into its model and give that folder"
@@ -92,9 +97,9 @@ def fields(root: Path) -> Fields:
 
 
 def stored_dtype(said: Fields) -> str:
-    """Gives the dtype of a folder's tensors; float32, which loses nothing, if it does not say.
+    """Returns the dtype of a folder's tensors; float32, which loses nothing, if it does not say.
 
-    Raises RunError for others.
+    Raises RunError for a dtype that we do not read.
     """
     name = "dtype" if said.given("dtype", None) is not None else "torch_dtype"
     word = said.text(name, "float32").removeprefix("torch.")
@@ -104,7 +109,7 @@ def stored_dtype(said: Fields) -> str:
 
 
 def _refuse_windows(said: Fields, kind: str, layers: int) -> None:
-    """Raises RunError if a layer looks back less than all the way."""
+    """Raises RunError if a layer sees only a window of the earlier tokens."""
     types = said.given("layer_types", None)
     if types is not None and (type(types) is not list or set(map(str, types)) - {"full_attention"}):
         raise said.refuse("layer_types", types, "full_attention in all layers")
@@ -114,8 +119,11 @@ def _refuse_windows(said: Fields, kind: str, layers: int) -> None:
 
 
 def _rope(said: Fields, kind: str) -> tuple[float, RopeScaling | None]:
-    """Its base, and Llama 3's scaling. There are two spellings: rope_theta and rope_scaling side by side, or
-    both in rope_parameters. Raises RunError if a folder has both and they differ."""
+    """Returns the base of rotary positions, and Llama 3's scaling if there is one.
+
+    There are two spellings: rope_theta and rope_scaling side by side, or both in rope_parameters.
+    Raises RunError if a folder has both spellings and they differ.
+    """
     readings = {}
     for spelling in ("rope_scaling", "rope_parameters"):
         part = said.part(spelling)
@@ -158,23 +166,26 @@ def _rope_reading(
 
 
 def end_ids(folder: str) -> set[int]:
-    """The ids that end a sequence for whoever serves the folder, by both its files that name some.
+    """Returns the ids that end a sequence for programs that serve the folder.
 
-    Raises RunError if one cannot be read.
+    They are those of config.json and of generation_config.json. Raises RunError if one of these
+    files cannot be read.
     """
     root = Path(folder).expanduser()
     said = Fields(root / "config.json", read_object(root / "config.json"))
     found = set(said.ids("eos_token_id"))
     if "eos_token_id" not in said.raw and said.raw.get("model_type") == "llama":
-        found = {2}  # what transformers takes where that family's config.json does not say
+        found = {2}  # the default of transformers for that family
     if (root / GENERATION).is_file():
         found |= set(Fields(root / GENERATION, read_object(root / GENERATION)).ids("eos_token_id"))
     return found
 
 
 def check_same_model(config: ModelConfig, folder: str) -> None:
-    """Raises RunError if a folder's weights would be played by another model than its config.json describes,
-    in what the tensors' shapes do not show."""
+    """Raises RunError if ``config`` is not the model that the folder's config.json describes.
+
+    Compares what the shapes of the tensors do not show.
+    """
     there = model_config(folder)
     for name in ("heads", "kv_heads", "head_size", "rope_theta", "rope_scaling", "rms_epsilon"):
         ours, theirs = getattr(config, name), getattr(there, name)
@@ -183,9 +194,9 @@ def check_same_model(config: ModelConfig, folder: str) -> None:
 
 
 def description(config: ModelConfig, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, Any]:
-    """The config.json that ``model_config`` reads ``config`` from, for models that come from no folder.
+    """Returns a config.json that ``model_config`` reads as ``config``, for models without a folder.
 
-    Raises RunError for a combination that no family has.
+    Raises RunError if no family has this combination of ``qk_norm`` and ``qkv_bias``.
     """
     variants = {variant: kind for kind, variant in _VARIANTS.items()}
     kind = variants.get((config.qk_norm, config.qkv_bias))
@@ -207,7 +218,7 @@ def description(config: ModelConfig, vocab_size: int, stop_ids: Sequence[int]) -
         "max_position_embeddings": 32_768,
         "hidden_act": "silu",
         "attention_bias": False,
-        "eos_token_id": list(stop_ids),  # or some families have another by default
+        "eos_token_id": list(stop_ids),  # given because some families have another default
         "dtype": config.param_dtype,
     }
     if config.rope_scaling is not None:

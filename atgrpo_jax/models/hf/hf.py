@@ -1,4 +1,4 @@
-"""Hugging Face model folders: safetensors <-> sharded parameters; config_json.py reads config.json."""
+"""Reads and writes Hugging Face folders: safetensors <-> sharded parameters; see config_json.py."""
 
 import errno
 import json
@@ -27,17 +27,17 @@ from atgrpo_jax.models.hf.config_json import (
 )
 from atgrpo_jax.models.hf.tensors import INDEX, SINGLE, Tensors, same
 
-# Of a folder: what config.json says, and the parameters both ways.
+# What config.json says, and the parameters both ways: all that callers need of a folder.
 __all__ = ["check_same_model", "description", "end_ids", "load", "model_config", "save"]
 
-# Copied as they are when a trained folder is written.
+# Files that a trained folder gets as they are in its source.
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "added_tokens.json", "chat_template.jinja", GENERATION,
 )  # fmt: skip
 SHARD_BYTES = 5 * 10**9
 
-# Tensors that older versions stored and that are computed anew: rotary frequencies and causal masks.
+# Tensors that older versions stored, and that we compute: rotary frequencies and causal masks.
 _BUFFERS = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)|.*\battn\.(bias|masked_bias)")
 
 _MODULES = {
@@ -60,7 +60,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def tensor_name(path: str) -> str:
-    """The folder's name of our parameter, e.g. "layer_3/q/kernel"."""
+    """Returns a folder's name for a parameter of ours, such as "layer_3/q/kernel"."""
     parts = path.split("/")
     layer = re.fullmatch(r"layer_(\d+)", parts[0])
     module = f"model.layers.{layer[1]}.{_MODULES[parts[1]]}" if layer else _MODULES[parts[0]]
@@ -68,18 +68,18 @@ def tensor_name(path: str) -> str:
 
 
 def _transposed(path: str) -> bool:
-    """Ours are [in, out], the folder's [out, in]."""
+    """Returns whether a folder has it as [out, in], where ours is [in, out]."""
     return path.endswith(("kernel", "head"))
 
 
 def load(folder: str, shapes: Any) -> Any:
-    """Parameters of the folder, each device reading its own part of each tensor.
+    """Returns the parameters of a folder; each device reads its own part of each tensor.
 
     Args:
       shapes: tree of ShapeDtypeStruct with shardings, e.g. ``Learner.shapes.params``.
 
-    Raises RunError naming the first tensor that is missing, left over, misshapen, no float or not finite, or
-    the file that cannot be read.
+    Raises RunError with the name of the first tensor that is missing, left over, misshapen, no
+    float or not finite, or of the file that cannot be read.
     """
     root = Path(folder).expanduser()
     fields(root)
@@ -89,7 +89,7 @@ def load(folder: str, shapes: Any) -> Any:
     stored = {name for name in tensors if not _BUFFERS.fullmatch(name)}
     if HEAD not in names and HEAD in stored:
         stored = _tied(root, tensors, leaves[EMBEDDING].shape, stored)
-    instead = {EMBEDDING: HEAD} if HEAD in stored - names else {}  # a tied matrix under its other name
+    instead = {EMBEDDING: HEAD} if HEAD in stored - names else {}  # stored under that name
     missing, extra = sorted(names - stored - set(instead)), sorted(stored - names - set(instead.values()))
     if missing:
         raise RunError(f"{root} lacks tensor {missing[0]} ({len(missing)} such)")
@@ -110,9 +110,10 @@ def load(folder: str, shapes: Any) -> Any:
 
 
 def _tied(root: Path, tensors: Tensors, shape: tuple[int, ...], stored: set[str]) -> set[str]:
-    """What is stored, but for a tied head that is there a second time.
+    """Returns the names ``stored`` without a tied head that is stored beside the embedding.
 
-    Raises RunError if it is another one: ``transformers`` unties it from version 5 on, and dropped it before.
+    Raises RunError if that head is not the embedding: ``transformers`` unties it from version 5 on,
+    and dropped it before.
     """
     if EMBEDDING not in stored:
         return stored
@@ -132,15 +133,15 @@ def save(
     stop_ids: Sequence[int] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a folder that ``transformers`` loads: weights, and every other file of ``source``.
+    """Writes a folder that ``transformers`` loads: weights, and the ``COPIED`` files of ``source``.
 
     Args:
       source: a model folder, or what config.json says (``description``).
-      dtype: of the written tensors; that of ``source`` if not given.
-      stop_ids: what ends a sequence; that of ``source`` if not given.
-      shard_bytes: of one file, at most; one file is on the host at a time.
+      dtype: that of the written tensors; that of ``source`` if not given.
+      stop_ids: ids that end a sequence; those of ``source`` if not given.
+      shard_bytes: most bytes of one file; one file's tensors are on the host at a time.
 
-    Raises RunError if a weight has no place in ``dtype``.
+    Raises RunError if ``dtype`` cannot hold a weight, and OSError if the disk is full.
     """
     root = Path(folder).expanduser()
     root.mkdir(parents=True, exist_ok=True)
@@ -176,8 +177,11 @@ def save(
 
 
 def _spelled(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json in the words of ``transformers`` before and after version 5: one of dtype and torch_dtype,
-    which both read, and the rotary base where the older ones look for it."""
+    """Returns config.json in words that ``transformers`` before and after version 5 understand.
+
+    It has one of dtype and torch_dtype, which both versions read, and the rotary base where the
+    older one looks for it.
+    """
     key = "dtype" if "dtype" in raw else "torch_dtype"
     said = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")} | {key: dtype}
     rope = dict(said.get("rope_parameters") or {})
@@ -189,12 +193,12 @@ def _spelled(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raises OSError if the disk is full."""
+    """Writes a safetensors file. Raises OSError if the disk is full."""
     try:
         save_file(dict(tensors), file, metadata={"format": "pt"})
-    except SafetensorError as error:  # its way of saying that the disk is full
+    except SafetensorError as error:  # the library raises this if the disk is full
         raise OSError(errno.ENOSPC, str(error), str(file)) from error
-    file.chmod(0o644)  # the library makes it its owner's alone, and servers read it, too
+    file.chmod(0o644)  # the library lets only the owner read it, but servers must
 
 
 def _leaves(params: Any) -> Iterator[tuple[str, jax.Array]]:
@@ -203,7 +207,7 @@ def _leaves(params: Any) -> Iterator[tuple[str, jax.Array]]:
 
 
 def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str, jax.Array]]]:
-    """Leaves in groups of at most ``most`` bytes."""
+    """Yields the leaves in groups of at most ``most`` bytes, or of one larger leaf."""
     shard: list[tuple[str, jax.Array]] = []
     size = 0
     for path, leaf in _leaves(params):
@@ -218,7 +222,7 @@ def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str,
 
 def _fetch(leaf: jax.Array, path: str, dtype: str) -> np.ndarray:
     values = np.asarray(jax.device_get(leaf))
-    with np.errstate(over="ignore"):  # said below, by name
+    with np.errstate(over="ignore"):  # raised below, with its name
         written = values.astype(jnp.dtype(dtype), copy=False)
     if np.isfinite(values).all() and not np.isfinite(written).all():
         most = float(np.abs(values).max())

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder: which file holds which, each read with its name in every error."""
+"""Reads the tensors of a Hugging Face folder: finds their files, and names them in every error."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -15,12 +15,13 @@ _READ = ("F32", "F16", "BF16")
 
 
 class Tensors:
-    """Names, and parts of tensors by name.
+    """Iterates over the names of a folder's tensors, and gives parts of each by its name.
 
-    As ``transformers`` has it, a single file is taken before an index, and of the index only which files
-    there are: what they hold, they say themselves.
+    As in ``transformers``, a single file comes before an index. Of an index, only the names of the
+    files are read; each file says itself which tensors it holds.
 
-    Raises RunError for a folder without such files, with two sets of them, or with one that cannot be read.
+    Raises RunError for a folder without such files, with two sets of them, or with one that cannot
+    be read.
     """
 
     def __init__(self, root: Path):
@@ -41,12 +42,12 @@ class Tensors:
         return name in self._files
 
     def slices(self, name: str, shape: tuple[int, ...]) -> "Slices":
-        """Raises RunError if the tensor has another shape, or no dtype that we read."""
+        """Opens a tensor. Raises RunError if its shape is another, or we do not read its dtype."""
         return Slices(self.root, name, self._files[name], shape)
 
 
 class Slices:
-    """One tensor, read part by part; the file stays open as long as this lives."""
+    """Reads one tensor part by part. Its file stays open as long as this object lives."""
 
     def __init__(self, root: Path, name: str, path: Path, shape: tuple[int, ...]):
         self._what = f"{root}: tensor {name}"
@@ -59,7 +60,7 @@ class Slices:
             raise RunError(f"{self._what} has dtype {dtype}, expected a float one of {', '.join(_READ)}")
 
     def read(self, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
-        """Raises RunError if a number is not finite, as stored or in ``dtype``."""
+        """Returns a part as ``dtype``. Raises RunError if it is unreadable or not finite then."""
         try:
             values = np.asarray(self._part[index]).astype(dtype, copy=False)
         except (OSError, SafetensorError) as error:
@@ -71,7 +72,7 @@ class Slices:
 
 
 def same(first: Slices, second: Slices, rows: int) -> bool:
-    """Whether two matrices are equal, a thousand rows at a time."""
+    """Returns whether two matrices are equal. Reads about a thousand rows at a time."""
     whole = slice(None)
     for start in range(0, rows, 1024):
         part = (slice(start, min(start + 1024, rows)), whole)
@@ -122,7 +123,7 @@ def _inside(root: Path, index: Path, name: str) -> Path:
 
 
 def _opened(path: Path) -> Any:
-    """Raises RunError for a file that is missing, cut short or no safetensors."""
+    """Opens a file. Raises RunError if it is missing, cut short or no safetensors."""
     check_file(path)
     try:
         return safe_open(path, "np")
