@@ -258,9 +258,8 @@ def test_a_finished_run_can_be_made_longer(whole, place):
     [
         (['team.Team.sharing = "full"'], {"policy/mover/loss", "policy/scout/loss"}),
         (['team.Team.sharing = "lora"'], {"policy/mover/loss", "policy/scout/loss"}),
-        (["learner.LossConfig.kl = 0.1"], {"policy/shared/kl_start"}),
     ],
-    ids=["a policy a role", "an adapter a role", "kl to the start"],
+    ids=["a policy a role", "an adapter a role"],
 )
 def test_variants_run_and_resume(place, params, changes):
     gin_file = place / "variant.gin"
