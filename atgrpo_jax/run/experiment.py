@@ -33,7 +33,7 @@ FREE = ("steps", "checkpoint_every", "keep_checkpoints")
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The config of a run. It says all that decides which bytes the run leaves.
+    """The whole config of a run.
 
     Policies start from random parameters of ``model``, or from the ``pretrained`` Hugging Face
     folders. Then they get the ``warm_start``, if there is one.

@@ -60,7 +60,7 @@ def _experiment(gin_file: str, parse: Callable[[], object]) -> Experiment:
     Raises ConfigError, which names ``gin_file``.
     """
     gin.clear_config()
-    logging.disable(logging.ERROR)  # gin logs each place where it looks for an included file in vain
+    logging.disable(logging.ERROR)  # gin logs every place without an included file
     try:
         gin.add_config_file_search_path(str(gin_folder()))
         parse()
@@ -181,8 +181,8 @@ def _holds_parts(value: Any) -> bool:
 def _scopes(parts: Sequence[tuple[str, Any]]) -> dict[int, str]:
     """Returns the gin scope of every part, by the part's ``id``.
 
-    The first value of a class needs no scope. Other values get the last word of their place as scope
-    or, if that is taken, the whole place, and then a number as well.
+    The first value of a class needs no scope. Other values get the last word of their place as
+    scope or, if that is taken, the whole place, and then a number as well.
     """
     scopes: dict[int, str] = {}
     taken: dict[tuple[str, str], Any] = {}

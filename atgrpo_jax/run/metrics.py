@@ -28,7 +28,8 @@ from atgrpo_jax.run.folder import RunFolder
 class MetricsWriter:
     """Appends records to the run folder.
 
-    ``first`` is the first step to be written. TensorBoard ignores older events of this or later steps.
+    ``first`` is the first step to be written. TensorBoard ignores what an older
+    run wrote for this and later steps.
     """
 
     def __init__(self, folder: RunFolder, first: int):
@@ -41,7 +42,7 @@ class MetricsWriter:
                 self._events, "ab", buffering=0
             )  # written here: TensorBoard's own writer is a thread whose errors nobody sees
         self._show(0, file_version="brain.Event:2")
-        self._show(first, session_log=SessionLog(status=SessionLog.START))  # voids older events from here on
+        self._show(first, session_log=SessionLog(status=SessionLog.START))  # purges later events
 
     def close(self) -> None:
         self._file.close()
@@ -65,8 +66,8 @@ class MetricsWriter:
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Returns success, turns, ends and counts, and for each role the mean reward and tokens.
 
-    Means of a role are over all its candidates, executed or not; those of rewards leave out candidates
-    that have none.
+    Means of a role are over all its candidates, executed or not. Those of rewards leave out
+    candidates that have none.
     """
     metrics = {
         "rollout/success": float(np.mean([e.solved for e in episodes])),

@@ -32,7 +32,7 @@ class SavedRun:
         return step
 
     def weights(self, step: int) -> Mapping[str, Weights]:
-        """Reads the weights of all policies after ``step``. Raises RunError if they cannot be read."""
+        """Reads the weights of all policies after ``step``. Raises RunError if it cannot."""
         try:
             return self.policies.weights(self.policies.restore(self._checkpoints, step))
         except Damaged as error:
