@@ -13,7 +13,7 @@ from atgrpo_jax.common.errors import ConfigError
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
 LAYOUTS = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _CUBES}
-# libtpu asks which machine it is on, and locks it. Here it only compiles, so it need do neither.
+# libtpu asks which machine it is on, and locks it. Here it only compiles and needs neither.
 _NO_MACHINE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",

@@ -65,7 +65,7 @@ class RunFolder:
         return False
 
     def lock(self) -> None:
-        """Locks the folder until this process ends. Raises RunError if it is locked."""
+        """Locks the folder until this process ends. Raises RunError if another process has it."""
         make_folder(self.path)
         name = self.path / ".lock"
         self._lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)

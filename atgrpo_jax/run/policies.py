@@ -95,7 +95,7 @@ class Policies:
                 where = f"policy {name}, as the warm start left it"
                 check_tree(own, where, f"delete what is cached in {x.warm_start.cache_dir}")
         if self.adapted:
-            # Copied if a policy of that name is trained, too: updates donate (free) its arrays.
+            # Copied, because a trained policy may have that name, too: updates free its arrays.
             self.base = jax.tree.map(jnp.copy, params[BASE]) if BASE in self.names else params[BASE]
         return {name: self._start(name, params) for name in self.names}
 

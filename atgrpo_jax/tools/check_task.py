@@ -2,7 +2,7 @@
 
     python -m atgrpo_jax.tools.check_task --gin_file=mine.gin
 
-docs/your-task.md lists the rules. It prints a line for each problem: rule, place, what was seen.
+docs/your-task.md lists the rules. A line is printed for each problem: rule, place, what was seen.
 """
 
 import asyncio

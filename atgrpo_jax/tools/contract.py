@@ -51,15 +51,12 @@ def check(
     bound: float = BOUND,
     patience: float = PATIENCE,
 ) -> list[Problem]:
-    """Returns the problems of a task that can be found without an experiment.
-
-    ``check_experiment`` finds others as well.
+    """Returns the problems of a task by itself; ``check_experiment`` finds others as well.
 
     Args:
       runner: runs the programs that its roles write.
       instances: how many of each split are looked at.
-      episodes: how many of each of the first training instances are played to find one that fails
-        and is paid for it.
+      episodes: how many of each of the first instances are played to find a failure that pays.
       bound: largest absolute value of a reward, and of the sums of rewards over an episode.
       patience: seconds after which a call for a text counts as hanging.
     """
@@ -272,10 +269,8 @@ class Contract:
     # In a child process
 
     def _survive(self, state: Any, role: str, place: str) -> None:
-        """Checks that no text of a role, or output of its program, ends or hangs the process.
-
-        It tries them in child processes. Texts that do are problems, and are not tried in this one.
-        """
+        """Tries texts, and outputs of programs, in child processes. Those that end or hang one are
+        problems, and are not tried in this process."""
         deadly = self._deadly.setdefault(role, set())
         texts = [text for text in (*EVALUATES, *HOSTILE) if text not in deadly]
 
@@ -332,7 +327,7 @@ class Contract:
     # Rewards
 
     async def _farm(self, index: int) -> None:
-        """Plays many episodes of an instance: no failed one may pay a role more than a solved one."""
+        """Plays an instance many times: no failed one may pay a role more than a solved one."""
         best: dict[str, float] = {}
         worst: dict[str, float] = {}
         for episode in range(self._episodes):
@@ -355,10 +350,8 @@ class Contract:
 
     async def _episode(self, index: int, rng: random.Random) -> tuple[dict[str, float], bool] | None:
         """Plays an episode; returns each role's reward, the team's included, and if it is solved.
-
         Returns None if the task raised. Answers are spoilt with a probability that each episode
-        draws. In about a quarter of the episodes a role takes the best-paid of four answers.
-        """
+        draws. In about a quarter of the episodes a role takes the best-paid of four answers."""
         task = self._task
         state, solved, team = self.initial(index), False, 0.0
         local = dict.fromkeys(task.workflow.order, 0.0)
@@ -387,10 +380,8 @@ class Contract:
         return rng.choice([*spoilt(text, rng), rng.choice(hostile)]) if rng.random() < spoil else text
 
     async def _best(self, state: Any, role: str, texts: Sequence[str], place: str) -> Step | None:
-        """Returns the best-paid of the steps that the texts lead to; None if the task raised.
-
-        A step that solves the instance, and so ends the episode, is taken only if all do.
-        """
+        """Returns the best-paid step; one that solves, and so ends the episode, only if all do.
+        Returns None if the task raised."""
         steps: list[Step] = []
         for text in texts:
             step = await self._step(state, role, text, place)
@@ -400,7 +391,7 @@ class Contract:
         return max(steps, key=lambda step: (not step.solved, step.reward.mixed(1.0)))
 
     def _bounded(self, place: str, team: float, local: Mapping[str, float]) -> None:
-        """Checks that an episode's sums keep the bound of one reward: more turns must pay no more."""
+        """Checks that an episode's sums keep the bound of one reward: turns must not add up."""
         for name, total in {"the team": team, **local}.items():
             if abs(total) > self._bound:
                 seen = f"{place}: an episode pays {name} {total:.3g}; {self._bound:.3g} is allowed"

@@ -74,8 +74,8 @@ def in_child(
     """Calls ``call`` with each of ``given`` in a child process.
 
     Yields (given, value, ""), or (given, None, how the process ended or that it hangs). A call
-    hangs if it takes more than ``patience`` seconds. After one that hangs or ends the process, the others
-    are tried in another child. Values go through JSON.
+    hangs if it takes more than ``patience`` seconds. After one that hangs or ends the process, the
+    others are tried in another child. Values go through JSON.
     """
     place = 0
     while place < len(given):
@@ -219,7 +219,7 @@ def differ(one: str, other: str) -> str:
 
 
 def spoilt(text: str, rng: random.Random) -> Iterator[str]:
-    """Yields texts that are nearly like an answer."""
+    """Yields texts that are nearly an answer."""
     middle = len(text) // 2
     yield text[:middle]
     yield text * 3

@@ -163,7 +163,7 @@ def _write_smollm2(source: Path, out: Path) -> None:
 
 
 def _half_rotation(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Reorders rows: GGUF has a head's rotary pairs side by side, Hugging Face half a head apart."""
+    """Reorders rows: GGUF has a rotary pair side by side, Hugging Face half a head apart."""
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 

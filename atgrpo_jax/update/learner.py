@@ -31,15 +31,13 @@ class PolicyState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Sets the optimizer and its learning rate.
+    """Sets the optimizer and its rate: a linear warm-up, then a constant rate or a cosine decay.
 
-    The rate warms up linearly, then stays constant or has a cosine decay. ``warmup`` and ``decay``
-    count updates; a step makes at most ``LossConfig.epochs * LossConfig.minibatches`` of them.
+    A training step makes at most ``LossConfig.epochs * LossConfig.minibatches`` updates.
 
     "muon" orthogonalises the momentum of every matrix but the embedding (Jordan 2024) and scales it
-    to a root mean square of 0.2 of the rate (2502.16982, eq. 4). AdamW updates the other
-    parameters. With Muon, a warm start from scratch needs less than half of the updates that it
-    needs with AdamW (docs/log.md).
+    to a root mean square of 0.2 of the rate (2502.16982, eq. 4). AdamW updates the rest. A warm
+    start from scratch takes less than half of the updates that it takes with AdamW (docs/log.md).
     """
 
     algorithm: Literal["adamw", "muon"] = "adamw"
@@ -169,10 +167,8 @@ def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
 class Learner:
     """Builds and updates the PolicyStates of all policies with one architecture and kind.
 
-    They share its compiled programs.
-
-    With ``lora`` the trained part is an adapter, and each call is given the parameters (``base``)
-    that the adapter is on.
+    They share its programs. With ``lora`` the trained part is an adapter, and each call is given
+    the parameters (``base``) that the adapter is on.
     """
 
     def __init__(
@@ -215,8 +211,7 @@ class Learner:
             in_shardings=(self.shardings, rows, plain, None, None),
             out_shardings=(self.shardings, plain),
         )
-        # With ``offload`` the update is two programs. In a single one XLA would move the optimizer
-        # state to the device before it computes the gradients.
+        # Two programs, for ``offload``: one would fetch the optimizer state before the gradients.
         self._jit_gradients = jax.jit(
             self._exact_gradients,
             in_shardings=(computing.params, rows, plain, None, None),
@@ -282,9 +277,7 @@ class Learner:
 
     def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Compiled]:
         """Compiles the programs of ``update`` ahead of time, for batches [A, B, T] of this shape.
-
-        The arguments may be shapes instead of arrays, and the mesh's devices need not exist.
-        """
+        Arguments may be shapes instead of arrays, and the mesh's devices need not exist."""
         numbers = tuple(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
         state = self.shapes
         if not self._offload:
@@ -293,10 +286,8 @@ class Learner:
         return [gradients.compile(), self._jit_apply.lower(state, state.params, numbers).compile()]
 
     def _widened(self, batch: Batch) -> Batch:
-        """Pads A to the largest that this (B, T) has had, so that no smaller A is compiled.
-
-        Batches shrink as groups lose their signal. ``update`` skips the empty micro-batches.
-        """
+        """Pads A to the largest of this (B, T) so far: batches shrink as groups lose their signal,
+        and should not recompile then. ``update`` skips the empty micro-batches."""
         A, B, T = batch.tokens.shape
         self._largest[B, T] = most = max(A, self._largest.get((B, T), 0))
         return each(lambda x: np.pad(x, ((0, most - A), (0, 0), (0, 0))), batch)
@@ -311,11 +302,9 @@ class Learner:
         rate: float = 1.0,
         correction: float | None = None,
     ) -> tuple[PolicyState, Updates]:
-        """Calls ``update`` on each batch in turn, and does not wait for the results.
-
-        If ``correction`` is a number, batches are ``corrected`` first, with factors up to that
-        number. Without batches the state is returned as it was.
-        """
+        """Calls ``update`` on each batch in turn, and does not wait for the results. Batches are
+        ``corrected`` first, with factors up to ``correction``, unless that is None. Without batches
+        the state is returned as it was."""
         corrected: Iterable[tuple[Batch, dict[str, Any]]] = ((batch, {}) for batch in batches)
         if correction is not None:  # all with the parameters from before the first update
             corrected = [self.corrected(state.params, x, temperature, correction, base) for x in batches]
