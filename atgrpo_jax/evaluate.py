@@ -1,10 +1,11 @@
-"""Scores a team on held-out instances: of a run, or of a model folder that plays all roles.
+"""Scores a team on held-out instances: that of a run, or a model folder that plays all roles.
 
 python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--gin_param=...]
 python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=...] [--against=FOLDER]
 
-``--against`` plays a second one on the same instances and gives the paired difference. Parameters of a run's
-task and evaluation may be others than in training: --gin_param='math.Math.files = {"test": "aime25.jsonl"}'.
+``--against`` plays a second team on the same instances and prints the paired difference.
+``--gin_param`` may change a run's task, evaluation and sandbox:
+--gin_param='math.Math.files = {"test": "aime25.jsonl"}'.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ _INSTANCES = flags.DEFINE_integer("instances", None, "How many; the config's num
 _EPISODES = flags.DEFINE_integer("episodes", 1, "Of each instance, for avg@k and pass@k.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; the config's if not given.", 0.0)
 
-# What is scored: its name, its step (0 for a folder) and the weights of every policy.
+# A team to score: its name, its step (0 for a folder) and the weights of every policy.
 Contender = tuple[str, int, Mapping[str, Weights]]
 
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 
 def evaluate_run(saved: SavedRun) -> None:
-    """Appends each score to the run's evaluations.jsonl."""
+    """Scores a run, and appends each score to its evaluations.jsonl."""
     x = _played(saved.x)
     step = saved.newest() if _STEP.value is None else _STEP.value
 
@@ -69,7 +70,11 @@ def evaluate_run(saved: SavedRun) -> None:
 
 
 def _played(trained: Experiment) -> Experiment:
-    """What the team of a run plays. Raises ConfigError for a parameter that training has settled."""
+    """Returns the experiment to score a run with: that of training, changed by --gin_param.
+
+    Task, evaluation and sandbox may change, and what may change when a run goes on. Raises
+    ConfigError for any other change, and if the task has other roles.
+    """
     if _GIN_FILE.value is not None:
         raise ConfigError(
             "--run_dir has a config of its own: no --gin_file; --gin_param changes single parameters"
@@ -119,7 +124,7 @@ def evaluate_folders(model: str) -> None:
 def scores(
     x: Experiment, policies: Policies, contenders: Iterator[Contender]
 ) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
-    """Plays and prints each contender in turn, and the difference of the first to each later one."""
+    """Scores each contender in turn; prints its score, and how it differs from the first one."""
     instances = available(x.task, _SPLIT.value, _INSTANCES.value or x.evaluation.instances)
     sampling = x.evaluation.sampling(x.rollout.sampling, _TEMPERATURE.value)
     settings = {"split": _SPLIT.value, "instances": instances} | dataclasses.asdict(sampling)

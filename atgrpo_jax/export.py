@@ -1,9 +1,10 @@
 """``python -m atgrpo_jax.export --run_dir=RUN --out=FOLDER [--step=N] [--merge]``
 
-Gives a trained team to other tools: writes a folder for every policy, OUT/<policy>. That is a Hugging Face
-model, or the PEFT adapter of a policy that is one; ``--merge`` writes adapters merged into their base. A base
-that is no folder's, or that a warm start has moved away from it, is written beside its adapters, as
-OUT/base_of_adapters. A policy that did not start from a folder gets no tokenizer files.
+Writes a trained team for other tools, a folder OUT/<policy> for every policy. It holds a Hugging
+Face model, or a PEFT adapter if the policy is one. ``--merge`` writes adapters merged into their
+base. Without it, a base that was not read from a model folder, or that a warm start has changed,
+is written as well, as OUT/base_of_adapters. A policy that did not start from a folder gets no
+tokenizer files.
 """
 
 from pathlib import Path
@@ -53,7 +54,11 @@ def main(argv: list[str]) -> None:
 
 
 def write(source: str | dict[str, Any], weights: Weights, lora: LoraConfig, out: Path, merged: bool) -> None:
-    """One policy's folder; ``source`` is the one it started from, or its adapter is on."""
+    """Writes the folder of one policy.
+
+    ``source`` is the folder that the policy started from, or for an adapter the folder of its base.
+    For a policy with a random start it is what config.json has to say.
+    """
     params: Any = weights.params
     if weights.adapter is not None and not merged:
         assert isinstance(source, str)

@@ -1,10 +1,11 @@
 """``python -m atgrpo_jax.plan --gin_file=plan.gin --mesh=fsdp=8 --device=v5e [--preset=qwen3-8b]``
 
-Says, before a launch and without weights or accelerators, whether a run fits and how long a step takes.
-Exits with 1 if it does not fit. ``--preset`` puts a published size in place of the config's model.
+Prints whether a run fits into memory and the least time of a step, before it is started. This needs
+neither weights nor accelerators. The exit code is 1 if the run does not fit. ``--preset`` replaces
+the config's model by one of a published size.
 
-With ``--compile``, and libtpu installed, the update is compiled for these TPUs as the launch would do it,
-and what the compiler says of its memory takes the place of estimates. Minutes instead of seconds.
+With ``--compile``, and libtpu installed, it compiles the update for these TPUs, as a run would. The
+compiler's figure for memory then replaces the estimates. This takes minutes instead of seconds.
 """
 
 import dataclasses
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
 
 
 def planned(x: Experiment) -> Experiment:
-    """With the mesh and the model of the flags. Raises ConfigError for impossible ones."""
+    """Returns ``x`` with the mesh and model of the flags. Raises ConfigError if impossible."""
     changes: dict[str, object] = {}
     if _MESH.value is not None:
         changes["mesh"] = parse_mesh(_MESH.value)
@@ -79,7 +80,7 @@ def planned(x: Experiment) -> Experiment:
 
 
 def parse_mesh(text: str) -> MeshConfig:
-    """Raises ConfigError for anything but axes and sizes, as in "data=2,fsdp=4"."""
+    """Reads a mesh such as "data=2,fsdp=4". Raises ConfigError for any other text."""
     axis = f"({'|'.join(field.name for field in dataclasses.fields(MeshConfig))})"
     if not re.fullmatch(rf"({axis}=\d+)(,{axis}=\d+)*", text):
         raise ConfigError(f"--mesh={text}: expected axes and sizes, e.g. data=2,fsdp=4,tensor=1")

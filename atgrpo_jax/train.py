@@ -1,4 +1,7 @@
-"""``python -m atgrpo_jax.train --gin_file=plan.gin [--gin_param=...] [--run_dir=...]``"""
+"""Trains a team, or goes on with a run that stopped.
+
+python -m atgrpo_jax.train --gin_file=plan.gin [--gin_param=...] [--run_dir=...]
+"""
 
 from pathlib import Path
 
@@ -18,7 +21,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
-    # JAX and what stands on it take seconds to import, in which a stop is heard already.
+    # Imported here because JAX takes seconds: Ctrl-C and SIGTERM are handled by now.
     from atgrpo_jax.run import gin_config
     from atgrpo_jax.run.folder import RunFolder
     from atgrpo_jax.run.loop import train

@@ -1,3 +1,3 @@
-"""The version: its only home. setup.py runs this file, so it imports nothing."""
+"""Holds the version, and nothing else does. setup.py runs this file, so it imports nothing."""
 
 __version__ = "0.1.0"

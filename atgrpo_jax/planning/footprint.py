@@ -1,7 +1,8 @@
-"""What a run will need on each device, and how long a step takes at best: without weights or accelerators.
+"""Estimates a run's memory on each device and the least time of a step.
 
-Parameters and optimizer state are exact: the shapes and shardings are those of the run. Activations are what
-JAX's own backward pass keeps, by abstract evaluation of the model's share on one device.
+It needs neither weights nor accelerators. Parameters and optimizer state are exact: their shapes
+and shardings are those of the run. Activations are what JAX's own backward pass keeps. They are
+found by abstract evaluation of one device's share of the model.
 """
 
 import asyncio
@@ -35,11 +36,11 @@ from atgrpo_jax.update.warm_start import demonstrations
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Published figures."""
+    """Holds the published figures of one device."""
 
     name: str
     memory: float  # bytes
-    flops: float  # a second, bfloat16 matrix products
+    flops: float  # FLOP a second, in bfloat16 matrix products
     bandwidth: float  # bytes a second
 
 
@@ -62,23 +63,26 @@ _HEAD = "the head's logits and gradient"
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of a training step's groups, tokens; every episode is taken to last all turns, every answer to be as
-    long as it may be."""
+    """Holds the number and the lengths of a training step's groups.
 
-    groups: int
-    prompt: float  # mean
-    longest_prompt: int
-    new: int  # of one candidate
-    candidates: int
+    It is assumed that all episodes last all turns, and that all answers are as long as the limit
+    allows.
+    """
+
+    groups: int  # of all roles in one step
+    prompt: float  # tokens, mean
+    longest_prompt: int  # tokens
+    new: int  # tokens of one candidate
+    candidates: int  # of each group
 
     @property
     def group(self) -> int:
-        """The longest."""
+        """Returns the tokens of the longest group."""
         return self.longest_prompt + self.candidates * self.new
 
 
 def sizes(x: Experiment, instances: int = 16) -> Sizes:
-    """From prompts of demonstrated episodes of the first training instances."""
+    """Measures prompts in demonstrated episodes of the first ``instances`` training instances."""
     propose = demonstrations(x.task, x.tokenizer, 1, x.seed)
 
     async def play(runner):
@@ -103,7 +107,10 @@ def sizes(x: Experiment, instances: int = 16) -> Sizes:
 
 
 def memory(x: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
-    """Bytes on each device by what holds them; of the fullest mesh, where several are side by side."""
+    """Returns the bytes on each device, by what they hold.
+
+    If several meshes are side by side, they are those of the fullest one.
+    """
     sides: dict[Any, list[str]] = defaultdict(list)
     for name in policies.names:
         sides[policies.meshes[name]].append(name)
@@ -143,7 +150,7 @@ def _memory(x: Experiment, policies: Policies, names: Sequence[str], group: Size
 
 
 def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
-    """With what an update was found to take beside its state in place of the estimates."""
+    """Replaces the estimates for the update by ``update``, the bytes that the compiler measured."""
     estimates = {_GRADIENTS, _COPY, _ACTIVATIONS, _HEAD}
     return {name: size for name, size in lines.items() if name not in estimates} | {
         "the update beside its state, as compiled": update
@@ -151,10 +158,13 @@ def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
 
 
 def update_bytes(x: Experiment, policies: Policies, longest: int) -> int:
-    """Bytes on each device that the largest policy's update takes beside its state and base, on a micro-batch
-    of groups up to so many tokens: as compiled for the policies' devices, which need not be there.
+    """Compiles the update and returns the bytes that it takes on each device.
 
-    Raises ConfigError with the compiler's words where it finds no way to fit.
+    State and base are not counted. The bytes are those of the policy whose update takes most, on a
+    micro-batch with groups of at most ``longest`` tokens. The policies' devices need not exist.
+
+    Raises ConfigError with the compiler's words if the update does not compile, for example because
+    it does not fit.
     """
     batch = pack([], dataclasses.replace(x.batch, row_tokens=x.batch.row(longest)), "token", 1)
     most = 0
@@ -173,13 +183,16 @@ def update_bytes(x: Experiment, policies: Policies, longest: int) -> int:
 
 
 def bytes_a_device(tree: Any) -> int:
-    """Of arrays, or shapes with shardings, that are not in a host's memory."""
+    """Returns the bytes on each device of arrays, or of shapes with shardings.
+
+    Those in host memory do not count.
+    """
     leaves = (x for x in jax.tree.leaves(tree) if not on_host(x.sharding))
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def bytes_on_hosts(tree: Any) -> int:
-    """Of arrays, or shapes with shardings, on all hosts together."""
+    """Returns the bytes in the memory of all hosts of arrays, or of shapes with shardings."""
     leaves = (x for x in jax.tree.leaves(tree) if on_host(x.sharding))
     shards = (
         (len(x.sharding.device_set), math.prod(x.sharding.shard_shape(x.shape)), x.dtype) for x in leaves
@@ -190,18 +203,21 @@ def bytes_on_hosts(tree: Any) -> int:
 def activations(
     config: ModelConfig, mesh: MeshConfig, batch: BatchConfig, row: int, lora: int | None = None
 ) -> float:
-    """Bytes on each device that one micro-batch's backward pass finds ready, and what it makes again."""
+    """Returns the bytes of activations on each device for one micro-batch.
+
+    They are what the forward pass keeps for the backward pass, and what that computes again.
+    """
     local, rows = _local(config, mesh), batch.rows // (mesh.data * mesh.fsdp)
     kept = _kept(local, row, lora)
     if config.remat != "none":
         plain = dataclasses.replace(local, remat="none")
         one, two = (_kept(dataclasses.replace(plain, layers=n), row, lora) for n in (1, 2))
-        kept += two - one  # a block's own, while it is computed again
+        kept += two - one  # those of one block, while it is computed again
     return rows * kept
 
 
 def _local(config: ModelConfig, mesh: MeshConfig) -> ModelConfig:
-    """A device's share of the model where ``tensor`` devices have one layer."""
+    """Returns one device's share of the model: each layer is split over ``mesh.tensor`` devices."""
     t = mesh.tensor
     return dataclasses.replace(
         config,
@@ -214,7 +230,10 @@ def _local(config: ModelConfig, mesh: MeshConfig) -> ModelConfig:
 
 
 def _kept(config: ModelConfig, row: int, lora: int | None) -> int:
-    """Bytes a row: parameters are kept, too, and do not grow with the rows."""
+    """Returns the bytes that are kept for each row.
+
+    It subtracts one row from two, because parameters are kept, too, and do not grow with the rows.
+    """
     one, two = (_residuals(config, rows, row, lora) for rows in (1, 2))
     return two - one
 
@@ -240,20 +259,30 @@ def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> in
 
 
 def _copy(local: ModelConfig, x: Experiment) -> float:
-    """The blocks' parameters in the activations' dtype: a device's part, and one layer in full."""
+    """Returns the bytes of the blocks' parameters in the activations' dtype.
+
+    They are a device's part and, with ``fsdp``, one whole layer.
+    """
     layer = local.block_kernels()
     return jnp.dtype(local.dtype).itemsize * layer * (local.layers / x.mesh.fsdp + (x.mesh.fsdp > 1))
 
 
 def _head(local: ModelConfig, x: Experiment, trained: bool) -> float:
-    """Three arrays of a chunk's logits, the table in the activations' dtype, and its gradient in float32."""
+    """Returns the bytes that the head takes in an update.
+
+    They are three arrays of a chunk's logits, the table in the activations' dtype and, if it is
+    ``trained``, its gradient in float32.
+    """
     vocab = local.vocab_size or x.tokenizer.vocab_size
     table = vocab * local.width
     return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
 
 
 def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
-    """Pages of the in-process engine on each device, and the logits of its rows; servers are elsewhere."""
+    """Returns the bytes of the in-process engine on each device: its pages, and its rows' logits.
+
+    They are 0 for SGLang servers, which run elsewhere. Raises ConfigError for sglang-jax.
+    """
     local, engine = _local(config, x.mesh), x.engine
     if isinstance(engine, SGLangJaxConfig):
         raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
@@ -268,7 +297,7 @@ def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
 
 
 def _fused(config: ModelConfig, x: Experiment, params: Any) -> int:
-    """What the in-process engine keeps a second time of a small model; see ``transformer.fuse``."""
+    """Returns the bytes of a small model's second copy in the engine; see ``transformer.fuse``."""
     if not isinstance(x.engine, LocalEngineConfig) or x.mesh.fsdp * x.mesh.tensor > 1:
         return 0
     if bytes_a_device(params) > x.engine.fuse_mb * 1e6:
@@ -280,8 +309,11 @@ def _fused(config: ModelConfig, x: Experiment, params: Any) -> int:
 
 
 def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[str, float]:
-    """FLOP of a step's rollout and update on so many groups: prompts once a group, the head on new tokens,
-    attention over what a token sees; blocks that are computed again count twice forward."""
+    """Returns the FLOP of the rollout and of the update on so many ``groups``.
+
+    Each group's prompt counts once. The head counts for new tokens only, and attention for the
+    tokens that a token sees. Blocks that are computed again count twice forward.
+    """
     block = 2 * config.layers * config.block_kernels()
     span = 4 * config.layers * config.heads * config.head_size
     new = group.candidates * group.new
@@ -296,10 +328,13 @@ def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[s
 def seconds(
     x: Experiment, policies: Policies, group: Sizes, device: Device, utilisation: float
 ) -> Mapping[str, tuple[float, float, str]]:
-    """Stage -> (FLOP, seconds, what limits it). Of the roles' policies each has its share of the groups."""
+    """Returns stage -> (FLOP, least seconds, what limits it).
+
+    The groups are divided evenly among the roles.
+    """
     roles = x.task.workflow.order
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
-    updates: dict[Any, float] = defaultdict(float)  # seconds of each of the meshes side by side
+    updates: dict[Any, float] = defaultdict(float)  # mesh -> seconds; meshes work side by side
     samples = group.groups / len(roles) * group.candidates
     together = x.engine.rows if isinstance(x.engine, LocalEngineConfig) else samples
     steps = math.ceil(samples / together) * group.new
@@ -318,7 +353,7 @@ def seconds(
             totals[stage][1] += flop / rate
         totals["rollout"][2] += reading
         updates[policies.meshes[policy]] += done["update"] / rate
-    totals["update"][1] = max(updates.values())  # at the same time; the engine draws for one after another
+    totals["update"][1] = max(updates.values())  # side by side; the engine draws for one at a time
     return {
         stage: (flop, max(computing, reading), "arithmetic" if computing >= reading else "reading weights")
         for stage, (flop, computing, reading) in totals.items()
@@ -326,19 +361,19 @@ def seconds(
 
 
 def device(name: str) -> Device:
-    """Raises ConfigError for one that is not in ``DEVICES``."""
+    """Returns a device by its name. Raises ConfigError if it is not in ``DEVICES``."""
     if name not in DEVICES:
         raise ConfigError(f"--device={name}: expected one of {', '.join(DEVICES)}")
     return DEVICES[name]
 
 
 def fits(lines: Mapping[str, float], on: Device) -> bool:
-    """Whether the bytes leave a twelfth of the memory to the runtime and to fragments."""
+    """Returns whether a twelfth of the memory is left for the runtime and for fragmentation."""
     return _total(lines) <= on.memory * 11 / 12
 
 
 def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence[str]:
-    """The memory table as text."""
+    """Returns the lines of the memory table."""
     width = max(map(len, lines))
     verdict = "fits" if fits(lines, on) else "does not fit"
     return [

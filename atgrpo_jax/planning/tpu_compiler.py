@@ -1,4 +1,4 @@
-"""TPUs that are not there, to compile for: libtpu brings their compiler, which knows what fits."""
+"""Describes TPUs that are not there, to compile for them; libtpu has the compiler."""
 
 import importlib.util
 import os
@@ -9,11 +9,11 @@ from jax.experimental import topologies
 
 from atgrpo_jax.common.errors import ConfigError
 
-# Generation -> number of chips -> how they are laid out.
+# Generation -> number of chips -> their layout.
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
 LAYOUTS = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _CUBES}
-# libtpu asks what machine it is on, and wants it for itself: here it only compiles.
+# libtpu asks which machine it is on, and locks it. Here it only compiles and needs neither.
 _NO_MACHINE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -23,9 +23,9 @@ _NO_MACHINE = {
 
 
 def tpus(name: str, count: int) -> Sequence[Any]:
-    """The devices of the smallest slice of a generation that has so many chips.
+    """Returns the devices of the smallest slice of a generation with at least ``count`` chips.
 
-    Raises ConfigError for a generation or size that is not in ``LAYOUTS``, and without libtpu.
+    Raises ConfigError if the generation or size is not in ``LAYOUTS``, or libtpu is not installed.
     """
     if name not in LAYOUTS:
         raise ConfigError(f"--compile: there is a compiler for {', '.join(LAYOUTS)}, not for {name}")

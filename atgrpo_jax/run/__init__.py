@@ -1,1 +1,1 @@
-"""One training run as a value and as a loop: experiment, stages, checkpoints, the run folder."""
+"""Holds one training run: its config, its loop and stages, its checkpoints and its folder."""

@@ -1,4 +1,4 @@
-"""Checkpoints: one atomic step over all policies and optimizers, compared with their digests when read."""
+"""Saves and restores all policies and optimizers together, and checks digests when reading."""
 
 import itertools
 from collections.abc import Callable
@@ -12,16 +12,17 @@ from atgrpo_jax.common.progress import say
 
 
 class Checkpoints:
-    """Numbered checkpoints in one folder: the newest ``keep``, and step 0, where training started.
+    """The numbered checkpoints in one folder. It keeps the newest ``keep`` ones and step 0.
 
-    A checkpoint is there whole or not at all. The step is the data cursor and, with the seed in the config,
-    all randomness: nothing else is stored.
+    A checkpoint is there whole or not at all. No random state and no position in the data is
+    stored: both follow from the step and the config's seed.
     """
 
     def __init__(self, path: Path, identity: str, keep: int = 2, read_only: bool = False):
-        """``identity`` names the config; a checkpoint with another one is refused.
+        """Opens the folder ``path``, and makes it if it is not there.
 
-        A ``read_only`` one leaves the folder alone, so that a run may be going on in it.
+        ``identity`` names the config; checkpoints of another config are refused. With ``read_only``
+        nothing in the folder is changed, so that a run may be going on in it.
         """
         self._path, self._identity, self._keep = path, identity, keep
         self._base = path.with_name("base")
@@ -32,16 +33,17 @@ class Checkpoints:
             trees.clean(path.parent)
 
     def steps(self) -> list[int]:
-        """From the first, damaged ones included."""
+        """Returns the steps of all checkpoints, in ascending order, damaged ones included."""
         return sorted(steps_in(self._path))
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
     def newest(self, restore: Callable[[int], Any]) -> tuple[int, Any] | None:
-        """The newest step that is not damaged, and what ``restore`` makes of it; None if there is no step.
+        """Returns the newest step that is not damaged, and the result of ``restore`` for it.
 
-        Damaged ones after it are told, and moved aside. Raises RunError if all are damaged.
+        Returns None if there is no checkpoint. Damaged ones that are newer are reported and moved
+        aside. Raises RunError if all are damaged.
         """
         damaged: dict[int, Damaged] = {}
         for step in reversed(self.steps()):
@@ -60,23 +62,23 @@ class Checkpoints:
         return None
 
     def save(self, step: int, tree: Any) -> None:
-        """Returns when the checkpoint is on disk. Raises OSError or RunError if it cannot be written."""
+        """Writes a checkpoint, which is on disk when this returns. Raises OSError or RunError."""
         about = {"identity": self._identity, "step": step, "base": self._base_digest}
         trees.write_tree(self._path / str(step), tree, about)
         self.forget_old()
 
     def forget_old(self) -> None:
-        """Removes all but those that are kept; folders that hold no checkpoint stay."""
+        """Removes all checkpoints that are not to be kept; folders that hold none stay."""
         for step in sorted(steps_in(self._path) - {0})[: -self._keep]:
             if trees.is_tree(self._path / str(step)):
                 trees.remove_tree(self._path / str(step))
 
     def save_base(self, params: Any) -> None:
-        """The weights that adapters are on, once for all steps, beside them."""
+        """Writes the weights that adapters are on, once for all steps, beside the checkpoints."""
         self._base_digest = trees.write_tree(self._base, params, {"identity": self._identity})
 
     def restore_base(self, shapes: Any) -> Any:
-        """Raises RunError if it is missing or damaged."""
+        """Reads the weights that adapters are on. Raises RunError if missing or damaged."""
         try:
             _, self._base_digest = trees.about_tree(self._base)
             return trees.read_tree(self._base, shapes)
@@ -84,9 +86,11 @@ class Checkpoints:
             raise RunError(f"the base of the adapters cannot be read: {error}; start the run anew") from error
 
     def restore(self, step: int, shapes: Any) -> Any:
-        """The tree of ``step`` with the shapes and shardings of ``shapes``. Where there are adapters
-        ``restore_base`` comes first. Raises RunError if it is missing, damaged (Damaged), or of another
-        config or base."""
+        """Reads the tree of ``step``, with the shapes and shardings of ``shapes``.
+
+        If there are adapters, call ``restore_base`` first. Raises RunError if the checkpoint is
+        missing or belongs to another config or base, and Damaged if it is damaged.
+        """
         where = f"checkpoint {step} in {self._path}"
         if step not in self.steps():
             there = ", ".join(map(str, self.steps())) or "none"
@@ -104,13 +108,13 @@ class Checkpoints:
         return trees.read_tree(self._path / str(step), shapes)
 
     def _move_aside(self, step: int) -> Path:
-        """Nothing is deleted that somebody may want to look at."""
+        """Renames a damaged checkpoint. It is not deleted: somebody may want to look at it."""
         names = (self._path / f"{step}.damaged{number or ''}" for number in itertools.count())
         return (self._path / str(step)).rename(next(name for name in names if not name.exists()))
 
 
 def steps_in(path: Path) -> set[int]:
-    """Of the checkpoints in the folder ``path``, damaged ones included."""
+    """Returns the steps of the checkpoints in the folder ``path``, damaged ones included."""
     try:
         names = [found.name for found in path.iterdir() if found.is_dir()]
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Everything that defines a run, as one frozen value."""
+"""Holds everything that defines a run in one frozen value."""
 
 import contextlib
 import dataclasses
@@ -27,18 +27,20 @@ from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
-# Fields that may change when a run is resumed: they do not touch what was already done.
+# Fields that may change when a run goes on: they do not affect the steps that are done.
 FREE = ("steps", "checkpoint_every", "keep_checkpoints")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A run. Policies start from random parameters of the ``model``'s architecture, or from Hugging Face
-    folders of it, and then from the ``warm_start`` if there is one.
+    """The whole config of a run.
 
-    ``model`` and ``pretrained`` are one for all, or a mapping that names one for each policy (of an adapter:
-    for "base", which is under all of them). Models of one team may differ; they read and write the ids of one
-    ``tokenizer``.
+    Policies start from random parameters of ``model``, or from the ``pretrained`` Hugging Face
+    folders. Then they get the ``warm_start``, if there is one.
+
+    ``model`` and ``pretrained`` are either one value for all policies, or a mapping with one for
+    each policy. Adapters have none of their own: the mapping names "base", which they are all on.
+    The models of a team may differ, but they share one ``tokenizer``.
     """
 
     task: Task | ToolTask
@@ -46,7 +48,7 @@ class Experiment:
     tokenizer: Tokenizer = TinyTokenizer()
     model: ModelConfig | Mapping[str, ModelConfig] = ModelConfig()
     pretrained: str | Mapping[str, str] | None = None
-    lora: LoraConfig = LoraConfig()  # of policies that are adapters
+    lora: LoraConfig = LoraConfig()  # for policies that are adapters
     mesh: MeshConfig = MeshConfig()
     engine: LocalEngineConfig | SGLangConfig | SGLangJaxConfig = LocalEngineConfig()
     sandbox: SandboxConfig = SandboxConfig()  # for tasks whose roles write programs
@@ -60,9 +62,9 @@ class Experiment:
     steps: int = 100
     seed: int = 0
     checkpoint_every: int = 10  # steps
-    keep_checkpoints: int = 2  # newest ones, beside that of step 0
-    max_logprob_gap: float = 1e-3  # between sampler and learner on the same tokens
-    gate: bool = True  # after every push the engine proves that it holds the weights; see engines/gate.py
+    keep_checkpoints: int = 2  # how many of the newest are kept; step 0 is kept as well
+    max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
+    gate: bool = True  # after every push, check the engine's weights; see engines/gate.py
 
     def __post_init__(self):
         lacks = missing(self.task)
@@ -118,26 +120,29 @@ class Experiment:
 
     @property
     def starts(self) -> tuple[str, ...]:
-        """The policies before training, where all adapters are still their base."""
+        """Returns the names of the different starting weights; all adapters share one, "base"."""
         roles = self.task.workflow.order
         return self.team.starting(roles).policies(roles)
 
     def start(self, policy: str) -> str:
-        """The one of ``starts`` that a policy begins as."""
+        """Returns the name in ``starts`` of the weights that a policy starts from."""
         adapter = policy in self.policies and self.team.kind(policy, self.task.workflow.order) == "lora"
         return BASE if adapter else policy
 
     def architecture(self, start: str) -> ModelConfig:
-        """Of one of ``starts``. A vocabulary of its own may be padded beyond the tokenizer's."""
+        """Returns the architecture of one of ``starts``.
+
+        If it sets a vocabulary, that may be larger than the tokenizer's (padded).
+        """
         return self.model[start] if isinstance(self.model, Mapping) else self.model
 
     def folder(self, start: str) -> str | None:
-        """What one of ``starts`` is read from; None if it is random."""
+        """Returns the model folder that one of ``starts`` is read from; None if it is random."""
         return self.pretrained[start] if isinstance(self.pretrained, Mapping) else self.pretrained
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Runner | None]:
-        """Runs the programs that roles of the task write; None if they write none.
+        """Opens the sandbox that runs the roles' programs; gives None if the roles write none.
 
         Raises RunError if this machine cannot keep programs apart as the sandbox's config asks.
         """
@@ -151,27 +156,33 @@ class Experiment:
             yield sandbox
 
     def begun(self, recorded: "Experiment | None" = None) -> "Experiment":
-        """Itself with nothing left that depends on the day: chat templates may write a date, which is that
-        of the ``recorded`` run that this one goes on with, or today's."""
+        """Returns the experiment with a fixed date, so that nothing depends on the day.
+
+        Chat templates may write a date. It is that of the ``recorded`` run, if this one goes on
+        with it, and otherwise today's.
+        """
         if not isinstance(self.tokenizer, FolderTokenizer):
             return self
         like = recorded.tokenizer if recorded else None
         return dataclasses.replace(self, tokenizer=self.tokenizer.dated(like))
 
     def identity(self) -> str:
-        """Equal for experiments that leave the same bytes, step by step."""
+        """Returns a digest; experiments with the same one leave the same bytes, step by step."""
         return hash_bytes(repr(_without_free(self))).hex()
 
 
 def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
-    """A run may be read from another directory than it was started in."""
+    """Makes paths absolute: a run may be read in another directory than it was started in."""
     if isinstance(folders, Mapping):
         return {name: str(Path(folder).expanduser().absolute()) for name, folder in folders.items()}
     return None if folders is None else str(Path(folders).expanduser().absolute())
 
 
 def difference(ours: Experiment, theirs: Experiment) -> str | None:
-    """The first field in which two experiments differ, apart from ``FREE`` ones, as a line for people."""
+    """Returns a line on the first field in which two experiments differ; None if they agree.
+
+    Fields that may change when a run goes on are not compared.
+    """
     return first_difference("Experiment", _without_free(ours), _without_free(theirs))
 
 
@@ -188,7 +199,10 @@ def _without_free(experiment: Experiment) -> Experiment:
 
 
 def first_difference(name: str, ours: Any, theirs: Any) -> str | None:
-    """The first field in which two values called ``name`` differ, as a line for people; None if none does."""
+    """Returns a line on the first field in which two values differ; None if they are equal.
+
+    ``name`` is what to call them if they are not dataclasses.
+    """
     if type(ours) is type(theirs) and dataclasses.is_dataclass(ours):
         for field in dataclasses.fields(ours):
             inner = f"{type(ours).__name__}.{field.name}"

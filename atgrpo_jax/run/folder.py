@@ -1,4 +1,4 @@
-"""What a run leaves on disk. Every file but the growing metrics.jsonl appears whole or not at all."""
+"""Writes and reads the files of a run. All but the growing ones appear whole or not at all."""
 
 import fcntl
 import gzip
@@ -26,14 +26,14 @@ _PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 
 
 class RunFolder:
-    """Paths and writers of one run.
+    """The folder of one run. It has the paths of all its files, and writes and reads some.
 
     config.gin  metrics.jsonl  tensorboard/  episodes/step_*.jsonl.gz  checkpoints/
-    summary.json  curves.png  evaluations.jsonl (of later evaluations)
+    summary.json  curves.png  evaluations.jsonl (a line for each later evaluation)
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Raises RunError if no folder can have that name."""
+        """Sets the paths. Raises RunError if no folder can have that name."""
         try:
             self.path = folder_path(path)
         except ValueError as error:
@@ -49,13 +49,13 @@ class RunFolder:
         self._lock: int | None = None
 
     def exists(self) -> bool:
-        """Whether it holds a run. Raises RunError if it holds something else."""
+        """Returns whether it holds a run. Raises RunError if it holds something else."""
         if self.config.is_file():
             return True
         begun = (
             ".lock",
             partial_of(self.config).name,
-        )  # what a run may leave that ended before it had a config
+        )  # a run that ended before it had a config may leave these
         if self.path.exists() and (
             not self.path.is_dir() or any(p.name not in begun for p in self.path.iterdir())
         ):
@@ -65,7 +65,7 @@ class RunFolder:
         return False
 
     def lock(self) -> None:
-        """Makes the folder this process's until it ends. Raises RunError if a live one holds it."""
+        """Locks the folder until this process ends. Raises RunError if another process has it."""
         make_folder(self.path)
         name = self.path / ".lock"
         self._lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
@@ -88,8 +88,10 @@ class RunFolder:
             raise RunError(f"{self.path} was removed or replaced while this run was going on in it")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All records, of steps 0, 1, 2, ... A last line cut short by a crash is left out; any other bad line
-        is a RunError."""
+        """Returns the records of steps 0, 1, 2, ...
+
+        A last line that a crash cut short is left out. Raises RunError for any other bad line.
+        """
         records = read_json_lines(self.metrics)
         for step, record in enumerate(records):
             where = f"{self.metrics}, line {step + 1}"
@@ -101,9 +103,10 @@ class RunFolder:
         return records
 
     def rewind(self, step: int) -> None:
-        """Forgets everything after ``step``, so that it can be done again; -1 is before the start.
+        """Removes all that was written after ``step``, so that it can be done again.
 
-        Raises RunError if something before it is not there.
+        ``step`` is -1 if the run has to start from the beginning. Raises RunError if metrics of an
+        earlier step are missing, or if there are metrics but no checkpoint.
         """
         records = self.read_metrics()
         if step == -1 and len(records) > 1:
@@ -124,7 +127,10 @@ class RunFolder:
                 file.unlink()
 
     def write_episodes(self, step: int, credited: Sequence[Credited], tokenizer: Tokenizer) -> None:
-        """episodes/step_NNNNNN.jsonl.gz, a line a group in the order played; the same bytes each time."""
+        """Writes episodes/step_NNNNNN.jsonl.gz: one line for each group, in the order played.
+
+        The same groups always give the same bytes.
+        """
         buffer = io.BytesIO()
         with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file:
             for item in credited:

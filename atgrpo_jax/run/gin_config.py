@@ -1,4 +1,4 @@
-"""gin -> Experiment. The only file that imports gin; library code knows nothing of it."""
+"""Reads gin files as an Experiment, and writes them. No other file imports gin."""
 
 import ast
 import dataclasses
@@ -16,7 +16,7 @@ from gin import config as gin_config
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
-# What gin raises for a bad file or binding, and constructors for a bad value.
+# Errors of gin for a bad file or binding, and of constructors for a bad value.
 _GIN_ERRORS = (
     ValueError, TypeError, SyntaxError, NameError, ImportError, AttributeError, KeyError,
     RuntimeError, OSError,
@@ -24,22 +24,25 @@ _GIN_ERRORS = (
 
 
 def load(gin_file: str, bindings: Sequence[str] = ()) -> Experiment:
-    """The experiment that a gin file and further bindings describe.
+    """Returns the experiment that a gin file and further bindings describe.
 
-    ``gin_file``, and what it includes, is looked for in the working directory, then in ``gin_folder()``.
+    ``gin_file`` and the files that it includes are looked for in the working directory, then in
+    ``gin_folder()``.
 
-    Raises ConfigError, in one line, for a file that is not there, an unknown or misspelt parameter, macro
-    or scope, a value of the wrong type or range, or an impossible combination.
+    Raises ConfigError, in one line, for a file that is not there, an unknown or misspelt parameter,
+    macro or scope, a value of the wrong type or range, or an impossible combination.
     """
     path = _find(gin_file)
     return _experiment(gin_file, lambda: gin.parse_config_files_and_bindings([str(path)], list(bindings)))
 
 
 def gin_folder(package: Path = _PACKAGE) -> Path:
-    """The folder of the shipped gin files: inside an installed package, beside the package in a checkout.
+    """Returns the folder of the shipped gin files.
 
-    Raises ConfigError if there is none. Beside an installed package lies the gin library, in a folder of the
-    same name, but without gin files.
+    It is inside an installed package, and beside the package in a checkout. (The gin library is
+    beside an installed package, in a folder of the same name, but that has no gin files.)
+
+    Raises ConfigError if there is none.
     """
     places = (package / "gin", package.parent / "gin")
     for place in places:
@@ -52,9 +55,12 @@ def gin_folder(package: Path = _PACKAGE) -> Path:
 
 
 def _experiment(gin_file: str, parse: Callable[[], object]) -> Experiment:
-    """What ``parse`` has told gin. Raises ConfigError, which names ``gin_file``."""
+    """Calls ``parse``, which configures gin, and returns the experiment that this defines.
+
+    Raises ConfigError, which names ``gin_file``.
+    """
     gin.clear_config()
-    logging.disable(logging.ERROR)  # gin logs every place in which an included file is not
+    logging.disable(logging.ERROR)  # gin logs every place without an included file
     try:
         gin.add_config_file_search_path(str(gin_folder()))
         parse()
@@ -76,10 +82,10 @@ def _experiment(gin_file: str, parse: Callable[[], object]) -> Experiment:
 
 
 def render(experiment: Experiment) -> str:
-    """A self-contained gin file of every field, defaults included: ``load`` gives the same value back.
+    """Returns a self-contained gin file that sets every field, defaults included.
 
-    Raises ConfigError where it would not: for a part that is not a dataclass, for a value that is not plain,
-    and for a class that another process cannot import.
+    ``load`` makes an equal experiment of it. Raises ConfigError if it would not: for a part that is
+    not a dataclass, a value that is not plain, or a class that another process cannot import.
     """
     parts = list(_parts("Experiment", experiment))
     scopes = _scopes(parts)
@@ -111,7 +117,10 @@ def _find(gin_file: str) -> Path:
 
 
 def _refuse_unused(gin_file: str) -> None:
-    """gin accepts a misspelt macro or scope silently; both are bindings that nothing refers to."""
+    """Raises ConfigError for bindings that nothing refers to.
+
+    gin accepts a misspelt macro or scope silently; it is such a binding.
+    """
     references = list(_references(list(gin_config._CONFIG.values())))
     macros = {
         r.scoped_selector.rpartition("/")[0] for r in references if r.configurable.selector == "gin.macro"
@@ -143,14 +152,17 @@ def _references(value: Any) -> Iterator[Any]:
 
 
 def _one_line(error: BaseException) -> str:
-    """gin's messages without its trailer and without the dump of the whole config."""
+    """Returns gin's message without its trailer and without its dump of the whole config."""
     text = str(error) if not isinstance(error, KeyError) else str(error.args[0])
     text = text.split("\n  In call to configurable")[0].split(" in config string:")[0]
     return re.sub(r"\s+", " ", text).strip()
 
 
 def _parts(place: str, config: Any) -> Iterator[tuple[str, Any]]:
-    """Every dataclass in a config, outer ones first, and its place: "Experiment.model.scout", say."""
+    """Yields every dataclass in a config, outer ones first, with its place.
+
+    A place is, for example, "Experiment.model.scout".
+    """
     yield place, config
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -167,9 +179,10 @@ def _holds_parts(value: Any) -> bool:
 
 
 def _scopes(parts: Sequence[tuple[str, Any]]) -> dict[int, str]:
-    """The gin scope of a part, by the part's ``id``. A class that has one value needs none.
+    """Returns the gin scope of every part, by the part's ``id``.
 
-    Other values of the class get the end of their place, or the whole place where that is not enough.
+    The first value of a class needs no scope. Other values get the last word of their place as
+    scope or, if that is taken, the whole place, and then a number as well.
     """
     scopes: dict[int, str] = {}
     taken: dict[tuple[str, str], Any] = {}

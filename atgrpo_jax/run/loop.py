@@ -1,4 +1,4 @@
-"""The training loop.
+"""Runs the training loop.
 
 instances -> rollout -> groups -> advantages -> batch -> loss in update -> weight sync -> next step
 """
@@ -16,10 +16,10 @@ from atgrpo_jax.run.trainer import Trainer
 
 
 def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
-    """Trains until ``x.steps``, from the newest checkpoint of ``folder`` if there is one.
+    """Trains up to step ``x.steps``, from the newest checkpoint of ``folder`` if there is one.
 
-    Returns the summary that is also written to the folder. After SIGTERM or Ctrl-C the last complete step
-    is saved and Stopped raised.
+    Returns the summary, which is also written to the folder. After SIGTERM or Ctrl-C it saves the
+    last complete step and raises Stopped.
     """
     with Stopping() as stopping, Trainer(x, folder) as trainer:
         stopping.unsaved = trainer.unsaved
@@ -29,7 +29,7 @@ def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
             with Progress("train", x.steps, "step", trainer.done) as progress:
                 for step in range(trainer.done + 1, x.steps + 1):
                     began = time.monotonic()
-                    with stopping.interruptible():  # a rollout leaves no trace before it is complete
+                    with stopping.interruptible():  # nothing of an incomplete rollout is kept
                         episodes = trainer.rollout(step)
                     credited, signal = trainer.credit(step, episodes)
                     learned = trainer.learn(step, credited)

@@ -1,7 +1,7 @@
-"""One record a step: a line of metrics.jsonl and TensorBoard scalars.
+"""Writes one record for each step: a line of metrics.jsonl, and TensorBoard scalars.
 
-Names that start with "perf/" depend on the machine (seconds, rates, compiles); all others are the same in
-every run of the same config and seed.
+Metrics that start with "perf/" depend on the machine (seconds, rates, compiles). All others are the
+same in every run with the same config and seed.
 """
 
 import io
@@ -26,7 +26,11 @@ from atgrpo_jax.run.folder import RunFolder
 
 
 class MetricsWriter:
-    """Appends records; ``first`` is the first step to be written, later events of an older run are purged."""
+    """Appends records to the run folder.
+
+    ``first`` is the first step to be written. TensorBoard ignores what an older
+    run wrote for this and later steps.
+    """
 
     def __init__(self, folder: RunFolder, first: int):
         self._folder = folder
@@ -36,15 +40,15 @@ class MetricsWriter:
         with naming(self._events):
             self._file = open(
                 self._events, "ab", buffering=0
-            )  # not TensorBoard's thread, which fails unheard
+            )  # written here: TensorBoard's own writer is a thread whose errors nobody sees
         self._show(0, file_version="brain.Event:2")
-        self._show(first, session_log=SessionLog(status=SessionLog.START))  # later ones before it are void
+        self._show(first, session_log=SessionLog(status=SessionLog.START))  # purges later events
 
     def close(self) -> None:
         self._file.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Raises RunError before anything is written if a value is not finite, or called as the step is."""
+        """Writes a record. Raises first if a value is not finite, or if one is called "step"."""
         check_finite(values, f"step {step}, metrics", UNTOUCHED)
         record = together({"step": step}, {name: float(value) for name, value in sorted(values.items())})
         self._folder.check_ours()
@@ -60,7 +64,11 @@ class MetricsWriter:
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Success, turns, and by role: mean rewards of candidates and of the executed one, length."""
+    """Returns success, turns, ends and counts, and for each role the mean reward and tokens.
+
+    Means of a role are over all its candidates, executed or not. Those of rewards leave out
+    candidates that have none.
+    """
     metrics = {
         "rollout/success": float(np.mean([e.solved for e in episodes])),
         "rollout/turns": float(np.mean([e.turns for e in episodes])),
@@ -89,7 +97,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class CompileCounter:
-    """Counts XLA compilations of this process; after warm-up there should be none."""
+    """Counts the XLA compilations of this process; after the first steps there should be none."""
 
     def __init__(self):
         self.count = 0

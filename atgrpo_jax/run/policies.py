@@ -1,4 +1,4 @@
-"""The team's policies on the devices: how each starts, is updated, and what the engine gets of it."""
+"""Starts and updates the team's policies on the devices, and gives the engine their weights."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,16 +24,19 @@ from atgrpo_jax.update.warm_start import warm_start
 
 
 class Policies:
-    """Holds no states, but for ``base``: the starting weights that adapters are on, None if there are none.
+    """Builds the learners of all policies, and starts, restores and updates their states.
 
-    ``shapes`` are those of all states.
+    The states belong to the caller. Only ``base`` is kept here: the starting weights that adapters
+    are on. It is None if there are no adapters, and before ``start`` or ``restore``. ``shapes`` are
+    the shapes of all states.
     """
 
     def __init__(self, x: Experiment, devices: Sequence[Any] | None = None):
-        """
+        """Makes the meshes and the learners.
+
         Args:
-          devices: of which the mesh is made; may be some that are not there, of which nothing but shapes and
-            ``compile`` can be had. This machine's if not given.
+          devices: the mesh is made of these; this machine's if not given. They need not exist, and
+            then only shapes and ``compile`` can be used.
         """
         self._x = x
         if devices is None:
@@ -41,7 +44,7 @@ class Policies:
             devices = jax.devices()
         check_mesh(x.mesh, len(devices), _divided(x))
         self.names = x.policies
-        # Where adapters are, there is one mesh, their base's.
+        # If there are adapters, there is only one mesh: that of their base.
         self.meshes: dict[str, Mesh] = {
             name: x.mesh.build(devices, place)
             for place, name in enumerate(dict.fromkeys(self.names + x.starts))
@@ -54,7 +57,7 @@ class Policies:
         self.base: Any = None
 
     def _learner(self, start: str, adapter: bool = False) -> Learner:
-        """One for all policies of an architecture, kind and mesh: they share its compiled functions."""
+        """Returns the learner for an architecture, kind and mesh; policies may share it."""
         x, mesh = self._x, self.meshes[start]
         key = x.architecture(start), adapter, mesh
         if key not in self._made:
@@ -63,9 +66,12 @@ class Policies:
         return self._made[key]
 
     def start(self, runner: Runner | None = None) -> dict[str, PolicyState]:
-        """States of all policies before any training: random or from a folder, then the warm start, for
-        which the ``runner`` runs demonstrated programs; sets ``base``. Raises RunError if a folder does not
-        hold what the model needs, or numbers that are not finite."""
+        """Returns the states of all policies before any training, and sets ``base``.
+
+        They are random or read from a folder; then comes the warm start, if there is one. The
+        ``runner`` runs the programs of its demonstrations. Raises RunError if a folder does not
+        hold what the model needs, or holds numbers that are not finite.
+        """
         x = self._x
         fresh = {name: lambda name=name: self._fresh(name) for name in x.starts}
         if x.warm_start is None:
@@ -89,12 +95,15 @@ class Policies:
                 where = f"policy {name}, as the warm start left it"
                 check_tree(own, where, f"delete what is cached in {x.warm_start.cache_dir}")
         if self.adapted:
-            # A copy, in case a policy of that name is trained, too: its own arrays are donated.
+            # Copied, because a trained policy may have that name, too: updates free its arrays.
             self.base = jax.tree.map(jnp.copy, params[BASE]) if BASE in self.names else params[BASE]
         return {name: self._start(name, params) for name in self.names}
 
     def restore(self, checkpoints: Checkpoints, step: int) -> dict[str, PolicyState]:
-        """States as of ``step``; sets ``base``. Raises RunError if they cannot be read or are not finite."""
+        """Returns the states after ``step``, and sets ``base``.
+
+        Raises RunError if they cannot be read, and NotFinite for numbers that are not finite.
+        """
         if self.adapted and self.base is None:
             base = checkpoints.restore_base(self.base_shapes())
             check_tree(base, "the base of the adapters", "start the run anew")
@@ -106,24 +115,27 @@ class Policies:
         return states
 
     def load(self, folder: str, start: str) -> Any:
-        """Parameters from a model folder, of one of ``Experiment.starts``. Raises RunError if it does not
-        hold what the model needs, or numbers that are not finite."""
+        """Reads the parameters of one of ``Experiment.starts`` from a model folder.
+
+        Raises RunError if it does not hold what the model needs, or holds numbers that are not
+        finite.
+        """
         return hf.load(folder, self._learner(start).shapes.params)
 
     def base_shapes(self) -> Any:
-        """Of ``base``, if there are adapters."""
+        """Returns the shapes of ``base``; only for a team with adapters."""
         return self._learner(BASE).shapes.params
 
     def train(
         self, name: str, state: PolicyState, batches: Iterable[Batch], reference: Any
     ) -> tuple[PolicyState, Updates]:
-        """``Learner.train`` of one policy."""
+        """Calls ``Learner.train`` for one policy, with the run's settings."""
         temperature, rate = self._x.rollout.sampling.temperature, self._x.team.rates.get(name, 1.0)
         cap = self._x.loss.correction
         return self._learners[name].train(state, batches, temperature, reference, self.base, rate, cap)
 
     def compile(self, name: str, batch: Batch) -> list[jax.stages.Compiled]:
-        """``Learner.compile`` of one policy."""
+        """Calls ``Learner.compile`` for one policy, with the run's settings."""
         reference = self.shapes[name].params if self._x.loss.kl else None
         base = self.base_shapes() if name in self.adapted else None
         return self._learners[name].compile(batch, reference, base)
@@ -132,7 +144,7 @@ class Policies:
         return {name: self._learners[name].weights(states[name].params, self.base) for name in states}
 
     def engine(self) -> Engine:
-        """What samples from them, with no weights yet."""
+        """Builds the engine that samples from the policies. It has no weights yet."""
         x = self._x
         return x.engine.build(
             Served(
@@ -149,7 +161,10 @@ class Policies:
         )
 
     def source(self, name: str) -> str | dict[str, Any]:
-        """The model folder that a policy starts from, or what its config.json would say if it is random."""
+        """Returns the model folder that a policy starts from.
+
+        For a policy with a random start it returns what a config.json of its model would say.
+        """
         start = self._x.start(name)
         model = _model(self._x, start)
         return self._x.folder(start) or hf.description(
@@ -181,7 +196,7 @@ def _model(x: Experiment, start: str) -> Transformer:
 
 
 def _divided(x: Experiment) -> Iterator[Divided]:
-    """What the mesh must divide: parameters of all models, and their heads."""
+    """Yields all that the mesh must divide evenly: heads and parameters of all models."""
     for start in x.starts:
         model = _model(x, start)
         yield f"ModelConfig.heads of {start}", model.config.heads, "tensor"

@@ -1,4 +1,4 @@
-"""What a person gets at the end of a run: the summary, and the curves as a PNG."""
+"""Writes what a person gets at the end of a run: the summary, and the curves as a PNG."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 
-# Title, then patterns of the metrics to draw; a star is the name of any policy or role.
+# The title of a panel, and patterns of the metrics in it; a star is any policy or role.
 PANELS = (
     ("Success", ("rollout/success", "validation/success", "test/success")),
     ("Share of groups", ("groups/signal", "groups/zero_variance")),
@@ -60,7 +60,7 @@ def _scores(
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """The summary for people."""
+    """Returns the summary as a text for people."""
 
     def score(name: str) -> str:
         s = summary[name]
@@ -82,7 +82,7 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 
 def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
-    """One panel for each row of ``PANELS``."""
+    """Draws a PNG with one panel for each row of ``PANELS``."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
     for axis, (name, patterns) in zip(axes.flat, PANELS, strict=True):
         keys = {key for record in records for key in record}

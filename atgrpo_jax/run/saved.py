@@ -1,4 +1,4 @@
-"""The folder of a run: taken by the process that trains in it, or opened for reading meanwhile."""
+"""Opens the folder of a run: to train in it, or to read it, also while it is trained in."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from atgrpo_jax.run.policies import Policies
 
 
 class SavedRun:
-    """Raises RunError if the folder holds no run."""
+    """A run that is read from its folder. Raises RunError if the folder holds no run."""
 
     def __init__(self, path: str):
         self.folder = RunFolder(path)
@@ -25,14 +25,14 @@ class SavedRun:
         self._checkpoints = Checkpoints(self.folder.checkpoints, self.x.identity(), read_only=True)
 
     def newest(self) -> int:
-        """Its last checkpoint. Raises RunError if there is none."""
+        """Returns the step of the newest checkpoint. Raises RunError if there is none."""
         step = self._checkpoints.latest()
         if step is None:
             raise RunError(f"{self.folder.path} has no checkpoint yet")
         return step
 
     def weights(self, step: int) -> Mapping[str, Weights]:
-        """Of every policy after ``step``. Raises RunError if that cannot be read."""
+        """Reads the weights of all policies after ``step``. Raises RunError if it cannot."""
         try:
             return self.policies.weights(self.policies.restore(self._checkpoints, step))
         except Damaged as error:
@@ -42,9 +42,12 @@ class SavedRun:
 
 
 def claim(folder: RunFolder, given: Experiment) -> Experiment:
-    """Makes the folder this run's, with its full config in it, which it returns: what is given, on the day
-    on which the run began. Raises RunError if it is another run's."""
-    folder.exists()  # nothing is left in a folder that is no run's
+    """Locks the folder for this run and writes the run's full config there.
+
+    Returns that config: ``given``, with the date on which the run began. Raises RunError if the
+    folder holds another run or something else, or has more steps than ``given`` asks for.
+    """
+    folder.exists()  # raises before a lock file is left in a folder of somebody else
     folder.lock()
     known = folder.exists()  # asked again: a run may have begun in between
     recorded = gin_config.load(str(folder.config)) if known else None

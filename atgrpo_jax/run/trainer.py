@@ -1,4 +1,4 @@
-"""The stages of a training step, and what they share."""
+"""Holds the stages of a training step and the objects that they share."""
 
 import contextlib
 import time
@@ -31,14 +31,17 @@ from atgrpo_jax.update.updates import Updates
 
 
 class Trainer:
-    """Holds the policies' ``states`` as of step ``done``; the stages of ``loop.train`` are its methods."""
+    """Holds the policies' ``states``; its methods are the stages of ``loop.train``.
+
+    ``done`` is the last complete step.
+    """
 
     def __init__(self, x: Experiment, folder: RunFolder):
         self.x, self.folder = x, folder
         for split in SPLITS:
-            check_split(x.task, split)  # before any time is spent
+            check_split(x.task, split)  # a bad split is found before any time is spent
         self.done = 0
-        self._saved: int | None = None  # the newest checkpoint
+        self._saved: int | None = None  # step of the newest checkpoint; None before the first
         self.states: dict[str, PolicyState] = {}
         self._policies = Policies(x)
         self._opened = contextlib.ExitStack()
@@ -80,7 +83,7 @@ class Trainer:
         self._opened.close()
 
     def begin(self) -> None:
-        """From the newest checkpoint, or from a start that is scored, recorded and saved as step 0."""
+        """Restores the newest checkpoint. If there is none, makes, scores and saves step 0."""
         policies = self._policies
         found = self._checkpoints.newest(lambda step: policies.restore(self._checkpoints, step))
         latest = -1 if found is None else found[0]
@@ -104,7 +107,7 @@ class Trainer:
             self._reference = {name: state.params for name, state in start.items()}
 
     def rollout(self, step: int) -> list[Episode]:
-        """Fresh training instances, played by the team."""
+        """Plays fresh training instances with the team; returns the episodes."""
         began, before, own = time.monotonic(), self._engine.usage, self._player.clock.seconds
         indices = train_indices(step, self.x.rollout.instances)
         episodes = play_all(self._player, step, "train", indices, self._episodes)
@@ -113,7 +116,7 @@ class Trainer:
         self._seconds["perf/rollout_known_prompt"] = used.known_tokens / max(used.prompt_tokens, 1)
         self._seconds["perf/rollout_environment_s"] = self._player.clock.seconds - own
         if used.places:
-            idle = self._seconds["perf/rollout_s"] - used.seconds  # of the devices
+            idle = self._seconds["perf/rollout_s"] - used.seconds  # the devices waited
             self._seconds |= {
                 "perf/rollout_idle_s": idle,
                 "perf/rollout_prefill_s": used.prefill_s,
@@ -123,7 +126,7 @@ class Trainer:
         return episodes
 
     def credit(self, step: int, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
-        """Audited groups with their advantages."""
+        """Audits the groups; returns them with their advantages, and metrics."""
         for group in (group for episode in episodes for group in episode.groups):
             audit(group, version=step - 1)
         settings = self.x.credit
@@ -135,9 +138,11 @@ class Trainer:
         )
 
     def learn(self, step: int, credited: Sequence[Credited]) -> dict[str, float]:
-        """Updates the policies whose turn it is on the groups of their roles; one that has none stays.
+        """Updates the policies whose turn it is with their groups; returns metrics.
 
-        Raises NotFinite for the first number of an update, or of the states after it, that is not finite.
+        A policy without groups stays as it is. Raises NotFinite for the first number of an update,
+        or of the states after it, that is not finite. Raises RunError if the logprobs of sampler
+        and learner differ too much.
         """
         x, began = self.x, time.monotonic()
         metrics: dict[str, float] = {}
@@ -160,7 +165,7 @@ class Trainer:
             self.states[policy], dispatched[policy] = self._policies.train(
                 policy, self.states[policy], batches, self._reference.get(policy)
             )
-        for policy, updates in jax.device_get(dispatched).items():  # the step's one wait for the devices
+        for policy, updates in jax.device_get(dispatched).items():  # the step waits only here
             updates.check(f"step {step}, policy {policy}", self.states[policy])
             learned = updates.metrics()
             if learned["updates"] and x.loss.correction is None:
@@ -171,9 +176,10 @@ class Trainer:
         return metrics
 
     def sync(self, step: int) -> dict[str, float]:
-        """The engine samples from the new weights from here on, and proves it.
+        """Pushes the new weights to the engine; the gate checks that it samples from them.
 
-        Raises NotFinite, gate or not, before it gets weights that are finite and compute what is not.
+        Raises NotFinite before the push if the weights compute numbers that are not finite. This is
+        looked at even if ``Experiment.gate`` is false. Raises RunError if the gate's check fails.
         """
         began, before = time.monotonic(), self._engine.usage
         weights = self._policies.weights(self.states)
@@ -197,7 +203,10 @@ class Trainer:
         credited: Sequence[Credited],
         *metrics: dict[str, float],
     ) -> dict[str, float]:
-        """Scores where they are due, then the step's episodes and metrics on disk, if all are finite."""
+        """Scores the team if that is due, and writes the step's episodes and metrics.
+
+        Returns the metrics. Raises NotFinite, before it writes, if one of them is not finite.
+        """
         last, every = step == self.x.steps, self.x.evaluation.every
         scores: dict[str, float] = {}
         if every and (step % every == 0 or last):
@@ -214,27 +223,27 @@ class Trainer:
         return record
 
     def checkpoint(self, step: int) -> None:
-        """Saves step ``step`` if it is due."""
+        """Saves step ``step`` if a checkpoint is due."""
         if step % self.x.checkpoint_every == 0 or step == self.x.steps:
             self._save(step)
 
     def checkpoint_now(self) -> None:
-        """Saves the last complete step, unless that has been done. (``begin`` saves step 0 itself.)"""
+        """Saves the last complete step if it is not saved yet. (``begin`` saves step 0 itself.)"""
         if self.unsaved():
             self._save(self.done)
 
     def unsaved(self) -> bool:
-        """Whether complete steps would be lost if the process ended here."""
+        """Returns whether complete steps would be lost if the process ended now."""
         return self.done > (self._saved or 0)
 
     def where(self) -> str:
-        """Says what a run that ends here has on disk."""
+        """Returns a line that says what is on disk if the run ends now."""
         if self._saved is None:
             return "stopped before the first checkpoint; the same command begins again"
         return f"stopped after step {self._saved}, which is saved; the same command goes on from there"
 
     def _save(self, step: int) -> None:
-        """Whatever happened before: what is not finite never takes the place of what was."""
+        """Writes a checkpoint. Raises NotFinite first, so that no bad state replaces a good one."""
         for name, state in self.states.items():
             check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
         self.folder.check_ours()

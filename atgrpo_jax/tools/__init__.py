@@ -1,1 +1,1 @@
-"""Commands beside training: check a task, prepare problem sets, write a model folder."""
+"""Holds the commands beside training: check a task, prepare problem sets, write a model folder."""

@@ -1,8 +1,8 @@
-"""Runs a task through the contract that training relies on, before time is spent on it.
+"""Checks that a task keeps the contract that training relies on, before time is spent on it.
 
     python -m atgrpo_jax.tools.check_task --gin_file=mine.gin
 
-What it looks for is in docs/your-task.md; a problem is a line with the rule, the place and what was seen.
+docs/your-task.md lists the rules. A line is printed for each problem: rule, place, what was seen.
 """
 
 import asyncio
@@ -30,14 +30,17 @@ from atgrpo_jax.tokens.tokens import Tokenizer
 from atgrpo_jax.tools.contract import BOUND, Broken, Contract, Problem, check
 from atgrpo_jax.tools.hostile import LONGEST, cause
 
-# A program that prints as much as one may, as a list.
+# A program that prints a list as long as an output may be.
 _PRINTS = f"```python\nprint(str(list(range({LONGEST})))[:{LONGEST - 2}] + ']')\n```"
 
 
 def check_experiment(
     x: Experiment, instances: int, say: Callable[[str], None] = lambda line: None, bound: float = BOUND
 ) -> list[Problem]:
-    """``check``, and whether prompts and demonstrations fit what the experiment allows for them."""
+    """Calls ``check``, and also checks that prompts and demonstrations fit the experiment's limits.
+
+    Returns all problems.
+    """
     began = time.monotonic()
     try:
         made = [x.task.instance("train", index) for index in range(200)]
@@ -85,14 +88,17 @@ async def _lengths(
 
 
 def _wordy(tokenizer: Tokenizer, tokens: int) -> str:
-    """A program that is as long as an answer may be: roles that are shown it must have it shortened."""
+    """Returns a program as long as an answer may be; prompts that show it must shorten it."""
     line = "print('so long')\n"
     lines = tokens // max(1, len(tokenizer.answer_ids(line)) - 1)
     return f"```python\n{line * lines}```"
 
 
 def digests(task: Task | ToolTask, instances: int) -> list[str]:
-    """Of instances and first prompts: equal in every process."""
+    """Returns a line for each instance, with digests of it and of its first prompts.
+
+    They must be equal in every process.
+    """
     lines = []
     for split in SPLITS:
         for index in range(available(task, split, instances)):
@@ -127,7 +133,10 @@ def main(
 
 
 def _elsewhere(task: Task | ToolTask, instances: int) -> list[Problem]:
-    """Another process, which hashes strings otherwise, must make the same instances."""
+    """Returns instances that another process makes differently, as at most three problems.
+
+    That process has another hash seed, so that sets of strings have another order there.
+    """
     command = [sys.executable, "-m", "atgrpo_jax.tools.check_task", *sys.argv[1:], "--digests"]
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     ended = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True)
@@ -139,7 +148,7 @@ def _elsewhere(task: Task | ToolTask, instances: int) -> list[Problem]:
     return [Problem(rule, f"{place} is another one") for place in other[:3]]
 
 
-if __name__ == "__main__":  # flags of a module that tests and tasks import would be everybody's
+if __name__ == "__main__":  # flags defined above would be there in all that import this
     given = gin_flags()
     size = flags.DEFINE_integer("instances", 20, "How many instances of each split are looked at.")
     largest = flags.DEFINE_float("bound", BOUND, "Of rewards: of each, and of their sums over an episode.")

@@ -1,4 +1,4 @@
-"""Tries a task: everything that it can be shown to get wrong by itself. ``tasks.check`` is its command."""
+"""Checks a task by itself against the contract. The command for it is ``tools/check_task.py``."""
 
 import asyncio
 import contextlib
@@ -31,16 +31,16 @@ from atgrpo_jax.tools.hostile import (
     spoilt,
 )
 
-# Of a reward's team and local part, and of their sums over an episode: the team's, and each role's.
+# Largest absolute value of a reward's team or local part, and of their sums over an episode.
 BOUND = 10.0
-PATIENCE = 30.0  # seconds for what takes a moment
-MOST_DEADLY = 4  # texts that end or hold up the process, after which no more are looked for
+PATIENCE = 30.0  # seconds that a call may take; it should take a moment
+MOST_DEADLY = 4  # texts that end or hang the process; after so many, no more are tried
 
 T = TypeVar("T")
 
 
 class Broken(Exception):
-    """Something could not be called; it is among the problems."""
+    """Says that a call failed. The failure is already among the problems."""
 
 
 def check(
@@ -51,27 +51,27 @@ def check(
     bound: float = BOUND,
     patience: float = PATIENCE,
 ) -> list[Problem]:
-    """Everything that a task can be shown to get wrong by itself; see ``check_experiment`` for the rest.
+    """Returns the problems of a task by itself; ``check_experiment`` finds others as well.
 
     Args:
-      runner: of the programs that its roles write.
-      instances: of each split.
-      episodes: of each of the first training instances, in search of one that pays for failing.
-      bound: of rewards, either way, in their own unit: of each, and of their sums over an episode.
-      patience: seconds after which a text that is still being read counts as one that hangs.
+      runner: runs the programs that its roles write.
+      instances: how many of each split are looked at.
+      episodes: how many of each of the first instances are played to find a failure that pays.
+      bound: largest absolute value of a reward, and of the sums of rewards over an episode.
+      patience: seconds after which a call for a text counts as hanging.
     """
     return asyncio.run(Contract(task, runner, instances, episodes, bound, patience).everything())
 
 
 class Contract:
-    """``problems`` are those found so far, at most three of a rule."""
+    """Checks one task; ``problems`` are those found so far, at most three of each rule."""
 
     def __init__(self, task, runner, instances, episodes=0, bound=BOUND, patience=PATIENCE):
         self._task, self._runner, self._episodes = task, runner, episodes
         self._bound, self._patience = bound, patience
         self._instances = range(instances)
         self._problems: dict[Problem, None] = {}
-        self._deadly: dict[str, set[str]] = {}  # of each role, texts that are not tried in this process
+        self._deadly: dict[str, set[str]] = {}  # role -> texts not to try in this process
         self._rng = random.Random(0)
 
     @property
@@ -99,7 +99,7 @@ class Contract:
             self._problems[Problem(rule, seen)] = None
 
     def called(self, rule: str, place: str, call: Callable[..., T], *args: Any) -> T:
-        """What a method of the task returns. Raises Broken if it raises."""
+        """Calls a method of the task and returns its result. Raises Broken if it raises."""
         try:
             return call(*args)
         except (Exception, SystemExit) as error:
@@ -142,7 +142,7 @@ class Contract:
     # Texts
 
     async def _play(self, index: int) -> None:
-        """Turn by turn: what every text leads to from one state, then on along a demonstration."""
+        """Plays an instance along demonstrations, and tries all texts in every state on the way."""
         task, state = self._task, self.initial(index)
         one, other = repr(state), repr(self.initial(index))
         if one != other:
@@ -163,7 +163,7 @@ class Contract:
                 return
 
     def prompt(self, state: Any, role: str, place: str) -> Sequence[Message]:
-        """Raises Broken for what is no list of messages."""
+        """Returns a prompt of the task. Raises Broken if it is no list of messages."""
         rule = "prompts are lists of messages"
         found = self.called(rule, place, self._task.prompt, state, role)
         good = isinstance(found, Sequence) and not isinstance(found, str) and len(found) > 0
@@ -175,7 +175,7 @@ class Contract:
         return found
 
     def demonstration(self, state: Any, role: str, place: str, rng: random.Random) -> str:
-        """Raises Broken for what is no text."""
+        """Returns a demonstration of the task. Raises Broken if it is no text."""
         rule = "demonstrations are texts"
         found = self.called(rule, place, self._task.demonstration, state, role, rng)
         if not isinstance(found, str):
@@ -208,7 +208,7 @@ class Contract:
         return steps[0]
 
     async def step(self, state: Any, role: str, text: str, place: str) -> Step:
-        """What a text leads to. Raises Broken if it raises."""
+        """Returns the step that a text leads to. Raises Broken if the task raises."""
         step = await self._step(state, role, text, place)
         if step is None:
             raise Broken
@@ -257,7 +257,7 @@ class Contract:
             self.found("parts sum to the local reward", seen)
 
     def _any_run(self, state: Any, role: str, texts: Sequence[str], place: str) -> None:
-        """Whatever becomes of programs, ``act`` takes it."""
+        """Checks that ``act`` raises for no way in which a program can end."""
         if not isinstance(self._task, ToolTask):
             return
         for text, end, out in itertools.product(texts, ENDS, OUTPUTS):
@@ -269,8 +269,8 @@ class Contract:
     # In a child process
 
     def _survive(self, state: Any, role: str, place: str) -> None:
-        """Whatever a role says, or its program prints, the process goes on. Texts that end it or hold it up
-        are named, and not tried again in this one."""
+        """Tries texts, and outputs of programs, in child processes. Those that end or hang one are
+        problems, and are not tried in this process."""
         deadly = self._deadly.setdefault(role, set())
         texts = [text for text in (*EVALUATES, *HOSTILE) if text not in deadly]
 
@@ -292,7 +292,7 @@ class Contract:
                 return
 
     def _grow(self, state: Any, role: str, place: str) -> None:
-        """Texts and outputs of any length: the work grows as they do, and prompts do not."""
+        """Checks long texts and outputs: time may grow as they do, and prompts must not grow."""
         good = self.demonstration(state, role, place, random.Random(seed_of(place)))
         kinds = ("text", "output") if isinstance(self._task, ToolTask) else ("text",)
 
@@ -327,7 +327,7 @@ class Contract:
     # Rewards
 
     async def _farm(self, index: int) -> None:
-        """Among many episodes of one instance, none that fails may pay a role more than a solved one does."""
+        """Plays an instance many times: no failed one may pay a role more than a solved one."""
         best: dict[str, float] = {}
         worst: dict[str, float] = {}
         for episode in range(self._episodes):
@@ -349,9 +349,9 @@ class Contract:
                 )
 
     async def _episode(self, index: int, rng: random.Random) -> tuple[dict[str, float], bool] | None:
-        """What one pays each role, the team's part included, and whether it is solved; None if something
-        raised. Answers are more or less spoilt or, in every fourth episode, those that pay the most at once.
-        """
+        """Plays an episode; returns each role's reward, the team's included, and if it is solved.
+        Returns None if the task raised. Answers are spoilt with a probability that each episode
+        draws. In about a quarter of the episodes a role takes the best-paid of four answers."""
         task = self._task
         state, solved, team = self.initial(index), False, 0.0
         local = dict.fromkeys(task.workflow.order, 0.0)
@@ -380,8 +380,8 @@ class Contract:
         return rng.choice([*spoilt(text, rng), rng.choice(hostile)]) if rng.random() < spoil else text
 
     async def _best(self, state: Any, role: str, texts: Sequence[str], place: str) -> Step | None:
-        """Of what the texts lead to, what pays the most and is no success, which would end it; None if one
-        raised."""
+        """Returns the best-paid step; one that solves, and so ends the episode, only if all do.
+        Returns None if the task raised."""
         steps: list[Step] = []
         for text in texts:
             step = await self._step(state, role, text, place)
@@ -391,7 +391,7 @@ class Contract:
         return max(steps, key=lambda step: (not step.solved, step.reward.mixed(1.0)))
 
     def _bounded(self, place: str, team: float, local: Mapping[str, float]) -> None:
-        """The sums of an episode are within what a single reward must be: more turns do not pay more."""
+        """Checks that an episode's sums keep the bound of one reward: turns must not add up."""
         for name, total in {"the team": team, **local}.items():
             if abs(total) > self._bound:
                 seen = f"{place}: an episode pays {name} {total:.3g}; {self._bound:.3g} is allowed"

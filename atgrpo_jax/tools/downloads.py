@@ -1,4 +1,4 @@
-"""Files as they are downloaded: JSON lines, JSON, CSV, Boxoban's text, Parquet, or what came instead."""
+"""Reads files as they are downloaded: JSON lines, JSON, CSV, Boxoban's text and Parquet."""
 
 import csv
 import gzip
@@ -12,13 +12,13 @@ from atgrpo_jax.common.errors import RunError
 
 
 class Unusable(Exception):
-    """Why a row is left out that is in its source's form."""
+    """Says why a row is left out although it has the form of its source."""
 
 
 def rows_in(file: Path, *, levels: bool = False) -> Iterator[Any]:
-    """The rows of a file; of JSON lines the lines, and of Boxoban's text (``levels``) the levels.
+    """Yields the rows of a file: lines of JSON lines, or levels of Boxoban's text (``levels``).
 
-    Raises RunError for one that is not there, damaged or something else.
+    Raises RunError if the file is not there, damaged or something else.
     """
     kind = file.name.removesuffix(".gz").rpartition(".")[2]
     read = _levels if levels else {"csv": _table, "json": _whole}.get(kind, _lines)
@@ -38,7 +38,7 @@ def rows_in(file: Path, *, levels: bool = False) -> Iterator[Any]:
 
 
 def _instead_of_data(file: Path) -> str | None:
-    """What a failed download leaves in a file's place; None if it looks like data."""
+    """Returns what a failed download left in the file's place; None if it looks like data."""
     if not file.is_file():
         return "no such file"
     with open(file, "rb") as opened:
@@ -69,7 +69,7 @@ def _table(text: TextIO) -> Iterator[Any]:
 
 
 def _levels(text: TextIO) -> Iterator[Any]:
-    """Boxoban's levels: each a line "; NUMBER", then its rows."""
+    """Yields Boxoban's levels; each is a line "; NUMBER" and then its rows."""
     stem = Path(text.name).name.partition(".")[0]
     level: dict[str, Any] = {}
     for line in map(str.rstrip, text):
@@ -96,7 +96,10 @@ def _parquet(file: Path) -> Iterator[Any]:
 
 
 def json_of(text: Any, reason: str) -> Any:
-    """A field that holds JSON, or what it would hold."""
+    """Returns the value of a field that holds JSON, or holds the value itself.
+
+    Raises Unusable with ``reason``, if that is not empty, for an empty field.
+    """
     if not text and reason:
         raise Unusable(reason)
     try:
@@ -116,7 +119,7 @@ def list_of(found: Any) -> list[Any]:
 
 
 def said(error: BaseException) -> str:
-    """An error's words, in one line."""
+    """Returns the text of an error in one line."""
     if isinstance(error, KeyError):
         return f"no field {error}"
     return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]

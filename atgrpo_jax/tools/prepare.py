@@ -1,9 +1,9 @@
-"""Problem sets as they are downloaded -> the rows that tasks read (docs/data.md), from files on this machine.
+"""Turns downloaded problem sets, in files on this machine, into rows for tasks (docs/data.md).
 
     python -m atgrpo_jax.tools.prepare --source=apps --out=data/code_train.jsonl.gz apps/train.jsonl
 
-Reads JSON lines, JSON, CSV, Boxoban's text (each also gzipped) and, with pyarrow installed, Parquet. Rows
-that cannot be used are counted by the reason, and the first of them are named.
+Reads JSON lines, JSON, CSV, Boxoban's text (each also gzipped) and, with pyarrow installed,
+Parquet. Rows that cannot be used are counted for each reason, and the first of them are named.
 """
 
 import collections
@@ -28,8 +28,8 @@ from atgrpo_jax.tools.downloads import Unusable, json_of, list_of, rows_in, said
 from atgrpo_jax.tools.sources import apps, codecontests, livecodebench
 from atgrpo_jax.tools.truths import check_truth, truth_of
 
-NAMED = 3  # places of rows left out, for each reason
-# What DAPO writes around every problem.
+NAMED = 3  # how many places of left-out rows are named for each reason
+# DAPO writes these texts around every problem.
 DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form "
     "Answer: $Answer (without quotes) where $Answer is the answer to the problem."
@@ -38,7 +38,7 @@ DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 
 def answers(row: dict[str, Any]) -> dict[str, Any]:
-    """Polaris, AIME, DAPO and their like: a problem and an answer, under one of the usual names."""
+    """Converts a row of Polaris, AIME, DAPO and the like: fields for a problem and its answer."""
     question = _first(row, ("problem", "Problem", "question", "Question", "prompt"))
     if isinstance(question, list):  # a conversation
         question = next(said["content"] for said in reversed(question) if said.get("role", "user") == "user")
@@ -56,7 +56,10 @@ def answers(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
-    """OlympiadBench: github.com/OpenBMB/OlympiadBench; text only, with an answer that can be compared."""
+    """Converts a row of OlympiadBench (github.com/OpenBMB/OlympiadBench).
+
+    Only problems without pictures, and with an answer that can be compared, are taken.
+    """
     question, found = row["question"], row.get("final_answer")
     if not found:
         raise Unusable("no answer: a proof")
@@ -74,7 +77,7 @@ def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def boxoban(row: dict[str, Any]) -> dict[str, Any]:
-    """Boxoban: github.com/google-deepmind/boxoban-levels, its text files."""
+    """Checks a level of Boxoban's text files (github.com/google-deepmind/boxoban-levels)."""
     rows = row["grid"]
     if not set("".join(rows)) <= set("#@$. "):
         raise ValueError("expected no symbols but #, @, $, . and space")
@@ -95,7 +98,7 @@ def _sokoban(row: dict[str, Any]) -> None:
     level_of(row["grid"])
 
 
-# What makes a row, and what raises ValueError for one that the task does not read.
+# Source -> a function that makes a row, and one that raises if the task cannot use the row.
 SOURCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "apps": (apps, _code),
     "codecontests": (codecontests, _code),
@@ -108,7 +111,10 @@ SOURCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[d
 
 @dataclasses.dataclass
 class Converted:
-    """How many rows are written, and for each reason how many are left out, and where the first are."""
+    """Counts the rows that are written, and for each reason those that are left out.
+
+    ``places`` says for each reason where the first ``NAMED`` of them are.
+    """
 
     written: int = 0
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -122,10 +128,10 @@ class Converted:
 
 
 def convert(source: str, files: list[str], out: str) -> Converted:
-    """What the rows of files are made into is in ``out``, each once.
+    """Converts the rows of files and writes them to ``out``, equal ones only once.
 
-    Raises RunError for a file that cannot be read, or of which no row is in the source's form, and if no row
-    could be used; ``out`` is then as it was before.
+    Raises RunError if a file cannot be read, has no row in the source's form, or if no row could be
+    used. ``out`` is then as it was before.
     """
     done, seen = Converted(), set()
     with _replacing(Path(out).expanduser()) as target:
@@ -144,7 +150,10 @@ def convert(source: str, files: list[str], out: str) -> Converted:
 
 
 def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A file's rows as the task reads them, and where they were; what is left out goes to ``done``."""
+    """Yields the place and the converted row for each row of a file that can be used.
+
+    The others are counted in ``done``.
+    """
     fits, misfit = 0, "there is none at all"
     for number, given in enumerate(rows_in(Path(file).expanduser(), levels=source == "boxoban"), 1):
         place = f"{file}, row {number}"
@@ -164,7 +173,7 @@ def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict
 
 
 def _made(source: str, given: Any) -> dict[str, Any]:
-    """The row that a task reads, of one of a source's; a text is that row's JSON."""
+    """Converts one row of a source, which may be a JSON text, and checks the result."""
     make, check = SOURCES[source]
     row = json_of(given, "")
     if not isinstance(row, dict):
@@ -172,14 +181,14 @@ def _made(source: str, given: Any) -> dict[str, Any]:
     made = make(row)
     if not all(isinstance(made.get(name, ""), str) for name in ("question", "solution", "starter_code")):
         raise ValueError("the question or the solution is no text")
-    json.dumps(made, ensure_ascii=False).encode()  # halves of characters cannot be written
+    json.dumps(made, ensure_ascii=False).encode()  # raises for lone surrogates
     check(made)
     return made
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    """To write a file that takes the place of another once it is whole."""
+    """Opens a file to write, which replaces ``path`` once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

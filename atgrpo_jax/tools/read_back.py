@@ -1,4 +1,4 @@
-"""What ``transformers`` makes of a folder that was written. Most tools read model folders through it."""
+"""Checks that ``transformers``, through which most tools read model folders, reads ours."""
 
 from pathlib import Path
 
@@ -11,10 +11,9 @@ from atgrpo_jax.tokens.folder import TELLING, TokenizerFolder
 def check_read_back(folder: Path) -> str | None:
     """Reads the config and the tokenizer of a model folder, but not its weights.
 
-    Returns a line for people if ``transformers`` gives other ids than tokenizer.json: some versions rebuild a
-    tokenizer from the name of its class. Returns None if all is well, or the folder has no tokenizer.
-
-    Raises RunError if it cannot read the folder.
+    Returns a line for people if ``transformers`` gives other token ids than tokenizer.json: some
+    versions rebuild a tokenizer from the name of its class. Returns None if the ids are the same,
+    or the folder has no tokenizer. Raises RunError if ``transformers`` cannot read the folder.
     """
     version = transformers.__version__
     has_tokenizer = (folder / "tokenizer.json").is_file()
@@ -23,7 +22,7 @@ def check_read_back(folder: Path) -> str | None:
         transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if has_tokenizer:
             theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # it raises what its parts raise
+    except Exception as error:  # it may raise errors of any class
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"transformers {version} cannot read {folder}: {reason}") from error
     if theirs is None:

@@ -1,4 +1,4 @@
-"""Sets of programming problems as they are downloaded -> the rows that the task reads (docs/data.md)."""
+"""Turns downloaded sets of programming problems into rows for the task (docs/data.md)."""
 
 import base64
 import contextlib
@@ -12,12 +12,12 @@ from atgrpo_jax.tasks.code import rows
 from atgrpo_jax.tools.downloads import Unusable, json_of, list_of
 
 PYTHON3 = 3  # the language of a solution in CodeContests
-LONGEST = SandboxConfig.output_kb << 10  # characters of a result: a program may print no more
-INFLATED = 1 << 28  # bytes of private tests
+LONGEST = SandboxConfig.output_kb << 10  # characters of a result; programs cannot print more
+INFLATED = 1 << 28  # bytes of private tests, at most
 
 
 def apps(row: dict[str, Any]) -> dict[str, Any]:
-    """APPS: github.com/hendrycks/apps, or its JSON lines on a hub."""
+    """Converts a row of APPS: github.com/hendrycks/apps, or its JSON lines on a hub."""
     tests = json_of(row["input_output"], "no tests")
     inputs, outputs = list_of(tests.get("inputs") or []), list_of(tests.get("outputs") or [])
     common = {
@@ -44,7 +44,7 @@ def apps(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_numbers(items: list[Any]) -> list[Any]:
-    """Mends arguments, or a result in a list: JSON has made texts of a first dictionary's numbers."""
+    """Restores numbers that JSON has made texts: the keys of a dictionary that comes first."""
     if not items or not isinstance(items[0], dict):
         return items
     return [_keys(items[0]), *items[1:]]
@@ -58,7 +58,10 @@ def _keys(found: dict[str, Any]) -> dict[Any, Any]:
 
 
 def _result(expected: Any) -> str:
-    """What a call must give. A list of one may be the value, or be around it: APPS' own tests take both."""
+    """Returns the end of an assertion on what a call must return.
+
+    A list of one item may be the value or only be around it; APPS' own tests accept both.
+    """
     if isinstance(expected, dict):
         expected = [expected]
     if isinstance(expected, list) and len(expected) == 1:
@@ -68,7 +71,7 @@ def _result(expected: Any) -> str:
 
 
 def _python3(sources: list[Any]) -> str:
-    """The first that is Python as it is now; "" if none is."""
+    """Returns the first of the sources that is valid Python 3; "" if none is."""
     for source in sources:
         if not isinstance(source, str):
             raise TypeError(f"solution {str(source)[:60]!r} is no text")
@@ -79,7 +82,10 @@ def _python3(sources: list[Any]) -> str:
 
 
 def codecontests(row: dict[str, Any]) -> dict[str, Any]:
-    """CodeContests: github.com/google-deepmind/code_contests, its Parquet or JSON lines on a hub."""
+    """Converts a row of CodeContests: Parquet or JSON lines on a hub.
+
+    It comes from github.com/google-deepmind/code_contests.
+    """
     question = row["description"]
     given: list[str] = []
     expected: list[str] = []
@@ -105,7 +111,7 @@ def codecontests(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def livecodebench(row: dict[str, Any]) -> dict[str, Any]:
-    """LiveCodeBench: the JSON lines of code_generation_lite; private tests included."""
+    """Converts a row of LiveCodeBench's code_generation_lite; private tests are included."""
     question = f"{row.get('question_title', '')}\n\n{row['question_content']}".strip()
     tests = json_of(row.get("public_test_cases") or "[]", "") + _private(row.get("private_test_cases"))
     given = _texts("input", [test["input"] for test in tests])
@@ -126,7 +132,7 @@ def livecodebench(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(given: list[Any], expected: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Tests whose results are short enough for a program to print. Raises Unusable if none are."""
+    """Returns the tests whose results a program can print. Raises Unusable if there are none."""
     if not given:
         raise Unusable("no tests")
     if len(given) != len(expected):
@@ -138,19 +144,19 @@ def _short(given: list[Any], expected: list[Any]) -> tuple[list[Any], list[Any]]
 
 
 def _texts(name: str, found: list[Any]) -> list[str]:
-    """Texts, of which some may be given as lists of lines."""
+    """Returns the texts of a field; some may be given as lists of lines."""
     return [rows.lines(f"{name}[{number}]", one) for number, one in enumerate(found)]
 
 
 class _Texts(pickle.Unpickler):
-    """Makes nothing but plain data: a download may hold anything."""
+    """Loads nothing but plain data, because a download may hold anything."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise Unusable("private tests are not plain data")
 
 
 def _private(text: str | None) -> list[dict[str, Any]]:
-    """JSON, or JSON that is pickled, compressed and in base 64."""
+    """Reads private tests: JSON, or JSON that is pickled, compressed and in base 64."""
     if not text:
         return []
     if text.lstrip().startswith("["):
@@ -163,5 +169,5 @@ def _private(text: str | None) -> list[dict[str, Any]]:
         return json_of(_Texts(io.BytesIO(data)).load(), "")
     except Unusable:
         raise
-    except Exception as error:  # a damaged pickle may raise any
+    except Exception as error:  # a damaged pickle may raise any error
         raise ValueError(f"private tests are damaged: {error!r}") from error

@@ -1,4 +1,4 @@
-"""The answers of problem sets as they are downloaded, made into answers that somebody can give."""
+"""Turns the answers of downloaded problem sets into answers that a model can give."""
 
 import importlib.util
 import json
@@ -9,13 +9,13 @@ from atgrpo_jax.tasks.math.math import boxed
 from atgrpo_jax.tasks.math.math_problems import LONGEST, Problem, unsayable, without_marks
 from atgrpo_jax.tools.downloads import Unusable
 
-_GSM8K = "####"  # before the answer, after how it is come by
+_GSM8K = "####"  # is between the solution and the answer
 
 
 def truth_of(found: Any, solution: Any = None) -> str:
-    """The answer that a row has, or that its solution boxes, as MATH's do.
+    """Returns the answer of a row, or else the answer that its solution boxes, as in MATH.
 
-    Raises Unusable for several answers, and for one that the task does not read or that nobody can give.
+    Raises Unusable for several answers, or for one that the task does not read or nobody can give.
     """
     if found in (None, "", []) and isinstance(solution, str):
         found = boxed(solution)
@@ -37,7 +37,7 @@ def truth_of(found: Any, solution: Any = None) -> str:
 
 
 def check_truth(problem: Problem) -> None:
-    """Raises Unusable if what compares answers cannot read a truth, or does not find it equal to itself."""
+    """Raises Unusable if the answer of a problem cannot be read, or is not equal to itself."""
     if importlib.util.find_spec("sympy") is None:
         raise ImportError('reading answers needs sympy: pip install "atgrpo_jax[math]"')
     from atgrpo_jax.answers.equality import equal
@@ -56,7 +56,7 @@ def check_truth(problem: Problem) -> None:
 
 
 def _listed(found: Any) -> Any:
-    """Skywork-OR1 writes a list of texts as JSON."""
+    """Reads a list of texts that is written as JSON, as in Skywork-OR1."""
     if not (isinstance(found, str) and re.match(r'\s*\[\s*"', found)):
         return found
     try:

@@ -1,1 +1,1 @@
-"""Credited groups to new parameters: batches, the loss, the jitted update, the warm start."""
+"""Turns credited groups into new parameters: batches, loss, jitted update, warm start."""

@@ -1,4 +1,7 @@
-"""Credited groups -> one prefix-shared, packed Batch. The one-token shift happens here and only here."""
+"""Packs credited groups into a Batch in which each prompt is there once.
+
+The shift by one token, from a token to the one that it predicts, happens only here.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +17,10 @@ Aggregate = Literal["candidate", "token", "constant"]
 
 
 class Segment(NamedTuple):
-    """One group [S], and what is trained of it [C]; sources count from its start."""
+    """A group on its way into a row: its tokens [S] and those of them that are trained [C].
+
+    ``trained.sources`` are indices into the segment's own tokens.
+    """
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -24,11 +30,14 @@ class Segment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BatchConfig:
-    """Shapes. A longer group doubles ``row_tokens`` as often as needed, for its whole batch. Above one tile
-    of attention (``types.TILE``) ``row_tokens`` must be a multiple of it."""
+    """Sets the shape of batches.
 
-    row_tokens: int = 256  # T
-    rows: int = 16  # B, of one micro-batch
+    A group that is longer than a row doubles ``row_tokens``, as often as needed, for its whole
+    batch. Above one tile of attention (``types.TILE``) ``row_tokens`` must be a multiple of it.
+    """
+
+    row_tokens: int = 256  # T, tokens in a row
+    rows: int = 16  # B, rows in a micro-batch
 
     def __post_init__(self):
         check_types(self)
@@ -38,7 +47,7 @@ class BatchConfig:
         require(self, "row_tokens", tiled, f"above {TILE} it must be a multiple of {TILE}")
 
     def row(self, longest: int) -> int:
-        """T of a batch whose longest group has so many tokens."""
+        """Returns T for a batch whose longest group has ``longest`` tokens."""
         tokens = self.row_tokens
         while tokens < longest:
             tokens *= 2
@@ -46,19 +55,20 @@ class BatchConfig:
 
 
 def whole_tiles(tokens: int) -> int:
-    """The shortest row that holds so many: at most one tile, or a multiple of it."""
+    """Returns the shortest valid row for ``tokens``: at most one tile, or a multiple of it."""
     return tokens if tokens <= TILE else -(-tokens // TILE) * TILE
 
 
 def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, constant: int) -> Batch:
-    """Each group becomes one segment: its prompt once, then the branches that are trained.
+    """Packs groups into micro-batches. Each group becomes one segment of a row.
 
-    Segments go first-fit, longest first, into rows of T tokens; rows into micro-batches of B. The number
-    of micro-batches is rounded up to a power of two, so that shapes are few; ``filled`` counts those
-    that hold anything.
+    A segment is the prompt once, then the trained candidates as branches. Segments go first-fit,
+    longest first, into rows of T tokens, and B rows make a micro-batch. The number of micro-batches
+    is rounded up to a power of two, so that there are few shapes to compile. ``filled`` counts
+    those that are not empty.
 
     Args:
-      items: groups of one policy; those whose mask is all false are left out.
+      items: groups of one policy; groups whose mask is all false are left out.
       aggregate, constant: see ``token_weights``.
     """
     items = [item for item in items if item.mask_K.any()]
@@ -82,12 +92,12 @@ def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, c
 
 
 def each(function: Callable[[np.ndarray], Any], batch: Batch) -> Batch:
-    """The function of every array."""
+    """Returns the batch with ``function`` applied to every array."""
     return Batch._make([*map(function, batch[:-1]), Trained._make(map(function, batch.trained))])
 
 
 def _padding(rows: int, row_tokens: int) -> Batch:
-    """Arrays [rows, ...] of nothing else."""
+    """Returns an empty batch: arrays [rows, ...] that hold only padding."""
     tiles = max(row_tokens // TILE, 1)
 
     def ints():
@@ -118,10 +128,13 @@ def _fill(batch: Batch, r: int, row: Sequence[Segment]) -> None:
 
 
 def tile_pairs(segments_T: np.ndarray, branches_T: np.ndarray, tile: int = TILE) -> np.ndarray:
-    """The pairs of tiles in which some token sees another, as query tile * tiles + key tile, sorted."""
+    """Returns the pairs of tiles in which some token attends to another, sorted.
+
+    A pair is the number query tile * tiles + key tile.
+    """
     tiles = max(len(segments_T) // tile, 1)
     tile = len(segments_T) // tiles
-    # Blocks, each a prompt or a branch, lie in one piece: [start, end).
+    # Each prompt and each branch is one contiguous block of tokens, [start, end).
     change = (np.diff(segments_T) != 0) | (np.diff(branches_T) != 0)
     starts = np.concatenate([[0], np.flatnonzero(change) + 1])
     ends = np.concatenate([starts[1:], [len(segments_T)]])
@@ -148,8 +161,11 @@ def minibatches(
     aggregate: Aggregate,
     constant: int,
 ) -> Iterator[Batch]:
-    """``epochs`` passes over the groups that give a gradient, each in a new random order, cut into
-    ``count`` batches (fewer if there are fewer groups)."""
+    """Yields the minibatches of ``epochs`` passes over the groups that give a gradient.
+
+    Each pass has a new random order and is cut into ``count`` batches, or fewer if there are fewer
+    groups.
+    """
     items = [item for item in items if item.mask_K.any()]
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(items))
@@ -161,18 +177,18 @@ def minibatches(
 def token_weights(
     lengths_GK: np.ndarray, mask_GK: np.ndarray, aggregate: Aggregate, constant: int
 ) -> np.ndarray:
-    """The weight of each token of candidate (g, k); 0 where masked.
+    """Returns the weight of every token of candidate (g, k); it is 0 where the mask is false.
 
     candidate   1 / (groups * candidates of the group * tokens): the paper's mean over groups of the
                 mean over candidates of the mean over tokens
-    token       1 / (all tokens): long answers weigh more (the reference code)
-    constant    1 / (groups * candidates of the group * constant): Dr.GRPO (2503.20783), with the
-                divisor that every answer shares
+    token       1 / (all tokens): long answers weigh more, as in the paper's reference code
+    constant    1 / (groups * candidates of the group * constant): Dr.GRPO (2503.20783), where all
+                answers share one divisor
 
     Args:
       lengths_GK: int token counts.
-      mask_GK: bool, true for the candidates that are trained. A group without any is no group.
-      constant: tokens, the divisor of "constant".
+      mask_GK: bool, true for the candidates that are trained. A group without any does not count.
+      constant: the divisor of "constant", in tokens.
     """
     groups = max(int(mask_GK.any(1).sum()), 1)
     members_G1 = np.maximum(mask_GK.sum(1, keepdims=True), 1)
@@ -190,7 +206,7 @@ def token_weights(
 
 
 def filled(batch: Batch) -> int:
-    """How many of the leading micro-batches hold anything."""
+    """Returns how many micro-batches are not empty. The empty ones are last."""
     return int(np.any(batch.segments, axis=(1, 2)).sum())
 
 

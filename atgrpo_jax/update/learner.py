@@ -1,4 +1,4 @@
-"""The jitted update: (state, batch) -> (state, metrics)."""
+"""Updates a policy in one jitted function: (state, batch) -> (state, metrics)."""
 
 import dataclasses
 import inspect
@@ -25,32 +25,33 @@ from atgrpo_jax.update.updates import STATE_FINITE, Updates
 
 
 class PolicyState(NamedTuple):
-    params: Any  # what is trained: all parameters, or an adapter
+    params: Any  # the trained part: all parameters, or an adapter
     opt_state: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Linear warm-up, then a constant rate or a cosine decay. Counts are of updates, of which a step makes
-    ``LossConfig.epochs * LossConfig.minibatches``.
+    """Sets the optimizer and its rate: a linear warm-up, then a constant rate or a cosine decay.
 
-    "muon" orthogonalises the momentum of every matrix but the embedding (Jordan 2024), scaled to a root
-    mean square of 0.2 of the rate (2502.16982, eq. 4); what is left is AdamW's. The warm start learns
-    from scratch in less than half of AdamW's updates (docs/log.md).
+    A training step makes at most ``LossConfig.epochs * LossConfig.minibatches`` updates.
+
+    "muon" orthogonalises the momentum of every matrix but the embedding (Jordan 2024) and scales it
+    to a root mean square of 0.2 of the rate (2502.16982, eq. 4). AdamW updates the rest. A warm
+    start from scratch takes less than half of the updates that it takes with AdamW (docs/log.md).
     """
 
     algorithm: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-4
     warmup: int = 0  # updates
-    decay: int = 0  # updates after the warm-up over which the rate falls; 0 keeps it
-    final: float = 0.1  # share of the rate that is left after the decay
+    decay: int = 0  # updates after the warm-up in which the rate falls; 0 keeps it constant
+    final: float = 0.1  # the rate after the decay, as a share of learning_rate
     b1: float = 0.9
     b2: float = 0.99
-    momentum: float = 0.95  # of Muon
+    momentum: float = 0.95  # used by Muon only
     epsilon: float = 1e-8
     weight_decay: float = 0.01
-    clip_norm: float | None = 1.0  # of the gradient's global norm; None leaves it as it is
-    offload: bool = False  # the state waits for its update in the host's memory
+    clip_norm: float | None = 1.0  # largest global norm of the gradient; None does not clip
+    offload: bool = False  # keep the optimizer state in host memory between updates
 
     def __post_init__(self):
         check_types(self)
@@ -67,7 +68,7 @@ class OptimizerConfig:
         require(self, "algorithm", scales or self.algorithm != "muon", rule)
 
     def rate(self) -> optax.Schedule:
-        """Update, counted from 0 -> learning rate."""
+        """Returns the schedule: number of the update, counted from 0 -> learning rate."""
         first, peak = self.learning_rate / (self.warmup + 1), self.learning_rate
         if not self.decay:
             return optax.linear_schedule(first, peak, self.warmup)
@@ -97,7 +98,7 @@ class OptimizerConfig:
 
 
 def _muon_matrices(params: Any) -> Any:
-    """Which parameters Muon updates, and as which matrices: kernels, [in, out]."""
+    """Marks the parameters that Muon updates: kernels, which are matrices [in, out]."""
 
     def dimensions(path, leaf):
         return optax.contrib.MuonDimensionNumbers() if path[-1].key == "kernel" else None
@@ -107,7 +108,7 @@ def _muon_matrices(params: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Options of the AT-GRPO loss; see ``loss.policy_loss`` and ``batch.token_weights``."""
+    """Sets the AT-GRPO loss; see ``loss.policy_loss`` and ``batch.token_weights``."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -116,10 +117,11 @@ class LossConfig:
     kl: float = 0.0  # coefficient of the KL estimate to the starting policy
     entropy: float = 0.0  # coefficient of the entropy bonus
     epochs: int = 1  # passes over a step's groups
-    minibatches: int = 4  # updates a pass
-    # For engines that compute at another precision: old logprobs are the learner's own, and each token's
-    # advantage is multiplied with min(learner / sampler probability, this) (truncated importance sampling,
-    # 2110.00641). None compares with the sampler's, and stops where they differ.
+    minibatches: int = 4  # updates in each pass
+    # For engines that compute at another precision than the learner. With a number, old logprobs
+    # are the learner's own, and the advantage of each token is multiplied by min(learner
+    # probability / sampler probability, correction): truncated importance sampling (2110.00641).
+    # With None, old logprobs are the sampler's, and the run stops where the learner's differ.
     correction: float | None = None
 
     def __post_init__(self):
@@ -158,14 +160,15 @@ class LossConfig:
 
 
 def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
-    """The warm start's objective."""
+    """Computes the warm start's loss; it is an ``Objective``."""
     return cloning_loss(logprobs_BT, trained.weights), {"entropy": jnp.sum(trained.weights * entropy_BT)}
 
 
 class Learner:
-    """Builds and updates PolicyStates of one architecture and kind, which share its compiled functions.
+    """Builds and updates the PolicyStates of all policies with one architecture and kind.
 
-    With ``lora`` what is trained is an adapter, on parameters (``base``) that each call is given.
+    They share its programs. With ``lora`` the trained part is an adapter, and each call is given
+    the parameters (``base``) that the adapter is on.
     """
 
     def __init__(
@@ -181,7 +184,7 @@ class Learner:
         self._optimizer = optimizer.build()
         self._objective = objective
         self._lora = lora
-        self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> A
+        self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> the largest A so far
         params = jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
         shapes = PolicyState(params, jax.eval_shape(self._optimizer.init, params))
         self.shardings = computing = parameter_shardings(shapes, mesh)
@@ -208,7 +211,7 @@ class Learner:
             in_shardings=(self.shardings, rows, plain, None, None),
             out_shardings=(self.shardings, plain),
         )
-        # The same in two programs: in one, XLA fetches the optimizer's state before it computes gradients.
+        # Two programs, for ``offload``: one would fetch the optimizer state before the gradients.
         self._jit_gradients = jax.jit(
             self._exact_gradients,
             in_shardings=(computing.params, rows, plain, None, None),
@@ -225,19 +228,19 @@ class Learner:
         )
 
     def fresh(self, key: jax.Array) -> Any:
-        """Random parameters, or an adapter that changes nothing."""
+        """Returns random parameters, or an adapter that changes nothing."""
         return self._jit_fresh(key)
 
     def init(self, key: jax.Array) -> PolicyState:
-        """A fresh policy."""
+        """Returns the state of a fresh policy."""
         return self.start_from(self.fresh(key))
 
     def start_from(self, params: Any) -> PolicyState:
-        """Given parameters (or adapter) with a fresh optimizer."""
+        """Returns a state of these parameters (or this adapter) with a fresh optimizer."""
         return PolicyState(params, self._jit_start(params))
 
     def weights(self, params: Any, base: Any = None) -> Weights:
-        """What a policy with this trained part computes with."""
+        """Returns the weights of a policy with this trained part."""
         return Weights(params) if self._lora is None else Weights(base, params, self._lora.scale)
 
     def update(
@@ -249,23 +252,23 @@ class Learner:
         base: Any = None,
         rate: float = 1.0,
     ) -> tuple[PolicyState, dict[str, jax.Array]]:
-        """One optimizer step on the sum of the batch's micro-batches; ``state`` is donated.
+        """Makes one optimizer step on the sum over all micro-batches; ``state`` is donated.
 
         Args:
-          batch: arrays [A, B, T]; A may be any size, only ``filled(batch)`` micro-batches are run.
-          temperature: at which the tokens were sampled.
-          reference: trained part of the starting policy, if the objective wants its logprobs.
-          base: what an adapter is on.
+          batch: arrays [A, B, T]; only the first ``filled(batch)`` micro-batches are computed.
+          temperature: the one at which the tokens were sampled.
+          reference: trained part of the starting policy, if the objective needs its logprobs.
+          base: the parameters that an adapter is on.
           rate: factor of the optimizer's learning rate.
 
         Returns:
-          The new state and metrics as device arrays: weighted means over trained tokens, the loss, the
-          gradient's norm, ``logprob_gap``, the largest |logprob - old logprob|, and whether all numbers of
-          the new state are finite (``updates.STATE_FINITE``).
+          The new state, and metrics as device arrays: weighted means over trained tokens; the loss;
+          the gradient's norm; ``logprob_gap``, the largest |logprob - old logprob|; and
+          ``updates.STATE_FINITE``, true if all numbers of the new state are finite.
         """
         numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
         given = jax.device_put((self._widened(batch), numbers), self._given)
-        with jax.transfer_guard("disallow"):  # nothing else moves between host and devices, or devices
+        with jax.transfer_guard("disallow"):  # nothing else may move between the host and devices
             if not self._offload:
                 return self._jit_update(state, *given, reference, base)
             grads, metrics = self._jit_gradients(state.params, *given, reference, base)
@@ -273,8 +276,8 @@ class Learner:
             return state, metrics | finite
 
     def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Compiled]:
-        """The programs of ``update`` for batches [A, B, T] of this shape, ahead of time: what is given may be
-        shapes, and the mesh's devices need not exist."""
+        """Compiles the programs of ``update`` ahead of time, for batches [A, B, T] of this shape.
+        Arguments may be shapes instead of arrays, and the mesh's devices need not exist."""
         numbers = tuple(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
         state = self.shapes
         if not self._offload:
@@ -283,8 +286,8 @@ class Learner:
         return [gradients.compile(), self._jit_apply.lower(state, state.params, numbers).compile()]
 
     def _widened(self, batch: Batch) -> Batch:
-        """With as many micro-batches as the largest batch so far: the empty ones cost nothing, a shape that
-        shrinks as groups lose their signal would be compiled anew."""
+        """Pads A to the largest of this (B, T) so far: batches shrink as groups lose their signal,
+        and should not recompile then. ``update`` skips the empty micro-batches."""
         A, B, T = batch.tokens.shape
         self._largest[B, T] = most = max(A, self._largest.get((B, T), 0))
         return each(lambda x: np.pad(x, ((0, most - A), (0, 0), (0, 0))), batch)
@@ -299,10 +302,11 @@ class Learner:
         rate: float = 1.0,
         correction: float | None = None,
     ) -> tuple[PolicyState, Updates]:
-        """``update`` on each batch in turn, without waiting for any; first ``corrected``, if it is given how
-        much at most. Without batches the state is returned as it was."""
+        """Calls ``update`` on each batch in turn, and does not wait for the results. Batches are
+        ``corrected`` first, with factors up to ``correction``, unless that is None. Without batches
+        the state is returned as it was."""
         corrected: Iterable[tuple[Batch, dict[str, Any]]] = ((batch, {}) for batch in batches)
-        if correction is not None:  # all of them by the parameters from before the first update
+        if correction is not None:  # all with the parameters from before the first update
             corrected = [self.corrected(state.params, x, temperature, correction, base) for x in batches]
         records, tokens = [], 0
         for batch, found in corrected:
@@ -314,10 +318,13 @@ class Learner:
     def corrected(
         self, params: Any, batch: Batch, temperature: float, most: float, base: Any = None
     ) -> tuple[Batch, dict[str, float]]:
-        """The batch with this policy's logprobs as the old ones, and advantages times
-        min(exp(logprob - the sampler's), most).
+        """Replaces a batch's old logprobs by those of ``params``, and corrects its advantages.
 
-        Returns also the mean of that factor and the largest |logprob - the sampler's|, over trained tokens.
+        Advantages are multiplied by min(exp(logprob - the sampler's), most).
+
+        Returns:
+          The batch, and over its trained tokens the weighted mean of that factor ("correction") and
+          the largest |logprob - the sampler's| ("logprob_gap").
         """
         numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(1)
         given = jax.device_put((self._widened(batch), numbers), self._given)

@@ -1,17 +1,20 @@
-"""The AT-GRPO loss. Plain arrays in, a scalar and metrics out; no config object, no model."""
+"""Computes the AT-GRPO loss from plain arrays; it knows no config object and no model."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-LARGEST = np.float32(88.0)  # whose exponential is a float32; that of 89 is not
+LARGEST = np.float32(88.0)  # exp(88) is finite in float32, exp(89) is not
 
 
 @jax.custom_jvp
 def bounded_exp(x: jax.Array) -> jax.Array:
-    """exp(min(x, LARGEST)), which is also its derivative: finite for all x, so that a branch which min, max
-    or where do not take gets a gradient of 0 and not of 0 * inf. Beyond LARGEST the branch that is taken
-    gives a gradient whose norm overflows, so that nobody trains on it."""
+    """Returns exp(min(x, LARGEST)), and has this value as its derivative, too.
+
+    Both are finite for all x. A branch that min, max or where do not take then gets the gradient 0
+    and not 0 * inf. If x is beyond LARGEST in the branch that is taken, the norm of the gradient
+    overflows, so that nobody trains on it.
+    """
     return jnp.exp(jnp.minimum(x, LARGEST))
 
 
@@ -31,23 +34,27 @@ def policy_loss(
     clip_high: float,
     dual_clip: float | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Clipped surrogate (arXiv 2510.11062, eq. 3), per token, with optional dual clip (1912.09729).
+    """Computes the clipped surrogate (arXiv 2510.11062, eq. 3) per token.
+
+    A dual clip (1912.09729) is optional.
 
         rho  = exp(logprob - old)
         term = min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A);  if A < 0: max(term, dual_clip A)
         loss = -sum(weight * term)
 
-    Weights come from ``batch.token_weights`` and carry the aggregation; tokens of weight 0 are ignored.
-    ``clip_high > clip_low`` is DAPO's clip-higher (2503.14476). All arrays are [B, T] floats.
+    Weights come from ``batch.token_weights``, which decides how tokens are averaged. Tokens of
+    weight 0 are ignored. ``clip_high > clip_low`` is DAPO's clip-higher (2503.14476). All arrays
+    are [B, T] floats.
 
     Returns:
-      The scalar loss, and metrics as sums over the batch: each is a part of a weighted mean.
+      The scalar loss, and metrics as weighted sums over the batch. The caller divides the sums of
+      all micro-batches by the sum of all weights.
     """
     trained_BT = weights_BT > 0
     old_logprobs_BT, advantages_BT, weights_BT = map(
         jax.lax.stop_gradient, (old_logprobs_BT, advantages_BT, weights_BT)
     )
-    # Where nothing is trained the ratio is 1 rather than garbage, so that 0 * inf cannot arise.
+    # Untrained places hold garbage; a ratio of 1 there keeps 0 * inf from arising.
     advantages_BT = jnp.where(trained_BT, advantages_BT, 0.0)
     log_ratio_BT = jnp.where(trained_BT, logprobs_BT - old_logprobs_BT, 0.0)
     ratio_BT = bounded_exp(log_ratio_BT)
@@ -67,12 +74,15 @@ def policy_loss(
 
 
 def kl_penalty(logprobs_BT: jax.Array, reference_logprobs_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
-    """Weighted sum of the unbiased, non-negative estimate exp(d) - 1 - d of KL(policy || reference),
-    with d = reference - logprob on sampled tokens."""
+    """Returns the weighted sum of an estimate of KL(policy || reference).
+
+    The estimate is exp(d) - 1 - d, with d = reference - logprob of a sampled token. It is unbiased
+    and never negative.
+    """
     d_BT = jnp.where(weights_BT > 0, reference_logprobs_BT - logprobs_BT, 0.0)
     return jnp.sum(weights_BT * (bounded_exp(d_BT) - 1 - d_BT))
 
 
 def cloning_loss(logprobs_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
-    """Behaviour cloning: the weighted negative log-likelihood of the demonstrated tokens."""
+    """Returns the weighted negative log-likelihood of demonstrated tokens (behaviour cloning)."""
     return -jnp.sum(weights_BT * jnp.where(weights_BT > 0, logprobs_BT, 0.0))

@@ -1,4 +1,4 @@
-"""What updates of a policy leave behind: their metrics, and whether its numbers are still finite."""
+"""Holds the metrics of a policy's updates, and checks that its numbers are still finite."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,8 @@ import numpy as np
 from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.common.finite import LOWER, NotFinite, check_finite
 
-STATE_FINITE = "state_finite"  # of a record: parameters and optimizer after the update
+# The key in a record that says whether parameters and optimizer state are finite after the update.
+STATE_FINITE = "state_finite"
 _SAID = {
     "loss": "the loss",
     "grad_norm": "the gradient's norm",
@@ -16,14 +17,20 @@ _SAID = {
 
 
 class Updates(NamedTuple):
-    """On the devices, maybe still being computed, until ``jax.device_get``."""
+    """The results of a policy's updates in one step, in order.
 
-    records: list[dict[str, Any]]  # metrics of each
-    tokens: int  # that they ran on
+    They are on the devices, and may still be being computed, until ``jax.device_get``.
+    """
+
+    records: list[dict[str, Any]]  # metrics of each update
+    tokens: int  # that the updates ran on, prompts included
 
     def metrics(self) -> dict[str, float]:
-        """Means over the updates, their number, the tokens, and ``logprob_gap`` of the first update alone,
-        where the learner still is the sampler's policy."""
+        """Returns the mean of each metric over the updates, their number and their tokens.
+
+        ``logprob_gap`` is that of the first update alone. Only there does the learner still have
+        the weights that drew the samples.
+        """
         counts = {"updates": float(len(self.records)), "trained_tokens": float(self.tokens)}
         if not self.records:
             return counts
@@ -35,7 +42,7 @@ class Updates(NamedTuple):
         """Raises NotFinite for the first number of the first update that is not finite.
 
         Args:
-          state: after all of them; names the tensors.
+          state: the state after all updates; its tensors' names go into the error.
         """
         for number, record in enumerate(self.records, start=1):
             place = f"{where}, update {number} of {len(self.records)}"

@@ -1,4 +1,4 @@
-"""Warm start: behaviour cloning on demonstrations that the task generates, cached on disk."""
+"""Makes the warm start: policies clone demonstrations of the task. The result is cached on disk."""
 
 import dataclasses
 import inspect
@@ -37,10 +37,10 @@ from atgrpo_jax.update.updates import Updates
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
     steps: int = 60
-    instances: int = 64  # demonstrated a step
-    candidates: int = 8  # demonstrations of each prompt; a random one is played on
-    learning_rate: float = 1e-3  # the other settings are the experiment's optimizer's
-    warmup: int = 20  # updates; the rate then decays to a tenth, over the rest of the steps
+    instances: int = 64  # that are played in each step
+    candidates: int = 8  # demonstrations of each prompt; a random one is executed
+    learning_rate: float = 1e-3  # all else that is not set here is as in Experiment.optimizer
+    warmup: int = 20  # updates; then the rate decays to a tenth until the last step
     cache_dir: str = "~/.cache/atgrpo_jax"
 
     def __post_init__(self):
@@ -70,17 +70,20 @@ def warm_start(
     source: str,
     runner: Runner | None = None,
 ) -> dict[str, Any]:
-    """Parameters of every policy after cloning, from the cache if the same were made before.
+    """Returns the parameters of every policy after cloning.
+
+    They come from the cache if the same warm start was made before. A damaged one in the cache is
+    made again. If two processes make the same one at once, the first result stays.
 
     Args:
-      fresh: for each policy, what makes its parameters before cloning.
-      models: theirs.
-      meshes: where they are.
-      source: names what ``fresh`` makes, beyond the seed.
+      fresh: for each policy, a function that makes its parameters before cloning.
+      models: the model of each policy.
+      meshes: the mesh of each policy.
+      source: names what ``fresh`` starts from, beside the seed; it is part of the cache's key.
+      runner: runs the programs of demonstrations, if the task has any.
 
-    A damaged one is made anew. Two processes may make the same one at once: the first result stays.
-
-    Raises RunError or OSError if the result cannot be written, and NotFinite before anything is cached.
+    Raises RunError or OSError if the result cannot be written. Raises NotFinite, before anything is
+    cached, for numbers that are not finite.
     """
     optimizer = dataclasses.replace(
         optimizer,
@@ -114,8 +117,12 @@ def warm_start(
 
 
 def _cached(path: Path, shapes: Any) -> dict[str, Any] | None:
-    """What was made before; None if nothing was, or if it is damaged, which is said."""
-    if not os.path.exists(path):  # nor where it cannot be looked for: that is told before anything is written
+    """Returns the cached parameters, or None if there are none or they are damaged.
+
+    Prints a line for damaged ones, and one for those that are taken.
+    """
+    # A folder that may not be read counts as empty here: ``_check_writable`` reports it.
+    if not os.path.exists(path):
         return None
     try:
         trees.about_tree(path)
@@ -127,7 +134,10 @@ def _cached(path: Path, shapes: Any) -> dict[str, Any] | None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Before a warm start is made, rather than after it. Raises RunError."""
+    """Raises RunError if nothing can be written in ``folder``.
+
+    It is called before the warm start is made, so that no work is lost.
+    """
     try:
         make_folder(folder)
         trees.clean(folder)
@@ -157,7 +167,7 @@ def _clone(config, fresh, learners, player, batch) -> dict[str, Any]:
 
 
 def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int) -> Propose:
-    """Proposes the task's own demonstrations instead of an engine's samples."""
+    """Returns a ``Propose`` that gives the task's demonstrations, not an engine's samples."""
 
     async def propose(state, key, prompt_ids, policy, spoken):
         return [_demonstration(task, tokenizer, state, key, k, seed) for k in range(candidates)]
@@ -174,7 +184,7 @@ def _demonstration(task, tokenizer, state, key, k, seed) -> Sample:
 
 
 def demonstrated(episodes: Sequence[Episode]) -> dict[str, list[Credited]]:
-    """All groups by policy, every candidate of weight one."""
+    """Returns the groups of each policy; every candidate is trained and has the advantage 1."""
     items: dict[str, list[Credited]] = {}
     for group in (group for episode in episodes for group in episode.groups):
         k = len(group.candidates)
@@ -184,7 +194,7 @@ def demonstrated(episodes: Sequence[Episode]) -> dict[str, list[Credited]]:
 
 
 def _sources(task: Play) -> str:
-    """Digest of the code that a warm start comes from: the package's and the task's."""
+    """Returns a digest of the code behind a warm start: the package and the task's file."""
     files = sorted(Path(atgrpo_jax.__file__).parent.rglob("*.py"))
     own = inspect.getsourcefile(type(task))
     files += [Path(own)] if own else []
