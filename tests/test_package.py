@@ -36,9 +36,10 @@ SHORT = (
 
 def run(*command, cwd, **variables):
     """What a command prints. It must end with 0, and say nothing of errors."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(word) for word in command],
-        cwd=cwd, env=os.environ | variables, capture_output=True, text=True, timeout=300,
+        cwd=cwd, env=own | variables, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr

@@ -169,9 +169,10 @@ def test_a_main_thread_that_hears_nothing_is_ended():
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
+    time.sleep(1.0)  # until it is in that call
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + signal.SIGTERM, err
     assert "stopped at once; the same command goes on from what is saved" in err
 
 
