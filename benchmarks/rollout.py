@@ -80,7 +80,7 @@ def of_item(item, args):
 
 
 def team(turns):
-    changes = [f"base.Workflow.turns = {turns}", "warm_start.WarmStartConfig.steps = 20"]
+    changes = [f"workflow.Workflow.turns = {turns}", "warm_start.WarmStartConfig.steps = 20"]
     x = load("plan.gin", changes)
     with tempfile.TemporaryDirectory() as cache:
         x = dataclasses.replace(x, warm_start=dataclasses.replace(x.warm_start, cache_dir=cache))
