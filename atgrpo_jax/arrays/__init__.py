@@ -1,1 +1,1 @@
-"""Trees of arrays whatever the model: their mesh, whether they are finite, how they are saved."""
+"""Handles trees of arrays of any model: shards them, checks that they are finite, saves them."""

@@ -1,4 +1,4 @@
-"""Whether trees of arrays on devices hold finite numbers, and which of them do not."""
+"""Checks that trees of arrays on devices hold only finite numbers, and names arrays that do not."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from atgrpo_jax.common.finite import NotFinite
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """A bool scalar; to be used inside of a jitted function."""
+    """Returns a bool scalar: whether all numbers are finite. Used inside jitted functions."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if _real(leaf)]))
 
 
 def not_finite(tree: Any) -> list[str]:
-    """Paths of the arrays that hold a number which is not finite. Waits for the devices once."""
+    """Returns the paths of arrays with a number that is not finite. Waits for the devices once."""
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): _finite(_on_device(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -24,7 +24,10 @@ def not_finite(tree: Any) -> list[str]:
 
 
 def check_tree(tree: Any, where: str, do: str) -> None:
-    """Raises NotFinite that names the first such array, and says how many there are."""
+    """Raises NotFinite if some number is not finite.
+
+    The error names the first array with such a number, and says how many such arrays there are.
+    """
     names = not_finite(tree)
     if names:
         count = len(jax.tree.leaves(tree))
@@ -42,7 +45,10 @@ def _real(leaf: Any) -> bool:
 
 
 def _on_device(leaf: jax.Array) -> jax.Array:
-    """What waits in the host's memory (``OptimizerConfig.offload``) comes for as long as it is looked at."""
+    """Returns an array in its device's memory.
+
+    An array that is kept in host memory (``OptimizerConfig.offload``) is copied to the device.
+    """
     if leaf.sharding.memory_kind == "pinned_host":
         return jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
     return leaf

@@ -1,4 +1,4 @@
-"""The device mesh, the rules from logical to mesh axes, and shardings for any tree of parameters."""
+"""Builds the device mesh, and maps the axes of parameters and batches to the axes of the mesh."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
 
-# The axes of every parameter, by the end of its path; letters as in the package's docstring.
+# The axes of each parameter, by the end of its path. The package's docstring explains the letters.
 PARAMETER_AXES = (
     (r"embedding$", "VD"),
     (r"head$", "DV"),
@@ -23,7 +23,7 @@ PARAMETER_AXES = (
     (r"o/kernel$", "ND"),
     (r"(gate|up)/kernel$", "DF"),
     (r"down/kernel$", "FD"),
-    # Adapters; their rank R is on every device.
+    # Adapters. Their rank R is not split: every device has all of it.
     (r"(q|k|v|gate|up)/a$", "DR"),
     (r"o/a$", "NR"),
     (r"down/a$", "FR"),
@@ -36,10 +36,12 @@ MESH_AXES = {"D": "fsdp", "N": "tensor", "F": "tensor", "V": "tensor"}
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; ``data`` and ``fsdp`` both split rows, ``fsdp`` also parameters.
+    """The number of devices along each axis of a mesh.
 
-    With ``policies`` above 1 there are so many such meshes side by side, over which the policies are dealt in
-    turn: those on different ones are updated at the same time.
+    ``data`` and ``fsdp`` both split rows; ``fsdp`` also splits parameters. ``tensor`` splits heads,
+    widths and the vocabulary. ``policies`` is the number of such meshes that stand side by side.
+    The policies are dealt to them in turn, and policies on different meshes are updated at the same
+    time.
     """
 
     data: int = 1
@@ -54,7 +56,7 @@ class MeshConfig:
 
     @property
     def side(self) -> int:
-        """Devices of one of the meshes that stand side by side."""
+        """Returns the number of devices of one of the meshes that stand side by side."""
         return self.data * self.fsdp * self.tensor
 
     @property
@@ -62,8 +64,10 @@ class MeshConfig:
         return self.policies * self.side
 
     def build(self, devices: Sequence[Any] | None = None, place: int = 0) -> Mesh:
-        """The mesh of policy number ``place``, out of these devices or of all. Raises ValueError if there are
-        fewer than it needs; ``check_mesh`` says it better."""
+        """Returns the mesh of policy number ``place``, made of ``devices`` or else of all devices.
+
+        Raises ValueError if there are too few devices. ``check_mesh`` gives a better message.
+        """
         first = place % self.policies * self.side
         return jax.make_mesh(
             (self.data, self.fsdp, self.tensor),
@@ -78,24 +82,27 @@ class MeshConfig:
 
 
 def platform_of(mesh: Mesh | None) -> Literal["cpu", "gpu", "tpu"]:
-    """Without a mesh that of JAX's first device."""
+    """Returns the mesh's platform; without a mesh, the platform of JAX's first device."""
     return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
 
 
 def provide_devices(config: MeshConfig) -> None:
-    """Lets a CPU be as many devices as the mesh needs; accelerators stay what they are."""
+    """Gives JAX as many virtual CPU devices as the mesh needs. Accelerators are not changed."""
     if config.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        # If JAX has started, with the devices that it has, ``check_mesh`` says whether they are too few.
+        # After JAX has started this fails. Then ``check_mesh`` says whether there are too few.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", config.devices)
 
 
-# What a mesh axis must divide: a name for people, the size, the axis.
+# A size that a mesh axis must divide: (a name for people, the size, the axis).
 Divided = tuple[str, int, str]
 
 
 def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> None:
-    """Raises ConfigError, with the nearest possible mesh, for one that the devices or the sizes forbid."""
+    """Raises ConfigError if there are too few devices or an axis does not divide a size.
+
+    The error names the nearest mesh that is possible.
+    """
     names = {(size, axis): name for name, size, axis in divided}
     divided = [(name, *key) for key, name in names.items()]
     if (reason := _misfit(config, devices, divided)) is None:
@@ -111,7 +118,7 @@ def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> 
 
 
 def _meshes(devices: int, policies: int) -> Iterator[MeshConfig]:
-    """All that need no more devices, and stand no more side by side."""
+    """Yields all meshes with at most this number of devices and of meshes side by side."""
     for sides in range(1, min(policies, devices) + 1):
         side = devices // sides
         for data in range(1, side + 1):
@@ -130,7 +137,10 @@ def _misfit(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> str
 
 
 def divided_parameters(tree: Any) -> Iterator[Divided]:
-    """Of parameters or their shapes, or of optimizer state that mirrors them."""
+    """Yields the sizes that a mesh splits.
+
+    ``tree`` holds parameters or their shapes, or optimizer state that mirrors them.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         for size, axis in zip(leaf.shape, _spec(path, leaf), strict=False):
             if axis is not None:
@@ -138,9 +148,9 @@ def divided_parameters(tree: Any) -> Iterator[Divided]:
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf of parameters, or of optimizer state that mirrors them.
+    """Returns a NamedSharding for every leaf of parameters or of optimizer state that mirrors them.
 
-    Leaves that no rule names are replicated.
+    Leaves that match no rule of ``PARAMETER_AXES`` are replicated.
     """
     return jax.tree_util.tree_map_with_path(lambda *leaf: NamedSharding(mesh, _spec(*leaf)), tree)
 
@@ -155,7 +165,7 @@ def _name(path: tuple) -> str:
 
 
 def host_sharding(sharding: NamedSharding) -> NamedSharding:
-    """The same parts of an array, each in the memory of its device's host."""
+    """Returns a sharding that keeps the same parts of an array in host memory."""
     return sharding.with_memory_kind("pinned_host")
 
 
@@ -164,18 +174,21 @@ def on_host(sharding: Any) -> bool:
 
 
 def group_sharding(mesh: Mesh) -> NamedSharding:
-    """[D, ...]: shards over data and fsdp."""
+    """Returns the sharding of an array [D, ...]. Its D shards are spread over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def page_sharding(mesh: Mesh, heads: int) -> NamedSharding:
-    """[D, N, M, ...]: shards over data and fsdp, key heads over tensor if it divides them."""
+    """Returns the sharding of an array [D, N, M, ...], with its D shards over data and fsdp.
+
+    The key heads M are split over tensor if that axis divides ``heads``; else they are replicated.
+    """
     tensor = "tensor" if heads % mesh.shape["tensor"] == 0 else None
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, tensor))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """[A, B, T]: rows over data and fsdp."""
+    """Returns the sharding of an array [A, B, T], with the rows B over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), None))
 
 

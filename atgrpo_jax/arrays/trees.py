@@ -1,8 +1,9 @@
-"""Trees of arrays on disk, through Orbax: whole, or refused.
+"""Saves and reads trees of arrays with Orbax. A tree on disk is whole, or it is refused.
 
-A tree is a folder: ``state/`` is Orbax's, ``saved.json`` says what is in it and the digest of every file. It
-is written beside its place and renamed, so it is there whole or not at all, also after kill -9. Every file is
-compared with its digest before Orbax reads any: damage is found here, and not by a parser.
+A tree is a folder. Orbax writes ``state/`` in it. ``saved.json`` says what is in the tree, with the
+digest of every file. The folder is written beside its place and then renamed, so it is there whole
+or not at all, also after kill -9. Every file is compared with its digest before Orbax reads any:
+damage is found here, and not by a parser.
 """
 
 import concurrent.futures
@@ -36,15 +37,16 @@ T = TypeVar("T")
 
 
 class Damaged(RunError):
-    """What was saved is not what is there."""
+    """Raised if the files of a tree are not the ones that were saved."""
 
 
 def write_tree(place: Path, tree: Any, about: Mapping[str, Any], keep: bool = False) -> str:
-    """Saves ``tree`` and JSON ``about`` it as the folder ``place``; returns the digest of all.
+    """Saves ``tree`` and the JSON object ``about`` as the folder ``place``. Returns their digest.
 
-    What is at ``place`` is replaced. With ``keep`` a good tree stays: somebody else made the same.
+    A folder that is already at ``place`` is replaced. With ``keep`` it stays if it is an undamaged
+    tree; the caller knows that it is the same one.
 
-    Raises OSError or RunError if it cannot be written.
+    Raises OSError or RunError if the tree cannot be written.
     """
     with _partial_folder(place) as (partial, descriptor):
         _check_room(place, tree)
@@ -66,9 +68,9 @@ def write_tree(place: Path, tree: Any, about: Mapping[str, Any], keep: bool = Fa
 
 
 def read_tree(place: Path, shapes: Any) -> Any:
-    """The tree with the shapes and shardings of ``shapes``. Check it first, with ``about_tree``.
+    """Returns the saved tree, with the shapes, dtypes and shardings of ``shapes``.
 
-    Raises RunError if it has other shapes.
+    Call ``about_tree`` first, which checks the files. Raises RunError if the saved shapes differ.
     """
     saved, wanted = json.loads((place / _ABOUT).read_bytes())["leaves"], _leaves(shapes)
     for path in sorted(saved.keys() | wanted.keys()):
@@ -85,9 +87,9 @@ def read_tree(place: Path, shapes: Any) -> Any:
 
 
 def about_tree(place: Path) -> tuple[dict[str, Any], str]:
-    """What was said about the tree when it was saved, and its digest. Reads and compares all of it.
+    """Returns the ``about`` with which a tree was saved, and its digest. Checks the whole tree.
 
-    Raises Damaged if any byte is another than was saved, OSError if it may not be read.
+    Raises Damaged if any byte differs from what was saved, OSError if a file may not be read.
     """
     file = place / _ABOUT
     try:
@@ -109,14 +111,14 @@ def about_tree(place: Path) -> tuple[dict[str, Any], str]:
 
 
 def is_tree(place: Path) -> bool:
-    """Whether we wrote it, damaged or not."""
+    """Returns whether ``place`` is a tree that this module wrote, damaged or not."""
     return (place / _ABOUT).is_file()
 
 
 def clean(folder: Path) -> None:
-    """Removes what ended processes left half written, or half removed, in ``folder``."""
+    """Removes trees that ended processes left half written or half removed in ``folder``."""
     for left in folder.glob(f".*{_PARTIAL}"):
-        with contextlib.suppress(OSError):  # another process's, or another user's
+        with contextlib.suppress(OSError):  # it belongs to a live process, or to another user
             descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,7 +128,7 @@ def clean(folder: Path) -> None:
 
 
 def remove_tree(place: Path) -> None:
-    """No half of it is left at its place, whenever this process ends."""
+    """Removes a tree. No half of it is left at ``place``, even if this process is killed."""
     aside = _aside(place)
     os.rename(place, aside)
     shutil.rmtree(aside)
@@ -137,7 +139,7 @@ def _aside(place: Path) -> Path:
 
 
 def _check_room(place: Path, tree: Any) -> None:
-    """Said here a full disk is one line; TensorStore's threads have much to say of it."""
+    """Raises OSError if the disk has no room for the tree. TensorStore's own errors are long."""
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     if shutil.disk_usage(place.parent).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
@@ -145,13 +147,16 @@ def _check_room(place: Path, tree: Any) -> None:
 
 @contextlib.contextmanager
 def _partial_folder(place: Path) -> Iterator[tuple[Path, int]]:
-    """A new folder beside ``place``, which is locked while this process lives, and its descriptor."""
+    """Yields a new folder beside ``place``, and its descriptor. Removes the folder at the end.
+
+    The folder is locked while this process lives, so that ``clean`` of other processes keeps it.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     while True:
         partial = _aside(place)
         partial.mkdir()
         descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-        # Where folders cannot be locked nobody else can lock them either, and so none is taken for abandoned.
+        # Where folders cannot be locked, ``clean`` cannot lock them either, and so removes none.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if partial.exists():
@@ -172,7 +177,7 @@ def _put(partial: Path, place: Path, keep: bool) -> None:
         if keep and _good(place):
             return
         if not place.exists():
-            os.rename(partial, place)  # for its error
+            os.rename(partial, place)  # raises the error that was suppressed above
             return
         remove_tree(place)
 
@@ -186,7 +191,7 @@ def _good(place: Path) -> bool:
 
 
 def _digests(folder: Path) -> dict[str, list[Any]]:
-    """Size and digest of all files in it, which are on the disk when it returns."""
+    """Returns size and digest of all files in a folder, after they were written to disk (fsync)."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     with concurrent.futures.ThreadPoolExecutor() as threads:
         found = threads.map(lambda file: _size_and_digest(file, sync=True), files)
@@ -194,7 +199,7 @@ def _digests(folder: Path) -> dict[str, list[Any]]:
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:
-    """Kind and shape by path, of arrays or their shapes."""
+    """Returns dtype and shape by path. The leaves are arrays, or shapes of arrays."""
     return {
         jax.tree_util.keystr(path): [str(leaf.dtype), list(leaf.shape)]
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -206,7 +211,7 @@ def _reading(file: Path, read: Callable[[], T]) -> T:
         return read()
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
-            raise  # no damage: it may be read by somebody else, or later
+            raise  # this is no damage: another user may read it, or it can be read later
         raise Damaged(f"{file} cannot be read ({error.strerror})") from error
 
 
@@ -223,20 +228,23 @@ def _digest_of(seen: Mapping[str, Any]) -> str:
 
 
 def _plain(path: Path, descriptor: int) -> Path:
-    """A path to the open folder without the characters of its name: Orbax takes brackets and backslashes for
-    patterns. Where there is no /proc it is the path itself."""
+    """Returns a path to the open folder through /proc, or ``path`` itself where there is no /proc.
+
+    Orbax treats brackets and backslashes in a path as patterns; the new path has none.
+    """
     plain = Path(f"/proc/self/fd/{descriptor}")
     return plain if plain.is_dir() else path
 
 
 @contextlib.contextmanager
 def _orbax(place: Path, done: str) -> Iterator[None]:
-    """Turns an error of Orbax or TensorStore, of any class, into an OSError of ``place`` or a RunError."""
+    """Turns errors of Orbax or TensorStore into a RunError or an OSError that names ``place``."""
     asyncio_logger = logging.getLogger("asyncio")
     level = asyncio_logger.level
     verbosity = absl_logging.get_verbosity()
     hook = sys.unraisablehook
-    absl_logging.set_verbosity(absl_logging.FATAL)  # its threads tell the same error first, with tracebacks
+    # Threads of Orbax log the same error before it is raised here, with tracebacks.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     asyncio_logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_closed_loops(hook)
     try:
@@ -251,7 +259,8 @@ def _orbax(place: Path, done: str) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{place} cannot be {done} ({reason[:300]})") from error
     else:
-        # After an error they stay: what Orbax abandoned complains seconds later, or at the end.
+        # After an error these two stay as set: abandoned threads report errors seconds later, or at
+        # the end of the process.
         sys.unraisablehook = hook
         asyncio_logger.setLevel(level)
     finally:
@@ -259,7 +268,10 @@ def _orbax(place: Path, done: str) -> Iterator[None]:
 
 
 def _without_closed_loops(hook: Callable) -> Callable:
-    """When Orbax fails it closes its event loop; TensorStore's threads go on and print that it is closed."""
+    """Returns an unraisable hook that hides one error: "Event loop is closed".
+
+    When Orbax fails, it closes its event loop. TensorStore's threads go on and print this error.
+    """
 
     def shown(unraisable):
         if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):

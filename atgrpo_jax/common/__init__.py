@@ -1,1 +1,1 @@
-"""What every room uses, and that uses none: errors, checks of fields, files, signals, types."""
+"""Holds what every room uses: errors, checks of fields, files, signals, types. It uses no room."""

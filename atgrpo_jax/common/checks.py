@@ -1,4 +1,4 @@
-"""Validation shared by all config dataclasses: errors name the class, the field and the value."""
+"""Checks the fields of config dataclasses. Errors name the class, the field and the value."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def require(config: Any, field: str, ok: bool, rule: str) -> None:
-    """Raises ValueError ``Class.field = value: rule`` unless ``ok``."""
+    """Raises ValueError with the message ``Class.field = value: rule`` unless ``ok``."""
     if not ok:
         value = getattr(config, field)
         raise ValueError(f"{type(config).__name__}.{field} = {value!r}: {rule}")
@@ -20,7 +20,7 @@ def check_types(config: Any) -> None:
     """Raises ValueError for the first field whose value does not fit its annotation.
 
     gin checks no types, so every config dataclass calls this from ``__post_init__``. An int fits a
-    float field; a bool does not fit an int or float field. Numbers are finite.
+    float field. A bool does not fit an int or float field. Numbers must be finite.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -34,7 +34,7 @@ def check_types(config: Any) -> None:
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number above all floats
+    except OverflowError:  # an integer larger than any float
         return False
 
 
@@ -72,5 +72,5 @@ def _expected(hint: Any) -> str:
     if isinstance(hint, type) and not typing.get_args(hint):
         module = "" if hint.__module__ == "builtins" else f"{hint.__module__}."
         name = module + hint.__qualname__
-    name = re.sub(r"\batgrpo_jax\.(?:\w+\.)*(?=\w+\.\w)", "", name)  # as gin has it: file and class
+    name = re.sub(r"\batgrpo_jax\.(?:\w+\.)*(?=\w+\.\w)", "", name)  # gin's form: file and class
     return f"expected {name.replace('typing.', '')}"

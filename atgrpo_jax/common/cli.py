@@ -1,4 +1,4 @@
-"""What all entry points share: how they start, and how they fail."""
+"""Starts and ends all entry points in the same way, and reports their errors."""
 
 import errno
 import importlib.metadata
@@ -18,7 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing more c
 
 
 def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """--gin_file and --gin_param, for entry points that read a config."""
+    """Defines --gin_file and --gin_param, for entry points that read a config."""
     return (
         flags.DEFINE_string(
             "gin_file", None, "The run's gin file, from the working directory or the shipped ones."
@@ -30,18 +30,18 @@ def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Entry point: errors a person can act on become one line and exit code 2.
+    """Runs an entry point. Errors that a person can act on become one line and exit code 2.
 
-    A stop by signal exits with 128 + its number, as shells report it.
+    A stop by a signal exits with 128 + the signal's number, as shells report it.
     """
     app.run(lambda argv: guarded(main, argv))
 
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """``main`` as ``run`` runs it: returns if it came to its end, and exits with a code above 0 if not."""
+    """Runs ``main`` as ``run`` does. Returns if ``main`` does, else exits with a code above 0."""
     look_for_no_missing_tpu()
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every step, and warns of what we ask for
+        logging.set_verbosity(logging.ERROR)  # Orbax logs every step, and warns of our own settings
     try:
         with Stopping():
             main(argv)
@@ -70,8 +70,11 @@ def _fail(line: str) -> NoReturn:
 
 
 def _leave(note: str, signum: int) -> NoReturn:
-    """Ends the process where it stands. Devices may still compute what was asked of them before the stop, and
-    JAX has crashed (SIGSEGV) when the interpreter was taken down under them."""
+    """Ends the process at once, without the interpreter's own cleaning up.
+
+    Devices may still compute what they were given before the stop, and JAX has crashed (SIGSEGV)
+    when the interpreter shut down meanwhile.
+    """
     print(note, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -81,9 +84,9 @@ def _leave(note: str, signum: int) -> NoReturn:
 def look_for_no_missing_tpu() -> None:
     """Keeps JAX from looking for a TPU where libtpu is installed for its compiler alone.
 
-    JAX would find none, and say so in five lines with an error among them. Where JAX saw a TPU, or a person
-    has chosen, ``jax_platforms`` is set already; where another accelerator's plugin is installed, JAX is left
-    alone. Nothing happens before JAX is imported.
+    JAX would find none, and print five lines with an error among them. Nothing changes if
+    ``jax_platforms`` is already set (by JAX because it saw a TPU, or by a person), if the plugin of
+    another accelerator is installed, or if JAX is not imported yet.
     """
     jax = sys.modules.get("jax")
     if jax is None or jax.config.jax_platforms is not None:

@@ -1,26 +1,29 @@
-"""Errors that a person can act on. Entry points print them as one line and exit with a code above 0."""
+"""Defines errors that a person can act on.
+
+Entry points print them as one line and exit with a code above 0.
+"""
 
 
 class UserError(Exception):
-    """Says what is wrong, where, and what to do."""
+    """An error whose message says what is wrong, where, and what to do."""
 
 
 class ConfigError(UserError):
-    """The configuration cannot be used."""
+    """Raised if the configuration cannot be used."""
 
 
 class RunError(UserError):
-    """A run cannot start, go on, or be read."""
+    """Raised if a run cannot start, go on, or be read."""
 
 
 class PromptTooLong(RunError):
-    """An engine has no room for a prompt and its answer."""
+    """Raised if an engine has no room for a prompt and its answer."""
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C. A KeyboardInterrupt, so that nothing that handles errors swallows it.
+    """Raised after SIGTERM or Ctrl-C. ``note`` tells a person where the work stands.
 
-    ``note`` tells a person where the work stands.
+    It is a KeyboardInterrupt, so that code that handles errors does not catch it.
     """
 
     def __init__(self, signum: int, note: str = "stopped"):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, errors that name their file, and JSON lines read with care."""
+"""Writes files that are whole or not there, names files in errors, and reads JSON lines."""
 
 import contextlib
 import errno
@@ -12,7 +12,10 @@ from atgrpo_jax.common.errors import RunError
 
 
 def folder_path(text: str | os.PathLike) -> Path:
-    """Absolute, with ~ resolved. Raises ValueError, in words, if no folder can have that name."""
+    """Returns the absolute path, with ~ resolved.
+
+    Raises ValueError with a readable message if no folder can have that name.
+    """
     text = os.fspath(text)
     if "\0" in text:
         raise ValueError("has a NUL in it")
@@ -26,7 +29,7 @@ def folder_path(text: str | os.PathLike) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Makes it with its parents. Raises OSError, or RunError if something else is in its place."""
+    """Makes a folder and its parents. Raises OSError, or RunError if something else is there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -36,7 +39,7 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives an OSError of ``path`` its name: a failed write has none of its own."""
+    """Adds the name ``path`` to an OSError without a file name, as a failed write raises it."""
     try:
         yield
     except OSError as error:
@@ -46,14 +49,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def partial_of(path: Path) -> Path:
-    """Where the file that will be ``path`` is written."""
+    """Returns the path at which a file is written before it is renamed to ``path``."""
     return path.with_name(f".{path.name}.partial")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The file has either its old content or all of ``data``, even after a crash.
+    """Writes a file that has either its old content or all of ``data``, even after a crash.
 
-    Raises OSError, with the file's name.
+    Raises OSError with the file's name.
     """
     temporary = partial_of(path)
     try:
@@ -63,14 +66,14 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
-        with contextlib.suppress(OSError):  # what went wrong first is what to tell
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts the names in ``folder`` on the disk."""
+    """Writes the names of the files in ``folder`` to the disk (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -79,7 +82,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """On disk when it returns. A line for which there is no room leaves nothing; raises OSError then."""
+    """Appends a record as a JSON line, which is on the disk when the function returns.
+
+    Raises OSError if it cannot be written, for example if the disk is full. Then no part of the
+    line is left in the file.
+    """
     data = json.dumps(record).encode() + b"\n"
     with naming(path), open(path, "ab", buffering=0) as file:
         before = file.tell()
@@ -93,8 +100,10 @@ def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The object of every line; none if there is no file. A last line that a crash cut short is left out; any
-    other bad line is a RunError that names it."""
+    """Returns the object of every line; an empty list if there is no file.
+
+    A last line that a crash cut short is left out. Raises RunError that names any other bad line.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Numbers of a run must be finite: one wording for wherever it takes them in, and before it writes them down.
+"""Raises one error wherever a run reads or writes a number that is not finite.
 
-``arrays/finite_trees.py`` looks at arrays on devices and says it the same way.
+``arrays/finite_trees.py`` checks arrays on devices and raises the same error.
 """
 
 import math
@@ -9,13 +9,14 @@ from typing import Any
 
 from atgrpo_jax.common.errors import RunError
 
-# What to do. Nothing may be pushed, recorded or saved between a number's birth and its check.
+# What the error tells a person. It is true only if nothing is pushed, recorded or saved between the
+# computation of a number and its check.
 UNTOUCHED = "nothing of this step was recorded or saved, and the last checkpoint is as it was"
 LOWER = f"{UNTOUCHED}; a lower learning_rate or clip_norm may help"
 
 
 class NotFinite(RunError):
-    """A number is infinite or no number: where, which one, and what to do."""
+    """Raised for a number that is infinite or NaN. It says where, which one, and what to do."""
 
     def __init__(self, where: str, what: str, do: str):
         super().__init__(f"{where}: {what}; {do}")

@@ -1,4 +1,4 @@
-"""JSON files that others wrote, read with a limit: whatever is wrong with one is a line that names it."""
+"""Reads JSON files that others wrote, with a limit on their size. Every error names the file."""
 
 import json
 import stat
@@ -8,13 +8,16 @@ from typing import Any
 
 from atgrpo_jax.common.errors import RunError
 
-MOST_BYTES = 256 * 2**20  # the largest tokenizer.json that is published has 40 MB
+MOST_BYTES = 256 * 2**20  # the largest published tokenizer.json has 40 MB
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Raises RunError for a file that is missing, no file (a folder, a pipe, a device), of more than ``most``
-    bytes, or a pointer of Git LFS instead of what it points to."""
+    """Returns the content of a file.
+
+    Raises RunError if the file is missing, is not a regular file (a folder, a pipe, a device), has
+    more than ``most`` bytes, or is a Git LFS pointer instead of the file that it points to.
+    """
     check_file(path)
     try:
         with open(path, "rb") as file:
@@ -27,14 +30,14 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def check_file(path: Path) -> None:
-    """Raises RunError for what cannot be read as a file; a pipe would wait for ever."""
+    """Raises RunError unless ``path`` is a regular file that can be read. A pipe would block."""
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
             raise RunError(f"{path} cannot be read (it is no regular file)")
         with open(path, "rb") as file:
             start = file.read(len(_POINTER))
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError is for a name that no file can have
         raise RunError(f"{path} cannot be read ({_line(error)})") from error
     if start == _POINTER:
         raise RunError(
@@ -43,7 +46,7 @@ def check_file(path: Path) -> None:
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """Raises RunError as ``read_bytes`` does, and for what is not UTF-8."""
+    """Returns a file's text. Raises RunError as ``read_bytes`` does, or if it is not UTF-8."""
     try:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -51,15 +54,15 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
 
 def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
-    """Raises RunError as ``read_text`` does, and for what is no JSON object."""
+    """Returns a file's JSON object. Raises RunError as ``read_text`` does, or if it has none."""
     return object_of(read_text(path, most), str(path))
 
 
 def object_of(text: str | bytes, source: str) -> dict[str, Any]:
-    """The JSON object of a text. Raises RunError naming the ``source`` for anything else."""
+    """Returns the JSON object in a text. Raises RunError that names ``source`` if it has none."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also for an integer longer than Python reads
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer too long for Python
         raise RunError(f"{source} cannot be read (no JSON: {_line(error)})") from error
     if not isinstance(value, dict):
         raise RunError(f"{source} cannot be read (no JSON object but {short(value)})")
@@ -67,7 +70,7 @@ def object_of(text: str | bytes, source: str) -> dict[str, Any]:
 
 
 def short(value: Any) -> str:
-    """A value for a message, cut to a length that a line has room for."""
+    """Returns the repr of a value for a message, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -77,10 +80,11 @@ def _line(error: BaseException) -> str:
 
 
 class Fields:
-    """The fields of a JSON object, each of the type that it must have.
+    """The fields of a JSON object. Each method checks that a field has the type that it must have.
 
-    A field that is null counts as one that is not there, and is the ``default``; without a default it is an
-    error. All errors are RunErrors ``PATH: FIELD = VALUE is not supported; expected ...``.
+    A field that is null counts as missing. A missing field has the value ``default``; without a
+    default it is an error. All errors are RunErrors that name the file and the field, e.g.
+    ``PATH: FIELD = VALUE is not supported; expected ...``.
     """
 
     def __init__(self, path: Path | str, raw: Mapping[str, Any]):
@@ -108,7 +112,7 @@ class Fields:
         value = self.given(name, default)
         if (
             type(value) not in (int, float) or not 0 < value < 1e30
-        ):  # which no integer overflows, and no NaN passes
+        ):  # an int of any size compares without overflow, and NaN fails the comparison
             raise self.refuse(name, value, "a positive number")
         return float(value)
 
@@ -125,14 +129,17 @@ class Fields:
         return value
 
     def part(self, name: str) -> dict[str, Any]:
-        """An object in the object; empty if there is none."""
+        """Returns the object in a field; an empty one if the field is missing."""
         value = self.given(name, {})
         if type(value) is not dict:
             raise self.refuse(name, value, "an object")
         return value
 
     def ids(self, name: str, size: int = 2**31) -> tuple[int, ...]:
-        """One id or a list of some, each below ``size``; empty if there is none."""
+        """Returns the ids in a field, which is one id or a list of ids; empty if it is missing.
+
+        Each id must be below ``size``. Ids that are named twice are returned once.
+        """
         value = self.given(name, ())
         if value == ():
             return ()

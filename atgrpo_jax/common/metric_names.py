@@ -1,7 +1,7 @@
-"""Names of metrics: no two are ever the same, whatever policies, roles and parts of rewards are called.
+"""Makes names of metrics. No two are the same, whatever policies, roles and rewards are called.
 
-policy/NAME/loss         what updates and the gate say of a policy
-role/NAME/team           what candidates of a role were paid, and how long they were
+policy/NAME/loss         metrics of a policy, from updates and from the gate
+role/NAME/team           rewards and lengths of a role's candidates
 role/NAME/part/PART      parts of their local reward
 """
 
@@ -23,7 +23,7 @@ def of_role(role: str, values: Mapping[str, float], parts: Mapping[str, float]) 
 
 
 def together(*records: Mapping[str, float]) -> dict[str, float]:
-    """All metrics of a step. Raises RunError for a name that comes twice."""
+    """Returns all metrics of a step. Raises RunError for a name that occurs twice."""
     found: dict[str, float] = {}
     for record in records:
         twice = sorted(set(found) & set(record))
@@ -34,5 +34,5 @@ def together(*records: Mapping[str, float]) -> dict[str, float]:
 
 
 def _level(name: str) -> str:
-    """One level of a name: with its slashes written otherwise, as in a URL."""
+    """Returns ``name`` as one level of a metric's name: slashes are escaped as in a URL."""
     return name.replace("%", "%25").replace("/", "%2F")

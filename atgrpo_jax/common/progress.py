@@ -1,15 +1,18 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Shows how far long work is: a bar with rate and time left on a terminal, else plain lines."""
 
 import sys
 import time
 
 import tqdm
 
-PLAIN_SECONDS = 10.0  # between plain lines
+PLAIN_SECONDS = 10.0  # seconds between two plain lines
 
 
 class Progress:
-    """``with Progress("train", total, "step") as progress: progress.advance(success=0.5)``."""
+    """A bar or plain lines that show how far some work is.
+
+    It is used as ``with Progress("train", total, "step") as progress: progress.advance(loss=0.5)``.
+    """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
         self._what, self._total, self._unit = what, total, unit
@@ -30,7 +33,7 @@ class Progress:
             self._bar.close()
 
     def advance(self, **shown: float) -> None:
-        """One more unit is done; ``shown`` are numbers to show beside it."""
+        """Counts one more unit as done, and shows the numbers ``shown`` beside it."""
         self._done += 1
         if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, False)
@@ -50,7 +53,7 @@ class Progress:
 
 
 def say(line: str) -> None:
-    """A line of its own, above the bar if there is one."""
+    """Prints a line of its own, above the bar if there is one."""
     tqdm.tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
 

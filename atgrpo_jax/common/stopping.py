@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a clean stop that is heard in every phase of a run."""
+"""Turns SIGTERM and Ctrl-C into a clean stop, in every phase of a run."""
 
 import asyncio
 import contextlib
@@ -17,39 +17,41 @@ from typing import Literal
 from atgrpo_jax.common.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LOOK_S = 0.05  # between two looks at a main thread that was asked to stop
-PATIENCE_S = 1.0  # after which a main thread that has heard and goes on is asked again
-DEAF_S = 1.5  # after which a main thread that hears nothing (it compiles, or waits for a device) is ended
-CLEAN_UP_S = 10.0  # that a second signal leaves to those who clean up
-ONE_STOP_S = 0.5  # signals that come so close together are one stop: ``timeout`` sends two
+# All in seconds.
+LOOK_S = 0.05  # time between two looks at a main thread that was asked to stop
+PATIENCE_S = 1.0  # a main thread that was stopped and still goes on after this is asked again
+DEAF_S = 1.5  # after this, a main thread that cannot run the handler (e.g. it compiles) is ended
+CLEAN_UP_S = 10.0  # time for cleaning up after a second signal
+ONE_STOP_S = 0.5  # signals that come this close together count as one: ``timeout`` sends two
 
 
 class Stopping:
-    """Inside ``with Stopping() as stopping`` the two signals raise ``Stopped`` in the main thread.
+    """A context in which SIGTERM and SIGINT raise ``Stopped`` in the main thread.
 
-    They do so at once where nothing can be lost: within ``stopping.interruptible()``, and everywhere while
-    ``stopping.unsaved()`` is false. Elsewhere they wait for the next such place, and say so. A running event
-    loop is cancelled; its tasks are torn up if they do not end in a second.
+    The signals raise at once where nothing can be lost: within ``stopping.interruptible()``, and
+    everywhere while ``stopping.unsaved()`` is false. Elsewhere the stop waits for the next such
+    place, and a line says so. A running event loop is cancelled. If its tasks do not end within a
+    second, ``Stopped`` is raised inside them.
 
-    Python runs no handler while the main thread is inside a call of C, which may compile for minutes. So a
-    thread listens, too. It ends the process where nothing can be lost. A second signal ends it in any case:
-    nothing more is saved, but what is on disk is whole.
+    Python runs no handler while the main thread is inside a call of C code, which may compile for
+    minutes. So a second thread listens, too. It ends the process where nothing can be lost. A
+    second signal ends the process in any case: nothing more is saved, but what is on disk is whole.
 
-    A thread other than the main one gets no signals. There this class does nothing.
+    Only the main thread gets signals. In any other thread this class does nothing.
     """
 
     def __init__(self):
         self.unsaved: Callable[[], bool] = lambda: False
         self._pending: int | None = None  # the signal, once the main thread has heard it
         self._at_once = False
-        self._left = False  # whether the stop has reached those who clean up
-        # What the listener's next knock on the main thread means.
+        self._left = False  # whether the stop has reached the code that cleans up
+        # A knock is a signal that the listener sends to the main thread. This says what it means.
         self._order: Literal["look again", "ask again", "at once"] | None = None
-        self._knocked_s = -math.inf  # when it knocked last
-        self._asked_s: float | None = None  # when the last signal came
-        self._again = False  # whether it was a second one
-        self._stopped_s = math.inf  # when the main thread was last made to stop
-        self._told = False  # whether a person knows what the stop waits for
+        self._knocked_s = -math.inf  # time of the last knock
+        self._asked_s: float | None = None  # time of the last signal
+        self._again = False  # whether that was a second signal
+        self._stopped_s = math.inf  # time at which the main thread was last made to stop
+        self._told = False  # whether the person was told what the stop waits for
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Stopping":
@@ -99,7 +101,7 @@ class Stopping:
             raise Stopped(self._pending)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        """Runs in the main thread, between two steps of Python."""
+        """Handles a signal. Runs in the main thread, between two Python instructions."""
         order = self._order
         self._order = None
         if order == "at once":
@@ -116,13 +118,13 @@ class Stopping:
         self._pending = number
         self._stopped_s = time.monotonic()
         if loop is not None:
-            # Raised here, every task on the way out of the loop would report it as its own failure.
+            # If it were raised here, every task in the loop would report it as its own failure.
             loop.call_soon_threadsafe(_cancel_all, loop)
         elif at_once:
             raise Stopped(number)
 
     def _listen(self) -> None:
-        """Runs in a thread of its own, and reads the number of every signal as soon as it comes."""
+        """Reads the number of every signal as soon as it comes. Runs in a thread of its own."""
         number = signal.SIGTERM.value
         while True:
             idle = self._asked_s is None or (self._left and not self._again)
@@ -130,7 +132,7 @@ class Stopping:
                 heard = self._ours.recv(1)
                 if not heard:
                     return
-                knock = time.monotonic() - self._knocked_s < ONE_STOP_S  # the listener's own
+                knock = time.monotonic() - self._knocked_s < ONE_STOP_S  # sent by this thread
                 if heard[0] in SIGNALS and not knock:
                     number = heard[0]
                     self._note(number)
@@ -138,11 +140,11 @@ class Stopping:
                 self._press(number, time.monotonic() - self._asked_s)
 
     def _now(self) -> bool:
-        """Whether a stop may be raised wherever the main thread is."""
+        """Returns whether a stop may be raised wherever the main thread is now."""
         return self._at_once or not self.unsaved()
 
     def _note(self, number: int) -> None:
-        """Writes down that a signal came."""
+        """Records that a signal came, and knocks at once if it is a second one."""
         now = time.monotonic()
         if self._asked_s is None:
             self._asked_s = now
@@ -154,12 +156,12 @@ class Stopping:
             self._knock(number, "at once")
 
     def _press(self, number: int, waited_s: float) -> None:
-        """Stops a main thread that was asked to stop and does not."""
+        """Knocks on a main thread that was asked to stop and goes on, or ends the process."""
         if self._order == "look again":
             self._knock(number, "look again")
         heard = self._pending is not None and not (self._left or self._again) and self._now()
         if heard and time.monotonic() - self._stopped_s > PATIENCE_S:
-            # Tasks do not end, or somebody swallowed the exception, as Python does in finalizers.
+            # Tasks do not end, or some code swallowed the exception, as Python does in finalizers.
             self._stopped_s = time.monotonic()
             self._knock(number, "ask again")
         if waited_s < DEAF_S:
@@ -185,13 +187,13 @@ class Stopping:
 
 
 def _say(line: str) -> None:
-    """Writes a line even where the main thread is in the middle of one."""
+    """Writes a line of its own, even if the main thread has written only half of one."""
     sys.stderr.write(f"\n{line}\n")
     sys.stderr.flush()
 
 
 def _on_the_way_out() -> bool:
-    """Whether the code that a handler interrupted cleans up after a stop."""
+    """Returns whether the code that a handler interrupted is cleaning up after a stop."""
     error = sys.exception()
     while error is not None and not isinstance(error, Stopped):
         error = error.__context__
@@ -206,7 +208,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _in_asyncio(frame: FrameType | None) -> bool:
-    """Whether ``frame`` is within ``asyncio.run``, which an exception would leave half made."""
+    """Returns whether ``frame`` is in ``asyncio.run``, which an exception would leave unfinished."""
     while frame is not None and frame.f_code is not asyncio.run.__code__:
         frame = frame.f_back
     return frame is not None

@@ -1,4 +1,7 @@
-"""What flows through a step: frozen dataclasses, no behaviour beyond what they derive. No jax here."""
+"""Defines the values that flow through a step, as frozen dataclasses.
+
+They have no behaviour beyond what they derive from their fields. This module does not import jax.
+"""
 
 import dataclasses
 import enum
@@ -15,7 +18,7 @@ Split = Literal["train", "validation", "test"]
 
 
 class Outcome(enum.Enum):
-    """How a candidate ended."""
+    """The way in which a candidate ended. Each value is explained beside it."""
 
     OK = "ok"  # an action was parsed and carried out
     INVALID = "invalid"  # the text holds no usable action
@@ -27,9 +30,10 @@ class Outcome(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """Reward of one candidate, scored from the state its prompt showed.
+    """The reward of one candidate. It is scored from the state that its prompt showed.
 
-    ``local`` is the sum of ``parts`` (format, progress, ...); ``team`` is about the whole team's goal.
+    ``local`` is the sum of ``parts`` (format, progress, ...). ``team`` is about the goal of the
+    whole team.
     """
 
     team: float
@@ -41,22 +45,25 @@ class Reward:
         try:
             local = sum(parts.values())
         except (TypeError, OverflowError):
-            local = math.nan  # of parts that are no numbers: ``tasks/calls.py`` says which, and where
+            local = math.nan  # some parts are not numbers: ``tasks/calls.py`` reports them
         return cls(team, local, parts)
 
     def mixed(self, alpha: float) -> float:
-        """alpha * team + local (arXiv 2510.11062, eq. 4)."""
+        """Returns alpha * team + local (arXiv 2510.11062, eq. 4)."""
         return alpha * self.team + self.local
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class GroupKey:
-    """The node of a sampling tree that a group was drawn at; stamped when sampled, never guessed later."""
+    """The node of a sampling tree at which a group was drawn.
 
-    step: int  # training step, or the step an evaluation belongs to
+    It is set when the group is sampled and never reconstructed later.
+    """
+
+    step: int  # training step; for an evaluation, the step that it belongs to
     split: str
     instance: int  # index within the split
-    episode: int  # 0 in tree sampling; which of the whole episodes in trajectory sampling
+    episode: int  # always 0 in tree sampling; the number of the episode in trajectory sampling
     turn: int
     role: str
 
@@ -66,31 +73,32 @@ class GroupKey:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Address:
-    """Names one sample of a run, and so its randomness, whatever else was in the batch."""
+    """The name of one sample of a run. It fixes the sample's randomness, whatever else is drawn."""
 
-    seed: int  # of the run
+    seed: int  # seed of the run
     group: GroupKey
-    k: int
+    k: int  # index of the sample within its group
 
     def key_words(self) -> tuple[int, int]:
-        """Two uint32 words for a counter-based generator."""
+        """Returns two uint32 words that seed a counter-based generator."""
         digest = hash_bytes(f"{self.seed}/{self.group.path()}/{self.k}")
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Settings of one request; see ``engines.local.sampling.Rules``. Temperature 0 is greedy."""
+    """The sampling settings of one request; ``engines.local.sampling.Rules`` explains them."""
 
-    temperature: float = 1.0
-    max_tokens: int = 16  # the stop id included
-    top_k: int = 0
+    temperature: float = 1.0  # 0 is greedy: the most likely token is taken
+    max_tokens: int = 16  # includes the stop id
+    top_k: int = 0  # 0 for all tokens
     top_p: float = 1.0
     min_p: float = 0.0
-    min_tokens: int = 0  # before a stop id may be drawn
+    min_tokens: int = 0  # tokens that are drawn before a stop id may be drawn
     banned: tuple[int, ...] = ()  # token ids that are never drawn
-    stop: tuple[str, ...] = ()  # a sample ends with the token by which its text holds one of them
-    pattern: str = ""  # regular expression that the whole text matches, if the token limit does not cut it
+    stop: tuple[str, ...] = ()  # a sample ends as soon as its text contains one of these strings
+    # A regular expression. The whole text matches it, unless the token limit cuts the text.
+    pattern: str = ""
 
     def __post_init__(self):
         check_types(self)
@@ -115,26 +123,31 @@ class Sampling:
 
     @property
     def restricted(self) -> bool:
-        """Whether some tokens that the model could draw may not be."""
+        """Returns whether the settings forbid some tokens that the model could draw."""
         limits = self.top_k, self.top_p < 1, self.min_p, self.min_tokens, self.banned, self.pattern
         return any(limits)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What an engine returns for one address. ``tokens`` ends with the stop id if ``finish`` is "stop"."""
+    """The tokens that an engine returns for one address.
+
+    ``tokens`` ends with the stop id if ``finish`` is "stop".
+    """
 
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]  # of each token, at the sampling temperature: what the learner computes
+    # One for each token, at the sampling temperature, before top-k etc.: what the learner computes.
+    logprobs: tuple[float, ...]
     finish: Literal["stop", "length", "error"]
-    version: int  # of the weights that drew it
-    # Of each token in the distribution it was drawn from, where top-k and its like make that another one.
+    version: int  # version of the weights that drew it
+    # One for each token, in the distribution that it was drawn from. None where that distribution
+    # is the one of ``logprobs``; top-k and similar settings make it another one.
     drawn_logprobs: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Everything the members of one group must agree in."""
+    """Everything that must be the same for all candidates of a group."""
 
     key: GroupKey
     prompt_ids: tuple[int, ...]
@@ -150,15 +163,15 @@ class Candidate:
     sample: Sample
     text: str
     outcome: Outcome
-    reward: Reward | None  # None if excluded: an excluded candidate never becomes a zero reward
+    reward: Reward | None  # None for an excluded candidate, which must never count as reward 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """K candidates of one prompt. ``chosen`` indexes the executed one; None if all were excluded."""
+    """The K candidates of one prompt."""
 
     candidates: tuple[Candidate, ...]
-    chosen: int | None
+    chosen: int | None  # index of the executed candidate; None if all were excluded
 
     @property
     def origin(self) -> Origin:
@@ -167,52 +180,57 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """One team on one instance; ``groups`` in the order played. ``done`` by turn limit is not ``solved``."""
+    """One play of an instance by a team."""
 
     split: str
     instance: int
     episode: int
-    groups: tuple[Group, ...]
-    solved: bool
+    groups: tuple[Group, ...]  # in the order in which they were played
+    solved: bool  # an episode that ends by the turn limit is not solved
     turns: int
     end: Literal["solved", "ended", "turn_limit", "engine_error"]
 
 
-TILE = 64  # tokens to a side of attention's tiles; rows are at most one tile long or a multiple of it
+# Tokens along each side of an attention tile. A row is at most one tile long or a multiple of it.
+TILE = 64
 
 
 class Trained(NamedTuple):
-    """The tokens of each row that are trained, first to last, then padding of weight 0. All [A, B, T]."""
+    """The tokens that are trained in each row, in order, then padding of weight 0.
 
-    sources: Any  # int32; index in the row of the token whose output predicts this one
-    targets: Any  # int32; the token
-    old_logprobs: Any  # float32; the sampler's
+    All arrays are [A, B, T].
+    """
+
+    sources: Any  # int32; index in the row of the token whose output predicts the target
+    targets: Any  # int32; id of the token that is trained
+    old_logprobs: Any  # float32; the sampler's log-probability of the target
     advantages: Any  # float32
-    weights: Any  # float32; share of the token in the loss
+    weights: Any  # float32; the token's share in the loss
 
 
 class Batch(NamedTuple):
-    """Prefix-shared rows, stacked as micro-batches of one shape. NamedTuples, so also a pytree.
+    """A minibatch: rows in which each prompt is there once, stacked as micro-batches of one shape.
 
-    Arrays are of NumPy on the host and of JAX inside the update. A token attends to earlier tokens of its
-    own segment that belong to the prompt (branch 0) or to its own branch.
+    It is a NamedTuple, and so a pytree. Its arrays belong to NumPy on the host and to JAX inside
+    the update. A token attends to earlier tokens of its own segment that belong to the prompt
+    (branch 0) or to its own branch.
     """
 
     tokens: Any  # int32 [A, B, T]
-    positions: Any  # int32 [A, B, T]; branches restart at the end of their prompt
-    segments: Any  # int32 [A, B, T]; 1.. within a row, 0 is padding
-    branches: Any  # int32 [A, B, T]; 0 prompt, 1..K candidates
-    # int32 [A, B, X]: pairs of tiles in which some token sees another, sorted, then -1. Of n tiles a row,
-    # query tile i and key tile j are i n + j; X = n (n + 1) / 2.
+    positions: Any  # int32 [A, B, T]; each branch goes on from the end of its prompt
+    segments: Any  # int32 [A, B, T]; 1, 2, ... within a row; 0 is padding
+    branches: Any  # int32 [A, B, T]; 0 is the prompt, 1..K are the candidates
+    # int32 [A, B, X]: the pairs of tiles in which some token attends to another, sorted, then -1.
+    # In a row of n tiles, query tile i and key tile j have the number i n + j; X = n (n + 1) / 2.
     pairs: Any
     trained: Trained
 
 
 def hash_bytes(text: str) -> bytes:
-    """16 stable bytes, the source of all seeds, digests and splits."""
+    """Returns 16 bytes that depend only on ``text``. Seeds, digests and splits come from them."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def seed_of(*parts: object) -> int:
-    """A stable 64-bit seed from anything with a stable ``str``."""
+    """Returns a 64-bit seed that depends only on the ``str`` of each part."""
     return int.from_bytes(hash_bytes("/".join(map(str, parts)))[:8], "little")

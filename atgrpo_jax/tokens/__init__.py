@@ -1,1 +1,1 @@
-"""Text to ids and back. Imports ``common`` only."""
+"""Turns text into token ids and back. Imports ``common`` only."""

@@ -1,8 +1,9 @@
-"""Chat templates of model folders: Jinja in a sandbox, with what ``transformers`` gives a template.
+"""Renders chat templates of model folders with sandboxed Jinja, as ``transformers`` does.
 
-A template is somebody's program. It sees no clock and no chance, so it gives the same text every time. Each
-shape of conversation is rendered first in a process of its own (``python -m atgrpo_jax.tokens.chat``), which
-may use little time and memory, so a template that never ends or grows stops there and not in the run.
+A template is a program that somebody else wrote. It sees no clock and no random numbers, so it
+gives the same text every time. Each order of roles is rendered first in a process of its own
+(``python -m atgrpo_jax.tokens.chat``) with limits on time and memory. So a template that never
+ends, or whose text grows without end, is stopped there and not in the run.
 """
 
 import dataclasses
@@ -21,21 +22,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from atgrpo_jax.common.errors import RunError
 
-_SECONDS = 5  # of the CPU, for all renderings of a trial
-_MEMORY = 2**29  # bytes
-_LONGEST = 2**20  # characters that a template may make of short messages
-_STARTS = 300  # seconds that a process may take to come up and end on a busy machine
+_SECONDS = 5  # CPU seconds for a trial
+_MEMORY = 2**29  # bytes for a trial
+_LONGEST = 2**20  # most characters that a template may make of short messages
+_STARTS = 300  # most seconds in which a trial's process starts and ends on a busy machine
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A template and what it is told beside messages.
+    """A chat template, with the values that it gets beside the messages.
 
     Args:
-      source: Jinja.
+      source: the template's text, in Jinja.
       tokens: names and texts of special tokens, e.g. ("eos_token", "</s>").
-      date: what ``strftime_now`` of a template takes for now, at midnight; YYYY-MM-DD.
-      name: where it is from, for errors.
+      date: the day that ``strftime_now`` in a template uses, at midnight; YYYY-MM-DD.
+      name: the template's origin, for errors.
     """
 
     source: str
@@ -45,14 +46,15 @@ class ChatTemplate:
 
     @property
     def dated(self) -> bool:
-        """Whether it may write the date."""
+        """Returns whether the template may write the date."""
         return "strftime_now" in self.source
 
     def render(self, messages: Sequence[Mapping[str, str]], opened: bool = True) -> str:
-        """Text of a conversation, up to where the assistant begins to speak if ``opened``.
+        """Returns the text of a conversation. If ``opened``, the assistant's turn has begun in it.
 
-        Raises RunError if the template fails, refuses the conversation, or leaves one of several messages
-        out; for every new order of roles also if it takes too much time or memory.
+        Raises RunError if the template fails, refuses the conversation, or leaves out one of
+        several messages. For every new order of roles it also raises if the trial takes too much
+        time or memory.
         """
         roles = tuple(message["role"] for message in messages)
         _, unseen, failed = trial(self, roles, opened)
@@ -68,8 +70,11 @@ class ChatTemplate:
 
 @functools.lru_cache(maxsize=256)
 def trial(template: ChatTemplate, roles: tuple[str, ...], opened: bool) -> tuple[str, str, str]:
-    """What a template makes of ``marks(roles)`` in a process of its own, a role whose words it does not show,
-    and what is wrong; "" where there is nothing to tell."""
+    """Renders ``marks(roles)`` in a process of its own.
+
+    Returns the text, a role whose words the text does not show, and an error. Each is "" if there
+    is none.
+    """
     task = json.dumps([dataclasses.asdict(template), roles, opened])
     command = [sys.executable, "-m", "atgrpo_jax.tokens.chat", str(_SECONDS)]
     try:
@@ -83,7 +88,7 @@ def trial(template: ChatTemplate, roles: tuple[str, ...], opened: bool) -> tuple
 
 
 def marks(roles: Sequence[str]) -> list[dict[str, str]]:
-    """Messages whose contents can be found again."""
+    """Returns messages, one for each role, whose contents can be found again in a text."""
     return [{"role": role, "content": f"mark{place}of{len(roles)}"} for place, role in enumerate(roles)]
 
 
@@ -111,7 +116,7 @@ def _rendered(template: ChatTemplate, messages: Sequence[Mapping[str, str]], ope
         tools=None,
         documents=None,
         add_generation_prompt=opened,
-        enable_thinking=False,  # templates that know no thinking ignore it
+        enable_thinking=False,  # templates without a thinking mode ignore it
         strftime_now=now.strftime,
     )
 
@@ -123,14 +128,17 @@ def _compiled(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "dict": lambda *args, **named: dict(*args, **named)}
-    del environment.globals["lipsum"], environment.filters["random"]  # chance
+    del environment.globals["lipsum"], environment.filters["random"]  # they use random numbers
     return environment.from_string(source)
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}, around what an assistant said: nothing but its body."""
+    """A Jinja extension for {% generation %} ... {% endgeneration %}, which renders as its body.
 
-    tags = {"generation"}  # noqa: RUF012  (as its base class has it)
+    Templates put it around an assistant's words.
+    """
+
+    tags = {"generation"}  # noqa: RUF012  (the base class declares it like this)
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
@@ -142,7 +150,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """Writes JSON without the escapes for HTML of Jinja's own filter."""
+    """Returns JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -157,7 +165,7 @@ def _line(error: BaseException) -> str:
 
 
 def main() -> None:
-    """The process of ``trial``."""
+    """Runs as the process of ``trial``: reads a task from stdin, writes the result to stdout."""
     seconds = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))

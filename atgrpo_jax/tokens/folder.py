@@ -1,7 +1,8 @@
-"""What the files of a Hugging Face folder say of its tokenizer: pieces, chat template, ids that end a sample.
+"""Reads the tokenizer of a Hugging Face folder: pieces, chat template, ids that end a sample.
 
-Ids are those of tokenizer.json, by the library that wrote it (``tokenizers``), and not those of a class that
-rebuilds it from its name. The other files add what they add there: flags of tokens, names of special ones.
+The ids are those of tokenizer.json, as the library that wrote it (``tokenizers``) gives them, and
+not those of a ``transformers`` class that rebuilds a tokenizer from its name. The other files may
+add flags of tokens and names of special tokens.
 """
 
 import functools
@@ -17,12 +18,13 @@ import tokenizers
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object, read_text, short
 
-# What a template may call special tokens, if the folder names them.
+# The names by which a template may use special tokens, if the folder defines them.
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Classes that do not bring names of their own where tokenizer_config.json has none.
+# Tokenizer classes that define no special tokens where tokenizer_config.json names none.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# Texts that show a difference: spaces, digits, code, letters beyond ASCII, lines.
+# Texts that different tokenizers split differently: spaces, digits, code, letters beyond ASCII,
+# lines.
 TELLING = (
     "Hello, world!", " two  spaces   three", "12345 + 67 = 89.0", "def f(x):\n\treturn x['a , b'] != 3\r\n\n",
     "naïve café 数学 🙂 e\u0301 ﬁ", "don't . $ @ ! ?", "[ 03 04 14]#### 1", "a", "\n",
@@ -30,7 +32,10 @@ TELLING = (
 
 
 class TokenizerFolder:
-    """Raises RunError naming the file and the field that cannot be honoured."""
+    """The tokenizer of a model folder.
+
+    Raises RunError that names the file and the field if it cannot do what a file asks for.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -57,11 +62,11 @@ class TokenizerFolder:
 
     @functools.cached_property
     def size(self) -> int:
-        """One more than the largest id."""
+        """Returns one more than the largest id."""
         return max(self.library.get_vocab(with_added_tokens=True).values()) + 1
 
     def _added(self, about: dict[str, Any]) -> list[dict[str, Any]]:
-        """Tokens that are cut out of a text before anything else: of all files that name some."""
+        """Returns the tokens that are cut out of a text before anything else, from all files."""
         path = self.root / "tokenizer.json"
         listed = Fields(path, about).given("added_tokens", [])
         if type(listed) is not list:
@@ -101,7 +106,7 @@ class TokenizerFolder:
         added[text] = {"id": self._model[text], "content": text} | flags
 
     def named(self) -> dict[str, str]:
-        """Special tokens by what a template calls them."""
+        """Returns the special tokens by the names that a template uses."""
         said = {**self.config.raw, **self._legacy}
         values = {name: said.get(name) for name in _NAMED}
         return {name: _content(self.config, name, v) for name, v in values.items() if v is not None}
@@ -114,9 +119,10 @@ class TokenizerFolder:
 
     @functools.cached_property
     def _control(self) -> tuple[dict[str, str], re.Pattern[str], re.Pattern[str]]:
-        """Names that nobody can write for words that may stand for control, and what finds either.
+        """Returns secret names for control words, a pattern for the words and one for the names.
 
-        An added token that is no more than spaces, or letters and digits, is a word like any other.
+        A control word is an added token that is special, or that is not only letters, digits and
+        spaces. The names are random, so nobody can write one.
         """
         words = [e["content"] for e in self.added if e["special"] or not _ordinary(e["content"])]
         secret = "".join(chr(0xF0000 + byte) for byte in secrets.token_bytes(12))
@@ -127,34 +133,44 @@ class TokenizerFolder:
 
     @functools.cached_property
     def _unforgeable(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, in which control words have those names."""
+        """Returns the same tokenizer, with the secret names in place of the control words."""
         names = self._control[0]
         added = [entry | {"content": names.get(entry["content"], entry["content"])} for entry in self.added]
         model = _renamed(self._about["model"], names)
         return _library(self.root, self._about | {"added_tokens": added, "model": model})
 
     def hide(self, text: str) -> str:
-        """A text in which control words are ones that neither a template nor the tokenizer knows."""
+        """Replaces control words by their secret names, which a template does not know."""
         names, found, _ = self._control
         return found.sub(lambda match: names[match[0]], text)
 
     def swap(self, rendered: str) -> str:
-        """What a template made of hidden texts: its own words are control now, and theirs are words again."""
+        """Exchanges control words and secret names in a text that a template made of hidden texts.
+
+        The template's own control words become names, which ``plain`` takes for control. The names
+        in the hidden texts become words again, which ``plain`` takes for ordinary text.
+        """
         names, found, hidden = self._control
         words = {name: word for word, name in names.items()}
         either = re.compile(f"{hidden.pattern}|{found.pattern}")
         return either.sub(lambda match: words.get(match[0]) or names[match[0]], rendered)
 
     def plain(self, text: str) -> tuple[int, ...]:
-        """Ids of a text, in which only a ``swap`` can have put a control word."""
+        """Returns the ids of a text. Only names that ``swap`` put there become control tokens."""
         return tuple(_encoded(self._unforgeable, self.root, text))
 
     def prompt(self, render: Callable[[list[str]], str], contents: Sequence[str]) -> tuple[int, ...]:
-        """Ids of what ``render`` makes of the contents: a template's words may be control, theirs never."""
+        """Returns the ids of the text that ``render`` makes of the contents.
+
+        The template's words may become control tokens; words in the contents never do.
+        """
         return self.plain(self.swap(render([self.hide(text) for text in contents])))
 
     def check(self, rendered: str) -> None:
-        """Raises RunError if a rendered conversation of plain words has other ids than by the library."""
+        """Raises RunError if a rendered conversation gets other ids than the library gives it.
+
+        The messages of the conversation must contain no control words.
+        """
         self._check(rendered, self.plain(self.swap(rendered)), "the chat template's own words")
 
     def _check(self, text: str, ids: tuple[int, ...], what: str) -> None:
@@ -166,19 +182,22 @@ class TokenizerFolder:
             )
 
     def control_at(self, text: str) -> int | None:
-        """The id of the control word that a text begins with, if it does."""
+        """Returns the id of the control word with which a text begins, or None."""
         match = self._control[1].match(text)
         return self.library.token_to_id(match[0]) if match else None
 
     def state(self) -> dict[str, Any]:
-        """Everything that ids depend on, by part, however it was spelled."""
+        """Returns everything that ids depend on, by part, in the library's normal form."""
         about = json.loads(self.library.to_str())
         return {name: about[name] for name in about if name not in ("version", "truncation", "padding")}
 
     # Templates and ends
 
     def template(self) -> str:
-        """Raises RunError if there is none, or none that is the default."""
+        """Returns the chat template, or "" if the folder has none.
+
+        Raises RunError if it is neither a text nor a list with a default.
+        """
         path = self.root / "chat_template.jinja"
         if path.exists():
             return read_text(path)
@@ -192,7 +211,11 @@ class TokenizerFolder:
         return given
 
     def template_tokens(self, template: str) -> tuple[tuple[str, str], ...]:
-        """Named tokens, for a template. Raises RunError for one it uses and that only a class would name."""
+        """Returns the names and texts of special tokens, for a template.
+
+        Raises RunError if the template uses a name that no file defines and that only a tokenizer
+        class might define.
+        """
         named, kind = self.named(), self.config.given("tokenizer_class", None)
         for name in _NAMED:
             silent = name not in self.config.raw and name not in self._legacy and kind not in _PLAIN_CLASSES
@@ -203,8 +226,14 @@ class TokenizerFolder:
         return tuple(named.items())
 
     def ends(self, turn_end: int | None) -> tuple[int, ...]:
-        """Ids that end a sample: first the end of a turn by the template, or else the tokenizer's end of
-        sequence, then all that generation_config.json names, then the tokenizer's."""
+        """Returns the ids that end a sample.
+
+        First comes ``turn_end``, or else the tokenizer's end of sequence; then all ids that
+        generation_config.json names; then the tokenizer's end of sequence. None occurs twice.
+
+        Args:
+          turn_end: the id that the template puts at the end of a turn, if there is one.
+        """
         said = self._beside("generation_config.json").ids("eos_token_id", self.size)
         text = self.named().get("eos_token")
         own = [] if text is None else [self.library.token_to_id(text)]
@@ -217,12 +246,15 @@ def _ordinary(word: str) -> bool:
 
 
 def _model(path: Path, about: dict[str, Any]) -> dict[str, int]:
-    """Its vocabulary. Raises RunError for a model whose ids are no function of the text."""
+    """Returns the vocabulary of tokenizer.json. Raises RunError if it uses dropout.
+
+    With dropout the same text may get different ids.
+    """
     model = Fields(path, about).part("model")
     if model.get("dropout"):
         raise RunError(f"{path}: dropout = {short(model['dropout'])} is not supported; expected null")
     vocab = model.get("vocab")
-    if type(vocab) is list:  # of Unigram: pairs of a piece and its score
+    if type(vocab) is list:  # a Unigram model has pairs of a piece and its score
         return {
             pair[0]: i for i, pair in enumerate(vocab) if type(pair) is list and pair and type(pair[0]) is str
         }
@@ -230,7 +262,11 @@ def _model(path: Path, about: dict[str, Any]) -> dict[str, int]:
 
 
 def _entry(path: Any, value: Any, number: str | None) -> dict[str, Any]:
-    """An added token with all its flags; one of tokenizer_config.json has its id as a key."""
+    """Returns an added token with its id and all its flags.
+
+    Args:
+      number: the token's key in tokenizer_config.json, which is its id; None for tokenizer.json.
+    """
     if type(value) is not dict or type(value.get("content")) is not str or not value["content"]:
         raise RunError(f"{path}: {short(value)} is no added token")
     said = Fields(path, value)
@@ -258,7 +294,7 @@ def _content(config: Fields, name: str, value: Any) -> str:
 
 
 def _renamed(model: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The model with other names for some pieces; pairs that would merge to one are gone."""
+    """Returns the model with new names for some pieces, without the merges that involve them."""
     vocab = model.get("vocab")
     if type(vocab) is list:
         changed: Any = [[names.get(pair[0], pair[0]), *pair[1:]] for pair in vocab]
@@ -284,7 +320,10 @@ def _encoded(library: tokenizers.Tokenizer, root: Path, text: str) -> list[int]:
 
 
 def _guarded(root: Path, work: Callable[[], Any]) -> Any:
-    """The library raises bare exceptions, and its panics are no Exceptions."""
+    """Calls ``work``, and turns errors of the library into RunError.
+
+    The library raises bare exceptions. Its panics are BaseExceptions, not Exceptions.
+    """
     try:
         return work()
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

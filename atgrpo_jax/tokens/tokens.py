@@ -1,4 +1,4 @@
-"""The only place where text becomes ids and back."""
+"""Defines the tokenizers. Text becomes token ids, and ids become text, only here."""
 
 import dataclasses
 import datetime
@@ -23,28 +23,34 @@ class Tokenizer(Protocol):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a sample."""
+        """Returns the ids that end a sample."""
         ...
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The chat template's ids up to where the assistant begins to speak."""
+        """Returns the chat template's ids, up to where the assistant starts to speak."""
         ...
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
-        """Ids of a finished answer, stop id included. For demonstrations; samples are never encoded."""
+        """Returns the ids of a finished answer, with the stop id.
+
+        This is for demonstrations. Samples are never encoded: they are ids already.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of sampled ids, special ids left out."""
+        """Returns the text of sampled ids, without special ids."""
         ...
 
     def digest(self) -> str:
-        """Changes whenever any text would get other ids."""
+        """Returns a digest, which changes whenever some text would get other ids."""
         ...
 
 
 def whole(text: str) -> str:
-    """A text that has bytes: halves of surrogate pairs, which JSON may bring, are question marks."""
+    """Returns a text that can be encoded: halves of surrogate pairs are replaced by question marks.
+
+    JSON may contain such halves.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -52,7 +58,7 @@ def whole(text: str) -> str:
     return text
 
 
-# One id each, so that the prompts of the built-in tasks stay short for a tiny model.
+# Each of these has one id, so that the prompts of the built-in tasks stay short for a tiny model.
 WORDS = (
     "scout", "mover", "at", " goal", " ends at", " the goal", " hits at",
     "list cells in brackets", "list moves U D L R in brackets", " blocked",
@@ -63,10 +69,11 @@ SPECIALS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 
 @dataclasses.dataclass(frozen=True)
 class TinyTokenizer:
-    """Bytes, a fixed list of longer pieces, and special ids that no text can produce.
+    """A tokenizer of bytes, a fixed list of longer pieces, and special ids that no text produces.
 
-    Every text round-trips. The longest piece wins at each place, so encoding is deterministic. The chat
-    template is ``<|role|>content<|end|>`` for each message, then ``<|assistant|>``.
+    Every text round-trips. At each place the longest piece that fits is taken, so encoding is
+    deterministic. The chat template is ``<|role|>content<|end|>`` for each message, then
+    ``<|assistant|>``.
     """
 
     words: tuple[str, ...] = WORDS
@@ -128,9 +135,9 @@ class TinyTokenizer:
 class FolderTokenizer:
     """The tokenizer and chat template of a Hugging Face folder.
 
-    What a message says is never taken for control: words like ``<|im_end|>`` in it are ordinary pieces. Some
-    templates write the date. It is ``date`` (YYYY-MM-DD), or if that is None the day on which a run starts,
-    which the run's config.gin then names.
+    The content of a message never becomes control tokens: words like ``<|im_end|>`` in it are
+    ordinary pieces. Some templates write the date. It is ``date`` (YYYY-MM-DD). If that is None, it
+    is the day on which a run starts, and the run's config.gin then names that day.
     """
 
     folder: str
@@ -164,7 +171,10 @@ class FolderTokenizer:
         )
 
     def dated(self, like: "Tokenizer | None" = None) -> "FolderTokenizer":
-        """Itself with the date named, if its template may write one: of a run to go on with, or today's."""
+        """Returns this tokenizer with its date set, if its template may write the date.
+
+        The date is that of ``like``, the tokenizer of the run that goes on, or else today.
+        """
         if self.date is not None or not self._chat.dated:
             return self
         known = like.date if isinstance(like, FolderTokenizer) else None
@@ -172,7 +182,7 @@ class FolderTokenizer:
 
     @property
     def shows_messages(self) -> bool:
-        """Whether a user's message is in the prompt that the template makes of it."""
+        """Returns whether the template writes a user's message into the prompt."""
         return not trial(self._chat, ("user",), True)[1]
 
     @functools.cached_property
@@ -181,9 +191,12 @@ class FolderTokenizer:
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """The end of a turn by the template, or else the tokenizer's end of sequence; then those of
-        generation_config.json, then the tokenizer's. A model may end with any of them; answers that it is
-        shown end with the first."""
+        """Returns the ids that end a sample. A model may end with any of them.
+
+        The first one ends demonstrations: it is the template's end of a turn, or else the
+        tokenizer's end of sequence. Then come those of generation_config.json, then the
+        tokenizer's.
+        """
         return self._files.ends(_turn_end(self._files, self._chat))
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -208,13 +221,13 @@ class FolderTokenizer:
         return _parts(self._files, self._chat, self.stop_ids)
 
     def _check_template(self) -> None:
-        """Raises RunError if the template makes no prompt of a user's message, or one with other ids."""
+        """Raises RunError if the template makes no prompt, or one with wrong ids."""
         self._files.check(self._chat.render(marks(("user",))))
         self.prompt_ids(marks(("user",)))
 
 
 def _turn_end(files: TokenizerFolder, chat: ChatTemplate) -> int | None:
-    """What the template puts after an assistant's words, if that is a control word."""
+    """Returns the id of the control word that the template puts after an answer, if any."""
     said = marks(("user", "assistant"))
     text, _, failed = trial(chat, ("user", "assistant"), False)
     _, found, after = text.rpartition(said[1]["content"])
@@ -222,7 +235,7 @@ def _turn_end(files: TokenizerFolder, chat: ChatTemplate) -> int | None:
 
 
 def _parts(files: TokenizerFolder, chat: ChatTemplate, stop_ids: tuple[int, ...]) -> dict[str, Any]:
-    """What ids depend on, by a name for each part."""
+    """Returns everything that ids depend on, with a name for each part."""
     template = {"chat template": chat.source, "special tokens": chat.tokens, "stop ids": stop_ids}
     return files.state() | template | ({"date": chat.date} if chat.dated else {})
 
@@ -235,9 +248,12 @@ def _is_day(date: str | None) -> bool:
 
 
 def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
-    """Raises RunError if a model folder's own tokenizer gives other ids than ``tokenizer``, which its model
-    would be played with. A folder without one, or a tokenizer of no folder, leaves nothing to compare; one
-    without a chat template leaves its pieces."""
+    """Raises RunError if a model folder's own tokenizer gives other ids than ``tokenizer``.
+
+    The folder's model is to be used with ``tokenizer``. Nothing is compared if the folder has no
+    tokenizer, or if ``tokenizer`` is not from a folder. If the folder has no chat template, only
+    the pieces are compared.
+    """
     root = Path(folder).expanduser().absolute()
     if not isinstance(tokenizer, FolderTokenizer) or not (root / "tokenizer.json").is_file():
         return
