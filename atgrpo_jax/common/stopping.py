@@ -208,7 +208,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _in_asyncio(frame: FrameType | None) -> bool:
-    """Returns whether ``frame`` is in ``asyncio.run``, which an exception would leave unfinished."""
+    """Returns whether ``frame`` is in ``asyncio.run``, where an exception would do damage."""
     while frame is not None and frame.f_code is not asyncio.run.__code__:
         frame = frame.f_back
     return frame is not None

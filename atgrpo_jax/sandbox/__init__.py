@@ -1,1 +1,1 @@
-"""Runs programs that models wrote, kept apart from everything else. Imports ``common`` only."""
+"""Runs programs that models wrote, isolated from everything else. Imports ``common`` only."""

@@ -1,6 +1,6 @@
-"""What a program is handed and what it leaves behind: files without a name, in memory.
+"""Makes the files that a program gets and that it leaves behind: files in memory, without a name.
 
-Trainer and program have them open; the worker between the two only passes them on.
+The trainer and the program have them open. The worker between the two only passes them on.
 """
 
 import json
@@ -13,15 +13,16 @@ from atgrpo_jax.sandbox import program
 from atgrpo_jax.sandbox.protocol import End, Program, Run
 
 Why = Literal["", "timeout", "limit"]
-_LAST = 4000  # bytes of stderr that are kept
-_NOTED = 16  # bytes, at most
-_NO_THREAD = b"RuntimeError: can't start new thread"  # Python's words for a limit that the kernel holds
+_LAST = 4000  # last bytes of stderr, which are kept
+_NOTED = 16  # most bytes of a note
+# What Python says if the kernel's limit on threads is reached.
+_NO_THREAD = b"RuntimeError: can't start new thread"
 
 
 class Files:
-    """Of one process: standard input, output and error, ``program.NOTE``, and what it is to run.
+    """The files of one process: standard input, output and error, ``program.NOTE``, and its task.
 
-    To be closed.
+    The task says what to run, as JSON. The caller must call ``close``.
     """
 
     def __init__(self, stdin: str, **given: Any):
@@ -29,12 +30,12 @@ class Files:
         _, self._out, self._err, self._note, _ = self.opened
 
     def run(self, why: Why, status: int, most: int) -> Run:
-        """What has become of it.
+        """Returns how the process ended, and what it wrote.
 
         Args:
-          why: it was ended; "" if it has ended by itself.
+          why: why the process was ended; "" if it ended by itself.
           status: its exit status, as ``os.wait`` gives it.
-          most: bytes of output, and of errors.
+          most: most bytes of standard output and of standard error, each.
         """
         out = os.pread(self._out, most + 1, 0)
         size = os.fstat(self._err).st_size
@@ -58,7 +59,7 @@ class Files:
 
 
 def of(asked: Program) -> list[Files]:
-    """Of each process that it takes: its harness' if it has one, and the program's."""
+    """Returns the files of each process: the harness, if there is one, then the program."""
     files = [Files(asked.stdin, source=asked.source, before=asked.before, name=asked.name)]
     if not asked.harness:
         return files
@@ -67,7 +68,12 @@ def of(asked: Program) -> list[Files]:
 
 
 def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) -> Run:
-    """Of what a worker says of each process (see ``Files.run``)."""
+    """Returns how a program ended.
+
+    Args:
+      ends: for each process, ``why`` and ``status`` as the worker reports them (see ``Files.run``).
+      most: see ``Files.run``.
+    """
     runs = [one.run(*end, most) for one, end in zip(files, ends, strict=True)]
     if len(runs) == 1:
         return runs[0]
@@ -81,7 +87,7 @@ def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) 
 
 
 def written(text: str) -> int:
-    """A descriptor, at the text's begin."""
+    """Returns a descriptor of a new file in memory with this text, at its beginning."""
     opened, left = os.memfd_create(""), text.encode(errors="replace")
     while left:
         left = left[os.write(opened, left) :]
@@ -90,11 +96,11 @@ def written(text: str) -> int:
 
 
 def _signal(status: int) -> str:
-    """By which a process was ended, as a line; "" if by none."""
+    """Returns a line that names the signal by which a process ended; "" if there was none."""
     if not os.WIFSIGNALED(status):
         return ""
     number = os.WTERMSIG(status)
     try:
         return f"ended by {signal.Signals(number).name}\n"
-    except ValueError:  # those of real time have no names
+    except ValueError:  # real-time signals have no names
         return f"ended by signal {number}\n"

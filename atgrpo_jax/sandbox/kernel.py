@@ -1,7 +1,7 @@
-"""What a Linux kernel lets a process give up for good: system calls (seccomp) and files (Landlock).
+"""Gives up rights of a process for good: system calls (seccomp) and files (Landlock) on Linux.
 
-Through ctypes: neither needs a library, a privilege or a container's leave. Used by sandbox/worker.py in the
-process that is about to run a program.
+It uses ctypes. Neither needs a library, a privilege or a container's permission. sandbox/worker.py
+uses it in the process that is about to run a program.
 """
 
 import ctypes
@@ -12,8 +12,8 @@ import resource
 import struct
 from collections.abc import Iterable, Sequence
 
-# Number of each call on x86_64 and on aarch64 (None: it has no such call). Whatever is not here is refused:
-# sockets, new programs, names of files changed, other processes looked at, and so on.
+# The number of each allowed call on x86_64 and on aarch64 (None: there is no such call). All others
+# are refused: sockets, new programs, changes of file names, access to other processes, and so on.
 _CALLS = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
     "lstat": (6, None), "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None),
@@ -38,11 +38,11 @@ _CALLS = {
     "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None), "setitimer": (38, 103),
     "getitimer": (36, 102), "alarm": (37, None), "pause": (34, None), "getrandom": (318, 278),
 }  # fmt: skip
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, kernel's name
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above; kernel's id
 
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW = 0x7FFF0000
-_NUMBER, _MACHINE = 0, 4  # offsets in what a filter sees of a call
+_NUMBER, _MACHINE = 0, 4  # offsets in the data about a call that a filter sees
 _PARENT_ENDS, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER, _NEVER_AGAIN = 1, 38, 22, 2, 24  # for prctl
 
 _NEW_FILES, _NEW_NAME, _NEW_USER = 0x20000, 0x4000000, 0x10000000  # for unshare
@@ -50,18 +50,20 @@ _BIND, _BELOW, _PRIVATE, _NO_SUID_OR_DEVICES, _DETACH = 0x1000, 0x4000, 1 << 18,
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPABILITIES = struct.pack("Ii", 0x20080522, 0)  # version 3, of this process
 
-_ITSELF = 0x7E1F5E1F  # stands for a process that is yet to come; above any process' number
+_ITSELF = 0x7E1F5E1F  # stands for the id of a process that does not exist yet; above all ids
 _THREAD, _NAMESPACES = 0x10000, 0x7E020080  # flags of clone
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # flags of open
-_TERMINAL = (0x5401, 0x541B, 0x5450, 0x5451)  # is it one, bytes waiting, close on exec or not
-_FCNTL = (0, 1, 2, 3, 4, 1030)  # duplicates and flags; not who is sent which signal
-_NAMES = (15, 16, 0x53564D41)  # of threads, and of memory
-# What may be advised of memory: not that it is shared with whoever has the same, nor that it is broken.
+# For ioctl: ask whether it is a terminal, count waiting bytes, set or clear close-on-exec.
+_TERMINAL = (0x5401, 0x541B, 0x5450, 0x5451)
+_FCNTL = (0, 1, 2, 3, 4, 1030)  # duplicates and flags; not the process that gets signals
+_NAMES = (15, 16, 0x53564D41)  # for prctl: names of threads and of memory
+# Allowed advice about memory. Advice to merge equal pages of processes, or to break pages, is not
+# in it.
 _ADVICE = (*range(5), 8, *range(9, 12), *range(14, 26), 102, 103)
 
 _RESTRICT = (444, 445, 446)  # Landlock: make a ruleset, add a rule, obey it
 _READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # by version; later ones know one more
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # by version; later versions: 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,54 +79,59 @@ class _Reads(ctypes.Structure):
 
 
 def seccomp_known() -> bool:
-    """Whether there is a table of system calls for this machine."""
+    """Returns whether this module has a table of system calls for this machine."""
     return platform.system() == "Linux" and platform.machine() in _ARCHITECTURES
 
 
 def landlock_version() -> int:
-    """0 where the kernel has none."""
+    """Returns the version of Landlock; 0 where the kernel has none."""
     return max(0, _libc.syscall(_RESTRICT[0], None, 0, 1)) if platform.system() == "Linux" else 0
 
 
 def end_with_parent() -> None:
-    """Raises OSError."""
+    """Makes the kernel kill this process when its parent ends. Raises OSError."""
     _check(_libc.prctl(_PARENT_ENDS, 9, 0, 0, 0))
 
 
 def deny_privileges() -> None:
-    """No later program gains rights by being started. Raises OSError."""
+    """Prevents that programs gain rights when this process starts them. Raises OSError."""
     _check(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
 
 
 def deny_capabilities() -> None:
-    """From here on this process may do nothing that only root may. Raises OSError."""
+    """Gives up all capabilities, that is, all that only root may do. Raises OSError."""
     for capability in range(64):
         if _libc.prctl(_NEVER_AGAIN, capability, 0, 0, 0) < 0:
-            break  # the last one, or it has none to drop them with: ``deny_privileges`` comes to the same
+            # No more exist, or this process may not drop them: then ``deny_privileges`` is enough.
+            break
     _check(_libc.capset(_CAPABILITIES, bytes(24)))
 
 
 def become(user: int) -> None:
-    """From here on this process is that user's, of no group. Raises OSError unless it is root's."""
+    """Makes this process that user's, in no other group. Raises OSError unless it runs as root."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 
 
 def own_user() -> bool:
-    """From here on this process counts as the only one of its user, and has a host name of its own. False
-    where the kernel or a container allows no namespaces; then nothing has changed."""
+    """Moves this process to a user namespace where it is alone, with a host name of its own.
+
+    So the kernel counts its threads alone. Returns False, and changes nothing, where the kernel or
+    a container does not allow namespaces.
+    """
     if _libc.unshare(_NEW_USER | _NEW_NAME) != 0:
         return False
-    _libc.sethostname(b"program", 7)  # AppArmor may refuse it: a name, and no more
+    _libc.sethostname(b"program", 7)  # AppArmor may refuse it, which does no harm
     return True
 
 
 def own_files(library: str, without: Iterable[str], others: Iterable[str]) -> None:
-    """From here on this process and its children have a host name of their own, and a root with nothing in it
-    but these: ``library``, a folder in which those ``without`` are empty, and other files and folders.
+    """Gives this process and its children a host name and a root folder of their own.
 
-    Raises OSError where the kernel or a container does not allow it.
+    The root contains only the folder ``library``, in which the folders ``without`` are empty, and
+    the files and folders ``others``. Raises OSError where the kernel or a container does not allow
+    it.
     """
     user, group = os.getuid(), os.getgid()
     _check(_libc.unshare(_NEW_FILES | _NEW_NAME | (_NEW_USER if user else 0)))
@@ -136,12 +143,12 @@ def own_files(library: str, without: Iterable[str], others: Iterable[str]) -> No
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(line)
     _mount("none", "/", "", _BELOW | _PRIVATE)
-    new = "/proc"  # where nothing is that is to be kept
+    new = "/proc"  # nothing in it is needed any more
     _mount("tmpfs", new, "tmpfs", _NO_SUID_OR_DEVICES, "mode=755,size=1m")
     _show(library, new)
     for path in without:
         _mount("tmpfs", new + path, "tmpfs", _NO_SUID_OR_DEVICES, "mode=755,size=1m")
-    for path in sorted(others, key=len):  # folders before what is in them
+    for path in sorted(others, key=len):  # folders before their contents
         _show(path, new)
     os.chdir(new)
     _check(_libc.syscall(_PIVOT_ROOT[platform.machine()], b".", b"."))
@@ -150,7 +157,7 @@ def own_files(library: str, without: Iterable[str], others: Iterable[str]) -> No
 
 
 def _show(path: str, root: str) -> None:
-    """Makes a file or folder appear under another root, if it is there and does not yet."""
+    """Makes a file or folder appear under another root, if it exists and is not there yet."""
     place = root + path
     if os.path.exists(place) or not os.path.exists(path):
         return
@@ -168,19 +175,25 @@ def _mount(what: str, where: str, kind: str, flags: int, options: str = "") -> N
 
 
 def computing() -> bytes:
-    """A filter for ``deny_calls``, for any process: made once, as its making takes longer than its use."""
+    """Returns a filter for ``deny_calls``. It fits any process, so that it is made only once."""
     return _filter(platform.machine(), _ITSELF)
 
 
 def deny_calls(filter: bytes) -> None:
-    """From here on this process computes, reads, writes what is open, has threads, and nothing else: no
-    other processes, no network, no files written or changed, no signals to others. Raises OSError."""
+    """Allows this process only to compute, to read, to write open files and to have threads.
+
+    It can start no process, use no network, write or change no other file, and send no signal to
+    other processes. Raises OSError.
+    """
     code = filter.replace(struct.pack("I", _ITSELF), struct.pack("I", os.getpid()))
     _check(_libc.prctl(_SECCOMP, _FILTER, ctypes.byref(_Program(len(code) // 8, code)), 0, 0))
 
 
 def reading(paths: Iterable[str]) -> int:
-    """A ruleset for ``deny_files``: files and folders, with all below, that may be read. A descriptor."""
+    """Returns the descriptor of a ruleset for ``deny_files``, by which these paths may be read.
+
+    Everything below a folder may be read, too.
+    """
     version = landlock_version()
     rights = (1 << _FILE_RIGHTS.get(version, 16)) - 1
     network, scopes = 3 * (version >= 4), 3 * (version >= 6)
@@ -201,7 +214,7 @@ def reading(paths: Iterable[str]) -> int:
 
 
 def deny_files(ruleset: int) -> None:
-    """From here on this process and its children open only what the ruleset names. Raises OSError."""
+    """Allows this process and its children to open only what the ruleset names. Raises OSError."""
     _check(_libc.syscall(_RESTRICT[2], ruleset, 0))
 
 
@@ -213,18 +226,19 @@ def _check(result: int) -> int:
 
 
 def _filter(machine: str, pid: int) -> bytes:
-    """The filter's instructions. Whatever a call's number and arguments do not allow is an error for it."""
+    """Returns a filter's instructions. A call that they do not allow fails with an error."""
     column, architecture = _ARCHITECTURES[machine]
     special = {
         "open": (2, None, _unless_any_bit(1, _WRITING, errno.EACCES)),
         "openat": (257, 56, _unless_any_bit(2, _WRITING, errno.EACCES)),
         "openat2": (437, 437, [_refuse(errno.ENOSYS)]),
         "clone": (56, 220, _thread()),
-        "clone3": (435, 435, [_refuse(errno.ENOSYS)]),  # its flags are out of a filter's sight
+        "clone3": (435, 435, [_refuse(errno.ENOSYS)]),  # a filter cannot see its flags
         "madvise": (28, 233, _if_one_of(2, _ADVICE, errno.EPERM)),
         "kill": (62, 129, _if_one_of(0, (pid,), errno.EPERM)),
         "tgkill": (234, 131, _if_one_of(0, (pid,), errno.EPERM)),
-        # Limits are read, not set; but asking for a larger stack is no error: it is as large as it can be.
+        # Limits may be read, not set. Setting the stack's limit does nothing, and is no error: the
+        # stack is already as large as it can be.
         "prlimit64": (302, 261, [*_if_null(2)[:-1], *_nothing_if(1, resource.RLIMIT_STACK)]),
         "ioctl": (16, 29, _if_one_of(1, _TERMINAL, errno.ENOTTY)),
         "fcntl": (72, 25, _if_one_of(1, _FCNTL, errno.EPERM)),
@@ -239,7 +253,7 @@ def _filter(machine: str, pid: int) -> bytes:
 
 
 def _on(number: int | None, body: Sequence[bytes]) -> list[bytes]:
-    """``body``, which returns, for the call of that number."""
+    """Returns instructions that run ``body`` for the call of that number. ``body`` must return."""
     return [] if number is None else [_jump(_EQUAL, number, 0, len(body)), *body]
 
 
@@ -269,12 +283,12 @@ def _if_null(argument: int) -> list[bytes]:
 
 
 def _nothing_if(argument: int, value: int) -> list[bytes]:
-    """The call does nothing, and succeeds, for that value; otherwise it is refused."""
+    """Makes a call do nothing and succeed if an argument has that value; else it is refused."""
     return [_load(_low(argument)), _jump(_EQUAL, value, 0, 1), _refuse(0), _refuse(errno.EPERM)]
 
 
 def _low(argument: int) -> int:
-    """Where the lower half of an argument is, on machines that put it first."""
+    """Returns the offset of an argument's lower half, on little-endian machines."""
     return 16 + 8 * argument
 
 

@@ -1,4 +1,4 @@
-"""Where the files of installed packages are, and of all that these need."""
+"""Finds the files of installed packages and of the packages that these need."""
 
 import functools
 import importlib.metadata as metadata
@@ -10,9 +10,9 @@ from packaging.requirements import Requirement
 
 
 def paths(names: Iterable[str]) -> list[Path]:
-    """Files and folders next to each other in site-packages, for packages by the names they are imported by.
+    """Returns the top-level files and folders of packages, in site-packages, and of what they need.
 
-    Raises ValueError for one that is not installed.
+    The packages are named as in an import. Raises ValueError for one that is not installed.
     """
     by_import = _distributions()
     wanted: list[str] = []
@@ -40,5 +40,5 @@ def paths(names: Iterable[str]) -> list[Path]:
 
 @functools.cache
 def _distributions() -> Mapping[str, list[str]]:
-    """By the name of an import the distributions that bring it. It takes a second to read them all."""
+    """Returns the distributions that provide each import name. Reading them all takes a second."""
     return metadata.packages_distributions()

@@ -1,6 +1,6 @@
-"""Warm workers that run programs side by side, and how far they are kept apart from everything else.
+"""Runs programs side by side in warm workers, as isolated from everything else as possible.
 
-See docs/sandbox.md for what each level stops.
+docs/sandbox.md says what each level stops.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ from atgrpo_jax.sandbox.protocol import Program, Run
 
 Level = Literal["limits", "kernel", "namespaces"]
 LEVELS: tuple[Level, ...] = ("limits", "kernel", "namespaces")  # weakest first
-START_S = 30.0  # until a worker is ready
-_ANSWER = 1 << 16  # bytes, at most
-GRACE_S = 5.0  # beyond a program's own limits, until its worker counts as hung
-# Shared libraries, where distributions keep them, and what Python reads beside its own library.
+START_S = 30.0  # most seconds until a worker is ready
+_ANSWER = 1 << 16  # most bytes of an answer
+GRACE_S = 5.0  # seconds beyond a program's own limits, after which its worker counts as hung
+# The folders of shared libraries in Linux distributions, and files that Python reads beside them.
 _SYSTEM = (
     "/lib64", "/usr/lib64", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom",
@@ -41,23 +41,23 @@ _SYSTEM = (
 
 @dataclasses.dataclass(frozen=True)
 class SandboxConfig:
-    """Limits of each program, and ``level``, below which none is run:
+    """The limits of each program, and the lowest ``level`` of protection at which one is run:
 
     "namespaces"  bubblewrap: nothing else exists for the program; and all of "kernel"
-    "kernel"      Landlock and seccomp: it reads Python's library and no other file, writes none, has no
-                  network, starts no process and signals none
-    "limits"      time, memory and output are limited, and that is all
+    "kernel"      Landlock and seccomp: it reads Python's library and no other file, writes no file,
+                  has no network, starts no process and signals none
+    "limits"      time, memory and output are limited, and nothing else
     """
 
     level: Level = "kernel"
-    workers: int = 0  # programs at once; 0 for one a core
+    workers: int = 0  # programs that run at once; 0 for one per core
     wall: float = 10.0  # seconds
     cpu: int = 5  # seconds
     memory_mb: int = 512
-    output_kb: int = 256  # of standard output, and of standard error
+    output_kb: int = 256  # for standard output and for standard error, each
     open_files: int = 32
     threads: int = 32
-    # Of this environment that programs may import, beside Python's own. What those need is there, too.
+    # Packages of this environment that programs may import, with all packages that these need.
     packages: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -73,37 +73,41 @@ class SandboxConfig:
             require(self, "packages", False, str(error))
 
     def build(self, warm_up: str = "", levels: Sequence[Level] = LEVELS) -> "Sandbox":
-        """Raises RunError if this machine has no level as high as ``level``.
+        """Returns a sandbox. Raises RunError if this machine has no level as high as ``level``.
 
         Args:
-          warm_up: a program of ours that every worker runs first, so that others find what it loads.
-          levels: that come into question, weakest first.
+          warm_up: a trusted program that every worker runs first, so that programs find the modules
+            that it imports already loaded.
+          levels: the levels that may be tried, weakest first.
         """
         return Sandbox(self, warm_up, levels)
 
 
 class Sandbox:
-    """Starts its workers at the highest level at which one starts and nothing gets through (``_probe``)."""
+    """A pool of workers.
+
+    They run at the highest level at which a worker starts and stops what it has to (``_probe``).
+    """
 
     def __init__(self, config: SandboxConfig, warm_up: str, levels: Sequence[Level]):
         self._config, self._warm_up = config, warm_up
         self._count = config.workers or os.cpu_count() or 1
-        self._reasons: list[str] = []  # why it is not a stronger level
-        self._apart = False  # whether workers have what namespaces give, where that is not the level itself
+        self._reasons: list[str] = []  # why stronger levels were not taken
+        self._apart = False  # see ``Worker``
         self.level = self._best(
             [level for level in levels if LEVELS.index(level) >= LEVELS.index(config.level)]
         )
         self._free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         for _ in range(self._count):
-            self._free.put(None)  # started when first needed
+            self._free.put(None)  # a worker is started when it is first needed
         self._threads = concurrent.futures.ThreadPoolExecutor(self._count, "sandbox")
-        self.replaced = 0  # workers that died or hung
+        self.replaced = 0  # number of workers that died or hung
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
         self._closed = False
 
     def about(self) -> str:
-        """A line for people."""
+        """Returns a line for people: the level, and why it is no stronger."""
         reasons = list(self._reasons)
         if self.level == "kernel" and not self._apart:
             reasons.append("no namespaces of its own: programs can ask whether a path exists")
@@ -114,7 +118,7 @@ class Sandbox:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, program)
 
     def run_now(self, program: Program) -> Run:
-        """The same, waiting. Raises RunError if no worker starts any more."""
+        """Runs a program and blocks until it ends. Raises RunError if no worker starts any more."""
         worker = self._free.get()
         try:
             if self._closed:
@@ -131,13 +135,13 @@ class Sandbox:
             self._free.put(worker)
 
     def close(self) -> None:
-        """Waits for no program: what still runs ends as a crash."""
+        """Stops all workers without waiting. Programs that still run end as a crash."""
         with self._lock:
             self._closed = True
             for worker in self._workers:
                 worker.end()
         self._threads.shutdown(cancel_futures=True)
-        # Whoever has a worker still reads from it: it is stopped when it comes back.
+        # A thread that has a worker still reads from it: the worker is stopped when it comes back.
         for back in [self._free.get() for _ in range(self._count)]:
             if back is not None:
                 back.stop()
@@ -177,24 +181,24 @@ class Sandbox:
         )
 
     def _further(self, level: Level) -> bool:
-        """Whether workers can also be ``apart``: what makes the level has to hold without that."""
+        """Returns whether workers can be ``apart`` (see ``Worker``), in addition to the level."""
         useful = level == "kernel" or (level == "namespaces" and os.getuid() == 0)
         return useful and _probe(self._config, level, self._warm_up, True) is None
 
 
 class WorkerLost(Exception):
-    """It died, hung, or answered nonsense."""
+    """Raised if a worker died, hung, or gave an answer that cannot be read."""
 
 
 class Worker:
     """A worker process and the socket to it."""
 
     def __init__(self, config: SandboxConfig, level: Level, warm_up: str, apart: bool):
-        """To be greeted, and stopped.
+        """Starts the process. The caller must call ``greet`` before ``run``, and finally ``stop``.
 
         Args:
-          apart: with namespaces of its own where the level has none, and as a user that nobody else is where
-            the trainer is root.
+          apart: whether the worker gets namespaces of its own at a level that has none, and, if the
+            trainer is root, runs as a user that nobody else is.
         """
         self._config, self._level = config, level
         executable, self._settings, readable = _settings(config, level, warm_up, apart)
@@ -202,7 +206,7 @@ class Worker:
         if level == "namespaces":
             command = [*start.bubblewrap(self._settings, readable), *command]
         self._words = tempfile.TemporaryFile()
-        # Each message is read whole, so that there is never half of one.
+        # SOCK_SEQPACKET delivers whole messages, never a part of one.
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -211,7 +215,7 @@ class Worker:
             )  # fmt: skip
 
     def greet(self) -> None:
-        """Tells it what it is. Raises RunError if it does not start."""
+        """Sends the worker its own code and settings. Raises RunError if it does not start."""
         told = [files.written(json.dumps(one)) for one in (start.sources(), self._settings)]
         try:
             answer = self._ask(told, START_S)
@@ -224,7 +228,7 @@ class Worker:
         assert answer == "ready", answer
 
     def run(self, program: Program) -> Run:
-        """Raises WorkerLost."""
+        """Runs a program. Raises WorkerLost if the worker dies or hangs."""
         parts = files.of(program)
         try:
             opened = [one for part in parts for one in part.opened]
@@ -235,7 +239,7 @@ class Worker:
                 part.close()
 
     def end(self) -> None:
-        """Whoever waits for an answer of it learns that it is lost."""
+        """Kills the worker. A thread that waits for its answer gets WorkerLost."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -246,7 +250,7 @@ class Worker:
         self._words.close()
 
     def _ask(self, opened: Sequence[int], seconds: float) -> Any:
-        """What it answers to being handed these files."""
+        """Returns the worker's answer to a message with these open files. Raises WorkerLost."""
         self._socket.settimeout(seconds)
         try:
             socket.send_fds(self._socket, [b"."], opened)
@@ -265,7 +269,7 @@ class Worker:
 def _settings(
     config: SandboxConfig, level: Level, warm_up: str, apart: bool
 ) -> tuple[str, dict[str, Any], list[str]]:
-    """The Python that runs a worker, what the worker is told, and the paths it reads."""
+    """Returns the Python that runs a worker, the worker's settings, and the paths that it reads."""
     executable = os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
     stdlib = os.path.realpath(sysconfig.get_path("stdlib"))  # programs cannot follow links
     libraries = Path(sys.base_prefix, "lib").glob("libpython*")
@@ -295,7 +299,7 @@ def _settings(
 
 
 def _missing(level: Level) -> str | None:
-    """What this machine lacks for a level, as far as one can see without trying."""
+    """Returns what this machine lacks for a level, or None, without trying to start a worker."""
     if not sys.platform.startswith("linux"):
         return "programs are run on Linux only"
     if level != "limits" and not kernel.seccomp_known():
@@ -307,7 +311,7 @@ def _missing(level: Level) -> str | None:
     return None
 
 
-# Tries what no level above "limits" lets through, and prints what it could do.
+# A program that tries what every level above "limits" must stop, and prints what it could do.
 _BURGLAR = """
 import os, socket, sys
 done = []
@@ -329,7 +333,7 @@ print(", ".join(done))
 
 
 def _probe(config: SandboxConfig, level: Level, warm_up: str, apart: bool) -> str | None:
-    """Why programs would not be kept apart at ``level``; None if they are, as far as one program can tell."""
+    """Returns why ``level`` does not protect here; None if it does, as far as one program shows."""
     with tempfile.NamedTemporaryFile() as secret:
         worker = Worker(config, level, warm_up, apart)
         try:

@@ -1,4 +1,4 @@
-"""What a child of the sandbox's worker does once nothing is left that it could harm: it runs a program."""
+"""Runs one program in a child of the sandbox's worker, after the child has given up its rights."""
 
 import __future__
 
@@ -21,14 +21,15 @@ from fractions import Fraction
 from itertools import islice
 from typing import Any
 
-READY, BUILT = b".", b"built"  # what is noted
-NOTE = 3  # descriptor: what is written there before the program runs is not its own doing
+READY, BUILT = b".", b"built"  # written to NOTE: rights are given up; the source is valid Python
+NOTE = 3  # descriptor of a file that is written before the program runs, and so not by the program
 GONE = 86  # exit code of a harness whose program has ended
-UNWRITTEN = 120  # exit code of Python, if it cannot write a program's output
-_GIVEN = 4  # descriptor: the source, and whatever else is to be known of it, as JSON
-_ASKED, _TOLD = 5, 6  # descriptors between a program and its harness
-ITEMS = 10_000  # of an iterator, that are handed over
-_STARTED: dict[types.ModuleType, dict[str, Any]] = {}  # names that a program finds and may have changed
+UNWRITTEN = 120  # exit code of Python if it cannot write a program's output
+_GIVEN = 4  # descriptor of the task: the source and its settings, as JSON
+_ASKED, _TOLD = 5, 6  # descriptors between a program and its harness: to read from, to write to
+ITEMS = 10_000  # most items of an iterator that are passed on
+# The names that modules had before the program, which may have changed them.
+_STARTED: dict[types.ModuleType, dict[str, Any]] = {}
 
 
 def run() -> None:
@@ -37,8 +38,10 @@ def run() -> None:
 
 
 def serve() -> None:
-    """Runs a program, then calls what it defines, as its harness asks; ends with the harness, and before it
-    has begun if the program does not run through."""
+    """Runs a program, then calls its functions as its harness asks, and ends when the harness ends.
+
+    It ends at once if the program does not run to its end.
+    """
     try:
         module, code = _execute(_begin(_given(), "program.py"), "program.py", {})
         if code is not None:
@@ -47,11 +50,11 @@ def serve() -> None:
             for line in asked:
                 _tell(_answer(json.loads(line), module))
     finally:
-        os._exit(1)  # without whatever the program has left to be done at the end
+        os._exit(1)  # skips everything that the program has registered for its end
 
 
 def check() -> None:
-    """Runs a harness, to which each of the names is a function of the served program, and ends."""
+    """Runs a harness, in which each of ``names`` is a function of the served program, and ends."""
     given = _given()
     asked = os.fdopen(_ASKED, encoding="utf-8")
     remote = {name: _remote(name, asked) for name in given["names"]}
@@ -74,24 +77,26 @@ def _answer(call: dict[str, Any], module: dict[str, Any]) -> dict[str, Any]:
 
 
 def _begin(given: dict[str, Any], name: str) -> str:
-    """Makes the module of a script, with what comes before its source in it. Its source."""
+    """Makes the module of a script, runs ``before`` in it, and returns the script's source."""
     module: Any = types.ModuleType(given["name"])
     module.__builtins__, module.__annotations__ = builtins, {}
     module.__file__, module.__cached__ = os.path.abspath(name), None
     sys.modules["__main__"] = sys.modules[given["name"]] = module
     sys.argv = [name]
-    for words in (site.setquit, site.setcopyright, site.sethelper):  # a worker starts without ``site``
+    for words in (site.setquit, site.setcopyright, site.sethelper):  # workers start without site
         words()
     _STARTED.update({module: dict(vars(module)) for module in (builtins, sys)})
-    random.seed(0)  # so that the same program does the same again
+    random.seed(0)  # makes a program do the same each time
     if given["before"]:
         exec(compile(given["before"], "before.py", "exec", dont_inherit=True), module.__dict__)
     return given["source"].removeprefix("\ufeff")
 
 
 def _execute(source: str, name: str, known: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """The names it leaves and its exit code, None if it has run through. Its own exceptions are printed as
-    Python prints them."""
+    """Runs a source. Returns its names and its exit code, which is None if it ran to its end.
+
+    Its exceptions are printed as Python prints them.
+    """
     module = sys.modules["__main__"]
     module.__dict__.update(known)
     linecache.cache[name] = (len(source), None, [f"{line}\n" for line in source.split("\n")], name)
@@ -103,14 +108,18 @@ def _execute(source: str, name: str, known: dict[str, Any]) -> tuple[dict[str, A
     except SystemExit as error:
         return module.__dict__, _exit_code(error)
     except BaseException as error:
-        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # this function's frame
+        # The first frame of the traceback is this function's: it is left out.
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
         _print(error)
         return module.__dict__, 1
     return module.__dict__, None
 
 
 def _print(error: BaseException) -> None:
-    """With the program's own hook, if it has one; Python's would look for the source in a file."""
+    """Prints an exception with the program's own hook, if it has one.
+
+    Python's own hook would look for the source in a file.
+    """
     if sys.excepthook is sys.__excepthook__:
         traceback.print_exception(error)
     else:
@@ -118,7 +127,10 @@ def _print(error: BaseException) -> None:
 
 
 def _future(module: types.ModuleType) -> int:
-    """The flag for ``compile`` if what came before has asked for it: as if the two were one text."""
+    """Returns the flag for ``compile`` if ``before`` has imported ``annotations`` from __future__.
+
+    So the source is compiled as if it were one text with ``before``.
+    """
     asked = vars(module).get("annotations")
     return __future__.annotations.compiler_flag if asked is __future__.annotations else 0
 
@@ -132,13 +144,17 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _leave(code: int) -> None:
-    """As the interpreter ends a program: its threads, what it has registered, then what it has left, all of
-    which may still print. Without taking the interpreter itself apart, which takes five times as long."""
+    """Ends the process as the interpreter ends a program.
+
+    It waits for threads, calls the program's atexit functions, then deletes the objects that are
+    left. All of these may still print. It does not take down the interpreter itself, which takes
+    five times as long.
+    """
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         code = _flush() or code
-        gc.collect()  # puts what holds something before what it holds: streams are ended before their files
+        gc.collect()  # orders objects before the objects that they hold: streams before their files
         for name in [name for name, module in sys.modules.items() if module is sys.modules.get("__main__")]:
             del sys.modules[name]
         for module, names in _STARTED.items():
@@ -153,7 +169,7 @@ def _leave(code: int) -> None:
 
 
 def _flush() -> int:
-    """The standard streams; the exit code of a program whose output cannot be written, or 0."""
+    """Flushes the standard streams. Returns UNWRITTEN if one of them cannot be written, else 0."""
     code = 0
     for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         stream = getattr(sys, name, None)
@@ -173,7 +189,7 @@ def _remote(name: str, answers: Any) -> Callable[..., Any]:
             line = answers.readline()
         except BrokenPipeError:
             line = ""
-        if not line:  # no exception, which a test might expect
+        if not line:  # the program is gone; a test might expect an exception, so none is raised
             sys.stdout.flush()
             os._exit(GONE)
         answer = json.loads(line)
@@ -199,7 +215,7 @@ _BY_TAG: dict[str, Callable[[Any], Any]] = {
     "dict": lambda items: {_plain(key): _plain(value) for key, value in items},
     "iterator": lambda given: _iterated(*given),
     "range": lambda given: range(*given),
-    "int": lambda digits: int(digits, 16),  # unlike decimal ones, of any length
+    "int": lambda digits: int(digits, 16),  # Python limits the length of decimal digits only
     "type": lambda name: _type(name),
     "Decimal": Decimal,
     "Fraction": Fraction,
@@ -211,7 +227,7 @@ _BY_TAG: dict[str, Callable[[Any], Any]] = {
 
 
 def _made(name: str, attributes: dict[str, Any]) -> Any:
-    """An object of a class that this side itself defines under that name; nothing of the other's is run."""
+    """Returns an object of this side's own class of that name. No code of the other side is run."""
     own = sys.modules["__main__"]
     kind = vars(own).get(name)
     if not (isinstance(kind, type) and kind.__module__ == own.__name__):
@@ -223,7 +239,7 @@ def _made(name: str, attributes: dict[str, Any]) -> Any:
 
 def _type(name: str) -> type:
     found = vars(builtins)[name]
-    if not isinstance(found, type):  # none of its functions
+    if not isinstance(found, type):  # builtin functions are refused
         raise TypeError(f"{name} is no type")
     return found
 
@@ -235,7 +251,10 @@ def _iterated(items: list[Any], whole: bool) -> Iterator[Any]:
 
 
 def _written(value: Any) -> Any:
-    """Plain data as JSON, and objects of the script's own classes. Raises TypeError for anything else."""
+    """Returns plain data, or objects of the script's own classes, as JSON data.
+
+    Raises TypeError for anything else.
+    """
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):

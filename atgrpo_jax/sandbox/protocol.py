@@ -1,4 +1,4 @@
-"""Programs to run and what became of them."""
+"""Defines programs to run, and how they ended."""
 
 import dataclasses
 from typing import Literal, Protocol
@@ -8,14 +8,16 @@ End = Literal["ok", "error", "timeout", "limit", "crash"]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A Python program and its standard input. ``before`` is run first, in the same module, called ``name``.
+    """A Python program and its standard input.
 
-    With a ``harness`` the program is not run to print something, but to be called: the harness runs in a
-    process of its own, in which each of ``names`` is a function that calls what the program knows under that
-    name (an expression, e.g. "Solution().add"). Only plain data go between the two (numbers, strings, lists,
-    dicts ..., and objects with such attributes, of classes that both define under one name), so whatever the
-    program does to itself, the harness' output is the harness' own. A call that ends the program ends the
-    harness, too.
+    ``before`` is run first, in the same module, whose name is ``name``.
+
+    With a ``harness`` the program is not run for its output: the harness calls it. The harness runs
+    in a process of its own. There, each of ``names`` is a function that calls the object to which
+    this expression (e.g. "Solution().add") evaluates in the program. Only plain data pass between
+    the two: numbers, strings, lists, dicts and so on, and objects with such attributes whose class
+    both sides define under the same name. So the program cannot change what the harness prints. A
+    call that ends the program ends the harness, too.
     """
 
     source: str
@@ -28,19 +30,22 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a program ended or, if it has one, its harness; if the program was first, how the program did.
+    """The way in which a program ended.
 
-    ``end``: "ok"; "error", an exception, a signal or an exit code; "timeout", of wall or CPU time; "limit",
-    too much output or too many threads; "crash", the sandbox has failed and nothing is known.
+    With a harness it says how the harness ended, or how the program ended if that came first.
+
+    ``end`` is "ok"; "error" (an exception, a signal or an exit code); "timeout" (of wall or CPU
+    time); "limit" (too much output or too many threads); or "crash" (the sandbox failed, and
+    nothing is known about the program).
     """
 
     end: End
     stdout: str = ""
-    stderr: str = ""  # its end
-    built: bool = False  # the program is valid Python
+    stderr: str = ""  # the last part of it
+    built: bool = False  # whether the program is valid Python
 
 
 class Runner(Protocol):
-    """Runs programs apart from this process. Never raises because of what a program does."""
+    """A runner of programs outside of this process. Nothing that a program does makes it raise."""
 
     async def run(self, program: Program) -> Run: ...

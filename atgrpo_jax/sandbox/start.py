@@ -1,4 +1,4 @@
-"""How a worker is started, and with what: see sandbox/pool.py."""
+"""Makes the code, the environment and the command with which sandbox/pool.py starts a worker."""
 
 import itertools
 import os
@@ -16,8 +16,8 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",
 }
-# What a worker is started with. It is handed its own text, under names that say nothing of where it is kept:
-# a program can look through all that its process has in memory.
+# The code with which a worker starts. It receives the source of its modules, under names that do
+# not say where the files are, because a program can search the whole memory of its process.
 BOOT = """
 import json, os, socket, sys, types
 with socket.socket(fileno=os.dup(0)) as link:
@@ -38,7 +38,7 @@ main(told)()
 
 
 def sources() -> dict[str, Any]:
-    """The text of what a worker is, and the name that its files know one another by."""
+    """Returns the source of a worker's modules, and the package by which they import each other."""
     here = Path(kernel.__file__).parent
     texts = [(name, (here / f"{name}.py").read_text("utf-8")) for name in ("kernel", "program", "worker")]
     return {"name": "atgrpo_jax.sandbox", "files": texts}
@@ -48,21 +48,27 @@ _users = itertools.count()
 
 
 def nobody() -> int:
-    """A user that is nobody, and no other worker of this machine: the kernel counts threads by user."""
-    return 0x60000000 + (os.getpid() << 7) + next(_users) % 128  # processes are less than 2**22
+    """Returns the id of a user that nobody else is, not even another worker of this machine.
+
+    The kernel counts threads by user.
+    """
+    return 0x60000000 + (os.getpid() << 7) + next(_users) % 128  # process ids are below 2**22
 
 
 def bubblewrap(settings: dict[str, Any], readable: list[str]) -> list[str]:
-    """A command in front of a worker's: its own processes, network and files, and the last only to read."""
+    """Returns the command that is put in front of a worker's command.
+
+    It gives the worker processes, network and files of its own. The files can only be read.
+    """
     found = shutil.which("bwrap")
     assert found is not None, "the level was tried without it"
     stdlib = settings["path"][0]
     words = [found, "--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
-    if settings["user"]:  # which the worker becomes itself, and could not in a namespace of users
+    if settings["user"]:  # the worker changes to it, which it could not do in a user namespace
         words[1:2] = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         above = {str(parent) for path in (stdlib, *readable) for parent in Path(path).parents}
-        for path in sorted(above - {"/"}, key=len):  # made on the way they would be root's alone
+        for path in sorted(above - {"/"}, key=len):  # if bwrap made them, only root could read them
             words += ["--perms", "0755", "--dir", path]
     for path in (stdlib, *readable):
         if not path.startswith("/dev/"):

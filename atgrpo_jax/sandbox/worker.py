@@ -1,8 +1,10 @@
-"""The process that runs programs one after another, each in a child of its own that has given up whatever it
-could do harm with. Nothing but Python's own library is in its sight: this text, too, is handed to it.
+"""Runs programs one after another, each in a child process that has given up all means to do harm.
 
-A child finds in its memory whatever its worker has ever had in its own. So a worker reads no program, no test
-and no output: it is handed open files (sandbox/files.py), passes them on, and says how the child ended.
+The worker sees nothing but Python's own library. Even this source is sent to it.
+
+A child starts with everything in its memory that its worker has ever had there. So a worker reads
+no program, no test and no output. It gets open files (sandbox/files.py), passes them on, and says
+how the child ended.
 """
 
 import contextlib
@@ -21,18 +23,20 @@ from typing import Any
 
 from atgrpo_jax.sandbox import kernel, program
 
-# What programs import most: found loaded already.
+# The modules that programs import most. They are already loaded when a program starts.
 _USUAL = (
     "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools",
     "json", "math", "operator", "random", "re", "statistics", "string", "threading", "traceback", "typing",
 )  # fmt: skip
-_WATCH_S = 0.05  # between looks at how many threads there are
-_GIVEN = 5  # open files that a program, or its harness, is handed
-_ASIDE, _RULES = 60, 70  # descriptors
+_WATCH_S = 0.05  # seconds between two counts of a program's threads
+_GIVEN = 5  # number of open files that a program gets; a harness gets as many
+_ASIDE, _RULES = 60, 70  # descriptors: the first of those that are moved, and the Landlock ruleset
 
 
 def main(told: int) -> Callable[[], None]:
-    """Returns only in the process of a program: what is to be run there, with no frame of ours below it.
+    """Serves requests. Returns only in the process of a program: the function to run there.
+
+    The function is called after this returns, so that no frame of the worker is below it.
 
     Args:
       told: a descriptor of the settings.
@@ -48,7 +52,7 @@ def main(told: int) -> Callable[[], None]:
 
 
 class Worker:
-    """Settings: see ``pool._settings``."""
+    """The worker's side of ``pool.Worker``. ``pool._settings`` makes its settings."""
 
     def __init__(self, settings: dict[str, Any], connection: socket.socket):
         self._limits, self._connection = settings["limits"], connection
@@ -64,7 +68,7 @@ class Worker:
         gc.freeze()
 
     def _separate(self, settings: dict[str, Any]) -> None:
-        """What all programs do without. Raises OSError."""
+        """Gives up what no program needs, once for all of them. Raises OSError."""
         os.umask(0o022)
         if settings["root"] is not None:
             kernel.own_files(*settings["root"])
@@ -77,15 +81,19 @@ class Worker:
             kernel.deny_capabilities()
 
     def serve(self) -> Callable[[], None]:
-        """See ``main``. A request is the files of a program or, one after the other, of a harness and its
-        program; the answer says of each process why it was ended ("" if it was not) and its exit status."""
+        """Serves requests, and returns as ``main`` does.
+
+        A request holds the files of a program, or those of a harness followed by those of its
+        program. The answer says for each process why it was ended ("" if it was not) and its exit
+        status.
+        """
         while True:
             children = []
             parts = _parts(_receive(self._connection))
             for work, own in parts:
                 pid = os.fork()
                 if pid == 0:
-                    self._connection.detach()  # no longer there: its number is another file's now
+                    self._connection.detach()  # its descriptor will be used for another file
                     self._become(own, len(parts))
                     return work
                 children.append(Child(pid))
@@ -95,7 +103,7 @@ class Worker:
             _send(self._connection, [child.end(why, self._limits["cpu"]) for child in children])
 
     def _become(self, opened: Sequence[int], beside: int) -> None:
-        """In a child: what is left are these files, from descriptor 0 on, and what a program needs."""
+        """Leaves a child only these files, from descriptor 0 on, and the rights that it needs."""
         try:
             _arrange(opened, self._rules)
             self._give_up(beside)
@@ -105,15 +113,16 @@ class Worker:
             os._exit(1)
 
     def _give_up(self, beside: int) -> None:
-        """Raises OSError if the kernel keeps what a program does not need.
+        """Sets limits and gives up rights. Raises OSError if the kernel does not allow it.
 
         Args:
-          beside: how many programs, this one included, run at once.
+          beside: the number of processes of this request, this one included.
         """
         limits = self._limits
         cpu = limits["cpu"]
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # a signal of its own, then the end
-        # As contests have it: with the usual 8 MB a cached function recurses some 20,000 times, no deeper.
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # first SIGXCPU, then SIGKILL
+        # The stack is as large as in programming contests. With the usual 8 MB a cached function
+        # can recurse only some 20,000 times.
         allowed = resource.getrlimit(resource.RLIMIT_STACK)[1]
         stack = limits["memory"] if allowed < 0 else min(allowed, limits["memory"])
         resource.setrlimit(resource.RLIMIT_STACK, (stack, allowed))
@@ -135,12 +144,15 @@ class Worker:
             kernel.deny_calls(self._filter)
 
     def _limit_threads(self, most: int, beside: int) -> None:
-        """The kernel counts them by user: of this process, with its worker, or alone in a namespace. Where
-        neither can be had, and at level "limits", ``_wait`` counts, if it can see them."""
+        """Lets the kernel limit the number of threads. Raises OSError if nobody could count them.
+
+        The kernel counts by user: the worker's own user, or a user namespace of this process alone.
+        Where there is neither, and at level "limits", ``_wait`` counts, if it can see the threads.
+        """
         if self._user and beside == 1:
             most += 1
         elif kernel.own_user():
-            kernel.deny_capabilities()  # which it has in there
+            kernel.deny_capabilities()  # the process has all of them in its new namespace
         elif self._user:
             most = 1 + beside * most
         elif self._blind:
@@ -150,7 +162,7 @@ class Worker:
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
     def _wait(self, children: "Sequence[Child]") -> str:
-        """Until the first child has ended: "", or why it, and any other, has to be ended."""
+        """Waits until the first child has ended. Returns "", or why all children must be ended."""
         end = time.monotonic() + self._limits["wall"]
         watch = select.poll()
         watch.register(children[0].handle, select.POLLIN)
@@ -162,7 +174,7 @@ class Worker:
             ready = [opened for opened, _ in watch.poll(1000 * min(left, _WATCH_S) + 1)]
             if children[0].handle in ready:
                 return ""
-            if ready:  # no request is due: nobody waits any more
+            if ready:  # no request is due, so the trainer has closed the connection
                 for child in children:
                     child.end("", 0)
                 sys.exit()
@@ -171,21 +183,21 @@ class Worker:
 
 
 class Child:
-    """A process that runs a program or a harness."""
+    """A child process that runs a program or a harness."""
 
     def __init__(self, pid: int):
         self._pid = pid
         self.handle = os.pidfd_open(pid)
 
     def threads(self) -> int:
-        """0 where it cannot be seen."""
+        """Returns the number of threads; 0 where it cannot be seen."""
         with contextlib.suppress(OSError):
             return len(os.listdir(f"/proc/{self._pid}/task"))
         return 0
 
     def end(self, why: str, cpu: int) -> tuple[str, int]:
-        """Why it was ended, "" if it has ended by itself, and its exit status."""
-        signal.pidfd_send_signal(self.handle, signal.SIGKILL)  # nothing to one that has ended
+        """Ends the process. Returns why it was ended ("" if by itself) and its exit status."""
+        signal.pidfd_send_signal(self.handle, signal.SIGKILL)  # has no effect if it has ended
         _, status, used = os.wait4(self._pid, 0)
         os.close(self.handle)
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -196,7 +208,11 @@ class Child:
 
 
 def _parts(handed: Sequence[int]) -> list[tuple[Callable[[], None], Sequence[int]]]:
-    """What each process has to do and the files that it is given; a program only once its tests are gone."""
+    """Returns the function and the files of each process.
+
+    The harness comes first: its files are closed here before the program starts, so that the
+    program cannot see its tests.
+    """
     if len(handed) == _GIVEN:
         return [(program.run, handed)]
     (asked, ask), (told, tell) = os.pipe(), os.pipe()
@@ -206,7 +222,7 @@ def _parts(handed: Sequence[int]) -> list[tuple[Callable[[], None], Sequence[int
 
 
 def _arrange(opened: Sequence[int], rules: int | None) -> None:
-    """Gives a child its descriptors, from 0 on, and closes all others."""
+    """Gives a child its descriptors, from 0 on, and closes all others except the ruleset."""
     for number, descriptor in enumerate(opened):
         os.dup2(descriptor, _ASIDE + number)
     if rules is not None:
@@ -218,7 +234,7 @@ def _arrange(opened: Sequence[int], rules: int | None) -> None:
 
 
 def _receive(connection: socket.socket) -> list[int]:
-    """The files of a request. Ends the process if nobody asks any more."""
+    """Returns the files of a request. Ends the process if the connection is closed."""
     _, handed, _, _ = socket.recv_fds(connection, 1, 2 * _GIVEN)
     return handed or sys.exit()
 
