@@ -1,5 +1,5 @@
-"""What an answer to a mathematical problem stands for, and when two are equal.
+"""Reads answers to mathematical problems, and decides whether two are equal.
 
-It runs in the sandbox, where sympy may work on what a model wrote for as long as the limits allow; so these
-files import nothing of ours but each other.
+It runs in the sandbox, because sympy may take very long for a text that a model wrote. So these
+files import nothing else of this package.
 """

@@ -1,4 +1,4 @@
-"""When two answers to a problem are equal."""
+"""Decides whether two answers to a problem are equal."""
 
 import json
 import re
@@ -13,38 +13,38 @@ from atgrpo_jax.answers.parts import Items, Joined, Numeral, Quantity, Relation,
 from atgrpo_jax.answers.reading import read
 from atgrpo_jax.answers.sets import is_set, joined_parts, may_be_interval, same_sets
 
-NEAR = Rational(1, 10**6)  # relative, where one answer has a decimal fraction
+NEAR = Rational(1, 10**6)  # relative tolerance where one answer has a decimal fraction
 _OPPOSITE = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 _MATCHED = ("(", ")"), ("[", "]"), ("<", ">")
 
 
 def main() -> None:
-    """Reads what ``equal`` takes as JSON, and prints 1 or 0."""
+    """Reads the arguments of ``equal`` as a JSON list, and prints 1 or 0."""
     print(int(equal(*json.loads(input()))))
 
 
 def equal(truth: str, answer: str, tolerance: str = "0", several: bool = False) -> bool:
-    """Whether an answer says what the truth says.
+    """Returns whether an answer is equal to the truth.
 
     Args:
-      tolerance: of numbers, absolute: a whole number, a decimal fraction or p/q.
-      several: both are lists, in any order.
+      tolerance: the absolute tolerance of numbers: a whole number, a decimal fraction or p/q.
+      several: whether both are lists, whose order does not matter.
     """
     one, other = read(truth, several), read(answer, several)
     if isinstance(one.value, Items) and not isinstance(other.value, Items):
-        other = read(answer, several=True)  # 100,200 may be two
+        other = read(answer, several=True)  # 100,200 may be two numbers
     if (
         isinstance(one.value, Word)
         and one.text.casefold() == other.text.casefold()
         and not one.text.isdigit()
     ):
-        return True  # "June 20" as words and as a product
+        return True  # e.g. "June 20", read once as words and once as a product
     near = NEAR if one.decimal or other.decimal else Rational(0)
     return Comparison(Numbers(near, Rational(tolerance))).same(one.value, other.value)
 
 
 class Comparison:
-    """Compares a truth, which comes first, with an answer."""
+    """A comparison of truths with answers. The truth is always the first argument."""
 
     def __init__(self, numbers: Numbers):
         self._numbers = numbers
@@ -67,9 +67,10 @@ class Comparison:
         return isinstance(one, Expr) and isinstance(other, Expr) and self._numbers.same(one, other)
 
     def _quantities(self, one, other) -> bool:
-        """A unit may be left out, but not be another.
+        """Compares quantities. One side may leave the unit out, but two units must be the same.
 
-        What may be a product of symbols is one in the truth; in an answer, too, unless the truth is a number.
+        If only the truth has a unit, and that may be a product of symbols, it is read as the
+        product. If only the answer has, it is read as the product unless the truth is a number.
         """
         if isinstance(one, Quantity) and isinstance(other, Quantity):
             return one.unit == other.unit and self.same(one.value, other.value)
@@ -92,19 +93,19 @@ class Comparison:
         return self._all(one.sides if relation is one else [one], [other] if relation is one else other.sides)
 
     def _all(self, ours: Sequence, theirs: Sequence) -> bool:
-        """What a chain of equations says again and again."""
+        """Returns whether each side of one chain of equations is the same as each of the other."""
         pairs = ((one, other) for one in ours for other in theirs)
         return all(self.same(one, other) for one, other in pairs)
 
     def _chains(self, one: Relation, other: Relation) -> bool:
-        """a < b < c, and c > b > a."""
+        """Compares chains of relations side by side; a < b < c is the same as c > b > a."""
         turned = tuple(_OPPOSITE.get(sign, sign) for sign in reversed(other.signs))
         if one.signs == other.signs and self._in_order(one.sides, other.sides):
             return True
         return one.signs == turned and self._in_order(one.sides, other.sides[::-1])
 
     def _equations(self, one: Relation, other: Relation) -> bool:
-        """Compares two sides each: they may differ by a factor, which is positive for inequalities."""
+        """Compares relations of two sides, up to a factor, which is positive for inequalities."""
         if len(one.sides) != 2 or len(other.sides) != 2:
             return False
         if not all(isinstance(side, Expr) for side in (*one.sides, *other.sides)):
@@ -146,7 +147,7 @@ class Comparison:
         return not left
 
     def _vectors(self, one, other) -> bool:
-        """Matrices; a matrix and its rows; a row or a column and a tuple."""
+        """Compares two matrices, a matrix and a list of rows, or a row or column and a tuple."""
         if isinstance(one, MatrixBase) and isinstance(other, MatrixBase):
             return one.shape == other.shape and self._in_order(list(one), list(other))
         matrix, items = (one, other) if isinstance(one, MatrixBase) else (other, one)
@@ -161,10 +162,11 @@ class Comparison:
 
 
 def _in_which_order(one: Items, other: Items) -> bool | None:
-    """True for lists to be compared item by item, False for any order, None for different things.
+    """Returns True if lists are to be compared in order, False for any order, None if they differ.
 
-    A truth without brackets has no order; an answer without them has the truth's. An interval is no set, and
-    an open one is no closed one. A list of Python's may stand for anything but an interval.
+    A truth without brackets has no order. An answer without brackets has the order of the truth. An
+    interval is not a set, and an open interval is not a closed one. A Python list may stand for
+    anything but an interval.
     """
     brackets = [(items.opened, items.closed) for items in (one, other)]
     openings = one.opened, other.opened
@@ -186,7 +188,7 @@ def _in_which_order(one: Items, other: Items) -> bool | None:
 
 
 def _same_words(one, other) -> bool:
-    """A numeral's base may be left out: it is in the question."""
+    """Compares words or numerals. An answer may leave out the base, which is in the question."""
     if isinstance(one, Numeral) and not isinstance(other, Numeral):
         plain = re.fullmatch(r"[-\d.]+", one.digits) and other == Rational(one.digits)
         return bool(plain) or _letters(other) == one.digits
@@ -199,7 +201,7 @@ def _same_words(one, other) -> bool:
 
 
 def _letters(node) -> str | None:
-    """Gives the letters of words or of a symbol; a choice is its letter: (C), C. and C)."""
+    """Returns the letters of words or of a symbol. Choices like (C), C. and C) are their letter."""
     if isinstance(node, Word):
         found = "".join(node.text.split())
         if len(found) == 3 and found[0] + found[2] == "()":
@@ -213,7 +215,7 @@ def _letters(node) -> str | None:
 
 
 def _named(node) -> tuple | None:
-    """Splits ``x = 1 = ...`` into what is named and what it is."""
+    """Splits ``x = 1 = ...`` into the name and its values; returns None for anything else."""
     if not isinstance(node, Relation) or set(node.signs) != {"="}:
         return None
     name = node.sides[0]

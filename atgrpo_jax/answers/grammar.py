@@ -1,4 +1,4 @@
-"""The grammar of answers: LaTeX, and Python's and sympy's words, since either may come from any role."""
+"""Parses answers in LaTeX, Python and sympy, since any role may write in any of them."""
 
 from fractions import Fraction
 
@@ -40,19 +40,19 @@ _TIMES, _OVER = ("*", "\\cdot", "\\times"), ("/", "\\div", "//")
 _OPEN = {"(": "(", "[": "[", "{": "{", "\\{": "{", "\\lbrace": "{", "\\langle": "<", "\\lbrack": "["}
 _CLOSE = {")": ")", "]": "]", "}": "}", "\\}": "}", "\\rbrace": "}", "\\rangle": ">", "\\rbrack": "]"}
 _PAIRED = {"|": "|", "\\vert": "\\vert", "\\lvert": "\\rvert", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
-_UNKNOWN = "fgFGPQ"  # names of functions of the problem; n(n+1) is a product
+_UNKNOWN = "fgFGPQ"  # names of functions in problems; with other names, n(n+1) is a product
 _STACKED = ("frac", "binom", "dbinom", "tbinom")
 _ROUNDED = {"\\lfloor": sympy.floor, "\\lceil": sympy.ceiling}
 
 
 class Grammar:
-    """Recursive descent over tokens. Raises Unreadable, or whatever sympy raises."""
+    """A recursive descent parser of tokens. Raises Unreadable, or any error that sympy raises."""
 
     def __init__(self, tokens: list[Token]):
         self.tokens, self.place = tokens, 0
-        self.sign, self.signed = 1, False  # how \\pm is read, and whether there was one
+        self.sign, self.signed = 1, False  # how \\pm is read; whether there was one
         self.depth = self.bars = self.cells = 0
-        self.either = False  # "or" is between the items
+        self.either = False  # whether "or" is between the items
 
     @property
     def next(self) -> Token:
@@ -83,7 +83,7 @@ class Grammar:
         return items[0] if len(items) == 1 else Items("", tuple(items), "")
 
     def items(self, both: bool = False) -> tuple[list, bool]:
-        """What commas part, and whether there was one. With ``both``, what has a \\pm is two items."""
+        """Reads items, and whether they have commas. With ``both``, an item with \\pm is two."""
         items, parted = [], False
         while self.next is not END and self.next.text not in _CLOSE:
             start, outside = self.place, self.signed
@@ -158,7 +158,7 @@ class Grammar:
                 return result
 
     def mixed(self):
-        """``1 1/2`` and ``1\\frac12``, of a whole number and a proper fraction; else None."""
+        """Reads a mixed number, ``1 1/2`` or ``1\\frac12``; returns None if there is none."""
         start = self.place
         whole = self.take()
         if whole.kind == "number" and whole.text.isdigit():
@@ -179,7 +179,7 @@ class Grammar:
         return None
 
     def beside(self, left) -> bool:
-        """Whether another factor follows without a sign."""
+        """Returns whether another factor follows without a sign."""
         token = self.next
         if not isinstance(left, (sympy.Expr, sympy.MatrixBase)):
             return False
@@ -312,7 +312,7 @@ class Grammar:
         return Symbol(name)
 
     def applied(self, name: str):
-        """A function of what is in brackets, or of the product that follows."""
+        """Reads a function with its arguments in brackets, or with the product that follows."""
         base = exponent = None
         for _ in range(2):
             if self.took("_"):
@@ -329,7 +329,7 @@ class Grammar:
         return value if exponent is None else power(value, exponent)
 
     def operand(self, function: str):
-        """What follows a function without brackets: a product, which of an angle a number may divide."""
+        """Reads a function's product without brackets; after sin etc. a number may divide it."""
         value = scalar(self.signed_power())
         while self.beside(value) and self.next.text[self.next.kind == "command" :] not in FUNCTIONS:
             value *= scalar(self.power())
@@ -363,7 +363,7 @@ class Grammar:
         return bracketed(_OPEN[opened], items, parted, _CLOSE[closed], group=opened == "{")
 
     def between(self, opened: str):
-        """|x| and roundings."""
+        """Reads |x|, and floor and ceiling brackets."""
         self.deeper()
         self.bars += opened == "|"
         value = scalar(self.sum())

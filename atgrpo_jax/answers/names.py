@@ -1,4 +1,4 @@
-"""The names of functions, constants, relations and lists, in LaTeX, in Python and in sympy."""
+"""Lists the names of functions, constants, relations and lists, in LaTeX, Python and sympy."""
 
 import functools
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from sympy import Expr, I, Integer, Symbol
 from atgrpo_jax.answers.spelling import GREEK
 
 DEGREE, PERCENT = Symbol("°"), Symbol("%")
-LARGEST_BITS = 50_000  # of a power or a factorial that is worked out
-DEEPEST = 40  # brackets in brackets
+LARGEST_BITS = 50_000  # most bits of a power or factorial that is computed
+DEEPEST = 40  # most levels of brackets
 
 
-LONG = "long "  # before the name of a number that is too long to be worked out
+LONG = "long "  # prefix of a symbol that stands for a number too long to compute
 
 
 def _long(name: str) -> Symbol:
@@ -21,7 +21,7 @@ def _long(name: str) -> Symbol:
 
 
 def power(base: Expr, exponent: Expr) -> Expr:
-    """A number that is too long to be worked out stays a name, equal to itself."""
+    """Returns a power. If it is too long to compute, it is a symbol, which equals only itself."""
     if base.is_Rational and exponent.is_Rational and base not in (0, 1, -1):
         bits = max(abs(base.p).bit_length(), base.q.bit_length()) * abs(exponent)
         if bits > LARGEST_BITS or exponent.q > LARGEST_BITS:
@@ -32,12 +32,12 @@ def power(base: Expr, exponent: Expr) -> Expr:
 
 
 def root_of(value: Expr, degree: Expr) -> Expr:
-    """The real root of a real number."""
+    """Returns the root of a value. For a real number it is the real root."""
     return sympy.real_root(value, degree) if value.is_number and value.is_real else value ** (1 / degree)
 
 
 def _product(function: Callable, *args: Expr) -> Expr:
-    """A factorial or its like: as a name where it is too long to be worked out."""
+    """Returns a factorial or a similar function; a symbol if it is too long to compute."""
     if all(arg.is_Rational for arg in args) and any(16 * abs(arg) > LARGEST_BITS for arg in args):
         return _long(f"{function.__name__}{args}")
     return function(*args)
@@ -102,5 +102,5 @@ LISTS = {
     "array": "[]",
 }  # fmt: skip
 CALLED = {*FUNCTIONS, *RELATION_NAMES, *JOIN_NAMES, *LISTS, "Interval", "Matrix", "ImmutableMatrix"}
-# Those that are found among letters side by side.
+# The names that are found in letters without spaces between them.
 NAMES = sorted({*FUNCTIONS, *CONSTANTS, *GREEK} - {"S", "re", "im", "arg", "det"}, key=len, reverse=True)

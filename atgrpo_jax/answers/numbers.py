@@ -1,7 +1,7 @@
-"""When two numbers, or two functions of symbols, are equal.
+"""Decides whether two numbers, or two functions of symbols, are equal.
 
-None is by coincidence: what is exact is compared exactly, or to more digits than a coincidence in so short a
-text has.
+They are never equal by coincidence: exact numbers are compared exactly, or to so many digits that
+numbers in so short a text cannot agree by chance.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ from sympy import Expr, Rational, S
 from atgrpo_jax.answers.names import DEGREE, LONG, PERCENT
 
 FIRST_DIGITS, SURE_DIGITS, MOST_DIGITS = 40, 300, 20_000
-HIGHEST = 3  # tower of powers that is worked out
+HIGHEST = 3  # height of the highest tower of powers that is computed
 LARGEST_EXPONENT = 20_000
-POINTS = 6  # at which functions are compared, and as many with negative numbers
+POINTS = 6  # positive points at which functions are compared; there are as many with negative ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """``near`` and ``tolerance``: how far numbers may be apart, relatively, and absolutely."""
+    """A comparison of numbers and functions, with its tolerances."""
 
-    near: Rational
-    tolerance: Rational
+    near: Rational  # relative tolerance; 0 for exact comparison
+    tolerance: Rational  # absolute tolerance
 
     def same(self, one: Expr, other: Expr) -> bool:
         return any(self._same(*pair) for pair in _meanings(one, other))
@@ -52,15 +52,16 @@ class Numbers:
         return _close(one, other, Rational(1, 10**FIRST_DIGITS)) and _surely(one, other)
 
     def _functions(self, one: Expr, other: Expr) -> bool:
-        """At points that nobody chose: analytic functions that are equal there are the same.
+        """Compares functions at arbitrary points: analytic functions that agree there are the same.
 
-        Of roots and logarithms what counts is what they are for real numbers.
+        Points with negative numbers are left out if roots or logarithms are not real there, unless
+        i itself is in one of the functions.
         """
         if sympy.expand(one - other) == 0:
             return True
         powers = one.atoms(sympy.Pow) | other.atoms(sympy.Pow)
         if any(part.exp.is_Rational and abs(part.exp) > LARGEST_EXPONENT for part in powers):
-            return False  # it would be worked out at each point
+            return False  # the power would be computed at each point
         symbols = sorted(one.free_symbols | other.free_symbols, key=str)
         if any(str(symbol).startswith(LONG) for symbol in symbols):
             return False
@@ -85,7 +86,7 @@ _INFINITIES = S.Infinity, S.NegativeInfinity, S.ComplexInfinity
 
 
 def _meanings(one: Expr, other: Expr) -> list[tuple[Expr, Expr]]:
-    """A sign for percent or degrees that one side alone has may be left out, or worked out."""
+    """Returns the pairs to compare. A % or ° sign that only one side has is 1, or its factor."""
     for sign, factor in ((PERCENT, Rational(1, 100)), (DEGREE, sympy.pi / 180)):
         if one.has(sign) != other.has(sign):
             pairs = ((one.subs(sign, value), other.subs(sign, value)) for value in (1, factor))
@@ -99,7 +100,7 @@ def _point(number: int, place: int) -> Rational:
 
 
 def _height(expression: Expr) -> int:
-    """Gives the height of the highest tower of powers in it."""
+    """Returns the height of the highest tower of powers in an expression."""
     base, exponent = expression.as_base_exp()
     above = 1 + _height(exponent) if exponent != 1 else 0
     return max([above, *map(_height, base.args)])
@@ -113,20 +114,20 @@ def _at_most(difference: Expr, limit: Rational) -> bool:
 
 
 def _close(one: Expr, other: Expr, near: Rational, digits: int = FIRST_DIGITS + 20) -> bool:
-    """Whether two numbers differ by no more than ``near`` of the larger."""
+    """Returns whether two numbers differ by no more than ``near`` times the larger one."""
     first, second = one.evalf(digits), other.evalf(digits)
     apart = abs(first - second).evalf(digits)
     scale = max(abs(first).evalf(digits), abs(second).evalf(digits))
     if not (apart.is_comparable and scale.is_comparable):
         return False
-    if scale < Rational(1, 10**FIRST_DIGITS):  # of what may be 0 no digit is known
+    if scale < Rational(1, 10**FIRST_DIGITS):  # no digit is certain: may be 0
         return bool(sympy.simplify(one - other) == 0)
     return bool(apart <= near * scale)
 
 
 def _surely(one: Expr, other: Expr) -> bool:
-    """Compares to more digits than the numbers in a text can make two others agree in."""
+    """Compares two numbers to more digits than those of a text can agree in by chance."""
     rationals = one.atoms(Rational) | other.atoms(Rational)
     bits = sum(abs(number.p).bit_length() + number.q.bit_length() for number in rationals)
-    digits = SURE_DIGITS + bits  # twice what is written, and more
+    digits = SURE_DIGITS + bits  # more than twice the digits that are written
     return digits <= MOST_DIGITS and _close(one, other, Rational(1, 10 ** (digits - 50)), digits)

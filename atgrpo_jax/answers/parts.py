@@ -1,4 +1,4 @@
-"""What an answer may consist of, beside sympy's numbers, functions of symbols and matrices."""
+"""Defines parts of answers that sympy's numbers, functions of symbols and matrices do not cover."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from sympy import Symbol
 
 
 class Unreadable(Exception):
-    """No grammar of ours."""
+    """Raised if the grammar cannot read a text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,10 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """A tuple, list, set, vector or interval, by its brackets; none around what only commas hold together."""
+    """A tuple, list, set, vector or interval, as its brackets say.
+
+    Brackets are "" around items that only commas join.
+    """
 
     opened: str
     items: tuple
@@ -26,15 +29,15 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-    """``sides`` with a sign between each two: = ≠ < ≤ > ≥."""
+    """A relation, or a chain of several."""
 
     sides: tuple
-    signs: tuple
+    signs: tuple  # one of = ≠ < ≤ > ≥ between each two sides
 
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Sets, or inequalities, that ∪, ∩ or ∖ holds together."""
+    """Sets or inequalities that are joined by ∪, ∩ or ∖."""
 
     sign: str
     parts: tuple
@@ -42,27 +45,27 @@ class Joined:
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """``otherwise``: the product of symbols that it may be instead."""
+    """A value with a unit."""
 
     value: object
     unit: str
-    otherwise: object = None
+    otherwise: object = None  # the product of symbols that it may be instead
 
 
 @dataclasses.dataclass(frozen=True)
 class Numeral:
-    """``52_8``: digits that are asked for in a base. No number: asked for it, nobody would take "42"."""
+    """A numeral in a base, e.g. ``52_8``. It is not a number: its value, "42", would be wrong."""
 
     digits: str
     base: str
 
 
 def bracketed(opened: str, items: list, parted: bool, closed: str, group: bool):
-    """What brackets around items are. Raises Unreadable.
+    """Returns the value of brackets around items. Raises Unreadable.
 
     Args:
-      parted: there was a comma.
-      group: these are braces, which in LaTeX only hold together.
+      parted: whether there was a comma.
+      group: whether these are braces that in LaTeX only group.
     """
     if (opened in "([") != (closed in ")]") or (opened == "<") != (closed == ">"):
         raise Unreadable("brackets that do not match")
@@ -74,7 +77,7 @@ def bracketed(opened: str, items: list, parted: bool, closed: str, group: bool):
         return sympy.EmptySet
     entries = [
         opened == "{" and isinstance(item, Items) and item.opened == ":" for item in items
-    ]  # of a dict
+    ]  # whether each item is an entry of a dict
     if len(items) == 1 and not parted and not entries[0] and (group or (opened == "(" and closed == ")")):
         return items[0]
     pairs = zip(items, entries, strict=True)
@@ -99,7 +102,7 @@ def interval(kind: str, given: list) -> Items:
 
 
 def matrix_of(node) -> sympy.ImmutableMatrix:
-    """Makes a matrix of a list of rows, or of a column."""
+    """Makes a matrix from a list of rows or from a column."""
     if not isinstance(node, Items):
         raise Unreadable("no rows")
     rows = [row.items if isinstance(row, Items) else (row,) for row in node.items]

@@ -1,4 +1,4 @@
-"""A whole answer: words, numerals, thousands, units; and what the grammar makes of the rest."""
+"""Reads a whole answer: words, numerals, thousands and units here, the rest with the grammar."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from atgrpo_jax.answers.spelling import MARK, normal
 from atgrpo_jax.answers.tokens import tokens_of
 from atgrpo_jax.answers.units import CURRENCIES, certain, unit_of
 
-_ODD = (  # what sympy raises for what makes no sense to it
+_ODD = (  # the errors that sympy raises for texts that make no sense
     ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
 _SAID = {"yes", "no", "true", "false", "none", "odd", "even"}
@@ -33,15 +33,15 @@ _LABEL = re.compile(rf"(?=.*[A-Za-z])[A-Za-z_0-9(),{{}}\\\s{MARK[0]}{MARK[1]}]*"
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """``value``: an expression, a matrix or a set of sympy's, or a class of ``parts``."""
+    """An answer that was read."""
 
-    value: object
+    value: object  # a sympy expression, matrix or set, or an object of a class of ``parts``
     text: str
-    decimal: bool  # there is a decimal fraction, which stands for numbers near it, too
+    decimal: bool  # whether it has a decimal fraction, which stands for numbers near it, too
 
 
 def read(text: str, several: bool = False) -> Answer:
-    """What an answer stands for; with ``several`` it is a list, so that commas part no thousands."""
+    """Reads an answer. With ``several`` it is a list, and a comma never groups thousands."""
     text = normal(text)
     return Answer(_value(text, several), _bare(text), re.search(r"\.\d|\d[eE]-", text) is not None)
 
@@ -74,7 +74,7 @@ def _numeral(text: str) -> Numeral | None:
 
 
 def _spoken(text: str, whole: str) -> bool:
-    """Whether an answer is words and no product of symbols: a name, a choice, yes or no."""
+    """Returns whether an answer is words, not a product of symbols: a name, a choice, yes or no."""
     if text.count(MARK[0]) == 1 and text.startswith(MARK[0]) and text.endswith(MARK[1]):
         return True
     if re.fullmatch(r"\(\s*[A-Za-z]\s*\)|[A-Z]\s*[.)]", whole) or whole.casefold() in _SAID:
@@ -88,7 +88,7 @@ def _spoken(text: str, whole: str) -> bool:
 
 
 def _without_thousands(text: str) -> str:
-    """Numbers without the marks between their digits; in brackets a comma is one of a list."""
+    """Removes the marks between thousands. Inside brackets, commas separate the items of a list."""
     if re.fullmatch(r"-?\d{1,3}(?:[ _]\d{3})+(?:\.\d+)?", text):
         return re.sub("[ _]", "", text)
     depth = 0
@@ -127,7 +127,7 @@ def _parsed(text: str):
         return _labelled(Grammar(tokens_of(text)).whole())
     except (Unreadable, *_ODD):
         name, equals, rest = text.partition("=")
-    if equals and _LABEL.fullmatch(name):  # f(x, y), the angle ABC
+    if equals and _LABEL.fullmatch(name):  # e.g. f(x, y), or the angle ABC
         value = _parsed(rest)
         if not isinstance(value, (Word, Relation)):
             return Relation((sympy.Symbol(_bare(name)), value), ("=",))
@@ -135,7 +135,7 @@ def _parsed(text: str):
 
 
 def _labelled(node):
-    """``x = 1, 2`` and ``x = 1, x = 2`` alike: a name, and what it is."""
+    """Turns both ``x = 1, 2`` and ``x = 1, x = 2`` into one relation of the name and its values."""
     if not isinstance(node, Items) or node.opened != "":
         return node
     relations = [part for part in node.items if isinstance(part, Relation)]

@@ -1,4 +1,4 @@
-"""Sets of numbers: intervals, inequalities, unions, and what is in braces."""
+"""Compares sets of numbers: intervals, inequalities, unions, and items in braces."""
 
 import sympy
 from sympy import Expr, S, Symbol
@@ -15,7 +15,7 @@ def is_set(node) -> bool:
 
 
 def same_sets(one, other) -> bool:
-    """Compares sets of real numbers, with no more than one symbol."""
+    """Returns whether two sets of real numbers are the same. They may have at most one symbol."""
     if len(_symbols(one) | _symbols(other)) > 1:
         return False
     ours, theirs = _set_of(one), _set_of(other)
@@ -25,7 +25,7 @@ def same_sets(one, other) -> bool:
 
 
 def joined_parts(node) -> list:
-    """Gives all three parts of A ∪ B ∪ C."""
+    """Returns the parts that one sign joins, e.g. all three of A ∪ B ∪ C."""
     if not isinstance(node, Joined):
         return [node]
     sides = (joined_parts(side) if _sign(side) == node.sign else [side] for side in node.parts)
@@ -58,7 +58,7 @@ def _symbols(node) -> set:
 
 
 def _set_of(node):
-    """A set of sympy's; None for what is none."""
+    """Returns a sympy set, or None if ``node`` is not a set."""
     if isinstance(node, sympy.Set):
         return node
     if isinstance(node, Expr):
@@ -82,7 +82,7 @@ def _of(made, sets):
 
 
 def _solved(left, sign: str, right):
-    """The real numbers for which a relation in one symbol is true; None if it is none."""
+    """Returns the real numbers for which a relation is true; None unless it has one symbol."""
     if not (isinstance(left, Expr) and isinstance(right, Expr)):
         return None
     symbols = left.free_symbols | right.free_symbols

@@ -1,4 +1,4 @@
-"""One way of writing for what is laid out, quoted or spelled in several."""
+"""Brings layout, quotes and spelling of a text into one form."""
 
 import re
 import unicodedata
@@ -24,7 +24,7 @@ _GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", GR
 
 
 def plain(text: str) -> str:
-    """A text in ASCII, with LaTeX commands for the signs that ASCII lacks."""
+    """Returns a text in ASCII, with LaTeX commands for the signs that ASCII lacks."""
     text = re.sub(r"[\u200b-\u200f\u2060\ufeff\u00ad]", "", text)
     text = _shifted(_shifted(text, _RAISED, "^"), _LOWERED, "_")
     text = re.sub(r"[¼-¾⅐-⅞]", lambda found: _vulgar(found[0]), text)
@@ -62,14 +62,14 @@ _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mbox|hbox|math(?:rm|bf|it|sf|tt|cal|scr)|boldsymbol|bm|emph|"
     r"operatorname\*?)\s*\{([^{}]*)\}"
 )
-MARK = "\ue000", "\ue001"  # around what was \text{...}
+MARK = "\ue000", "\ue001"  # put around the content of \text{...}
 
 
 def normal(text: str) -> str:
-    """One way of writing for what is laid out, quoted or spelled in several."""
+    """Returns a text with its layout, quotes and spelling in one form."""
     text = plain(text).strip()
     if "\\\\begin" in text or ("matrix" not in text and "array" not in text):
-        text = re.sub(r"\\\\(?=[a-zA-Z{},;!%$])", r"\\", text)  # printed with its backslashes doubled
+        text = re.sub(r"\\\\(?=[a-zA-Z{},;!%$])", r"\\", text)  # printed with doubled backslashes
     text = re.sub(r"(?<=\d)(?:\{,\}|,?\\[,!; ]|,\\!|~)(?=\d{3}(?!\d))", "\ue002", text)  # thousands
     text = re.sub(r"\\\$|(?<!\\)\$(?=\s*[\d.])", r"\\dollar ", text)
     text = _LAYOUT.sub(" ", text)
@@ -77,7 +77,7 @@ def normal(text: str) -> str:
     text = _TEXT.sub(_text, text)
     text = re.sub(r"\\(?:d|t|c)frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\(?:begin|end)\{(?:equation|align|aligned|gathered|math)\*?\}", " ", text)
-    text = re.sub(r"""(["'])([^"']*)\1""", r"\2", text)  # of Python
+    text = re.sub(r"""(["'])([^"']*)\1""", r"\2", text)  # quotes of Python
     text = re.sub(r"\b(and|or)\b(?=\s)", lambda m: ";" if m[1] == "or" else ",", text)
     text = re.sub(r"\{([^{}]*)\\(choose|over)(?![a-zA-Z])([^{}]*)\}", _stacked, text)
     text = re.sub(r"(?<=[\d}\s%])\s*\b(?:percent|percentage)\b", r"\\%", text)

@@ -1,4 +1,4 @@
-"""The words that an answer is made of."""
+"""Splits an answer into tokens."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ _TOKEN = re.compile(
 class Token:
     kind: str
     text: str
-    spaced: bool = False  # white space is before it
+    spaced: bool = False  # whether white space is before it
 
 
 END = Token("end of text", "")
@@ -42,12 +42,12 @@ def tokens_of(text: str) -> list[Token]:
 
 
 def _called(text: str, kind: str) -> list[str]:
-    """What stands before a bracket: a function that we know, or the last letters of a product."""
+    """Returns the pieces of a token; a name is a known function, or the letters of a product."""
     return [text] if kind != "name" or text in CALLED or "." in text else _split(text)
 
 
 def _split(name: str) -> list[str]:
-    """Letters side by side: names that we know, else symbols, one by one if they are few."""
+    """Splits letters into known names and symbols; at most three unknown letters are symbols."""
     if name in NAMES or name in CALLED or len(name) == 1:
         return [name]
     for known in NAMES:

@@ -1,4 +1,4 @@
-"""Units, in one spelling each."""
+"""Brings units into one spelling each."""
 
 import re
 
@@ -21,7 +21,7 @@ _RAISED = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 
 def unit_of(text: str) -> str:
-    """A unit in one spelling; "" if these are no words of one."""
+    """Returns a unit in its one spelling; "" if the text is not a unit."""
     said = MARK[0] in text
     text = re.sub(rf"[{MARK[0]}{MARK[1]}{{}}]", " ", text).lower().replace("**", "^")
     text = re.sub(r"\s*\^\s*", "^", text)
@@ -30,7 +30,10 @@ def unit_of(text: str) -> str:
 
 
 def _product(text: str, said: bool) -> str:
-    """Reads a unit without "per". Few letters that we do not know are symbols, unless ``said``: in a text."""
+    """Reads a unit without "per"; returns "" if it is none.
+
+    A single unknown word of up to three letters is symbols, unless ``said``: it was in \\text{...}.
+    """
     words = re.findall(r"[a-z][a-z'-]*(?:\^\d)?|\d+", text)
     if not words or any(word in NAMES or word in FUNCTIONS for word in words):
         return ""
@@ -48,7 +51,7 @@ def _named(word: str) -> str:
 
 
 def certain(text: str) -> bool:
-    """Whether a unit can be no product of symbols: in it is a word, or an abbreviation that we know."""
+    """Returns whether a unit, by a word or known abbreviation, cannot be a product of symbols."""
     if MARK[0] in text:
         return True
     words = re.findall(r"[A-Za-z]+", text)

@@ -38,7 +38,7 @@ _CALLS = {
     "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None), "setitimer": (38, 103),
     "getitimer": (36, 102), "alarm": (37, None), "pause": (34, None), "getrandom": (318, 278),
 }  # fmt: skip
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above; kernel's id
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, kernel id
 
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW = 0x7FFF0000
@@ -94,7 +94,7 @@ def end_with_parent() -> None:
 
 
 def deny_privileges() -> None:
-    """Prevents that programs gain rights when this process starts them. Raises OSError."""
+    """Prevents programs that this process starts from gaining rights. Raises OSError."""
     _check(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
 
 

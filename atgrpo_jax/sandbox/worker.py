@@ -210,8 +210,8 @@ class Child:
 def _parts(handed: Sequence[int]) -> list[tuple[Callable[[], None], Sequence[int]]]:
     """Returns the function and the files of each process.
 
-    The harness comes first: its files are closed here before the program starts, so that the
-    program cannot see its tests.
+    The harness comes first: ``Worker.serve`` closes its files before it starts the program, so that
+    the program cannot see its tests.
     """
     if len(handed) == _GIVEN:
         return [(program.run, handed)]
