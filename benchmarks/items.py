@@ -49,7 +49,7 @@ class Item:
 
     @property
     def tokens(self) -> int:
-        """Of all candidates, prompts included each time: what trainers count that do not share prompts."""
+        """Counts the tokens of all candidates, each with its prompt, as trainers do that share no prompts."""
         return self.prompts * self.candidates * (self.prompt_tokens + self.new_tokens)
 
     @property
@@ -210,7 +210,7 @@ def decode_products_s(model: ModelConfig, vocab_size: int, rows: int) -> float:
 
 
 def peak_mb() -> float:
-    """Of the device where it tells, else of the process."""
+    """Returns the largest memory in use: of the device if it tells, else of the process."""
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**20

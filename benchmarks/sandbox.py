@@ -139,7 +139,7 @@ def soak(count: int) -> int:
 
 
 def resources() -> dict[str, float]:
-    """Of this process and all below it: how many, open files, resident memory."""
+    """Counts this process and all below it, their open files and their resident memory."""
     parents: dict[int, list[int]] = collections.defaultdict(list)
     for entry in os.listdir("/proc"):
         if entry.isdigit():

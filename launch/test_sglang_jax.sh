@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests of engines/sglang_jax.py with sglang-jax itself, on a CPU, in a virtual environment of their own with
+# The tests of engines/sglang_jax/ with sglang-jax itself, on a CPU, in a virtual environment of their own with
 # a Python 3.12 or 3.13, made the first time. About two minutes on 2 cores, 2 GB of disk.
 #   bash launch/test_sglang_jax.sh [...]        arguments go to pytest
 #   bash launch/test_sglang_jax.sh --install    the environment only

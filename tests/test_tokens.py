@@ -220,6 +220,18 @@ def test_a_sample_ends_at_all_ends_and_an_answer_with_that_of_a_turn(stops, conf
     assert made.answer_ids("ab")[-1] == ends[0]
 
 
+@pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip", "normalized", "special"])
+def test_an_added_token_without_a_flag_is_refused(flag, tmp_path):
+    """As the library does: it knows no default."""
+    for name, change in (("gone", {}), ("null", {flag: None})):
+        about = piece_tokenizer()
+        token = about["added_tokens"][-1]
+        del token[flag]
+        token |= change
+        with pytest.raises(RunError, match=f"tokenizer.json: added token '  ' has no {flag}"):
+            FolderTokenizer(folder(tmp_path, name, about=about))
+
+
 def test_a_tokenizer_that_draws_its_pieces_is_refused(tmp_path):
     about = piece_tokenizer()
     about["model"]["dropout"] = 0.1

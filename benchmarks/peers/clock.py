@@ -44,7 +44,7 @@ class Item:
         return Timer(self.seconds[phase])
 
     def count(self, lengths: Iterable[int]) -> None:
-        """Of a step's samples."""
+        """Records the lengths of a step's samples."""
         lengths = list(lengths)
         assert len(lengths) == self.rows and max(lengths) <= self.new_tokens, lengths
         assert self.stop_ids or min(lengths) == self.new_tokens, lengths
