@@ -39,7 +39,6 @@ AREAS = {
     ),
     "folders": (
         "test_folders_fuzz.py",
-        "test_hf.py::test_any_value_of_any_field_is_read_or_refused_in_a_line",
         "test_tokens.py::test_ids_of_plain_texts_are_those_of_the_library",
     ),
     "rows": (
@@ -65,6 +64,14 @@ def fuzz(examples: int) -> settings:
         database=None,
         suppress_health_check=list(HealthCheck) if times else [HealthCheck.function_scoped_fixture],
     )
+
+
+def places(value, most=40):
+    """Every container in a value, with a key of it; of a long container the first ``most``."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in list(inner)[:most]:
+        yield value, key
+        yield from places(item, most)
 
 
 def main() -> int:

@@ -12,9 +12,6 @@ import pytest
 import torch
 import transformers
 from fakes import LOGITS
-from fuzz import fuzz
-from hypothesis import given
-from hypothesis import strategies as st
 from reference import LLAMA3, VARIANTS, forward, make, ours
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -464,31 +461,3 @@ def test_what_is_no_folder_of_a_model_is_said(tmp_path):
         config.symlink_to(target)
         with pytest.raises(RunError, match=f"config.json cannot be read .*({says})"):
             hf.model_config(str(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    root = tmp_path_factory.mktemp("llama")
-    make(root, *VARIANTS["llama"])
-    return root
-
-
-ODD = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-
-
-@fuzz(150)
-@given(data=st.data())
-def test_any_value_of_any_field_is_read_or_refused_in_a_line(data, llama, tmp_path):
-    raw = json.loads((llama / "config.json").read_text())
-    fields = (*raw, "rope_scaling", "rope_theta", "use_sliding_window", "max_window_layers", "torch_dtype")
-    field = data.draw(st.sampled_from(fields))
-    (tmp_path / "config.json").write_text(json.dumps(raw | {field: data.draw(ODD)}))
-    for read in (hf.model_config, hf.end_ids):
-        try:
-            read(str(tmp_path))
-        except RunError as error:
-            assert "\n" not in str(error)

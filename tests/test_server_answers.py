@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from fuzz import fuzz
+from fuzz import fuzz, places
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,14 +38,6 @@ def right():
             "weight_versions": [{"version": "w", "start": 0, "end": 3}],
         }
     }
-
-
-def places(value):
-    """All that can be put in place of something: a container and a key of it."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in inner:
-        yield value, key
-        yield from places(item)
 
 
 def check(answer):
