@@ -1,1 +1,1 @@
-"""Who draws samples: the protocol of all engines, and the gate that proves which weights one holds."""
+"""Draws samples: the protocol of all engines, and the gate that checks which weights one holds."""
