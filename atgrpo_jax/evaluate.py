@@ -14,17 +14,17 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, run
+from atgrpo_jax.common.cli import gin_flags, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.engines import gate
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.transformer import Weights
+from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by, evaluate
 from atgrpo_jax.rollout.team import Team
-from atgrpo_jax.run import experiment, gin_config
-from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.run.saved import SavedRun
@@ -41,7 +41,7 @@ _EPISODES = flags.DEFINE_integer("episodes", 1, "Of each instance, for avg@k and
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; the config's if not given.", 0.0)
 
 # A team to score: its name, its step (0 for a folder) and the weights of every policy.
-Contender = tuple[str, int, Mapping[str, Weights]]
+Contender = tuple[str, int, Mapping[str, PolicyWeights]]
 
 
 def main(argv: list[str]) -> None:
@@ -57,14 +57,14 @@ def main(argv: list[str]) -> None:
 
 def evaluate_run(saved: SavedRun) -> None:
     """Scores a run, and appends each score to its evaluations.jsonl."""
-    x = _played(saved.x)
+    experiment = _played(saved.experiment)
     step = saved.newest() if _STEP.value is None else _STEP.value
 
     def contenders() -> Iterator[Contender]:
         for number in [step] if _AGAINST.value is None else [step, _step(_AGAINST.value)]:
             yield f"step {number}", number, saved.weights(number)
 
-    for (_, number, _), score, settings in scores(x, saved.policies, contenders()):
+    for (_, number, _), score, settings in scores(experiment, saved.policies, contenders()):
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
         append_json_line(saved.folder.evaluations, record)
 
@@ -81,23 +81,23 @@ def _played(trained: Experiment) -> Experiment:
         )
     if not _GIN_PARAM.value:
         return trained
-    x = gin_config.load(str(RunFolder(_RUN_DIR.value).config), _GIN_PARAM.value)
+    experiment = gin_config.load(str(RunFolder(_RUN_DIR.value).config), _GIN_PARAM.value)
     free = {name: getattr(trained, name) for name in ("task", "evaluation", "sandbox")}
-    settled = experiment.difference(dataclasses.replace(x, **free), trained)
-    if settled or x.task.workflow.order != trained.task.workflow.order:
-        settled = settled or f"Workflow.order = {x.task.workflow.order}"
+    settled = experiment_difference(dataclasses.replace(experiment, **free), trained)
+    if settled or experiment.task.workflow.order != trained.task.workflow.order:
+        settled = settled or f"Workflow.order = {experiment.task.workflow.order}"
         raise ConfigError(f"--gin_param may change the task and the evaluation of a run, not {settled}")
-    return x
+    return experiment
 
 
 def evaluate_folders(model: str) -> None:
     if _GIN_FILE.value is None:
         raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
     given = gin_config.load(_GIN_FILE.value, _GIN_PARAM.value)
-    kind = given.architecture(given.starts[0])
+    kind = given.architecture(given.initial_names[0])
     plays = hf.model_config(model, kind.dtype, kind.param_dtype)
     try:
-        x = dataclasses.replace(
+        experiment = dataclasses.replace(
             given,
             model=plays,
             tokenizer=FolderTokenizer(model),
@@ -108,40 +108,40 @@ def evaluate_folders(model: str) -> None:
         )
     except ValueError as error:
         raise ConfigError(f"--model={model}: {error}") from error
-    policies = Policies(x)
+    policies = Policies(experiment)
     (name,) = policies.names
 
     def contenders() -> Iterator[Contender]:
         for folder in [model] if _AGAINST.value is None else [model, _AGAINST.value]:
-            check_same_ids(x.tokenizer, folder)
+            check_same_ids(experiment.tokenizer, folder)
             hf.check_same_model(plays, folder)
-            yield folder, 0, {name: Weights(policies.load(folder, name))}
+            yield folder, 0, {name: PolicyWeights(policies.load(folder, name))}
 
-    for _ in scores(x, policies, contenders()):
+    for _ in scores(experiment, policies, contenders()):
         pass
 
 
 def scores(
-    x: Experiment, policies: Policies, contenders: Iterator[Contender]
+    experiment: Experiment, policies: Policies, contenders: Iterator[Contender]
 ) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
     """Scores each contender in turn; prints its score, and how it differs from the first one."""
-    instances = available(x.task, _SPLIT.value, _INSTANCES.value or x.evaluation.instances)
-    sampling = x.evaluation.sampling(x.rollout.sampling, _TEMPERATURE.value)
+    instances = available(experiment.task, _SPLIT.value, _INSTANCES.value or experiment.evaluation.instances)
+    sampling = experiment.evaluation.sampling(experiment.rollout.sampling, _TEMPERATURE.value)
     settings = {"split": _SPLIT.value, "instances": instances} | dataclasses.asdict(sampling)
     first: Score | None = None
-    with contextlib.closing(policies.engine()) as engine, x.running() as runner:
+    with contextlib.closing(policies.engine()) as engine, experiment.running() as runner:
         for contender in contenders:
             name, step, weights = contender
             gate.push(engine, weights, step)
             title = f"{_SPLIT.value} after {name}"
             with Progress(title, instances * _EPISODES.value, "episode") as progress:
                 score = evaluate(
-                    x.task,
-                    x.team,
-                    x.tokenizer,
+                    experiment.task,
+                    experiment.team,
+                    experiment.tokenizer,
                     engine,
                     sampling,
-                    seed=x.seed,
+                    seed=experiment.seed,
                     step=step,
                     split=_SPLIT.value,
                     instances=instances,
@@ -166,4 +166,4 @@ def _step(text: str) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -13,12 +13,12 @@ from typing import Any
 from absl import flags
 
 from atgrpo_jax.arrays.finite_trees import check_tree
-from atgrpo_jax.common.cli import run
+from atgrpo_jax.common.cli import run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.hf.adapters import save_adapter
 from atgrpo_jax.models.lora import LoraConfig, merge
-from atgrpo_jax.models.transformer import Weights
+from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.tools.read_back import check_read_back
 
@@ -40,20 +40,22 @@ def main(argv: list[str]) -> None:
     step = saved.newest() if _STEP.value is None else _STEP.value
     everything = saved.weights(step)
     bases = {name: saved.policies.source(name) for name in everything}
-    moved = saved.x.warm_start is not None or saved.x.pretrained is None
+    moved = saved.experiment.warm_start is not None or saved.experiment.pretrained is None
     if saved.policies.adapted and moved and not _MERGE.value:
         folder = str((out / "base_of_adapters").absolute())
         hf.save(folder, saved.policies.base, saved.policies.source(next(iter(saved.policies.adapted))))
         bases |= dict.fromkeys(saved.policies.adapted, folder)
         print(f"wrote {folder}")
     for name, weights in everything.items():
-        write(bases[name], weights, saved.x.lora, out / name, _MERGE.value)
+        write(bases[name], weights, saved.experiment.lora, out / name, _MERGE.value)
         print(f"wrote {out / name} (step {step})")
         if (out / name / "config.json").is_file() and (note := check_read_back(out / name)):
             print(note)
 
 
-def write(source: str | dict[str, Any], weights: Weights, lora: LoraConfig, out: Path, merged: bool) -> None:
+def write(
+    source: str | dict[str, Any], weights: PolicyWeights, lora: LoraConfig, out: Path, merged: bool
+) -> None:
     """Writes the folder of one policy.
 
     ``source`` is the folder that the policy started from, or for an adapter the folder of its base.
@@ -71,4 +73,4 @@ def write(source: str | dict[str, Any], weights: Weights, lora: LoraConfig, out:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.common.cli import gin_flags, run
+from atgrpo_jax.common.cli import gin_flags, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.config import PRESETS, preset
@@ -39,23 +39,23 @@ def main(argv: list[str]) -> None:
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
     device = footprint.device(_DEVICE.value)
-    x = planned(gin_config.load(_GIN_FILE.value, _GIN_PARAM.value))
+    experiment = planned(gin_config.load(_GIN_FILE.value, _GIN_PARAM.value))
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
-    devices = tpu_compiler.tpus(_DEVICE.value, x.mesh.devices) if _COMPILE.value else None
-    policies, sizes = Policies(x, devices), footprint.sizes(x)
-    memory = footprint.memory(x, policies, sizes)
+    devices = tpu_compiler.tpus(_DEVICE.value, experiment.mesh.devices) if _COMPILE.value else None
+    policies, sizes = Policies(experiment, devices), footprint.sizes(experiment)
+    memory = footprint.memory(experiment, policies, sizes)
     if devices is not None:
         say(f"compiling the update for {device.name}, which takes minutes for a large model")
-        memory = footprint.measured(memory, footprint.update_bytes(x, policies, sizes.group))
-    print("\n".join(footprint.report(memory, device, x.mesh)))
+        memory = footprint.measured(memory, footprint.update_bytes(experiment, policies, sizes.group))
+    print("\n".join(footprint.report(memory, device, experiment.mesh)))
     if hosts := footprint.bytes_on_hosts(policies.shapes):
         print(f"  optimizer state in the memory of all hosts: {hosts / 1e9:.3f} GB")
     print(
         f"a step at most: {sizes.groups} groups of {sizes.prompt:.0f} + {sizes.candidates} x {sizes.new} "
-        f"tokens, the longest {sizes.group} in rows of {x.batch.row(sizes.group)}"
+        f"tokens, the longest {sizes.group} in rows of {experiment.batch.row(sizes.group)}"
     )
-    stages = footprint.seconds(x, policies, sizes, device, _UTILISATION.value)
+    stages = footprint.seconds(experiment, policies, sizes, device, _UTILISATION.value)
     for stage, (flop, seconds, limit) in stages.items():
         at = f"at {_UTILISATION.value:.0%} of the peak rate; the limit is {limit}"
         print(f"  {stage:8} {flop / 1e12:12.3f} TFLOP  {seconds:10.3f} s {at}")
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> None:
         sys.exit(1)
 
 
-def planned(x: Experiment) -> Experiment:
-    """Returns ``x`` with the mesh and model of the flags. Raises ConfigError if impossible."""
+def planned(experiment: Experiment) -> Experiment:
+    """Returns ``experiment`` with the mesh and model of the flags. Raises ConfigError if impossible."""
     changes: dict[str, object] = {}
     if _MESH.value is not None:
         changes["mesh"] = parse_mesh(_MESH.value)
@@ -74,7 +74,7 @@ def planned(x: Experiment) -> Experiment:
         changes["model"] = dataclasses.replace(preset(_PRESET.value), remat="block", scan=True)
         changes["pretrained"] = None
     try:
-        return dataclasses.replace(x, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(experiment, **changes)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -92,4 +92,4 @@ def parse_mesh(text: str) -> MeshConfig:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

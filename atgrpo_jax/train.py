@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, run
+from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, run_main
 from atgrpo_jax.common.errors import ConfigError
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
@@ -35,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -22,7 +22,7 @@ from items import decode_products_s, machine, mesh_of, parse, peak_mb, report, s
 from step import rollout
 
 from atgrpo_jax.engines.local.local import LocalEngine
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params
+from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params
 from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.metrics import CompileCounter
@@ -51,7 +51,7 @@ def main() -> None:
     recompiled = compiles.count - compiled
     kept, total = used[args.warmup :], sum(seconds[args.warmup :])
     tokens = sum(one.tokens for one in kept)
-    steps = sum(one.places for one in kept) / ROWS
+    steps = sum(one.slot_steps for one in kept) / ROWS
     products = decode_products_s(model.config, model.vocab_size, ROWS) * steps
     gflop = item.gflop()["rollout"] if not (item.stop_every or args.team) else None
     report(
@@ -59,7 +59,7 @@ def main() -> None:
         item=name,
         data=args.data,
         **summary("rollout", seconds[args.warmup :], seconds[0], tokens // args.steps, gflop),
-        occupancy=round(tokens / sum(one.places for one in kept), 3),
+        occupancy=round(tokens / sum(one.slot_steps for one in kept), 3),
         prefill=round(sum(one.prefill_s for one in kept) / total, 3),
         decode=round(sum(one.decode_s for one in kept) / total, 3),
         products=round(products / sum(one.decode_s for one in kept), 3),
@@ -75,7 +75,7 @@ def of_item(item, args):
     model, mesh = Transformer(item.model, item.model.vocab_size), mesh_of(args).build()
     engine = LocalEngine(model, item.stop_ids, item.engine(ROWS), mesh)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
-    engine.push_weights("shared", Weights(params), 0)
+    engine.push_weights("shared", PolicyWeights(params), 0)
     return engine, lambda step: asyncio.run(rollout(engine, item.prompt_ids(step), item, step)), model
 
 

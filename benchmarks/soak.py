@@ -21,7 +21,7 @@ from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params
+from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 
 MODEL = Transformer(ModelConfig(layers=2, width=32, mlp_width=64, heads=4, kv_heads=2, head_size=8), 64)
@@ -60,13 +60,13 @@ def engine_of(config: LocalEngineConfig) -> LocalEngine:
 class Soak:
     def __init__(self, seconds: float):
         self.seconds, self.rng = seconds, random.Random(1)
-        self.weights = [Weights(init_params(MODEL, jax.random.key(i))) for i in range(2)]
+        self.weights = [PolicyWeights(init_params(MODEL, jax.random.key(i))) for i in range(2)]
         self.requests = requests(100)
         self.counts = dict.fromkeys(("requests", "cancelled", "pushes", "wrong"), 0)
         self.engine, self.rss = engine_of(TIGHT), [0.0, 0.0]
         self.expected = [self._quietly(weights) for weights in self.weights]
 
-    def _quietly(self, weights: Weights) -> list:
+    def _quietly(self, weights: PolicyWeights) -> list:
         engine = engine_of(ROOMY)
         engine.push_weights("shared", weights, 0)
 

@@ -14,7 +14,7 @@ from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.transformer import Transformer
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
 
 # Tolerances of float32 parity on a CPU, written once.
@@ -48,11 +48,11 @@ class Sum:
 
     def act(self, state, role, text):
         if not text.isdigit():
-            return Step(state, Reward.of(0.0, invalid=-1.0), Outcome.INVALID, False, False)
+            return Transition(state, Reward.of(0.0, invalid=-1.0), Outcome.INVALID, False, False)
         after = (*state, int(text))
         solved = sum(after) == 10
         reward = Reward.of(float(solved), number=float(text))
-        return Step(after, reward, Outcome.OK, sum(after) >= 10, solved)
+        return Transition(after, reward, Outcome.OK, sum(after) >= 10, solved)
 
     def demonstration(self, state, role, rng: random.Random):
         return str(rng.randrange(10))
@@ -68,7 +68,7 @@ class Longest(Sum):
         return [{"role": "user", "content": f"{role} {len(state)}"}]
 
     def act(self, state, role, text):
-        return Step((*state, text), Reward.of(0.0, length=float(len(text))), Outcome.OK, False, False)
+        return Transition((*state, text), Reward.of(0.0, length=float(len(text))), Outcome.OK, False, False)
 
 
 def say(sandbox, task, state, role, text):

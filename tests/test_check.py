@@ -28,7 +28,7 @@ from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.games.sudoku import Sudoku
 from atgrpo_jax.tasks.math.math import Math
 from atgrpo_jax.tasks.prompts import shortened
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools.check_task import check
@@ -99,10 +99,10 @@ class Good(Sum):
 
     def act(self, state, role, text):
         if len(text) > 9 or not (text.isascii() and text.isdigit()):
-            return Step(state, Reward.of(0.0), Outcome.INVALID, False, False)
+            return Transition(state, Reward.of(0.0), Outcome.INVALID, False, False)
         after = (*state, int(text) % 10)
         solved = sum(after) == 10
-        return Step(after, Reward.of(float(solved), number=0.0), Outcome.OK, sum(after) >= 10, solved)
+        return Transition(after, Reward.of(float(solved), number=0.0), Outcome.OK, sum(after) >= 10, solved)
 
 
 def test_a_good_task():
@@ -167,7 +167,7 @@ class ChangesItsStates(Good):
     def act(self, state, role, text):
         if text.isdigit():
             state.append(1)
-        return Step(tuple(state), Reward.of(0.0), Outcome.OK, False, False)
+        return Transition(tuple(state), Reward.of(0.0), Outcome.OK, False, False)
 
     def prompt(self, state, role):
         return [{"role": "user", "content": role}]
@@ -288,7 +288,7 @@ class Shows(Good):
         return [{"role": "user", "content": f"{role} {state[-1]}"}]
 
     def act(self, state, role, text):
-        return Step((text,), Reward.of(0.0), Outcome.OK, False, False)
+        return Transition((text,), Reward.of(0.0), Outcome.OK, False, False)
 
 
 class ShowsBounded(Shows):
@@ -337,7 +337,7 @@ class NoStep(Good):
 
 class NoReward(Good):
     def act(self, state, role, text):
-        return Step(state, 1.0, Outcome.OK, False, False)
+        return Transition(state, 1.0, Outcome.OK, False, False)
 
 
 class RaisesOnGood(Good):
@@ -369,10 +369,10 @@ class Unnamed(Good):
             r"prompts are lists of messages: train 0, turn 0, a: ZeroDivisionError: .*check.py, line",
         ),
         (NoDemonstration(), r"demonstrations are texts: train 0, turn 0, a: 'None' is none"),
-        (NoStep(), r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns tuple, and no Step"),
+        (NoStep(), r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns tuple, and no Transition"),
         (
             NoReward(),
-            r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns Step, and no Step with a",
+            r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns Transition, and no Transition with a",
         ),
         (
             RaisesOnGood(),

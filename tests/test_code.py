@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.sandbox.protocol import Run
+from atgrpo_jax.sandbox.protocol import ProgramResult
 from atgrpo_jax.tasks.code import code_problems
 from atgrpo_jax.tasks.code.code import Code, State, read_test
 from atgrpo_jax.tasks.code.code_problems import Problem, passed, programs, same_output
@@ -344,7 +344,7 @@ def test_after_so_many_timeouts_the_rest_has_failed(form):
 def test_a_sandbox_that_fails_is_asked_no_more():
     for form in ("stdio", "call"):
         problem = doubling(form, 8)
-        assert programs(problem, "", 8, 2, [Run("crash")] * 2) == []
+        assert programs(problem, "", 8, 2, [ProgramResult("crash")] * 2) == []
 
 
 # Files
@@ -534,7 +534,7 @@ def test_a_row_with_anything_in_it_is_refused_by_its_field_or_can_be_played(base
         assert isinstance(TASK.demonstration(state, role, random.Random(0)), str)
     first, *_ = programs(problem, "pass", 8, 2)
     compile(first.before, "before", "exec", dont_inherit=True)
-    assert not passed(problem, [Run("ok", "\0")] * 9, 8)[0]
+    assert not passed(problem, [ProgramResult("ok", "\0")] * 9, 8)[0]
 
 
 def answers():

@@ -18,7 +18,7 @@ from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
+from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params, logits
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import BatchConfig, pack
 
@@ -36,7 +36,7 @@ def params():
 @pytest.fixture
 def engine(params):
     engine = LocalEngine(MODEL, (STOP,), CONFIG)
-    engine.push_weights("shared", Weights(params), version=7)
+    engine.push_weights("shared", PolicyWeights(params), version=7)
     return engine
 
 
@@ -91,8 +91,8 @@ def test_a_request_gives_the_same_samples_whatever_the_company(engine, params):
 
 @pytest.mark.thorough
 def test_a_second_copy_arranged_for_decoding_changes_no_token(engine, params):
-    plain = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, fuse_mb=0.0))
-    plain.push_weights("shared", Weights(params), version=7)
+    plain = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, joined_mb=0.0))
+    plain.push_weights("shared", PolicyWeights(params), version=7)
     assert plain._family("shared").params is params is not engine._family("shared").params
     for ours, expected in zip(draw(plain, *many(5)), draw(engine, *many(5)), strict=True):
         for sample, same in zip(ours, expected, strict=True):
@@ -109,14 +109,14 @@ def test_siblings_differ_and_so_does_the_next_step(engine):
 
 def test_every_sample_carries_the_version(engine, params):
     assert {s.version for s in draw(engine, request([1]))[0]} == {7}
-    engine.push_weights("shared", Weights(params), 8)
+    engine.push_weights("shared", PolicyWeights(params), 8)
     assert engine.version("shared") == 8
     assert {s.version for s in draw(engine, request([1]))[0]} == {8}
 
 
 def test_policies_are_kept_apart(engine, params):
     other = jax.tree.map(lambda x: x * 1.5, params)
-    engine.push_weights("other", Weights(other), 1)
+    engine.push_weights("other", PolicyWeights(other), 1)
     both = draw(engine, request([1, 2, 3]), request([1, 2, 3], policy="other"))
     assert both[0] == draw(engine, request([1, 2, 3]))[0]
     assert both[0] != both[1]
@@ -145,7 +145,7 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
         batch = pack([item], BatchConfig(row_tokens=64, rows=1), "token", 1)
         micro = jax.tree.map(lambda x: x[0], batch)
         temperature = jnp.float32(one.sampling.temperature)
-        logprobs, _ = batch_logprobs(Weights(params), micro, temperature)
+        logprobs, _ = batch_logprobs(PolicyWeights(params), micro, temperature)
         trained = micro.trained.weights > 0
         np.testing.assert_allclose(
             np.asarray(logprobs)[trained], micro.trained.old_logprobs[trained], **PARITY
@@ -168,7 +168,7 @@ def test_usage_counts_what_was_computed_and_what_was_asked_for(engine):
 def test_rows_are_free_for_others_as_soon_as_a_sample_ends(params):
     """Nine samples of 16 tokens and 24 of 9, in four rows that are never empty before the end."""
     engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, rows=4))
-    engine.push_weights("shared", Weights(params), version=7)
+    engine.push_weights("shared", PolicyWeights(params), version=7)
     lengths = [16, 9, 9, 9] * 8 + [16]
     draw(engine, *(request([i], i, k=1, max_tokens=n) for i, n in enumerate(lengths)))
     assert engine.usage.tokens == sum(lengths) == 360
@@ -183,7 +183,7 @@ def test_a_pattern_holds_and_both_logprobs_are_told(params):
         return "".join(chr(97 + i) if i < 26 else "ab" if i == 26 else "" for i in ids if i != STOP)
 
     engine = LocalEngine(MODEL, (STOP,), CONFIG, decode=decode)
-    engine.push_weights("shared", Weights(params), version=7)
+    engine.push_weights("shared", PolicyWeights(params), version=7)
     pattern = "(ab|c[x-z])+e"
     for chunk in (1, 16):
         engine._config = dataclasses.replace(CONFIG, chunk=chunk)
@@ -220,7 +220,7 @@ def test_the_number_of_rows_changes_no_token(engine, params):
         (12, {"page": 1}),
     ):
         other = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, rows=rows, **others))
-        other.push_weights("shared", Weights(params), version=7)
+        other.push_weights("shared", PolicyWeights(params), version=7)
         for ours, expected in zip(draw(other, *requests), wanted, strict=True):
             for sample, same in zip(ours, expected, strict=True):
                 assert sample.tokens == same.tokens
@@ -233,7 +233,7 @@ def test_too_little_memory_takes_longer_and_gives_the_same_bytes(engine, params,
     """Answers of 16 tokens in pages of 8, of which there are three; a cache of a single longest prompt."""
     requests = [dataclasses.replace(r, sampling=Sampling(max_tokens=16)) for r in many(9)]
     poor = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, **tight))
-    poor.push_weights("shared", Weights(params), version=7)
+    poor.push_weights("shared", PolicyWeights(params), version=7)
     assert draw(poor, *requests) == draw(engine, *requests)
     assert poor.usage.places > engine.usage.places
 
@@ -261,12 +261,12 @@ def test_a_push_in_between_leaves_no_mixture(engine, params):
     async def everything():
         answers = asyncio.gather(*map(engine.sample, requests))
         await asyncio.sleep(0.05)
-        engine.push_weights("shared", Weights(other), 8)
+        engine.push_weights("shared", PolicyWeights(other), 8)
         return await answers
 
     mixed = asyncio.run(everything())
     of_8 = draw(engine, *requests)
-    engine.push_weights("shared", Weights(params), 7)
+    engine.push_weights("shared", PolicyWeights(params), 7)
     of_7 = draw(engine, *requests)
     for samples, new, old in zip(mixed, of_8, of_7, strict=True):
         assert samples == (new if samples[0].version == 8 else old)
@@ -296,7 +296,7 @@ def test_what_nobody_waits_for_makes_room(engine):
 
 def test_a_deadline_ends_a_request_with_errors_for_what_is_not_complete(params):
     engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, deadline=0.001))
-    engine.push_weights("shared", Weights(params), version=7)
+    engine.push_weights("shared", PolicyWeights(params), version=7)
     (samples,) = draw(engine, request([1], max_tokens=500))
     assert {s.finish for s in samples} == {"error"} and {s.tokens for s in samples} == {()}
 
@@ -317,19 +317,19 @@ def test_a_stop_string_ends_a_sample_at_the_token_that_completes_it(params):
         return "".join(f"<{i}>" for i in ids)
 
     plain = LocalEngine(MODEL, (), CONFIG, decode=decode)
-    plain.push_weights("shared", Weights(params), version=7)
+    plain.push_weights("shared", PolicyWeights(params), version=7)
     (whole,) = draw(plain, request([1], max_tokens=16))
     wanted = whole[0].tokens[4:6]
     stop = decode(wanted)[1:-1]
     for chunk in (1, 5, 16):
         engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, chunk=chunk), decode=decode)
-        engine.push_weights("shared", Weights(params), version=7)
+        engine.push_weights("shared", PolicyWeights(params), version=7)
         (samples,) = draw(engine, request([1], max_tokens=16, stop=(stop, "no such thing")))
         assert samples[0].tokens == whole[0].tokens[:6] and samples[0].finish == "stop"
         assert samples[0].logprobs == whole[0].logprobs[:6]
         assert samples[1] == whole[1] and samples[1].finish == "length"
     engine = LocalEngine(MODEL, (), CONFIG)
-    engine.push_weights("shared", Weights(params), version=7)
+    engine.push_weights("shared", PolicyWeights(params), version=7)
     with pytest.raises(RunError, match="this engine was given no decoder"):
         draw(engine, request([1], stop=("x",)))
 
@@ -357,7 +357,7 @@ def test_a_mesh_gives_the_same(engine, params, mesh):
     on_mesh = mesh.build()
     spread = LocalEngine(MODEL, (STOP,), CONFIG, on_mesh)
     placed = jax.device_put(params, parameter_shardings(params, on_mesh))
-    spread.push_weights("shared", Weights(placed), version=7)
+    spread.push_weights("shared", PolicyWeights(placed), version=7)
     for ours, expected in zip(draw(spread, *many(6)), draw(engine, *many(6)), strict=True):
         for sample, other in zip(ours, expected, strict=True):
             assert (sample.tokens, sample.finish) == (other.tokens, other.finish)
@@ -373,7 +373,7 @@ def test_the_kernel_gives_the_same():
     for attention, on_mesh in (("tiles", None), ("fused", None), ("fused", mesh)):
         model = Transformer(dataclasses.replace(MODEL.config, head_size=16, attention=attention), 64)
         engine = LocalEngine(model, (STOP,), config, on_mesh)
-        engine.push_weights("shared", Weights(init_params(model, jax.random.key(0))), 0)
+        engine.push_weights("shared", PolicyWeights(init_params(model, jax.random.key(0))), 0)
         requests = (request(list(range(4, 4 + n)), n, max_tokens=32) for n in (3, 9, 20))
         drawn.append([sample for group in draw(engine, *requests) for sample in group])
         (lane,) = engine._lanes.values()
@@ -399,7 +399,7 @@ def test_shards_exchange_who_is_done_and_nothing_else(params):
     mesh = MeshConfig(data=4).build()
     engine = LocalEngine(MODEL, (STOP,), CONFIG, mesh)
     placed = jax.device_put(params, parameter_shardings(params, mesh))
-    engine.push_weights("shared", Weights(placed), version=7)
+    engine.push_weights("shared", PolicyWeights(placed), version=7)
     draw(engine, *many(6))
     (lane,) = engine._lanes.values()
     text = lane.lowered(engine._family("shared").params, None).compile().as_text()

@@ -35,12 +35,12 @@ from atgrpo_jax.engines.sglang.servers import sampling_params
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
-from atgrpo_jax.models.transformer import Weights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 
 MODEL, STOP = small_model(), 3
 ABOUT = hf.description(SMALL, 64, (STOP,))
 PARAMS = init_params(MODEL, jax.random.key(0))
-ADAPTERS = {n: Weights(PARAMS, init_adapter(PARAMS, jax.random.key(i), 2)) for i, n in enumerate("ab")}
+ADAPTERS = {n: PolicyWeights(PARAMS, init_adapter(PARAMS, jax.random.key(i), 2)) for i, n in enumerate("ab")}
 FOUR = Sampling(1.0, 4)
 
 
@@ -84,7 +84,7 @@ def make(tmp_path):
         )
         engine = SGLangConfig(**defaults | settings).build(served)
         made.append(engine)
-        for policy, own in (weights or {"shared": Weights(PARAMS)}).items():
+        for policy, own in (weights or {"shared": PolicyWeights(PARAMS)}).items():
             engine.push_weights(policy, own, 7)
         return engine
 
@@ -304,7 +304,7 @@ def test_a_fleet_goes_on_without_a_server_until_it_answers_again(folder, make, c
         with ScriptedServer(folder) as other:
             engine = make(one, other)
         for version in (8, 9):
-            engine.push_weights("shared", Weights(PARAMS), version)
+            engine.push_weights("shared", PolicyWeights(PARAMS), version)
         said = capsys.readouterr().err
         assert said.count("shared goes on without this server") == 1 and other.url in said
         ask(engine, *(request(i) for i in range(8)))
@@ -313,7 +313,7 @@ def test_a_fleet_goes_on_without_a_server_until_it_answers_again(folder, make, c
             assert len(ask(engine, *(request(i) for i in range(8)))) == 8
             assert again.version == one.version and groups_of(again)
     with pytest.raises(RunError, match="the weights of shared did not reach a server: "):
-        engine.push_weights("shared", Weights(PARAMS), 10)
+        engine.push_weights("shared", PolicyWeights(PARAMS), 10)
 
 
 @pytest.mark.parametrize("behind_router", [False, True])
@@ -451,7 +451,7 @@ def test_weights_are_published_whole_and_the_last_ones_go(server, make, tmp_path
         jax.tree.leaves(PARAMS), jax.tree.leaves(hf.load(str(first), shapes)), strict=True
     ):
         assert (ours == theirs).all()
-    engine.push_weights("shared", Weights(PARAMS), 8)
+    engine.push_weights("shared", PolicyWeights(PARAMS), 8)
     second = Path(server.bodies("/update_weights_from_disk")[1]["model_path"])
     assert second.is_dir() and not first.exists() and first.parent == second.parent
     assert engine.version("shared") == 8 and ask(engine, request())[0][0].version == 8
@@ -502,12 +502,12 @@ def test_an_answer_that_is_lost_does_not_end_the_run(folder, make, monkeypatch):
         engine = make(server, weights=ADAPTERS, starts={"a": "base", "b": "base"}, start=20.0)
         for path in ("/load_lora_adapter", "/unload_lora_adapter", "/update_weights_from_disk"):
             server.lost = [path]
-            engine.push_weights("b", Weights(dict(PARAMS), ADAPTERS["b"].adapter), 8)
+            engine.push_weights("b", PolicyWeights(dict(PARAMS), ADAPTERS["b"].adapter), 8)
             assert not server.lost and len(server.adapters) == 2
 
 
 def test_models_of_a_team_have_servers_of_their_own(folder, make):
-    starts, weights = {"a": "a", "b": "b"}, {"a": Weights(PARAMS), "b": Weights(PARAMS)}
+    starts, weights = {"a": "a", "b": "b"}, {"a": PolicyWeights(PARAMS), "b": PolicyWeights(PARAMS)}
     with ScriptedServer(folder) as one, ScriptedServer(folder) as other:
         engine = make(weights=weights, starts=starts, urls={"a": (one.url,), "b": (other.url,)})
         ask(engine, request(policy="a"), request(policy="a", instance=1), request(policy="b"))

@@ -34,7 +34,7 @@ from atgrpo_jax.engines.sglang_jax.sglang_jax import (
 )
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import init_adapter
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
+from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params, logits
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 
@@ -218,7 +218,7 @@ def built():
 
 @pytest.fixture
 def engine(built, params):
-    built.push_weights("a", Weights(params), 7)
+    built.push_weights("a", PolicyWeights(params), 7)
     return built
 
 
@@ -227,7 +227,7 @@ def local(params):
     local = LocalEngine(
         MODEL, (STOP,), LocalEngineConfig(rows=12, max_prompt=32, prompt_cache=256, page=8, prefill=16)
     )
-    local.push_weights("a", Weights(params), 7)
+    local.push_weights("a", PolicyWeights(params), 7)
     return local
 
 
@@ -308,7 +308,7 @@ def test_siblings_differ_and_a_repetition_is_the_same(engine, params):
     first = draw(engine, *asked)
     assert all(len({sample.tokens for sample in samples}) == 3 for samples in first)
     alone = [draw(engine, one)[0] for one in asked]
-    engine.push_weights("a", Weights(params), 7)
+    engine.push_weights("a", PolicyWeights(params), 7)
     assert tokens(first) == tokens(alone) == tokens(draw(engine, *asked))
     assert tokens(draw(engine, dataclasses.replace(asked[0], addresses=asked[1].addresses))) != tokens(
         first[:1]
@@ -336,14 +336,14 @@ def test_sampling_follows_the_distribution(engine, params):
 def test_a_push_changes_answers_to_those_of_the_new_weights(engine, local, other, monkeypatch):
     asked = many(5, k=1, temperature=0.0)
     before = tokens(draw(engine, *asked))
-    local.push_weights("a", Weights(other), 8)
+    local.push_weights("a", PolicyWeights(other), 8)
     right = tokens(draw(local, *asked))
     assert before != right
     with monkeypatch.context() as patched:  # what was computed of the prompts is kept
         patched.setattr(session.Session, "_forget", lambda session: None)
-        engine.push_weights("a", Weights(other), 8)
+        engine.push_weights("a", PolicyWeights(other), 8)
         assert tokens(draw(engine, *asked)) != right
-    engine.push_weights("a", Weights(other), 8)
+    engine.push_weights("a", PolicyWeights(other), 8)
     assert tokens(draw(engine, *asked)) == right and engine.version("a") == 8
 
 
@@ -354,7 +354,7 @@ def test_an_adapter_is_merged(engine, local, params):
     asked = many(5, k=1, temperature=0.0)
     before = tokens(draw(engine, *asked))
     for one in (engine, local):
-        one.push_weights("a", Weights(params, adapter, 2.0), 9)
+        one.push_weights("a", PolicyWeights(params, adapter, 2.0), 9)
     assert tokens(draw(engine, *asked)) == tokens(draw(local, *asked)) != before
 
 
@@ -368,7 +368,7 @@ def test_weights_that_do_not_fit_change_nothing(engine, params):
         RunError,
         match=r"policy a: what is pushed has model.layers.1.mlp.up_proj.weight \(32, 47\), .* \(32, 48\)",
     ):
-        engine.push_weights("a", Weights(wrong), 8)
+        engine.push_weights("a", PolicyWeights(wrong), 8)
     assert engine.version("a") == 7 and draw(engine, *asked) == before
 
 
@@ -408,13 +408,13 @@ def test_a_deadline_and_a_cancellation_leave_nothing_behind(engine, params, monk
         await asyncio.sleep(0.2)
         with pytest.raises(RunError, match="while samples are being drawn"):
             monkeypatch.setattr(session, "PATIENCE", 0.0)
-            engine.push_weights("a", Weights(params), 8)
+            engine.push_weights("a", PolicyWeights(params), 8)
         monkeypatch.undo()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(cancelled())
-    engine.push_weights("a", Weights(params), 8)
+    engine.push_weights("a", PolicyWeights(params), 8)
     assert {sample.finish for sample in draw(engine, request([1, 2]))[0]} <= {"stop", "length"}
 
 
@@ -465,7 +465,7 @@ def _error(work):
 def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params, monkeypatch):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     failing = SIZES.build(served("a"))
-    failing.push_weights("a", Weights(params), 1)
+    failing.push_weights("a", PolicyWeights(params), 1)
     failing._sessions["a"]._scheduler.run_batch = lambda batch: 1 / 0
     for _ in range(2):
         with pytest.raises(RunError, match="a thread of sglang-jax has failed"):

@@ -24,7 +24,7 @@ from atgrpo_jax.run.loop import train
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.run.trainer import Trainer
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
 MODEL = ModelConfig(layers=1, width=16, mlp_width=16, heads=2, kv_heads=1, head_size=8, dtype="float32")
@@ -189,7 +189,7 @@ class Pays(Longest):
 
     def act(self, state, role, text):
         value = self.pays if len(state) == 3 else float(len(text))
-        return Step((*state, text), Reward.of(value, part=0.0), Outcome.OK, False, False)
+        return Transition((*state, text), Reward.of(value, part=0.0), Outcome.OK, False, False)
 
 
 @pytest.mark.parametrize(

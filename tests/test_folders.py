@@ -23,7 +23,7 @@ TASK = '''
 
 import dataclasses
 
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.common.types import Outcome, Reward
 
@@ -44,7 +44,7 @@ class Letters:
     def act(self, state, role, text):
         solved = role == "mover" and len(text) > 9
         reward = Reward.of(float(solved), letters=len(set(text)) / 10)
-        return Step((*state, text), reward, Outcome.OK, solved, solved)
+        return Transition((*state, text), reward, Outcome.OK, solved, solved)
 
     def demonstration(self, state, role, rng):
         return rng.choice(("a", "ab", "abc"))

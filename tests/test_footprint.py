@@ -14,7 +14,7 @@ from atgrpo_jax.engines.local.decoding import programs
 from atgrpo_jax.engines.local.local import Family, LocalEngineConfig, sizes
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import ModelConfig, preset
-from atgrpo_jax.models.transformer import Transformer, fuse
+from atgrpo_jax.models.transformer import Transformer, join_layers
 from atgrpo_jax.plan import parse_mesh
 from atgrpo_jax.planning import footprint, tpu_compiler
 from atgrpo_jax.rollout.team import Team
@@ -71,7 +71,7 @@ def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one(
     x = dataclasses.replace(load("smoke.gin"), warm_start=None)
     policies = Policies(x)
     params = policies.start()[policies.names[0]].params
-    made = [part for name, part in fuse(params).items() if name.startswith("layer_")]
+    made = [part for name, part in join_layers(params).items() if name.startswith("layer_")]
     new = sum(
         held(module) for part in made for name, module in part.items() if "_" in name and "norm" not in name
     )
@@ -81,7 +81,7 @@ def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one(
         return footprint.memory(x, Policies(x), group).get("parameters arranged for the rollout, shared")
 
     assert said(x) == new > 0
-    assert said(dataclasses.replace(x, engine=dataclasses.replace(x.engine, fuse_mb=0.0))) is None
+    assert said(dataclasses.replace(x, engine=dataclasses.replace(x.engine, joined_mb=0.0))) is None
     assert said(dataclasses.replace(x, mesh=MeshConfig(fsdp=2))) is None
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from atgrpo_jax.common.types import Outcome
-from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 from atgrpo_jax.tasks.games.game import LONGEST
 from atgrpo_jax.tasks.games.plan_path import Instance, PlanPath, distances
 from atgrpo_jax.tasks.games.sokoban import Sokoban
@@ -31,7 +31,7 @@ def test_a_tool_proposes_what_its_program_prints(name):
     text = f"So:\n```python\nprint({words!r})\n```"
     assert task.programs(state, "tool", text) == [Program(f"print({words!r})")]
     assert task.programs(state, decider, text) == []
-    step = task.act(state, "tool", text, [Run("ok", words, "", True)])
+    step = task.act(state, "tool", text, [ProgramResult("ok", words, "", True)])
     told = scouted.act(state, "scout", words)
     parts = dict(step.reward.parts)
     assert parts.pop("code") == pytest.approx(0.1 / 4) and parts == told.reward.parts
@@ -55,12 +55,12 @@ def test_a_field_of_another_type_is_named(game, field):
     ("text", "run", "local", "outcome"),
     [
         ("no program", None, -0.1, Outcome.INVALID),
-        ("```python\nx(\n```", Run("error", "", "SyntaxError", False), -0.1, Outcome.INVALID),
-        ("```python\n1/0\n```", Run("error", "", "ZeroDivisionError", True), 0.05 - 0.1, Outcome.INVALID),
-        ("```python\n1\n```", Run("ok", "", "", True), 0.1 - 0.1, Outcome.INVALID),
+        ("```python\nx(\n```", ProgramResult("error", "", "SyntaxError", False), -0.1, Outcome.INVALID),
+        ("```python\n1/0\n```", ProgramResult("error", "", "ZeroDivisionError", True), 0.05 - 0.1, Outcome.INVALID),
+        ("```python\n1\n```", ProgramResult("ok", "", "", True), 0.1 - 0.1, Outcome.INVALID),
         (
             "```python\n1\n```",
-            Run("timeout", "[U R D L 001 012]", "", True),
+            ProgramResult("timeout", "[U R D L 001 012]", "", True),
             0.05 - 0.1,
             Outcome.TOOL_TIMEOUT,
         ),
@@ -78,7 +78,7 @@ def test_what_becomes_of_a_program_is_paid_and_shown(name, text, run, local, out
 def test_a_list_of_a_program_that_fails_after_it_counts():
     task = with_tool("plan_path")
     state = task.initial(task.instance("train", 0))
-    step = task.act(state, "tool", "```python\n?\n```", [Run("error", "[R]", "Error", True)])
+    step = task.act(state, "tool", "```python\n?\n```", [ProgramResult("error", "[R]", "Error", True)])
     assert step.outcome is Outcome.OK and step.reward.parts["code"] == pytest.approx(0.05 / 4)
 
 
@@ -96,7 +96,7 @@ def test_what_others_are_shown_of_a_proposal_is_bounded(name):
         before, after = around
         printed = f"{before}{(shape * length)[:length]}{after}"
         text = f"```python\n# {printed}\n```"
-        step = task.act(state, "tool", text, [Run("ok", printed, printed[-2000:], True)])
+        step = task.act(state, "tool", text, [ProgramResult("ok", printed, printed[-2000:], True)])
         return task.prompt(step.state, decider)[0]["content"]
 
     plain = len(task.prompt(state, decider)[0]["content"])
@@ -140,7 +140,7 @@ def test_every_weight_matters(weight):
         state = task.initial(task.instance("train", 0))
         words = "R" * 30, task.demonstration(state, "mover", random.Random(0)), ""
         lists = [task.act(state, "mover", f"[{word.strip('[]')}]") for word in words]
-        tool = task.act(state, "tool", "```python\n1\n```", [Run("ok", words[1], "", True)])
+        tool = task.act(state, "tool", "```python\n1\n```", [ProgramResult("ok", words[1], "", True)])
         return [step.reward.local for step in (*lists, tool)]
 
     settings = {"view": "symbols", "demonstration_error": 0.0, "demonstration_moves": 99}

@@ -11,7 +11,7 @@ from fuzz import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atgrpo_jax.sandbox.protocol import Run
+from atgrpo_jax.sandbox.protocol import ProgramResult
 from atgrpo_jax.tasks.data import read_rows, words_of
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.games.sokoban import Sokoban
@@ -50,7 +50,7 @@ def test_games_take_any_text(name, text, printed, times, data):
     state = game.initial(game.instance("train", data.draw(st.integers(0, 20))))
     for role in game.workflow.order:
         said = f"```python\n{text}\n```" if role == "tool" else text * times
-        runs = [Run("ok", printed * times, printed, True)]
+        runs = [ProgramResult("ok", printed * times, printed, True)]
         step = game.act(state, role, said, runs if role == "tool" else ())
         assert repr(step) == repr(game.act(state, role, said, runs if role == "tool" else ()))
         assert -1 <= step.reward.local <= 1 and step.reward.team in (0.0, 1.0)

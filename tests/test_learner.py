@@ -16,7 +16,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import Batch, Group, Trained
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params
+from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import BatchConfig, each, minibatches, pack
 from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig, cloning
@@ -64,7 +64,7 @@ def loss_and_gradient(batch: Batch):
         value = jnp.float32(0)
         for a in range(batch.tokens.shape[0]):
             micro = jax.tree.map(lambda x, a=a: x[a], batch)
-            value += PACKED.loss(objective, Weights(params), micro, None, jnp.float32(1.0))[0]
+            value += PACKED.loss(objective, PolicyWeights(params), micro, None, jnp.float32(1.0))[0]
         return value
 
     return jax.value_and_grad(total)(params)
@@ -103,12 +103,12 @@ def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
     batch = packed([group], BatchConfig(row_tokens=64, rows=1))
     params = learner().init(jax.random.key(0)).params
     micro = jax.tree.map(lambda x: x[0], batch)
-    logprobs, entropy = batch_logprobs(Weights(params), micro, jnp.float32(0.7))
+    logprobs, entropy = batch_logprobs(PolicyWeights(params), micro, jnp.float32(0.7))
     start = 0
     for candidate in group.group.candidates:
         alone = Credited(Group((candidate,), 0), group.advantages_K[:1], np.ones(1, bool))
         row = jax.tree.map(lambda x: x[0], packed([alone], BatchConfig(row_tokens=32, rows=1)))
-        expected, expected_entropy = batch_logprobs(Weights(params), row, jnp.float32(0.7))
+        expected, expected_entropy = batch_logprobs(PolicyWeights(params), row, jnp.float32(0.7))
         n = len(candidate.sample.tokens)
         mine = slice(start, start + n)
         np.testing.assert_allclose(logprobs[0, mine], expected[0, :n], **PARITY)
@@ -148,7 +148,7 @@ def test_computing_again_changes_nothing_but_the_memory(remat):
         rows = Packed(model, MeshConfig().build())
 
         def loss(params):
-            return rows.loss(cloning, Weights(params), micro, None, jnp.float32(1.0))[0]
+            return rows.loss(cloning, PolicyWeights(params), micro, None, jnp.float32(1.0))[0]
 
         _, backward = jax.vjp(loss, params)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
@@ -174,7 +174,7 @@ def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
         params = jax.eval_shape(lambda: init_params(made, jax.random.key(0)))
         micro = jax.tree.map(lambda x: x[0], packed(items()))
         logprobs = jax.jit(Packed(made, MeshConfig().build()).logprobs)
-        return len(logprobs.lower(Weights(params), micro, jnp.float32(1.0)).as_text().splitlines())
+        return len(logprobs.lower(PolicyWeights(params), micro, jnp.float32(1.0)).as_text().splitlines())
 
     # A layer more is a parameter of each kind more to stack, and not a block's worth of operations.
     assert program(True, 4) - program(True, 2) < (program(False, 4) - program(False, 2)) / 3
@@ -210,7 +210,7 @@ def test_the_loss_is_that_of_the_formula():
         for k, candidate in enumerate(item.group.candidates):
             one = Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool))
             row = jax.tree.map(lambda x: x[0], packed([one]))
-            logprobs, _ = batch_logprobs(Weights(params), row, jnp.float32(1.0))
+            logprobs, _ = batch_logprobs(PolicyWeights(params), row, jnp.float32(1.0))
             new = np.asarray(logprobs)[row.trained.weights > 0]
             ratio = np.exp(new - np.array(candidate.sample.logprobs))
             a = float(item.advantages_K[k])
@@ -242,7 +242,7 @@ def test_every_option_changes_the_result(change):
     def near_the_policy(batch, params, seed):
         """Old logprobs such that ratios lie around all the bounds: between 0.5 and 5."""
         own = [
-            batch_logprobs(Weights(params), jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0))[0]
+            batch_logprobs(PolicyWeights(params), jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0))[0]
             for a in range(len(batch.tokens))
         ]
         noise = np.random.default_rng(seed).uniform(-1.6, 0.7, batch.tokens.shape)
@@ -270,7 +270,7 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    logprobs, _ = batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))
+    logprobs, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
     own = with_old_logprobs(batch, np.asarray(logprobs)[None])
     metrics = jax.device_get(ours.train(state, [own, own], 1.0)[1]).metrics()
     assert metrics["logprob_gap"] < 1e-5
@@ -304,7 +304,7 @@ def test_the_objective_by_hand():
 
 def own_logprobs(params, batch: Batch, temperature: float) -> np.ndarray:
     micro = jax.tree.map(lambda x: x[0], batch)
-    return np.asarray(batch_logprobs(Weights(params), micro, jnp.float32(temperature))[0])[None]
+    return np.asarray(batch_logprobs(PolicyWeights(params), micro, jnp.float32(temperature))[0])[None]
 
 
 @pytest.mark.parametrize("correction", [None, 2.0])
@@ -331,7 +331,7 @@ def test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    own = np.asarray(batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))[0])[None]
+    own = np.asarray(batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))[0])[None]
     trained = batch.trained.weights > 0
     off = np.where(trained, np.random.default_rng(0).uniform(-1, 1, own.shape), 0).astype(np.float32)
     corrected, found = ours.corrected(state.params, with_old_logprobs(batch, own - off), 1.0, most=1.5)
@@ -504,10 +504,10 @@ def test_advantages_move_logprobs_their_way():
     ours, batch = learner(optimizer=OptimizerConfig(learning_rate=1e-3)), packed(groups)
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    before, _ = batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))
+    before, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
     batch = with_old_logprobs(batch, np.asarray(before)[None])
     state, _ = ours.update(state, batch, 1.0)
-    after, _ = batch_logprobs(Weights(state.params), micro, jnp.float32(1.0))
+    after, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
     trained = micro.trained.weights > 0
     moved = np.asarray(after - before)[trained] * micro.trained.advantages[trained]
     assert moved.mean() > 0

@@ -19,7 +19,7 @@ from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.hf.adapters import save_adapter
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, stack
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Weights, init_params, logits, run
+from atgrpo_jax.models.transformer import PolicyWeights, init_params, logits, run
 from atgrpo_jax.update.batch import BatchConfig, pack
 from atgrpo_jax.update.learner import Learner, OptimizerConfig, cloning
 
@@ -91,7 +91,7 @@ def test_an_update_moves_the_adapter_and_nothing_else(params, batch):
     weights = made.weights(state.params, params)
     micro = jax.tree.map(lambda x: x[0], batch)
     start, _ = batch_logprobs(weights, micro, jnp.float32(1.0))
-    plain, _ = batch_logprobs(Weights(params), micro, jnp.float32(1.0))
+    plain, _ = batch_logprobs(PolicyWeights(params), micro, jnp.float32(1.0))
     # Two programs, so not to the bit; in one they are (test_a_fresh_adapter_changes_nothing_bit_for_bit).
     np.testing.assert_allclose(start, plain, **PARITY)
     state, metrics = made.update(state, batch, 1.0, base=params)
@@ -112,9 +112,9 @@ def test_a_policy_computes_with_its_adapter_times_alpha_over_rank(params, batch,
     own = jax.tree.map(lambda x: x + 0.1, init_adapter(params, jax.random.key(3), 4))  # b is not zero
     weights = learner(rank=4, alpha=alpha).weights(own, params)
     logprobs, _ = batch_logprobs(weights, micro, jnp.float32(1.0))
-    merged, _ = batch_logprobs(Weights(merge(params, own, alpha / 4)), micro, jnp.float32(1.0))
+    merged, _ = batch_logprobs(PolicyWeights(merge(params, own, alpha / 4)), micro, jnp.float32(1.0))
     np.testing.assert_allclose(logprobs, merged, **PARITY)
-    plain, _ = batch_logprobs(Weights(params), micro, jnp.float32(1.0))
+    plain, _ = batch_logprobs(PolicyWeights(params), micro, jnp.float32(1.0))
     assert jnp.abs(merged - plain).max() > 0.1 and config.scale == alpha / 4
 
 
@@ -134,8 +134,8 @@ def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
     engine = LocalEngine(MODEL, (3,), LocalEngineConfig(rows=12, page=8))
     policies = {"one": adapter(params, 1), "other": adapter(params, 2)}
     for name, own in policies.items():
-        engine.push_weights(name, Weights(params, own, CONFIG.scale), 1)
-    engine.push_weights("plain", Weights(params), 1)
+        engine.push_weights(name, PolicyWeights(params, own, CONFIG.scale), 1)
+    engine.push_weights("plain", PolicyWeights(params), 1)
 
     def draw(*names):
         key = GroupKey(1, "train", 0, 0, 0, "a")
@@ -153,7 +153,7 @@ def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
     lanes = {shape.policies for shape in engine._lanes}
     assert lanes == {("one", "other"), ("plain",)}
     for name, own in policies.items():  # a merged policy draws the same tokens
-        engine.push_weights(name, Weights(merge(params, own, CONFIG.scale)), 1)
+        engine.push_weights(name, PolicyWeights(merge(params, own, CONFIG.scale)), 1)
     merged = draw("one", "other")
     for mine, theirs in zip(together, merged, strict=False):
         assert [s.tokens for s in mine] == [s.tokens for s in theirs]

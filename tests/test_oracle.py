@@ -21,7 +21,7 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.trainer import Trainer
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
@@ -66,7 +66,7 @@ class Marks(Sum):
 
     def act(self, state, role, text):
         team, local = rewards(text)
-        return Step((*state, text), Reward.of(team, mark=local), Outcome.OK, False, False)
+        return Transition((*state, text), Reward.of(team, mark=local), Outcome.OK, False, False)
 
 
 def script(instance, episode, turn, role, k):

@@ -8,10 +8,10 @@ import pytest
 from fakes import PARITY
 
 from atgrpo_jax.engines.local.paged_attention import (
-    Chunk,
+    PageBlock,
     Pages,
-    Tiles,
-    Turns,
+    Readers,
+    Passes,
     answer_owners,
     decode_attention,
     prefill_attention,
@@ -59,15 +59,15 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
                 page = table[row, place // PAGE]
                 at = jnp.array([page % 3]), jnp.array([place % PAGE])
                 one = own_k[row, place][None], own_v[row, place][None]
-                banks[page // 3] = banks[page // 3].put_places(*at, *one)
-    tiles = Tiles(
+                banks[page // 3] = banks[page // 3].put_offsets(*at, *one)
+    tiles = Readers(
         np.array([[0, 2], [1, 4], [5, 5], [5, 5]]),
         np.array([[6, 2, 5], [1, 0, 0], [0, 0, 0], [0, 0, 0]]),
         np.array([10, 3, 0, 0]),
     )
     owners = answer_owners(jnp.asarray(table), 6, PAGE)
 
-    def attend(turns):
+    def attend(passes):
         return decode_attention(
             q,
             jnp.asarray(counts),
@@ -76,10 +76,10 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
             jax.tree.map(jnp.asarray, tiles),
             owners,
             jnp.asarray(table),
-            turns,
+            passes,
         )
 
-    ours = attend(Turns(jnp.array([3, 0]), 2, 2))
+    ours = attend(Passes(jnp.array([3, 0]), 2, 2))
     for row, prompt in enumerate(prompt_of):
         if prompt is not None:
             seen = [
@@ -95,7 +95,7 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
             np.testing.assert_allclose(kernels[row], ours[row], **PARITY)
     assert (kernels[3] == 0).all()  # nobody
     # Pages beyond what anybody sees change nothing, not the last bit.
-    assert (np.asarray(attend(Turns(jnp.array([3, 1]), 2, 2))) == np.asarray(ours)).all()
+    assert (np.asarray(attend(Passes(jnp.array([3, 1]), 2, 2))) == np.asarray(ours)).all()
 
 
 @pytest.mark.parametrize("heads", [6, 80])
@@ -107,7 +107,7 @@ def test_the_kernel_lowers_for_a_gpu(heads):
 
     wide = functools.partial(shape, dtype=jnp.bfloat16)
     pages = Pages(wide(9, 2, 64, 32), wide(9, 2, 32, 64))
-    tiles = Tiles(shape(4, 2), shape(4, 3), shape(4))
+    tiles = Readers(shape(4, 2), shape(4, 3), shape(4))
     traced = jax.jit(fused_decode_attention).trace(
         wide(5, heads, 64), shape(5), pages, pages, tiles, shape(5, 2)
     )
@@ -121,7 +121,7 @@ def test_prefill_sees_earlier_pages_and_the_own_tokens_so_far(prompts):
     q = draw(2, PAGE, N, H)
     own = [np.stack([x[0, 8:12], x[1, 0:4]]) for x in (keys, values)]
     table = np.array([[6, 2, 5], [1, 0, 0]])
-    chunk = Chunk(None, np.array([2, 0]), table, None, np.array([5, 8]))
+    chunk = PageBlock(None, np.array([2, 0]), table, None, np.array([5, 8]))
     out, stored = prefill_attention(q, *own, pool, jax.tree.map(jnp.asarray, chunk), 2)
     for f, first in ((0, 8), (1, 0)):
         for t in range(PAGE):

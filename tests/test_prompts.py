@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.sandbox.protocol import Run
+from atgrpo_jax.sandbox.protocol import ProgramResult
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.code.code import Code
 from atgrpo_jax.tasks.code.code_problems import Problem
@@ -64,7 +64,7 @@ def rendered(name):
                 text, printed = f"```python\nprint({text!r})\n```", text
             runs = []
             while len(task.programs(state, role, text, runs)):
-                runs += [Run("ok", printed, "", True)] * len(task.programs(state, role, text, runs))
+                runs += [ProgramResult("ok", printed, "", True)] * len(task.programs(state, role, text, runs))
             state = task.act(state, role, text, runs).state
     return "\n".join(shown)
 

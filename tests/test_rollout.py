@@ -19,8 +19,8 @@ from atgrpo_jax.common.stopping import ONE_STOP_S, Stopping
 from atgrpo_jax.common.types import Outcome, Reward, Sampling
 from atgrpo_jax.rollout.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
 from atgrpo_jax.rollout.team import Team
-from atgrpo_jax.sandbox.protocol import Program, Run
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
 
 SAMPLING = Sampling(1.0, 8)
@@ -50,7 +50,7 @@ class Echo:
     async def run(self, program):
         self.asked.append(program.source)
         await asyncio.sleep(self.wait)
-        return Run("crash") if program.source == "crash" else Run("ok", program.source)
+        return ProgramResult("crash") if program.source == "crash" else ProgramResult("ok", program.source)
 
 
 def player(script, task=None, k=3, team=None, **settings):
@@ -325,7 +325,7 @@ class Pays(Sum):
     reward: object = None
 
     def act(self, state, role, text):
-        return Step((*state, 1), self.reward, Outcome.OK, False, False)
+        return Transition((*state, 1), self.reward, Outcome.OK, False, False)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -371,7 +371,7 @@ def test_a_task_that_changes_the_state_it_was_given_is_named():
 
         def act(self, state, role, text):
             state.append(text)
-            return Step(state, Reward.of(0.0, length=1.0), Outcome.OK, False, False)
+            return Transition(state, Reward.of(0.0, length=1.0), Outcome.OK, False, False)
 
     with pytest.raises(RunError, match="role a: act or programs of Grows changed the state"):
         play(player({(0, "a"): ["1", "2"]}, Grows())[0])

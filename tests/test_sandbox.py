@@ -769,7 +769,7 @@ def test_every_limit_holds_and_can_be_raised(field, value, source, end):
     [
         ({"level": "strong"}, "SandboxConfig.level"),
         ({"workers": -1}, "SandboxConfig.workers"),
-        ({"wall": 0.0}, "SandboxConfig.wall"),
+        ({"wall": 0.0}, "SandboxConfig.wall_s"),
         ({"open_files": 4}, "Python itself needs 8"),
         ({"packages": ("no_such",)}, "no_such is not installed here"),
     ],

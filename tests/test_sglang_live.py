@@ -33,7 +33,7 @@ from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
+from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params, logits
 from atgrpo_jax.models.transformer import run as run_model
 from atgrpo_jax.run.gin_config import gin_folder
 from atgrpo_jax.tokens.tokens import TinyTokenizer
@@ -59,7 +59,7 @@ def adapter(base, seed):
     fresh = init_adapter(base, jax.random.key(seed), LORA.rank)
     keys = iter(jax.random.split(jax.random.key(seed + 100), len(jax.tree.leaves(fresh))))
     moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), fresh)
-    return Weights(base, moved, LORA.scale)
+    return PolicyWeights(base, moved, LORA.scale)
 
 
 BASE = params(0)
@@ -317,9 +317,9 @@ def proof(*policies):
     return Gate(dict.fromkeys(policies, MODEL), TOKENIZER.stop_ids, 1.0, AGREE, seed=0)
 
 
-OLD = {"shared": Weights(BASE)}
+OLD = {"shared": PolicyWeights(BASE)}
 NEW = {
-    "shared": Weights(jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(9), x.shape), BASE))
+    "shared": PolicyWeights(jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(9), x.shape), BASE))
 }
 SAVE = hf.save
 

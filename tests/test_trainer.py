@@ -21,7 +21,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import train
 from atgrpo_jax.run.trainer import Trainer
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
@@ -46,7 +46,7 @@ class Paid(Sum):
 
     def act(self, state, role, text):
         reward = Reward.of(float(text[-1]), digit=float(text[0]))
-        return Step((*state, text), reward, Outcome.OK, text == "9", text == "9")
+        return Transition((*state, text), reward, Outcome.OK, text == "9", text == "9")
 
 
 def fixed(engine, request):

@@ -25,7 +25,7 @@ from atgrpo_jax.engines.gate import (
 )
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.models.lora import init_adapter
-from atgrpo_jax.models.transformer import Weights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 
 MODEL, STOP = small_model(), 3
 CONFIG = LocalEngineConfig(rows=64, page=8, max_prompt=16, prompt_cache=256, prefill=16)
@@ -42,9 +42,9 @@ def nudged(tree, seed, size=1e-3):
 
 
 BASE = params(0)
-ONE = {"shared": Weights(BASE)}
+ONE = {"shared": PolicyWeights(BASE)}
 ADAPTERS = {
-    name: Weights(BASE, nudged(init_adapter(BASE, jax.random.key(i), 2), i, 0.1))
+    name: PolicyWeights(BASE, nudged(init_adapter(BASE, jax.random.key(i), 2), i, 0.1))
     for i, name in enumerate("ab")
 }
 
@@ -102,7 +102,7 @@ def test_a_gap_above_the_limit_stops_the_run(gap):
 @pytest.mark.thorough
 def test_an_honest_engine_passes_whatever_is_pushed():
     engine, proof = Faulty(), gate()
-    for version, weights in enumerate([ONE, {"shared": Weights(nudged(BASE, 1))}, ONE, ONE]):
+    for version, weights in enumerate([ONE, {"shared": PolicyWeights(nudged(BASE, 1))}, ONE, ONE]):
         found = pushed(engine, weights, proof, version)
         assert found["policy/shared/gate_gap"] < 1e-4 and found["policy/shared/gate_spread"] > 1e-3
         assert found["policy/shared/gate_corrected"] == 0
@@ -122,7 +122,7 @@ def test_a_skipped_push_is_named_even_below_the_limit():
         pushed(engine, ONE, proof, 0)
         fails(
             engine,
-            {"shared": Weights(nudged(BASE, 1))},
+            {"shared": PolicyWeights(nudged(BASE, 1))},
             proof,
             1,
             "it draws from the weights before the push",
@@ -133,7 +133,7 @@ def test_swapped_adapters_and_one_that_was_left_out_are_named():
     swapped = Faulty(lambda policy, weights: ADAPTERS["b" if policy == "a" else "a"])
     fails(swapped, ADAPTERS, gate(), 0, "policy a, version 0: .* it draws from the weights of b")
     bare = Faulty(
-        lambda policy, weights: Weights(weights.params, jax.tree.map(np.zeros_like, weights.adapter))
+        lambda policy, weights: PolicyWeights(weights.params, jax.tree.map(np.zeros_like, weights.adapter))
     )
     fails(bare, ADAPTERS, gate(), 0, "it draws from its base, without the adapter")
 
@@ -147,11 +147,11 @@ def test_a_kept_cache_is_named():
 
     engine, proof = Keeping(), gate()
     pushed(engine, ONE, proof, 0)
-    fails(engine, {"shared": Weights(nudged(BASE, 1, 3e-2))}, proof, 1, KEPT)
+    fails(engine, {"shared": PolicyWeights(nudged(BASE, 1, 3e-2))}, proof, 1, KEPT)
 
 
 def test_a_server_with_other_weights_is_refused_or_left_to_importance_weights():
-    engine, proof = Faulty(lambda policy, weights: Weights(params(5))), gate()
+    engine, proof = Faulty(lambda policy, weights: PolicyWeights(params(5))), gate()
     fails(engine, ONE, proof, 0, UNKNOWN)
     assert proof.check(engine, ONE, 0, correct=True)["policy/shared/gate_corrected"] == 1
 
@@ -251,7 +251,7 @@ def test_logprobs_of_the_engine_alone_that_are_no_numbers_fail_with_a_correction
 def test_weights_of_the_learners_that_give_no_numbers_are_not_the_engines_fault(correct):
     """Those of one policy of two, finite themselves; the engine is not even asked."""
     too_large = jax.tree.map(lambda x: 1e16 * jnp.sign(x), BASE)
-    weights = {"a": Weights(BASE), "b": Weights(too_large)}
+    weights = {"a": PolicyWeights(BASE), "b": PolicyWeights(too_large)}
     assert not not_finite(too_large)
     with pytest.raises(NotFinite, match="^policy b, version 3: the policy's own weights give") as raised:
         gate().check(ScriptedEngine({}), weights, 3, correct)

@@ -29,7 +29,7 @@ def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     )
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs an entry point. Errors that a person can act on become one line and exit code 2.
 
     A stop by a signal exits with 128 + the signal's number, as shells report it.
@@ -38,7 +38,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs ``main`` as ``run`` does. Returns if ``main`` does, else exits with a code above 0."""
+    """Runs ``main`` as ``run_main`` does. Returns if ``main`` does, else exits with a code above 0."""
     look_for_no_missing_tpu()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax logs every step, and warns of our own settings

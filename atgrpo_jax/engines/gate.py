@@ -23,15 +23,15 @@ from atgrpo_jax.common.types import Address, GroupKey, Sampling, seed_of
 from atgrpo_jax.engines.protocol import Engine, Request
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, logits, run
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, logits
 
 PROMPTS = 8  # fixed prompts, asked after every push: they show whether a cache outlives a push
 LENGTH = 16  # tokens of each prompt
 DRAWS = 64  # tokens drawn after each prompt
 # Probability that a correct engine fails the test of its draws' spread after a push.
-RARELY = 1e-8
+FALSE_ALARM = 1e-8
 # An engine fails if it is nearer to other weights by more than so many standard errors.
-OTHERS_Z = 6.0
+WRONG_WEIGHTS_Z = 6.0
 
 
 def push(engine: Engine, weights: Mapping[str, Any], version: int) -> None:
@@ -62,7 +62,7 @@ def check_gap(policy: str, gap: float, limit: float) -> None:
         )
 
 
-class Drawn(NamedTuple):
+class Draws(NamedTuple):
     """Holds one policy's draws: K tokens after each of P prompts. The new prompt is the last."""
 
     tokens_PK: np.ndarray
@@ -115,7 +115,7 @@ class Gate:
         self._ids = np.setdiff1d(np.arange(common), stop_ids)
         self._last: dict[str, np.ndarray] = {}
 
-    def learned(self, weights: Mapping[str, Weights], version: int) -> dict[str, np.ndarray]:
+    def learned(self, weights: Mapping[str, PolicyWeights], version: int) -> dict[str, np.ndarray]:
         """Returns each policy's own logprobs [P, V] after the prompts of ``version``.
 
         Raises NotFinite, naming the policy, if they are not finite. Then the weights are at fault,
@@ -132,7 +132,7 @@ class Gate:
     def check(
         self,
         engine: Engine,
-        weights: Mapping[str, Weights],
+        weights: Mapping[str, PolicyWeights],
         version: int,
         correct: bool = False,
         learned: Mapping[str, np.ndarray] | None = None,
@@ -153,7 +153,9 @@ class Gate:
         for name, own in weights.items():
             others = {f"the weights of {other}": learned[other] for other in weights if other != name}
             if own.adapter is not None:
-                others["its base, without the adapter"] = self._learned(name, Weights(own.params), prompts_PT)
+                others["its base, without the adapter"] = self._learned(
+                    name, PolicyWeights(own.params), prompts_PT
+                )
             if name in self._last:
                 others[LAST] = self._last[name]
             verdict = judge(drawn[name], learned[name], others, self._limit, self._seed)
@@ -182,7 +184,7 @@ class Gate:
 
     async def _draw(
         self, engine: Engine, policies: Sequence[str], prompts_PT: np.ndarray, version: int
-    ) -> dict[str, Drawn]:
+    ) -> dict[str, Draws]:
         sampling = Sampling(self._temperature, max_tokens=1)
 
         async def one(policy: str, i: int) -> tuple[list[int], list[float]]:
@@ -194,19 +196,19 @@ class Gate:
                 raise RunError(f"policy {policy}, version {version}: the engine draws nothing for the gate")
             return [s.tokens[0] for s in samples], [s.logprobs[0] for s in samples]
 
-        async def all_of(policy: str) -> Drawn:
+        async def all_of(policy: str) -> Draws:
             rows = await asyncio.gather(*(one(policy, i) for i in range(len(prompts_PT))))
-            return Drawn(*(np.array(column) for column in zip(*rows, strict=True)))
+            return Draws(*(np.array(column) for column in zip(*rows, strict=True)))
 
         return dict(zip(policies, await asyncio.gather(*map(all_of, policies)), strict=True))
 
-    def _learned(self, name: str, weights: Weights, prompts_PT: np.ndarray) -> np.ndarray:
+    def _learned(self, name: str, weights: PolicyWeights, prompts_PT: np.ndarray) -> np.ndarray:
         return np.asarray(next_logprobs(self._models[name], weights, prompts_PT, self._temperature))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def next_logprobs(
-    model: Transformer, weights: Weights, tokens_BT: jax.Array, temperature: jax.Array
+    model: Transformer, weights: PolicyWeights, tokens_BT: jax.Array, temperature: jax.Array
 ) -> jax.Array:
     """Returns logprobs [B, V] float32 of the token after each row, at ``temperature``.
 
@@ -215,7 +217,7 @@ def next_logprobs(
     B, T = tokens_BT.shape
     mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
     with exact_products(model.config):
-        hidden_BTD, _ = run(
+        hidden_BTD, _ = apply(
             model,
             weights.params,
             None if weights.adapter is None else stack([weights.adapter]),
@@ -229,7 +231,7 @@ def next_logprobs(
 
 
 def judge(
-    drawn: Drawn, learned_PV: np.ndarray, others: Mapping[str, np.ndarray], limit: float, seed: int
+    drawn: Draws, learned_PV: np.ndarray, others: Mapping[str, np.ndarray], limit: float, seed: int
 ) -> Verdict:
     """Judges whether the engine that drew ``drawn`` holds the weights that give ``learned_PV``.
 
@@ -250,16 +252,16 @@ def judge(
     *known, new = np.sqrt(np.mean(gap_PK**2, axis=1))
     if gap_PK[-1].max() <= limit < gap and min(known) > KEPT_RATIO * new:
         cause = KEPT
-    elif margins and min(margins.values()) < -OTHERS_Z:
+    elif margins and min(margins.values()) < -WRONG_WEIGHTS_Z:
         cause = f"it draws from {min(margins, key=lambda name: margins[name])}"
     elif not gap <= limit:
         cause = UNKNOWN
-    elif spread < RARELY:
+    elif spread < FALSE_ALARM:
         cause = CHOSEN
     return Verdict(cause, gap, margin, spread)
 
 
-def _margin(drawn: Drawn, learned_PV: np.ndarray, other_PV: np.ndarray) -> float:
+def _margin(drawn: Draws, learned_PV: np.ndarray, other_PV: np.ndarray) -> float:
     """Returns by how many standard errors the engine is nearer to ``learned_PV`` than ``other_PV``.
 
     Negative if it is nearer to ``other_PV``, 0 if the two are equal. It compares logprobs.

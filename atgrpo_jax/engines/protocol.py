@@ -28,7 +28,7 @@ class Served:
     sources: Mapping[str, str | dict[str, Any]]
     stop_ids: tuple[int, ...]
     decode: Callable[[Sequence[int]], str]
-    starts: Mapping[str, str]  # the policy's own name; for an adapter, the name of its base
+    initial_names: Mapping[str, str]  # the policy's own name; for an adapter, the name of its base
     lora: Any  # LoraConfig of the policies that are adapters
     longest_answer: int  # tokens; no sample is longer
     candidates: int  # how many samples most requests ask for
@@ -43,7 +43,7 @@ class Usage:
     tokens: int = 0  # tokens drawn
     # Rows computed, summed over decoding steps; 0 if unknown. Those beyond ``tokens`` were empty or
     # had ended.
-    places: int = 0
+    slot_steps: int = 0
     prompt_tokens: int = 0
     known_tokens: int = 0  # prompt tokens whose keys and values were already cached
     push_s: float = 0.0  # seconds to give weights to servers

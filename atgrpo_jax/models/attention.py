@@ -77,7 +77,7 @@ def tiled_attention(
 
 
 def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX):
-    rows = _Rows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
+    rows = _TiledRows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
 
     def row(b, carry):
         out_BTNH, log_total_BnMX = carry
@@ -94,21 +94,21 @@ def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX):
             return out, _put(best, i, now), _put(total, i, _at(total, i) * kept + probs.sum(-1))
 
         zeros = jnp.zeros(q.shape[:-1], jnp.float32)
-        start = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, _HIDDEN), zeros
-        out, best, total = rows.visit_pairs(b, visit, start)
+        empty = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, _HIDDEN), zeros
+        out, best, total = rows.visit_pairs(b, visit, empty)
         total = jnp.maximum(total, 1e-30)  # 0 in tiles of padding, which no pair visits
         out = rows.together(out / total[..., None]).astype(q_BTNH.dtype)
         return _put(out_BTNH, b, out), _put(log_total_BnMX, b, best + jnp.log(total))
 
-    start = jnp.zeros_like(q_BTNH), jnp.zeros((rows.B, rows.n, rows.M, rows.R * rows.t), jnp.float32)
-    out_BTNH, log_total_BnMX = rows.visit_rows(row, start)
+    empty = jnp.zeros_like(q_BTNH), jnp.zeros((rows.B, rows.n, rows.M, rows.R * rows.t), jnp.float32)
+    out_BTNH, log_total_BnMX = rows.visit_rows(row, empty)
     kept = q_BTNH, k_BTMH, v_BTMH, out_BTNH, log_total_BnMX, segments_BT, branches_BT, pairs_BX
     return out_BTNH, kept
 
 
 def _tiled_backward(kept, d_out_BTNH):
     q_BTNH, k_BTMH, v_BTMH, out_BTNH, log_total_BnMX, segments_BT, branches_BT, pairs_BX = kept
-    rows = _Rows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
+    rows = _TiledRows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
 
     def row(b, carry):
         q, k, v = rows.queries(q_BTNH, b), rows.keys(k_BTMH, b), rows.keys(v_BTMH, b)
@@ -132,15 +132,15 @@ def _tiled_backward(kept, d_out_BTNH):
                 _put(dv, j, _at(dv, j) + new_v),
             )
 
-        start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-        dq, dk, dv = rows.visit_pairs(b, visit, start)
+        empty = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+        dq, dk, dv = rows.visit_pairs(b, visit, empty)
         gradients = rows.together(dq * rows.scale), rows.together(dk), rows.together(dv)
         return tuple(
             _put(all_, b, one.astype(all_.dtype)) for all_, one in zip(carry, gradients, strict=True)
         )
 
-    start = jnp.zeros_like(q_BTNH), jnp.zeros_like(k_BTMH), jnp.zeros_like(v_BTMH)
-    return *rows.visit_rows(row, start), None, None, None
+    empty = jnp.zeros_like(q_BTNH), jnp.zeros_like(k_BTMH), jnp.zeros_like(v_BTMH)
+    return *rows.visit_rows(row, empty), None, None, None
 
 
 tiled_attention.defvjp(_tiled_forward, _tiled_backward)
@@ -156,7 +156,7 @@ def _put(x: jax.Array, i: jax.Array, value: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(x, value, i, 0, allow_negative_indices=False)
 
 
-class _Rows:
+class _TiledRows:
     """Presents packed rows one by one, each as n tiles of t tokens.
 
     Queries are [n, M, R t, H], with the R = N / M query heads of a key head side by side. Keys and

@@ -20,7 +20,7 @@ from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_att
 from atgrpo_jax.models.attention_kernel import fused_attention, supports
 from atgrpo_jax.models.head import ROWS, Head, Objective, table, token_logprobs, token_loss
 from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.transformer import Attend, Transformer, Weights, run
+from atgrpo_jax.models.transformer import Attend, PolicyWeights, Transformer
 
 
 class Packed:
@@ -29,7 +29,9 @@ class Packed:
     def __init__(self, model: Transformer, mesh: Mesh):
         self._model, self._mesh = model, mesh
 
-    def logprobs(self, weights: Weights, micro: Batch, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def logprobs(
+        self, weights: PolicyWeights, micro: Batch, temperature: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns [B, T] logprobs of the trained tokens and entropies there; not differentiable."""
         hidden_BTD, head = self._hidden(weights, micro)
         return token_logprobs(head, table(weights.params), hidden_BTD, micro.trained, temperature)
@@ -37,7 +39,7 @@ class Packed:
     def loss(
         self,
         objective: Objective,
-        weights: Weights,
+        weights: PolicyWeights,
         micro: Batch,
         reference_BT: jax.Array | None,
         temperature: jax.Array,
@@ -50,10 +52,10 @@ class Packed:
         projection = table(weights.params)
         return token_loss(head, objective, projection, hidden_BTD, micro.trained, reference_BT, temperature)
 
-    def _hidden(self, weights: Weights, micro: Batch) -> tuple[jax.Array, Head]:
+    def _hidden(self, weights: PolicyWeights, micro: Batch) -> tuple[jax.Array, Head]:
         adapters = None if weights.adapter is None else stack([weights.adapter])
         scale_BJ = jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)
-        hidden_BTD, _ = run(
+        hidden_BTD, _ = apply(
             self._model,
             weights.params | {"embedding": self._gathered(weights.params["embedding"])},
             adapters,

@@ -46,8 +46,8 @@ def frequencies(size: int, theta: float, scaling: RopeScaling | None = None) -> 
     plain = theta ** (-np.arange(half) / half)
     if scaling is None:
         return plain.astype(np.float32)
-    turns = scaling.original * plain / (2 * np.pi)  # full turns within the first training's context
-    keep = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    cycles = scaling.original * plain / (2 * np.pi)  # full cycles within the first training's context
+    keep = np.clip((cycles - scaling.low) / (scaling.high - scaling.low), 0, 1)
     return (keep * plain + (1 - keep) * plain / scaling.factor).astype(np.float32)
 
 
@@ -157,7 +157,7 @@ _QKV = "q", "k", "v"
 _MLP = "gate", "up"
 
 
-def fuse(params: Any) -> Any:
+def join_layers(params: Any) -> Any:
     """Returns parameters for a ``Transformer`` with ``fused``: layers with the same input are one.
 
     This multiplies few rows faster.
@@ -183,7 +183,7 @@ def _block(remat: str) -> type[nn.Module]:
 class Transformer(nn.Module):
     config: ModelConfig
     vocab_size: int
-    fused: bool = False  # see ``fuse``
+    fused: bool = False  # see ``join_layers``
 
     def setup(self):
         c = self.config
@@ -211,8 +211,8 @@ class Transformer(nn.Module):
         """
         c = self.config
         x_BTD = self.embedding[tokens_BT].astype(c.dtype)
-        turns = frequencies(c.head_size, c.rope_theta, c.rope_scaling)
-        rotation = rotations(positions_BT, turns, limit or tokens_BT.shape[1])
+        inverse_frequencies = frequencies(c.head_size, c.rope_theta, c.rope_scaling)
+        rotation = rotations(positions_BT, inverse_frequencies, limit or tokens_BT.shape[1])
         if c.scan and caches is None and not self.is_initializing():
             x_BTD, new_caches = self._scanned(x_BTD, rotation, scale_BJ, attend)
             return self.norm(x_BTD), new_caches
@@ -249,7 +249,7 @@ def exact_products(config: ModelConfig) -> contextlib.AbstractContextManager:
     return jax.default_matmul_precision("highest") if exact else contextlib.nullcontext()
 
 
-class Weights(NamedTuple):
+class PolicyWeights(NamedTuple):
     """Holds a policy's parameters and, if any, the adapter on them (lora.py) with its scale."""
 
     params: Any
@@ -257,7 +257,7 @@ class Weights(NamedTuple):
     scale: float = 1.0
 
 
-def run(model: Transformer, params: Any, adapters: Any, *inputs: Any, scale_BJ: Any = None, **options: Any):
+def apply(model: Transformer, params: Any, adapters: Any, *inputs: Any, scale_BJ: Any = None, **options: Any):
     """Applies ``model`` with J stacked adapters, or None; else as ``Transformer.__call__``."""
     if adapters is None:
         return model.apply({"params": params}, *inputs, **options)

@@ -25,7 +25,7 @@ from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.head import CHUNK_BYTES
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Transformer, Weights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
 from atgrpo_jax.rollout.rollout import Player
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.policies import Policies
@@ -81,32 +81,39 @@ class Sizes:
         return self.longest_prompt + self.candidates * self.new
 
 
-def sizes(x: Experiment, instances: int = 16) -> Sizes:
+def sizes(experiment: Experiment, instances: int = 16) -> Sizes:
     """Measures prompts in demonstrated episodes of the first ``instances`` training instances."""
-    propose = demonstrations(x.task, x.tokenizer, 1, x.seed)
+    propose = demonstrations(experiment.task, experiment.tokenizer, 1, experiment.seed)
 
     async def play(runner):
         player = Player(
-            x.task, x.team, x.tokenizer, propose, Sampling(), x.seed, runner=runner, select="random"
+            experiment.task,
+            experiment.team,
+            experiment.tokenizer,
+            propose,
+            Sampling(),
+            experiment.seed,
+            runner=runner,
+            select="random",
         )
         return await asyncio.gather(*(player.play(1, "train", index) for index in range(instances)))
 
-    with x.running() as runner:
+    with experiment.running() as runner:
         episodes = asyncio.run(play(runner))
     origins = [group.origin for episode in episodes for group in episode.groups]
     lengths = [len(origin.prompt_ids) for origin in origins]
-    roles, turns = len(x.task.workflow.order), x.task.workflow.turns
-    tree = x.rollout.mode == "tree"
+    roles, turns = len(experiment.task.workflow.order), experiment.task.workflow.turns
+    tree = experiment.rollout.mode == "tree"
     return Sizes(
-        groups=x.rollout.instances * roles * turns * (1 if tree else x.rollout.candidates),
+        groups=experiment.rollout.instances * roles * turns * (1 if tree else experiment.rollout.candidates),
         prompt=float(np.mean(lengths)),
         longest_prompt=max(lengths),
-        new=x.rollout.max_tokens,
-        candidates=x.rollout.candidates if tree else 1,
+        new=experiment.rollout.max_tokens,
+        candidates=experiment.rollout.candidates if tree else 1,
     )
 
 
-def memory(x: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
+def memory(experiment: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
     """Returns the bytes on each device, by what they hold.
 
     If several meshes are side by side, they are those of the fullest one.
@@ -114,14 +121,16 @@ def memory(x: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
     sides: dict[Any, list[str]] = defaultdict(list)
     for name in policies.names:
         sides[policies.meshes[name]].append(name)
-    return max((_memory(x, policies, names, group) for names in sides.values()), key=_total)
+    return max((_memory(experiment, policies, names, group) for names in sides.values()), key=_total)
 
 
 def _total(lines: Mapping[str, float]) -> float:
     return sum(lines.values())
 
 
-def _memory(x: Experiment, policies: Policies, names: Sequence[str], group: Sizes) -> dict[str, float]:
+def _memory(
+    experiment: Experiment, policies: Policies, names: Sequence[str], group: Sizes
+) -> dict[str, float]:
     lines: dict[str, float] = {}
     held = {name: policies.shapes[name] for name in names}
     for name, shapes in held.items():
@@ -130,20 +139,21 @@ def _memory(x: Experiment, policies: Policies, names: Sequence[str], group: Size
     if policies.adapted:
         lines["parameters, base of adapters"] = bytes_a_device(policies.base_shapes())
     lines[_GRADIENTS] = 2 * max(bytes_a_device(shapes.params) for shapes in held.values())
-    row = x.batch.row(group.group)
-    configs = {name: x.architecture(x.start(name)) for name in names}
-    local = {name: _local(config, x.mesh) for name, config in configs.items()}
-    copied = [_copy(local[name], x) for name, c in configs.items() if c.dtype != c.param_dtype]
+    row = experiment.batch.row(group.group)
+    configs = {name: experiment.architecture(experiment.initial_name(name)) for name in names}
+    local = {name: _local(config, experiment.mesh) for name, config in configs.items()}
+    copied = [_copy(local[name], experiment) for name, c in configs.items() if c.dtype != c.param_dtype]
     if copied:
         lines[_COPY] = max(copied)
-    ranks = {name: x.lora.rank if name in policies.adapted else None for name in configs}
+    ranks = {name: experiment.lora.rank if name in policies.adapted else None for name in configs}
     lines[_ACTIVATIONS] = max(
-        activations(config, x.mesh, x.batch, row, ranks[name]) for name, config in configs.items()
+        activations(config, experiment.mesh, experiment.batch, row, ranks[name])
+        for name, config in configs.items()
     )
-    lines[_HEAD] = max(_head(local[name], x, trained=ranks[name] is None) for name in configs)
-    lines["cache of the rollout"] = sum(_cache(config, x, group) for config in set(configs.values()))
+    lines[_HEAD] = max(_head(local[name], experiment, trained=ranks[name] is None) for name in configs)
+    lines["cache of the rollout"] = sum(_cache(config, experiment, group) for config in set(configs.values()))
     for name, shapes in held.items():
-        fused = 0 if name in policies.adapted else _fused(configs[name], x, shapes.params)
+        fused = 0 if name in policies.adapted else _fused(configs[name], experiment, shapes.params)
         if fused:
             lines[f"parameters arranged for the rollout, {name}"] = fused
     return lines
@@ -157,7 +167,7 @@ def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
     }
 
 
-def update_bytes(x: Experiment, policies: Policies, longest: int) -> int:
+def update_bytes(experiment: Experiment, policies: Policies, longest: int) -> int:
     """Compiles the update and returns the bytes that it takes on each device.
 
     State and base are not counted. The bytes are those of the policy whose update takes most, on a
@@ -166,7 +176,9 @@ def update_bytes(x: Experiment, policies: Policies, longest: int) -> int:
     Raises ConfigError with the compiler's words if the update does not compile, for example because
     it does not fit.
     """
-    batch = pack([], dataclasses.replace(x.batch, row_tokens=x.batch.row(longest)), "token", 1)
+    batch = pack(
+        [], dataclasses.replace(experiment.batch, row_tokens=experiment.batch.row(longest)), "token", 1
+    )
     most = 0
     for name in policies.names:
         base = bytes_a_device(policies.base_shapes()) if name in policies.adapted else 0
@@ -245,7 +257,7 @@ def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> in
 
     def backward(trained, base, micro):
         def loss(trained):
-            weights = Weights(trained) if lora is None else Weights(base, trained)
+            weights = PolicyWeights(trained) if lora is None else PolicyWeights(base, trained)
             return packed.loss(cloning, weights, micro, None, jnp.float32(1))[0]
 
         return jax.vjp(loss, trained)[1]
@@ -258,49 +270,56 @@ def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> in
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _copy(local: ModelConfig, x: Experiment) -> float:
+def _copy(local: ModelConfig, experiment: Experiment) -> float:
     """Returns the bytes of the blocks' parameters in the activations' dtype.
 
     They are a device's part and, with ``fsdp``, one whole layer.
     """
     layer = local.block_kernels()
-    return jnp.dtype(local.dtype).itemsize * layer * (local.layers / x.mesh.fsdp + (x.mesh.fsdp > 1))
+    return (
+        jnp.dtype(local.dtype).itemsize
+        * layer
+        * (local.layers / experiment.mesh.fsdp + (experiment.mesh.fsdp > 1))
+    )
 
 
-def _head(local: ModelConfig, x: Experiment, trained: bool) -> float:
+def _head(local: ModelConfig, experiment: Experiment, trained: bool) -> float:
     """Returns the bytes that the head takes in an update.
 
     They are three arrays of a chunk's logits, the table in the activations' dtype and, if it is
     ``trained``, its gradient in float32.
     """
-    vocab = local.vocab_size or x.tokenizer.vocab_size
+    vocab = local.vocab_size or experiment.tokenizer.vocab_size
     table = vocab * local.width
     return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
 
 
-def _cache(config: ModelConfig, x: Experiment, group: Sizes) -> float:
+def _cache(config: ModelConfig, experiment: Experiment, group: Sizes) -> float:
     """Returns the bytes of the in-process engine on each device: its pages, and its rows' logits.
 
     They are 0 for SGLang servers, which run elsewhere. Raises ConfigError for sglang-jax.
     """
-    local, engine = _local(config, x.mesh), x.engine
+    local, engine = _local(config, experiment.mesh), experiment.engine
     if isinstance(engine, SGLangJaxConfig):
         raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
     if not isinstance(engine, LocalEngineConfig):
         return 0.0
-    rows = engine.rows / (x.mesh.data * x.mesh.fsdp)
+    rows = engine.slots / (experiment.mesh.data * experiment.mesh.fsdp)
     most = rows * power_of_two(group.new)
     places = engine.prompt_cache + min(engine.answer_cache or most, most)
     place = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
-    vocab = config.vocab_size or x.tokenizer.vocab_size
+    vocab = config.vocab_size or experiment.tokenizer.vocab_size
     return places * place + 3 * 4 * rows * vocab
 
 
-def _fused(config: ModelConfig, x: Experiment, params: Any) -> int:
-    """Returns the bytes of a small model's second copy in the engine; see ``transformer.fuse``."""
-    if not isinstance(x.engine, LocalEngineConfig) or x.mesh.fsdp * x.mesh.tensor > 1:
+def _fused(config: ModelConfig, experiment: Experiment, params: Any) -> int:
+    """Returns the bytes of a small model's second copy in the engine; see ``transformer.join_layers``."""
+    if (
+        not isinstance(experiment.engine, LocalEngineConfig)
+        or experiment.mesh.fsdp * experiment.mesh.tensor > 1
+    ):
         return 0
-    if bytes_a_device(params) > x.engine.fuse_mb * 1e6:
+    if bytes_a_device(params) > experiment.engine.joined_mb * 1e6:
         return 0
     outputs = (config.heads + 2 * config.kv_heads) * config.head_size + 2 * config.mlp_width
     biases = (config.heads + 2 * config.kv_heads) * config.head_size if config.qkv_bias else 0
@@ -326,28 +345,28 @@ def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[s
 
 
 def seconds(
-    x: Experiment, policies: Policies, group: Sizes, device: Device, utilisation: float
+    experiment: Experiment, policies: Policies, group: Sizes, device: Device, utilisation: float
 ) -> Mapping[str, tuple[float, float, str]]:
     """Returns stage -> (FLOP, least seconds, what limits it).
 
     The groups are divided evenly among the roles.
     """
-    roles = x.task.workflow.order
+    roles = experiment.task.workflow.order
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
     updates: dict[Any, float] = defaultdict(float)  # mesh -> seconds; meshes work side by side
     samples = group.groups / len(roles) * group.candidates
-    together = x.engine.rows if isinstance(x.engine, LocalEngineConfig) else samples
+    together = experiment.engine.slots if isinstance(experiment.engine, LocalEngineConfig) else samples
     steps = math.ceil(samples / together) * group.new
     for role in roles:
-        policy = x.team.policy(role)
-        config = x.architecture(x.start(policy))
-        vocab = config.vocab_size or x.tokenizer.vocab_size
+        policy = experiment.team.policy(role)
+        config = experiment.architecture(experiment.initial_name(policy))
+        vocab = config.vocab_size or experiment.tokenizer.vocab_size
         done = work(config, vocab, group, group.groups / len(roles))
-        rate = device.flops * utilisation * x.mesh.side
+        rate = device.flops * utilisation * experiment.mesh.side
         read = jnp.dtype(config.dtype).itemsize * (
             config.layers * config.block_kernels() + vocab * config.width
         )
-        reading = steps * read / x.mesh.side / device.bandwidth
+        reading = steps * read / experiment.mesh.side / device.bandwidth
         for stage, flop in done.items():
             totals[stage][0] += flop
             totals[stage][1] += flop / rate

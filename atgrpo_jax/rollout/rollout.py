@@ -26,9 +26,9 @@ from atgrpo_jax.common.types import (
 from atgrpo_jax.credit.selection import Select, choose
 from atgrpo_jax.engines.protocol import Engine, Request
 from atgrpo_jax.rollout.team import Team
-from atgrpo_jax.sandbox.protocol import Program, Run, Runner
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult, Runner
 from atgrpo_jax.tasks.calls import calling, kind, place, scored
-from atgrpo_jax.tasks.protocol import Step, Task, ToolTask, digest
+from atgrpo_jax.tasks.protocol import Task, ToolTask, Transition, digest
 from atgrpo_jax.tokens.tokens import Tokenizer
 
 # Draws the samples of one group: (state, key, prompt ids, policy, whether any role has spoken in
@@ -179,7 +179,7 @@ class Player:
 
     async def _score(
         self, state: Any, drawn: Sequence[tuple[Origin, Sample]]
-    ) -> tuple[Group, list[Step | None]]:
+    ) -> tuple[Group, list[Transition | None]]:
         """Scores every candidate from the same ``state``, then selects the one to execute.
 
         Raises RunError if scoring has changed ``state``: the other candidates need it unchanged.
@@ -211,7 +211,7 @@ class Player:
             chosen = choose([c.reward for c in candidates], self.select, self.team.alpha, seed)
         return Group(tuple(candidates), chosen), steps
 
-    async def _run(self, state: Any, key: GroupKey, text: str) -> Sequence[Run]:
+    async def _run(self, state: Any, key: GroupKey, text: str) -> Sequence[ProgramResult]:
         """Runs the programs that a text asks for, round by round, and returns all their results.
 
         Programs of one round run at the same time. The task may choose a round's programs by the
@@ -220,19 +220,21 @@ class Player:
         if not isinstance(self.task, ToolTask) or key.role not in self.task.tools:
             return ()
         assert self.runner is not None, "a task whose roles write programs needs somewhere to run them"
-        runs: list[Run] = []
+        runs: list[ProgramResult] = []
         while programs := self._programs(state, key, text, runs):
             runs += await asyncio.gather(*map(self.runner.run, programs))
         return runs
 
-    def _programs(self, state: Any, key: GroupKey, text: str, runs: Sequence[Run]) -> Sequence[Program]:
+    def _programs(
+        self, state: Any, key: GroupKey, text: str, runs: Sequence[ProgramResult]
+    ) -> Sequence[Program]:
         assert isinstance(self.task, ToolTask)
         with self.clock, calling(self.task, "programs", place(key)):
             return self.task.programs(state, key.role, text, runs)
 
     def _act(
-        self, state: Any, key: GroupKey, text: str, sample: Sample, runs: Sequence[Run]
-    ) -> tuple[Step, Outcome]:
+        self, state: Any, key: GroupKey, text: str, sample: Sample, runs: Sequence[ProgramResult]
+    ) -> tuple[Transition, Outcome]:
         with calling(self.task, "act", place(key)):
             if isinstance(self.task, ToolTask):
                 step = self.task.act(state, key.role, text, runs)

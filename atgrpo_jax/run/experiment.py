@@ -28,7 +28,7 @@ from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
 # Fields that may change when a run goes on: they do not affect the steps that are done.
-FREE = ("steps", "checkpoint_every", "keep_checkpoints")
+CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Experiment:
         self.team.policies(self.task.workflow.order)
         for name in ("model", "pretrained"):
             given = getattr(self, name)
-            exact = not isinstance(given, Mapping) or set(given) == set(self.starts)
-            require(self, name, exact, f"must name exactly {', '.join(self.starts)}")
-        for name in self.starts:
+            exact = not isinstance(given, Mapping) or set(given) == set(self.initial_names)
+            require(self, name, exact, f"must name exactly {', '.join(self.initial_names)}")
+        for name in self.initial_names:
             size = self.architecture(name).vocab_size
             rule = f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}"
             require(self, "model", size is None or size >= self.tokenizer.vocab_size, rule)
@@ -99,7 +99,7 @@ class Experiment:
         rule = f"meshes for {sides} policies, but there are only: {', '.join(policies)}"
         require(self, "mesh", sides <= len(policies), rule)
         rule = f"adapters are on one {BASE}, on one mesh, so policies must be 1"
-        require(self, "mesh", sides == 1 or BASE not in self.starts, rule)
+        require(self, "mesh", sides == 1 or BASE not in self.initial_names, rule)
         rows = self.mesh.data * self.mesh.fsdp
         require(
             self,
@@ -110,8 +110,8 @@ class Experiment:
         require(
             self,
             "engine",
-            not isinstance(self.engine, LocalEngineConfig) or self.engine.rows % rows == 0,
-            f"LocalEngineConfig.rows must be a multiple of mesh data x fsdp = {rows}",
+            not isinstance(self.engine, LocalEngineConfig) or self.engine.slots % rows == 0,
+            f"LocalEngineConfig.slots must be a multiple of mesh data x fsdp = {rows}",
         )
 
     @property
@@ -119,26 +119,26 @@ class Experiment:
         return self.team.policies(self.task.workflow.order)
 
     @property
-    def starts(self) -> tuple[str, ...]:
+    def initial_names(self) -> tuple[str, ...]:
         """Returns the names of the different starting weights; all adapters share one, "base"."""
         roles = self.task.workflow.order
         return self.team.starting(roles).policies(roles)
 
-    def start(self, policy: str) -> str:
-        """Returns the name in ``starts`` of the weights that a policy starts from."""
+    def initial_name(self, policy: str) -> str:
+        """Returns the name in ``initial_names`` of the weights that a policy starts from."""
         adapter = policy in self.policies and self.team.kind(policy, self.task.workflow.order) == "lora"
         return BASE if adapter else policy
 
-    def architecture(self, start: str) -> ModelConfig:
-        """Returns the architecture of one of ``starts``.
+    def architecture(self, initial: str) -> ModelConfig:
+        """Returns the architecture of one of ``initial_names``.
 
         If it sets a vocabulary, that may be larger than the tokenizer's (padded).
         """
-        return self.model[start] if isinstance(self.model, Mapping) else self.model
+        return self.model[initial] if isinstance(self.model, Mapping) else self.model
 
-    def folder(self, start: str) -> str | None:
-        """Returns the model folder that one of ``starts`` is read from; None if it is random."""
-        return self.pretrained[start] if isinstance(self.pretrained, Mapping) else self.pretrained
+    def folder(self, initial: str) -> str | None:
+        """Returns the model folder that one of ``initial_names`` is read from; None if it is random."""
+        return self.pretrained[initial] if isinstance(self.pretrained, Mapping) else self.pretrained
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Runner | None]:
@@ -168,7 +168,7 @@ class Experiment:
 
     def identity(self) -> str:
         """Returns a digest; experiments with the same one leave the same bytes, step by step."""
-        return hash_bytes(repr(_without_free(self))).hex()
+        return hash_bytes(repr(_without_changeable(self))).hex()
 
 
 def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
@@ -178,16 +178,18 @@ def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] |
     return None if folders is None else str(Path(folders).expanduser().absolute())
 
 
-def difference(ours: Experiment, theirs: Experiment) -> str | None:
+def experiment_difference(ours: Experiment, theirs: Experiment) -> str | None:
     """Returns a line on the first field in which two experiments differ; None if they agree.
 
     Fields that may change when a run goes on are not compared.
     """
-    return first_difference("Experiment", _without_free(ours), _without_free(theirs))
+    return first_difference("Experiment", _without_changeable(ours), _without_changeable(theirs))
 
 
-def _without_free(experiment: Experiment) -> Experiment:
-    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Experiment) if f.name in FREE}
+def _without_changeable(experiment: Experiment) -> Experiment:
+    defaults: dict[str, Any] = {
+        f.name: f.default for f in dataclasses.fields(Experiment) if f.name in CHANGEABLE
+    }
     warm_start = experiment.warm_start
     if warm_start is not None:
         warm_start = dataclasses.replace(warm_start, cache_dir="")

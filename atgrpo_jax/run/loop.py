@@ -15,19 +15,19 @@ from atgrpo_jax.run.report import summarise
 from atgrpo_jax.run.trainer import Trainer
 
 
-def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
-    """Trains up to step ``x.steps``, from the newest checkpoint of ``folder`` if there is one.
+def train(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
+    """Trains up to step ``experiment.steps``, from the newest checkpoint of ``folder`` if there is one.
 
     Returns the summary, which is also written to the folder. After SIGTERM or Ctrl-C it saves the
     last complete step and raises Stopped.
     """
-    with Stopping() as stopping, Trainer(x, folder) as trainer:
+    with Stopping() as stopping, Trainer(experiment, folder) as trainer:
         stopping.unsaved = trainer.unsaved
         try:
             with stopping.interruptible():
                 trainer.begin()
-            with Progress("train", x.steps, "step", trainer.done) as progress:
-                for step in range(trainer.done + 1, x.steps + 1):
+            with Progress("train", experiment.steps, "step", trainer.done) as progress:
+                for step in range(trainer.done + 1, experiment.steps + 1):
                     began = time.monotonic()
                     with stopping.interruptible():  # nothing of an incomplete rollout is kept
                         episodes = trainer.rollout(step)
@@ -42,4 +42,4 @@ def train(x: Experiment, folder: RunFolder) -> dict[str, Any]:
             trainer.checkpoint_now()
             stopped.note = trainer.where()
             raise
-    return summarise(x, folder)
+    return summarise(experiment, folder)

@@ -30,16 +30,16 @@ PANELS = (
 )
 
 
-def summarise(x: Experiment, folder: RunFolder) -> dict[str, Any]:
+def summarise(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
     """Writes summary.json and curves.png from metrics.jsonl; returns the summary."""
     records = folder.read_metrics()
     keys = ("success", "low", "high", "turns")
     before = _scores(folder, records, 0, keys)
-    after = _scores(folder, records, x.steps, keys)
+    after = _scores(folder, records, experiment.steps, keys)
     summary = {
         "run_dir": str(folder.path),
-        "steps": x.steps,
-        "instances": available(x.task, "test", x.evaluation.instances),
+        "steps": experiment.steps,
+        "instances": available(experiment.task, "test", experiment.evaluation.instances),
         "before": before,
         "after": after,
         "train_seconds": sum(record.get("perf/step_s", 0.0) for record in records),

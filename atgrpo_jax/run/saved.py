@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from atgrpo_jax.arrays.trees import Damaged
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import write_atomically
-from atgrpo_jax.models.transformer import Weights
+from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
-from atgrpo_jax.run.experiment import Experiment, difference
+from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.policies import Policies
 
@@ -20,9 +20,9 @@ class SavedRun:
         self.folder = RunFolder(path)
         if not self.folder.exists():
             raise RunError(f"{self.folder.path} holds no run")
-        self.x = gin_config.load(str(self.folder.config))
-        self.policies = Policies(self.x)
-        self._checkpoints = Checkpoints(self.folder.checkpoints, self.x.identity(), read_only=True)
+        self.experiment = gin_config.load(str(self.folder.config))
+        self.policies = Policies(self.experiment)
+        self._checkpoints = Checkpoints(self.folder.checkpoints, self.experiment.identity(), read_only=True)
 
     def newest(self) -> int:
         """Returns the step of the newest checkpoint. Raises RunError if there is none."""
@@ -31,7 +31,7 @@ class SavedRun:
             raise RunError(f"{self.folder.path} has no checkpoint yet")
         return step
 
-    def weights(self, step: int) -> Mapping[str, Weights]:
+    def weights(self, step: int) -> Mapping[str, PolicyWeights]:
         """Reads the weights of all policies after ``step``. Raises RunError if it cannot."""
         try:
             return self.policies.weights(self.policies.restore(self._checkpoints, step))
@@ -53,7 +53,7 @@ def claim(folder: RunFolder, given: Experiment) -> Experiment:
     recorded = gin_config.load(str(folder.config)) if known else None
     experiment = given.begun(recorded)
     if recorded:
-        differs = difference(experiment, recorded)
+        differs = experiment_difference(experiment, recorded)
         if differs:
             raise RunError(f"{folder.path} holds a run of another config ({differs}); give another --run_dir")
     done = max(steps_in(folder.checkpoints), default=0)

@@ -36,42 +36,44 @@ class Trainer:
     ``done`` is the last complete step.
     """
 
-    def __init__(self, x: Experiment, folder: RunFolder):
-        self.x, self.folder = x, folder
+    def __init__(self, experiment: Experiment, folder: RunFolder):
+        self.experiment, self.folder = experiment, folder
         for split in SPLITS:
-            check_split(x.task, split)  # a bad split is found before any time is spent
+            check_split(experiment.task, split)  # a bad split is found before any time is spent
         self.done = 0
         self._saved: int | None = None  # step of the newest checkpoint; None before the first
         self.states: dict[str, PolicyState] = {}
-        self._policies = Policies(x)
+        self._policies = Policies(experiment)
         self._opened = contextlib.ExitStack()
-        self._runner = self._opened.enter_context(x.running())
+        self._runner = self._opened.enter_context(experiment.running())
         self._engine = self._opened.enter_context(contextlib.closing(self._policies.engine()))
         self._gate = Gate(
             self._policies.models,
-            x.tokenizer.stop_ids,
-            x.rollout.temperature,
-            x.max_logprob_gap,
-            x.seed,
+            experiment.tokenizer.stop_ids,
+            experiment.rollout.temperature,
+            experiment.max_logprob_gap,
+            experiment.seed,
         )
-        self._checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
+        self._checkpoints = Checkpoints(
+            folder.checkpoints, experiment.identity(), experiment.keep_checkpoints
+        )
         self._compiles = CompileCounter()
         self._reference: dict[str, Any] = {}
         self._seconds: dict[str, float] = {}
         self._writer: MetricsWriter | None = None
-        tree = x.rollout.mode == "tree"
-        self._episodes = 1 if tree else x.rollout.candidates
-        candidates = x.rollout.candidates if tree else 1
+        tree = experiment.rollout.mode == "tree"
+        self._episodes = 1 if tree else experiment.rollout.candidates
+        candidates = experiment.rollout.candidates if tree else 1
         self._player = Player(
-            x.task,
-            x.team,
-            x.tokenizer,
-            engine_propose(self._engine, x.rollout.sampling, candidates, x.seed),
-            x.rollout.sampling,
-            x.seed,
+            experiment.task,
+            experiment.team,
+            experiment.tokenizer,
+            engine_propose(self._engine, experiment.rollout.sampling, candidates, experiment.seed),
+            experiment.rollout.sampling,
+            experiment.seed,
             runner=self._runner,
-            select=x.rollout.select,
-            exclude=x.rollout.exclude,
+            select=experiment.rollout.select,
+            exclude=experiment.rollout.exclude,
         )
 
     def __enter__(self) -> "Trainer":
@@ -90,7 +92,7 @@ class Trainer:
         self.folder.rewind(latest)
         self._writer = MetricsWriter(self.folder, first=latest + 1)
         if found is None:
-            self.states = policies.start(self._runner)
+            self.states = policies.initial_states(self._runner)
             self.folder.check_ours()
             if policies.base is not None:
                 self._checkpoints.save_base(policies.base)
@@ -102,26 +104,26 @@ class Trainer:
             self.done, self.states = found
             self._saved = self.done
             self.sync(latest)
-        if self.x.loss.kl:
+        if self.experiment.loss.kl:
             start = policies.restore(self._checkpoints, 0)
             self._reference = {name: state.params for name, state in start.items()}
 
     def rollout(self, step: int) -> list[Episode]:
         """Plays fresh training instances with the team; returns the episodes."""
         began, before, own = time.monotonic(), self._engine.usage, self._player.clock.seconds
-        indices = train_indices(step, self.x.rollout.instances)
+        indices = train_indices(step, self.experiment.rollout.instances)
         episodes = play_all(self._player, step, "train", indices, self._episodes)
         used = self._engine.usage - before
         self._measure("rollout", began, used.tokens)
         self._seconds["perf/rollout_known_prompt"] = used.known_tokens / max(used.prompt_tokens, 1)
         self._seconds["perf/rollout_environment_s"] = self._player.clock.seconds - own
-        if used.places:
+        if used.slot_steps:
             idle = self._seconds["perf/rollout_s"] - used.seconds  # the devices waited
             self._seconds |= {
                 "perf/rollout_idle_s": idle,
                 "perf/rollout_prefill_s": used.prefill_s,
                 "perf/rollout_decode_s": used.decode_s,
-                "perf/rollout_occupancy": used.tokens / used.places,
+                "perf/rollout_occupancy": used.tokens / used.slot_steps,
             }
         return episodes
 
@@ -129,10 +131,10 @@ class Trainer:
         """Audits the groups; returns them with their advantages, and metrics."""
         for group in (group for episode in episodes for group in episode.groups):
             audit(group, version=step - 1)
-        settings = self.x.credit
+        settings = self.experiment.credit
         return credit(
             episodes,
-            alpha=self.x.team.alpha,
+            alpha=self.experiment.team.alpha,
             baseline=settings.baseline,
             normalise=settings.normalise,
         )
@@ -144,23 +146,23 @@ class Trainer:
         or of the states after it, that is not finite. Raises RunError if the logprobs of sampler
         and learner differ too much.
         """
-        x, began = self.x, time.monotonic()
+        experiment, began = self.experiment, time.monotonic()
         metrics: dict[str, float] = {}
         tokens = 0.0
         items: dict[str, list[Credited]] = defaultdict(list)
         for item in credited:
             items[item.group.origin.policy].append(item)
-        updated = x.team.updated(step, x.task.workflow.order)
+        updated = experiment.team.updated(step, experiment.task.workflow.order)
         dispatched: dict[str, Updates] = {}
         for policy in updated:
             batches = minibatches(
                 items[policy],
-                x.batch,
-                count=x.loss.minibatches,
-                epochs=x.loss.epochs,
-                seed=seed_of("minibatches", x.seed, step),
-                aggregate=x.loss.aggregate,
-                constant=x.rollout.sampling.max_tokens,
+                experiment.batch,
+                count=experiment.loss.minibatches,
+                epochs=experiment.loss.epochs,
+                seed=seed_of("minibatches", experiment.seed, step),
+                aggregate=experiment.loss.aggregate,
+                constant=experiment.rollout.sampling.max_tokens,
             )
             self.states[policy], dispatched[policy] = self._policies.train(
                 policy, self.states[policy], batches, self._reference.get(policy)
@@ -168,8 +170,8 @@ class Trainer:
         for policy, updates in jax.device_get(dispatched).items():  # the step waits only here
             updates.check(f"step {step}, policy {policy}", self.states[policy])
             learned = updates.metrics()
-            if learned["updates"] and x.loss.correction is None:
-                gate.check_gap(policy, learned["logprob_gap"], x.max_logprob_gap)
+            if learned["updates"] and experiment.loss.correction is None:
+                gate.check_gap(policy, learned["logprob_gap"], experiment.max_logprob_gap)
             metrics |= of_policy(policy, learned)
             tokens += learned["trained_tokens"]
         self._measure("update", began, tokens)
@@ -186,8 +188,8 @@ class Trainer:
         learned = self._gate.learned(weights, step)
         gate.push(self._engine, weights, step)
         proof: dict[str, float] = {}
-        if self.x.gate:
-            corrected = self.x.loss.correction is not None
+        if self.experiment.gate:
+            corrected = self.experiment.loss.correction is not None
             proof = self._gate.check(self._engine, weights, step, corrected, learned)
         self._seconds["perf/sync_s"] = time.monotonic() - began
         used = self._engine.usage - before
@@ -207,7 +209,7 @@ class Trainer:
 
         Returns the metrics. Raises NotFinite, before it writes, if one of them is not finite.
         """
-        last, every = step == self.x.steps, self.x.evaluation.every
+        last, every = step == self.experiment.steps, self.experiment.evaluation.every
         scores: dict[str, float] = {}
         if every and (step % every == 0 or last):
             scores |= self._score(step, "validation")
@@ -216,7 +218,7 @@ class Trainer:
         seconds = self._seconds | {"perf/compiles": float(self._compiles.count)}
         record = together(*metrics, episode_metrics(episodes), scores, seconds)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
-        self.folder.write_episodes(step, credited, self.x.tokenizer)
+        self.folder.write_episodes(step, credited, self.experiment.tokenizer)
         assert self._writer is not None
         self._writer.write(step, record)
         self.done = step
@@ -224,7 +226,7 @@ class Trainer:
 
     def checkpoint(self, step: int) -> None:
         """Saves step ``step`` if a checkpoint is due."""
-        if step % self.x.checkpoint_every == 0 or step == self.x.steps:
+        if step % self.experiment.checkpoint_every == 0 or step == self.experiment.steps:
             self._save(step)
 
     def checkpoint_now(self) -> None:
@@ -251,18 +253,18 @@ class Trainer:
         self._saved = step
 
     def _score(self, step: int, split: str) -> dict[str, float]:
-        x = self.x.evaluation
-        most = x.instances if split == "test" else x.validation_instances
-        instances = available(self.x.task, split, most)
-        sampling = x.sampling(self.x.rollout.sampling)
+        experiment = self.experiment.evaluation
+        most = experiment.instances if split == "test" else experiment.validation_instances
+        instances = available(self.experiment.task, split, most)
+        sampling = experiment.sampling(self.experiment.rollout.sampling)
         with Progress(f"{split} after step {step}", instances, "episode") as progress:
             score = evaluate(
-                self.x.task,
-                self.x.team,
-                self.x.tokenizer,
+                self.experiment.task,
+                self.experiment.team,
+                self.experiment.tokenizer,
                 self._engine,
                 sampling,
-                seed=self.x.seed,
+                seed=self.experiment.seed,
                 step=step,
                 split=split,
                 instances=instances,

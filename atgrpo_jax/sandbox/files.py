@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from atgrpo_jax.sandbox import program
-from atgrpo_jax.sandbox.protocol import End, Program, Run
+from atgrpo_jax.sandbox.protocol import End, Program, ProgramResult
 
 Why = Literal["", "timeout", "limit"]
 _LAST = 4000  # last bytes of stderr, which are kept
@@ -29,7 +29,7 @@ class Files:
         self.opened = (written(stdin), *(os.memfd_create("") for _ in range(3)), written(json.dumps(given)))
         _, self._out, self._err, self._note, _ = self.opened
 
-    def run(self, why: Why, status: int, most: int) -> Run:
+    def result(self, why: Why, status: int, most: int) -> ProgramResult:
         """Returns how the process ended, and what it wrote.
 
         Args:
@@ -46,7 +46,7 @@ class Files:
             why = "limit"
         note = os.pread(self._note, _NOTED, 0)
         end: End = why or ("error" if status else "ok")
-        return Run(
+        return ProgramResult(
             end if note.startswith(program.READY) else "crash",
             out[:most].decode(errors="replace"),
             last.decode(errors="replace") + ("" if why else _signal(status)),
@@ -58,7 +58,7 @@ class Files:
             os.close(opened)
 
 
-def of(asked: Program) -> list[Files]:
+def files_of(asked: Program) -> list[Files]:
     """Returns the files of each process: the harness, if there is one, then the program."""
     files = [Files(asked.stdin, source=asked.source, before=asked.before, name=asked.name)]
     if not asked.harness:
@@ -67,23 +67,23 @@ def of(asked: Program) -> list[Files]:
     return [harness, *files]
 
 
-def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) -> Run:
+def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) -> ProgramResult:
     """Returns how a program ended.
 
     Args:
-      ends: for each process, ``why`` and ``status`` as the worker reports them (see ``Files.run``).
-      most: see ``Files.run``.
+      ends: for each process, ``why`` and ``status`` as the worker reports them (see ``Files.result``).
+      most: see ``Files.result``.
     """
-    runs = [one.run(*end, most) for one, end in zip(files, ends, strict=True)]
-    if len(runs) == 1:
-        return runs[0]
-    harness, served = runs
+    results = [one.result(*end, most) for one, end in zip(files, ends, strict=True)]
+    if len(results) == 1:
+        return results[0]
+    harness, served = results
     end, words = harness.end, harness.stderr
     if os.waitstatus_to_exitcode(ends[0][1]) == program.GONE:
         end, words = "error" if served.end == "ok" else served.end, words + served.stderr
     if "crash" in (served.end, harness.end):
         end = "crash"
-    return Run(end, harness.stdout, words[-_LAST:], served.built)
+    return ProgramResult(end, harness.stdout, words[-_LAST:], served.built)
 
 
 def written(text: str) -> int:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.sandbox import files, kernel, packages, start
-from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 
 Level = Literal["limits", "kernel", "namespaces"]
 LEVELS: tuple[Level, ...] = ("limits", "kernel", "namespaces")  # weakest first
@@ -51,8 +51,8 @@ class SandboxConfig:
 
     level: Level = "kernel"
     workers: int = 0  # programs that run at once; 0 for one per core
-    wall: float = 10.0  # seconds
-    cpu: int = 5  # seconds
+    wall_s: float = 10.0  # seconds
+    cpu_s: int = 5  # seconds
     memory_mb: int = 512
     output_kb: int = 256  # for standard output and for standard error, each
     open_files: int = 32
@@ -64,7 +64,7 @@ class SandboxConfig:
         check_types(self)
         object.__setattr__(self, "packages", tuple(self.packages))
         require(self, "workers", self.workers >= 0, "must not be negative; 0 for one a core")
-        for name in ("wall", "cpu", "memory_mb", "output_kb", "open_files", "threads"):
+        for name in ("wall_s", "cpu_s", "memory_mb", "output_kb", "open_files", "threads"):
             require(self, name, getattr(self, name) > 0, "must be positive")
         require(self, "open_files", self.open_files >= 8, "Python itself needs 8")
         try:
@@ -114,15 +114,15 @@ class Sandbox:
         weaker = f" ({'; '.join(reasons)})" if reasons else ""
         return f"sandbox: level {self.level}, {self._count} programs at once{weaker}"
 
-    async def run(self, program: Program) -> Run:
+    async def run(self, program: Program) -> ProgramResult:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, program)
 
-    def run_now(self, program: Program) -> Run:
+    def run_now(self, program: Program) -> ProgramResult:
         """Runs a program and blocks until it ends. Raises RunError if no worker starts any more."""
         worker = self._free.get()
         try:
             if self._closed:
-                return Run("crash", stderr="the sandbox is closed")
+                return ProgramResult("crash", stderr="the sandbox is closed")
             if worker is None:
                 worker = self._start()
             return worker.run(program)
@@ -130,7 +130,7 @@ class Sandbox:
             assert worker is not None
             self._drop(worker)
             worker = None
-            return Run("crash", stderr=str(lost))
+            return ProgramResult("crash", stderr=str(lost))
         finally:
             self._free.put(worker)
 
@@ -227,12 +227,12 @@ class Worker:
                 os.close(one)
         assert answer == "ready", answer
 
-    def run(self, program: Program) -> Run:
+    def run(self, program: Program) -> ProgramResult:
         """Runs a program. Raises WorkerLost if the worker dies or hangs."""
-        parts = files.of(program)
+        parts = files.files_of(program)
         try:
             opened = [one for part in parts for one in part.opened]
-            ends = self._ask(opened, self._config.wall + GRACE_S)
+            ends = self._ask(opened, self._config.wall_s + GRACE_S)
             return files.outcome(parts, ends, self._config.output_kb << 10)
         finally:
             for part in parts:
@@ -287,8 +287,8 @@ def _settings(
         "files": level != "limits" and kernel.landlock_version() > 0,
         "calls": level != "limits",
         "limits": {
-            "wall": config.wall,
-            "cpu": config.cpu,
+            "wall_s": config.wall_s,
+            "cpu_s": config.cpu_s,
             "memory": config.memory_mb << 20,
             "output": config.output_kb << 10,
             "open_files": config.open_files,

@@ -29,7 +29,7 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ProgramResult:
     """The way in which a program ended.
 
     With a harness it says how the harness ended, or how the program ended if that came first.
@@ -48,4 +48,4 @@ class Run:
 class Runner(Protocol):
     """A runner of programs outside of this process. Nothing that a program does makes it raise."""
 
-    async def run(self, program: Program) -> Run: ...
+    async def run(self, program: Program) -> ProgramResult: ...

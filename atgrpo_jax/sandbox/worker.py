@@ -100,7 +100,7 @@ class Worker:
                 for opened in own:
                     os.close(opened)
             why = self._wait(children)
-            _send(self._connection, [child.end(why, self._limits["cpu"]) for child in children])
+            _send(self._connection, [child.end(why, self._limits["cpu_s"]) for child in children])
 
     def _become(self, opened: Sequence[int], beside: int) -> None:
         """Leaves a child only these files, from descriptor 0 on, and the rights that it needs."""
@@ -119,7 +119,7 @@ class Worker:
           beside: the number of processes of this request, this one included.
         """
         limits = self._limits
-        cpu = limits["cpu"]
+        cpu = limits["cpu_s"]
         resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # first SIGXCPU, then SIGKILL
         # The stack is as large as in programming contests. With the usual 8 MB a cached function
         # can recurse only some 20,000 times.
@@ -163,7 +163,7 @@ class Worker:
 
     def _wait(self, children: "Sequence[Child]") -> str:
         """Waits until the first child has ended. Returns "", or why all children must be ended."""
-        end = time.monotonic() + self._limits["wall"]
+        end = time.monotonic() + self._limits["wall_s"]
         watch = select.poll()
         watch.register(children[0].handle, select.POLLIN)
         watch.register(self._connection, select.POLLIN)

@@ -9,7 +9,7 @@ from typing import Any
 
 from atgrpo_jax.common.errors import ConfigError, RunError, Stopped, UserError
 from atgrpo_jax.common.types import GroupKey, Reward
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 
 # A reward must be smaller than this in size. Training computes in float32, which ends at 3.4e38, so
 # differences and sums of rewards fit.
@@ -77,18 +77,18 @@ def check_split(task: Any, split: str) -> None:
             raise ConfigError(f"{kind(task)} has no instance to use for {split}: {said}") from error
 
 
-def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Step:
+def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Transition:
     """Returns the step that ``act`` gave, with rewards that are plain numbers.
 
-    Raises RunError that names the field unless it is a Step whose rewards are finite, also when
+    Raises RunError that names the field unless it is a Transition whose rewards are finite, also when
     they are mixed by ``alpha``.
     """
     where = f"{place(key)}: {kind(task)}.act gave"
-    if not isinstance(step, Step):
-        raise RunError(f"{where} {_described(step)}, expected a tasks.protocol.Step")
+    if not isinstance(step, Transition):
+        raise RunError(f"{where} {_described(step)}, expected a tasks.protocol.Transition")
     reward = step.reward
     if not isinstance(reward, Reward):
-        raise RunError(f"{where} Step.reward = {_described(reward)}, expected a common.types.Reward")
+        raise RunError(f"{where} Transition.reward = {_described(reward)}, expected a common.types.Reward")
     if not isinstance(reward.parts, Mapping):
         raise RunError(f"{where} Reward.parts = {_described(reward.parts)}, expected a mapping")
     parts = {part: _number(value, where, f"parts[{part!r}]") for part, value in reward.parts.items()}

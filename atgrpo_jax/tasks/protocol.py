@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from atgrpo_jax.common.types import Message, Outcome, Reward, hash_bytes
-from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 from atgrpo_jax.tasks.workflow import Workflow
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Transition:
     """The result of one action. ``done`` ends the episode; only ``solved`` is success."""
 
     state: Any
@@ -47,7 +47,7 @@ class Play(Protocol):
 
 @runtime_checkable
 class Task(Play, Protocol):
-    def act(self, state: Any, role: str, text: str) -> Step:
+    def act(self, state: Any, role: str, text: str) -> Transition:
         """Returns what happens when ``role`` says ``text``. Never raises, whatever the text."""
         ...
 
@@ -74,12 +74,12 @@ class ToolTask(Play, Protocol):
         be empty."""
         ...
 
-    def programs(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Sequence[Program]:
+    def programs(self, state: Any, role: str, text: str, runs: Sequence[ProgramResult]) -> Sequence[Program]:
         """Returns the programs to run next for what ``role`` said. ``runs`` says how the earlier
         ones ended. Returns none when no more are needed."""
         ...
 
-    def act(self, state: Any, role: str, text: str, runs: Sequence[Run]) -> Step:
+    def act(self, state: Any, role: str, text: str, runs: Sequence[ProgramResult]) -> Transition:
         """Returns what happens when ``role`` says ``text`` and its programs ended as ``runs`` says.
         Never raises, whatever the text and the runs."""
         ...

@@ -16,8 +16,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags
-from atgrpo_jax.common.cli import run as run_main
+from atgrpo_jax.common.cli import gin_flags, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.rollout.evaluation import available
@@ -35,7 +34,10 @@ _PRINTS = f"```python\nprint(str(list(range({LONGEST})))[:{LONGEST - 2}] + ']')\
 
 
 def check_experiment(
-    x: Experiment, instances: int, say: Callable[[str], None] = lambda line: None, bound: float = BOUND
+    experiment: Experiment,
+    instances: int,
+    say: Callable[[str], None] = lambda line: None,
+    bound: float = BOUND,
 ) -> list[Problem]:
     """Calls ``check``, and also checks that prompts and demonstrations fit the experiment's limits.
 
@@ -43,33 +45,33 @@ def check_experiment(
     """
     began = time.monotonic()
     try:
-        made = [x.task.instance("train", index) for index in range(200)]
+        made = [experiment.task.instance("train", index) for index in range(200)]
     except Exception as error:
         return [Problem("instances can be made", f"train: {cause(error)}")]
     seconds = max(time.monotonic() - began, 1e-9)
     say(f"{len(made) / seconds:.0f} instances/s")
-    with x.running() as runner:
-        problems = check(x.task, runner, instances, bound=bound)
-        problems += asyncio.run(_lengths(x, runner, instances, say))
+    with experiment.running() as runner:
+        problems = check(experiment.task, runner, instances, bound=bound)
+        problems += asyncio.run(_lengths(experiment, runner, instances, say))
     return list(dict.fromkeys(problems))
 
 
 async def _lengths(
-    x: Experiment, runner: Runner | None, instances: int, say: Callable[[str], None]
+    experiment: Experiment, runner: Runner | None, instances: int, say: Callable[[str], None]
 ) -> list[Problem]:
-    judge = Contract(x.task, runner, instances)
+    judge = Contract(experiment.task, runner, instances)
     longest, answers = 0, 0
-    texts = (None, _wordy(x.tokenizer, x.rollout.max_tokens), _PRINTS)
+    texts = (None, _wordy(experiment.tokenizer, experiment.rollout.max_tokens), _PRINTS)
     for index, said in itertools.product(range(instances), texts):
         try:
             state, done = judge.initial(index), False
-            for turn in range(x.task.workflow.turns):
-                for role in x.task.workflow.order:
+            for turn in range(experiment.task.workflow.turns):
+                for role in experiment.task.workflow.order:
                     place = f"train {index}, turn {turn}, {role}"
                     text = said or judge.demonstration(state, role, place, random.Random(index))
                     prompt = judge.prompt(state, role, place)
-                    longest = max(longest, len(x.tokenizer.prompt_ids(prompt)))
-                    answers = max(answers, 0 if said else len(x.tokenizer.answer_ids(text)))
+                    longest = max(longest, len(experiment.tokenizer.prompt_ids(prompt)))
+                    answers = max(answers, 0 if said else len(experiment.tokenizer.answer_ids(text)))
                     step = await judge.step(state, role, text, place)
                     state, done = step.state, step.done
                 if done:
@@ -77,13 +79,13 @@ async def _lengths(
         except Broken:
             continue
     say(f"the longest prompt has {longest} tokens, the longest demonstration {answers}")
-    limit = x.engine.max_prompt if isinstance(x.engine, LocalEngineConfig) else None
+    limit = experiment.engine.max_prompt if isinstance(experiment.engine, LocalEngineConfig) else None
     if limit is not None and longest > limit:
         rule = "prompts fit LocalEngineConfig.max_prompt"
         judge.found(rule, f"one of {longest} tokens, and {limit} are allowed")
-    if answers > x.rollout.max_tokens:
+    if answers > experiment.rollout.max_tokens:
         rule = "demonstrations fit RolloutConfig.max_tokens"
-        judge.found(rule, f"one of {answers} tokens, and {x.rollout.max_tokens} are allowed")
+        judge.found(rule, f"one of {answers} tokens, and {experiment.rollout.max_tokens} are allowed")
     return judge.problems
 
 

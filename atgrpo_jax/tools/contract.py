@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Message, Outcome, Reward, seed_of
 from atgrpo_jax.rollout.evaluation import available
-from atgrpo_jax.sandbox.protocol import Run, Runner
-from atgrpo_jax.tasks.protocol import Step, Task, ToolTask, digest, missing
+from atgrpo_jax.sandbox.protocol import ProgramResult, Runner
+from atgrpo_jax.tasks.protocol import Task, ToolTask, Transition, digest, missing
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tools.hostile import (
     ENDS,
@@ -183,7 +183,7 @@ class Contract:
             raise Broken
         return found
 
-    async def _look(self, state: Any, role: str, place: str) -> Step:
+    async def _look(self, state: Any, role: str, place: str) -> Transition:
         before = digest(state)
         if self.prompt(state, role, place) != self.prompt(state, role, place):
             self.found("prompts are pure", place)
@@ -207,7 +207,7 @@ class Contract:
             raise Broken
         return steps[0]
 
-    async def step(self, state: Any, role: str, text: str, place: str) -> Step:
+    async def step(self, state: Any, role: str, text: str, place: str) -> Transition:
         """Returns the step that a text leads to. Raises Broken if the task raises."""
         step = await self._step(state, role, text, place)
         if step is None:
@@ -217,17 +217,17 @@ class Contract:
     def _hostile(self, role: str) -> list[str]:
         return [text for text in HOSTILE if text not in self._deadly.get(role, ())]
 
-    async def _step(self, state: Any, role: str, text: str, place: str) -> Step | None:
+    async def _step(self, state: Any, role: str, text: str, place: str) -> Transition | None:
         try:
             return await self.act(state, role, text, place)
         except (Exception, SystemExit) as error:
             self.found("no text raises", f"{place}: {text[:80]!r}: {cause(error)}")
             return None
 
-    async def act(self, state: Any, role: str, text: str, place: str) -> Step:
+    async def act(self, state: Any, role: str, text: str, place: str) -> Transition:
         task = self._task
         if isinstance(task, ToolTask):
-            runs: list[Run] = []
+            runs: list[ProgramResult] = []
             while programs := task.programs(state, role, text, runs):
                 if role not in task.tools:
                     self.found("tools names the roles that write programs", f"{place}: it is not among them")
@@ -237,8 +237,8 @@ class Contract:
             step = task.act(state, role, text, runs)
         else:
             step = task.act(state, role, text)
-        if not isinstance(step, Step) or not isinstance(step.reward, Reward):
-            raise TypeError(f"act returns {type(step).__name__}, and no Step with a Reward")
+        if not isinstance(step, Transition) or not isinstance(step.reward, Reward):
+            raise TypeError(f"act returns {type(step).__name__}, and no Transition with a Reward")
         if not isinstance(step.outcome, Outcome):
             raise TypeError(f"the outcome is {step.outcome!r}, and no Outcome")
         self._pays(step, f"{place}: {{}} for {text[:80]!r}")
@@ -246,7 +246,7 @@ class Contract:
             self.found("what is solved is done", f"{place}: {text[:80]!r}")
         return step
 
-    def _pays(self, step: Step, place: str) -> None:
+    def _pays(self, step: Transition, place: str) -> None:
         reward = step.reward
         seen = place.replace("{}", str(reward), 1)
         if not all(map(math.isfinite, (reward.team, reward.local))):
@@ -262,7 +262,7 @@ class Contract:
             return
         for text, end, out in itertools.product(texts, ENDS, OUTPUTS):
             try:
-                acted(self._task, state, role, text, Run(end, out, out, True))
+                acted(self._task, state, role, text, ProgramResult(end, out, out, True))
             except (Exception, SystemExit) as error:
                 self.found("no run raises", f"{place}: {end} {out[:20]!r}: {cause(error)}")
 
@@ -276,7 +276,7 @@ class Contract:
 
         def call(text: str) -> str | None:
             try:
-                acted(self._task, state, role, text, Run("ok", text, text, True))
+                acted(self._task, state, role, text, ProgramResult("ok", text, text, True))
             except Exception as error:
                 return cause(error)
             return None
@@ -299,7 +299,11 @@ class Contract:
         def tried(kind: str, shape: str, length: int) -> tuple[float, dict[str, int]]:
             before, middle, after = shape.split("…") if "…" in shape else ("", shape, "")
             long = before + (middle * length)[:length] + after
-            text, run = (long, Run("ok", "")) if kind == "text" else (good, Run("ok", long, long, True))
+            text, run = (
+                (long, ProgramResult("ok", ""))
+                if kind == "text"
+                else (good, ProgramResult("ok", long, long, True))
+            )
             began = time.process_time()
             step = acted(self._task, state, role, text, run)
             seconds = time.process_time() - began
@@ -379,10 +383,10 @@ class Contract:
         hostile = self._hostile(role) or [""]
         return rng.choice([*spoilt(text, rng), rng.choice(hostile)]) if rng.random() < spoil else text
 
-    async def _best(self, state: Any, role: str, texts: Sequence[str], place: str) -> Step | None:
+    async def _best(self, state: Any, role: str, texts: Sequence[str], place: str) -> Transition | None:
         """Returns the best-paid step; one that solves, and so ends the episode, only if all do.
         Returns None if the task raised."""
-        steps: list[Step] = []
+        steps: list[Transition] = []
         for text in texts:
             step = await self._step(state, role, text, place)
             if step is None:

@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from atgrpo_jax.sandbox.protocol import End, Run
-from atgrpo_jax.tasks.protocol import Step, ToolTask
+from atgrpo_jax.sandbox.protocol import End, ProgramResult
+from atgrpo_jax.tasks.protocol import ToolTask, Transition
 
 LONGEST = 1 << 18  # characters: the longest text that is tried, and the longest output of a program
 ROOM = 2000  # characters that a prompt may grow by when a long text grows
@@ -157,17 +157,17 @@ def _how(status: int) -> str:
     return f"ends the process with code {code}"
 
 
-def acted(task: Any, state: Any, role: str, text: str, run: Run) -> Step:
+def acted(task: Any, state: Any, role: str, text: str, run: ProgramResult) -> Transition:
     """Returns the step that a text leads to, if all its programs end as ``run``."""
     if not isinstance(task, ToolTask):
         return task.act(state, role, text)
-    runs: list[Run] = []
+    runs: list[ProgramResult] = []
     while programs := task.programs(state, role, text, runs):
         runs += [run] * len(programs)
     return task.act(state, role, text, runs)
 
 
-def next_prompts(task: Any, step: Step, role: str, seed: int) -> dict[str, int]:
+def next_prompts(task: Any, step: Transition, role: str, seed: int) -> dict[str, int]:
     """Returns the length of each role's next prompt, in characters.
 
     The turn in which ``role`` took ``step`` is first played to its end along demonstrations.
@@ -177,7 +177,7 @@ def next_prompts(task: Any, step: Step, role: str, seed: int) -> dict[str, int]:
         if step.done:
             break
         text = task.demonstration(step.state, other, random.Random(seed))
-        step = acted(task, step.state, other, text, Run("ok", text, "", True))
+        step = acted(task, step.state, other, text, ProgramResult("ok", text, "", True))
     return {other: sum(len(one["content"]) for one in task.prompt(step.state, other)) for other in order}
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from atgrpo_jax.common.cli import run
+from atgrpo_jax.common.cli import run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.hf.hf import save_tensors
 
@@ -287,4 +287,4 @@ def _halves(word: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -17,7 +17,6 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from atgrpo_jax.common.cli import run
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import hash_bytes
@@ -28,7 +27,7 @@ from atgrpo_jax.tools.downloads import Unusable, json_of, list_of, rows_in, said
 from atgrpo_jax.tools.sources import apps, codecontests, livecodebench
 from atgrpo_jax.tools.truths import check_truth, truth_of
 
-NAMED = 3  # how many places of left-out rows are named for each reason
+MOST_PLACES = 3  # how many places of left-out rows are named for each reason
 # DAPO writes these texts around every problem.
 DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form "
@@ -113,7 +112,7 @@ SOURCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[d
 class Converted:
     """Counts the rows that are written, and for each reason those that are left out.
 
-    ``places`` says for each reason where the first ``NAMED`` of them are.
+    ``places`` says for each reason where the first ``MOST_PLACES`` of them are.
     """
 
     written: int = 0
@@ -123,7 +122,7 @@ class Converted:
     def leave_out(self, reason: str, place: str) -> None:
         self.left_out[reason] += 1
         places = self.places.setdefault(reason, [])
-        if len(places) < NAMED:
+        if len(places) < MOST_PLACES:
             places.append(place)
 
 
@@ -213,11 +212,13 @@ def main(argv: list[str], source: str | None, out: str | None) -> None:
         raise ConfigError("give --out=FILE and the files to read")
     done = convert(source, argv[1:], out)
     for reason, count in done.left_out.most_common():
-        say(f"left out: {count} ({reason}): {'; '.join(done.places[reason])}{'; ...' * (count > NAMED)}")
+        say(
+            f"left out: {count} ({reason}): {'; '.join(done.places[reason])}{'; ...' * (count > MOST_PLACES)}"
+        )
     print(f"{done.written} problems in {out}")
 
 
 if __name__ == "__main__":
     kind = flags.DEFINE_string("source", None, f"What the files are: {', '.join(SOURCES)}.")
     file = flags.DEFINE_string("out", None, "The file to write, e.g. data/code_train.jsonl.gz.")
-    run(lambda argv: main(argv, kind.value, file.value))
+    run_main(lambda argv: main(argv, kind.value, file.value))

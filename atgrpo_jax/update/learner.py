@@ -18,7 +18,7 @@ from atgrpo_jax.common.types import Batch
 from atgrpo_jax.models.head import Objective
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Transformer, Weights, exact_products, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, init_params
 from atgrpo_jax.update.batch import Aggregate, each, filled
 from atgrpo_jax.update.loss import LARGEST, cloning_loss, kl_penalty, policy_loss
 from atgrpo_jax.update.updates import STATE_FINITE, Updates
@@ -239,9 +239,9 @@ class Learner:
         """Returns a state of these parameters (or this adapter) with a fresh optimizer."""
         return PolicyState(params, self._jit_start(params))
 
-    def weights(self, params: Any, base: Any = None) -> Weights:
+    def weights(self, params: Any, base: Any = None) -> PolicyWeights:
         """Returns the weights of a policy with this trained part."""
-        return Weights(params) if self._lora is None else Weights(base, params, self._lora.scale)
+        return PolicyWeights(params) if self._lora is None else PolicyWeights(base, params, self._lora.scale)
 
     def update(
         self,

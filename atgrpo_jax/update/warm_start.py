@@ -22,7 +22,7 @@ from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.common.types import Episode, Sample, Sampling, hash_bytes, seed_of
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines.gate import Gate
-from atgrpo_jax.models.transformer import Transformer, Weights
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer
 from atgrpo_jax.rollout.rollout import Player, Propose, play_all, train_indices
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Runner
@@ -111,7 +111,7 @@ def warm_start(
     player = Player(task, team, tokenizer, propose, Sampling(), seed, runner=runner, select="random")
     params = _clone(config, fresh, learners, player, batch)
     proof = Gate(models, tokenizer.stop_ids, 1.0, 1.0, seed)
-    proof.learned({name: Weights(own) for name, own in params.items()}, 0)
+    proof.learned({name: PolicyWeights(own) for name, own in params.items()}, 0)
     trees.write_tree(path, params, {"key": key}, keep=True)
     return params
 

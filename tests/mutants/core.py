@@ -135,7 +135,7 @@ FAULTS = {
         ("old_logprobs=np.where(counts_ABT, logprobs_ABT, trained.old_logprobs)", "old_logprobs=trained.old_logprobs",
          "with correction the ratio is still to the sampler"),
         ("jax.tree.map(lambda u: rate * u, updates)", "updates", "a policy's own rate is not heard"),
-        ("Weights(base, params, self._lora.scale)", "Weights(base, params, 2.0)", "an adapter's scale is that of the default"),
+        ("PolicyWeights(base, params, self._lora.scale)", "PolicyWeights(base, params, 2.0)", "an adapter's scale is that of the default"),
         ("donate_argnums=0,\n            in_shardings=(self.shardings, rows, plain, None, None)",
          "in_shardings=(self.shardings, rows, plain, None, None)", "the old state stays in memory"),
         ("metrics = {name: total / weight for name, total in sums.items()}", "metrics = dict(sums)", "sums for means"),

@@ -33,7 +33,7 @@ FAULTS = {
         ('return {"error": f"{type(error).__name__}: {error}"[:500]}', 'return {"result": None}', "exceptions of calls are None"),
     ],
     ("sandbox/pool.py", "test_sandbox.py"): [
-        ('return Run("crash", stderr=str(lost))', 'return Run("error", stderr=str(lost))', "a lost worker is the program's fault"),
+        ('return ProgramResult("crash", stderr=str(lost))', 'return ProgramResult("error", stderr=str(lost))', "a lost worker is the program's fault"),
         ("            self._drop(worker)\n            worker = None", "            self._drop(worker)", "a lost worker is asked again"),
         ("for level in reversed(levels):", "for level in levels:", "the weakest level is taken"),
         ('return f"a program could {could}" if could and level != "limits" else None', "return None", "what gets through goes unseen"),

@@ -14,7 +14,7 @@ FAULTS = {
         ("proposal=self.proposal / turns * worth", "proposal=self.proposal * worth", "a proposer is paid every turn in full"),
         ("played.solved or played.dead, played.solved", "played.solved or played.dead, True", "a dead end is success"),
         ("played.solved or played.dead, played.solved", "played.solved, played.solved", "a dead end is played on"),
-        ("return Step(dataclasses.replace(state, proposal=proposal), reward", "return Step(played.state, reward", "a proposal is carried out"),
+        ("return Transition(dataclasses.replace(state, proposal=proposal), reward", "return Transition(played.state, reward", "a proposal is carried out"),
         ("failed <= solved + 1e-9", "True", "weights by which failing pays more"),
         ("(run.built + (run.end == \"ok\")) / 2", "run.built", "a program that fails is paid in full"),
         ('text, outcome = "", Outcome.TOOL_TIMEOUT', 'outcome = Outcome.TOOL_TIMEOUT', "what a program printed before its limit counts"),

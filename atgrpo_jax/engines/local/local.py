@@ -28,16 +28,16 @@ from atgrpo_jax.engines.local.patterns import automaton, check_match
 from atgrpo_jax.engines.protocol import Request, Served, Usage
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.transformer import Transformer, Weights, fuse
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, join_layers
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalEngineConfig:
-    rows: int = 64  # samples that are drawn at the same time, split over data and fsdp
+    slots: int = 64  # samples that are drawn at the same time, split over data and fsdp
     max_prompt: int = 1024  # most tokens of a prompt
     prompt_cache: int = 16384  # prompt tokens that are kept for reuse, on each of data x fsdp
     # Answer tokens that are stored, on each of data x fsdp. If the room runs out, the samples that
-    # began last begin again later. 0 means room for all that the rows can draw.
+    # began last begin again later. 0 means room for all that the slots can draw.
     answer_cache: int = 0
     # Tokens of a prompt page, which are stored, shared and evicted together. On a GPU best a power
     # of two, at least 16: attention is one kernel then.
@@ -46,17 +46,17 @@ class LocalEngineConfig:
     chunk: int = 16  # most tokens of a sample before the host looks which samples have ended
     # Megabytes. Models without adapters up to this size are kept a second time, with their layers
     # joined for decoding, unless fsdp or tensor splits them.
-    fuse_mb: float = 100.0
+    joined_mb: float = 100.0
     # Seconds. When a request has waited longer, its incomplete samples are errors. 0: no limit.
-    deadline: float = 0.0
+    deadline_s: float = 0.0
 
     def __post_init__(self):
         check_types(self)
-        for name in ("rows", "max_prompt", "prompt_cache", "page", "prefill", "chunk"):
+        for name in ("slots", "max_prompt", "prompt_cache", "page", "prefill", "chunk"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "answer_cache", self.answer_cache >= 0, "must not be negative")
-        require(self, "fuse_mb", self.fuse_mb >= 0, "must not be negative")
-        require(self, "deadline", self.deadline >= 0, "must not be negative")
+        require(self, "joined_mb", self.joined_mb >= 0, "must not be negative")
+        require(self, "deadline_s", self.deadline_s >= 0, "must not be negative")
         longest = round_up(self.max_prompt, self.page)
         rule = (
             f"must hold a prompt of max_prompt = {self.max_prompt} tokens in pages of {self.page}: {longest}"
@@ -64,8 +64,8 @@ class LocalEngineConfig:
         require(self, "prompt_cache", self.prompt_cache >= longest, rule)
 
     def build(self, served: Served) -> "LocalEngine":
-        usual = served.longest_answer, served.candidates
-        return LocalEngine(served.models, served.stop_ids, self, served.meshes, served.decode, usual)
+        default_shape = served.longest_answer, served.candidates
+        return LocalEngine(served.models, served.stop_ids, self, served.meshes, served.decode, default_shape)
 
 
 class Family(NamedTuple):
@@ -98,25 +98,26 @@ class LocalEngine:
         config: LocalEngineConfig,
         meshes: Mesh | Mapping[str, Mesh] | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
-        usual: tuple[int, int] | None = None,
+        default_shape: tuple[int, int] | None = None,
     ):
         """Makes an engine without weights.
 
         Args:
           models: one model for all policies, or a mapping from policy to model.
-          meshes: the mesh of all policies' weights, or a mapping from policy to mesh. Rows are
-            split over data and fsdp, which must divide ``config.rows``. One device if not given.
+          meshes: the mesh of all policies' weights, or a mapping from policy to mesh. Slots are
+            split over data and fsdp, which must divide ``config.slots``. One device if not given.
           decode: returns the text of token ids, for requests with stop strings or a pattern.
-          usual: tokens and samples of most requests. Programs are compiled for these sizes and also
-            draw smaller requests. If not given, they are compiled for each request's own sizes.
+          default_shape: tokens and samples of most requests. Programs are compiled for these sizes
+            and also draw smaller requests. If not given, they are compiled for each request's own
+            sizes.
         """
         self._meshes = meshes
         self._models = models
         self._stop_ids = np.asarray(stop_ids, np.int32)
         self._config = config
         self._decode = decode
-        self._usual = usual
-        self._weights: dict[str, tuple[Weights, int]] = {}
+        self._default_shape = default_shape
+        self._weights: dict[str, tuple[PolicyWeights, int]] = {}
         self._families: dict[str, Family] = {}
         self._lanes: dict[Shape, Lane] = {}
         self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by pattern and vocabulary size
@@ -126,7 +127,7 @@ class LocalEngine:
         self._threads = ThreadPoolExecutor(len(sides), "engine")
         self.usage = Usage()
 
-    def push_weights(self, policy: str, weights: Weights, version: int) -> None:
+    def push_weights(self, policy: str, weights: PolicyWeights, version: int) -> None:
         """Takes new weights, forgets all stored prompts and restarts all samples in progress.
 
         The engine shares the arrays with the caller, who must push again before donating them.
@@ -182,14 +183,14 @@ class LocalEngine:
                 members = [n for n, w in pushed.items() if w.params is params and w.adapter is not None]
                 adapter = stack([pushed[name].adapter for name in members])
             elif self._fits_twice(policy, params):
-                model, params = model.clone(fused=True), _fuse(params)
+                model, params = model.clone(fused=True), _join_layers(params)
             self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
         return self._families[policy]
 
     def _fits_twice(self, policy: str, params: Any) -> bool:
         mesh = self._mesh(policy)
         whole = mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
-        return whole and sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= self._config.fuse_mb * 1e6
+        return whole and sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= self._config.joined_mb * 1e6
 
     def _ask(self, ticket: Ticket) -> None:
         """Puts a ticket into its lane. An idle lane starts after all ready callers have asked."""
@@ -198,13 +199,15 @@ class LocalEngine:
         ticket.enter(family.policies.index(policy), self._weights[policy][0].scale)
         mesh, pattern = self._mesh(policy), ticket.request.sampling.pattern
         pattern_TV = self._pattern(pattern, self._model(policy).vocab_size)
-        z = sizes(self._config, family, ticket.request, mesh, self._usual)._replace(states=len(pattern_TV))
-        shape = Shape(family.policies, z, pattern)
+        sizes = lane_sizes(self._config, family, ticket.request, mesh, self._default_shape)._replace(
+            pattern_states=len(pattern_TV)
+        )
+        shape = Shape(family.policies, sizes, pattern)
         if shape not in self._lanes:
             for other, lane in list(self._lanes.items()):
                 if other.policies == shape.policies and not lane.tickets:
                     del self._lanes[other]  # frees its memory
-            self._lanes[shape] = Lane(family.model, z, mesh, self._stop_ids, pattern_TV)
+            self._lanes[shape] = Lane(family.model, sizes, mesh, self._stop_ids, pattern_TV)
         lane = self._lanes[shape]
         lane.add(ticket)
         if lane not in self._running:
@@ -255,7 +258,7 @@ class LocalEngine:
 
     def _sort_out(self, lane: Lane) -> None:
         """Drops tickets that nobody waits for, and answers those that have waited too long."""
-        late = time.monotonic() - self._config.deadline if self._config.deadline else -float("inf")
+        late = time.monotonic() - self._config.deadline_s if self._config.deadline_s else -float("inf")
         for ticket in lane.tickets:
             if not ticket.future.done() and ticket.asked < late:
                 self._answer(ticket)
@@ -274,13 +277,13 @@ class LocalEngine:
         if sampling.pattern and branch.stopped:
             check_match(sampling.pattern, decode(branch.tokens))
 
-        def held(length: int) -> bool:
+        def fits(length: int) -> bool:
             text = decode(branch.tokens[:length])
             return any(stop in text for stop in stops)
 
-        if not held(len(branch.tokens)):
+        if not fits(len(branch.tokens)):
             return False
-        branch.shorten(next(n for n in range(1, len(branch.tokens) + 1) if held(n)))
+        branch.shorten(next(n for n in range(1, len(branch.tokens) + 1) if fits(n)))
         return True
 
     def _answer(self, ticket: Ticket) -> None:
@@ -305,48 +308,48 @@ class LocalEngine:
             )
 
 
-_fuse = jax.jit(fuse)
+_join_layers = jax.jit(join_layers)
 
 
-def sizes(
+def lane_sizes(
     config: LocalEngineConfig,
     family: Family,
     request: Request,
     mesh: Mesh | None,
-    usual: tuple[int, int] | None = None,
+    default_shape: tuple[int, int] | None = None,
 ) -> Sizes:
     """Returns the sizes of the lane that a request belongs to, without its pattern."""
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     sampling = request.sampling
-    rows = config.rows // shards
-    tokens, samples = usual or (1, len(request.addresses))
+    slots = config.slots // shards
+    tokens, samples = default_shape or (1, len(request.addresses))
     fused = _wants_kernel(family.model.config, mesh)
     least = paged_kernel.LEAST if fused else 1
     most = power_of_two(max(sampling.max_tokens, tokens, least))
-    place = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
-    longest_answer = most // place
-    fused = fused and paged_kernel.supports(family.model.config.head_size, config.page, place)
+    answer_page = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
+    longest_answer = most // answer_page
+    fused = fused and paged_kernel.supports(family.model.config.head_size, config.page, answer_page)
     banks = 1 if fused else min(longest_answer, 4)
-    all_pages = rows * longest_answer
-    wanted = -(-config.answer_cache // place) or all_pages
+    all_pages = slots * longest_answer
+    wanted = -(-config.answer_cache // answer_page) or all_pages
     answer_pages = round_up(min(max(wanted, longest_answer), all_pages), banks)
-    tile = min(power_of_two(samples), 8)
+    siblings = min(power_of_two(samples), 8)
     return Sizes(
         shards=shards,
-        rows=rows,
+        slots=slots,
         page=config.page,
         prompt_pages=config.prompt_cache // config.page,
         longest_prompt=-(-config.max_prompt // config.page),
         fill=max(config.prefill // config.page, 1),
-        tile=tile,
-        blocks=-(-rows * tile // 64),
-        place=place,
+        siblings=siblings,
+        blocks=-(-slots * siblings // 64),
+        answer_page=answer_page,
         answer_pages=answer_pages,
         longest_answer=longest_answer,
         banks=banks,
         bans=power_of_two(len(sampling.banned)),
         adapters=0 if family.adapters is None else len(family.policies),
-        states=0,
+        pattern_states=0,
         chunk=config.chunk,
         fused=fused,
     )

@@ -5,12 +5,12 @@ results are merged in the order of the pages (a running softmax, 2205.14135). A 
 query sees nothing leaves the result as it was, to the last bit. So a query's result depends neither
 on the pages that it visits because of other queries, nor on where its own pages are stored.
 
-All samples of a prompt read its pages together: tiles of W samples, in blocks of tiles. An answer
+All samples of a prompt read its pages together: readers of W siblings, in blocks of readers. An answer
 page belongs to one sample and is read where it lies, bank by bank, up to the last bank in use.
 
-S samples (rows of a shard), F prompts computed at once, N query heads (before M: pages), M key
+S samples (slots of a shard), F prompts computed at once, N query heads (before M: pages), M key
 heads, H head size, R = N / M, X queries of a key head (after S: pages of an answer), p tokens of a
-page, P pages of a prompt, n answer pages, E tiles, b blocks, B = E / b, W samples of a tile
+page, P pages of a prompt, n answer pages, E readers, b blocks, B = E / b, W siblings of a reader
 """
 
 from collections.abc import Sequence
@@ -49,13 +49,13 @@ class Pages(NamedTuple):
         """Writes whole pages. Drops those with a number beyond the last page."""
         return jax.tree.map(lambda old, x: old.at[pages_F].set(x, mode="drop"), self, new)
 
-    def put_places(
-        self, pages_S: jax.Array, places_S: jax.Array, k_SMH: jax.Array, v_SMH: jax.Array
+    def put_offsets(
+        self, pages_S: jax.Array, offsets_S: jax.Array, k_SMH: jax.Array, v_SMH: jax.Array
     ) -> "Pages":
         """Writes one place in each of the pages. Drops those with a number beyond the last page."""
         return Pages(
-            self.keys.at[pages_S, :, :, places_S].set(k_SMH, mode="drop"),
-            self.values.at[pages_S, :, places_S].set(v_SMH, mode="drop"),
+            self.keys.at[pages_S, :, :, offsets_S].set(k_SMH, mode="drop"),
+            self.values.at[pages_S, :, offsets_S].set(v_SMH, mode="drop"),
         )
 
 
@@ -85,7 +85,7 @@ class Partial(NamedTuple):
         )
 
     def result(self) -> jax.Array:
-        return self.out / jnp.maximum(self.total, 1e-30)[..., None]  # empty rows see nothing
+        return self.out / jnp.maximum(self.total, 1e-30)[..., None]  # empty slots see nothing
 
 
 def partial(q_NMXH: jax.Array, pages: Pages, sees: jax.Array) -> Partial:
@@ -101,7 +101,7 @@ def partial(q_NMXH: jax.Array, pages: Pages, sees: jax.Array) -> Partial:
     return Partial(out, best, probs.sum(-1))
 
 
-class Chunk(NamedTuple):
+class PageBlock(NamedTuple):
     """Holds a page of each of F prompts, to be computed after its earlier pages, as arrays."""
 
     tokens: Any  # [F, p]
@@ -112,48 +112,53 @@ class Chunk(NamedTuple):
 
 
 def prefill_attention(
-    q_FpNH: jax.Array, k_FpMH: jax.Array, v_FpMH: jax.Array, prompts: Pages, chunk: Chunk, turns: jax.Array
+    q_FpNH: jax.Array,
+    k_FpMH: jax.Array,
+    v_FpMH: jax.Array,
+    prompts: Pages,
+    page_block: PageBlock,
+    passes: jax.Array,
 ) -> tuple[jax.Array, Pages]:
     """Returns attention [F, p, N, H], and the prompt pages with the new ones written into them.
 
-    A token sees the earlier pages of its prompt, and the tokens of its page up to itself. ``turns``
+    A token sees the earlier pages of its prompt, and the tokens of its page up to itself. ``passes``
     is the most earlier pages of any prompt; a prompt that has fewer does not see the others.
     """
     (F, p, N, H), M = q_FpNH.shape, k_FpMH.shape[2]
     q = (q_FpNH * H**-0.5).reshape(F, p, M, N // M, H).transpose(0, 2, 3, 1, 4).reshape(F, M, -1, H)
 
     def earlier(j, so_far):
-        sees_F = (j < chunk.number)[:, None, None, None]
-        return so_far.merge(partial(q, prompts.take(chunk.table[:, j]), sees_F))
+        sees_F = (j < page_block.number)[:, None, None, None]
+        return so_far.merge(partial(q, prompts.take(page_block.table[:, j]), sees_F))
 
     own = Pages.of(k_FpMH, v_FpMH)
-    prompts = prompts.put(chunk.page, own)  # before the loop: after it, XLA would copy all
+    prompts = prompts.put(page_block.page, own)  # before the loop: after it, XLA would copy all
     causal_Xp = jnp.tile(jnp.tril(jnp.ones((p, p), bool)), (N // M, 1))
-    so_far = jax.lax.fori_loop(0, turns, earlier, Partial.nothing(q.shape))
+    so_far = jax.lax.fori_loop(0, passes, earlier, Partial.nothing(q.shape))
     out = so_far.merge(partial(q, own, causal_Xp)).result()
     out = out.reshape(F, M, N // M, p, H).transpose(0, 3, 1, 2, 4).reshape(q_FpNH.shape)
     return out.astype(q_FpNH.dtype), prompts
 
 
-class Tiles(NamedTuple):
-    """Says which rows read which prompt: E tiles of W samples, in blocks of equally many tiles."""
+class Readers(NamedTuple):
+    """Says which slots read which prompt: E readers of W siblings, in blocks of equally many readers."""
 
-    rows: Any  # [E, W]; a number beyond the last row: none
+    slots: Any  # [E, W]; a number beyond the last slot: none
     table: Any  # [E, P] pages of the prompt
     lengths: Any  # [E] of the prompts
 
 
 class Owners(NamedTuple):
-    """Says which row's answer each page holds."""
+    """Says which slot's answer each page holds."""
 
-    rows: Any  # [n]; 0 if no row owns the page
-    starts: Any  # [n] tokens of the answer before this page; large if no row owns it
+    slots: Any  # [n]; 0 if no slot owns the page
+    starts: Any  # [n] tokens of the answer before this page; large if no slot owns it
 
 
-class Turns(NamedTuple):
+class Passes(NamedTuple):
     """Says how far the loops over pages go, in all shards alike, for the samples that are in."""
 
-    prompt: Any  # [b] pages of the longest prompt of each block of tiles; 0 if there is none
+    prompt: Any  # [b] pages of the longest prompt of each block of readers; 0 if there is none
     banks: Any  # how many banks to read, up to the last one in use
     answer: Any  # pages of the longest answer
 
@@ -161,10 +166,10 @@ class Turns(NamedTuple):
 def answer_owners(table_SX: jax.Array, pages: int, page: int) -> Owners:
     """Returns the owners of all pages. Numbers in ``table_SX`` beyond the last page mean none."""
     S, X = table_SX.shape
-    rows_SX = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[:, None], (S, X))
+    slots_SX = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[:, None], (S, X))
     starts_SX = jnp.broadcast_to(jnp.arange(X, dtype=jnp.int32) * page, (S, X))
     return Owners(
-        jnp.zeros(pages, jnp.int32).at[table_SX].set(rows_SX, mode="drop"),
+        jnp.zeros(pages, jnp.int32).at[table_SX].set(slots_SX, mode="drop"),
         jnp.full(pages, 1 << 30, jnp.int32).at[table_SX].set(starts_SX, mode="drop"),
     )
 
@@ -174,10 +179,10 @@ def decode_attention(
     count_S: jax.Array,
     prompts: Pages,
     answers: Sequence[Pages],
-    tiles: Tiles,
+    readers: Readers,
     owners: Owners,
     table_SX: jax.Array,
-    turns: Turns,
+    passes: Passes,
 ) -> jax.Array:
     """Returns [S, N, H]: attention of one query of each sample.
 
@@ -189,14 +194,14 @@ def decode_attention(
     """
     (S, N, H), M = q_SNH.shape, prompts.keys.shape[1]
     q_SMRH = (q_SNH * H**-0.5).reshape(S, M, N // M, H)
-    seen = _prompts(q_SMRH, prompts, tiles, turns.prompt)
+    seen = _prompts(q_SMRH, prompts, readers, passes.prompt)
     size = answers[0].keys.shape[-1]
     banks = len(answers)
     parts = [
         jax.lax.cond(
-            b < turns.banks,
-            lambda q, pages, rows, starts: _answers(q, count_S, pages, rows, starts),
-            lambda q, pages, rows, starts: Partial.nothing((len(rows), *q.shape[1:])),
+            b < passes.banks,
+            lambda q, pages, slots, starts: _answers(q, count_S, pages, slots, starts),
+            lambda q, pages, slots, starts: Partial.nothing((len(slots), *q.shape[1:])),
             q_SMRH,
             pages,
             *(x.reshape(banks, -1)[b] for x in owners),
@@ -210,36 +215,36 @@ def decode_attention(
         sees_S11 = (j * size <= count_S)[:, None, None]
         return so_far.merge(mine._replace(best=jnp.where(sees_S11, mine.best, _HIDDEN)))
 
-    out_SMRH = jax.lax.fori_loop(0, turns.answer, read, seen).result()
+    out_SMRH = jax.lax.fori_loop(0, passes.answer, read, seen).result()
     return out_SMRH.reshape(q_SNH.shape).astype(q_SNH.dtype)
 
 
-def _answers(q_SMRH, count_S, pages: Pages, rows_n, starts_n) -> Partial:
+def _answers(q_SMRH, count_S, pages: Pages, slots_n, starts_n) -> Partial:
     """Returns the attention over every page of a bank, of the sample that owns the page."""
-    places_np = starts_n[:, None] + jnp.arange(pages.keys.shape[-1])
-    sees_np = places_np <= count_S[rows_n][:, None]
-    return partial(q_SMRH[rows_n], pages, sees_np[:, None, None])
+    positions_np = starts_n[:, None] + jnp.arange(pages.keys.shape[-1])
+    sees_np = positions_np <= count_S[slots_n][:, None]
+    return partial(q_SMRH[slots_n], pages, sees_np[:, None, None])
 
 
-def _prompts(q_SMRH: jax.Array, prompts: Pages, tiles: Tiles, turns_b: jax.Array) -> Partial:
+def _prompts(q_SMRH: jax.Array, prompts: Pages, readers: Readers, passes_b: jax.Array) -> Partial:
     """Returns the attention of each sample over its prompt."""
     (_, M, R, H), page = q_SMRH.shape, prompts.keys.shape[-1]
-    (E, W), blocks = tiles.rows.shape, len(turns_b)
+    (E, W), blocks = readers.slots.shape, len(passes_b)
     B = E // blocks
-    used = jnp.sum(turns_b > 0)
+    used = jnp.sum(passes_b > 0)
 
     def block(b, so_far):
-        mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, b * B, B), tiles)
-        q_BMXH = q_SMRH.at[mine.rows].get(mode="clip").swapaxes(1, 2).reshape(B, M, W * R, H)
+        mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, b * B, B), readers)
+        q_BMXH = q_SMRH.at[mine.slots].get(mode="clip").swapaxes(1, 2).reshape(B, M, W * R, H)
 
         def visit(j, seen):
             places = j * page + jnp.arange(page)
             sees_B11p = (places < mine.lengths[:, None])[:, None, None]
             return seen.merge(partial(q_BMXH, prompts.take(mine.table[:, j]), sees_B11p))
 
-        seen = jax.lax.fori_loop(0, turns_b[b], visit, Partial.nothing(q_BMXH.shape))
-        by_row = (x.reshape(B, M, W, R, *x.shape[3:]).swapaxes(1, 2) for x in seen)
-        put = (old.at[mine.rows].set(new, mode="drop") for old, new in zip(so_far, by_row, strict=True))
+        seen = jax.lax.fori_loop(0, passes_b[b], visit, Partial.nothing(q_BMXH.shape))
+        by_slot = (x.reshape(B, M, W, R, *x.shape[3:]).swapaxes(1, 2) for x in seen)
+        put = (old.at[mine.slots].set(new, mode="drop") for old, new in zip(so_far, by_slot, strict=True))
         return Partial(*put)
 
     return jax.lax.fori_loop(0, used, block, Partial.nothing(q_SMRH.shape))

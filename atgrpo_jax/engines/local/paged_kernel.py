@@ -5,9 +5,9 @@ decoding has several such loops a layer. A program of the kernel holds the query
 and key head. It visits the pages of the prompt, then those of the answer. What it computes depends
 only on the sample.
 
-Axis letters: D shards, S samples (rows of a shard), N query heads, M key heads, R query heads of a
+Axis letters: D shards, S samples (slots of a shard), N query heads, M key heads, R query heads of a
 key head (in the kernel padded to a power of two), H head size, P pages of a prompt, X pages of an
-answer, E tiles, W samples of a tile.
+answer, E readers, W siblings of a reader.
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from atgrpo_jax.engines.local.paged_attention import Pages, Tiles
+from atgrpo_jax.engines.local.paged_attention import Pages, Readers
 from atgrpo_jax.models.attention_kernel import dot
 
 _HIDDEN = -1e30
@@ -38,7 +38,7 @@ def fused_decode_attention(
     count_DS: jax.Array,
     prompts: Pages,
     answers: Pages,
-    tiles: Tiles,
+    readers: Readers,
     table_DSX: jax.Array,
     interpret: bool = False,
 ) -> jax.Array:
@@ -47,7 +47,7 @@ def fused_decode_attention(
     The query sees its prompt, then its answer up to token number ``count``.
 
     Args:
-      prompts, answers, tiles, table_DSX: as for ``decode_attention``, each with a leading axis D;
+      prompts, answers, readers, table_DSX: as for ``decode_attention``, each with a leading axis D;
         the answers are in one bank.
       interpret: runs on any device, slowly, for tests.
     """
@@ -56,7 +56,7 @@ def fused_decode_attention(
     q_DSMRH = (q_DSNH * H**-0.5).reshape(D, S, M, R, H)
     held = max(LEAST, 1 << (R - 1).bit_length())  # a power of two
     q_DSMRH = jnp.pad(q_DSMRH, ((0, 0), (0, 0), (0, 0), (0, held - R), (0, 0)))
-    table_DSP, length_DS = jax.vmap(functools.partial(_by_row, rows=S))(tiles)
+    table_DSP, length_DS = jax.vmap(functools.partial(_by_slot, slots=S))(readers)
     own = pl.BlockSpec((None, None, None, held, H), lambda d, s, m: (d, s, m, 0, 0))
     scalars = table_DSP, length_DS, table_DSX, count_DS
     everything = (*scalars, *prompts, *answers)
@@ -72,12 +72,12 @@ def fused_decode_attention(
     return out_DSMRH[:, :, :, :R].reshape(q_DSNH.shape)
 
 
-def _by_row(tiles: Tiles, rows: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the prompt pages [S, P] and the prompt length [S] of each row; 0 if it is empty."""
-    E = len(tiles.rows)
-    numbers_EW = jnp.broadcast_to(jnp.arange(E, dtype=jnp.int32)[:, None], tiles.rows.shape)
-    tile_S = jnp.full(rows, E, jnp.int32).at[tiles.rows].set(numbers_EW, mode="drop")
-    return tiles.table.at[tile_S].get(mode="fill", fill_value=0), tiles.lengths.at[tile_S].get(
+def _by_slot(readers: Readers, slots: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the prompt pages [S, P] and the prompt length [S] of each slot; 0 if it is empty."""
+    E = len(readers.slots)
+    numbers_EW = jnp.broadcast_to(jnp.arange(E, dtype=jnp.int32)[:, None], readers.slots.shape)
+    reader_S = jnp.full(slots, E, jnp.int32).at[readers.slots].set(numbers_EW, mode="drop")
+    return readers.table.at[reader_S].get(mode="fill", fill_value=0), readers.lengths.at[reader_S].get(
         mode="fill", fill_value=0
     )
 

@@ -26,7 +26,7 @@ class Rules(NamedTuple):
     never: Any  # [R, W] banned ids; an id that is not in the vocabulary bans nothing
 
 
-class Drawn(NamedTuple):
+class Picked(NamedTuple):
     tokens: jax.Array  # [R]
     logprobs: jax.Array  # [R] in softmax(logits / temperature), as a learner computes them
     drawn_logprobs: jax.Array  # [R] in the distribution that the tokens were drawn from
@@ -34,7 +34,7 @@ class Drawn(NamedTuple):
 
 def pick(
     logits_RV: jax.Array, uniforms_R2: jax.Array, rules: Rules, allowed_RV: jax.Array | None = None
-) -> Drawn:
+) -> Picked:
     """Draws a token for each row.
 
     Temperature 0 takes the most likely token, the first of equals; its logprob is at temperature 1.
@@ -48,15 +48,15 @@ def pick(
 
     def from_all():
         tokens_R, logprobs_R = _invert(scaled_RV, uniforms_R2, greedy_R1)
-        return Drawn(tokens_R, logprobs_R, logprobs_R)
+        return Picked(tokens_R, logprobs_R, logprobs_R)
 
     def from_some():
         allowed = scaled_RV if allowed_RV is None else jnp.where(allowed_RV, scaled_RV, -jnp.inf)
-        tokens_R, drawn_logprobs_R = _invert(_left(allowed, rules), uniforms_R2, greedy_R1)
+        tokens_R, drawn_logprobs_R = _invert(_allowed(allowed, rules), uniforms_R2, greedy_R1)
         chosen_R = jnp.take_along_axis(scaled_RV, tokens_R[:, None], axis=1)[:, 0]
         scaled_RSE = _blocks(scaled_RV)
         highest_R = scaled_RSE.max((-2, -1))
-        return Drawn(tokens_R, _logprob(chosen_R, highest_R, _sums(scaled_RSE, highest_R)), drawn_logprobs_R)
+        return Picked(tokens_R, _logprob(chosen_R, highest_R, _sums(scaled_RSE, highest_R)), drawn_logprobs_R)
 
     if allowed_RV is not None:
         return from_some()
@@ -120,7 +120,7 @@ def _banned(rules: Rules, logits_RV: jax.Array) -> jax.Array:
     return (rules.never >= 0) & (rules.never < logits_RV.shape[-1])
 
 
-def _left(scaled_RV: jax.Array, rules: Rules) -> jax.Array:
+def _allowed(scaled_RV: jax.Array, rules: Rules) -> jax.Array:
     """Returns ``scaled_RV`` with -inf where the rules forbid a token.
 
     They apply one after the other, each to what the last one left.

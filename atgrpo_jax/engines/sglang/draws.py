@@ -59,15 +59,15 @@ _Running = dict[asyncio.Task[Drawn], _Try]
 class Drawer:
     """Draws groups. ``retries`` counts the tries that failed."""
 
-    def __init__(self, served: Served, router: Server | None, deadline: float, attempts: int):
+    def __init__(self, served: Served, router: Server | None, deadline_s: float, attempts: int):
         """
         Args:
-          deadline: seconds for a group, all tries together.
+          deadline_s: seconds for a group, all tries together.
           attempts: failed tries at a group before it is given up. Tries that reached no server do
             not count.
         """
         self._served, self._router = served, router
-        self._deadline, self._attempts = deadline, attempts
+        self._deadline_s, self._attempts = deadline_s, attempts
         self._drawing: set[asyncio.Future] = set()
         self._aborts: set[asyncio.Future] = set()
         self.retries = 0
@@ -106,7 +106,7 @@ class Drawer:
         A server that takes long may hang. So after half of the time that is left another one is
         asked too, while the first may go on.
         """
-        key, end = request.addresses[0].group, time.monotonic() + self._deadline
+        key, end = request.addresses[0].group, time.monotonic() + self._deadline_s
         nonsense = 0
         for attempt in itertools.count():
             self._start(request, fleet, version, attempt, running, end)
@@ -172,12 +172,12 @@ class Drawer:
 
         Raises RunError if no server was ready to draw, or if none answers any more.
         """
-        place, limit = request.addresses[0].group.path(), f"SGLangConfig.deadline = {self._deadline:g} s"
+        place, limit = request.addresses[0].group.path(), f"SGLangConfig.deadline_s = {self._deadline_s:g} s"
         if not any(tried.ready for tried in running.values()):
             first = _servers(running)[0].url
             raise RunError(f"no sample at {place}: {first} was not ready to draw within {limit}")
         front, path = ([self._router], "/readiness") if self._router else (fleet.servers, HEALTH)
-        if not await fleet.any_answers(front, path, min(4 * ASK_S, self._deadline)):
+        if not await fleet.any_answers(front, path, min(4 * ASK_S, self._deadline_s)):
             urls = ", ".join(server.url for server in front)
             raise RunError(f"no sample at {place} within {limit}; {urls}: no answer any more, it hangs")
         return [Sample((), (), "error", version)] * len(request.addresses), Usage()
@@ -193,7 +193,7 @@ class Drawer:
         state, count = fleet.state, len(request.addresses)
         prompt, group = self._bodies(request, fleet)
         # A request has more time than the group: ``_wait`` ends first.
-        front, patience = self._router or tried.servers[0], 2 * self._deadline
+        front, patience = self._router or tried.servers[0], 2 * self._deadline_s
         try:
             known = await front.post("/generate", prompt, patience)
             most = count * request.sampling.max_tokens

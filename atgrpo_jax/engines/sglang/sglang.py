@@ -36,7 +36,7 @@ from atgrpo_jax.engines.sglang.secrets import api_key, kept
 from atgrpo_jax.engines.sglang.servers import HERE, Server
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.hf.adapters import save_adapter
-from atgrpo_jax.models.transformer import Weights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 
 _HANG_UP_S = 1.0  # seconds, at the end, to tell servers that nobody waits for samples any more
 
@@ -58,10 +58,10 @@ class SGLangConfig:
     # hosts need a folder that they share with this one.
     folder: str = ""
     groups: int = 64  # groups that are drawn at the same time, for each server of a model
-    deadline: float = 600.0  # seconds for a group, all tries together
+    deadline_s: float = 600.0  # seconds for a group, all tries together
     # Failed tries at a group before the run stops. Tries that reached no server do not count.
     attempts: int = 4
-    start: float = 600.0  # seconds that a server may take to start, or to take weights
+    start_timeout_s: float = 600.0  # seconds that a server may take to start, or to take weights
     # A file with the API key, or the environment variable that holds it. The key is never written.
     api_key_file: str = ""
     api_key_variable: str = ""
@@ -79,7 +79,7 @@ class SGLangConfig:
             object.__setattr__(self, "urls", tuple(self.urls))
         for name in ("groups", "attempts"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("deadline", "start"):
+        for name in ("deadline_s", "start_timeout_s"):
             require(self, name, getattr(self, name) > 0, "must be positive")
         parts = [_parts(url) for url in self._all()]
         require(self, "urls", all(parts), "must look like http://host:30000")
@@ -122,7 +122,7 @@ class SGLangEngine:
             stack.callback(self._loop.close)
             self._session = self._loop.run(_session(key))
             self._router = Server(config.router, self._session) if config.router else None
-            self._drawer = Drawer(served, self._router, config.deadline, config.attempts)
+            self._drawer = Drawer(served, self._router, config.deadline_s, config.attempts)
             self._fleets: dict[str, Fleet] = {}
             stack.callback(lambda: self._loop.run(self._hang_up()))
             self._fleets = self._make_fleets()
@@ -164,14 +164,14 @@ class SGLangEngine:
     def version(self, policy: str) -> int:
         return self._versions[policy]
 
-    def push_weights(self, policy: str, weights: Weights, version: int) -> None:
+    def push_weights(self, policy: str, weights: PolicyWeights, version: int) -> None:
         """Writes the weights to a folder, and makes every server take them and empty its cache.
 
         The first push starts the servers, if they are ours. Raises RunError if a server refuses the
         weights, or if none is reached in time.
         """
         began = time.monotonic()
-        fleet, served = self._fleets[self._served.starts[policy]], self._served
+        fleet, served = self._fleets[self._served.initial_names[policy]], self._served
         name = f"{policy}-{version}-{next(self._count)}"
         old: list[Path | None] = []
         size = 0
@@ -213,7 +213,7 @@ class SGLangEngine:
     def _make_fleets(self) -> dict[str, Fleet]:
         """Returns a fleet for each model. Raises RunError if ``urls`` names other models."""
         config = self._config
-        names = sorted(set(self._served.starts.values()))
+        names = sorted(set(self._served.initial_names.values()))
         urls = config.urls
         if isinstance(urls, tuple):
             if urls and len(names) > 1:
@@ -228,7 +228,7 @@ class SGLangEngine:
             )
         fleets = {}
         for name in names:
-            policies = [policy for policy, start in self._served.starts.items() if start == name]
+            policies = [policy for policy, initial in self._served.initial_names.items() if initial == name]
             adapted = policies != [name]
             if adapted and name in policies:
                 raise RunError(f"policy {name} is trained in full, and adapters are on it: not on servers")
@@ -240,7 +240,7 @@ class SGLangEngine:
                 self._served.stop_ids,
                 self._served.decode,
                 self._served.longest_answer,
-                config.start,
+                config.start_timeout_s,
                 None if config._all() else self._launch,
             )
         return fleets
@@ -261,11 +261,11 @@ class SGLangEngine:
     def _check_room(self) -> None:
         """Raises RunError if there is no room for two versions of all models, during a push."""
         sizes = {}
-        for policy, start in self._served.starts.items():
+        for policy, initial in self._served.initial_names.items():
             model = self._served.models[policy]
             shapes = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
             count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-            sizes[start] = 2 * count * jnp.dtype(model.config.dtype).itemsize
+            sizes[initial] = 2 * count * jnp.dtype(model.config.dtype).itemsize
         self._published.check_room(sum(sizes.values()))
 
     def _check(self, request: Request) -> None:
@@ -277,7 +277,7 @@ class SGLangEngine:
             raise RunError(f"no weights were pushed for policy {request.policy!r}")
         place = request.addresses[0].group.path()
         size = self._served.models[request.policy].vocab_size
-        fleet = self._fleets[self._served.starts[request.policy]]
+        fleet = self._fleets[self._served.initial_names[request.policy]]
         for token in (min(request.prompt_ids, default=-1), max(request.prompt_ids, default=-1)):
             if not 0 <= token < size:
                 raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
@@ -291,7 +291,7 @@ class SGLangEngine:
             raise RunError("Sampling.stop: the servers were started with --skip-tokenizer-init")
 
     async def _sample(self, request: Request) -> Sequence[Sample]:
-        name = self._served.starts[request.policy]
+        name = self._served.initial_names[request.policy]
         async with self._rooms[name]:
             drawer, version = self._drawer, self._versions[request.policy]
             samples, used = await drawer.draw(request, self._fleets[name], version)

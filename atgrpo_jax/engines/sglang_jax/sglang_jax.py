@@ -23,7 +23,7 @@ from atgrpo_jax.common.types import Address, Sample, Sampling
 from atgrpo_jax.engines.protocol import Request, Served, Usage
 from atgrpo_jax.engines.sglang_jax.session import Answer, Session, check_installed
 from atgrpo_jax.models.lora import merge
-from atgrpo_jax.models.transformer import Transformer, Weights
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer
 
 # Lanes of a TPU. Without a TPU, sglang-jax also pads heads to a multiple of these, but then fails.
 LANES = 128
@@ -47,7 +47,7 @@ class SGLangJaxConfig:
     precompile: bool = False  # compiles all shapes at the start, not each when it first comes
     folder: str = ""  # here each policy's config.json is left; if empty, a temporary folder
     # Seconds for a group; if it is not complete by then, all its samples are errors. 0: no limit.
-    deadline: float = 0.0
+    deadline_s: float = 0.0
 
     def __post_init__(self):
         check_types(self)
@@ -59,7 +59,7 @@ class SGLangJaxConfig:
         require(self, "max_total_tokens", self.max_total_tokens >= self.context_length, rule)
         require(self, "prefill", self.prefill >= self.page, f"must hold a page of {self.page} tokens")
         require(self, "memory", 0 < self.memory < 1, "must be between 0 and 1")
-        require(self, "deadline", self.deadline >= 0, "must not be negative")
+        require(self, "deadline_s", self.deadline_s >= 0, "must not be negative")
         require(self, "batches", all(size >= 1 for size in self.batches), "must be at least 1")
         distinct = len(set(self.devices)) == len(self.devices) and all(i >= 0 for i in self.devices)
         exact = not self.devices or len(self.devices) == self.tensor
@@ -125,7 +125,7 @@ class SGLangJaxEngine:
             self.close()
             raise
 
-    def push_weights(self, policy: str, weights: Weights, version: int) -> None:
+    def push_weights(self, policy: str, weights: PolicyWeights, version: int) -> None:
         """Gives the Engine the weights, and empties its cache of prompts.
 
         Arrays that already have the Engine's dtype and sharding are not copied. So the caller must
@@ -195,7 +195,7 @@ class SGLangJaxEngine:
     async def _draw(self, session: Session, request: Request) -> list[Sample]:
         """Draws a group. Runs on the session's loop."""
         version, prompt = self._versions[request.policy], list(request.prompt_ids)
-        late = time.monotonic() + self._config.deadline if self._config.deadline else None
+        late = time.monotonic() + self._config.deadline_s if self._config.deadline_s else None
         first = None
         if len(request.addresses) > 1:
             # Computes the prompt once. If all samples were sent at once, each would compute it.
@@ -262,14 +262,14 @@ def cut(sample: Sample, stops: Sequence[str], decode: Callable[[Sequence[int]], 
     stop there itself, because it has no tokenizer here.
     """
 
-    def held(length: int) -> bool:
+    def fits(length: int) -> bool:
         text = decode(sample.tokens[:length])
         return any(stop in text for stop in stops)
 
     length = len(sample.tokens)
-    if not stops or not held(length):
+    if not stops or not fits(length):
         return sample
-    length = next(n for n in range(1, length + 1) if held(n))
+    length = next(n for n in range(1, length + 1) if fits(n))
     return dataclasses.replace(
         sample, tokens=sample.tokens[:length], logprobs=sample.logprobs[:length], finish="stop"
     )

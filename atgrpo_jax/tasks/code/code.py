@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import Message, Outcome, Reward
-from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.code.code_problems import (
     Problem,
@@ -30,7 +30,7 @@ from atgrpo_jax.tasks.code.code_problems import (
 )
 from atgrpo_jax.tasks.code.rows import parsed
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
@@ -155,7 +155,7 @@ class Code:
         }
         return prompts.render(self.prompts, role, values)
 
-    def programs(self, state: State, role: str, text: str, runs: Sequence[Run]) -> list[Program]:
+    def programs(self, state: State, role: str, text: str, runs: Sequence[ProgramResult]) -> list[Program]:
         problem = state.problem
         if role == CODER:
             code = python_block(text)
@@ -165,7 +165,7 @@ class Code:
             return []
         return [_run_test(problem, code, test) for code in (state.now.code, self._reference(state)) if code]
 
-    def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
+    def act(self, state: State, role: str, text: str, runs: Sequence[ProgramResult]) -> Transition:
         now, outcome = (self._code if role == CODER else self._test)(state, text, runs)
         before = state.rounds[-1] if state.rounds else Round()
         own = "coder" if role == CODER else "tester"
@@ -179,9 +179,9 @@ class Code:
             if not done:
                 kept = Round(now.code, now.right)
                 after = State(state.problem, (*state.rounds, now), kept)
-        return Step(after, Reward.of(team, **parts), outcome, done, done and now.right == 1.0)
+        return Transition(after, Reward.of(team, **parts), outcome, done, done and now.right == 1.0)
 
-    def _code(self, state: State, text: str, runs: Sequence[Run]) -> tuple[Round, Outcome]:
+    def _code(self, state: State, text: str, runs: Sequence[ProgramResult]) -> tuple[Round, Outcome]:
         code = python_block(text)
         if code is None or not runs:
             nothing = tuple((name, 0.0) for name in ("builds", "runs", "golden"))
@@ -196,7 +196,7 @@ class Code:
         outcome = Outcome.TOOL_TIMEOUT if timeout else Outcome.OK if runs[0].built else Outcome.INVALID
         return dataclasses.replace(state.now, code=code, right=good / count, coder=parts), outcome
 
-    def _test(self, state: State, text: str, runs: Sequence[Run]) -> tuple[Round, Outcome]:
+    def _test(self, state: State, text: str, runs: Sequence[ProgramResult]) -> tuple[Round, Outcome]:
         problem, test = state.problem, read_test(state.problem, text)
         if test is None:
             nothing = tuple((name, 0.0) for name in ("form", "quality"))
@@ -271,13 +271,13 @@ def _run_test(problem: Problem, code: str, test: tuple[str, str]) -> Program:
     return called(problem, code, [shown])
 
 
-def _passes(problem: Problem, run: Run, test: tuple[str, str]) -> bool:
+def _passes(problem: Problem, run: ProgramResult, test: tuple[str, str]) -> bool:
     if problem.form == "stdio":
         return printed(problem, run, test[1])
     return run.stdout.rstrip().rpartition("\n")[2] == "1"
 
 
-def _printed(problem: Problem, run: Run) -> str:
+def _printed(problem: Problem, run: ProgramResult) -> str:
     """Returns what a program printed for a test, in the form that roles are shown."""
     if problem.form == "call":
         value, _, _ = run.stdout.rstrip().rpartition("\n")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from atgrpo_jax.common.types import seed_of
-from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 from atgrpo_jax.tasks.code.outputs import same_output
 from atgrpo_jax.tasks.code.rows import fields_of
 from atgrpo_jax.tasks.data import read_rows, words_of
@@ -60,7 +60,7 @@ class Problem:
 
 
 def programs(
-    problem: Problem, answer: str, most: int, timeouts: int, runs: Sequence[Run] = ()
+    problem: Problem, answer: str, most: int, timeouts: int, runs: Sequence[ProgramResult] = ()
 ) -> list[Program]:
     """Returns the programs to run next, given how those before ended; none if no more are needed.
 
@@ -83,13 +83,13 @@ def programs(
     return [asked] if runs else [dataclasses.replace(asked, harness="", names=()), asked]
 
 
-def passed(problem: Problem, runs: Sequence[Run], most: int) -> tuple[int, int]:
+def passed(problem: Problem, runs: Sequence[ProgramResult], most: int) -> tuple[int, int]:
     """Returns how many tests an answer passes, and how many there are, given how ``programs``
     ended."""
     return verdicts(problem, runs, most).count("right"), len(problem.tests[:most])
 
 
-def verdicts(problem: Problem, runs: Sequence[Run], most: int) -> list[Verdict]:
+def verdicts(problem: Problem, runs: Sequence[ProgramResult], most: int) -> list[Verdict]:
     """Returns the verdicts of the tests, from the first one to the last that ``runs`` of
     ``programs`` have reached."""
     found: list[Verdict] = []
@@ -103,14 +103,14 @@ def verdicts(problem: Problem, runs: Sequence[Run], most: int) -> list[Verdict]:
     return found[: len(problem.tests[:most])]
 
 
-def printed(problem: Problem, run: Run, expected: str) -> bool:
+def printed(problem: Problem, run: ProgramResult, expected: str) -> bool:
     """Returns whether a program ended well and printed what it should."""
     return run.end == "ok" and same_output(
         run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge
     )
 
 
-def _wrong(run: Run) -> Verdict:
+def _wrong(run: ProgramResult) -> Verdict:
     return "timeout" if run.end == "timeout" else "wrong"
 
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import Message, Outcome, Reward
-from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 from atgrpo_jax.tasks import prompts
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
@@ -170,16 +170,16 @@ class Game(abc.ABC):
         proposal = prompts.bounded(proposal, SHOWN)
         return prompts.render(self.prompts, role, self.values(state) | {"proposal": proposal})
 
-    def programs(self, state: Any, role: str, text: str, runs: Sequence[Run] = ()) -> list[Program]:
+    def programs(self, state: Any, role: str, text: str, runs: Sequence[ProgramResult] = ()) -> list[Program]:
         code = python_block(text) if role == TOOL and not runs else None
         return [] if code is None else [Program(code)]
 
-    def act(self, state: Any, role: str, text: str, runs: Sequence[Run] = ()) -> Step:
+    def act(self, state: Any, role: str, text: str, runs: Sequence[ProgramResult] = ()) -> Transition:
         turns = self.workflow.turns
         parts: dict[str, float] = {}
         proposal, outcome = Proposal(None, False), Outcome.INVALID
         if role == TOOL:
-            run = runs[0] if runs else Run("error")
+            run = runs[0] if runs else ProgramResult("error")
             parts["code"] = self.code / turns * (run.built + (run.end == "ok")) / 2
             proposal = Proposal(None, False, python_block(text) or "", run.stdout or run.stderr)
             text = run.stdout
@@ -189,7 +189,7 @@ class Game(abc.ABC):
         if not actions:
             reward = Reward.of(0.0, **parts, invalid=-self.invalid / turns)
             after = dataclasses.replace(state, proposal=proposal if role == TOOL else None)
-            return Step(after, reward, outcome, False, False)
+            return Transition(after, reward, outcome, False, False)
         played = self.play(state, actions)
         shortest = self.shortest * played.shortest
         parts["illegal"] = -self.illegal / turns * played.illegal
@@ -197,12 +197,12 @@ class Game(abc.ABC):
             reward = Reward.of(
                 float(played.solved), progress=self.progress * played.gained, shortest=shortest, **parts
             )
-            return Step(played.state, reward, Outcome.OK, played.solved or played.dead, played.solved)
+            return Transition(played.state, reward, Outcome.OK, played.solved or played.dead, played.solved)
         bounded = min(max(played.gained, -1.0), 1.0)
         worth = played.solved + self.progress * bounded + shortest
         reward = Reward.of(0.0, proposal=self.proposal / turns * worth, **parts)
         proposal = dataclasses.replace(proposal, carried=played.carried, solved=played.solved)
-        return Step(dataclasses.replace(state, proposal=proposal), reward, Outcome.OK, False, False)
+        return Transition(dataclasses.replace(state, proposal=proposal), reward, Outcome.OK, False, False)
 
     def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
         """Returns an answer for the warm start. A decider that was shown a solution repeats it."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import Message, Outcome, Reward
-from atgrpo_jax.sandbox.protocol import Program, Run
+from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.tasks.math.math_problems import (
@@ -33,7 +33,7 @@ from atgrpo_jax.tasks.math.math_problems import (
     plainly_equal,
     read,
 )
-from atgrpo_jax.tasks.protocol import Step
+from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
@@ -140,7 +140,7 @@ class Math:
         shown = [[_shown(said) for said in turn] for turn in rounds]
         return prompts.render(self.prompts, kind, {"question": state.problem.question, "rounds": shown})
 
-    def programs(self, state: State, role: str, text: str, runs: Sequence[Run]) -> list[Program]:
+    def programs(self, state: State, role: str, text: str, runs: Sequence[ProgramResult]) -> list[Program]:
         if kind_of(role) == TOOL and not runs:
             code = python_block(text)
             return [] if code is None else [Program(code)]
@@ -151,7 +151,7 @@ class Math:
         # its own.
         return [algebra(state.problem, other, answer) for other in self._unclear(state, answer)]
 
-    def act(self, state: State, role: str, text: str, runs: Sequence[Run]) -> Step:
+    def act(self, state: State, role: str, text: str, runs: Sequence[ProgramResult]) -> Transition:
         said, outcome = self._hear(state, role, text, runs)
         after = dataclasses.replace(state, said=(*state.said, said))
         before = _last(state, role)
@@ -165,7 +165,7 @@ class Math:
             done = agreed or len(after.turns) + 1 == self.workflow.turns
             if not done:
                 after = State(state.problem, (*after.turns, after.said))
-        return Step(after, Reward.of(team, **parts), outcome, done, done and _right(after))
+        return Transition(after, Reward.of(team, **parts), outcome, done, done and _right(after))
 
     def demonstration(self, state: State, role: str, rng: random.Random) -> str:
         answer = state.problem.answer
@@ -185,7 +185,9 @@ class Math:
         """Returns those of ``_others`` that need algebra to be compared with ``answer``."""
         return [other for other in self._others(state) if plainly_equal(state.problem, other, answer) is None]
 
-    def _hear(self, state: State, role: str, text: str, runs: Sequence[Run]) -> tuple[Said, Outcome]:
+    def _hear(
+        self, state: State, role: str, text: str, runs: Sequence[ProgramResult]
+    ) -> tuple[Said, Outcome]:
         kind, answer = kind_of(role), _answer(state.problem, role, text, runs)
         right, like = False, answer
         outcome = Outcome.OK if answer is not None else Outcome.INVALID
@@ -201,7 +203,7 @@ class Math:
         if kind != TOOL:
             parts = ("form", self.form * (answer is not None)), ("match", self.match * right)
             return Said(role, text, answer=answer, right=right, like=like, parts=parts), outcome
-        run = runs[0] if runs else Run("error")
+        run = runs[0] if runs else ProgramResult("error")
         if run.end == "timeout":
             outcome = Outcome.TOOL_TIMEOUT
         made = (
@@ -282,7 +284,7 @@ def _content(text: str, place: int, closed: dict[int, int]) -> tuple[int, str]:
     return place + found.end(), found[0].strip().rstrip(".,;:")
 
 
-def _answer(problem: Problem, role: str, text: str, runs: Sequence[Run]) -> str | None:
+def _answer(problem: Problem, role: str, text: str, runs: Sequence[ProgramResult]) -> str | None:
     """Returns the answer of a role: what it boxed; for a tool, what its program boxed or else its
     last printed line. Returns None if there is no answer."""
     if kind_of(role) != TOOL:
