@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, run_main
+from atgrpo_jax.common.cli import gin_flags, no_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.common.progress import Progress
@@ -45,8 +45,7 @@ Contender = tuple[str, int, Mapping[str, PolicyWeights]]
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    no_arguments(argv)
     if (_RUN_DIR.value is None) == (_MODEL.value is None):
         raise ConfigError("give either --run_dir or --model, e.g. --run_dir=runs/plan")
     if _RUN_DIR.value is not None:

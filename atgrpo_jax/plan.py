@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.common.cli import gin_flags, run_main
+from atgrpo_jax.common.cli import gin_flags, no_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.config import PRESETS, preset
@@ -34,8 +34,7 @@ _UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Of the device's peak rate
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    no_arguments(argv)
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
     device = footprint.device(_DEVICE.value)
@@ -43,7 +42,8 @@ def main(argv: list[str]) -> None:
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
     devices = tpu_compiler.tpus(_DEVICE.value, experiment.mesh.devices) if _COMPILE.value else None
-    policies, sizes = Policies(experiment, devices), footprint.sizes(experiment)
+    policies = Policies(experiment, devices)
+    sizes = footprint.sizes(experiment)
     memory = footprint.memory(experiment, policies, sizes)
     if devices is not None:
         say(f"compiling the update for {device.name}, which takes minutes for a large model")
@@ -84,7 +84,8 @@ def parse_mesh(text: str) -> MeshConfig:
     axis = f"({'|'.join(field.name for field in dataclasses.fields(MeshConfig))})"
     if not re.fullmatch(rf"({axis}=\d+)(,{axis}=\d+)*", text):
         raise ConfigError(f"--mesh={text}: expected axes and sizes, e.g. data=2,fsdp=4,tensor=1")
-    sizes = {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
+    pairs = [part.split("=") for part in text.split(",")]
+    sizes = {axis: int(size) for axis, size in pairs}
     try:
         return MeshConfig(**sizes)
     except ValueError as error:

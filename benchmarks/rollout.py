@@ -22,7 +22,7 @@ from items import decode_products_s, machine, mesh_of, parse, peak_mb, report, s
 from step import rollout
 
 from atgrpo_jax.engines.local.local import LocalEngine
-from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
 from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.metrics import CompileCounter

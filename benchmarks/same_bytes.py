@@ -83,7 +83,7 @@ rollout.RolloutConfig.instances = 4
 rollout.RolloutConfig.candidates = 4
 rollout.RolloutConfig.max_tokens = 12
 batch.BatchConfig.rows = 2
-learner.LossConfig.minibatches = 2
+objectives.LossConfig.minibatches = 2
 workflow.Workflow.turns = 2
 """
 PROGRAM = ("```python\nprint('", "')\n```")

@@ -21,7 +21,7 @@ from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 
 MODEL = Transformer(ModelConfig(layers=2, width=32, mlp_width=64, heads=4, kv_heads=2, head_size=8), 64)

@@ -18,7 +18,9 @@ from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import pack
-from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig
+from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.objectives import LossConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ from items import machine, mesh_of, parse, peak_mb, report, shapes_gflops, squar
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import pack
-from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig
+from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.objectives import LossConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
 
 
 def main() -> None:

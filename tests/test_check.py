@@ -369,7 +369,10 @@ class Unnamed(Good):
             r"prompts are lists of messages: train 0, turn 0, a: ZeroDivisionError: .*check.py, line",
         ),
         (NoDemonstration(), r"demonstrations are texts: train 0, turn 0, a: 'None' is none"),
-        (NoStep(), r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns tuple, and no Transition"),
+        (
+            NoStep(),
+            r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns tuple, and no Transition",
+        ),
         (
             NoReward(),
             r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns Transition, and no Transition with a",

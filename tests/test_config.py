@@ -19,7 +19,8 @@ from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.workflow import Workflow
-from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
+from atgrpo_jax.update.objectives import LossConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
 

@@ -18,7 +18,7 @@ from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params, logits
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params, logits
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import BatchConfig, pack
 

@@ -34,7 +34,7 @@ from atgrpo_jax.engines.sglang_jax.sglang_jax import (
 )
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import init_adapter
-from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params, logits
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params, logits
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 

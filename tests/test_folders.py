@@ -54,13 +54,13 @@ from __gin__ import dynamic_registration
 import letters
 from atgrpo_jax.rollout import evaluation
 from atgrpo_jax.run import experiment
-from atgrpo_jax.update import learner
+from atgrpo_jax.update import optimizer
 from atgrpo_jax.rollout import rollout
 from atgrpo_jax.update import warm_start
 include 'parts/model.gin'
 experiment.Experiment.task = @letters.Letters()
 rollout.RolloutConfig.instances = 2
-learner.OptimizerConfig.learning_rate = 3e-2
+optimizer.OptimizerConfig.learning_rate = 3e-2
 evaluation.EvaluationConfig.instances = 3
 evaluation.EvaluationConfig.validation_instances = 2
 warm_start.WarmStartConfig.steps = 2

@@ -21,7 +21,9 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig
+from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.objectives import LossConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)

@@ -56,7 +56,12 @@ def test_a_field_of_another_type_is_named(game, field):
     [
         ("no program", None, -0.1, Outcome.INVALID),
         ("```python\nx(\n```", ProgramResult("error", "", "SyntaxError", False), -0.1, Outcome.INVALID),
-        ("```python\n1/0\n```", ProgramResult("error", "", "ZeroDivisionError", True), 0.05 - 0.1, Outcome.INVALID),
+        (
+            "```python\n1/0\n```",
+            ProgramResult("error", "", "ZeroDivisionError", True),
+            0.05 - 0.1,
+            Outcome.INVALID,
+        ),
         ("```python\n1\n```", ProgramResult("ok", "", "", True), 0.1 - 0.1, Outcome.INVALID),
         (
             "```python\n1\n```",

@@ -16,10 +16,12 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import Batch, Group, Trained
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import BatchConfig, each, minibatches, pack
-from atgrpo_jax.update.learner import Learner, LossConfig, OptimizerConfig, cloning
+from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.objectives import LossConfig, cloning
+from atgrpo_jax.update.optimizer import OptimizerConfig
 
 MODEL = small_model()
 PACKED = Packed(MODEL, MeshConfig().build())
@@ -242,7 +244,9 @@ def test_every_option_changes_the_result(change):
     def near_the_policy(batch, params, seed):
         """Old logprobs such that ratios lie around all the bounds: between 0.5 and 5."""
         own = [
-            batch_logprobs(PolicyWeights(params), jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0))[0]
+            batch_logprobs(PolicyWeights(params), jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0))[
+                0
+            ]
             for a in range(len(batch.tokens))
         ]
         noise = np.random.default_rng(seed).uniform(-1.6, 0.7, batch.tokens.shape)

@@ -21,7 +21,9 @@ from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, stack
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, init_params, logits, run
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import Learner, OptimizerConfig, cloning
+from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.objectives import cloning
+from atgrpo_jax.update.optimizer import OptimizerConfig
 
 MODEL = small_model()
 batch_logprobs = jax.jit(Packed(MODEL, MeshConfig().build()).logprobs)

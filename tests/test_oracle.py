@@ -24,7 +24,8 @@ from atgrpo_jax.run.trainer import Trainer
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
-from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
+from atgrpo_jax.update.objectives import LossConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
 
 SMALL = {"width": 8, "mlp_width": 12, "heads": 4, "kv_heads": 2, "vocab_size": 128}
 MODELS = {

@@ -10,8 +10,8 @@ from fakes import PARITY
 from atgrpo_jax.engines.local.paged_attention import (
     PageBlock,
     Pages,
-    Readers,
     Passes,
+    Readers,
     answer_owners,
     decode_attention,
     prefill_attention,

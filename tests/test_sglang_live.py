@@ -33,7 +33,7 @@ from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
-from atgrpo_jax.models.transformer import Transformer, PolicyWeights, init_params, logits
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params, logits
 from atgrpo_jax.models.transformer import run as run_model
 from atgrpo_jax.run.gin_config import gin_folder
 from atgrpo_jax.tokens.tokens import TinyTokenizer
@@ -319,7 +319,9 @@ def proof(*policies):
 
 OLD = {"shared": PolicyWeights(BASE)}
 NEW = {
-    "shared": PolicyWeights(jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(9), x.shape), BASE))
+    "shared": PolicyWeights(
+        jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(9), x.shape), BASE)
+    )
 }
 SAVE = hf.save
 

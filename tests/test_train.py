@@ -133,7 +133,9 @@ def other(place):
     """Another seed, no gate, and what sampler and learner differ by corrected."""
     switches = "Experiment.seed = 1", "Experiment.gate = False"
     finish(
-        train(place, "other", *(f"experiment.{s}" for s in switches), "learner.LossConfig.correction = 2.0")
+        train(
+            place, "other", *(f"experiment.{s}" for s in switches), "objectives.LossConfig.correction = 2.0"
+        )
     )
     return RunFolder(place / "other")
 
@@ -171,7 +173,10 @@ def test_evaluate_plays_a_run_on_another_task_than_it_was_trained_on(whole, plac
     (record,) = map(json.loads, folder.evaluations.read_text().splitlines()[before:])
     assert record["gin_param"] == ["plan_path.PlanPath.obstacles = 0.0"] and record["instances"] == 3
     for more, says in (
-        ("--gin_param=learner.OptimizerConfig.learning_rate = 1.0", "may change the task and the evaluation"),
+        (
+            "--gin_param=optimizer.OptimizerConfig.learning_rate = 1.0",
+            "may change the task and the evaluation",
+        ),
         ("--gin_file=smoke.gin", "has a config of its own: no --gin_file"),
     ):
         _, err = finish(start(place, *args, more, module="evaluate"), code=2)
@@ -265,7 +270,7 @@ def test_variants_run_and_resume(place, params, changes):
     gin_file = place / "variant.gin"
     gin_file.write_text(
         "from __gin__ import dynamic_registration\n"
-        "from atgrpo_jax.run import experiment\nfrom atgrpo_jax.update import learner\n"
+        "from atgrpo_jax.run import experiment\nfrom atgrpo_jax.update import objectives\nfrom atgrpo_jax.update import optimizer\n"
         "from atgrpo_jax.rollout import team\n"
         'include "smoke.gin"\n'
         "experiment.Experiment.team = @team.Team()\n"

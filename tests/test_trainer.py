@@ -24,7 +24,8 @@ from atgrpo_jax.run.trainer import Trainer
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
-from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
+from atgrpo_jax.update.objectives import LossConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
 
 MODEL = ModelConfig(layers=1, width=8, mlp_width=12, heads=2, kv_heads=1, head_size=4)
 TOKENIZER = CharTokenizer()  # one for all, as its name in a run's identity is its place in memory

@@ -10,7 +10,7 @@ from fakes import PARITY, SMALL, small_model
 
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.transformer import join_layers, init_params, logits
+from atgrpo_jax.models.transformer import init_params, join_layers, logits
 
 MODEL = small_model()
 TOKENS = np.random.default_rng(0).integers(0, 64, (2, 9)).astype(np.int32)
@@ -103,7 +103,9 @@ def test_fused_layers_give_the_same(bias):
         lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
     )
     plain, _ = model.apply({"params": params}, TOKENS, positions(TOKENS), causal)
-    fused, _ = model.clone(fused=True).apply({"params": join_layers(params)}, TOKENS, positions(TOKENS), causal)
+    fused, _ = model.clone(fused=True).apply(
+        {"params": join_layers(params)}, TOKENS, positions(TOKENS), causal
+    )
     np.testing.assert_allclose(fused, plain, **PARITY)
 
 

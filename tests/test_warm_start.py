@@ -13,7 +13,7 @@ from atgrpo_jax.models.transformer import Transformer, init_params
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
-from atgrpo_jax.update.learner import OptimizerConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig, warm_start
 
 MODEL = ModelConfig(layers=1, width=8, mlp_width=8, heads=2, kv_heads=1, head_size=4)

@@ -72,7 +72,8 @@ def read_tree(place: Path, shapes: Any) -> Any:
 
     Call ``about_tree`` first, which checks the files. Raises RunError if the saved shapes differ.
     """
-    saved, wanted = json.loads((place / _ABOUT).read_bytes())["leaves"], _leaves(shapes)
+    saved = json.loads((place / _ABOUT).read_bytes())["leaves"]
+    wanted = _leaves(shapes)
     for path in sorted(saved.keys() | wanted.keys()):
         if saved.get(path) != wanted.get(path):
             raise RunError(f"{place} has other arrays: {path} is {saved.get(path)}, not {wanted.get(path)}")
@@ -96,7 +97,8 @@ def about_tree(place: Path) -> tuple[dict[str, Any], str]:
         seen = json.loads(_reading(file, file.read_bytes))
         digest = seen.pop("digest")
         same = digest == _digest_of(seen)
-        about, files = seen["about"], seen["files"]
+        about = seen["about"]
+        files = seen["files"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{file} is not what was saved") from error
     if not same:

@@ -39,7 +39,8 @@ def _finite(value: float) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if hint is Any:
         return True
     if origin is typing.Literal:

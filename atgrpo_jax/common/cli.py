@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from atgrpo_jax.common.errors import Stopped, UserError
+from atgrpo_jax.common.errors import ConfigError, Stopped, UserError
 from atgrpo_jax.common.stopping import Stopping
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing more can be written
@@ -35,6 +35,12 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     A stop by a signal exits with 128 + the signal's number, as shells report it.
     """
     app.run(lambda argv: guarded(main, argv))
+
+
+def no_arguments(argv: list[str]) -> None:
+    """Raises ConfigError for words on the command line that belong to no flag."""
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
 
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:

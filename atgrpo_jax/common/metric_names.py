@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from atgrpo_jax.common.errors import RunError
 
-OF_POLICY, OF_ROLE = "policy", "role"
+OF_POLICY = "policy"
+OF_ROLE = "role"
 
 
 def of_policy(policy: str, values: Mapping[str, float]) -> dict[str, float]:

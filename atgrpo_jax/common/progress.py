@@ -15,7 +15,9 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
-        self._what, self._total, self._unit = what, total, unit
+        self._what = what
+        self._total = total
+        self._unit = unit
         self._done = self._started_at = done
         self._start = time.monotonic()
         self._printed = 0.0

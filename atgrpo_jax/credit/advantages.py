@@ -8,7 +8,8 @@ EPSILON = 1e-6  # added to the standard deviation, as in the reference code
 # Rewards count as equal if they differ by at most SAME_RELATIVE * (the larger size), or by at most
 # SAME_ABSOLUTE, which matters where parts have cancelled out. The same sum in another order differs
 # by some 1e-16 of what is summed.
-SAME_RELATIVE, SAME_ABSOLUTE = 1e-9, 1e-12
+SAME_RELATIVE = 1e-9
+SAME_ABSOLUTE = 1e-12
 Normalise = Literal["std", "mean"]
 
 

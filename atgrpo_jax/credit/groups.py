@@ -49,7 +49,8 @@ def audit(group: Group, version: int) -> None:
     first = group.candidates[0].origin
     for k, candidate in enumerate(group.candidates):
         for field in dataclasses.fields(Origin):
-            value, expected = getattr(candidate.origin, field.name), getattr(first, field.name)
+            value = getattr(candidate.origin, field.name)
+            expected = getattr(first, field.name)
             if value != expected:
                 raise GroupError(
                     f"group {first.key.path()}: candidate {k} differs in {field.name} "
@@ -77,7 +78,7 @@ def credit(
     """
     groups = [group for episode in episodes for group in episode.groups]
     if baseline == "group":
-        rewards_GK, mask_GK = _table([[_reward(c, alpha) for c in g.candidates] for g in groups])
+        rewards_GK, mask_GK = _table([_rewards(group, alpha) for group in groups])
         advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
         credited = [
             Credited(g, a[: len(g.candidates)], (m & s)[: len(g.candidates)])
@@ -103,7 +104,9 @@ def _by_instance(episodes: Sequence[Episode], alpha: float, normalise: Normalise
     sets: dict[tuple, list[Episode]] = collections.defaultdict(list)
     for episode in episodes:
         sets[episode.split, episode.instance].append(episode)
-    returns = [[_return(e, alpha) for e in members] for members in sets.values()]
+    returns = []
+    for members in sets.values():
+        returns.append([_return(episode, alpha) for episode in members])
     rewards_GK, mask_GK = _table(returns)
     advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
     credited = []
@@ -111,15 +114,15 @@ def _by_instance(episodes: Sequence[Episode], alpha: float, normalise: Normalise
         sets.values(), advantages_GK, mask_GK, signal_G, strict=True
     ):
         for episode, advantage, present in zip(members, advantages_K, mask_K, strict=False):
-            credited += [
-                Credited(
-                    group,
-                    np.full(len(group.candidates), advantage, np.float32),
-                    np.array([present and signal and c.reward is not None for c in group.candidates]),
-                )
-                for group in episode.groups
-            ]
+            for group in episode.groups:
+                advantages = np.full(len(group.candidates), advantage, np.float32)
+                trained = [present and signal and c.reward is not None for c in group.candidates]
+                credited.append(Credited(group, advantages, np.array(trained)))
     return credited, mask_GK, signal_G
+
+
+def _rewards(group: Group, alpha: float) -> list[float | None]:
+    return [_reward(candidate, alpha) for candidate in group.candidates]
 
 
 def _reward(candidate: Candidate, alpha: float) -> float | None:
@@ -149,5 +152,6 @@ def _table(rows: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarr
     for g, row in enumerate(rows):
         for k, reward in enumerate(row):
             if reward is not None:
-                rewards_GK[g, k], mask_GK[g, k] = reward, True
+                rewards_GK[g, k] = reward
+                mask_GK[g, k] = True
     return rewards_GK, mask_GK

@@ -23,7 +23,7 @@ from atgrpo_jax.common.types import Address, GroupKey, Sampling, seed_of
 from atgrpo_jax.engines.protocol import Engine, Request
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, logits
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, apply, exact_products, logits
 
 PROMPTS = 8  # fixed prompts, asked after every push: they show whether a cache outlives a push
 LENGTH = 16  # tokens of each prompt
@@ -109,8 +109,10 @@ class Gate:
           temperature: temperature of the draws; the same as in training.
           limit: largest |learner - engine| logprob that passes, nats.
         """
-        self._models, self._temperature = models, temperature
-        self._limit, self._seed = limit, seed
+        self._models = models
+        self._temperature = temperature
+        self._limit = limit
+        self._seed = seed
         common = min(model.vocab_size for model in models.values())
         self._ids = np.setdiff1d(np.arange(common), stop_ids)
         self._last: dict[str, np.ndarray] = {}
@@ -245,7 +247,8 @@ def judge(
     if not np.isfinite(logprobs_PK).all():
         return Verdict(NO_NUMBERS, math.nan, 0.0, 0.0)
     gap_PK = np.abs(logprobs_PK - np.take_along_axis(learned_PV, tokens_PK, 1))
-    gap, spread = float(gap_PK.max()), _spread(tokens_PK, learned_PV, seed)
+    gap = float(gap_PK.max())
+    spread = _spread(tokens_PK, learned_PV, seed)
     margins = {name: _margin(drawn, learned_PV, other) for name, other in others.items()}
     margin = min(filter(None, margins.values()), default=0.0)
     cause = None
@@ -266,7 +269,8 @@ def _margin(drawn: Draws, learned_PV: np.ndarray, other_PV: np.ndarray) -> float
 
     Negative if it is nearer to ``other_PV``, 0 if the two are equal. It compares logprobs.
     """
-    prompts, vocab = min(len(other_PV), len(learned_PV)), min(other_PV.shape[1], learned_PV.shape[1])
+    prompts = min(len(other_PV), len(learned_PV))
+    vocab = min(other_PV.shape[1], learned_PV.shape[1])
     found: dict[tuple[int, int], float] = {}
     for p in range(prompts):
         for token, logprob in zip(drawn.tokens_PK[p], drawn.logprobs_PK[p], strict=True):
@@ -274,7 +278,8 @@ def _margin(drawn: Draws, learned_PV: np.ndarray, other_PV: np.ndarray) -> float
                 found[p, int(token)] = float(logprob)
     rows, tokens = (np.array(x) for x in zip(*found, strict=True))
     engine = np.array(list(found.values()))
-    to_learned, to_other = engine - learned_PV[rows, tokens], engine - other_PV[rows, tokens]
+    to_learned = engine - learned_PV[rows, tokens]
+    to_other = engine - other_PV[rows, tokens]
     apart = np.linalg.norm(to_learned - to_other)
     if apart == 0:
         return 0.0

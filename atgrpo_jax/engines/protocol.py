@@ -1,9 +1,10 @@
 """Defines what an engine must offer: what the rollout asks of anything that draws samples."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Protocol
 
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Address, Sample, Sampling
 
 
@@ -41,7 +42,7 @@ class Usage:
     prefill_s: float = 0.0  # seconds on our own devices; 0 if unknown
     decode_s: float = 0.0  # seconds on our own devices; 0 if unknown
     tokens: int = 0  # tokens drawn
-    # Rows computed, summed over decoding steps; 0 if unknown. Those beyond ``tokens`` were empty or
+    # Slots computed, summed over decoding steps; 0 if unknown. Those beyond ``tokens`` were empty or
     # had ended.
     slot_steps: int = 0
     prompt_tokens: int = 0
@@ -84,3 +85,34 @@ class Engine(Protocol):
     def close(self) -> None:
         """Ends all that the engine started. Nothing can be drawn afterwards."""
         ...
+
+
+def check_pushed(request: Request, pushed: Container[str]) -> None:
+    """Raises RunError if ``pushed``, the policies that have weights, lacks the request's."""
+    if request.policy not in pushed:
+        raise RunError(f"no weights were pushed for policy {request.policy!r}")
+
+
+def check_prompt_ids(request: Request, vocab_size: int) -> None:
+    """Raises RunError if the prompt is empty, or has an id that is not in the vocabulary."""
+    place = request.addresses[0].group.path()
+    for token in (min(request.prompt_ids, default=-1), max(request.prompt_ids, default=-1)):
+        if not 0 <= token < vocab_size:
+            raise RunError(f"token id {token} at {place}: the vocabulary has {vocab_size}")
+
+
+def stopped_length(
+    tokens: Sequence[int], stops: Sequence[str], decode: Callable[[Sequence[int]], str]
+) -> int | None:
+    """Returns how many tokens there are up to the first whose text completes a stop string.
+
+    It returns None if the text holds no stop string.
+    """
+
+    def holds_stop(length: int) -> bool:
+        text = decode(tokens[:length])
+        return any(stop in text for stop in stops)
+
+    if not stops or not holds_stop(len(tokens)):
+        return None
+    return next(length for length in range(1, len(tokens) + 1) if holds_stop(length))

@@ -13,7 +13,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-_HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
+HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
+WIDE = {"preferred_element_type": jnp.float32}  # of products
 
 
 def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -28,12 +29,14 @@ def masked_attention(
 
     Scores and softmax are in float32.
     """
-    (B, T, N, H), (S, M) = q_BTNH.shape, k_BSMH.shape[1:3]
+    B, T, N, H = q_BTNH.shape
+    S, M = k_BSMH.shape[1:3]
     # Heads first, query heads of a key head side by side: this gives plain batched matrix products.
     q_BMXH = _grouped(q_BTNH * H**-0.5, M).transpose(0, 2, 3, 1, 4).reshape(B, M, -1, H)
-    k_BMSH, v_BMSH = k_BSMH.transpose(0, 2, 1, 3), v_BSMH.transpose(0, 2, 1, 3)
+    k_BMSH = k_BSMH.transpose(0, 2, 1, 3)
+    v_BMSH = v_BSMH.transpose(0, 2, 1, 3)
     scores = jnp.einsum("bmxh,bmsh->bmxs", q_BMXH, k_BMSH, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_BTS[:, None, None], scores.reshape(B, M, -1, T, S), _HIDDEN)
+    scores = jnp.where(mask_BTS[:, None, None], scores.reshape(B, M, -1, T, S), HIDDEN)
     probs = jax.nn.softmax(scores, axis=-1).reshape(B, M, -1, S)
     out = jnp.einsum("bmxs,bmsh->bmxh", probs.astype(v_BMSH.dtype), v_BMSH)
     return out.reshape(B, M, -1, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
@@ -81,20 +84,23 @@ def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX):
 
     def row(b, carry):
         out_BTNH, log_total_BnMX = carry
-        q, k, v = rows.queries(q_BTNH, b), rows.keys(k_BTMH, b), rows.keys(v_BTMH, b)
+        q = rows.queries(q_BTNH, b)
+        k = rows.keys(k_BTMH, b)
+        v = rows.keys(v_BTMH, b)
 
         def visit(i, j, carry):
             out, best, total = carry
             scores = rows.scores(_at(q, i), _at(k, j), b, i, j)
             before = _at(best, i)
             now = jnp.maximum(before, scores.max(-1))
-            kept, probs = jnp.exp(before - now), jnp.exp(scores - now[..., None])
-            new = jnp.einsum("mxs,msh->mxh", probs.astype(v.dtype), _at(v, j), **_WIDE)
+            kept = jnp.exp(before - now)
+            probs = jnp.exp(scores - now[..., None])
+            new = jnp.einsum("mxs,msh->mxh", probs.astype(v.dtype), _at(v, j), **WIDE)
             out = _put(out, i, _at(out, i) * kept[..., None] + new)
             return out, _put(best, i, now), _put(total, i, _at(total, i) * kept + probs.sum(-1))
 
         zeros = jnp.zeros(q.shape[:-1], jnp.float32)
-        empty = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, _HIDDEN), zeros
+        empty = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, HIDDEN), zeros
         out, best, total = rows.visit_pairs(b, visit, empty)
         total = jnp.maximum(total, 1e-30)  # 0 in tiles of padding, which no pair visits
         out = rows.together(out / total[..., None]).astype(q_BTNH.dtype)
@@ -111,7 +117,9 @@ def _tiled_backward(kept, d_out_BTNH):
     rows = _TiledRows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
 
     def row(b, carry):
-        q, k, v = rows.queries(q_BTNH, b), rows.keys(k_BTMH, b), rows.keys(v_BTMH, b)
+        q = rows.queries(q_BTNH, b)
+        k = rows.keys(k_BTMH, b)
+        v = rows.keys(v_BTMH, b)
         d_out = rows.queries(d_out_BTNH, b, scale=1.0)
         log_total = _at(log_total_BnMX, b)
         out = rows.queries(out_BTNH, b, scale=1.0)
@@ -119,13 +127,15 @@ def _tiled_backward(kept, d_out_BTNH):
 
         def visit(i, j, carry):
             dq, dk, dv = carry
-            q_i, k_j, d_out_i = _at(q, i), _at(k, j), _at(d_out, i)
+            q_i = _at(q, i)
+            k_j = _at(k, j)
+            d_out_i = _at(d_out, i)
             probs = jnp.exp(rows.scores(q_i, k_j, b, i, j) - _at(log_total, i)[..., None])
-            new_v = jnp.einsum("mxs,mxh->msh", probs.astype(v.dtype), d_out_i, **_WIDE)
-            d_probs = jnp.einsum("mxh,msh->mxs", d_out_i, _at(v, j), **_WIDE)
+            new_v = jnp.einsum("mxs,mxh->msh", probs.astype(v.dtype), d_out_i, **WIDE)
+            d_probs = jnp.einsum("mxh,msh->mxs", d_out_i, _at(v, j), **WIDE)
             d_scores = (probs * (d_probs - _at(inner, i)[..., None])).astype(q.dtype)
-            new_q = jnp.einsum("mxs,msh->mxh", d_scores, k_j, **_WIDE)
-            new_k = jnp.einsum("mxs,mxh->msh", d_scores, q_i, **_WIDE)
+            new_q = jnp.einsum("mxs,msh->mxh", d_scores, k_j, **WIDE)
+            new_k = jnp.einsum("mxs,mxh->msh", d_scores, q_i, **WIDE)
             return (
                 _put(dq, i, _at(dq, i) + new_q),
                 _put(dk, j, _at(dk, j) + new_k),
@@ -145,7 +155,10 @@ def _tiled_backward(kept, d_out_BTNH):
 
 tiled_attention.defvjp(_tiled_forward, _tiled_backward)
 
-_WIDE = {"preferred_element_type": jnp.float32}
+
+def tiles_of(pairs_BX: jax.Array) -> int:
+    """Returns n, the tiles of a row: it has n (n + 1) / 2 pairs of a tile and one not after it."""
+    return (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2
 
 
 def _at(x: jax.Array, i: jax.Array) -> jax.Array:
@@ -164,12 +177,15 @@ class _TiledRows:
     """
 
     def __init__(self, q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX):
-        (self.B, self.T, N, self.H), self.M = q_BTNH.shape, k_BTMH.shape[2]
-        self.R, self.scale = N // self.M, self.H**-0.5
-        self.n = (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2
+        self.B, self.T, N, self.H = q_BTNH.shape
+        self.M = k_BTMH.shape[2]
+        self.R = N // self.M
+        self.scale = self.H**-0.5
+        self.n = tiles_of(pairs_BX)
         self.t = self.T // self.n
         tiles = self.B, self.n, self.t
-        self.segments_Bnt, self.branches_Bnt = segments_BT.reshape(tiles), branches_BT.reshape(tiles)
+        self.segments_Bnt = segments_BT.reshape(tiles)
+        self.branches_Bnt = branches_BT.reshape(tiles)
         self.pairs_BX = jnp.asarray(pairs_BX)
 
     def queries(self, x_BTNH: jax.Array, b: jax.Array, scale: float | None = None) -> jax.Array:
@@ -190,8 +206,8 @@ class _TiledRows:
         read = (_at(_at(x, b), tile) for tile in (i, j) for x in (self.segments_Bnt, self.branches_Bnt))
         order = jnp.arange(self.t)
         mask = _sees(*read) & (order[:, None] + (i - j) * self.t >= order)
-        scores = jnp.einsum("mxh,msh->mxs", q_MXH, k_MtH, **_WIDE)
-        scores = jnp.where(mask, scores.reshape(self.M, self.R, self.t, self.t), _HIDDEN)
+        scores = jnp.einsum("mxh,msh->mxs", q_MXH, k_MtH, **WIDE)
+        scores = jnp.where(mask, scores.reshape(self.M, self.R, self.t, self.t), HIDDEN)
         return scores.reshape(self.M, -1, self.t)
 
     def visit_rows(self, visit, carry):

@@ -20,11 +20,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
+from atgrpo_jax.models.attention import HIDDEN, tiles_of
+
 Platform = Literal["tpu", "gpu"]
 
 # Tokens to a side of a tile: the width of a TPU's vector registers; what a GPU's registers hold.
 TILES: dict[Platform, int] = {"tpu": 128, "gpu": 64}
-_HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
 
 
 def supports(platform: str, head_size: int) -> bool:
@@ -63,7 +64,8 @@ def fused_attention(
         of the pairs' tile, and for Mosaic of 128. That of ``TILES`` if not given.
       interpret: runs on any device, slowly, for tests.
     """
-    T, tile = q_BTNH.shape[1], tile or TILES[platform]
+    T = q_BTNH.shape[1]
+    tile = tile or TILES[platform]
     beyond = -T % tile
     q, k, v = (_heads_first(x, beyond) for x in (q_BTNH, k_BTMH, v_BTMH))
     meet_Bnn = _meeting(pairs_BX, T, tile)
@@ -81,10 +83,12 @@ def _heads_first(x_BTNH: jax.Array, beyond: int) -> jax.Array:
 
 def _meeting(pairs_BX: jax.Array, tokens: int, tile: int) -> jax.Array:
     """Returns [B, n, n]: whether a token of query tile i sees one of key tile j."""
-    given = (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2  # tiles of a row in ``pairs_BX``
-    n, wide = -(-tokens // tile), tile // (tokens // given)
+    given = tiles_of(pairs_BX)
+    n = -(-tokens // tile)
+    wide = tile // (tokens // given)
     assert wide * tokens == tile * given, f"kernel tiles of {tile} on {given} tiles of {tokens} tokens"
-    i_BX, j_BX = pairs_BX // given // wide, pairs_BX % given // wide
+    i_BX = pairs_BX // given // wide
+    j_BX = pairs_BX % given // wide
     rows_B1 = jnp.arange(len(pairs_BX))[:, None]
     meet = jnp.zeros((len(pairs_BX), n, n), bool)
     return meet.at[rows_B1, i_BX, j_BX].max(pairs_BX >= 0, mode="drop")
@@ -101,7 +105,8 @@ def _fused(how: _How, q, k, v, own, prompt, meet_Bnn):
 
 
 def _forward(how, q, k, v, own, prompt, meet_Bnn):
-    (B, N, T, H), spec = q.shape, _Specs(how.tile, q.shape[1] // k.shape[1])
+    B, N, T, H = q.shape
+    spec = _Specs(how.tile, q.shape[1] // k.shape[1])
     out, log_total = _launch(
         how,
         functools.partial(_output_kernel, scale=H**-0.5),
@@ -115,8 +120,10 @@ def _forward(how, q, k, v, own, prompt, meet_Bnn):
 
 def _backward(how, kept, d_out):
     q, k, v, own, prompt, meet_Bnn, out, log_total = kept
-    (B, N, T, H), M = q.shape, k.shape[1]
-    spec, scale = _Specs(how.tile, N // M), H**-0.5
+    B, N, T, H = q.shape
+    M = k.shape[1]
+    spec = _Specs(how.tile, N // M)
+    scale = H**-0.5
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None]
     (dq,) = _launch(
         how,
@@ -143,21 +150,25 @@ _fused.defvjp(_forward, _backward)
 
 
 def _output_kernel(counts, lists, own_i, prompt_i, own, q, k, v, out, log_total, *, scale):
-    b, i, t = pl.program_id(0), pl.program_id(2), q.shape[0]
-    own_column, prompt_column = _column(own_i[...]), _column(prompt_i[...])
+    b = pl.program_id(0)
+    i = pl.program_id(2)
+    t = q.shape[0]
+    own_column = _column(own_i[...])
+    prompt_column = _column(prompt_i[...])
 
     def visit(x, carry):
         acc, best, total = carry
         j = lists[b, i, x]
         at = _at(j, t)
         scores = dot(q[...], k[at, :].T) * scale
-        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, _HIDDEN)
+        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, HIDDEN)
         now = jnp.maximum(best, jnp.max(scores, axis=1, keepdims=True))
-        kept, probs = jnp.exp(best - now), jnp.exp(scores - now)
+        kept = jnp.exp(best - now)
+        probs = jnp.exp(scores - now)
         acc = acc * kept + dot(probs.astype(v.dtype), v[at, :])
         return acc, now, total * kept + jnp.sum(probs, axis=1, keepdims=True)
 
-    start = jnp.zeros(q.shape, jnp.float32), jnp.full((t, 1), _HIDDEN), jnp.zeros((t, 1), jnp.float32)
+    start = jnp.zeros(q.shape, jnp.float32), jnp.full((t, 1), HIDDEN), jnp.zeros((t, 1), jnp.float32)
     acc, best, total = jax.lax.fori_loop(0, counts[b, i], visit, start)
     total = jnp.maximum(total, 1e-30)  # 0 in tiles of padding, which meet none
     out[...] = (acc / total).astype(out.dtype)
@@ -165,7 +176,9 @@ def _output_kernel(counts, lists, own_i, prompt_i, own, q, k, v, out, log_total,
 
 
 def _queries_kernel(counts, lists, own_i, prompt_i, own, q, k, v, d_out, log_total, inner, dq, *, scale):
-    b, i, t = pl.program_id(0), pl.program_id(2), q.shape[0]
+    b = pl.program_id(0)
+    i = pl.program_id(2)
+    t = q.shape[0]
     columns = (_column(x[...]) for x in (own_i, prompt_i, log_total, inner))
     own_column, prompt_column, log_column, inner_column = columns
 
@@ -173,7 +186,7 @@ def _queries_kernel(counts, lists, own_i, prompt_i, own, q, k, v, d_out, log_tot
         j = lists[b, i, x]
         at = _at(j, t)
         scores = dot(q[...], k[at, :].T) * scale
-        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, _HIDDEN)
+        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, HIDDEN)
         d_probs = dot(d_out[...], v[at, :].T)
         d_scores = jnp.exp(scores - log_column) * (d_probs - inner_column)
         return acc + dot(d_scores.astype(k.dtype), k[at, :])
@@ -184,7 +197,9 @@ def _queries_kernel(counts, lists, own_i, prompt_i, own, q, k, v, d_out, log_tot
 
 def _keys_kernel(counts, lists, own, prompt, own_j, q, k, v, d_out, log_total, inner, dk, dv, *, scale):
     """Computes scores as [key, query], so that no product needs a transposed first factor."""
-    b, j, t = pl.program_id(0), pl.program_id(2), k.shape[0]
+    b = pl.program_id(0)
+    j = pl.program_id(2)
+    t = k.shape[0]
     own_column = _column(own_j[...])
 
     def visit(x, carry):
@@ -193,7 +208,7 @@ def _keys_kernel(counts, lists, own, prompt, own_j, q, k, v, d_out, log_total, i
         at = _at(i, t)
         scores = dot(k[...], q[at, :].T) * scale
         # A row of the scores is a key here, so ``_order`` has the other sign.
-        scores = jnp.where(_sees(own[:, at], prompt[:, at], own_column, -_order(t, j, i)), scores, _HIDDEN)
+        scores = jnp.where(_sees(own[:, at], prompt[:, at], own_column, -_order(t, j, i)), scores, HIDDEN)
         probs = jnp.exp(scores - log_total[:, at])
         dv += dot(probs.astype(v.dtype), d_out[at, :])
         d_probs = dot(v[...], d_out[at, :].T)
@@ -247,7 +262,8 @@ class _Specs:
     """
 
     def __init__(self, tile: int, queries_a_key: int):
-        self._tile, self._queries_a_key = tile, queries_a_key
+        self._tile = tile
+        self._queries_a_key = queries_a_key
 
     def tile(self, x: Any, head: Callable = lambda h: h) -> pl.BlockSpec:
         if x.shape[2] == 1:

@@ -74,13 +74,15 @@ class ModelConfig:
 
     def block_kernels(self) -> int:
         """Returns the number of parameters in the matrices of one block."""
-        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        q = self.heads * self.head_size
+        kv = self.kv_heads * self.head_size
         return self.width * (2 * q + 2 * kv + 3 * self.mlp_width)
 
     def parameters(self) -> int:
         """Returns the number of all parameters. Needs ``vocab_size``."""
         assert self.vocab_size is not None
-        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        q = self.heads * self.head_size
+        kv = self.kv_heads * self.head_size
         block = self.block_kernels() + 2 * self.width
         block += self.qk_norm * 2 * self.head_size + self.qkv_bias * (q + 2 * kv)
         return self.layers * block + (2 - self.tied) * self.vocab_size * self.width + self.width

@@ -22,7 +22,9 @@ from jax.sharding import PartitionSpec as P
 from atgrpo_jax.common.types import TILE, Trained
 
 CHUNK_BYTES = 2**26  # of float32 logits on one device at a time; a tile a row may have more
-ROWS, VOCAB = ("data", "fsdp"), "tensor"  # mesh axes
+# mesh axes
+ROWS = ("data", "fsdp")
+VOCAB = "tensor"
 
 # Of a chunk: (logprobs_BX, entropy_BX, reference_logprobs_BX or None, trained tokens) -> loss,
 # metrics. Both are sums over tokens. A chunk may hold a part of an answer.
@@ -127,7 +129,8 @@ def _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature
         d_hidden_BTD = jax.lax.psum(d_hidden_BTD, VOCAB).astype(hidden_BTD.dtype)
         return (loss, sums | {"logprob_gap": jax.lax.pmax(gap, ROWS)}), (d_table, d_hidden_BTD)
 
-    by_row, of_table = P(ROWS), _table_spec(head)
+    by_row = P(ROWS)
+    of_table = _table_spec(head)
     return jax.shard_map(
         shard,
         mesh=head.mesh,
@@ -174,7 +177,8 @@ class _Distribution:
     def gradient(self, d_logprobs_X: jax.Array, d_entropy_X: jax.Array) -> jax.Array:
         """Returns the gradient of the logits [X, V]."""
         logp_XV = self.logits - self.log_total[:, None]
-        d_entropy_X1, d_logprobs_X1 = d_entropy_X[:, None], d_logprobs_X[:, None]
+        d_entropy_X1 = d_entropy_X[:, None]
+        d_logprobs_X1 = d_logprobs_X[:, None]
         spread_XV = d_logprobs_X1 + d_entropy_X1 * (logp_XV + self.entropy[:, None])
         return jnp.where(self.chosen_XV, d_logprobs_X1, 0.0) - jnp.exp(logp_XV) * spread_XV
 
@@ -183,8 +187,10 @@ class _Projection:
     """Projects one device's rows, chunk by chunk."""
 
     def __init__(self, head: Head, table: jax.Array, hidden_BTD: jax.Array, temperature: jax.Array):
-        self.head, self.temperature = head, temperature
-        self.hidden_BTD, self.table = hidden_BTD, table.astype(hidden_BTD.dtype)
+        self.head = head
+        self.temperature = temperature
+        self.hidden_BTD = hidden_BTD
+        self.table = table.astype(hidden_BTD.dtype)
         self.rows_B1 = jnp.arange(len(hidden_BTD))[:, None]
 
     def __call__(self, part: Trained) -> tuple[jax.Array, _Distribution]:
@@ -204,7 +210,8 @@ class _Projection:
 
     def visit_all(self, visit, trained: Trained, reference_BT, carry):
         """Calls ``visit(start, chunk, its reference, carry)`` for chunks with a trained token."""
-        (B, T), V = trained.weights.shape, self.table.shape[0 if self.head.tied else 1]
+        B, T = trained.weights.shape
+        V = self.table.shape[0 if self.head.tied else 1]
         size = _chunk_size(B, T, V, self.head.chunk_bytes)
         used = jnp.max(jnp.sum(trained.weights > 0, axis=1))
 

@@ -76,8 +76,9 @@ def merge(params: Any, adapter: Any, scale: float) -> Any:
 
 def _blocks(params: Any) -> dict[str, dict[str, Any]]:
     """Returns a mapping layer -> linear module -> kernel."""
-    return {
-        layer: {name: module["kernel"] for name, module in modules.items() if "kernel" in module}
-        for layer, modules in params.items()
-        if layer.startswith("layer_")
-    }
+    found = {}
+    for layer, modules in params.items():
+        if layer.startswith("layer_"):
+            linear = {name: module["kernel"] for name, module in modules.items() if "kernel" in module}
+            found[layer] = linear
+    return found

@@ -20,14 +20,15 @@ from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_att
 from atgrpo_jax.models.attention_kernel import fused_attention, supports
 from atgrpo_jax.models.head import ROWS, Head, Objective, table, token_logprobs, token_loss
 from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.transformer import Attend, PolicyWeights, Transformer
+from atgrpo_jax.models.transformer import Attend, PolicyWeights, Transformer, apply
 
 
 class Packed:
     """Applies ``model`` to micro-batches: Batches whose arrays are [B, ...]."""
 
     def __init__(self, model: Transformer, mesh: Mesh):
-        self._model, self._mesh = model, mesh
+        self._model = model
+        self._mesh = mesh
 
     def logprobs(
         self, weights: PolicyWeights, micro: Batch, temperature: jax.Array
@@ -70,7 +71,8 @@ class Packed:
         if micro.tokens.shape[1] <= TILE:
             mask_BTT = prefix_mask(micro.segments, micro.branches)
             return lambda q, k, v, _: (masked_attention(q, k, v, mask_BTT), None)
-        by_row, by_head = P(ROWS), P(ROWS, None, "tensor")
+        by_row = P(ROWS)
+        by_head = P(ROWS, None, "tensor")
 
         def attend(q_BTNH, k_BTMH, v_BTMH, _) -> tuple[jax.Array, Any]:
             k_BTMH, v_BTMH = (self._shared_out(x) for x in (k_BTMH, v_BTMH))
@@ -87,7 +89,8 @@ class Packed:
 
     def _attention(self) -> Callable[..., jax.Array]:
         """Returns the attention that the config names, or the best for the mesh's devices."""
-        config, platform = self._model.config, platform_of(self._mesh)
+        config = self._model.config
+        platform = platform_of(self._mesh)
         if platform == "cpu":
             interpreted = functools.partial(fused_attention, platform="tpu", interpret=True)
             return interpreted if config.attention == "fused" else tiled_attention
@@ -104,5 +107,6 @@ class Packed:
 
     def _shared_out(self, x_BTMH: jax.Array) -> jax.Array:
         """Repeats key heads so that the devices that split the query heads can split them, too."""
-        devices, heads = self._mesh.shape["tensor"], x_BTMH.shape[2]
+        devices = self._mesh.shape["tensor"]
+        heads = x_BTMH.shape[2]
         return jnp.repeat(x_BTMH, devices // math.gcd(devices, heads), axis=2)

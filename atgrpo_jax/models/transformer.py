@@ -99,7 +99,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, scale_BJ: jax.Array | None) -> jax.Array:
-        shape, param_dtype = (x_BTD.shape[-1], self.features), jnp.dtype(self.param_dtype)
+        shape = (x_BTD.shape[-1], self.features)
+        param_dtype = jnp.dtype(self.param_dtype)
         y_BTF = linear(x_BTD, self.param("kernel", self.initializer, shape, param_dtype).astype(x_BTD.dtype))
         if self.bias:
             y_BTF += self.param("bias", nn.initializers.zeros, shape[1:], param_dtype).astype(x_BTD.dtype)
@@ -140,7 +141,8 @@ class Block(nn.Module):
             y.reshape(*y.shape[:-1], count, c.head_size) for y, count in zip(projected, counts, strict=True)
         )
         if c.qk_norm:
-            q_BTNH, k_BTMH = norm("q_norm")(q_BTNH), norm("k_norm")(k_BTMH)
+            q_BTNH = norm("q_norm")(q_BTNH)
+            k_BTMH = norm("k_norm")(k_BTMH)
         q_BTNH = rotate(q_BTNH, rotation)
         k_BTMH = rotate(k_BTMH, rotation)
         out_BTNH, cache = attend(q_BTNH, k_BTMH, v_BTMH, cache)

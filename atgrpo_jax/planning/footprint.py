@@ -18,8 +18,9 @@ import numpy as np
 
 from atgrpo_jax.arrays.mesh import MeshConfig, on_host
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.rounding import power_of_two
 from atgrpo_jax.common.types import Sampling
-from atgrpo_jax.engines.local.local import LocalEngineConfig, power_of_two
+from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.sglang_jax.sglang_jax import SGLangJaxConfig
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.head import CHUNK_BYTES
@@ -30,7 +31,7 @@ from atgrpo_jax.rollout.rollout import Player
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import cloning
+from atgrpo_jax.update.objectives import cloning
 from atgrpo_jax.update.warm_start import demonstrations
 
 
@@ -103,7 +104,7 @@ def sizes(experiment: Experiment, instances: int = 16) -> Sizes:
     origins = [group.origin for episode in episodes for group in episode.groups]
     lengths = [len(origin.prompt_ids) for origin in origins]
     roles, turns = len(experiment.task.workflow.order), experiment.task.workflow.turns
-    tree = experiment.rollout.mode == "tree"
+    tree = experiment.rollout.tree
     return Sizes(
         groups=experiment.rollout.instances * roles * turns * (1 if tree else experiment.rollout.candidates),
         prompt=float(np.mean(lengths)),

@@ -100,7 +100,8 @@ class Score:
         return float(np.mean([1 - math.comb(int(f), k) / math.comb(K, k) for f in failed_I]))
 
     def __str__(self) -> str:
-        (instances, episodes), (low, high) = self.solved_IK.shape, self.interval
+        instances, episodes = self.solved_IK.shape
+        low, high = self.interval
         several = (
             f" x {episodes} episodes, pass@{episodes} {self.pass_at(episodes):.1%}" if episodes > 1 else ""
         )

@@ -191,7 +191,8 @@ class Player:
         given = [text for text, (_, sample) in zip(texts, drawn, strict=True) if sample.finish != "error"]
         runs = await asyncio.gather(*(self._run(state, key, text) for text in given))
         left = iter(runs)
-        candidates, steps = [], []
+        candidates = []
+        steps = []
         with self.clock:
             for text, (origin, sample) in zip(texts, drawn, strict=True):
                 step = None

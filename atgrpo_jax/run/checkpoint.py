@@ -24,7 +24,9 @@ class Checkpoints:
         ``identity`` names the config; checkpoints of another config are refused. With ``read_only``
         nothing in the folder is changed, so that a run may be going on in it.
         """
-        self._path, self._identity, self._keep = path, identity, keep
+        self._path = path
+        self._identity = identity
+        self._keep = keep
         self._base = path.with_name("base")
         self._base_digest: str | None = None
         if not read_only:

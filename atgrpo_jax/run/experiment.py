@@ -24,7 +24,8 @@ from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.protocol import Task, ToolTask, missing
 from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
 from atgrpo_jax.update.batch import BatchConfig
-from atgrpo_jax.update.learner import LossConfig, OptimizerConfig
+from atgrpo_jax.update.objectives import LossConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
 # Fields that may change when a run goes on: they do not affect the steps that are done.
@@ -76,7 +77,7 @@ class Experiment:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")
         require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
-        tree = self.rollout.mode == "tree"
+        tree = self.rollout.tree
         require(
             self,
             "credit",
@@ -95,7 +96,8 @@ class Experiment:
             size = self.architecture(name).vocab_size
             rule = f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}"
             require(self, "model", size is None or size >= self.tokenizer.vocab_size, rule)
-        sides, policies = self.mesh.policies, self.policies
+        sides = self.mesh.policies
+        policies = self.policies
         rule = f"meshes for {sides} policies, but there are only: {', '.join(policies)}"
         require(self, "mesh", sides <= len(policies), rule)
         rule = f"adapters are on one {BASE}, on one mesh, so policies must be 1"

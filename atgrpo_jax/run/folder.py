@@ -153,7 +153,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _group_record(item: Credited, tokenizer: Tokenizer) -> dict[str, Any]:
-    group, origin = item.group, item.group.origin
+    group = item.group
+    origin = item.group.origin
     key = origin.key
     return {
         "step": key.step,

@@ -87,7 +87,9 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
             values["team"] = _mean([r.team for r in scored])
             values["local"] = _mean([r.local for r in scored])
         names = sorted({part for r in scored for part in r.parts})
-        parts = {part: _mean([r.parts.get(part, 0.0) for r in scored]) for part in names}
+        parts = {}
+        for part in names:
+            parts[part] = _mean([r.parts.get(part, 0.0) for r in scored])
         metrics |= of_role(role, values, parts)
     return metrics
 

@@ -64,7 +64,8 @@ class Policies:
         mesh = self.meshes[initial]
         key = experiment.architecture(initial), adapter, mesh
         if key not in self._made:
-            objective, lora = experiment.loss.objective(), experiment.lora if adapter else None
+            objective = experiment.loss.objective()
+            lora = experiment.lora if adapter else None
             self._made[key] = Learner(
                 _model(experiment, initial), experiment.optimizer, objective, mesh, lora
             )
@@ -135,10 +136,8 @@ class Policies:
         self, name: str, state: PolicyState, batches: Iterable[Batch], reference: Any
     ) -> tuple[PolicyState, Updates]:
         """Calls ``Learner.train`` for one policy, with the run's settings."""
-        temperature, rate = (
-            self._experiment.rollout.sampling.temperature,
-            self._experiment.team.rates.get(name, 1.0),
-        )
+        temperature = self._experiment.rollout.sampling.temperature
+        rate = self._experiment.team.rates.get(name, 1.0)
         cap = self._experiment.loss.correction
         return self._learners[name].train(state, batches, temperature, reference, self.base, rate, cap)
 
@@ -164,7 +163,7 @@ class Policies:
                 decode=experiment.tokenizer.decode,
                 lora=experiment.lora,
                 longest_answer=experiment.rollout.max_tokens,
-                candidates=experiment.rollout.candidates if experiment.rollout.mode == "tree" else 1,
+                candidates=experiment.rollout.candidates if experiment.rollout.tree else 1,
             )
         )
 

@@ -86,7 +86,7 @@ def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
     for axis, (name, patterns) in zip(axes.flat, PANELS, strict=True):
         keys = {key for record in records for key in record}
-        drawn = [key for key in sorted(keys) if any(_matches(key, pattern) for pattern in patterns)]
+        drawn = [key for key in sorted(keys) if _matches_any(key, patterns)]
         for key in drawn:
             points = [(record["step"], record[key]) for record in records if key in record]
             steps, values = zip(*points, strict=True)
@@ -106,8 +106,13 @@ def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
     write_atomically(path, drawn_png.getvalue())
 
 
+def _matches_any(key: str, patterns: Sequence[str]) -> bool:
+    return any(_matches(key, pattern) for pattern in patterns)
+
+
 def _matches(key: str, pattern: str) -> bool:
-    levels, wanted = key.split("/"), pattern.split("/")
+    levels = key.split("/")
+    wanted = pattern.split("/")
     return len(levels) == len(wanted) and all(
         w in ("*", level) for level, w in zip(levels, wanted, strict=True)
     )

@@ -37,7 +37,8 @@ class Trainer:
     """
 
     def __init__(self, experiment: Experiment, folder: RunFolder):
-        self.experiment, self.folder = experiment, folder
+        self.experiment = experiment
+        self.folder = folder
         for split in SPLITS:
             check_split(experiment.task, split)  # a bad split is found before any time is spent
         self.done = 0
@@ -61,7 +62,7 @@ class Trainer:
         self._reference: dict[str, Any] = {}
         self._seconds: dict[str, float] = {}
         self._writer: MetricsWriter | None = None
-        tree = experiment.rollout.mode == "tree"
+        tree = experiment.rollout.tree
         self._episodes = 1 if tree else experiment.rollout.candidates
         candidates = experiment.rollout.candidates if tree else 1
         self._player = Player(
@@ -110,7 +111,9 @@ class Trainer:
 
     def rollout(self, step: int) -> list[Episode]:
         """Plays fresh training instances with the team; returns the episodes."""
-        began, before, own = time.monotonic(), self._engine.usage, self._player.clock.seconds
+        began = time.monotonic()
+        before = self._engine.usage
+        own = self._player.clock.seconds
         indices = train_indices(step, self.experiment.rollout.instances)
         episodes = play_all(self._player, step, "train", indices, self._episodes)
         used = self._engine.usage - before
@@ -146,7 +149,8 @@ class Trainer:
         or of the states after it, that is not finite. Raises RunError if the logprobs of sampler
         and learner differ too much.
         """
-        experiment, began = self.experiment, time.monotonic()
+        experiment = self.experiment
+        began = time.monotonic()
         metrics: dict[str, float] = {}
         tokens = 0.0
         items: dict[str, list[Credited]] = defaultdict(list)
@@ -183,7 +187,8 @@ class Trainer:
         Raises NotFinite before the push if the weights compute numbers that are not finite. This is
         looked at even if ``Experiment.gate`` is false. Raises RunError if the gate's check fails.
         """
-        began, before = time.monotonic(), self._engine.usage
+        began = time.monotonic()
+        before = self._engine.usage
         weights = self._policies.weights(self.states)
         learned = self._gate.learned(weights, step)
         gate.push(self._engine, weights, step)
@@ -209,7 +214,8 @@ class Trainer:
 
         Returns the metrics. Raises NotFinite, before it writes, if one of them is not finite.
         """
-        last, every = step == self.experiment.steps, self.experiment.evaluation.every
+        last = step == self.experiment.steps
+        every = self.experiment.evaluation.every
         scores: dict[str, float] = {}
         if every and (step % every == 0 or last):
             scores |= self._score(step, "validation")

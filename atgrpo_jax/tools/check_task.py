@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, run_main
+from atgrpo_jax.common.cli import gin_flags, no_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.rollout.evaluation import available
@@ -118,8 +118,7 @@ def main(
     bound: float,
     only: bool,
 ) -> None:
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    no_arguments(argv)
     if gin_file.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
     x = gin_config.load(gin_file.value, gin_param.value)

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
+from atgrpo_jax.common.cli import run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import hash_bytes

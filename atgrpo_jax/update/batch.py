@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.rounding import power_of_two
 from atgrpo_jax.common.types import TILE, Batch, Trained
 from atgrpo_jax.credit.groups import Credited
 
@@ -83,8 +84,7 @@ def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, c
 
     row_tokens = config.row(max((len(s.tokens) for s in segments), default=0))
     rows = _first_fit(segments, row_tokens)
-    micro = max(-(-len(rows) // config.rows), 1)
-    micro = 1 << (micro - 1).bit_length()
+    micro = power_of_two(max(-(-len(rows) // config.rows), 1))
     batch = _padding(micro * config.rows, row_tokens)
     for r, row in enumerate(rows):
         _fill(batch, r, row)
@@ -114,7 +114,8 @@ def _padding(rows: int, row_tokens: int) -> Batch:
 def _fill(batch: Batch, r: int, row: Sequence[Segment]) -> None:
     start = first = 0
     for number, segment in enumerate(row, start=1):
-        end, last = start + len(segment.tokens), first + len(segment.trained.targets)
+        end = start + len(segment.tokens)
+        last = first + len(segment.trained.targets)
         batch.tokens[r, start:end] = segment.tokens
         batch.positions[r, start:end] = segment.positions
         batch.segments[r, start:end] = number
@@ -122,7 +123,8 @@ def _fill(batch: Batch, r: int, row: Sequence[Segment]) -> None:
         for array, values in zip(batch.trained, segment.trained, strict=True):
             array[r, first:last] = values
         batch.trained.sources[r, first:last] += start
-        start, first = end, last
+        start = end
+        first = last
     pairs = tile_pairs(batch.segments[r], batch.branches[r])
     batch.pairs[r, : len(pairs)] = pairs
 

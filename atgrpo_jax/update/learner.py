@@ -1,9 +1,7 @@
 """Updates a policy in one jitted function: (state, batch) -> (state, metrics)."""
 
-import dataclasses
-import inspect
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,155 +11,20 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import all_finite
 from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shardings, replicated
-from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import Batch
 from atgrpo_jax.models.head import Objective
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, init_params
-from atgrpo_jax.update.batch import Aggregate, each, filled
-from atgrpo_jax.update.loss import LARGEST, cloning_loss, kl_penalty, policy_loss
+from atgrpo_jax.update.batch import each, filled
+from atgrpo_jax.update.loss import LARGEST
+from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.updates import STATE_FINITE, Updates
 
 
 class PolicyState(NamedTuple):
     params: Any  # the trained part: all parameters, or an adapter
     opt_state: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Sets the optimizer and its rate: a linear warm-up, then a constant rate or a cosine decay.
-
-    A training step makes at most ``LossConfig.epochs * LossConfig.minibatches`` updates.
-
-    "muon" orthogonalises the momentum of every matrix but the embedding (Jordan 2024) and scales it
-    to a root mean square of 0.2 of the rate (2502.16982, eq. 4). AdamW updates the rest. A warm
-    start from scratch takes less than half of the updates that it takes with AdamW (docs/log.md).
-    """
-
-    algorithm: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 3e-4
-    warmup: int = 0  # updates
-    decay: int = 0  # updates after the warm-up in which the rate falls; 0 keeps it constant
-    final: float = 0.1  # the rate after the decay, as a share of learning_rate
-    b1: float = 0.9
-    b2: float = 0.99
-    momentum: float = 0.95  # used by Muon only
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float | None = 1.0  # largest global norm of the gradient; None does not clip
-    offload: bool = False  # keep the optimizer state in host memory between updates
-
-    def __post_init__(self):
-        check_types(self)
-        for name in ("learning_rate", "epsilon"):
-            require(self, name, getattr(self, name) > 0, "must be positive")
-        require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "must be positive, or None")
-        for name in ("warmup", "decay", "weight_decay"):
-            require(self, name, getattr(self, name) >= 0, "must not be negative")
-        require(self, "final", 0 <= self.final <= 1, "must be in [0, 1]")
-        for name in ("b1", "b2", "momentum"):
-            require(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
-        scales = "consistent_rms" in inspect.signature(optax.contrib.muon).parameters
-        rule = "muon needs optax >= 0.2.8, and sglang-jax comes with an older one"
-        require(self, "algorithm", scales or self.algorithm != "muon", rule)
-
-    def rate(self) -> optax.Schedule:
-        """Returns the schedule: number of the update, counted from 0 -> learning rate."""
-        first, peak = self.learning_rate / (self.warmup + 1), self.learning_rate
-        if not self.decay:
-            return optax.linear_schedule(first, peak, self.warmup)
-        total = self.warmup + self.decay
-        return optax.warmup_cosine_decay_schedule(first, peak, self.warmup, total, peak * self.final)
-
-    def build(self) -> optax.GradientTransformation:
-        if self.algorithm == "adamw":
-            step = optax.adamw(
-                self.rate(), b1=self.b1, b2=self.b2, eps=self.epsilon, weight_decay=self.weight_decay
-            )
-        else:
-            step = optax.contrib.muon(
-                self.rate(),
-                beta=self.momentum,
-                eps=self.epsilon,
-                weight_decay=self.weight_decay,
-                adam_b1=self.b1,
-                adam_b2=self.b2,
-                adam_weight_decay=self.weight_decay,
-                muon_weight_dimension_numbers=_muon_matrices,
-                consistent_rms=0.2,
-            )
-        if self.clip_norm is None:
-            return step
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), step)
-
-
-def _muon_matrices(params: Any) -> Any:
-    """Marks the parameters that Muon updates: kernels, which are matrices [in, out]."""
-
-    def dimensions(path, leaf):
-        return optax.contrib.MuonDimensionNumbers() if path[-1].key == "kernel" else None
-
-    return jax.tree_util.tree_map_with_path(dimensions, params)
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """Sets the AT-GRPO loss; see ``loss.policy_loss`` and ``batch.token_weights``."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = 3.0
-    aggregate: Aggregate = "candidate"
-    kl: float = 0.0  # coefficient of the KL estimate to the starting policy
-    entropy: float = 0.0  # coefficient of the entropy bonus
-    epochs: int = 1  # passes over a step's groups
-    minibatches: int = 4  # updates in each pass
-    # For engines that compute at another precision than the learner. With a number, old logprobs
-    # are the learner's own, and the advantage of each token is multiplied by min(learner
-    # probability / sampler probability, correction): truncated importance sampling (2110.00641).
-    # With None, old logprobs are the sampler's, and the run stops where the learner's differ.
-    correction: float | None = None
-
-    def __post_init__(self):
-        check_types(self)
-        require(self, "clip_low", 0 < self.clip_low < 1, "must be in (0, 1)")
-        require(self, "clip_high", self.clip_high > 0, "must be positive")
-        dual = self.dual_clip
-        require(self, "dual_clip", dual is None or dual > 1, "must be above 1, or None")
-        cap = self.correction
-        require(self, "correction", cap is None or cap >= 1, "must be at least 1, or None")
-        for name in ("kl", "entropy"):
-            require(self, name, getattr(self, name) >= 0, "must not be negative")
-        for name in ("epochs", "minibatches"):
-            require(self, name, getattr(self, name) >= 1, "must be at least 1")
-
-    def objective(self) -> Objective:
-        def at_grpo(logprobs_BT, entropy_BT, reference_BT, trained):
-            loss, metrics = policy_loss(
-                logprobs_BT,
-                trained.old_logprobs,
-                trained.advantages,
-                trained.weights,
-                clip_low=self.clip_low,
-                clip_high=self.clip_high,
-                dual_clip=self.dual_clip,
-            )
-            metrics["entropy"] = jnp.sum(trained.weights * entropy_BT)
-            if self.entropy:
-                loss -= self.entropy * metrics["entropy"]
-            if reference_BT is not None:
-                metrics["kl_start"] = kl_penalty(logprobs_BT, reference_BT, trained.weights)
-                loss += self.kl * metrics["kl_start"]
-            return loss, metrics
-
-        return at_grpo
-
-
-def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
-    """Computes the warm start's loss; it is an ``Objective``."""
-    return cloning_loss(logprobs_BT, trained.weights), {"entropy": jnp.sum(trained.weights * entropy_BT)}
 
 
 class Learner:
@@ -195,13 +58,15 @@ class Learner:
                 computing.opt_state,
             )
             self.shardings = PolicyState(computing.params, waiting)
-        self._computing, self._offload = computing.opt_state, optimizer.offload
+        self._computing = computing.opt_state
+        self._offload = optimizer.offload
         self.shapes = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
             shapes,
             self.shardings,
         )
-        rows, plain = batch_sharding(mesh), replicated(mesh)
+        rows = batch_sharding(mesh)
+        plain = replicated(mesh)
         self._given = rows, plain
         self._jit_fresh = jax.jit(self._fresh, out_shardings=self.shardings.params)
         self._jit_start = jax.jit(self._optimizer.init, out_shardings=self.shardings.opt_state)
@@ -308,7 +173,8 @@ class Learner:
         corrected: Iterable[tuple[Batch, dict[str, Any]]] = ((batch, {}) for batch in batches)
         if correction is not None:  # all with the parameters from before the first update
             corrected = [self.corrected(state.params, x, temperature, correction, base) for x in batches]
-        records, tokens = [], 0
+        records = []
+        tokens = 0
         for batch, found in corrected:
             state, metrics = self.update(state, batch, temperature, reference, base, rate)
             records.append(metrics | found)
@@ -374,7 +240,8 @@ class Learner:
         count, temperature, _ = numbers
 
         def loss(params, micro):
-            weights, reference_BT = self.weights(params, base), None
+            weights = self.weights(params, base)
+            reference_BT = None
             if reference is not None:
                 reference_BT, _ = self._packed.logprobs(self.weights(reference, base), micro, temperature)
             value, sums = self._packed.loss(self._objective, weights, micro, reference_BT, temperature)

@@ -35,7 +35,9 @@ class Updates(NamedTuple):
         if not self.records:
             return counts
         names = [name for name in self.records[0] if name != STATE_FINITE]
-        means = {name: float(np.mean([r[name] for r in self.records])) for name in names}
+        means = {}
+        for name in names:
+            means[name] = float(np.mean([record[name] for record in self.records]))
         return means | counts | {"logprob_gap": float(self.records[0]["logprob_gap"])}
 
     def check(self, where: str, state: Any) -> None:

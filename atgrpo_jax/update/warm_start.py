@@ -30,7 +30,9 @@ from atgrpo_jax.tasks.calls import calling, place
 from atgrpo_jax.tasks.protocol import Play, Task, ToolTask
 from atgrpo_jax.tokens.tokens import Tokenizer
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import Learner, OptimizerConfig, cloning
+from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.objectives import cloning
+from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.updates import Updates
 
 

@@ -132,12 +132,18 @@ class Drawn(NamedTuple):
 
 
 def empty(model: Transformer, sizes: Sizes) -> Cache:
-    c, dtype = model.config, jnp.dtype(model.config.dtype)
+    c = model.config
+    dtype = jnp.dtype(model.config.dtype)
     heads = c.kv_heads, c.head_size
+    prompts = sizes.shards, sizes.prompt_pages, *heads, sizes.page
     bank = sizes.shards, sizes.answer_pages // sizes.banks, *heads, sizes.answer_page
+
+    def banks() -> list[Pages]:
+        return [Pages.zeros(bank, dtype) for _ in range(sizes.banks)]
+
     return Cache(
-        [Pages.zeros((sizes.shards, sizes.prompt_pages, *heads, sizes.page), dtype) for _ in range(c.layers)],
-        [[Pages.zeros(bank, dtype) for _ in range(sizes.banks)] for _ in range(c.layers)],
+        [Pages.zeros(prompts, dtype) for _ in range(c.layers)],
+        [banks() for _ in range(c.layers)],
         jnp.zeros((sizes.shards, sizes.prompt_pages, c.width), dtype),
         jnp.zeros((sizes.shards, sizes.slots, c.width), dtype),
     )
@@ -145,7 +151,9 @@ def empty(model: Transformer, sizes: Sizes) -> Cache:
 
 def prefill(model: Transformer, sizes: Sizes, cache: Cache, params: Any, adapters: Any, work: Work) -> Cache:
     """Computes prompt pages, and the hidden states at their last tokens."""
-    D, F, p = sizes.shards, sizes.fill, sizes.page
+    D = sizes.shards
+    F = sizes.fill
+    p = sizes.page
 
     def block(b, cache):
         at = functools.partial(jax.lax.dynamic_index_in_dim, index=b, axis=1, keepdims=False)
@@ -188,7 +196,9 @@ def decode(
 
     patterns.py makes ``pattern_TV``.
     """
-    D, s, R = sizes.shards, sizes.slots, sizes.shards * sizes.slots
+    D = sizes.shards
+    s = sizes.slots
+    R = sizes.shards * sizes.slots
     flat = jax.tree.map(lambda x: x.reshape(R, *x.shape[2:]), slots)
     owners = jax.vmap(functools.partial(answer_owners, pages=sizes.answer_pages, page=sizes.answer_page))(
         slots.answer
@@ -208,7 +218,8 @@ def decode(
         out = jax.tree.map(
             lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, i, 1), out, tuple(drawn)
         )
-        count_Ds, live_Ds = count_R.reshape(D, s), live_R.reshape(D, s)
+        count_Ds = count_R.reshape(D, s)
+        live_Ds = live_R.reshape(D, s)
         column_Ds1 = jnp.minimum(count_Ds // sizes.answer_page, sizes.longest_answer - 1)[..., None]
         page_Ds = jnp.take_along_axis(slots.answer, column_Ds1, axis=-1)[..., 0]
         page_Ds = jnp.where(live_Ds, page_Ds, sizes.answer_pages)
@@ -302,6 +313,7 @@ def programs(model: Transformer, sizes: Sizes, mesh: Mesh | None) -> Programs:
 
 
 def _shardings(model: Transformer, sizes: Sizes, mesh: Mesh) -> Cache:
-    pages, rest = page_sharding(mesh, model.config.kv_heads), group_sharding(mesh)
+    pages = page_sharding(mesh, model.config.kv_heads)
+    rest = group_sharding(mesh)
     shapes = jax.eval_shape(functools.partial(empty, model, sizes))
     return jax.tree.map(lambda x: pages if x.ndim == 5 else rest, shapes)

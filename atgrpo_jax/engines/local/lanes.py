@@ -45,8 +45,10 @@ class Branch:
 
     def shorten(self, length: int) -> None:
         """Keeps the first ``length`` tokens, the last of which stopped the sample."""
-        self.tokens, self.logprobs = self.tokens[:length], self.logprobs[:length]
-        self.drawn_logprobs, self.stopped = self.drawn_logprobs[:length], True
+        self.tokens = self.tokens[:length]
+        self.logprobs = self.logprobs[:length]
+        self.drawn_logprobs = self.drawn_logprobs[:length]
+        self.stopped = True
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,8 +66,10 @@ class Ticket:
 
     def enter(self, adapter: int, scale: float) -> None:
         """Resets the ticket for a lane in which nothing of it is drawn."""
-        self.adapter, self.scale = adapter, scale
-        self.done, self.pages = {}, []
+        self.adapter = adapter
+        self.scale = scale
+        self.done = {}
+        self.pages = []
         self.waiting = deque(range(len(self.request.addresses)))
 
 
@@ -160,7 +164,8 @@ class Lane:
 
     def _begin(self, d: int, ticket: Ticket) -> bool:
         """Puts a ticket into a shard. Returns whether there was room for its prompt."""
-        shard, prompt = self._shards[d], ticket.request.prompt_ids
+        shard = self._shards[d]
+        prompt = ticket.request.prompt_ids
         taken = shard.prompts.take(ticket.request.policy, prompt)
         if taken is None:
             return False
@@ -174,21 +179,28 @@ class Lane:
         return True
 
     def _enter(self, d: int, ticket: Ticket) -> None:
-        shard, slots = self._shards[d], self._slots
+        shard = self._shards[d]
+        slots = self._slots
         while ticket.waiting and shard.free:
-            k, at = ticket.waiting.popleft(), (d, heapq.heappop(shard.free))
+            k = ticket.waiting.popleft()
+            at = (d, heapq.heappop(shard.free))
             shard.branches[at[1]] = Branch(ticket, k, next(self._ages))
             sampling = ticket.request.sampling
-            slots.live[at], slots.prompt_page[at], slots.have[at] = True, ticket.pages[-1], 0
+            slots.live[at] = True
+            slots.prompt_page[at] = ticket.pages[-1]
+            slots.have[at] = 0
             slots.pattern_state[at] = 0
             slots.prompt[at] = len(ticket.request.prompt_ids)
-            slots.limit[at], slots.least[at] = sampling.max_tokens, sampling.min_tokens
+            slots.limit[at] = sampling.max_tokens
+            slots.least[at] = sampling.min_tokens
             slots.key[at] = ticket.request.addresses[k].key_words()
             slots.scale[at] = 0.0
             if self._sizes.adapters:
                 slots.scale[at][ticket.adapter] = ticket.scale
-            slots.rules.temperature[at], slots.rules.top_k[at] = sampling.temperature, sampling.top_k
-            slots.rules.top_p[at], slots.rules.min_p[at] = sampling.top_p, sampling.min_p
+            slots.rules.temperature[at] = sampling.temperature
+            slots.rules.top_k[at] = sampling.top_k
+            slots.rules.top_p[at] = sampling.top_p
+            slots.rules.min_p[at] = sampling.min_p
             slots.rules.never[at] = -1
             slots.rules.never[at][: len(sampling.banned)] = sampling.banned
             slots.answer[at] = self._sizes.answer_pages
@@ -198,7 +210,8 @@ class Lane:
 
         If there are no free pages, the youngest slots lose theirs and wait to start again.
         """
-        shard, sizes = self._shards[d], self._sizes
+        shard = self._shards[d]
+        sizes = self._sizes
         for slot, branch in sorted(shard.branches.items(), key=lambda item: item[1].age):
             if shard.branches.get(slot) is not branch:
                 continue
@@ -261,7 +274,8 @@ class Lane:
                     at = d, b, f
                     tokens = ticket.request.prompt_ids[number * sizes.page : (number + 1) * sizes.page]
                     page_blocks.tokens[at][: len(tokens)] = tokens
-                    page_blocks.number[at], page_blocks.last[at] = number, len(tokens) - 1
+                    page_blocks.number[at] = number
+                    page_blocks.last[at] = len(tokens) - 1
                     page_blocks.page[at] = pages[number]
                     page_blocks.table[at][: len(pages)] = pages
                     if sizes.adapters:
@@ -280,7 +294,8 @@ class Lane:
             np.zeros((sizes.shards, E), np.int32),
         )
         passes = np.zeros((sizes.blocks, in_block), np.int32)
-        highest, longest = 0, 0
+        highest = 0
+        longest = 0
         for d, shard in enumerate(self._shards):
             by_ticket: dict[Ticket, list[int]] = {}
             for slot, branch in shard.branches.items():
@@ -313,7 +328,8 @@ class Lane:
         cache, drawn = self._programs.decode(cache, params, adapters, *self._inputs())
         drawn = jax.tree.map(np.asarray, drawn)
         self._cache = cache
-        asked, self._asked = self._asked, Usage()
+        asked = self._asked
+        self._asked = Usage()
         slot_steps = int(drawn.steps) * self._sizes.shards * self._sizes.slots
         times = Usage(
             prefill_s=prefilled - began, decode_s=time.monotonic() - prefilled, slot_steps=slot_steps
@@ -342,7 +358,8 @@ class Lane:
 
         ``cut`` shortens a branch that ends earlier, and returns whether it did.
         """
-        complete, tokens = [], 0
+        complete = []
+        tokens = 0
         self._slots.prompt_page[:] = -1
         for d, shard in enumerate(self._shards):
             for slot, branch in list(shard.branches.items()):

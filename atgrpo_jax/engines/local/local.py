@@ -20,12 +20,20 @@ from jax.sharding import Mesh
 from atgrpo_jax.arrays.mesh import platform_of
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import PromptTooLong, RunError
+from atgrpo_jax.common.rounding import power_of_two, round_up
 from atgrpo_jax.common.types import Sample
 from atgrpo_jax.engines.local import paged_kernel
 from atgrpo_jax.engines.local.decoding import Sizes
 from atgrpo_jax.engines.local.lanes import Branch, Lane, Ticket
 from atgrpo_jax.engines.local.patterns import automaton, check_match
-from atgrpo_jax.engines.protocol import Request, Served, Usage
+from atgrpo_jax.engines.protocol import (
+    Request,
+    Served,
+    Usage,
+    check_prompt_ids,
+    check_pushed,
+    stopped_length,
+)
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, join_layers
@@ -149,8 +157,7 @@ class LocalEngine:
         return await ticket.future
 
     def _check(self, request: Request) -> None:
-        if request.policy not in self._weights:
-            raise RunError(f"no weights were pushed for policy {request.policy!r}")
+        check_pushed(request, self._weights)
         place = request.addresses[0].group.path()
         length = len(request.prompt_ids)
         if not 1 <= length <= self._config.max_prompt:
@@ -162,9 +169,7 @@ class LocalEngine:
         size = self._model(request.policy).vocab_size
         if any(token >= size for token in request.sampling.banned):
             raise RunError(f"Sampling.banned = {request.sampling.banned}: the vocabulary has {size} ids")
-        for token in (max(request.prompt_ids), min(request.prompt_ids)):
-            if not 0 <= token < size:
-                raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
+        check_prompt_ids(request, size)
         if (request.sampling.stop or request.sampling.pattern) and self._decode is None:
             raise RunError("Sampling.stop and Sampling.pattern: this engine was given no decoder")
 
@@ -177,13 +182,15 @@ class LocalEngine:
     def _family(self, policy: str) -> Family:
         if policy not in self._families:
             params, adapter, _ = self._weights[policy][0]
-            members, model = [policy], self._model(policy)
+            members = [policy]
+            model = self._model(policy)
             if adapter is not None:
                 pushed = {name: weights for name, (weights, _) in sorted(self._weights.items())}
                 members = [n for n, w in pushed.items() if w.params is params and w.adapter is not None]
                 adapter = stack([pushed[name].adapter for name in members])
             elif self._fits_twice(policy, params):
-                model, params = model.clone(fused=True), _join_layers(params)
+                model = model.clone(fused=True)
+                params = _join_layers(params)
             self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
         return self._families[policy]
 
@@ -197,7 +204,8 @@ class LocalEngine:
         policy = ticket.request.policy
         family = self._family(policy)
         ticket.enter(family.policies.index(policy), self._weights[policy][0].scale)
-        mesh, pattern = self._mesh(policy), ticket.request.sampling.pattern
+        mesh = self._mesh(policy)
+        pattern = ticket.request.sampling.pattern
         pattern_TV = self._pattern(pattern, self._model(policy).vocab_size)
         sizes = lane_sizes(self._config, family, ticket.request, mesh, self._default_shape)._replace(
             pattern_states=len(pattern_TV)
@@ -270,20 +278,16 @@ class LocalEngine:
 
         Returns whether it did. Raises RunError if a stopped sample does not match its pattern.
         """
-        sampling, decode = branch.ticket.request.sampling, self._decode
-        stops = sampling.stop
-        if decode is None or not (stops or sampling.pattern):
+        sampling = branch.ticket.request.sampling
+        decode = self._decode
+        if decode is None:
             return False
         if sampling.pattern and branch.stopped:
             check_match(sampling.pattern, decode(branch.tokens))
-
-        def fits(length: int) -> bool:
-            text = decode(branch.tokens[:length])
-            return any(stop in text for stop in stops)
-
-        if not fits(len(branch.tokens)):
+        length = stopped_length(branch.tokens, sampling.stop, decode)
+        if length is None:
             return False
-        branch.shorten(next(n for n in range(1, len(branch.tokens) + 1) if fits(n)))
+        branch.shorten(length)
         return True
 
     def _answer(self, ticket: Ticket) -> None:
@@ -359,11 +363,3 @@ def _wants_kernel(config: ModelConfig, mesh: Mesh | None) -> bool:
     """Returns whether attention should be one kernel: on GPUs and, for tests, on CPUs."""
     platform = platform_of(mesh)
     return config.attention in {"gpu": ("auto", "fused"), "cpu": ("fused",)}.get(platform, ())
-
-
-def round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
-
-
-def power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length() if least else 0

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-_HIDDEN = -1e30  # finite, so that merging what no query sees makes no NaN
-_WIDE = {"preferred_element_type": jnp.float32}
+from atgrpo_jax.models.attention import HIDDEN, WIDE
 
 
 class Pages(NamedTuple):
@@ -73,11 +72,12 @@ class Partial(NamedTuple):
     def nothing(cls, shape: Sequence[int]) -> "Partial":
         """Returns attention over nothing, with ``out`` of ``shape`` [..., H]."""
         zeros = jnp.zeros(shape[:-1], jnp.float32)
-        return cls(jnp.zeros(shape, jnp.float32), jnp.full_like(zeros, _HIDDEN), zeros)
+        return cls(jnp.zeros(shape, jnp.float32), jnp.full_like(zeros, HIDDEN), zeros)
 
     def merge(self, other: "Partial") -> "Partial":
         best = jnp.maximum(self.best, other.best)
-        mine, its = jnp.exp(self.best - best), jnp.exp(other.best - best)
+        mine = jnp.exp(self.best - best)
+        its = jnp.exp(other.best - best)
         return Partial(
             self.out * mine[..., None] + other.out * its[..., None],
             best,
@@ -93,11 +93,11 @@ def partial(q_NMXH: jax.Array, pages: Pages, sees: jax.Array) -> Partial:
 
     They see what ``sees`` (broadcast to [N, M, X, p]) says.
     """
-    scores = jnp.einsum("nmxh,nmhp->nmxp", q_NMXH, pages.keys, **_WIDE)
-    scores = jnp.where(sees, scores, _HIDDEN)
+    scores = jnp.einsum("nmxh,nmhp->nmxp", q_NMXH, pages.keys, **WIDE)
+    scores = jnp.where(sees, scores, HIDDEN)
     best = scores.max(-1)
     probs = jnp.exp(scores - best[..., None])
-    out = jnp.einsum("nmxp,nmph->nmxh", probs.astype(pages.values.dtype), pages.values, **_WIDE)
+    out = jnp.einsum("nmxp,nmph->nmxh", probs.astype(pages.values.dtype), pages.values, **WIDE)
     return Partial(out, best, probs.sum(-1))
 
 
@@ -124,7 +124,8 @@ def prefill_attention(
     A token sees the earlier pages of its prompt, and the tokens of its page up to itself. ``passes``
     is the most earlier pages of any prompt; a prompt that has fewer does not see the others.
     """
-    (F, p, N, H), M = q_FpNH.shape, k_FpMH.shape[2]
+    F, p, N, H = q_FpNH.shape
+    M = k_FpMH.shape[2]
     q = (q_FpNH * H**-0.5).reshape(F, p, M, N // M, H).transpose(0, 2, 3, 1, 4).reshape(F, M, -1, H)
 
     def earlier(j, so_far):
@@ -192,11 +193,12 @@ def decode_attention(
       answers: banks of equally many pages, numbered from the first bank's to the last bank's.
       table_SX: answer pages of each sample.
     """
-    (S, N, H), M = q_SNH.shape, prompts.keys.shape[1]
+    S, N, H = q_SNH.shape
+    M = prompts.keys.shape[1]
     q_SMRH = (q_SNH * H**-0.5).reshape(S, M, N // M, H)
     seen = _prompts(q_SMRH, prompts, readers, passes.prompt)
     size = answers[0].keys.shape[-1]
-    banks = len(answers)
+    of_bank = jax.tree.map(lambda x: x.reshape(len(answers), -1), owners)
     parts = [
         jax.lax.cond(
             b < passes.banks,
@@ -204,7 +206,8 @@ def decode_attention(
             lambda q, pages, slots, starts: Partial.nothing((len(slots), *q.shape[1:])),
             q_SMRH,
             pages,
-            *(x.reshape(banks, -1)[b] for x in owners),
+            of_bank.slots[b],
+            of_bank.starts[b],
         )
         for b, pages in enumerate(answers)
     ]
@@ -213,7 +216,7 @@ def decode_attention(
     def read(j, so_far):
         mine = jax.tree.map(lambda x: x.at[table_SX[:, j]].get(mode="clip"), by_page)
         sees_S11 = (j * size <= count_S)[:, None, None]
-        return so_far.merge(mine._replace(best=jnp.where(sees_S11, mine.best, _HIDDEN)))
+        return so_far.merge(mine._replace(best=jnp.where(sees_S11, mine.best, HIDDEN)))
 
     out_SMRH = jax.lax.fori_loop(0, passes.answer, read, seen).result()
     return out_SMRH.reshape(q_SNH.shape).astype(q_SNH.dtype)
@@ -228,8 +231,10 @@ def _answers(q_SMRH, count_S, pages: Pages, slots_n, starts_n) -> Partial:
 
 def _prompts(q_SMRH: jax.Array, prompts: Pages, readers: Readers, passes_b: jax.Array) -> Partial:
     """Returns the attention of each sample over its prompt."""
-    (_, M, R, H), page = q_SMRH.shape, prompts.keys.shape[-1]
-    (E, W), blocks = readers.slots.shape, len(passes_b)
+    _, M, R, H = q_SMRH.shape
+    page = prompts.keys.shape[-1]
+    E, W = readers.slots.shape
+    blocks = len(passes_b)
     B = E // blocks
     used = jnp.sum(passes_b > 0)
 

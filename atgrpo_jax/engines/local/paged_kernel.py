@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from atgrpo_jax.common.rounding import power_of_two
 from atgrpo_jax.engines.local.paged_attention import Pages, Readers
+from atgrpo_jax.models.attention import HIDDEN
 from atgrpo_jax.models.attention_kernel import dot
 
-_HIDDEN = -1e30
 LEAST = 16  # least side of a matrix that Triton multiplies
 
 
@@ -51,13 +52,14 @@ def fused_decode_attention(
         the answers are in one bank.
       interpret: runs on any device, slowly, for tests.
     """
-    (D, S, N, H), M = q_DSNH.shape, prompts.keys.shape[2]
+    D, S, N, H = q_DSNH.shape
+    M = prompts.keys.shape[2]
     R = N // M
     q_DSMRH = (q_DSNH * H**-0.5).reshape(D, S, M, R, H)
-    held = max(LEAST, 1 << (R - 1).bit_length())  # a power of two
-    q_DSMRH = jnp.pad(q_DSMRH, ((0, 0), (0, 0), (0, 0), (0, held - R), (0, 0)))
+    padded = max(LEAST, power_of_two(R))
+    q_DSMRH = jnp.pad(q_DSMRH, ((0, 0), (0, 0), (0, 0), (0, padded - R), (0, 0)))
     table_DSP, length_DS = jax.vmap(functools.partial(_by_slot, slots=S))(readers)
-    own = pl.BlockSpec((None, None, None, held, H), lambda d, s, m: (d, s, m, 0, 0))
+    own = pl.BlockSpec((None, None, None, padded, H), lambda d, s, m: (d, s, m, 0, 0))
     scalars = table_DSP, length_DS, table_DSX, count_DS
     everything = (*scalars, *prompts, *answers)
     out_DSMRH = pl.pallas_call(
@@ -95,16 +97,17 @@ def _kernel(q, table, length, answer_table, count, keys, values, answer_keys, an
             n = jnp.minimum(table[d, s, j], keys.shape[1] - 1)  # an ended sample may lack it
             scores = dot(q_RH, keys[d, n, m, :, :])
             places = j * page + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-            scores = jnp.where(places < seen, scores, _HIDDEN)
+            scores = jnp.where(places < seen, scores, HIDDEN)
             now = jnp.maximum(best, jnp.max(scores, axis=1, keepdims=True))
-            kept, probs = jnp.exp(best - now), jnp.exp(scores - now)
+            kept = jnp.exp(best - now)
+            probs = jnp.exp(scores - now)
             acc = acc * kept + dot(probs.astype(values.dtype), values[d, n, m, :, :])
             return acc, now, total * kept + jnp.sum(probs, axis=1, keepdims=True)
 
         return jax.lax.fori_loop(0, (seen + page - 1) // page, visit, carry)
 
     R = len(q_RH)
-    carry = jnp.zeros(q_RH.shape, jnp.float32), jnp.full((R, 1), _HIDDEN), jnp.zeros((R, 1), jnp.float32)
+    carry = jnp.zeros(q_RH.shape, jnp.float32), jnp.full((R, 1), HIDDEN), jnp.zeros((R, 1), jnp.float32)
     carry = over((keys, values), table, length[d, s], carry)
     most = answer_table.shape[-1] * answer_keys.shape[-1]
     seen = jnp.where(length[d, s] > 0, jnp.minimum(count[d, s] + 1, most), 0)

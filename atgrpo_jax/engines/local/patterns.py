@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.rounding import power_of_two
 
 
 def automaton(
@@ -33,12 +34,13 @@ def automaton(
         index = outlines_core.Index(pattern, outlines_core.Vocabulary(end, ids))
     except (ValueError, TypeError) as error:
         raise RunError(f"Sampling.pattern = {pattern!r}: {error}") from error
-    transitions, final = index.get_transitions(), index.get_final_states()
+    transitions = index.get_transitions()
+    final = index.get_final_states()
     first = index.get_initial_state()
     targets = (target for ways in transitions.values() for target in ways.values())
     rest = sorted({*transitions, *targets, *final} - {first})
     number = {state: i for i, state in enumerate([first, *rest])}
-    table_TV = np.full((1 << (len(number) - 1).bit_length(), vocab_size), -1, np.int32)
+    table_TV = np.full((power_of_two(len(number)), vocab_size), -1, np.int32)
     for state, ways in transitions.items():
         for token, target in ways.items():
             if token != end:

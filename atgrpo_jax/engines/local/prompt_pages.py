@@ -44,7 +44,9 @@ class PromptPages:
         for chunk in chunks[known:]:
             page = self._free.pop() if self._free else self._evict()
             name = pages[-1] if pages else root, chunk
-            self._known[name], self._names[page], self._readers[page] = page, name, 1
+            self._known[name] = page
+            self._names[page] = name
+            self._readers[page] = 1
             pages.append(page)
         return pages, known
 

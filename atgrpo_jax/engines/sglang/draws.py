@@ -39,7 +39,8 @@ class _Try:
     """
 
     def __init__(self, servers: Sequence[Server], end: float):
-        self.servers, self._end = servers, end
+        self.servers = servers
+        self._end = end
         self.ready = False
         self.due = time.monotonic() + min(ASK_S, (end - time.monotonic()) / 2)
 
@@ -66,8 +67,10 @@ class Drawer:
           attempts: failed tries at a group before it is given up. Tries that reached no server do
             not count.
         """
-        self._served, self._router = served, router
-        self._deadline_s, self._attempts = deadline_s, attempts
+        self._served = served
+        self._router = router
+        self._deadline_s = deadline_s
+        self._attempts = attempts
         self._drawing: set[asyncio.Future] = set()
         self._aborts: set[asyncio.Future] = set()
         self.retries = 0
@@ -106,7 +109,8 @@ class Drawer:
         A server that takes long may hang. So after half of the time that is left another one is
         asked too, while the first may go on.
         """
-        key, end = request.addresses[0].group, time.monotonic() + self._deadline_s
+        key = request.addresses[0].group
+        end = time.monotonic() + self._deadline_s
         nonsense = 0
         for attempt in itertools.count():
             self._start(request, fleet, version, attempt, running, end)
@@ -114,7 +118,8 @@ class Drawer:
             if not done and time.monotonic() >= end:
                 return await self._missed(request, fleet, version, running)
             for task in sorted(done, key=lambda task: task.exception() is not None):
-                tried, failure = running.pop(task), task.exception()
+                tried = running.pop(task)
+                failure = task.exception()
                 if failure is None:
                     fleet.in_time(tried.servers)
                     return task.result()
@@ -155,7 +160,8 @@ class Drawer:
         """
         alone = self._router is not None or len(fleet.servers) == 1
         while True:
-            now, due = time.monotonic(), end if alone else min(end, max(t.due for t in running.values()))
+            now = time.monotonic()
+            due = end if alone else min(end, max(t.due for t in running.values()))
             done, _ = await asyncio.wait(
                 running, timeout=max(0.0, due - now), return_when=asyncio.FIRST_COMPLETED
             )
@@ -172,7 +178,8 @@ class Drawer:
 
         Raises RunError if no server was ready to draw, or if none answers any more.
         """
-        place, limit = request.addresses[0].group.path(), f"SGLangConfig.deadline_s = {self._deadline_s:g} s"
+        place = request.addresses[0].group.path()
+        limit = f"SGLangConfig.deadline_s = {self._deadline_s:g} s"
         if not any(tried.ready for tried in running.values()):
             first = _servers(running)[0].url
             raise RunError(f"no sample at {place}: {first} was not ready to draw within {limit}")
@@ -190,10 +197,12 @@ class Drawer:
         """
         await fleet.heal_any(tried.servers)
         tried.draws()
-        state, count = fleet.state, len(request.addresses)
+        state = fleet.state
+        count = len(request.addresses)
         prompt, group = self._bodies(request, fleet)
         # A request has more time than the group: ``_wait`` ends first.
-        front, patience = self._router or tried.servers[0], 2 * self._deadline_s
+        front = self._router or tried.servers[0]
+        patience = 2 * self._deadline_s
         try:
             known = await front.post("/generate", prompt, patience)
             most = count * request.sampling.max_tokens
@@ -208,7 +217,8 @@ class Drawer:
             raise RunError(f"{refused} (at {request.addresses[0].group.path()})") from refused
         if not isinstance(answers, list) or len(answers) != count:
             raise ServerError(f"{front.url}: {shown(answers)} for {count} samples")
-        size, stops = self._served.models[request.policy].vocab_size, frozenset(self._served.stop_ids)
+        size = self._served.models[request.policy].vocab_size
+        stops = frozenset(self._served.stop_ids)
         samples = [read_sample(one, request.sampling, stops, size, state, version) for one in answers]
         used = Usage(
             tokens=sum(len(sample.tokens) for sample in samples),
@@ -220,7 +230,8 @@ class Drawer:
     def _bodies(self, request: Request, fleet: Fleet) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the bodies of two requests: for the prompt, and for the group."""
         params = sampling_params(request.sampling, self._served.stop_ids)
-        name, count = uuid.uuid4().hex, len(request.addresses)
+        name = uuid.uuid4().hex
+        count = len(request.addresses)
         each: dict[str, Any] | list[dict[str, Any]] = params
         if fleet.seeds and not self._router:  # a router takes one setting for a whole request
             each = [params | {"sampling_seed": address.key_words()[0] >> 1} for address in request.addresses]

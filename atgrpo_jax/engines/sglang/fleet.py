@@ -267,7 +267,8 @@ class Fleet:
             ) from error
         config = dataclasses.replace(self.model.config, vocab_size=self.model.vocab_size)
         for field in _SHAPE:
-            own, other = getattr(config, field), getattr(theirs, field)
+            own = getattr(config, field)
+            other = getattr(theirs, field)
             if own != other:
                 raise RunError(
                     f"{server.url} serves {named} with {field} = {other!r}; {self.name} has {own!r}"

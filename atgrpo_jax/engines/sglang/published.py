@@ -56,7 +56,8 @@ class Published:
 
         Returns the folder. Raises RunError if it cannot be written.
         """
-        partial, whole = self.root / f"{name}.partial", self.root / name
+        partial = self.root / f"{name}.partial"
+        whole = self.root / name
         try:
             write(str(partial))
         except (OSError, SafetensorError) as error:

@@ -29,8 +29,12 @@ class _Brief(reprlib.Repr):
 
     def __init__(self):
         super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 4, 120, 60
-        self.maxdict, self.maxlist, self.maxlong = 12, 6, 40
+        self.maxlevel = 4
+        self.maxstring = 120
+        self.maxother = 60
+        self.maxdict = 12
+        self.maxlist = 6
+        self.maxlong = 40
 
     def repr_str(self, x: str, level: int) -> str:
         return super().repr_str(hide(x), level)  # before it is cut: half a key is not found

@@ -21,7 +21,9 @@ HERE = ("127.0.0.1", "localhost", "::1")
 # Largest sizes in bytes: of an answer without samples (/server_info repeats all arguments and what
 # each rank holds), of an error, and of what each token adds to an answer: its id, its logprob
 # (which some servers send twice) and its text.
-_ANSWER, _ERROR, _TOKEN = 4 << 20, 1 << 14, 256
+_ANSWER = 4 << 20
+_ERROR = 1 << 14
+_TOKEN = 256
 # Status codes of a server, or of something before it, that has no room or no time now.
 _LATER = (408, 429, 502, 503, 504)
 
@@ -112,7 +114,8 @@ class Server:
             async with self._session.request(
                 method, place, json=body, timeout=limit, allow_redirects=False
             ) as answer:
-                status, headers = answer.status, answer.headers
+                status = answer.status
+                headers = answer.headers
                 raw, more = await read(answer, most if status == 200 else _ERROR)
         except TimeoutError:
             raise Unreachable(f"{place}: no answer in {seconds:g} s") from None
@@ -214,8 +217,10 @@ def read_sample(
     """
     try:
         about = get(answer, "meta_info", dict)
-        count, reason = get(about, "completion_tokens", int), get(about, "finish_reason", dict)
-        finish, matched = get(reason, "type", str), reason.get("matched")
+        count = get(about, "completion_tokens", int)
+        reason = get(about, "finish_reason", dict)
+        finish = get(reason, "type", str)
+        matched = reason.get("matched")
         spans = get(about, "weight_versions", list, type(None), default=None) or []
         versions = {get(about, "weight_version", str), *(get(span, "version", str) for span in spans)}
         entries = get(about, "output_token_logprobs", list)
@@ -226,7 +231,8 @@ def read_sample(
     if finish == "abort":
         raise ServerError(f"the server aborted a sample: {shown(reason.get('message'))}")
     tokens, logprobs = _drawn(entries, count, sampling.max_tokens, vocab_size)
-    by_id, by_text = type(matched) is int and matched == tokens[-1], type(matched) is str
+    by_id = type(matched) is int and matched == tokens[-1]
+    by_text = type(matched) is str
     if finish == "length" and count == sampling.max_tokens:
         return Sample(tokens, logprobs, "length", version)
     if finish == "stop" and ((by_id and matched in stop_ids) or (by_text and matched in sampling.stop)):

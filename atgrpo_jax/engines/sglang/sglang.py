@@ -26,7 +26,7 @@ from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import PromptTooLong, RunError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Sample
-from atgrpo_jax.engines.protocol import Request, Served, Usage
+from atgrpo_jax.engines.protocol import Request, Served, Usage, check_prompt_ids, check_pushed
 from atgrpo_jax.engines.sglang.background import Background
 from atgrpo_jax.engines.sglang.draws import Drawer
 from atgrpo_jax.engines.sglang.fleet import Fleet
@@ -106,7 +106,8 @@ class SGLangEngine:
 
     def __init__(self, served: Served, config: SGLangConfig):
         """Raises RunError if the servers do not fit the team, or a folder or key is missing."""
-        self._served, self._config = served, config
+        self._served = served
+        self._config = config
         self.usage = Usage()
         self._versions: dict[str, int] = {}
         self._base: Any = None  # the base parameters that servers hold, under adapters
@@ -171,7 +172,8 @@ class SGLangEngine:
         weights, or if none is reached in time.
         """
         began = time.monotonic()
-        fleet, served = self._fleets[self._served.initial_names[policy]], self._served
+        fleet = self._fleets[self._served.initial_names[policy]]
+        served = self._served
         name = f"{policy}-{version}-{next(self._count)}"
         old: list[Path | None] = []
         size = 0
@@ -186,7 +188,8 @@ class SGLangEngine:
             size += folder_bytes(fleet.folder)
         if weights.adapter is not None:
             self._base = weights.params
-            base, adapter = str(fleet.folder), weights.adapter
+            base = str(fleet.folder)
+            adapter = weights.adapter
             path = self._published.write(
                 f"{name}-adapter", lambda f: save_adapter(f, adapter, served.lora, base)
             )
@@ -273,15 +276,12 @@ class SGLangEngine:
 
         It is checked here because one id outside the vocabulary would end a server.
         """
-        if request.policy not in self._versions:
-            raise RunError(f"no weights were pushed for policy {request.policy!r}")
+        check_pushed(request, self._versions)
+        check_prompt_ids(request, self._served.models[request.policy].vocab_size)
         place = request.addresses[0].group.path()
-        size = self._served.models[request.policy].vocab_size
         fleet = self._fleets[self._served.initial_names[request.policy]]
-        for token in (min(request.prompt_ids, default=-1), max(request.prompt_ids, default=-1)):
-            if not 0 <= token < size:
-                raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
-        length, new = len(request.prompt_ids), request.sampling.max_tokens
+        length = len(request.prompt_ids)
+        new = request.sampling.max_tokens
         if length + new >= fleet.context:
             raise PromptTooLong(
                 f"a prompt of {length} tokens at {place}, and {new} to draw: the servers of {fleet.name} "
@@ -293,7 +293,8 @@ class SGLangEngine:
     async def _sample(self, request: Request) -> Sequence[Sample]:
         name = self._served.initial_names[request.policy]
         async with self._rooms[name]:
-            drawer, version = self._drawer, self._versions[request.policy]
+            drawer = self._drawer
+            version = self._versions[request.policy]
             samples, used = await drawer.draw(request, self._fleets[name], version)
         self.usage += used
         return samples

@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from atgrpo_jax.arrays.mesh import leaf_name
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
@@ -120,7 +121,9 @@ class Session:
 
         Raises RunError if the Engine does not start, or has less room than ``config`` asks for.
         """
-        self._policy, self._closed, self._ended = policy, False, threading.Event()
+        self._policy = policy
+        self._closed = False
+        self._ended = threading.Event()
         with contextlib.ExitStack() as stack:
             folder = Path(config.folder).expanduser() / policy if config.folder else None
             folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -138,7 +141,8 @@ class Session:
                 raise RunError(
                     f"policy {policy}: sglang-jax did not start: {error!r}; above is what it logged"
                 ) from error
-        self._manager, self._loop = self._engine.tokenizer_manager, self._engine.loop
+        self._manager = self._engine.tokenizer_manager
+        self._loop = self._engine.loop
         self._scheduler = self._engine.scheduler_info["scheduler"]
         self._receive = self._scheduler.recv_requests
         self._scheduler.recv_requests = self._pace
@@ -197,12 +201,11 @@ class Session:
         changed.
         """
         pairs = jax.tree_util.tree_leaves_with_path(params)
-        paths = ["/".join(str(part.key) for part in path) for path, _ in pairs]
-        # sglang-jax keeps the head as [V, D], like the embedding.
-        ours = {
-            their_name(path): leaf.T if path == "head" else leaf
-            for path, (_, leaf) in zip(paths, pairs, strict=True)
-        }
+        ours = {}
+        for path, leaf in pairs:
+            name = leaf_name(path)
+            # sglang-jax keeps the head as [V, D], like the embedding.
+            ours[their_name(name)] = leaf.T if name == "head" else leaf
         shapes = {name: struct.shape for name, struct in self._shapes.items()}
         check_same(self._policy, {name: leaf.shape for name, leaf in ours.items()}, shapes)
         self._forget()
@@ -356,8 +359,11 @@ def draw_seeded(operands: tuple) -> jax.Array:
 def _process_kept() -> Iterator[None]:
     """Restores what sglang-jax changes in the process when it is imported and started."""
     logging.getLogger("sgl_jax").setLevel(logging.ERROR)
-    root, loops = logging.getLogger(), asyncio.get_event_loop_policy()
-    handlers, level, platforms = root.handlers[:], root.level, os.environ.pop("JAX_PLATFORMS", None)
+    root = logging.getLogger()
+    loops = asyncio.get_event_loop_policy()
+    handlers = root.handlers[:]
+    level = root.level
+    platforms = os.environ.pop("JAX_PLATFORMS", None)
     register = threading._register_atexit  # type: ignore[attr-defined]
     try:
         yield

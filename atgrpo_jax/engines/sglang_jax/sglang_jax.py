@@ -20,7 +20,14 @@ from jax.sharding import Mesh
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import PromptTooLong, RunError
 from atgrpo_jax.common.types import Address, Sample, Sampling
-from atgrpo_jax.engines.protocol import Request, Served, Usage
+from atgrpo_jax.engines.protocol import (
+    Request,
+    Served,
+    Usage,
+    check_prompt_ids,
+    check_pushed,
+    stopped_length,
+)
 from atgrpo_jax.engines.sglang_jax.session import Answer, Session, check_installed
 from atgrpo_jax.models.lora import merge
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer
@@ -81,7 +88,8 @@ class SGLangJaxConfig:
 
 def check_model(policy: str, model: Transformer, config: SGLangJaxConfig, mesh: Mesh) -> None:
     """Raises RunError, naming the field, if sglang-jax would fail later on the model or devices."""
-    size, kv_heads = model.config.head_size, model.config.kv_heads
+    size = model.config.head_size
+    kv_heads = model.config.kv_heads
     if mesh.devices.flat[0].platform != "tpu" and size % LANES:
         raise RunError(
             f"policy {policy}: ModelConfig.head_size = {size}: without a TPU, sglang-jax needs a multiple of "
@@ -109,7 +117,8 @@ class SGLangJaxEngine:
     def __init__(self, served: Served, config: SGLangJaxConfig):
         if threading.current_thread() is not threading.main_thread():
             raise RunError("SGLangJaxConfig: its Engines must be started from the main thread")
-        self._served, self._config = served, config
+        self._served = served
+        self._config = config
         self._versions: dict[str, int] = {}
         self._sessions: dict[str, Session] = {}
         self._drawing: set[Future] = set()
@@ -176,25 +185,24 @@ class SGLangJaxEngine:
             raise RunError("a thread of sglang-jax has failed; it wrote on stderr why")
 
     def _check(self, request: Request) -> None:
-        if request.policy not in self._versions:
-            raise RunError(f"no weights were pushed for policy {request.policy!r}")
+        check_pushed(request, self._versions)
         check_sampling(request.sampling)
         place = request.addresses[0].group.path()
-        length, most = len(request.prompt_ids), self._config.context_length - request.sampling.max_tokens
+        length = len(request.prompt_ids)
+        most = self._config.context_length - request.sampling.max_tokens
         if not 1 <= length <= most:
             kind = PromptTooLong if length else RunError
             raise kind(
                 f"a prompt of {length} tokens at {place}: must be 1 to {most}, "
                 f"SGLangJaxConfig.context_length less max_tokens"
             )
-        size = self._served.models[request.policy].vocab_size
-        for token in (max(request.prompt_ids), min(request.prompt_ids)):
-            if not 0 <= token < size:  # sglang-jax itself does not check it
-                raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
+        # sglang-jax itself does not check it.
+        check_prompt_ids(request, self._served.models[request.policy].vocab_size)
 
     async def _draw(self, session: Session, request: Request) -> list[Sample]:
         """Draws a group. Runs on the session's loop."""
-        version, prompt = self._versions[request.policy], list(request.prompt_ids)
+        version = self._versions[request.policy]
+        prompt = list(request.prompt_ids)
         late = time.monotonic() + self._config.deadline_s if self._config.deadline_s else None
         first = None
         if len(request.addresses) > 1:
@@ -209,7 +217,8 @@ class SGLangJaxEngine:
             prompt_tokens=len(prompt),
             known_tokens=(first or answers[0]).known_tokens,
         )
-        stops, decode = request.sampling.stop, self._served.decode
+        stops = request.sampling.stop
+        decode = self._served.decode
         if any(answer.finish == "error" for answer in answers):
             # Long samples are the last to be complete, so the others alone would be too short.
             return [Sample((), (), "error", version)] * len(answers)
@@ -261,15 +270,9 @@ def cut(sample: Sample, stops: Sequence[str], decode: Callable[[Sequence[int]], 
     The result is the same as if drawing had stopped there; only time is lost. sglang-jax cannot
     stop there itself, because it has no tokenizer here.
     """
-
-    def fits(length: int) -> bool:
-        text = decode(sample.tokens[:length])
-        return any(stop in text for stop in stops)
-
-    length = len(sample.tokens)
-    if not stops or not fits(length):
+    length = stopped_length(sample.tokens, stops, decode)
+    if length is None:
         return sample
-    length = next(n for n in range(1, length + 1) if fits(n))
     return dataclasses.replace(
         sample, tokens=sample.tokens[:length], logprobs=sample.logprobs[:length], finish="stop"
     )

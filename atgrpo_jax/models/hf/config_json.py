@@ -55,7 +55,8 @@ def model_config(
         ):
             raise said.refuse(field, value, repr(allowed[0]))
     stored_dtype(said)
-    width, heads = said.whole("hidden_size", 2**20), said.whole("num_attention_heads", 2**12)
+    width = said.whole("hidden_size", 2**20)
+    heads = said.whole("num_attention_heads", 2**12)
     qk_norm, qkv_bias = _VARIANTS[kind]
     layers = said.whole("num_hidden_layers", 2**12)
     _refuse_windows(said, kind, layers)
@@ -158,7 +159,8 @@ def _rope_reading(
     length = said.whole("max_position_embeddings", 2**40, 2048 if kind == "llama" else 32_768)
     original = inner.whole("original_max_position_embeddings", 2**40, length)
     original = said.whole("original_max_position_embeddings", 2**40, original)
-    low, high = inner.positive("low_freq_factor"), inner.positive("high_freq_factor")
+    low = inner.positive("low_freq_factor")
+    high = inner.positive("high_freq_factor")
     try:
         return theta, RopeScaling(inner.positive("factor"), low, high, original)
     except ValueError as error:
@@ -188,7 +190,8 @@ def check_same_model(config: ModelConfig, folder: str) -> None:
     """
     there = model_config(folder)
     for name in ("heads", "kv_heads", "head_size", "rope_theta", "rope_scaling", "rms_epsilon"):
-        ours, theirs = getattr(config, name), getattr(there, name)
+        ours = getattr(config, name)
+        theirs = getattr(there, name)
         if ours != theirs:
             raise RunError(f"ModelConfig.{name} = {ours!r}, but {theirs!r} by the config.json of {folder}")
 

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from atgrpo_jax.arrays.mesh import leaf_name
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
 from atgrpo_jax.models.hf.config_json import (
@@ -56,7 +57,8 @@ _MODULES = {
     "embedding": "model.embed_tokens",
     "head": "lm_head",
 }
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 
 def tensor_name(path: str) -> str:
@@ -84,20 +86,24 @@ def load(folder: str, shapes: Any) -> Any:
     root = Path(folder).expanduser()
     fields(root)
     tensors = Tensors(root)
-    leaves = {tensor_name(_path(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    leaves = {
+        tensor_name(leaf_name(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
     names = set(leaves)
     stored = {name for name in tensors if not _BUFFERS.fullmatch(name)}
     if HEAD not in names and HEAD in stored:
         stored = _tied(root, tensors, leaves[EMBEDDING].shape, stored)
     instead = {EMBEDDING: HEAD} if HEAD in stored - names else {}  # stored under that name
-    missing, extra = sorted(names - stored - set(instead)), sorted(stored - names - set(instead.values()))
+    missing = sorted(names - stored - set(instead))
+    extra = sorted(stored - names - set(instead.values()))
     if missing:
         raise RunError(f"{root} lacks tensor {missing[0]} ({len(missing)} such)")
     if extra:
         raise RunError(f"{root} has tensor {extra[0]}, which the model does not have ({len(extra)} such)")
 
     def read(path, struct: jax.ShapeDtypeStruct) -> jax.Array:
-        name, flip = tensor_name(_path(path)), _transposed(_path(path))
+        name = tensor_name(leaf_name(path))
+        flip = _transposed(leaf_name(path))
         part = tensors.slices(instead.get(name, name), struct.shape[:: -1 if flip else 1])
 
         def own(index):
@@ -203,7 +209,7 @@ def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _leaves(params: Any) -> Iterator[tuple[str, jax.Array]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield _path(path), leaf
+        yield leaf_name(path), leaf
 
 
 def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str, jax.Array]]]:
@@ -214,7 +220,8 @@ def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str,
         bytes_ = leaf.size * dtype.itemsize
         if shard and size + bytes_ > most:
             yield shard
-            shard, size = [], 0
+            shard = []
+            size = 0
         shard.append((path, leaf))
         size += bytes_
     yield shard
@@ -231,7 +238,3 @@ def _fetch(leaf: jax.Array, path: str, dtype: str) -> np.ndarray:
             'say "dtype": "bfloat16" in the config.json of the folder that it comes from'
         )
     return np.ascontiguousarray(written.T if _transposed(path) else written)
-
-
-def _path(path: tuple) -> str:
-    return "/".join(str(part.key) for part in path)

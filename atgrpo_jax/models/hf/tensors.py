@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, check_file, read_object, short
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 _READ = ("F32", "F16", "BF16")
 
 
@@ -53,7 +54,8 @@ class Slices:
         self._what = f"{root}: tensor {name}"
         self._file = _opened(path)
         self._part = self._file.get_slice(name)
-        found, dtype = tuple(self._part.get_shape()), self._part.get_dtype()
+        found = tuple(self._part.get_shape())
+        dtype = self._part.get_dtype()
         if found != shape:
             raise RunError(f"{self._what} is {found}, expected {shape}")
         if dtype not in _READ:
@@ -86,7 +88,8 @@ def _files(root: Path) -> list[Path]:
         raise RunError(
             f"{root} holds an adapter (adapter_config.json); merge it into its model and give that folder"
         )
-    single, index = root / SINGLE, root / INDEX
+    single = root / SINGLE
+    index = root / INDEX
     if single.exists():
         shards = sorted(root.glob("model-*-of-*.safetensors"))
         if shards:
@@ -99,7 +102,8 @@ def _files(root: Path) -> list[Path]:
     names = Fields(index, read_object(index)).part("weight_map")
     if not names:
         raise RunError(f"{index}: weight_map is missing or empty")
-    return [_inside(root, index, name) for name in sorted({_text(index, n) for n in names.values()})]
+    files = {_text(index, name) for name in names.values()}
+    return [_inside(root, index, file) for file in sorted(files)]
 
 
 def _instead(root: Path) -> str:
