@@ -45,7 +45,7 @@ class Item:
     def engine(self, rows: int = 64) -> LocalEngineConfig:
         """Pages of a quarter of a prompt, but not of few tokens."""
         page = max(self.prompt_tokens // 4, 64)
-        return LocalEngineConfig(rows=rows, max_prompt=self.prompt_tokens, page=page, prefill=2 * page)
+        return LocalEngineConfig(slots=rows, max_prompt=self.prompt_tokens, page=page, prefill=2 * page)
 
     @property
     def tokens(self) -> int:

@@ -85,8 +85,8 @@ def team(turns):
     with tempfile.TemporaryDirectory() as cache:
         x = dataclasses.replace(x, warm_start=dataclasses.replace(x.warm_start, cache_dir=cache))
         policies = Policies(x)
-        states = policies.start()
-    config = dataclasses.replace(x.engine, rows=ROWS)
+        states = policies.initial_states()
+    config = dataclasses.replace(x.engine, slots=ROWS)
     engine = LocalEngine(policies.models, x.tokenizer.stop_ids, config, policies.meshes)
     for policy, weights in policies.weights(states).items():
         engine.push_weights(policy, weights, 0)

@@ -97,7 +97,7 @@ def rate(sandbox: Sandbox, program: Program, workers: int, seconds: float) -> fl
 
 
 def soak(count: int) -> int:
-    config = SandboxConfig(wall=1.0, cpu=1, memory_mb=128, output_kb=16, threads=16)
+    config = SandboxConfig(wall_s=1.0, cpu_s=1, memory_mb=128, output_kb=16, threads=16)
     sandbox = config.build()
     rng = random.Random(0)
     programs = [

@@ -26,9 +26,9 @@ from atgrpo_jax.run.metrics import CompileCounter
 
 MODEL = Transformer(ModelConfig(layers=2, width=32, mlp_width=64, heads=4, kv_heads=2, head_size=8), 64)
 STOP_IDS = (3,)
-ROOMY = LocalEngineConfig(rows=16, page=8, max_prompt=64, prefill=16)
+ROOMY = LocalEngineConfig(slots=16, page=8, max_prompt=64, prefill=16)
 # Two longest prompts, and answers of two rows in sixteen.
-TIGHT = LocalEngineConfig(rows=16, page=8, max_prompt=64, prefill=16, prompt_cache=128, answer_cache=128)
+TIGHT = LocalEngineConfig(slots=16, page=8, max_prompt=64, prefill=16, prompt_cache=128, answer_cache=128)
 
 
 def decode(ids) -> str:
@@ -112,8 +112,8 @@ class Soak:
         lost = ["a task"] if self.engine._running else []
         for lane in self.engine._lanes.values():
             for shard in lane._shards:
-                lost += ["a row"] * (lane._z.rows - len(shard.free))
-                lost += ["an answer's page"] * (lane._z.answer_pages - len(shard.answer_pages))
+                lost += ["a row"] * (lane._sizes.slots - len(shard.free))
+                lost += ["an answer's page"] * (lane._sizes.answer_pages - len(shard.answer_pages))
                 lost += ["a prompt's page"] * sum(map(bool, shard.prompts._readers))
         return lost
 

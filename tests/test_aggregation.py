@@ -21,7 +21,7 @@ def aggregation(agents, turns=2):
 
 @pytest.fixture(scope="module")
 def sandbox():
-    made = SandboxConfig(workers=1, packages=Math.packages, cpu=2, wall=4.0).build(Math.warm_up)
+    made = SandboxConfig(workers=1, packages=Math.packages, cpu_s=2, wall_s=4.0).build(Math.warm_up)
     yield made
     made.close()
 

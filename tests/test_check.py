@@ -86,7 +86,7 @@ def code_to_call(folder):
 )
 def test_what_runs_programs_keeps_the_contract(make, tmp_path):
     task = make(tmp_path)
-    sandbox = SandboxConfig(workers=1, wall=2.0, cpu=1, packages=task.packages).build(task.warm_up)
+    sandbox = SandboxConfig(workers=1, wall_s=2.0, cpu_s=1, packages=task.packages).build(task.warm_up)
     assert check(task, sandbox, instances=1, episodes=8) == []
     sandbox.close()
 
@@ -375,7 +375,8 @@ class Unnamed(Good):
         ),
         (
             NoReward(),
-            r"no text raises: train 0, turn 0, a: '\d': TypeError: act returns Transition, and no Transition with a",
+            r"no text raises: train 0, turn 0, a: '\d': TypeError: "
+            "act returns Transition, and no Transition with a",
         ),
         (
             RaisesOnGood(),
@@ -445,7 +446,7 @@ def test_the_scorer_in_the_docs(tmp_path):
     exec(code, module.__dict__)
     del sys.modules["countdown"]
     task = module.Countdown()
-    sandbox = SandboxConfig(workers=1, wall=5.0, cpu=4, packages=task.packages).build(task.warm_up)
+    sandbox = SandboxConfig(workers=1, wall_s=5.0, cpu_s=4, packages=task.packages).build(task.warm_up)
     state = (2, 3, 4)
     assert say(sandbox, task, state, "solver", "2*3 - 4").solved
     assert not say(sandbox, task, state, "solver", "2+3 - 4").solved

@@ -40,7 +40,7 @@ CALLED = Problem(
 
 @pytest.fixture(scope="module")
 def sandbox():
-    made = SandboxConfig(workers=2, cpu=1, wall=2.0).build()
+    made = SandboxConfig(workers=2, cpu_s=1, wall_s=2.0).build()
     yield made
     assert made.replaced == 0
     made.close()
@@ -329,7 +329,7 @@ def test_each_test_has_the_whole_limit(sandbox, form):
 @pytest.mark.thorough
 @pytest.mark.parametrize("form", ["stdio", "call"])
 def test_after_so_many_timeouts_the_rest_has_failed(form):
-    impatient = SandboxConfig(workers=2, cpu=1, wall=0.7).build()
+    impatient = SandboxConfig(workers=2, cpu_s=1, wall_s=0.7).build()
     problem = doubling(form, 8)
     answer = doubled(form, {1: LOOP, 3: SLEEP})
     for timeouts, right in ((1, 1), (3, 6)):

@@ -14,7 +14,7 @@ from atgrpo_jax.models.config import ModelConfig, RopeScaling
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
-from atgrpo_jax.run.experiment import Experiment, difference
+from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.games.plan_path import PlanPath
@@ -148,14 +148,14 @@ def test_parts_in_a_mapping_are_written_as_scopes_of_their_keys(tmp_path):
 
 def test_difference_and_identity():
     base = load("smoke.gin")
-    assert difference(base, base) is None
+    assert experiment_difference(base, base) is None
     longer = dataclasses.replace(base, steps=99, checkpoint_every=7)
-    assert difference(base, longer) is None and base.identity() == longer.identity()
+    assert experiment_difference(base, longer) is None and base.identity() == longer.identity()
     other = load("smoke.gin", ["plan_path.PlanPath.seed = 4"])
-    assert difference(other, base) == "PlanPath.seed = 0 there, 4 given"
+    assert experiment_difference(other, base) == "PlanPath.seed = 0 there, 4 given"
     assert base.identity() != other.identity()
     bare = dataclasses.replace(base, warm_start=None)
-    assert difference(bare, base).startswith("Experiment.warm_start = ")
+    assert experiment_difference(bare, base).startswith("Experiment.warm_start = ")
 
 
 def read_again(experiment, tmp_path):

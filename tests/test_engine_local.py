@@ -25,7 +25,7 @@ from atgrpo_jax.update.batch import BatchConfig, pack
 MODEL = small_model()
 STOP = 3
 batch_logprobs = jax.jit(Packed(MODEL, MeshConfig().build()).logprobs)
-CONFIG = LocalEngineConfig(rows=12, page=8, max_prompt=32, prompt_cache=256, prefill=16)
+CONFIG = LocalEngineConfig(slots=12, page=8, max_prompt=32, prompt_cache=256, prefill=16)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_usage_counts_what_was_computed_and_what_was_asked_for(engine):
     (samples,) = draw(engine, request([1] * 10))
     lengths = [len(sample.tokens) for sample in samples]
     first = engine.usage
-    assert first.tokens == sum(lengths) and first.places == 12 * max(lengths)
+    assert first.tokens == sum(lengths) and first.slot_steps == 12 * max(lengths)
     assert (first.prompt_tokens, first.known_tokens) == (10, 0)
     draw(engine, request([1] * 10), request([1] * 8 + [2] * 3, 1))
     used = engine.usage - first
@@ -167,12 +167,12 @@ def test_usage_counts_what_was_computed_and_what_was_asked_for(engine):
 
 def test_rows_are_free_for_others_as_soon_as_a_sample_ends(params):
     """Nine samples of 16 tokens and 24 of 9, in four rows that are never empty before the end."""
-    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, rows=4))
+    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, slots=4))
     engine.push_weights("shared", PolicyWeights(params), version=7)
     lengths = [16, 9, 9, 9] * 8 + [16]
     draw(engine, *(request([i], i, k=1, max_tokens=n) for i, n in enumerate(lengths)))
     assert engine.usage.tokens == sum(lengths) == 360
-    assert 360 <= engine.usage.places <= 360 + 3 * 16
+    assert 360 <= engine.usage.slot_steps <= 360 + 3 * 16
 
 
 @pytest.mark.thorough
@@ -219,7 +219,7 @@ def test_the_number_of_rows_changes_no_token(engine, params):
         (12, {"page": 6}),
         (12, {"page": 1}),
     ):
-        other = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, rows=rows, **others))
+        other = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, slots=rows, **others))
         other.push_weights("shared", PolicyWeights(params), version=7)
         for ours, expected in zip(draw(other, *requests), wanted, strict=True):
             for sample, same in zip(ours, expected, strict=True):
@@ -235,7 +235,7 @@ def test_too_little_memory_takes_longer_and_gives_the_same_bytes(engine, params,
     poor = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, **tight))
     poor.push_weights("shared", PolicyWeights(params), version=7)
     assert draw(poor, *requests) == draw(engine, *requests)
-    assert poor.usage.places > engine.usage.places
+    assert poor.usage.slot_steps > engine.usage.slot_steps
 
 
 def test_requests_that_come_while_others_draw_give_the_same_bytes(engine):
@@ -295,7 +295,7 @@ def test_what_nobody_waits_for_makes_room(engine):
 
 
 def test_a_deadline_ends_a_request_with_errors_for_what_is_not_complete(params):
-    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, deadline=0.001))
+    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, deadline_s=0.001))
     engine.push_weights("shared", PolicyWeights(params), version=7)
     (samples,) = draw(engine, request([1], max_tokens=500))
     assert {s.finish for s in samples} == {"error"} and {s.tokens for s in samples} == {()}
@@ -367,7 +367,7 @@ def test_a_mesh_gives_the_same(engine, params, mesh):
 @pytest.mark.thorough
 def test_the_kernel_gives_the_same():
     """Interpreted; whole answers of two pages, on prompts of up to two."""
-    config = LocalEngineConfig(rows=12, page=16, max_prompt=32, prompt_cache=256, prefill=16)
+    config = LocalEngineConfig(slots=12, page=16, max_prompt=32, prompt_cache=256, prefill=16)
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
     drawn = []
     for attention, on_mesh in (("tiles", None), ("fused", None), ("fused", mesh)):
@@ -377,7 +377,7 @@ def test_the_kernel_gives_the_same():
         requests = (request(list(range(4, 4 + n)), n, max_tokens=32) for n in (3, 9, 20))
         drawn.append([sample for group in draw(engine, *requests) for sample in group])
         (lane,) = engine._lanes.values()
-        assert lane._z.fused == (attention == "fused")
+        assert lane._sizes.fused == (attention == "fused")
     for expected, *fused in zip(*drawn, strict=True):
         for sample in fused:
             assert sample.tokens == expected.tokens
@@ -476,7 +476,7 @@ def test_requests_it_cannot_serve_are_refused(engine, bad, says):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rows": 0}, {"page": 0}, {"prompt_cache": 1023}, {"answer_cache": -1}, {"deadline": -1.0}]
+    "wrong", [{"slots": 0}, {"page": 0}, {"prompt_cache": 1023}, {"answer_cache": -1}, {"deadline_s": -1.0}]
 )
 def test_config_refuses(wrong):
     with pytest.raises(ValueError, match=r"LocalEngineConfig\."):

@@ -63,21 +63,21 @@ def make(tmp_path):
     """Builds engines, and closes them."""
     made = []
 
-    def build(*servers, weights=None, starts=None, **settings):
-        starts = starts or {"shared": "shared"}
+    def build(*servers, weights=None, initial_names=None, **settings):
+        initial_names = initial_names or {"shared": "shared"}
         defaults = {
             "urls": tuple(s.url for s in servers),
             "folder": str(tmp_path / "weights"),
-            "start": 0.5,
-            "deadline": 20.0,
+            "start_timeout_s": 0.5,
+            "deadline_s": 20.0,
         }
         served = Served(
-            models=dict.fromkeys(starts, MODEL),
+            models=dict.fromkeys(initial_names, MODEL),
             meshes={},
-            sources=dict.fromkeys(starts, ABOUT),
+            sources=dict.fromkeys(initial_names, ABOUT),
             stop_ids=(STOP,),
             decode=str,
-            starts=starts,
+            initial_names=initial_names,
             lora=LoraConfig(rank=2),
             longest_answer=4,
             candidates=3,
@@ -229,7 +229,7 @@ def test_a_server_that_ends_samples_where_we_do_not_stops_the_run(server, make):
 
 
 def test_a_slow_server_gives_errors_at_the_deadline_and_is_told_to_stop(server, make):
-    engine = make(server, deadline=0.5)
+    engine = make(server, deadline_s=0.5)
     server.faults = ["slow"]
     began = time.monotonic()
     (samples,) = ask(engine, request())
@@ -250,7 +250,7 @@ def test_what_is_being_drawn_at_the_end_is_stopped(server, make):
 
 
 def test_a_server_that_is_not_ready_by_the_deadline_ends_the_run(server, make, monkeypatch):
-    engine = make(server, deadline=0.5)
+    engine = make(server, deadline_s=0.5)
     engine._fleets["shared"].servers[0].state = None
     monkeypatch.setattr(server, "_model_info", lambda body: time.sleep(1.0))
     with pytest.raises(RunError, match=r"no sample at .*: http.* was not ready to draw within .*deadline"):
@@ -259,7 +259,7 @@ def test_a_server_that_is_not_ready_by_the_deadline_ends_the_run(server, make, m
 
 def test_who_is_cancelled_behind_a_router_has_every_server_stop(folder, make):
     with ScriptedServer(folder) as one, ScriptedServer(folder) as other, ScriptedServer(folder) as router:
-        engine = make(one, other, router=router.url, deadline=0.5)
+        engine = make(one, other, router=router.url, deadline_s=0.5)
         router.version, router.faults = engine._fleets["shared"].state, ["slow"]
         ask(engine, request())
         _wait(lambda: all(len(server.bodies("/abort_request")) == 4 for server in (one, other)))
@@ -282,7 +282,7 @@ def test_who_is_cancelled_has_the_server_stop(server, make):
 
 def test_a_server_that_is_gone_ends_the_run_within_the_deadline(folder, make):
     with ScriptedServer(folder) as server:
-        engine = make(server, deadline=1.0)
+        engine = make(server, deadline_s=1.0)
     began = time.monotonic()
     with pytest.raises(RunError, match=r"no sample at .* tries; the last: .*model_info"):
         ask(engine, request())
@@ -324,7 +324,7 @@ def test_many_groups_do_not_wait_one_after_another_for_a_silent_server(
         monkeypatch.setattr(module, "ASK_S", 0.3)
     with ScriptedServer(folder) as one, ScriptedServer(folder) as silent, ScriptedServer(folder) as router:
         routed = {"router": router.url} if behind_router else {}
-        engine = make(one, silent, deadline=2.0, **routed)
+        engine = make(one, silent, deadline_s=2.0, **routed)
         router.version = engine._fleets["shared"].state
         silent.hang()
         try:
@@ -351,7 +351,7 @@ def on(fleet, server, count):
 
 def test_another_server_draws_for_one_that_hangs(folder, make, impatient, capsys):
     with ScriptedServer(folder) as one, ScriptedServer(folder) as silent:
-        engine = make(one, silent, deadline=4.0)
+        engine = make(one, silent, deadline_s=4.0)
         instances = on(engine._fleets["shared"], silent, 6)
         silent.hang()
         try:
@@ -367,7 +367,7 @@ def test_another_server_draws_for_one_that_hangs(folder, make, impatient, capsys
 def test_a_server_that_draws_nothing_is_left_out_until_it_is_healthy(folder, make, impatient, monkeypatch):
     """It answers everything else at once."""
     with ScriptedServer(folder) as one, ScriptedServer(folder) as slow:
-        engine = make(one, slow, deadline=4.0)
+        engine = make(one, slow, deadline_s=4.0)
         team = engine._fleets["shared"]
         (server,) = (server for server in team.servers if server.url == slow.url)
         first, second, third = on(team, slow, 3)
@@ -398,11 +398,11 @@ def test_a_server_that_is_late_again_and_again_rests_longer(folder, make):
 def test_a_fleet_that_hangs_ends_the_run_in_words(folder, make, impatient, count):
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(ScriptedServer(folder)) for _ in range(count)]
-        engine = make(*silent, deadline=1.5)
+        engine = make(*silent, deadline_s=1.5)
         for server in silent:
             server.hang()
             stack.callback(server.go_on)
-        says = r"no sample at 1/train/0/0/0/a within .*deadline = 1.5 s; .*: no answer any more, it hangs"
+        says = r"no sample at 1/train/0/0/0/a within .*deadline_s = 1.5 s; .*: no answer any more, it hangs"
         with pytest.raises(RunError, match=says):
             ask(engine, request())
 
@@ -478,7 +478,7 @@ def test_an_update_that_a_server_does_not_take_is_an_error(server, make, monkeyp
 
 def test_adapters_have_a_new_name_for_every_version(folder, make):
     with ScriptedServer(folder, lora=True) as server:
-        engine = make(server, weights=ADAPTERS, starts={"a": "base", "b": "base"})
+        engine = make(server, weights=ADAPTERS, initial_names={"a": "base", "b": "base"})
         assert len(server.bodies("/update_weights_from_disk")) == 1 and len(server.adapters) == 2
         before = dict(server.adapters)
         ask(engine, request(policy="b"))
@@ -492,14 +492,16 @@ def test_adapters_have_a_new_name_for_every_version(folder, make):
         ask(engine, request(policy="b"))
         assert len(server.adapters) == 2 and len(server.bodies("/update_weights_from_disk")) == 2
     with ScriptedServer(folder) as bare, pytest.raises(RunError, match="takes no adapters; start it with"):
-        make(bare, weights=ADAPTERS, starts={"a": "base", "b": "base"})
+        make(bare, weights=ADAPTERS, initial_names={"a": "base", "b": "base"})
 
 
 def test_an_answer_that_is_lost_does_not_end_the_run(folder, make, monkeypatch):
     """The server has done what it was asked for, and says so when it is asked again."""
     monkeypatch.setattr(fleet, "_REST_S", 0.1)
     with ScriptedServer(folder, lora=True) as server:
-        engine = make(server, weights=ADAPTERS, starts={"a": "base", "b": "base"}, start=20.0)
+        engine = make(
+            server, weights=ADAPTERS, initial_names={"a": "base", "b": "base"}, start_timeout_s=20.0
+        )
         for path in ("/load_lora_adapter", "/unload_lora_adapter", "/update_weights_from_disk"):
             server.lost = [path]
             engine.push_weights("b", PolicyWeights(dict(PARAMS), ADAPTERS["b"].adapter), 8)
@@ -507,15 +509,15 @@ def test_an_answer_that_is_lost_does_not_end_the_run(folder, make, monkeypatch):
 
 
 def test_models_of_a_team_have_servers_of_their_own(folder, make):
-    starts, weights = {"a": "a", "b": "b"}, {"a": PolicyWeights(PARAMS), "b": PolicyWeights(PARAMS)}
+    initial_names, weights = {"a": "a", "b": "b"}, {"a": PolicyWeights(PARAMS), "b": PolicyWeights(PARAMS)}
     with ScriptedServer(folder) as one, ScriptedServer(folder) as other:
-        engine = make(weights=weights, starts=starts, urls={"a": (one.url,), "b": (other.url,)})
+        engine = make(weights=weights, initial_names=initial_names, urls={"a": (one.url,), "b": (other.url,)})
         ask(engine, request(policy="a"), request(policy="a", instance=1), request(policy="b"))
         assert len(one.bodies("/generate")) == 4 and len(other.bodies("/generate")) == 2
         with pytest.raises(RunError, match="name the servers of each of the models a, b"):
-            make(one, other, weights=weights, starts=starts)
+            make(one, other, weights=weights, initial_names=initial_names)
         with pytest.raises(RunError, match="urls names a, c; the models are a, b"):
-            make(weights=weights, starts=starts, urls={"a": (one.url,), "c": (other.url,)})
+            make(weights=weights, initial_names=initial_names, urls={"a": (one.url,), "c": (other.url,)})
 
 
 def test_a_router_draws_and_the_servers_behind_it_take_the_weights(folder, make):
@@ -581,13 +583,13 @@ def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(fo
 def test_where_nobody_listens_is_told_at_once_and_a_silent_server_waited_for(folder, make, monkeypatch):
     says = "no server of shared: http://127.0.0.1:1/model_info: nobody listens there; start it first, or"
     with pytest.raises(RunError, match=says):
-        make(urls=("http://127.0.0.1:1",), start=600.0)
+        make(urls=("http://127.0.0.1:1",), start_timeout_s=600.0)
     monkeypatch.setattr(fleet, "ASK_S", 0.1)
     with ScriptedServer(folder) as silent:
         silent.hang()
         try:
             with pytest.raises(RunError, match="no server of shared for 0.3 s: .*model_info: no answer in"):
-                make(silent, start=0.3)
+                make(silent, start_timeout_s=0.3)
         finally:
             silent.go_on()
 
@@ -736,7 +738,7 @@ def test_passwords_in_addresses_are_refused_and_not_shown(given):
         ({"urls": ("http://gpu-7:30000",)}, "servers on other hosts read weights from a folder"),
         ({"router": "http://127.0.0.1:1"}, "needs the urls of the servers behind it"),
         ({"groups": 0}, "at least 1"),
-        ({"deadline": 0.0}, "must be positive"),
+        ({"deadline_s": 0.0}, "must be positive"),
         ({"api_key_file": "a", "api_key_variable": "b"}, "in a file or in a variable"),
     ],
 )
@@ -760,7 +762,7 @@ def test_a_command_that_cannot_start_a_server_is_refused_at_once(make):
 
 def test_a_server_that_ends_while_it_starts_shows_its_last_words(make):
     with pytest.raises(RunError, match=r"ended while it started; exit code 3; the end .*\n.*out of memory"):
-        make(command="sh -c 'echo out of memory; exit 3'", start=20.0)
+        make(command="sh -c 'echo out of memory; exit 3'", start_timeout_s=20.0)
 
 
 def test_a_server_of_ours_ends_with_all_it_started(tmp_path):
@@ -877,7 +879,11 @@ def test_who_waits_for_a_server_hears_a_stop(folder, make, command):
         try:
             signal.setitimer(signal.ITIMER_REAL, 1.0)
             with pytest.raises(KeyboardInterrupt):
-                make(*() if command else (silent,), start=600.0, **({"command": command} if command else {}))
+                make(
+                    *() if command else (silent,),
+                    start_timeout_s=600.0,
+                    **({"command": command} if command else {}),
+                )
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -62,7 +62,7 @@ def request(prompt, instance=0, k=3, step=1, policy="a", **sampling):
         {"devices": (0, 1)},
         {"tensor": 2, "devices": (1, 1)},
         {"prefill": 8, "page": 16},
-        {"deadline": -1.0},
+        {"deadline_s": -1.0},
         {"batches": (0,)},
         {"page": "1"},
     ],
@@ -205,8 +205,8 @@ def other(params):
 def served(*policies):
     mesh = MeshConfig().build()
     models, meshes = dict.fromkeys(policies, MODEL), dict.fromkeys(policies, mesh)
-    starts = {name: name for name in models}
-    return Served(models, meshes, {}, (STOP,), CharTokenizer().decode, starts, None, 16, 3)
+    initial_names = {name: name for name in models}
+    return Served(models, meshes, {}, (STOP,), CharTokenizer().decode, initial_names, None, 16, 3)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def engine(built, params):
 @pytest.fixture
 def local(params):
     local = LocalEngine(
-        MODEL, (STOP,), LocalEngineConfig(rows=12, max_prompt=32, prompt_cache=256, page=8, prefill=16)
+        MODEL, (STOP,), LocalEngineConfig(slots=12, max_prompt=32, prompt_cache=256, page=8, prefill=16)
     )
     local.push_weights("a", PolicyWeights(params), 7)
     return local
@@ -389,7 +389,7 @@ def test_usage_counts_prompts_once_and_what_was_known_of_them(engine):
 @quiet
 def test_a_deadline_and_a_cancellation_leave_nothing_behind(engine, params, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "_config", dataclasses.replace(SIZES, deadline=0.001))
+        patched.setattr(engine, "_config", dataclasses.replace(SIZES, deadline_s=0.001))
         (samples,) = draw(engine, request([1, 2, 3], max_tokens=120))
     assert {(sample.finish, sample.tokens) for sample in samples} == {("error", ())}
     with monkeypatch.context() as patched:  # one of them is late

@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from_scored_or_exported(
 
 def test_a_model_folder_that_is_not_finite_is_refused_by_tensor(small, tmp_path):
     policies = Policies(small)
-    params = policies.start()["shared"].params
+    params = policies.initial_states()["shared"].params
     source = hf.description(MODEL, small.tokenizer.vocab_size, small.tokenizer.stop_ids)
     hf.save(str(tmp_path / "model"), spoilt(params, float("nan")), source)
     x = changed(small, pretrained=str(tmp_path / "model"), gate=False, loss=CORRECTED)
@@ -231,7 +231,7 @@ class OddConfig(LocalEngineConfig):
 
 @pytest.mark.parametrize("settings", [{}, {"gate": False, "loss": CORRECTED}], ids=str)
 def test_a_sampled_logprob_that_is_no_number_is_named(small, tmp_path, settings):
-    folder, x = RunFolder(tmp_path), changed(small, engine=OddConfig(rows=32), **settings)
+    folder, x = RunFolder(tmp_path), changed(small, engine=OddConfig(slots=32), **settings)
     says = (
         r"^step 1, train instance 0, .* role scout, candidate 0 of policy shared: the logprob of token 0 is"
     )

@@ -11,7 +11,7 @@ from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import Address, GroupKey
 from atgrpo_jax.engines.local.decoding import programs
-from atgrpo_jax.engines.local.local import Family, LocalEngineConfig, sizes
+from atgrpo_jax.engines.local.local import Family, LocalEngineConfig, lane_sizes
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import ModelConfig, preset
 from atgrpo_jax.models.transformer import Transformer, join_layers
@@ -34,7 +34,7 @@ def test_parameters_and_optimizer_are_those_of_a_run_to_the_byte(sharing, mesh):
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
     policies = Policies(dataclasses.replace(x, batch=batch))
     said = footprint.memory(x, policies, footprint.sizes(x, instances=2))
-    states = policies.start()
+    states = policies.initial_states()
 
     for name, state in states.items():
         assert said[f"parameters, {name}"] == held(state.params)
@@ -54,7 +54,7 @@ def held(tree):
 @pytest.mark.parametrize("answer_cache", [0, 64])
 def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
     model = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, vocab_size=400)
-    engine = LocalEngineConfig(rows=8, max_prompt=128, prompt_cache=256, answer_cache=answer_cache)
+    engine = LocalEngineConfig(slots=8, max_prompt=128, prompt_cache=256, answer_cache=answer_cache)
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, model=model, warm_start=None, engine=engine)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=64, rows=4))
     policies = Policies(x)
@@ -62,9 +62,9 @@ def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
     policy, whole = policies.names[0], Transformer(model, 400)
     key = GroupKey(0, "train", 0, 0, 0, "role")
     request = Request(policy, (1,), (Address(0, key, 0),), x.rollout.sampling)
-    z = sizes(engine, Family((policy,), whole, None, None), request, policies.meshes[policy])
-    state = programs(whole, z, policies.meshes[policy]).empty()
-    logits = 3 * 4 * z.rows * 400
+    sizes = lane_sizes(engine, Family((policy,), whole, None, None), request, policies.meshes[policy])
+    state = programs(whole, sizes, policies.meshes[policy]).empty()
+    logits = 3 * 4 * sizes.slots * 400
     assert said - logits == held((state.prompts, state.answers))
 
 
@@ -72,7 +72,7 @@ def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
 def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one():
     x = dataclasses.replace(load("smoke.gin"), warm_start=None)
     policies = Policies(x)
-    params = policies.start()[policies.names[0]].params
+    params = policies.initial_states()[policies.names[0]].params
     made = [part for name, part in join_layers(params).items() if name.startswith("layer_")]
     new = sum(
         held(module) for part in made for name, module in part.items() if "_" in name and "norm" not in name
@@ -106,7 +106,7 @@ def test_meshes_side_by_side_hold_a_policy_each_and_work_at_the_same_time():
 
 def test_offloaded_optimizer_state_is_the_hosts():
     x = dataclasses.replace(load("smoke.gin"), mesh=MeshConfig(data=2, fsdp=2), warm_start=None)
-    x = dataclasses.replace(x, batch=BatchConfig(64, 4), engine=LocalEngineConfig(rows=4))
+    x = dataclasses.replace(x, batch=BatchConfig(64, 4), engine=LocalEngineConfig(slots=4))
     offload = dataclasses.replace(x.optimizer, offload=True)
     stays, waits = Policies(x), Policies(dataclasses.replace(x, optimizer=offload))
     held = [footprint.bytes_a_device(policies.shapes["shared"].opt_state) for policies in (stays, waits)]

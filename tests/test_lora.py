@@ -19,7 +19,7 @@ from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.hf.adapters import save_adapter
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, stack
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import PolicyWeights, init_params, logits, run
+from atgrpo_jax.models.transformer import PolicyWeights, apply, init_params, logits
 from atgrpo_jax.update.batch import BatchConfig, pack
 from atgrpo_jax.update.learner import Learner
 from atgrpo_jax.update.objectives import cloning
@@ -52,7 +52,7 @@ def forward(params, adapters=None, scale_BJ=None):
         return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
 
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    hidden, _ = run(MODEL, params, adapters, TOKENS, positions, causal, scale_BJ=scale_BJ)
+    hidden, _ = apply(MODEL, params, adapters, TOKENS, positions, causal, scale_BJ=scale_BJ)
     return logits(params, hidden)
 
 
@@ -133,7 +133,7 @@ def test_the_rate_scales_an_update(params, batch):
 
 @pytest.mark.thorough
 def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
-    engine = LocalEngine(MODEL, (3,), LocalEngineConfig(rows=12, page=8))
+    engine = LocalEngine(MODEL, (3,), LocalEngineConfig(slots=12, page=8))
     policies = {"one": adapter(params, 1), "other": adapter(params, 2)}
     for name, own in policies.items():
         engine.push_weights(name, PolicyWeights(params, own, CONFIG.scale), 1)

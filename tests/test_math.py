@@ -18,7 +18,7 @@ SEVEN = State(Problem("2", "What is 3 + 4?", "7"))
 
 @pytest.fixture(scope="module")
 def sandbox():
-    made = SandboxConfig(workers=1, packages=TASK.packages, cpu=2, wall=4.0).build(TASK.warm_up)
+    made = SandboxConfig(workers=1, packages=TASK.packages, cpu_s=2, wall_s=4.0).build(TASK.warm_up)
     yield made
     assert made.replaced == 0
     made.close()

@@ -60,7 +60,7 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
                 at = jnp.array([page % 3]), jnp.array([place % PAGE])
                 one = own_k[row, place][None], own_v[row, place][None]
                 banks[page // 3] = banks[page // 3].put_offsets(*at, *one)
-    tiles = Readers(
+    readers = Readers(
         np.array([[0, 2], [1, 4], [5, 5], [5, 5]]),
         np.array([[6, 2, 5], [1, 0, 0], [0, 0, 0], [0, 0, 0]]),
         np.array([10, 3, 0, 0]),
@@ -73,7 +73,7 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
             jnp.asarray(counts),
             pool,
             banks,
-            jax.tree.map(jnp.asarray, tiles),
+            jax.tree.map(jnp.asarray, readers),
             owners,
             jnp.asarray(table),
             passes,
@@ -88,7 +88,7 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
             ]
             np.testing.assert_allclose(ours[row], by_plain_attention(q[row], *seen), **PARITY)
     one_bank = jax.tree.map(lambda *x: jnp.concatenate(x), *banks)
-    inputs = q, jnp.asarray(counts), pool, one_bank, tiles, jnp.asarray(table)
+    inputs = q, jnp.asarray(counts), pool, one_bank, readers, jnp.asarray(table)
     kernels = fused_decode_attention(*jax.tree.map(lambda x: jnp.asarray(x)[None], inputs), interpret=True)[0]
     for row, prompt in enumerate(prompt_of):
         if prompt is not None:
@@ -107,9 +107,9 @@ def test_the_kernel_lowers_for_a_gpu(heads):
 
     wide = functools.partial(shape, dtype=jnp.bfloat16)
     pages = Pages(wide(9, 2, 64, 32), wide(9, 2, 32, 64))
-    tiles = Readers(shape(4, 2), shape(4, 3), shape(4))
+    readers = Readers(shape(4, 2), shape(4, 3), shape(4))
     traced = jax.jit(fused_decode_attention).trace(
-        wide(5, heads, 64), shape(5), pages, pages, tiles, shape(5, 2)
+        wide(5, heads, 64), shape(5), pages, pages, readers, shape(5, 2)
     )
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @__gpu$xla") == 1
@@ -121,8 +121,8 @@ def test_prefill_sees_earlier_pages_and_the_own_tokens_so_far(prompts):
     q = draw(2, PAGE, N, H)
     own = [np.stack([x[0, 8:12], x[1, 0:4]]) for x in (keys, values)]
     table = np.array([[6, 2, 5], [1, 0, 0]])
-    chunk = PageBlock(None, np.array([2, 0]), table, None, np.array([5, 8]))
-    out, stored = prefill_attention(q, *own, pool, jax.tree.map(jnp.asarray, chunk), 2)
+    page_block = PageBlock(None, np.array([2, 0]), table, None, np.array([5, 8]))
+    out, stored = prefill_attention(q, *own, pool, jax.tree.map(jnp.asarray, page_block), 2)
     for f, first in ((0, 8), (1, 0)):
         for t in range(PAGE):
             seen = (x[f, : first + t + 1] for x in (keys, values))

@@ -24,7 +24,7 @@ from atgrpo_jax.sandbox import kernel, pool, start
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Program
 
-SMALL = SandboxConfig(workers=1, wall=1.5, cpu=1, memory_mb=128, output_kb=16, threads=16)
+SMALL = SandboxConfig(workers=1, wall_s=1.5, cpu_s=1, memory_mb=128, output_kb=16, threads=16)
 HELLO = Program("print('hello', input())", "you")
 
 
@@ -381,7 +381,7 @@ def test_where_there_are_no_namespaces_threads_are_counted_and_it_is_said(monkey
 
 
 def test_a_sandbox_that_is_closed_waits_for_no_program():
-    sandbox = dataclasses.replace(SMALL, workers=2, wall=60.0).build(levels=("kernel",))
+    sandbox = dataclasses.replace(SMALL, workers=2, wall_s=60.0).build(levels=("kernel",))
     for name in ("you", "me"):  # starts the workers
         run(sandbox, HELLO.source, name)
     with ThreadPoolExecutor() as threads:
@@ -569,7 +569,7 @@ LOOKERS = ("frames", "objects", "descriptors", "process_files", "parents_memory"
 def house(request):
     if request.param == "namespaces" and shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed")
-    made = dataclasses.replace(SMALL, wall=9.0, cpu=8, memory_mb=256, level=request.param).build(
+    made = dataclasses.replace(SMALL, wall_s=9.0, cpu_s=8, memory_mb=256, level=request.param).build(
         levels=(request.param,)
     )
     yield made
@@ -671,7 +671,7 @@ def test_all_ends_with_the_trainer(tmp_path):
     script = (
         "import threading, time\nfrom atgrpo_jax.sandbox.protocol import Program\n"
         "from atgrpo_jax.sandbox.pool import SandboxConfig\n"
-        "sandbox = SandboxConfig(workers=1, wall=60.0).build()\n"
+        "sandbox = SandboxConfig(workers=1, wall_s=60.0).build()\n"
         "sleep = Program('import time; time.sleep(60)')\n"
         "threading.Thread(target=sandbox.run_now, args=(sleep,), daemon=True).start()\n"
         "while not sandbox._workers: time.sleep(0.05)\ntime.sleep(0.5)\n"
@@ -748,8 +748,8 @@ def test_packages_that_programs_may_import():
 @pytest.mark.parametrize(
     "field, value, source, end",
     [
-        ("wall", 0.2, "import time; time.sleep(0.5)", "timeout"),
-        ("cpu", 1, "import time\nwhile time.process_time() < 1.5: pass", "timeout"),
+        ("wall_s", 0.2, "import time; time.sleep(0.5)", "timeout"),
+        ("cpu_s", 1, "import time\nwhile time.process_time() < 1.5: pass", "timeout"),
         ("memory_mb", 64, "x = bytearray(100 << 20)", "error"),
         ("output_kb", 1, "print('x' * 2000)", "limit"),
         ("open_files", 8, "import os\nx = [os.dup(0) for _ in range(12)]", "error"),
@@ -757,7 +757,7 @@ def test_packages_that_programs_may_import():
     ],
 )
 def test_every_limit_holds_and_can_be_raised(field, value, source, end):
-    roomy = SandboxConfig(workers=1, wall=9.0, cpu=5)
+    roomy = SandboxConfig(workers=1, wall_s=9.0, cpu_s=5)
     for config, expected in ((roomy, "ok"), (dataclasses.replace(roomy, **{field: value}), end)):
         sandbox = config.build(levels=("kernel",))
         assert sandbox.run_now(Program(source)).end == expected
@@ -769,7 +769,7 @@ def test_every_limit_holds_and_can_be_raised(field, value, source, end):
     [
         ({"level": "strong"}, "SandboxConfig.level"),
         ({"workers": -1}, "SandboxConfig.workers"),
-        ({"wall": 0.0}, "SandboxConfig.wall_s"),
+        ({"wall_s": 0.0}, "SandboxConfig.wall_s"),
         ({"open_files": 4}, "Python itself needs 8"),
         ({"packages": ("no_such",)}, "no_such is not installed here"),
     ],

@@ -73,7 +73,7 @@ def served():
         sources=dict.fromkeys(TEAM, ABOUT),
         stop_ids=TOKENIZER.stop_ids,
         decode=TOKENIZER.decode,
-        starts=dict.fromkeys(TEAM, "base"),
+        initial_names=dict.fromkeys(TEAM, "base"),
         lora=LORA,
         longest_answer=64,
         candidates=4,
@@ -82,7 +82,9 @@ def served():
 
 @pytest.fixture(scope="module")
 def live():
-    config = sglang.SGLangConfig(command=f"bash {ROOT}/launch/serve_sglang.sh", start=900.0, deadline=300.0)
+    config = sglang.SGLangConfig(
+        command=f"bash {ROOT}/launch/serve_sglang.sh", start_timeout_s=900.0, deadline_s=300.0
+    )
     engine = config.build(served())
     try:
         push(engine, TEAM, 0)
@@ -93,7 +95,7 @@ def live():
 
 @pytest.fixture(scope="module")
 def local():
-    engine = LocalEngineConfig(rows=64, max_prompt=128).build(served())
+    engine = LocalEngineConfig(slots=64, max_prompt=128).build(served())
     push(engine, TEAM, 0)
     return engine
 
@@ -305,7 +307,7 @@ def full(live):
         models={"shared": MODEL},
         meshes={"shared": None},
         sources={"shared": ABOUT},
-        starts={"shared": "shared"},
+        initial_names={"shared": "shared"},
     )
     engine = sglang.SGLangConfig(urls=(server_of(live).url,)).build(alone)
     yield engine

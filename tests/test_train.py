@@ -270,7 +270,8 @@ def test_variants_run_and_resume(place, params, changes):
     gin_file = place / "variant.gin"
     gin_file.write_text(
         "from __gin__ import dynamic_registration\n"
-        "from atgrpo_jax.run import experiment\nfrom atgrpo_jax.update import objectives\nfrom atgrpo_jax.update import optimizer\n"
+        "from atgrpo_jax.run import experiment\n"
+        "from atgrpo_jax.update import objectives\nfrom atgrpo_jax.update import optimizer\n"
         "from atgrpo_jax.rollout import team\n"
         'include "smoke.gin"\n'
         "experiment.Experiment.team = @team.Team()\n"

@@ -63,7 +63,7 @@ def test_two_runs_that_make_the_same_at_once_share_it(made, tmp_path):
     def run():
         policies = Policies(x)
         together.wait()
-        found.append(jax.device_get(policies.start()))
+        found.append(jax.device_get(policies.initial_states()))
 
     both = [threading.Thread(target=run) for _ in range(2)]
     for thread in both:

@@ -28,7 +28,7 @@ from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.transformer import PolicyWeights, init_params
 
 MODEL, STOP = small_model(), 3
-CONFIG = LocalEngineConfig(rows=64, page=8, max_prompt=16, prompt_cache=256, prefill=16)
+CONFIG = LocalEngineConfig(slots=64, page=8, max_prompt=16, prompt_cache=256, prefill=16)
 
 
 def params(seed):
@@ -57,7 +57,7 @@ class Faulty(LocalEngine):
     """An engine in which ``change(policy, weights)`` is pushed, and ``ask(request)`` is asked for."""
 
     def __init__(self, change=lambda policy, weights: weights, ask=lambda request: request):
-        super().__init__(MODEL, (STOP,), CONFIG, usual=(1, 8))
+        super().__init__(MODEL, (STOP,), CONFIG, default_shape=(1, 8))
         self.change, self.ask = change, ask
 
     def push_weights(self, policy, weights, version):

@@ -71,6 +71,11 @@ class RolloutConfig(Sampling):
         )
 
     @property
+    def tree(self) -> bool:
+        """Returns whether a group's K candidates answer one prompt, as AT-GRPO samples them."""
+        return self.mode == "tree"
+
+    @property
     def sampling(self) -> Sampling:
         return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
 

@@ -42,14 +42,14 @@ FAULTS = {
          "groups without signal push"),
     ],
     ("credit/groups.py", "test_groups.py test_oracle.py"): [
-        ("[[_reward(c, alpha) for c in g.candidates] for g in groups]",
-         "[[_reward(c, 1.0) for c in g.candidates] for g in groups]", "alpha is not heard"),
+        ("_table([_rewards(group, alpha) for group in groups])",
+         "_table([_rewards(group, 1.0) for group in groups])", "alpha is not heard"),
         ("(m & s)[: len(g.candidates)]", "m[: len(g.candidates)]", "groups without signal are trained"),
-        ("returns = [[_return(e, alpha)", "returns = [[_return(e, 1.0)", "alpha is not heard in returns"),
-        ("np.array([present and signal and c.reward is not None for c in group.candidates])",
-         "np.array([present and signal for c in group.candidates])", "excluded samples of an episode are trained"),
-        ("np.array([present and signal and c.reward is not None for c in group.candidates])",
-         "np.array([signal and c.reward is not None for c in group.candidates])", "failed episodes are trained"),
+        ("[_return(episode, alpha)", "[_return(episode, 1.0)", "alpha is not heard in returns"),
+        ("[present and signal and c.reward is not None for c in group.candidates]",
+         "[present and signal for c in group.candidates]", "excluded samples of an episode are trained"),
+        ("[present and signal and c.reward is not None for c in group.candidates]",
+         "[signal and c.reward is not None for c in group.candidates]", "failed episodes are trained"),
         ("sets[episode.split, episode.instance]", "sets[episode.split, 0]", "one baseline for all instances"),
         ('if episode.end == "engine_error":', 'if episode.end == "turn_limit":', "failed episodes have a return"),
         ("g.candidates[g.chosen]", "g.candidates[0]", "the first is taken for the executed one"),
@@ -107,7 +107,7 @@ FAULTS = {
         ("{self.step}/{self.split}/{self.instance}", "{self.split}/{self.instance}", "all steps draw the same"),
         ("/{self.turn}/{self.role}", "/{self.role}", "all turns draw the same"),
     ],
-    ("update/learner.py", OPTIMIZER): [
+    ("update/optimizer.py", OPTIMIZER): [
         ("optax.clip_by_global_norm(self.clip_norm)", "optax.clip_by_global_norm(1e9)", "gradients are not clipped"),
         ("optax.clip_by_global_norm(self.clip_norm)", "optax.clip(self.clip_norm)", "gradients are clipped number by number"),
         ("eps=self.epsilon, weight_decay=self.weight_decay", "eps=1e-8, weight_decay=self.weight_decay", "epsilon is not heard"),
@@ -116,12 +116,12 @@ FAULTS = {
         ("beta=self.momentum", "beta=0.95", "Muon's momentum is not heard"),
         ("adam_weight_decay=self.weight_decay", "adam_weight_decay=0.0", "what Muon leaves does not decay"),
         ("consistent_rms=0.2", "consistent_rms=1.0", "Muon's steps are five times as long"),
-        ("first, peak = self.learning_rate / (self.warmup + 1)", "first, peak = 0 * self.learning_rate / (self.warmup + 1)",
+        ("first = self.learning_rate / (self.warmup + 1)", "first = 0 * self.learning_rate / (self.warmup + 1)",
          "the first update is none"),
         ("total, peak * self.final", "total, 0.0", "the rate falls to nothing"),
         ("total = self.warmup + self.decay", "total = self.decay", "the decay is shorter by the warm-up"),
     ],
-    ("update/learner.py", "test_learner.py::test_the_objective_by_hand test_oracle.py test_learner.py"): [
+    ("update/objectives.py", "test_learner.py::test_the_objective_by_hand test_oracle.py test_learner.py"): [
         ("loss -= self.entropy * metrics", "loss += self.entropy * metrics", "entropy is punished"),
         ("loss += self.kl * metrics", "loss -= self.kl * metrics", "distance is paid"),
         ("loss += self.kl * metrics", "loss += metrics", "the coefficient is lost"),
@@ -130,6 +130,8 @@ FAULTS = {
         ("clip_low=self.clip_low,\n                clip_high=self.clip_high", "clip_low=self.clip_high,\n                clip_high=self.clip_low",
          "the bounds are handed over crosswise"),
         ("dual_clip=self.dual_clip", "dual_clip=None", "dual clip is not heard"),
+    ],
+    ("update/learner.py", "test_learner.py::test_the_objective_by_hand test_oracle.py test_learner.py"): [
         ("logprobs_ABT - trained.old_logprobs, np", "trained.old_logprobs - logprobs_ABT, np", "importance weights upside down"),
         ("advantages=trained.advantages * factor_ABT", "advantages=trained.advantages", "importance weights change nothing"),
         ("old_logprobs=np.where(counts_ABT, logprobs_ABT, trained.old_logprobs)", "old_logprobs=trained.old_logprobs",
@@ -163,7 +165,7 @@ FAULTS = {
     ],
     ("update/updates.py", "test_learner.py::test_metrics_of_a_policy_that_sampled_its_own_tokens test_oracle.py"): [
         ('counts | {"logprob_gap": float(self.records[0]["logprob_gap"])}', "counts", "the gap is a mean over updates"),
-        ("np.mean([r[name] for r in self.records])", "np.mean([r[name] for r in self.records[:1]])", "metrics of the first update alone"),
+        ("np.mean([record[name] for record in self.records])", "np.mean([record[name] for record in self.records[:1]])", "metrics of the first update alone"),
         ('"updates": float(len(self.records))', '"updates": 1.0', "the number of updates is always one"),
     ],
 }  # fmt: skip

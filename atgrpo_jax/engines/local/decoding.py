@@ -1,12 +1,13 @@
 """Draws on the devices: two jitted programs whose shapes do not depend on which samples are in.
 
-All arrays have a leading axis of shards, which a mesh splits. A shard has slots and pages of its own. A
-slot draws one sample at a time. What a slot does not see leaves no trace in it, so a slot's bits
-depend on nothing but itself. The host (lanes.py) says what goes where.
+All arrays have a leading axis of shards, which a mesh splits. A shard has slots and pages of its
+own. A slot draws one sample at a time. What a slot does not see leaves no trace in it, so a slot's
+bits depend on nothing but itself. The host (lanes.py) says what goes where.
 
 D shards, s their slots, R = D s, J adapters, T pattern states, V vocabulary, Z stop ids, F prompt
 pages computed at once, p tokens of one, B = D F, P and X pages of prompt and answer, n of a bank,
-W siblings that read together, w model width, H head size, M key heads, N query heads (after D: prompt pages)
+W siblings that read together, w model width, H head size, M key heads, N query heads (after D:
+prompt pages)
 """
 
 import functools
@@ -169,11 +170,11 @@ def prefill(model: Transformer, sizes: Sizes, cache: Cache, params: Any, adapter
         inputs = page_block.tokens.reshape(D * F, p), positions_DFp.reshape(D * F, p), attend, cache.prompts
         scale_BJ = scale_DFJ.reshape(D * F, -1)
         hidden, prompts = apply(model, params, adapters, *inputs, scale_BJ=scale_BJ, limit=sizes.limit)
-        last = jnp.take_along_axis(hidden.reshape(D, F, p, -1), page_block.last[..., None, None], axis=2)[
-            :, :, 0
-        ]
+        hidden_DFpw = hidden.reshape(D, F, p, -1)
+        last_DF1w = jnp.take_along_axis(hidden_DFpw, page_block.last[..., None, None], axis=2)
         put = jax.vmap(lambda old, pages, new: old.at[pages].set(new, mode="drop"))
-        return cache._replace(prompts=prompts, last_DNw=put(cache.last_DNw, page_block.page, last))
+        last_DNw = put(cache.last_DNw, page_block.page, last_DF1w[:, :, 0])
+        return cache._replace(prompts=prompts, last_DNw=last_DNw)
 
     return jax.lax.fori_loop(0, work.blocks, block, cache)
 
@@ -200,9 +201,8 @@ def decode(
     s = sizes.slots
     R = sizes.shards * sizes.slots
     flat = jax.tree.map(lambda x: x.reshape(R, *x.shape[2:]), slots)
-    owners = jax.vmap(functools.partial(answer_owners, pages=sizes.answer_pages, page=sizes.answer_page))(
-        slots.answer
-    )
+    owners_of = functools.partial(answer_owners, pages=sizes.answer_pages, page=sizes.answer_page)
+    owners = jax.vmap(owners_of)(slots.answer)
     begun = jax.vmap(lambda last, at: last.at[at].get(mode="clip"))(cache.last_DNw, slots.prompt_page)
     hidden_Rw = jnp.where((slots.prompt_page >= 0)[..., None], begun, cache.hidden_Dsw).reshape(R, -1)
     size = sizes.answer_pages // sizes.banks
@@ -223,27 +223,22 @@ def decode(
         column_Ds1 = jnp.minimum(count_Ds // sizes.answer_page, sizes.longest_answer - 1)[..., None]
         page_Ds = jnp.take_along_axis(slots.answer, column_Ds1, axis=-1)[..., 0]
         page_Ds = jnp.where(live_Ds, page_Ds, sizes.answer_pages)
+        offset_Ds = count_Ds % sizes.answer_page
 
         def attend(q_R1NH, k_R1MH, v_R1MH, layer):
             prompts, banks = layer
             q, k, v = (x.reshape(D, s, *x.shape[2:]) for x in (q_R1NH, k_R1MH, v_R1MH))
             put = jax.vmap(Pages.put_offsets)
-            banks = [
-                put(
-                    bank,
-                    jnp.where(page_Ds // size == b, page_Ds % size, size),
-                    count_Ds % sizes.answer_page,
-                    k,
-                    v,
-                )
-                for b, bank in enumerate(banks)
-            ]
+            new_banks = []
+            for b, bank in enumerate(banks):
+                page_in_bank_Ds = jnp.where(page_Ds // size == b, page_Ds % size, size)
+                new_banks.append(put(bank, page_in_bank_Ds, offset_Ds, k, v))
             if sizes.fused:
-                out = _by_kernel(mesh, q, count_Ds, prompts, banks[0], readers, slots.answer)
+                out = _by_kernel(mesh, q, count_Ds, prompts, new_banks[0], readers, slots.answer)
             else:
                 over = jax.vmap(decode_attention, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
-                out = over(q, count_Ds, prompts, banks, readers, owners, slots.answer, passes)
-            return out.reshape(q_R1NH.shape), (prompts, banks)
+                out = over(q, count_Ds, prompts, new_banks, readers, owners, slots.answer, passes)
+            return out.reshape(q_R1NH.shape), (prompts, new_banks)
 
         inputs = drawn.tokens[:, None], (flat.prompt + count_R)[:, None], attend
         caches = list(zip(cache.prompts, answers, strict=True))
