@@ -17,7 +17,7 @@ from atgrpo_jax.engines.gate import (
     LAST,
     NO_NUMBERS,
     UNKNOWN,
-    Drawn,
+    Draws,
     Gate,
     check_gap,
     judge,
@@ -176,7 +176,7 @@ def test_coarse_logprobs_do_not_hide_that_the_weights_are_the_last_ones():
     noise = 0.01 * rng.standard_normal(new.shape)
 
     def drawn(from_, noisy):
-        return Drawn(tokens, np.take_along_axis(from_ + noisy, tokens, 1))
+        return Draws(tokens, np.take_along_axis(from_ + noisy, tokens, 1))
 
     def verdict(answer):
         return judge(answer, new, {"the weights before the push": (new - change)[:8]}, 0.5, 0)
@@ -193,7 +193,7 @@ def test_noise_about_as_large_as_the_limit_is_not_taken_for_a_kept_cache():
     for sigma in np.linspace(0.2, 0.6, 41):
         tokens = np.stack([rng.choice(50, 64, p=np.exp(row)) for row in new])
         noisy = np.take_along_axis(new + sigma * rng.standard_normal(new.shape), tokens, 1)
-        causes.append(judge(Drawn(tokens, noisy), new, {}, 1.0, 0).cause)
+        causes.append(judge(Draws(tokens, noisy), new, {}, 1.0, 0).cause)
     assert set(causes) == {None, UNKNOWN}
 
 
@@ -206,7 +206,7 @@ def test_noise_that_differs_between_prompts_is_not_taken_for_a_kept_cache():
         sigma_P1 = 0.001 * 10 ** rng.uniform(-1, 1, (9, 1))
         tokens = np.stack([rng.choice(50, 64, p=np.exp(row)) for row in new])
         noisy = np.take_along_axis(new + sigma_P1 * rng.standard_normal(new.shape), tokens, 1)
-        causes.append(judge(Drawn(tokens, noisy), new, {}, 0.003, 0).cause)
+        causes.append(judge(Draws(tokens, noisy), new, {}, 0.003, 0).cause)
     assert causes.count(KEPT) <= 2 and set(causes) <= {None, UNKNOWN, KEPT}
 
 
@@ -216,7 +216,7 @@ def test_honest_draws_are_spread_evenly_and_the_test_says_how_likely():
     found = []
     for seed in range(200):
         tokens = np.stack([rng.choice(50, 64, p=np.exp(row)) for row in new])
-        found.append(judge(Drawn(tokens, np.take_along_axis(new, tokens, 1)), new, {}, 1e-6, seed).spread)
+        found.append(judge(Draws(tokens, np.take_along_axis(new, tokens, 1)), new, {}, 1e-6, seed).spread)
     assert min(found) > 1e-5
     # A share x of honest engines is at most as unlikely as x (Kolmogorov's bound is a cautious one).
     for x in (0.5, 0.1, 0.02):
@@ -228,7 +228,7 @@ def test_answers_that_are_no_numbers_fail(value):
     new = np.log(np.full((9, 4), 0.25))
     tokens, logprobs = np.zeros((9, 64), int), np.log(np.full((9, 64), 0.25))
     logprobs[3, 5] = value
-    assert judge(Drawn(tokens, logprobs), new, {LAST: new[:8]}, 1.0, 0).cause == NO_NUMBERS
+    assert judge(Draws(tokens, logprobs), new, {LAST: new[:8]}, 1.0, 0).cause == NO_NUMBERS
 
 
 @pytest.mark.parametrize("correct", [False, True])

@@ -205,7 +205,6 @@ def decode(
     owners = jax.vmap(owners_of)(slots.answer)
     begun = jax.vmap(lambda last, at: last.at[at].get(mode="clip"))(cache.last_DNw, slots.prompt_page)
     hidden_Rw = jnp.where((slots.prompt_page >= 0)[..., None], begun, cache.hidden_Dsw).reshape(R, -1)
-    size = sizes.answer_pages // sizes.banks
 
     def step(carry):
         i, hidden_Rw, live_R, count_R, stopped_R, pattern_state_R, out, answers = carry
@@ -219,26 +218,20 @@ def decode(
             lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, i, 1), out, tuple(drawn)
         )
         count_Ds = count_R.reshape(D, s)
-        live_Ds = live_R.reshape(D, s)
-        column_Ds1 = jnp.minimum(count_Ds // sizes.answer_page, sizes.longest_answer - 1)[..., None]
-        page_Ds = jnp.take_along_axis(slots.answer, column_Ds1, axis=-1)[..., 0]
-        page_Ds = jnp.where(live_Ds, page_Ds, sizes.answer_pages)
+        page_Ds = _page_of(count_Ds, slots.answer, sizes)
+        page_Ds = jnp.where(live_R.reshape(D, s), page_Ds, sizes.answer_pages)
         offset_Ds = count_Ds % sizes.answer_page
 
         def attend(q_R1NH, k_R1MH, v_R1MH, layer):
             prompts, banks = layer
             q, k, v = (x.reshape(D, s, *x.shape[2:]) for x in (q_R1NH, k_R1MH, v_R1MH))
-            put = jax.vmap(Pages.put_offsets)
-            new_banks = []
-            for b, bank in enumerate(banks):
-                page_in_bank_Ds = jnp.where(page_Ds // size == b, page_Ds % size, size)
-                new_banks.append(put(bank, page_in_bank_Ds, offset_Ds, k, v))
+            banks = _written(banks, page_Ds, offset_Ds, k, v)
             if sizes.fused:
-                out = _by_kernel(mesh, q, count_Ds, prompts, new_banks[0], readers, slots.answer)
+                out = _by_kernel(mesh, q, count_Ds, prompts, banks[0], readers, slots.answer)
             else:
                 over = jax.vmap(decode_attention, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
-                out = over(q, count_Ds, prompts, new_banks, readers, owners, slots.answer, passes)
-            return out.reshape(q_R1NH.shape), (prompts, new_banks)
+                out = over(q, count_Ds, prompts, banks, readers, owners, slots.answer, passes)
+            return out.reshape(q_R1NH.shape), (prompts, banks)
 
         inputs = drawn.tokens[:, None], (flat.prompt + count_R)[:, None], attend
         caches = list(zip(cache.prompts, answers, strict=True))
@@ -265,6 +258,23 @@ def decode(
     cache = cache._replace(answers=answers, hidden_Dsw=hidden_Rw.reshape(D, s, -1))
     drawn = jax.tree.map(lambda x: x.reshape(D, s, *x.shape[1:]), (*out, count_R, live_R, stopped_R))
     return cache, Drawn._make([*drawn, i])
+
+
+def _page_of(count_Ds: jax.Array, table_DsX: jax.Array, sizes: Sizes) -> jax.Array:
+    """Returns the answer page of each slot's token number ``count``."""
+    column_Ds1 = jnp.minimum(count_Ds // sizes.answer_page, sizes.longest_answer - 1)[..., None]
+    return jnp.take_along_axis(table_DsX, column_Ds1, axis=-1)[..., 0]
+
+
+def _written(banks: list[Pages], page_Ds, offset_Ds, k_DsMH, v_DsMH) -> list[Pages]:
+    """Returns the banks with a key and a value of each slot. Page numbers count over all banks."""
+    size = banks[0].keys.shape[1]
+    put = jax.vmap(Pages.put_offsets)
+    written = []
+    for b, bank in enumerate(banks):
+        page_in_bank_Ds = jnp.where(page_Ds // size == b, page_Ds % size, size)
+        written.append(put(bank, page_in_bank_Ds, offset_Ds, k_DsMH, v_DsMH))
+    return written
 
 
 def _by_kernel(mesh: Mesh | None, q_DsNH: jax.Array, count_Ds: jax.Array, *inputs: Any) -> jax.Array:
