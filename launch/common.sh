@@ -1,10 +1,11 @@
-# Sourced by the other scripts: a virtual environment with this checkout in it.
-#   ATGRPO_VENV    where it lives (default: .venv in the checkout)
-#   ATGRPO_PYTHON  the Python to make it with, 3.11 or newer (default: the first one found, pyenv's included)
+# The other scripts source this file. It makes a virtual environment with this checkout in it.
+#   ATGRPO_VENV    its folder (default: .venv in the checkout)
+#   ATGRPO_PYTHON  the Python that makes it, 3.11 or newer (default: the first one that is found; those
+#                  of pyenv are tried, too)
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${ATGRPO_VENV:-$root/.venv}"
 
-# find_python [LEAST BELOW]: the first Python with LEAST <= version < BELOW.
+# find_python [LEAST BELOW]: prints the first Python with LEAST <= version < BELOW.
 find_python() {
   local least="${1:-3, 11}" below="${2:-4, 0}" python pyenv=""
   if command -v pyenv >/dev/null; then pyenv="$(pyenv root)"; fi
@@ -18,7 +19,7 @@ find_python() {
   return 1
 }
 
-# one_at_a_time FOLDER COMMAND [...]: runs it where no other process does so for the same folder.
+# one_at_a_time FOLDER COMMAND [...]: runs the command while no other process does so for the folder.
 one_at_a_time() {
   mkdir -p "$1"
   {
@@ -27,7 +28,8 @@ one_at_a_time() {
   } 9> "$1/.lock"
 }
 
-# install_checkout EXTRAS: installs in editable mode, unless that was done with the same setup.py.
+# install_checkout EXTRAS: installs the checkout in editable mode, unless this was done with the same
+# setup.py before.
 install_checkout() {
   local extras="$1" python stamp
   stamp="$root $(cksum < "$root/setup.py") "

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on this machine: makes a virtual environment, installs the checkout, and runs
+# Trains on this machine. It makes a virtual environment, installs the checkout, and runs
 #   python -m atgrpo_jax.train "$@"
 # Example: bash launch/local.sh --gin_file=plan.gin
 set -euo pipefail

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Starts an SGLang server in a virtual environment of its own, which it makes the first time:
-#   bash launch/serve_sglang.sh --model-path FOLDER --port 30000 [...]        what sglang.launch_server takes
-#   bash launch/serve_sglang.sh --router --worker-urls URL URL --port 30100   one address for several servers
-#   bash launch/serve_sglang.sh --install                                     the environment only
-# Without an NVIDIA GPU it serves from the CPU, slowly: for trying out, and for tests.
-#   ATGRPO_SGLANG_VENV  where the environment lives (default: .venv-sglang in the checkout)
+# Starts an SGLang server in a virtual environment of its own. It makes this environment the first time.
+#   bash launch/serve_sglang.sh --model-path FOLDER --port 30000 [...]        # arguments as of sglang.launch_server
+#   bash launch/serve_sglang.sh --router --worker-urls URL URL --port 30100   # one address for all
+#   bash launch/serve_sglang.sh --install                                     # only the environment
+# Without an NVIDIA GPU it serves from the CPU and is slow. This is for trials and for tests.
+#   ATGRPO_SGLANG_VENV  the folder of the environment (default: .venv-sglang in the checkout)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 venv="${ATGRPO_SGLANG_VENV:-$root/.venv-sglang}"
@@ -20,7 +20,7 @@ install() {
   if [ -n "$gpu" ]; then
     "${pip[@]}" "sglang==$version" "$router"
   else
-    # What sglang asks for is gigabytes of CUDA, which a CPU never touches.
+    # sglang's own requirements are gigabytes of CUDA, which a CPU never uses.
     "${pip[@]}" torch==2.13.0
     "${pip[@]}" -r "$root/launch/sglang_cpu.txt"
     "${pip[@]}" --no-deps "sglang==$version" "$router" torchvision==0.28.0 xgrammar==0.2.7
@@ -29,14 +29,14 @@ install() {
 }
 
 gpu="$(command -v nvidia-smi || true)"
-unset PYTHONDONTWRITEBYTECODE # a start would compile hundreds of modules
+unset PYTHONDONTWRITEBYTECODE # if it is set, each start compiles hundreds of modules again
 one_at_a_time "$venv" install
 if [ "${1:-}" = --install ]; then
   exit
 fi
 if [ "${1:-}" = --router ]; then
-  # A group repeats its prompt K times, of which the router finds one in K known: by default too few, and the
-  # group goes to another server than its prompt went to.
+  # A group repeats its prompt K times, and the router knows one of the K. By default this is too few: the
+  # group goes to another server than its prompt did.
   exec "$venv/bin/python" -m sglang_router.launch_router --policy cache_aware --cache-threshold 0.01 "${@:2}"
 fi
 flags=()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Lint, types and tests, in a virtual environment of their own:
-#   bash launch/test.sh                       what takes seconds each: about ten minutes on 2 cores
-#   bash launch/test.sh --all                 everything: whole runs, real servers, kills; what CI runs
+# Runs lint, types and tests, in a virtual environment of their own.
+#   bash launch/test.sh                       tests that take seconds each; about ten minutes on 2 cores
+#   bash launch/test.sh --all                 all tests: whole runs, real servers, kills; CI runs this
 #   bash launch/test.sh tests/test_loss.py    arguments go to pytest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -11,7 +11,7 @@ case "${1:-}" in
   "") set -- -m "not slow and not thorough" ;;
   --all)
     shift
-    # What tests/test_sglang_live.py and tests/test_sglang_jax_live.py start, while the first tests run.
+    # tests/test_sglang_live.py and tests/test_sglang_jax_live.py need these. The first tests run meanwhile.
     {
       bash launch/serve_sglang.sh --install
       bash launch/test_sglang_jax.sh --install
@@ -21,5 +21,5 @@ esac
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
-# Files side by side, two at a time: more would want more memory than they save time.
+# Two files run at the same time. More would cost more memory than they save time.
 exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The tests of engines/sglang_jax/ with sglang-jax itself, on a CPU, in a virtual environment of their own with
-# a Python 3.12 or 3.13, made the first time. About two minutes on 2 cores, 2 GB of disk.
+# Runs the tests of engines/sglang_jax/ with sglang-jax itself, on a CPU. They have a virtual environment of
+# their own with a Python 3.12 or 3.13, which is made the first time. They take about two minutes on 2 cores,
+# and 2 GB of disk.
 #   bash launch/test_sglang_jax.sh [...]        arguments go to pytest
-#   bash launch/test_sglang_jax.sh --install    the environment only
-#   ATGRPO_SGLANG_JAX_VENV  where the environment lives (default: .venv-sglang-jax in the checkout)
+#   bash launch/test_sglang_jax.sh --install    makes the environment only
+#   ATGRPO_SGLANG_JAX_VENV  the folder of the environment (default: .venv-sglang-jax in the checkout)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 venv="${ATGRPO_SGLANG_JAX_VENV:-$root/.venv-sglang-jax}"
@@ -18,7 +19,7 @@ install() {
   echo "making $venv" >&2
   "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
-  # uv: pip takes minutes for so many packages.
+  # It uses uv, because pip takes minutes for so many packages.
   "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" -e "$root[sglang-cpu]" 'pytest>=8'
   echo "$stamp" > "$venv/.atgrpo"
 }
@@ -30,6 +31,6 @@ if [ "${1:-}" = --install ]; then
   exit
 fi
 cd "$root"
-# anyio's plugin and flax, as sglang-jax fixes them, use names that pytest and JAX call old.
+# sglang-jax fixes the versions of anyio's plugin and flax. These use names that pytest and JAX call old.
 ATGRPO_SGLANG_JAX=1 JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -p no:anyio \
   -W "ignore:jax.core.get_opaque_trace_state:DeprecationWarning" tests/test_engine_sglang_jax.py "$@"
