@@ -27,8 +27,8 @@ class Policies:
     """Builds the learners of all policies, and starts, restores and updates their states.
 
     The states belong to the caller. Only ``base`` is kept here: the starting weights that adapters
-    are on. It is None if there are no adapters, and before ``initial_states`` or ``restore``. ``shapes`` are
-    the shapes of all states.
+    are on. It is None if there are no adapters, and before ``initial_states`` or ``restore``.
+    ``shapes`` are the shapes of all states.
     """
 
     def __init__(self, experiment: Experiment, devices: Sequence[Any] | None = None):
@@ -74,7 +74,7 @@ class Policies:
     def initial_states(self, runner: Runner | None = None) -> dict[str, PolicyState]:
         """Returns the states of all policies before any training, and sets ``base``.
 
-        They are random or read from a folder; then comes the warm initial, if there is one. The
+        They are random or read from a folder; then comes the warm start, if there is one. The
         ``runner`` runs the programs of its demonstrations. Raises RunError if a folder does not
         hold what the model needs, or holds numbers that are not finite.
         """

@@ -259,10 +259,10 @@ class Trainer:
         self._saved = step
 
     def _score(self, step: int, split: str) -> dict[str, float]:
-        experiment = self.experiment.evaluation
-        most = experiment.instances if split == "test" else experiment.validation_instances
+        evaluation = self.experiment.evaluation
+        most = evaluation.instances if split == "test" else evaluation.validation_instances
         instances = available(self.experiment.task, split, most)
-        sampling = experiment.sampling(self.experiment.rollout.sampling)
+        sampling = evaluation.sampling(self.experiment.rollout.sampling)
         with Progress(f"{split} after step {step}", instances, "episode") as progress:
             score = evaluate(
                 self.experiment.task,

@@ -25,7 +25,7 @@ FAULTS = {
         ("train_indices(step, self.experiment.rollout.instances)", "train_indices(1, self.experiment.rollout.instances)",
          "all steps train on the same instances"),
         ('play_all(self._player, step, "train"', 'play_all(self._player, step, "test"', "training on the test split"),
-        ('most = experiment.instances if split == "test" else experiment.validation_instances', "most = experiment.instances",
+        ('most = evaluation.instances if split == "test" else evaluation.validation_instances', "most = evaluation.instances",
          "validation has the test's number of instances"),
         ("                split=split,\n", '                split="train",\n', "scores are of the training split"),
         ("self.states[policy], dispatched[policy] = self._policies.train(",
