@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
 
 
 def planned(experiment: Experiment) -> Experiment:
-    """Returns ``experiment`` with the mesh and model of the flags. Raises ConfigError if impossible."""
+    """Returns the experiment with the flags' mesh and model. Raises ConfigError if impossible."""
     changes: dict[str, object] = {}
     if _MESH.value is not None:
         changes["mesh"] = parse_mesh(_MESH.value)

@@ -44,7 +44,7 @@ def no_arguments(argv: list[str]) -> None:
 
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs ``main`` as ``run_main`` does. Returns if ``main`` does, else exits with a code above 0."""
+    """Runs ``main`` as ``run_main`` does. Returns if it does, else exits with a code above 0."""
     look_for_no_missing_tpu()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax logs every step, and warns of our own settings

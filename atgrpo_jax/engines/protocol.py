@@ -42,8 +42,8 @@ class Usage:
     prefill_s: float = 0.0  # seconds on our own devices; 0 if unknown
     decode_s: float = 0.0  # seconds on our own devices; 0 if unknown
     tokens: int = 0  # tokens drawn
-    # Slots computed, summed over decoding steps; 0 if unknown. Those beyond ``tokens`` were empty or
-    # had ended.
+    # Slots computed, summed over decoding steps; 0 if unknown. Those beyond ``tokens`` were empty
+    # or had ended.
     slot_steps: int = 0
     prompt_tokens: int = 0
     known_tokens: int = 0  # prompt tokens whose keys and values were already cached

@@ -139,7 +139,7 @@ class Experiment:
         return self.model[initial] if isinstance(self.model, Mapping) else self.model
 
     def folder(self, initial: str) -> str | None:
-        """Returns the model folder that one of ``initial_names`` is read from; None if it is random."""
+        """Returns the model folder of one of ``initial_names``; None if it begins at random."""
         return self.pretrained[initial] if isinstance(self.pretrained, Mapping) else self.pretrained
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ from atgrpo_jax.run.trainer import Trainer
 
 
 def train(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
-    """Trains up to step ``experiment.steps``, from the newest checkpoint of ``folder`` if there is one.
+    """Trains to ``experiment.steps``, from the newest checkpoint of ``folder`` if there is one.
 
     Returns the summary, which is also written to the folder. After SIGTERM or Ctrl-C it saves the
     last complete step and raises Stopped.

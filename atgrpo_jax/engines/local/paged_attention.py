@@ -107,7 +107,7 @@ class PageBlock(NamedTuple):
     tokens: Any  # [F, p]
     number: Any  # [F] index of the page in its prompt
     table: Any  # [F, P] pages of the prompt
-    last: Any  # [F] place of its last token in the page
+    last: Any  # [F] offset of its last token in the page
     page: Any  # [F] where it is stored; a number beyond the last page: nowhere
 
 
@@ -121,8 +121,9 @@ def prefill_attention(
 ) -> tuple[jax.Array, Pages]:
     """Returns attention [F, p, N, H], and the prompt pages with the new ones written into them.
 
-    A token sees the earlier pages of its prompt, and the tokens of its page up to itself. ``passes``
-    is the most earlier pages of any prompt; a prompt that has fewer does not see the others.
+    A token sees the earlier pages of its prompt, and the tokens of its page up to itself.
+    ``passes`` is the most earlier pages of any prompt; a prompt that has fewer does not see the
+    others.
     """
     F, p, N, H = q_FpNH.shape
     M = k_FpMH.shape[2]
@@ -142,7 +143,7 @@ def prefill_attention(
 
 
 class Readers(NamedTuple):
-    """Says which slots read which prompt: E readers of W siblings, in blocks of equally many readers."""
+    """Says which slots read which prompt: E readers of W siblings, in blocks of equal size."""
 
     slots: Any  # [E, W]; a number beyond the last slot: none
     table: Any  # [E, P] pages of the prompt
