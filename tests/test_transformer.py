@@ -103,7 +103,7 @@ def test_fused_layers_give_the_same(bias):
         lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
     )
     plain, _ = model.apply({"params": params}, TOKENS, positions(TOKENS), causal)
-    fused, _ = model.clone(fused=True).apply(
+    fused, _ = model.clone(joined=True).apply(
         {"params": join_layers(params)}, TOKENS, positions(TOKENS), causal
     )
     np.testing.assert_allclose(fused, plain, **PARITY)

@@ -117,7 +117,7 @@ class Linear(nn.Module):
 
 class Block(nn.Module):
     config: ModelConfig
-    fused: bool = False
+    joined: bool = False
 
     @nn.compact
     def __call__(self, x_BTD, rotation, scale_BJ, cache, attend: Attend):
@@ -127,7 +127,7 @@ class Block(nn.Module):
             return Linear(features, bias, init, c.param_dtype, name=name)(x, scale_BJ)
 
         def together(names, sizes, x, bias=False):
-            if not self.fused:
+            if not self.joined:
                 return [dense(name, size, x, bias=bias) for name, size in zip(names, sizes, strict=True)]
             return jnp.split(dense("_".join(names), sum(sizes), x, bias=bias), np.cumsum(sizes)[:-1], axis=-1)
 
@@ -160,7 +160,7 @@ _MLP = "gate", "up"
 
 
 def join_layers(params: Any) -> Any:
-    """Returns parameters for a ``Transformer`` with ``fused``: layers with the same input are one.
+    """Returns parameters for a ``Transformer`` with ``joined``: layers with the same input are one.
 
     This multiplies few rows faster.
     """
@@ -185,7 +185,7 @@ def _block(remat: str) -> type[nn.Module]:
 class Transformer(nn.Module):
     config: ModelConfig
     vocab_size: int
-    fused: bool = False  # see ``join_layers``
+    joined: bool = False  # see ``join_layers``
 
     def setup(self):
         c = self.config
@@ -194,7 +194,7 @@ class Transformer(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape, param_dtype)
         if not c.tied:  # used by ``logits``
             self.head = self.param("head", nn.initializers.normal(0.02), shape[::-1], param_dtype)
-        self.blocks = [_block(c.remat)(c, self.fused, name=f"layer_{i}") for i in range(c.layers)]
+        self.blocks = [_block(c.remat)(c, self.joined, name=f"layer_{i}") for i in range(c.layers)]
         self.norm = RMSNorm(c.rms_epsilon, c.param_dtype)
 
     def __call__(
@@ -230,7 +230,7 @@ class Transformer(nn.Module):
         The stack is a copy in the activations' dtype.
         """
         c = self.config
-        block = _block(c.remat)(c, self.fused, parent=None)
+        block = _block(c.remat)(c, self.joined, parent=None)
         layers = [layer.variables for layer in self.blocks]
         stacked = jax.tree.map(lambda *leaves: jnp.stack([x.astype(c.dtype) for x in leaves]), *layers)
 

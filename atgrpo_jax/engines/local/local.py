@@ -189,7 +189,7 @@ class LocalEngine:
                 members = [n for n, w in pushed.items() if w.params is params and w.adapter is not None]
                 adapter = stack([pushed[name].adapter for name in members])
             elif self._fits_twice(policy, params):
-                model = model.clone(fused=True)
+                model = model.clone(joined=True)
                 params = _join_layers(params)
             self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
         return self._families[policy]
