@@ -27,8 +27,9 @@ from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.protocol import Task, ToolTask, digest
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import Tokenizer
-from atgrpo_jax.tools.contract import BOUND, Broken, Contract, Problem, check
-from atgrpo_jax.tools.hostile import LONGEST, cause
+from atgrpo_jax.tools.contract import check
+from atgrpo_jax.tools.hostile import LONGEST
+from atgrpo_jax.tools.one_call import BOUND, Broken, Calls, Problem, cause
 
 # A program that prints a list as long as an output may be.
 _PRINTS = f"```python\nprint(str(list(range({LONGEST})))[:{LONGEST - 2}] + ']')\n```"
@@ -57,7 +58,7 @@ def check_experiment(
 async def _lengths(
     x: Experiment, runner: Runner | None, instances: int, say: Callable[[str], None]
 ) -> list[Problem]:
-    judge = Contract(x.task, runner, instances)
+    judge = Calls(x.task, runner)
     longest, answers = 0, 0
     texts = (None, _wordy(x.tokenizer, x.rollout.max_tokens), _PRINTS)
     for index, said in itertools.product(range(instances), texts):
