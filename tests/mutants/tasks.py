@@ -97,11 +97,13 @@ FAULTS = {
     ("tasks/code/code.py", "test_code.py"): [
         ("done and now.right == 1.0", "done", "agreement is success"),
         ("team = now.right - state.now.right", "team = now.right", "the team is paid every turn in full"),
-        ("            ast.literal_eval(part)\n", "            pass\n", "tests compute"),
-        ("assert call.func.id in map(alias, problem.names)", "assert call.func.id", "tests of other functions"),
-        ("good = other is not None and _passes(problem, other, test)", "good = other is not None", "every test is a good one"),
+        ("good = other is not None and passes(problem, other, test)", "good = other is not None", "every test is a good one"),
         ("rounds = state.rounds if self.workflow.parallel or role == CODER else", "rounds = () if self.workflow.parallel or role == CODER else", "roles see nothing of before"),
         ("state.problem.solution or (state.now.code if state.now.right == 1.0 else \"\")", "state.problem.solution or state.now.code", "a wrong program judges tests"),
+    ],
+    ("tasks/code/written_tests.py", "test_code.py"): [
+        ("            ast.literal_eval(part)\n", "            pass\n", "tests compute"),
+        ("assert call.func.id in map(alias, problem.names)", "assert call.func.id", "tests of other functions"),
     ],
     ("tasks/prompts.py", "test_prompts.py"): [
         ("undefined=jinja2.StrictUndefined", "undefined=jinja2.Undefined", "templates may name what is not there"),
@@ -114,7 +116,7 @@ FAULTS = {
         ("if b.code.strip() and not", "if not", "empty blocks are programs"),
         ("[block for block in found if block.python],\n        [block for block in closed if not block.tag]", "[block for block in closed if not block.tag]", "a program that breaks off is none"),
     ],
-    ("tasks/math/math.py", "test_math.py test_texts.py"): [
+    ("tasks/math/boxes.py", "test_math.py test_texts.py"): [
         ("for box in reversed(list(_BOX.finditer(text))):", "for box in list(_BOX.finditer(text)):", "the first box counts"),
     ],
     ("tasks/code/outputs.py", "test_code.py"): [

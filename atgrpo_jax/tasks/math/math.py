@@ -12,7 +12,6 @@ same turn. Several roles of a kind are numbered: ``reasoner1``, ``reasoner2``.
 
 import dataclasses
 import random
-import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -22,8 +21,8 @@ from atgrpo_jax.common.types import Message, Outcome, Reward
 from atgrpo_jax.sandbox.protocol import Program, Run
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
+from atgrpo_jax.tasks.math.boxes import boxed, short_enough
 from atgrpo_jax.tasks.math.math_problems import (
-    LONGEST,
     WARM_UP,
     Problem,
     algebra,
@@ -228,60 +227,6 @@ def kind_of(role: str) -> str:
     return role.rstrip("0123456789")
 
 
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace does not count
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_BARE = re.compile(r"(?:(?!\\boxed|\\fbox)[^$\n])*(?=\$)|(?:(?!\\[\])]|\\boxed|\\fbox)\S)*")
-_BETWEEN = re.compile(r"(?:[\s$,;.()]|\\[()\[\]]|\\text\s*\{|\}|\band\b|\bor\b)*")
-
-
-def boxed(text: str, several: bool = False) -> str | None:
-    r"""Returns the content of the last box in a text: ``\boxed{...}``, ``\boxed ...`` or
-    ``\fbox{...}``.
-
-    A box that is empty or not closed is ignored. Returns None if there is no other box, or if the
-    content is too long for an answer. With ``several``, the last boxes that have only "and", "or"
-    or commas between them are joined to a list.
-    """
-    closed = _braces(text)
-    parts: list[str] = []
-    after = 0  # where the next box begins
-    for box in reversed(list(_BOX.finditer(text))):
-        end, content = _content(text, box.end(), closed)
-        if not content:
-            continue
-        if parts and not (
-            several and end <= after and _BETWEEN.fullmatch(text, end, min(after, end + LONGEST))
-        ):
-            break
-        parts.append(content)
-        after = box.start()
-        if not several or sum(map(len, parts)) > LONGEST:
-            break
-    return _short(", ".join(reversed(parts)))
-
-
-def _braces(text: str) -> dict[int, int]:
-    """Returns position of an opening brace -> position of its closing brace."""
-    opened: list[int] = []
-    closed = {}
-    for mark in _BRACE.finditer(text):
-        if mark[0] == "{":
-            opened.append(mark.start())
-        elif mark[0] == "}" and opened:
-            closed[opened.pop()] = mark.start()
-    return closed
-
-
-def _content(text: str, place: int, closed: dict[int, int]) -> tuple[int, str]:
-    """Returns the end and the content of a box whose content begins at ``place``."""
-    if text[place : place + 1] == "{":
-        end = closed.get(place, place)
-        return end + 1, text[place + 1 : end].strip()
-    found = _BARE.match(text[place : place + LONGEST + 1])
-    assert found is not None
-    return place + found.end(), found[0].strip().rstrip(".,;:")
-
-
 def _answer(problem: Problem, role: str, text: str, runs: Sequence[Run]) -> str | None:
     """Returns the answer of a role: what it boxed; for a tool, what its program boxed or else its
     last printed line. Returns None if there is no answer."""
@@ -290,12 +235,7 @@ def _answer(problem: Problem, role: str, text: str, runs: Sequence[Run]) -> str 
     if not runs or runs[0].end != "ok":
         return None
     printed = runs[0].stdout.strip()
-    return boxed(printed, problem.multiple) or _short(printed.rpartition("\n")[2])
-
-
-def _short(text: str) -> str | None:
-    text = text.strip()
-    return text if 0 < len(text) <= LONGEST else None
+    return boxed(printed, problem.multiple) or short_enough(printed.rpartition("\n")[2])
 
 
 def _last(state: State, role: str) -> Said | None:
