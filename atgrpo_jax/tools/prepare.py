@@ -22,7 +22,7 @@ from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.tasks.code import code_problems
-from atgrpo_jax.tasks.games.sokoban_rooms import level_of
+from atgrpo_jax.tasks.games.sokoban_levels import level_of
 from atgrpo_jax.tasks.math import math_problems
 from atgrpo_jax.tools.downloads import Unusable, json_of, list_of, rows_in, said
 from atgrpo_jax.tools.sources import apps, codecontests, livecodebench

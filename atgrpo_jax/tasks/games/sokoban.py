@@ -15,17 +15,9 @@ from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.tasks.games.game import Game, Played, Proposal
 from atgrpo_jax.tasks.games.grid import MOVES, Cell, move_of, name, parse_moves, shift
-from atgrpo_jax.tasks.games.sokoban_rooms import (
-    FAR,
-    MAX_SOLVED,
-    Instance,
-    TooHard,
-    draw_room,
-    drawn,
-    pushes,
-    read_levels,
-    solve,
-)
+from atgrpo_jax.tasks.games.sokoban_levels import read_levels
+from atgrpo_jax.tasks.games.sokoban_rooms import Instance, draw_room, drawn
+from atgrpo_jax.tasks.games.sokoban_solver import FAR, MAX_SOLVED, TooHard, pushes, solve
 from atgrpo_jax.tasks.workflow import Workflow
 
 
