@@ -1,0 +1,56 @@
+"""Measures how many groups of which lengths a training step has."""
+
+import asyncio
+import dataclasses
+
+import numpy as np
+
+from atgrpo_jax.common.types import Sampling
+from atgrpo_jax.rollout.rollout import Player
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.update.warm_start import demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Holds the number and the lengths of a training step's groups.
+
+    It is assumed that all episodes last all turns, and that all answers are as long as the limit
+    allows.
+    """
+
+    groups: int  # of all roles in one step
+    prompt: float  # tokens, mean
+    longest_prompt: int  # tokens
+    new: int  # tokens of one candidate
+    candidates: int  # of each group
+
+    @property
+    def group(self) -> int:
+        """Returns the tokens of the longest group."""
+        return self.longest_prompt + self.candidates * self.new
+
+
+def sizes(x: Experiment, instances: int = 16) -> Sizes:
+    """Measures prompts in demonstrated episodes of the first ``instances`` training instances."""
+    propose = demonstrations(x.task, x.tokenizer, 1, x.seed)
+
+    async def play(runner):
+        player = Player(
+            x.task, x.team, x.tokenizer, propose, Sampling(), x.seed, runner=runner, select="random"
+        )
+        return await asyncio.gather(*(player.play(1, "train", index) for index in range(instances)))
+
+    with x.running() as runner:
+        episodes = asyncio.run(play(runner))
+    origins = [group.origin for episode in episodes for group in episode.groups]
+    lengths = [len(origin.prompt_ids) for origin in origins]
+    roles, turns = len(x.task.workflow.order), x.task.workflow.turns
+    tree = x.rollout.mode == "tree"
+    return Sizes(
+        groups=x.rollout.instances * roles * turns * (1 if tree else x.rollout.candidates),
+        prompt=float(np.mean(lengths)),
+        longest_prompt=max(lengths),
+        new=x.rollout.max_tokens,
+        candidates=x.rollout.candidates if tree else 1,
+    )
