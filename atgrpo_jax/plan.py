@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.common.cli import gin_flags, run
+from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.config import PRESETS, preset
@@ -35,8 +35,7 @@ _UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Of the device's peak rate
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    refuse_arguments(argv)
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
     device = device_named(_DEVICE.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, run
+from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, refuse_arguments, run
 from atgrpo_jax.common.errors import ConfigError
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
@@ -17,8 +17,7 @@ _RUN_DIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    refuse_arguments(argv)
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
     # Imported here because JAX takes seconds: Ctrl-C and SIGTERM are handled by now.

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from atgrpo_jax.common.errors import Stopped, UserError
+from atgrpo_jax.common.errors import ConfigError, Stopped, UserError
 from atgrpo_jax.common.stopping import Stopping
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing more can be written
@@ -27,6 +27,12 @@ def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
             "gin_param", [], 'A further binding, e.g. "experiment.Experiment.steps = 20". Repeatable.'
         ),
     )
+
+
+def refuse_arguments(argv: list[str]) -> None:
+    """Raises ConfigError if words are left that belong to no flag."""
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -13,7 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-_HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
+HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
 
 
 def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -33,7 +33,7 @@ def masked_attention(
     q_BMXH = _grouped(q_BTNH * H**-0.5, M).transpose(0, 2, 3, 1, 4).reshape(B, M, -1, H)
     k_BMSH, v_BMSH = k_BSMH.transpose(0, 2, 1, 3), v_BSMH.transpose(0, 2, 1, 3)
     scores = jnp.einsum("bmxh,bmsh->bmxs", q_BMXH, k_BMSH, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_BTS[:, None, None], scores.reshape(B, M, -1, T, S), _HIDDEN)
+    scores = jnp.where(mask_BTS[:, None, None], scores.reshape(B, M, -1, T, S), HIDDEN)
     probs = jax.nn.softmax(scores, axis=-1).reshape(B, M, -1, S)
     out = jnp.einsum("bmxs,bmsh->bmxh", probs.astype(v_BMSH.dtype), v_BMSH)
     return out.reshape(B, M, -1, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
@@ -53,6 +53,11 @@ def _sees(segments_T, branches_T, segments_S, branches_S) -> jax.Array:
     seen = branches_S[..., None, :]
     own = (seen == 0) | (seen == branches_T[..., :, None])
     return own & (segments_T[..., :, None] == segments_S[..., None, :])
+
+
+def tiles_of(pairs_BX: jax.Array) -> int:
+    """Returns n, the tiles of a row. There is room for all n (n + 1) / 2 pairs."""
+    return (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2
 
 
 @jax.custom_vjp
@@ -94,7 +99,7 @@ def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX):
             return out, _put(best, i, now), _put(total, i, _at(total, i) * kept + probs.sum(-1))
 
         zeros = jnp.zeros(q.shape[:-1], jnp.float32)
-        start = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, _HIDDEN), zeros
+        start = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, HIDDEN), zeros
         out, best, total = rows.visit_pairs(b, visit, start)
         total = jnp.maximum(total, 1e-30)  # 0 in tiles of padding, which no pair visits
         out = rows.together(out / total[..., None]).astype(q_BTNH.dtype)
@@ -166,7 +171,7 @@ class _Rows:
     def __init__(self, q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX):
         (self.B, self.T, N, self.H), self.M = q_BTNH.shape, k_BTMH.shape[2]
         self.R, self.scale = N // self.M, self.H**-0.5
-        self.n = (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2
+        self.n = tiles_of(pairs_BX)
         self.t = self.T // self.n
         tiles = self.B, self.n, self.t
         self.segments_Bnt, self.branches_Bnt = segments_BT.reshape(tiles), branches_BT.reshape(tiles)
@@ -191,7 +196,7 @@ class _Rows:
         order = jnp.arange(self.t)
         mask = _sees(*read) & (order[:, None] + (i - j) * self.t >= order)
         scores = jnp.einsum("mxh,msh->mxs", q_MXH, k_MtH, **_WIDE)
-        scores = jnp.where(mask, scores.reshape(self.M, self.R, self.t, self.t), _HIDDEN)
+        scores = jnp.where(mask, scores.reshape(self.M, self.R, self.t, self.t), HIDDEN)
         return scores.reshape(self.M, -1, self.t)
 
     def visit_rows(self, visit, carry):

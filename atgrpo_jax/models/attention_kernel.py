@@ -20,11 +20,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
+from atgrpo_jax.models.attention import HIDDEN, tiles_of
+
 Platform = Literal["tpu", "gpu"]
 
 # Tokens to a side of a tile: the width of a TPU's vector registers; what a GPU's registers hold.
 TILES: dict[Platform, int] = {"tpu": 128, "gpu": 64}
-_HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
 
 
 def supports(platform: str, head_size: int) -> bool:
@@ -81,7 +82,7 @@ def _heads_first(x_BTNH: jax.Array, beyond: int) -> jax.Array:
 
 def _meeting(pairs_BX: jax.Array, tokens: int, tile: int) -> jax.Array:
     """Returns [B, n, n]: whether a token of query tile i sees one of key tile j."""
-    given = (math.isqrt(8 * pairs_BX.shape[1] + 1) - 1) // 2  # tiles of a row in ``pairs_BX``
+    given = tiles_of(pairs_BX)
     n, wide = -(-tokens // tile), tile // (tokens // given)
     assert wide * tokens == tile * given, f"kernel tiles of {tile} on {given} tiles of {tokens} tokens"
     i_BX, j_BX = pairs_BX // given // wide, pairs_BX % given // wide
@@ -151,13 +152,13 @@ def _output_kernel(counts, lists, own_i, prompt_i, own, q, k, v, out, log_total,
         j = lists[b, i, x]
         at = _at(j, t)
         scores = dot(q[...], k[at, :].T) * scale
-        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, _HIDDEN)
+        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, HIDDEN)
         now = jnp.maximum(best, jnp.max(scores, axis=1, keepdims=True))
         kept, probs = jnp.exp(best - now), jnp.exp(scores - now)
         acc = acc * kept + dot(probs.astype(v.dtype), v[at, :])
         return acc, now, total * kept + jnp.sum(probs, axis=1, keepdims=True)
 
-    start = jnp.zeros(q.shape, jnp.float32), jnp.full((t, 1), _HIDDEN), jnp.zeros((t, 1), jnp.float32)
+    start = jnp.zeros(q.shape, jnp.float32), jnp.full((t, 1), HIDDEN), jnp.zeros((t, 1), jnp.float32)
     acc, best, total = jax.lax.fori_loop(0, counts[b, i], visit, start)
     total = jnp.maximum(total, 1e-30)  # 0 in tiles of padding, which meet none
     out[...] = (acc / total).astype(out.dtype)
@@ -173,7 +174,7 @@ def _queries_kernel(counts, lists, own_i, prompt_i, own, q, k, v, d_out, log_tot
         j = lists[b, i, x]
         at = _at(j, t)
         scores = dot(q[...], k[at, :].T) * scale
-        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, _HIDDEN)
+        scores = jnp.where(_sees(own_column, prompt_column, own[:, at], _order(t, i, j)), scores, HIDDEN)
         d_probs = dot(d_out[...], v[at, :].T)
         d_scores = jnp.exp(scores - log_column) * (d_probs - inner_column)
         return acc + dot(d_scores.astype(k.dtype), k[at, :])
@@ -193,7 +194,7 @@ def _keys_kernel(counts, lists, own, prompt, own_j, q, k, v, d_out, log_total, i
         at = _at(i, t)
         scores = dot(k[...], q[at, :].T) * scale
         # A row of the scores is a key here, so ``_order`` has the other sign.
-        scores = jnp.where(_sees(own[:, at], prompt[:, at], own_column, -_order(t, j, i)), scores, _HIDDEN)
+        scores = jnp.where(_sees(own[:, at], prompt[:, at], own_column, -_order(t, j, i)), scores, HIDDEN)
         probs = jnp.exp(scores - log_total[:, at])
         dv += dot(probs.astype(v.dtype), d_out[at, :])
         d_probs = dot(v[...], d_out[at, :].T)

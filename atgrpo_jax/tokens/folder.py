@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import RunError, one_line
 from atgrpo_jax.tokens.folder_files import FolderFiles
 
 # Texts that different tokenizers split differently: spaces, digits, code, letters beyond ASCII,
@@ -173,5 +173,4 @@ def _guarded(root: Path, work: Callable[[], Any]) -> Any:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{root / 'tokenizer.json'} cannot be used ({reason})") from error
+        raise RunError(f"{root / 'tokenizer.json'} cannot be used ({one_line(error)})") from error

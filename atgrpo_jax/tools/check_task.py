@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags
+from atgrpo_jax.common.cli import gin_flags, refuse_arguments
 from atgrpo_jax.common.cli import run as run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.engines.local.local import LocalEngineConfig
@@ -117,8 +117,7 @@ def main(
     bound: float,
     only: bool,
 ) -> None:
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    refuse_arguments(argv)
     if gin_file.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
     x = gin_config.load(gin_file.value, gin_param.value)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from atgrpo_jax.common.cli import run
+from atgrpo_jax.common.cli import refuse_arguments, run
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.hf.hf import save_tensors
 
@@ -50,8 +50,7 @@ _PLAIN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normali
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")
+    refuse_arguments(argv)
     if _NAME.value is None or _OUT.value is None:
         raise ConfigError("--name and --out are needed; see --help")
     write(_NAME.value, Path(_OUT.value).expanduser())

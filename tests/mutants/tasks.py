@@ -83,7 +83,6 @@ FAULTS = {
         ("str(Fraction(str(problem.tolerance)))", '"0"', "a problem's tolerance is not handed on"),
     ],
     ("tasks/math/math.py", "test_math.py test_aggregation.py"): [
-        ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
         ("team = float(_right(after)) - float(_right(state))", "team = float(_right(after))", "the team is paid every turn in full"),
         ("done and _right(after))", "done)", "agreement is success"),
         ("for kind in (JUDGE, REASONER, TOOL):", "for kind in (TOOL, REASONER, JUDGE):", "the tool has the last word"),
@@ -91,6 +90,9 @@ FAULTS = {
         ("self.match * right)", "self.match)", "every boxed answer is paid as right"),
         ("agreed = len(after.said) > 1 and len(likes) == 1 and None not in likes", "agreed = len(likes) == 1 and None not in likes", "one role agrees with itself"),
         ("by_kind[kind][-1].right", "by_kind[kind][0].right", "the first of a kind has the last word"),
+    ],
+    ("tasks/parts.py", "test_math.py test_aggregation.py"): [
+        ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
     ],
     ("tasks/code/code_problems.py", "test_code.py"): [
         ("found += [\"right\" if line == \"1\" else \"wrong\" for line in said]", "found += [\"right\" for line in said]", "every test that ends is passed"),

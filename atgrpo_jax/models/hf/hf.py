@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
 from atgrpo_jax.models.hf.config_json import (
@@ -84,7 +85,9 @@ def load(folder: str, shapes: Any) -> Any:
     root = Path(folder).expanduser()
     fields(root)
     tensors = Tensors(root)
-    leaves = {tensor_name(_path(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    leaves = {
+        tensor_name(path_text(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
     names = set(leaves)
     stored = {name for name in tensors if not _BUFFERS.fullmatch(name)}
     if HEAD not in names and HEAD in stored:
@@ -97,7 +100,7 @@ def load(folder: str, shapes: Any) -> Any:
         raise RunError(f"{root} has tensor {extra[0]}, which the model does not have ({len(extra)} such)")
 
     def read(path, struct: jax.ShapeDtypeStruct) -> jax.Array:
-        name, flip = tensor_name(_path(path)), _transposed(_path(path))
+        name, flip = tensor_name(path_text(path)), _transposed(path_text(path))
         part = tensors.slices(instead.get(name, name), struct.shape[:: -1 if flip else 1])
 
         def own(index):
@@ -203,7 +206,7 @@ def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _leaves(params: Any) -> Iterator[tuple[str, jax.Array]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield _path(path), leaf
+        yield path_text(path), leaf
 
 
 def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str, jax.Array]]]:
@@ -231,7 +234,3 @@ def _fetch(leaf: jax.Array, path: str, dtype: str) -> np.ndarray:
             'say "dtype": "bfloat16" in the config.json of the folder that it comes from'
         )
     return np.ascontiguousarray(written.T if _transposed(path) else written)
-
-
-def _path(path: tuple) -> str:
-    return "/".join(str(part.key) for part in path)

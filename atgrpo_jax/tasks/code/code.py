@@ -34,6 +34,7 @@ from atgrpo_jax.tasks.code.written_tests import (
     written,
 )
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
+from atgrpo_jax.tasks.parts import Parts, changes, program_parts
 from atgrpo_jax.tasks.protocol import Step
 from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
@@ -60,8 +61,8 @@ class Round:
     code: str = ""  # the program as of this turn
     right: float = 0.0  # share of golden tests that the program passes
     case: Case | None = None
-    coder: tuple[tuple[str, float], ...] = ()  # parts of the coder's reward, by name
-    tester: tuple[tuple[str, float], ...] = ()  # the same for the tester
+    coder: Parts = ()  # parts of the coder's reward, by name
+    tester: Parts = ()  # the same for the tester
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +172,7 @@ class Code:
         now, outcome = (self._code if role == CODER else self._test)(state, text, runs)
         before = state.rounds[-1] if state.rounds else Round()
         own = "coder" if role == CODER else "tester"
-        paid = dict(getattr(before, own))
-        parts = {name: value - paid.get(name, 0.0) for name, value in getattr(now, own)}
+        parts = changes(getattr(now, own), getattr(before, own))
         team = now.right - state.now.right
         after, done = dataclasses.replace(state, now=now), False
         if role == self.workflow.order[-1]:
@@ -189,11 +189,8 @@ class Code:
             nothing = tuple((name, 0.0) for name in ("builds", "runs", "golden"))
             return dataclasses.replace(state.now, coder=nothing), Outcome.INVALID
         good, count = passed(state.problem, runs, self.tests)
-        parts = (
-            ("builds", self.builds * runs[0].built),
-            ("runs", self.runs * (runs[0].end == "ok")),
-            ("golden", self.golden * good / count),
-        )
+        ran = program_parts(runs[0], self.builds, self.runs)
+        parts = (*ran, ("golden", self.golden * good / count))
         timeout = runs[0].end == "timeout" or "timeout" in verdicts(state.problem, runs, self.tests)
         outcome = Outcome.TOOL_TIMEOUT if timeout else Outcome.OK if runs[0].built else Outcome.INVALID
         return dataclasses.replace(state.now, code=code, right=good / count, coder=parts), outcome

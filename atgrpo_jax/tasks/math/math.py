@@ -32,6 +32,7 @@ from atgrpo_jax.tasks.math.math_problems import (
     plainly_equal,
     read,
 )
+from atgrpo_jax.tasks.parts import Parts, changes, program_parts
 from atgrpo_jax.tasks.protocol import Step
 from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
@@ -52,7 +53,7 @@ class Said:
     answer: str | None = None
     right: bool = False
     like: str | None = None  # the first answer of the turn that is equal to this one
-    parts: tuple[tuple[str, float], ...] = ()  # parts of its local reward, by name
+    parts: Parts = ()  # parts of its local reward, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +155,7 @@ class Math:
         said, outcome = self._hear(state, role, text, runs)
         after = dataclasses.replace(state, said=(*state.said, said))
         before = _last(state, role)
-        paid = dict(before.parts) if before is not None else {}
-        parts = {name: value - paid.get(name, 0.0) for name, value in said.parts}
+        parts = changes(said.parts, () if before is None else before.parts)
         team = float(_right(after)) - float(_right(state))
         done = False
         if role == self.workflow.order[-1]:
@@ -203,11 +203,7 @@ class Math:
         run = runs[0] if runs else Run("error")
         if run.end == "timeout":
             outcome = Outcome.TOOL_TIMEOUT
-        made = (
-            ("builds", self.builds * run.built),
-            ("runs", self.runs * (run.end == "ok")),
-            ("match", self.tool_match * right),
-        )
+        made = (*program_parts(run, self.builds, self.runs), ("match", self.tool_match * right))
         output = run.stdout or run.stderr
         return Said(role, text, python_block(text) or "", output, answer, right, like, made), outcome
 
