@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, no_arguments, run_main
+from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.common.progress import Progress
@@ -28,6 +28,7 @@ from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.run.saved import SavedRun
+from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
@@ -35,7 +36,7 @@ _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint of it; the newest if not given.")
 _MODEL = flags.DEFINE_string("model", None, "Instead of a run: a Hugging Face model folder.")
 _AGAINST = flags.DEFINE_string("against", None, "Another step of the run, or another model folder.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Whose instances.")
+_SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Whose instances.")
 _INSTANCES = flags.DEFINE_integer("instances", None, "How many; the config's number if not given.", 1)
 _EPISODES = flags.DEFINE_integer("episodes", 1, "Of each instance, for avg@k and pass@k.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; the config's if not given.", 0.0)
@@ -45,7 +46,7 @@ Contender = tuple[str, int, Mapping[str, PolicyWeights]]
 
 
 def main(argv: list[str]) -> None:
-    no_arguments(argv)
+    refuse_arguments(argv)
     if (_RUN_DIR.value is None) == (_MODEL.value is None):
         raise ConfigError("give either --run_dir or --model, e.g. --run_dir=runs/plan")
     if _RUN_DIR.value is not None:

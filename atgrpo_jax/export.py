@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from atgrpo_jax.arrays.finite_trees import check_tree
-from atgrpo_jax.common.cli import no_arguments, run_main
+from atgrpo_jax.common.cli import refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.hf.adapters import save_adapter
@@ -29,7 +29,7 @@ _MERGE = flags.DEFINE_bool("merge", False, "Write adapters merged into their bas
 
 
 def main(argv: list[str]) -> None:
-    no_arguments(argv)
+    refuse_arguments(argv)
     if _RUN_DIR.value is None or _OUT.value is None:
         raise ConfigError("--run_dir and --out are needed")
     out = Path(_OUT.value).expanduser()

@@ -16,34 +16,35 @@ import jax
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.common.cli import gin_flags, no_arguments, run_main
+from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.config import PRESETS, preset
-from atgrpo_jax.planning import footprint, tpu_compiler
+from atgrpo_jax.planning import footprint, times, tpu_compiler, workload
+from atgrpo_jax.planning.devices import DEVICES, device_named
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.policies import Policies
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _MESH = flags.DEFINE_string("mesh", None, "E.g. data=2,fsdp=4,tensor=1; the config's if not given.")
-_DEVICE = flags.DEFINE_string("device", "v5e", f"One of {', '.join(footprint.DEVICES)}.")
+_DEVICE = flags.DEFINE_string("device", "v5e", f"One of {', '.join(DEVICES)}.")
 _PRESET = flags.DEFINE_string("preset", None, f"One of {', '.join(PRESETS)}.")
 _COMPILE = flags.DEFINE_bool("compile", False, "Compile the update for the device, which must be a TPU.")
 _UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Of the device's peak rate.", 0.01, 1.0)
 
 
 def main(argv: list[str]) -> None:
-    no_arguments(argv)
+    refuse_arguments(argv)
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
-    device = footprint.device(_DEVICE.value)
+    device = device_named(_DEVICE.value)
     experiment = planned(gin_config.load(_GIN_FILE.value, _GIN_PARAM.value))
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
     devices = tpu_compiler.tpus(_DEVICE.value, experiment.mesh.devices) if _COMPILE.value else None
     policies = Policies(experiment, devices)
-    sizes = footprint.sizes(experiment)
+    sizes = workload.sizes(experiment)
     memory = footprint.memory(experiment, policies, sizes)
     if devices is not None:
         say(f"compiling the update for {device.name}, which takes minutes for a large model")
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
         f"a step at most: {sizes.groups} groups of {sizes.prompt:.0f} + {sizes.candidates} x {sizes.new} "
         f"tokens, the longest {sizes.group} in rows of {experiment.batch.row(sizes.group)}"
     )
-    stages = footprint.seconds(experiment, policies, sizes, device, _UTILISATION.value)
+    stages = times.seconds(experiment, policies, sizes, device, _UTILISATION.value)
     for stage, (flop, seconds, limit) in stages.items():
         at = f"at {_UTILISATION.value:.0%} of the peak rate; the limit is {limit}"
         print(f"  {stage:8} {flop / 1e12:12.3f} TFLOP  {seconds:10.3f} s {at}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, no_arguments, run_main
+from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
@@ -17,7 +17,7 @@ _RUN_DIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-    no_arguments(argv)
+    refuse_arguments(argv)
     if _GIN_FILE.value is None:
         raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
     # Imported here because JAX takes seconds: Ctrl-C and SIGTERM are handled by now.

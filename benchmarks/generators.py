@@ -16,7 +16,7 @@ from items import report
 from atgrpo_jax.tasks.games.game import Game
 from atgrpo_jax.tasks.games.plan_path import PlanPath, distances
 from atgrpo_jax.tasks.games.sokoban import Sokoban
-from atgrpo_jax.tasks.games.sokoban_rooms import solve
+from atgrpo_jax.tasks.games.sokoban_solver import solve
 from atgrpo_jax.tasks.games.sudoku import Sudoku
 from atgrpo_jax.tasks.games.sudoku_grids import solutions
 

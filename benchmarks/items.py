@@ -20,7 +20,8 @@ from atgrpo_jax.common.types import Candidate, Group, GroupKey, Origin, Outcome,
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.config import ModelConfig, preset
-from atgrpo_jax.planning.footprint import Sizes, work
+from atgrpo_jax.planning.times import work
+from atgrpo_jax.planning.workload import Sizes
 from atgrpo_jax.update.batch import BatchConfig, whole_tiles
 
 TINY = ModelConfig(

@@ -15,8 +15,9 @@ from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import ProgramResult
 from atgrpo_jax.tasks.code import code_problems
-from atgrpo_jax.tasks.code.code import Code, State, read_test
+from atgrpo_jax.tasks.code.code import Code, State
 from atgrpo_jax.tasks.code.code_problems import Problem, passed, programs, same_output
+from atgrpo_jax.tasks.code.written_tests import read_test
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools import sources
 from atgrpo_jax.tools.check_task import check

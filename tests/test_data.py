@@ -12,12 +12,14 @@ import pytest
 
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.code import code_problems
-from atgrpo_jax.tasks.code.code import Code, State, read_test
+from atgrpo_jax.tasks.code.code import Code, State
+from atgrpo_jax.tasks.code.written_tests import read_test
 from atgrpo_jax.tasks.data import pick, read_rows, rows_of, words_of
 from atgrpo_jax.tasks.games.sokoban import Sokoban
-from atgrpo_jax.tasks.games.sokoban_rooms import read_levels
+from atgrpo_jax.tasks.games.sokoban_levels import read_levels
 from atgrpo_jax.tasks.math import math_problems
-from atgrpo_jax.tasks.math.math import Math, boxed
+from atgrpo_jax.tasks.math.boxes import boxed
+from atgrpo_jax.tasks.math.math import Math
 from atgrpo_jax.tasks.math.math_problems import listed, plainly_equal
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools.prepare import convert

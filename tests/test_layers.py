@@ -110,7 +110,7 @@ def test_gin_is_imported_in_one_place():
 
 
 def test_numerics_know_no_config():
-    """They import one another at most."""
+    """They import nothing of the package but one another."""
     files = {name: tree for name, _, tree in modules()}
     for name in NUMERICS:
         assert set(ours(files[name])) <= NUMERICS, name

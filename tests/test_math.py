@@ -6,7 +6,8 @@ import pytest
 
 from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks.math.math import Math, State, boxed
+from atgrpo_jax.tasks.math.boxes import boxed
+from atgrpo_jax.tasks.math.math import Math, State
 from atgrpo_jax.tasks.math.math_problems import Problem, algebra, as_number, plainly_equal, plainly_same
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools.check_task import check

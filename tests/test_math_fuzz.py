@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atgrpo_jax.answers.equality import equal
-from atgrpo_jax.tasks.math.math import boxed
+from atgrpo_jax.tasks.math.boxes import boxed
 from atgrpo_jax.tasks.math.math_problems import LONGEST, Problem, plainly_equal, plainly_same, problem_of
 from atgrpo_jax.tools.downloads import Unusable
 from atgrpo_jax.tools.truths import truth_of

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.sandbox import kernel, pool, start
+from atgrpo_jax.sandbox import kernel, pool, process, start
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Program
 
@@ -642,7 +642,7 @@ def test_programs_run_side_by_side():
 
 
 def test_a_worker_that_dies_or_hangs_is_replaced(monkeypatch):
-    monkeypatch.setattr(pool, "GRACE_S", 0.5)
+    monkeypatch.setattr(process, "GRACE_S", 0.5)
     sandbox = SMALL.build()
     assert sandbox.run_now(HELLO).end == "ok"
     (worker,) = sandbox._workers
@@ -692,13 +692,13 @@ def test_all_ends_with_the_trainer(tmp_path):
 
 
 def test_the_strongest_level_is_taken_and_a_machine_below_the_least_refused(monkeypatch):
-    monkeypatch.setattr(pool, "_missing", lambda level: "none here" if level == "namespaces" else None)
+    monkeypatch.setattr(pool, "missing", lambda level: "none here" if level == "namespaces" else None)
     sandbox = SMALL.build()
     assert sandbox.level == "kernel"
     sandbox.close()
     with pytest.raises(RunError, match=r"SandboxConfig.level = 'namespaces': .* \(namespaces: none here\)"):
         dataclasses.replace(SMALL, level="namespaces").build()
-    monkeypatch.setattr(pool, "_missing", lambda level: "none here" if level != "limits" else None)
+    monkeypatch.setattr(pool, "missing", lambda level: "none here" if level != "limits" else None)
     with pytest.raises(RunError, match="kernel: none here"):
         SMALL.build()
     sandbox = dataclasses.replace(SMALL, level="limits").build()
@@ -708,13 +708,13 @@ def test_the_strongest_level_is_taken_and_a_machine_below_the_least_refused(monk
 
 def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
     """The kernel may say that it has something and not enforce it: one tries."""
-    real = pool._settings
+    real = start.settings
 
     def without_files(*args):
-        executable, settings, readable = real(*args)
-        return executable, settings | {"files": False}, readable
+        settings = real(*args)
+        return dataclasses.replace(settings, told=settings.told | {"files": False})
 
-    monkeypatch.setattr(pool, "_settings", without_files)
+    monkeypatch.setattr(start, "settings", without_files)
     with pytest.raises(RunError, match="kernel: a program could read a file"):
         SMALL.build(levels=("kernel",))
 
@@ -722,13 +722,14 @@ def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
 def test_a_child_that_cannot_give_up_what_it_must_runs_nothing(monkeypatch):
     """Limits below what the process has already cannot be set, say; nothing is taken for a result then."""
     sandbox = SMALL.build()
-    real = pool._settings
+    real = start.settings
 
     def without_memory(*args):
-        executable, settings, readable = real(*args)
-        return executable, settings | {"limits": settings["limits"] | {"memory": "none"}}, readable
+        settings = real(*args)
+        limits = settings.told["limits"] | {"memory": "none"}
+        return dataclasses.replace(settings, told=settings.told | {"limits": limits})
 
-    monkeypatch.setattr(pool, "_settings", without_memory)
+    monkeypatch.setattr(start, "settings", without_memory)
     for asked in (HELLO, Program(ADD, harness=ASK + "print(1)", names=("Solution().add",))):
         found = sandbox.run_now(asked)
         assert found.end == "crash" and found.stdout == "" and "the sandbox failed" in found.stderr

@@ -8,15 +8,9 @@ import pytest
 from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.tasks.games.grid import MOVES
 from atgrpo_jax.tasks.games.sokoban import Sokoban, State, walk_from
-from atgrpo_jax.tasks.games.sokoban_rooms import (
-    FAR,
-    Instance,
-    TooHard,
-    level_of,
-    push_distances,
-    pushes,
-    solve,
-)
+from atgrpo_jax.tasks.games.sokoban_levels import level_of
+from atgrpo_jax.tasks.games.sokoban_rooms import Instance
+from atgrpo_jax.tasks.games.sokoban_solver import FAR, TooHard, push_distances, pushes, solve
 
 TASK = Sokoban()
 ROOM = Instance(("######", "#@   #", "# $  #", "#    #", "#   .#", "######"))

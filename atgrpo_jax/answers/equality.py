@@ -30,7 +30,8 @@ def equal(truth: str, answer: str, tolerance: str = "0", several: bool = False) 
       tolerance: the absolute tolerance of numbers: a whole number, a decimal fraction or p/q.
       several: whether both are lists, whose order does not matter.
     """
-    one, other = read(truth, several), read(answer, several)
+    one = read(truth, several)
+    other = read(answer, several)
     if isinstance(one.value, Items) and not isinstance(other.value, Items):
         other = read(answer, several=True)  # 100,200 may be two numbers
     if (
@@ -80,7 +81,8 @@ class Comparison:
         return self.same(one, other.otherwise if product else other.value)
 
     def _relations(self, one, other) -> bool:
-        ours, theirs = _named(one), _named(other)
+        ours = _named(one)
+        theirs = _named(other)
         if ours and theirs and ours[0] == theirs[0]:
             return self._all(ours[1], theirs[1])
         if isinstance(one, Relation) and isinstance(other, Relation):
@@ -110,7 +112,8 @@ class Comparison:
             return False
         if not all(isinstance(side, Expr) for side in (*one.sides, *other.sides)):
             return False
-        ours, theirs = one.sides[0] - one.sides[1], other.sides[0] - other.sides[1]
+        ours = one.sides[0] - one.sides[1]
+        theirs = other.sides[0] - other.sides[1]
         sign = other.signs[0]
         if sign != one.signs[0]:
             sign = _OPPOSITE.get(sign, "")
@@ -194,7 +197,8 @@ def _same_words(one, other) -> bool:
         return bool(plain) or _letters(other) == one.digits
     if isinstance(one, Numeral) or isinstance(other, Numeral):
         return one == other
-    ours, theirs = _letters(one), _letters(other)
+    ours = _letters(one)
+    theirs = _letters(other)
     if ours is None or theirs is None:
         return False
     return ours == theirs or (len(ours) > 1 and ours.casefold() == theirs.casefold())

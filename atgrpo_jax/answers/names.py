@@ -8,7 +8,8 @@ from sympy import Expr, I, Integer, Symbol
 
 from atgrpo_jax.answers.spelling import GREEK
 
-DEGREE, PERCENT = Symbol("°"), Symbol("%")
+DEGREE = Symbol("°")
+PERCENT = Symbol("%")
 LARGEST_BITS = 50_000  # most bits of a power or factorial that is computed
 DEEPEST = 40  # most levels of brackets
 

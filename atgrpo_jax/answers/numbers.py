@@ -11,7 +11,9 @@ from sympy import Expr, Rational, S
 
 from atgrpo_jax.answers.names import DEGREE, LONG, PERCENT
 
-FIRST_DIGITS, SURE_DIGITS, MOST_DIGITS = 40, 300, 20_000
+FIRST_DIGITS = 40
+SURE_DIGITS = 300
+MOST_DIGITS = 20_000
 HIGHEST = 3  # height of the highest tower of powers that is computed
 LARGEST_EXPONENT = 20_000
 POINTS = 6  # positive points at which functions are compared; there are as many with negative ones
@@ -69,7 +71,8 @@ class Numbers:
         tried = 0
         for number in range(2 * POINTS):
             values = {symbol: _point(number, place) for place, symbol in enumerate(symbols)}
-            ours, theirs = one.subs(values), other.subs(values)
+            ours = one.subs(values)
+            theirs = other.subs(values)
             if not all(value.is_number and value.is_finite for value in (ours, theirs)):
                 continue
             if number >= POINTS and not complex_ and not (ours.is_real and theirs.is_real):
@@ -115,7 +118,8 @@ def _at_most(difference: Expr, limit: Rational) -> bool:
 
 def _close(one: Expr, other: Expr, near: Rational, digits: int = FIRST_DIGITS + 20) -> bool:
     """Returns whether two numbers differ by no more than ``near`` times the larger one."""
-    first, second = one.evalf(digits), other.evalf(digits)
+    first = one.evalf(digits)
+    second = other.evalf(digits)
     apart = abs(first - second).evalf(digits)
     scale = max(abs(first).evalf(digits), abs(second).evalf(digits))
     if not (apart.is_comparable and scale.is_comparable):

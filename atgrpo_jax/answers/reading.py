@@ -100,7 +100,9 @@ def _without_thousands(text: str) -> str:
 
 
 def _repeating(found: re.Match) -> str:
-    whole, first, again = found[1] or "0", found[2], found[3] or found[4]
+    whole = found[1] or "0"
+    first = found[2]
+    again = found[3] or found[4]
     top = int(whole + first + again) - int(whole + first)
     return f"(({top})/({10 ** len(first) * (10 ** len(again) - 1)}))"
 

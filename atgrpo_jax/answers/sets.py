@@ -18,7 +18,8 @@ def same_sets(one, other) -> bool:
     """Returns whether two sets of real numbers are the same. They may have at most one symbol."""
     if len(_symbols(one) | _symbols(other)) > 1:
         return False
-    ours, theirs = _set_of(one), _set_of(other)
+    ours = _set_of(one)
+    theirs = _set_of(other)
     if ours is None or theirs is None:
         return False
     return bool(ours == theirs or ours.symmetric_difference(theirs).is_empty is True)

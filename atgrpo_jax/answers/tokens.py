@@ -28,7 +28,8 @@ END = Token("end of text", "")
 
 
 def tokens_of(text: str) -> list[Token]:
-    found, spaced = [], False
+    found = []
+    spaced = False
     for match in _TOKEN.finditer(text):
         kind = match.lastgroup or ""
         if kind == "space":

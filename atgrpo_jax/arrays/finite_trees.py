@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.finite import NotFinite
 
 
@@ -16,7 +17,7 @@ def all_finite(tree: Any) -> jax.Array:
 def not_finite(tree: Any) -> list[str]:
     """Returns the paths of arrays with a number that is not finite. Waits for the devices once."""
     found = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _finite(_on_device(leaf))
+        path_text(path): _finite(_on_device(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if _real(leaf)
     }

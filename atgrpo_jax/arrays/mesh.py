@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
 
@@ -144,7 +145,7 @@ def divided_parameters(tree: Any) -> Iterator[Divided]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         for size, axis in zip(leaf.shape, _spec(path, leaf), strict=False):
             if axis is not None:
-                yield leaf_name(path), size, axis
+                yield path_text(path), size, axis
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -156,13 +157,8 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def _spec(path: tuple, leaf: Any) -> PartitionSpec:
-    axes = next((axes for rule, axes in PARAMETER_AXES if re.search(rule, leaf_name(path))), "")
+    axes = next((axes for rule, axes in PARAMETER_AXES if re.search(rule, path_text(path))), "")
     return PartitionSpec(*map(MESH_AXES.get, axes)) if len(axes) == leaf.ndim else PartitionSpec()
-
-
-def leaf_name(path: tuple) -> str:
-    """Returns a leaf's path in a tree as text, e.g. "layer_0/q/kernel"."""
-    return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
 
 
 def host_sharding(sharding: NamedSharding) -> NamedSharding:

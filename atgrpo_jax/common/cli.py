@@ -37,7 +37,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     app.run(lambda argv: guarded(main, argv))
 
 
-def no_arguments(argv: list[str]) -> None:
+def refuse_arguments(argv: list[str]) -> None:
     """Raises ConfigError for words on the command line that belong to no flag."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; see --help")

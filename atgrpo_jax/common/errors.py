@@ -4,6 +4,11 @@ Entry points print them as one line and exit with a code above 0.
 """
 
 
+def one_line(error: BaseException) -> str:
+    """Returns an error's text as one line of at most 200 characters; "" if it has none."""
+    return " ".join(str(error).split())[:200]
+
+
 class UserError(Exception):
     """An error whose message says what is wrong, where, and what to do."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import RunError, one_line
 
 MOST_BYTES = 256 * 2**20  # the largest published tokenizer.json has 40 MB
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -76,7 +76,7 @@ def short(value: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 class Fields:

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 from atgrpo_jax.common.checks import check_types, require
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-Split = Literal["train", "validation", "test"]
 
 
 class Outcome(enum.Enum):

@@ -42,7 +42,12 @@ class Head(NamedTuple):
 
 def table(params: Any) -> jax.Array:
     """Returns the matrix that a model projects with: its head or, without one, its embedding."""
-    return params.get("head", params["embedding"])
+    return params["embedding"] if tied(params) else params["head"]
+
+
+def tied(params: Any) -> bool:
+    """Returns whether the table is the embedding."""
+    return "head" not in params
 
 
 def token_logprobs(

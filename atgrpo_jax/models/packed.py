@@ -18,7 +18,7 @@ from atgrpo_jax.arrays.mesh import platform_of
 from atgrpo_jax.common.types import TILE, Batch
 from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
 from atgrpo_jax.models.attention_kernel import fused_attention, supports
-from atgrpo_jax.models.head import ROWS, Head, Objective, table, token_logprobs, token_loss
+from atgrpo_jax.models.head import ROWS, Head, Objective, table, tied, token_logprobs, token_loss
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Attend, PolicyWeights, Transformer, apply
 
@@ -65,7 +65,7 @@ class Packed:
             self._attend(micro),
             scale_BJ=scale_BJ,
         )
-        return hidden_BTD, Head(self._mesh, "head" not in weights.params, weights.adapter is None)
+        return hidden_BTD, Head(self._mesh, tied(weights.params), weights.adapter is None)
 
     def _attend(self, micro: Batch) -> Attend:
         if micro.tokens.shape[1] <= TILE:

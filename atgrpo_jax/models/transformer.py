@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atgrpo_jax.models.config import ModelConfig, RopeScaling
+from atgrpo_jax.models.head import table, tied
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
@@ -275,5 +276,5 @@ def init_params(model: Transformer, key: jax.Array) -> Any:
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V] of hidden [..., D], by the head or else the embedding."""
-    head_DV = params["head"] if "head" in params else params["embedding"].T
+    head_DV = table(params).T if tied(params) else table(params)
     return jnp.matmul(hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)

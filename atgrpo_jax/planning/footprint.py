@@ -1,11 +1,10 @@
-"""Estimates a run's memory on each device and the least time of a step.
+"""Estimates a run's memory on each device.
 
 It needs neither weights nor accelerators. Parameters and optimizer state are exact: their shapes
 and shardings are those of the run. Activations are what JAX's own backward pass keeps. They are
 found by abstract evaluation of one device's share of the model.
 """
 
-import asyncio
 import dataclasses
 import math
 from collections import defaultdict
@@ -14,12 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from atgrpo_jax.arrays.mesh import MeshConfig, on_host
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.rounding import power_of_two
-from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.sglang_jax.sglang_jax import SGLangJaxConfig
 from atgrpo_jax.models.config import ModelConfig
@@ -27,91 +24,17 @@ from atgrpo_jax.models.head import CHUNK_BYTES
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
-from atgrpo_jax.rollout.rollout import Player
+from atgrpo_jax.planning.devices import Device
+from atgrpo_jax.planning.workload import Sizes
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.update.batch import BatchConfig, pack
 from atgrpo_jax.update.objectives import cloning
-from atgrpo_jax.update.warm_start import demonstrations
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """Holds the published figures of one device."""
-
-    name: str
-    memory: float  # bytes
-    flops: float  # FLOP a second, in bfloat16 matrix products
-    bandwidth: float  # bytes a second
-
-
-DEVICES = {
-    "v4": Device("TPU v4", 32e9, 275e12, 1.23e12),
-    "v5e": Device("TPU v5e", 16e9, 197e12, 0.82e12),
-    "v5p": Device("TPU v5p", 95e9, 459e12, 2.77e12),
-    "v6e": Device("TPU v6e", 32e9, 918e12, 1.64e12),
-    "a100": Device("NVIDIA A100", 80e9, 312e12, 2.04e12),
-    "h100": Device("NVIDIA H100", 80e9, 989e12, 3.35e12),
-    "h200": Device("NVIDIA H200", 141e9, 989e12, 4.8e12),
-}
-
 
 _GRADIENTS = "gradients, and of one micro-batch"
 _COPY = "parameters in bfloat16, gathered"
 _ACTIVATIONS = "activations of the update"
 _HEAD = "the head's logits and gradient"
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Holds the number and the lengths of a training step's groups.
-
-    It is assumed that all episodes last all turns, and that all answers are as long as the limit
-    allows.
-    """
-
-    groups: int  # of all roles in one step
-    prompt: float  # tokens, mean
-    longest_prompt: int  # tokens
-    new: int  # tokens of one candidate
-    candidates: int  # of each group
-
-    @property
-    def group(self) -> int:
-        """Returns the tokens of the longest group."""
-        return self.longest_prompt + self.candidates * self.new
-
-
-def sizes(experiment: Experiment, instances: int = 16) -> Sizes:
-    """Measures prompts in demonstrated episodes of the first ``instances`` training instances."""
-    propose = demonstrations(experiment.task, experiment.tokenizer, 1, experiment.seed)
-
-    async def play(runner):
-        player = Player(
-            experiment.task,
-            experiment.team,
-            experiment.tokenizer,
-            propose,
-            Sampling(),
-            experiment.seed,
-            runner=runner,
-            select="random",
-        )
-        return await asyncio.gather(*(player.play(1, "train", index) for index in range(instances)))
-
-    with experiment.running() as runner:
-        episodes = asyncio.run(play(runner))
-    origins = [group.origin for episode in episodes for group in episode.groups]
-    lengths = [len(origin.prompt_ids) for origin in origins]
-    roles, turns = len(experiment.task.workflow.order), experiment.task.workflow.turns
-    tree = experiment.rollout.tree
-    return Sizes(
-        groups=experiment.rollout.instances * roles * turns * (1 if tree else experiment.rollout.candidates),
-        prompt=float(np.mean(lengths)),
-        longest_prompt=max(lengths),
-        new=experiment.rollout.max_tokens,
-        candidates=experiment.rollout.candidates if tree else 1,
-    )
 
 
 def memory(experiment: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
@@ -154,9 +77,9 @@ def _memory(
     lines[_HEAD] = max(_head(local[name], experiment, trained=ranks[name] is None) for name in configs)
     lines["cache of the rollout"] = sum(_cache(config, experiment, group) for config in set(configs.values()))
     for name, shapes in held.items():
-        fused = 0 if name in policies.adapted else _fused(configs[name], experiment, shapes.params)
-        if fused:
-            lines[f"parameters arranged for the rollout, {name}"] = fused
+        joined = 0 if name in policies.adapted else _joined(configs[name], experiment, shapes.params)
+        if joined:
+            lines[f"parameters arranged for the rollout, {name}"] = joined
     return lines
 
 
@@ -220,11 +143,12 @@ def activations(
 
     They are what the forward pass keeps for the backward pass, and what that computes again.
     """
-    local, rows = _local(config, mesh), batch.rows // (mesh.data * mesh.fsdp)
-    kept = _kept(local, row, lora)
+    local = _local(config, mesh)
+    rows = batch.rows // (mesh.data * mesh.fsdp)
+    kept = _bytes_a_row(local, row, lora)
     if config.remat != "none":
         plain = dataclasses.replace(local, remat="none")
-        one, two = (_kept(dataclasses.replace(plain, layers=n), row, lora) for n in (1, 2))
+        one, two = (_bytes_a_row(dataclasses.replace(plain, layers=n), row, lora) for n in (1, 2))
         kept += two - one  # those of one block, while it is computed again
     return rows * kept
 
@@ -242,7 +166,7 @@ def _local(config: ModelConfig, mesh: MeshConfig) -> ModelConfig:
     )
 
 
-def _kept(config: ModelConfig, row: int, lora: int | None) -> int:
+def _bytes_a_row(config: ModelConfig, row: int, lora: int | None) -> int:
     """Returns the bytes that are kept for each row.
 
     It subtracts one row from two, because parameters are kept, too, and do not grow with the rows.
@@ -300,7 +224,8 @@ def _cache(config: ModelConfig, experiment: Experiment, group: Sizes) -> float:
 
     They are 0 for SGLang servers, which run elsewhere. Raises ConfigError for sglang-jax.
     """
-    local, engine = _local(config, experiment.mesh), experiment.engine
+    local = _local(config, experiment.mesh)
+    engine = experiment.engine
     if isinstance(engine, SGLangJaxConfig):
         raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
     if not isinstance(engine, LocalEngineConfig):
@@ -313,7 +238,7 @@ def _cache(config: ModelConfig, experiment: Experiment, group: Sizes) -> float:
     return places * place + 3 * 4 * rows * vocab
 
 
-def _fused(config: ModelConfig, experiment: Experiment, params: Any) -> int:
+def _joined(config: ModelConfig, experiment: Experiment, params: Any) -> int:
     """Returns the bytes of a small model's second copy in the engine; see ``transformer.join_layers``."""
     if (
         not isinstance(experiment.engine, LocalEngineConfig)
@@ -326,65 +251,6 @@ def _fused(config: ModelConfig, experiment: Experiment, params: Any) -> int:
     biases = (config.heads + 2 * config.kv_heads) * config.head_size if config.qkv_bias else 0
     size = config.layers * (config.width * outputs + biases)
     return size * jnp.dtype(config.param_dtype).itemsize
-
-
-def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[str, float]:
-    """Returns the FLOP of the rollout and of the update on so many ``groups``.
-
-    Each group's prompt counts once. The head counts for new tokens only, and attention for the
-    tokens that a token sees. Blocks that are computed again count twice forward.
-    """
-    block = 2 * config.layers * config.block_kernels()
-    span = 4 * config.layers * config.heads * config.head_size
-    new = group.candidates * group.new
-    blocks = block * (group.prompt + new) + span * (
-        group.prompt**2 / 2 + new * (group.prompt + group.new / 2)
-    )
-    head = 2 * config.width * vocab * new
-    again = blocks if config.remat == "block" else 0.0
-    return {"rollout": groups * (blocks + head), "update": groups * (3 * (blocks + head) + again)}
-
-
-def seconds(
-    experiment: Experiment, policies: Policies, group: Sizes, device: Device, utilisation: float
-) -> Mapping[str, tuple[float, float, str]]:
-    """Returns stage -> (FLOP, least seconds, what limits it).
-
-    The groups are divided evenly among the roles.
-    """
-    roles = experiment.task.workflow.order
-    totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
-    updates: dict[Any, float] = defaultdict(float)  # mesh -> seconds; meshes work side by side
-    samples = group.groups / len(roles) * group.candidates
-    together = experiment.engine.slots if isinstance(experiment.engine, LocalEngineConfig) else samples
-    steps = math.ceil(samples / together) * group.new
-    for role in roles:
-        policy = experiment.team.policy(role)
-        config = experiment.architecture(experiment.initial_name(policy))
-        vocab = config.vocab_size or experiment.tokenizer.vocab_size
-        done = work(config, vocab, group, group.groups / len(roles))
-        rate = device.flops * utilisation * experiment.mesh.side
-        read = jnp.dtype(config.dtype).itemsize * (
-            config.layers * config.block_kernels() + vocab * config.width
-        )
-        reading = steps * read / experiment.mesh.side / device.bandwidth
-        for stage, flop in done.items():
-            totals[stage][0] += flop
-            totals[stage][1] += flop / rate
-        totals["rollout"][2] += reading
-        updates[policies.meshes[policy]] += done["update"] / rate
-    totals["update"][1] = max(updates.values())  # side by side; the engine draws for one at a time
-    return {
-        stage: (flop, max(computing, reading), "arithmetic" if computing >= reading else "reading weights")
-        for stage, (flop, computing, reading) in totals.items()
-    }
-
-
-def device(name: str) -> Device:
-    """Returns a device by its name. Raises ConfigError if it is not in ``DEVICES``."""
-    if name not in DEVICES:
-        raise ConfigError(f"--device={name}: expected one of {', '.join(DEVICES)}")
-    return DEVICES[name]
 
 
 def fits(lines: Mapping[str, float], on: Device) -> bool:

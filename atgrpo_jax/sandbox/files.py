@@ -78,9 +78,11 @@ def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) 
     if len(results) == 1:
         return results[0]
     harness, served = results
-    end, words = harness.end, harness.stderr
+    end = harness.end
+    words = harness.stderr
     if os.waitstatus_to_exitcode(ends[0][1]) == program.GONE:
-        end, words = "error" if served.end == "ok" else served.end, words + served.stderr
+        end = "error" if served.end == "ok" else served.end
+        words = words + served.stderr
     if "crash" in (served.end, harness.end):
         end = "crash"
     return ProgramResult(end, harness.stdout, words[-_LAST:], served.built)
@@ -88,7 +90,8 @@ def outcome(files: Sequence[Files], ends: Sequence[tuple[Why, int]], most: int) 
 
 def written(text: str) -> int:
     """Returns a descriptor of a new file in memory with this text, at its beginning."""
-    opened, left = os.memfd_create(""), text.encode(errors="replace")
+    opened = os.memfd_create("")
+    left = text.encode(errors="replace")
     while left:
         left = left[os.write(opened, left) :]
     os.lseek(opened, 0, os.SEEK_SET)

@@ -40,18 +40,41 @@ _CALLS = {
 }  # fmt: skip
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, kernel id
 
-_LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_LOAD = 0x20
+_EQUAL = 0x15
+_ANY_BIT = 0x45
+_RETURN = 0x06
 _ALLOW = 0x7FFF0000
-_NUMBER, _MACHINE = 0, 4  # offsets in the data about a call that a filter sees
-_PARENT_ENDS, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER, _NEVER_AGAIN = 1, 38, 22, 2, 24  # for prctl
 
-_NEW_FILES, _NEW_NAME, _NEW_USER = 0x20000, 0x4000000, 0x10000000  # for unshare
-_BIND, _BELOW, _PRIVATE, _NO_SUID_OR_DEVICES, _DETACH = 0x1000, 0x4000, 1 << 18, 2 | 4, 2  # for mount
+# Offsets in the data about a call that a filter sees.
+_NUMBER = 0
+_MACHINE = 4
+
+# For prctl.
+_PARENT_ENDS = 1
+_NO_NEW_PRIVILEGES = 38
+_SECCOMP = 22
+_FILTER = 2
+_NEVER_AGAIN = 24
+
+# For unshare.
+_NEW_FILES = 0x20000
+_NEW_NAME = 0x4000000
+_NEW_USER = 0x10000000
+
+# For mount and umount.
+_BIND = 0x1000
+_BELOW = 0x4000
+_PRIVATE = 1 << 18
+_NO_SUID_OR_DEVICES = 2 | 4
+_DETACH = 2
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPABILITIES = struct.pack("Ii", 0x20080522, 0)  # version 3, of this process
 
 _ITSELF = 0x7E1F5E1F  # stands for the id of a process that does not exist yet; above all ids
-_THREAD, _NAMESPACES = 0x10000, 0x7E020080  # flags of clone
+# Flags of clone.
+_THREAD = 0x10000
+_NAMESPACES = 0x7E020080
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # flags of open
 # For ioctl: ask whether it is a terminal, count waiting bytes, set or clear close-on-exec.
 _TERMINAL = (0x5401, 0x541B, 0x5450, 0x5451)
@@ -62,7 +85,8 @@ _NAMES = (15, 16, 0x53564D41)  # for prctl: names of threads and of memory
 _ADVICE = (*range(5), 8, *range(9, 12), *range(14, 26), 102, 103)
 
 _RESTRICT = (444, 445, 446)  # Landlock: make a ruleset, add a rule, obey it
-_READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
+_READ_FILE = 1 << 2
+_READ_FOLDER = 1 << 3
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # by version; later versions: 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -133,7 +157,8 @@ def own_files(library: str, without: Iterable[str], others: Iterable[str]) -> No
     the files and folders ``others``. Raises OSError where the kernel or a container does not allow
     it.
     """
-    user, group = os.getuid(), os.getgid()
+    user = os.getuid()
+    group = os.getgid()
     _check(_libc.unshare(_NEW_FILES | _NEW_NAME | (_NEW_USER if user else 0)))
     _libc.sethostname(b"program", 7)
     if user:
@@ -196,7 +221,8 @@ def reading(paths: Iterable[str]) -> int:
     """
     version = landlock_version()
     rights = (1 << _FILE_RIGHTS.get(version, 16)) - 1
-    network, scopes = 3 * (version >= 4), 3 * (version >= 6)
+    network = 3 * (version >= 4)
+    scopes = 3 * (version >= 6)
     handled = struct.pack("QQQ", rights, network, scopes)[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = _check(_libc.syscall(_RESTRICT[0], handled, len(handled), 0))
     for path in paths:

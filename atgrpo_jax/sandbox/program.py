@@ -21,18 +21,22 @@ from fractions import Fraction
 from itertools import islice
 from typing import Any
 
-READY, BUILT = b".", b"built"  # written to NOTE: rights are given up; the source is valid Python
+# Written to NOTE.
+READY = b"."  # rights are given up
+BUILT = b"built"  # the source is valid Python
 NOTE = 3  # descriptor of a file that is written before the program runs, and so not by the program
 GONE = 86  # exit code of a harness whose program has ended
 UNWRITTEN = 120  # exit code of Python if it cannot write a program's output
 _GIVEN = 4  # descriptor of the task: the source and its settings, as JSON
-_ASKED, _TOLD = 5, 6  # descriptors between a program and its harness: to read from, to write to
+# Descriptors between a program and its harness.
+_ASKED = 5  # to read from
+_TOLD = 6  # to write to
 ITEMS = 10_000  # most items of an iterator that are passed on
 # The names that modules had before the program, which may have changed them.
 _STARTED: dict[types.ModuleType, dict[str, Any]] = {}
 
 
-def run() -> None:
+def run_program() -> None:
     """Runs a program as Python runs a script, with its exit code, and ends this process."""
     _leave(_execute(_begin(_given(), "program.py"), "program.py", {})[1] or 0)
 
@@ -79,8 +83,10 @@ def _answer(call: dict[str, Any], module: dict[str, Any]) -> dict[str, Any]:
 def _begin(given: dict[str, Any], name: str) -> str:
     """Makes the module of a script, runs ``before`` in it, and returns the script's source."""
     module: Any = types.ModuleType(given["name"])
-    module.__builtins__, module.__annotations__ = builtins, {}
-    module.__file__, module.__cached__ = os.path.abspath(name), None
+    module.__builtins__ = builtins
+    module.__annotations__ = {}
+    module.__file__ = os.path.abspath(name)
+    module.__cached__ = None
     sys.modules["__main__"] = sys.modules[given["name"]] = module
     sys.argv = [name]
     for words in (site.setquit, site.setcopyright, site.sethelper):  # workers start without site
@@ -222,11 +228,11 @@ _BY_TAG: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "complex": complex,
     "bytes": bytes.fromhex,
-    "object": lambda given: _made(*given),
+    "object": lambda given: _own_object(*given),
 }
 
 
-def _made(name: str, attributes: dict[str, Any]) -> Any:
+def _own_object(name: str, attributes: dict[str, Any]) -> Any:
     """Returns an object of this side's own class of that name. No code of the other side is run."""
     own = sys.modules["__main__"]
     kind = vars(own).get(name)

@@ -30,7 +30,9 @@ _USUAL = (
 )  # fmt: skip
 _WATCH_S = 0.05  # seconds between two counts of a program's threads
 _GIVEN = 5  # number of open files that a program gets; a harness gets as many
-_ASIDE, _RULES = 60, 70  # descriptors: the first of those that are moved, and the Landlock ruleset
+# Descriptors.
+_ASIDE = 60  # the first of those that are moved
+_RULES = 70  # the Landlock ruleset
 
 
 def main(told: int) -> Callable[[], None]:
@@ -52,12 +54,15 @@ def main(told: int) -> Callable[[], None]:
 
 
 class Worker:
-    """The worker's side of ``pool.Worker``. ``pool._settings`` makes its settings."""
+    """The worker's side of ``process.Worker``. ``start.settings`` makes its settings."""
 
     def __init__(self, settings: dict[str, Any], connection: socket.socket):
-        self._limits, self._connection = settings["limits"], connection
-        self._user, self._blind = settings["user"], settings["root"] is not None
-        sys.path[:], sys.orig_argv[:] = settings["path"], ["python", "program.py"]
+        self._limits = settings["limits"]
+        self._connection = connection
+        self._user = settings["user"]
+        self._blind = settings["root"] is not None
+        sys.path[:] = settings["path"]
+        sys.orig_argv[:] = ["python", "program.py"]
         self._separate(settings)
         for name in (*_USUAL, *settings["packages"]):
             importlib.import_module(name)
@@ -214,8 +219,9 @@ def _parts(handed: Sequence[int]) -> list[tuple[Callable[[], None], Sequence[int
     the program cannot see its tests.
     """
     if len(handed) == _GIVEN:
-        return [(program.run, handed)]
-    (asked, ask), (told, tell) = os.pipe(), os.pipe()
+        return [(program.run_program, handed)]
+    asked, ask = os.pipe()
+    told, tell = os.pipe()
     harness = (program.check, (*handed[:_GIVEN], told, ask))
     served = (program.serve, (*handed[_GIVEN:], asked, tell))
     return [harness, served]

@@ -67,7 +67,8 @@ def rows_of(
     distinct = {key(row): row for row in reversed(rows)}
     own = [row for name, row in reversed(distinct.items()) if name not in kept_back]
     if len(own) < len(rows):
-        again, shared = len(rows) - len(distinct), len(distinct) - len(own)
+        again = len(rows) - len(distinct)
+        shared = len(distinct) - len(own)
         say(
             f"{split}: {len(rows)} problems, of which {shared} are left out for being in a later split, "
             f"{again} for coming twice"

@@ -80,7 +80,8 @@ def blocks(text: str) -> list[Block]:
         if place == len(lines) or (opened and opened.broken):
             # The string has no end, so the block has ended at the first fence in it.
             assert opened is not None and opened.doubtful is not None
-            place, strings = opened.doubtful, False
+            place = opened.doubtful
+            strings = False
             found.append(opened.block(lines, place, 0))
             opened = None
             place += 1
@@ -88,7 +89,9 @@ def blocks(text: str) -> list[Block]:
         line = lines[place]
         before, thought, after = line.rpartition(THOUGHT)
         if thought and not (before.strip() and after.strip()):
-            found, opened, line = [], None, after
+            found = []
+            opened = None
+            line = after
         end = opened.end(line, place) if opened else None
         if opened and end is not None:
             found.append(opened.block(lines, place, end))
@@ -103,7 +106,10 @@ class _Opened:
     """A block whose end has not been found yet."""
 
     def __init__(self, fence: str, tag: str, indent: int, first: int, strings: bool):
-        self._fence, self._tag, self._indent, self._first = fence, tag, indent, first
+        self._fence = fence
+        self._tag = tag
+        self._indent = indent
+        self._first = first
         self._strings = strings
         self._string = ""  # the quotes of the string over several lines that is open, or ""
         self._nested = False  # a fenced example is open within that string
@@ -167,7 +173,8 @@ def _opening(line: str, place: int, strings: bool) -> _Opened | None:
     fences = list(FENCE.finditer(line))
     if len(fences) % 2 == 0:  # no fence, or code within the line
         return None
-    fence, about = fences[-1], line[fences[-1].end() :]
+    fence = fences[-1]
+    about = line[fences[-1].end() :]
     alone = line[: fence.start()].strip() == ""
     if "`" in about or (not alone and not re.fullmatch(r"\s*[\w+#.-]*\s*", about)):
         return None

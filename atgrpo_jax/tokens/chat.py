@@ -20,7 +20,7 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import RunError, one_line
 
 _SECONDS = 5  # CPU seconds for a trial
 _MEMORY = 2**29  # bytes for a trial
@@ -161,7 +161,7 @@ def _refuse(message: Any) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def main() -> None:

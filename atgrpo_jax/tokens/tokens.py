@@ -259,7 +259,8 @@ def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
         return
     if root == Path(tokenizer.folder):
         return
-    files, ours = TokenizerFolder(root), tokenizer._parts()
+    files = TokenizerFolder(root)
+    ours = tokenizer._parts()
     theirs = _parts(files, tokenizer._chat, tokenizer.stop_ids) | files.state()
     if files.template():
         theirs = FolderTokenizer(folder, tokenizer._chat.date)._parts()

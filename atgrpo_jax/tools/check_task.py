@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, no_arguments, run_main
+from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.rollout.evaluation import available
@@ -26,8 +26,9 @@ from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.protocol import Task, ToolTask, digest
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import Tokenizer
-from atgrpo_jax.tools.contract import BOUND, Broken, Contract, Problem, check
-from atgrpo_jax.tools.hostile import LONGEST, cause
+from atgrpo_jax.tools.contract import check
+from atgrpo_jax.tools.hostile import LONGEST
+from atgrpo_jax.tools.one_call import BOUND, Broken, Calls, Problem, cause
 
 # A program that prints a list as long as an output may be.
 _PRINTS = f"```python\nprint(str(list(range({LONGEST})))[:{LONGEST - 2}] + ']')\n```"
@@ -59,12 +60,14 @@ def check_experiment(
 async def _lengths(
     experiment: Experiment, runner: Runner | None, instances: int, say: Callable[[str], None]
 ) -> list[Problem]:
-    judge = Contract(experiment.task, runner, instances)
-    longest, answers = 0, 0
+    judge = Calls(experiment.task, runner)
+    longest = 0
+    answers = 0
     texts = (None, _wordy(experiment.tokenizer, experiment.rollout.max_tokens), _PRINTS)
     for index, said in itertools.product(range(instances), texts):
         try:
-            state, done = judge.initial(index), False
+            state = judge.initial(index)
+            done = False
             for turn in range(experiment.task.workflow.turns):
                 for role in experiment.task.workflow.order:
                     place = f"train {index}, turn {turn}, {role}"
@@ -73,7 +76,8 @@ async def _lengths(
                     longest = max(longest, len(experiment.tokenizer.prompt_ids(prompt)))
                     answers = max(answers, 0 if said else len(experiment.tokenizer.answer_ids(text)))
                     step = await judge.step(state, role, text, place)
-                    state, done = step.state, step.done
+                    state = step.state
+                    done = step.done
                 if done:
                     break
         except Broken:
@@ -118,7 +122,7 @@ def main(
     bound: float,
     only: bool,
 ) -> None:
-    no_arguments(argv)
+    refuse_arguments(argv)
     if gin_file.value is None:
         raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
     x = gin_config.load(gin_file.value, gin_param.value)
@@ -144,7 +148,8 @@ def _elsewhere(task: Task | ToolTask, instances: int) -> list[Problem]:
     rule = "every process makes the same instances"
     if ended.returncode:
         return [Problem(rule, ended.stderr.strip()[-500:])]
-    ours, theirs = digests(task, instances), ended.stdout.splitlines()
+    ours = digests(task, instances)
+    theirs = ended.stdout.splitlines()
     other = [one.rsplit(" ", 2)[0] for one, two in zip(ours, theirs, strict=True) if one != two]
     return [Problem(rule, f"{place} is another one") for place in other[:3]]
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from atgrpo_jax.common.cli import no_arguments, run_main
+from atgrpo_jax.common.cli import refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.hf.hf import save_tensors
 
@@ -50,7 +50,7 @@ _PLAIN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normali
 
 
 def main(argv: list[str]) -> None:
-    no_arguments(argv)
+    refuse_arguments(argv)
     if _NAME.value is None or _OUT.value is None:
         raise ConfigError("--name and --out are needed; see --help")
     write(_NAME.value, Path(_OUT.value).expanduser())
@@ -168,7 +168,8 @@ def _half_rotation(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _write_smollm2_tokenizer(about: dict[str, Any], out: Path) -> None:
-    tokens, kinds = about["tokenizer.ggml.tokens"], about["tokenizer.ggml.token_type"]
+    tokens = about["tokenizer.ggml.tokens"]
+    kinds = about["tokenizer.ggml.token_type"]
     added = {
         i: {"content": tokens[i], **_PLAIN_FLAGS, "special": True} for i, k in enumerate(kinds) if k == 3
     }
@@ -252,9 +253,13 @@ def _write_qwen(source: Path, out: Path) -> None:
         word, rank = line.split()
         ranks[base64.b64decode(word)] = int(rank)
     letters = _byte_letters()
-    names = {word: "".join(letters[b] for b in word) for word in ranks}
-    ordered = sorted(ranks, key=ranks.__getitem__)
-    merges = [" ".join(names[part] for part in _halves(w, ranks)) for w in ordered if len(w) > 1]
+    names = {}
+    for word in ranks:
+        names[word] = "".join(letters[b] for b in word)
+    merges = []
+    for word in sorted(ranks, key=ranks.__getitem__):
+        if len(word) > 1:
+            merges.append(" ".join(names[part] for part in _halves(word, ranks)))
     added = {
         len(ranks) + i: {"content": text, **_PLAIN_FLAGS, "special": i < _QWEN_KEPT}
         for i, text in enumerate(_QWEN_SPECIAL)

@@ -22,7 +22,7 @@ from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.tasks.code import code_problems
-from atgrpo_jax.tasks.games.sokoban_rooms import level_of
+from atgrpo_jax.tasks.games.sokoban_levels import level_of
 from atgrpo_jax.tasks.math import math_problems
 from atgrpo_jax.tools.downloads import Unusable, json_of, list_of, rows_in, said
 from atgrpo_jax.tools.sources import apps, codecontests, livecodebench
@@ -60,7 +60,8 @@ def olympiadbench(row: dict[str, Any]) -> dict[str, Any]:
 
     Only problems without pictures, and with an answer that can be compared, are taken.
     """
-    question, found = row["question"], row.get("final_answer")
+    question = row["question"]
+    found = row.get("final_answer")
     if not found:
         raise Unusable("no answer: a proof")
     if any(row.get(f"image_{i}") for i in range(1, 10)) or "<image_" in question:
@@ -133,7 +134,8 @@ def convert(source: str, files: list[str], out: str) -> Converted:
     Raises RunError if a file cannot be read, has no row in the source's form, or if no row could be
     used. ``out`` is then as it was before.
     """
-    done, seen = Converted(), set()
+    done = Converted()
+    seen = set()
     with _replacing(Path(out).expanduser()) as target:
         for place, row in (found for file in files for found in _usable(source, file, done)):
             name = hash_bytes(json.dumps(row | {"id": ""}))
@@ -154,11 +156,12 @@ def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict
 
     The others are counted in ``done``.
     """
-    fits, misfit = 0, "there is none at all"
+    fits = 0
+    misfit = "there is none at all"
     for number, given in enumerate(rows_in(Path(file).expanduser(), levels=source == "boxoban"), 1):
         place = f"{file}, row {number}"
         try:
-            row = _made(source, given)
+            row = _converted(source, given)
         except Unusable as reason:
             done.leave_out(str(reason), place)
         except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
@@ -172,7 +175,7 @@ def _usable(source: str, file: str, done: Converted) -> Iterator[tuple[str, dict
         raise RunError(f"{file}: no row of {source} in it ({misfit})")
 
 
-def _made(source: str, given: Any) -> dict[str, Any]:
+def _converted(source: str, given: Any) -> dict[str, Any]:
     """Converts one row of a source, which may be a JSON text, and checks the result."""
     make, check = SOURCES[source]
     row = json_of(given, "")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import transformers
 
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import RunError, one_line
 from atgrpo_jax.tokens.folder import TELLING, TokenizerFolder
 
 
@@ -23,8 +23,7 @@ def check_read_back(folder: Path) -> str | None:
         if has_tokenizer:
             theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # it may raise errors of any class
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"transformers {version} cannot read {folder}: {reason}") from error
+        raise RunError(f"transformers {version} cannot read {folder}: {one_line(error)}") from error
     if theirs is None:
         return None
     ours = TokenizerFolder(folder)

@@ -8,7 +8,8 @@ import zlib
 from typing import Any
 
 from atgrpo_jax.sandbox.pool import SandboxConfig
-from atgrpo_jax.tasks.code import rows
+from atgrpo_jax.tasks.code.fields import lines
+from atgrpo_jax.tasks.code.python_source import parsed
 from atgrpo_jax.tools.downloads import Unusable, json_of, list_of
 
 PYTHON3 = 3  # the language of a solution in CodeContests
@@ -19,7 +20,8 @@ INFLATED = 1 << 28  # bytes of private tests, at most
 def apps(row: dict[str, Any]) -> dict[str, Any]:
     """Converts a row of APPS: github.com/hendrycks/apps, or its JSON lines on a hub."""
     tests = json_of(row["input_output"], "no tests")
-    inputs, outputs = list_of(tests.get("inputs") or []), list_of(tests.get("outputs") or [])
+    inputs = list_of(tests.get("inputs") or [])
+    outputs = list_of(tests.get("outputs") or [])
     common = {
         "id": f"apps-{row.get('problem_id', row.get('id'))}",
         "question": row["question"],
@@ -76,7 +78,7 @@ def _python3(sources: list[Any]) -> str:
         if not isinstance(source, str):
             raise TypeError(f"solution {str(source)[:60]!r} is no text")
         with contextlib.suppress(ValueError):
-            rows.parsed("solution", source)
+            parsed("solution", source)
             return source
     return ""
 
@@ -145,7 +147,7 @@ def _short(given: list[Any], expected: list[Any]) -> tuple[list[Any], list[Any]]
 
 def _texts(name: str, found: list[Any]) -> list[str]:
     """Returns the texts of a field; some may be given as lists of lines."""
-    return [rows.lines(f"{name}[{number}]", one) for number, one in enumerate(found)]
+    return [lines(f"{name}[{number}]", one) for number, one in enumerate(found)]
 
 
 class _Texts(pickle.Unpickler):

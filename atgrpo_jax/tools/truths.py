@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from atgrpo_jax.tasks.math.math import boxed
+from atgrpo_jax.tasks.math.boxes import boxed
 from atgrpo_jax.tasks.math.math_problems import LONGEST, Problem, unsayable, without_marks
 from atgrpo_jax.tools.downloads import Unusable
 

@@ -48,11 +48,15 @@ FAULTS = {
         ("        if in_split(instance, split):", "        if True:", "splits share rooms"),
         ("if distance >= least and not state[0] & goals", "if not state[0] & goals", "rooms are easier than asked for"),
         ("if steps == most:", "if steps == 10 * most:", "rooms are harder than asked for"),
+    ],
+    ("tasks/games/sokoban_solver.py", "test_sokoban.py"): [
         ("if behind in paths and beyond in instance.floor", "if beyond in instance.floor", "solutions push from where nobody can stand"),
         ("rank = pushed + 1 + left", "rank = -pushed", "solutions are not the shortest"),
-        ("not 1 <= boxes == goals <= MAX_BOXES", "not 1 <= boxes <= MAX_BOXES", "boxes without a goal"),
         ("min(total, after.get(key, total))", "total", "boxes go to any goals, and not to the nearest"),
         ("if left < FAR:", "if True:", "solutions go through rooms that are stuck"),
+    ],
+    ("tasks/games/sokoban_levels.py", "test_sokoban.py"): [
+        ("not 1 <= boxes == goals <= MAX_BOXES", "not 1 <= boxes <= MAX_BOXES", "boxes without a goal"),
     ],
     ("tasks/games/sudoku.py", "test_sudoku.py"): [
         ("and not state.instance.puzzle[place]:", "and True:", "given digits are changed"),
@@ -79,7 +83,6 @@ FAULTS = {
         ("str(Fraction(str(problem.tolerance)))", '"0"', "a problem's tolerance is not handed on"),
     ],
     ("tasks/math/math.py", "test_math.py test_aggregation.py"): [
-        ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
         ("team = float(_right(after)) - float(_right(state))", "team = float(_right(after))", "the team is paid every turn in full"),
         ("done and _right(after))", "done)", "agreement is success"),
         ("for kind in (JUDGE, REASONER, TOOL):", "for kind in (TOOL, REASONER, JUDGE):", "the tool has the last word"),
@@ -87,6 +90,9 @@ FAULTS = {
         ("self.match * right)", "self.match)", "every boxed answer is paid as right"),
         ("agreed = len(after.said) > 1 and len(likes) == 1 and None not in likes", "agreed = len(likes) == 1 and None not in likes", "one role agrees with itself"),
         ("by_kind[kind][-1].right", "by_kind[kind][0].right", "the first of a kind has the last word"),
+    ],
+    ("tasks/parts.py", "test_math.py test_aggregation.py"): [
+        ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
     ],
     ("tasks/code/code_problems.py", "test_code.py"): [
         ("found += [\"right\" if line == \"1\" else \"wrong\" for line in said]", "found += [\"right\" for line in said]", "every test that ends is passed"),
@@ -97,11 +103,13 @@ FAULTS = {
     ("tasks/code/code.py", "test_code.py"): [
         ("done and now.right == 1.0", "done", "agreement is success"),
         ("team = now.right - state.now.right", "team = now.right", "the team is paid every turn in full"),
-        ("            ast.literal_eval(part)\n", "            pass\n", "tests compute"),
-        ("assert call.func.id in map(alias, problem.names)", "assert call.func.id", "tests of other functions"),
-        ("good = other is not None and _passes(problem, other, test)", "good = other is not None", "every test is a good one"),
+        ("good = other is not None and passes(problem, other, test)", "good = other is not None", "every test is a good one"),
         ("rounds = state.rounds if self.workflow.parallel or role == CODER else", "rounds = () if self.workflow.parallel or role == CODER else", "roles see nothing of before"),
         ("state.problem.solution or (state.now.code if state.now.right == 1.0 else \"\")", "state.problem.solution or state.now.code", "a wrong program judges tests"),
+    ],
+    ("tasks/code/written_tests.py", "test_code.py"): [
+        ("            ast.literal_eval(part)\n", "            pass\n", "tests compute"),
+        ("assert call.func.id in map(alias, problem.names)", "assert call.func.id", "tests of other functions"),
     ],
     ("tasks/prompts.py", "test_prompts.py"): [
         ("undefined=jinja2.StrictUndefined", "undefined=jinja2.Undefined", "templates may name what is not there"),
@@ -114,7 +122,7 @@ FAULTS = {
         ("if b.code.strip() and not", "if not", "empty blocks are programs"),
         ("[block for block in found if block.python],\n        [block for block in closed if not block.tag]", "[block for block in closed if not block.tag]", "a program that breaks off is none"),
     ],
-    ("tasks/math/math.py", "test_math.py test_texts.py"): [
+    ("tasks/math/boxes.py", "test_math.py test_texts.py"): [
         ("for box in reversed(list(_BOX.finditer(text))):", "for box in list(_BOX.finditer(text)):", "the first box counts"),
     ],
     ("tasks/code/outputs.py", "test_code.py"): [

@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from atgrpo_jax.arrays.mesh import leaf_name
+from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
@@ -203,7 +203,7 @@ class Session:
         pairs = jax.tree_util.tree_leaves_with_path(params)
         ours = {}
         for path, leaf in pairs:
-            name = leaf_name(path)
+            name = path_text(path)
             # sglang-jax keeps the head as [V, D], like the embedding.
             ours[their_name(name)] = leaf.T if name == "head" else leaf
         shapes = {name: struct.shape for name, struct in self._shapes.items()}

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from atgrpo_jax.arrays.mesh import leaf_name
+from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
 from atgrpo_jax.models.hf.config_json import (
@@ -87,7 +87,7 @@ def load(folder: str, shapes: Any) -> Any:
     fields(root)
     tensors = Tensors(root)
     leaves = {
-        tensor_name(leaf_name(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        tensor_name(path_text(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
     names = set(leaves)
     stored = {name for name in tensors if not _BUFFERS.fullmatch(name)}
@@ -102,8 +102,8 @@ def load(folder: str, shapes: Any) -> Any:
         raise RunError(f"{root} has tensor {extra[0]}, which the model does not have ({len(extra)} such)")
 
     def read(path, struct: jax.ShapeDtypeStruct) -> jax.Array:
-        name = tensor_name(leaf_name(path))
-        flip = _transposed(leaf_name(path))
+        name = tensor_name(path_text(path))
+        flip = _transposed(path_text(path))
         part = tensors.slices(instead.get(name, name), struct.shape[:: -1 if flip else 1])
 
         def own(index):
@@ -209,7 +209,7 @@ def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _leaves(params: Any) -> Iterator[tuple[str, jax.Array]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield leaf_name(path), leaf
+        yield path_text(path), leaf
 
 
 def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str, jax.Array]]]:

@@ -5,12 +5,9 @@ faults of its reference code: golden tests are hidden from both roles; an episod
 and test agree, but only golden tests decide success; and the tester has a reward of its own.
 """
 
-import ast
 import dataclasses
-import functools
 import random
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import Message, Outcome, Reward
@@ -19,25 +16,31 @@ from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.code.code_problems import (
     Problem,
     alias,
-    called,
     key,
     made_up,
     passed,
-    printed,
     programs,
     read,
     verdicts,
 )
-from atgrpo_jax.tasks.code.rows import parsed
+from atgrpo_jax.tasks.code.written_tests import (
+    SHOWN,
+    passes,
+    read_test,
+    run_of,
+    shown_output,
+    some_test,
+    writable,
+    written,
+)
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
+from atgrpo_jax.tasks.parts import Parts, changes, program_parts
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
 CODER, TESTER = ROLES = ("coder", "tester")
-SHOWN = 1000  # characters of each text of a test that roles are shown
 PROGRAM_SHOWN = 4000  # characters of a program that roles are shown
-LONGEST = 10_000  # most characters of each text of a tester's test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Round:
     code: str = ""  # the program as of this turn
     right: float = 0.0  # share of golden tests that the program passes
     case: Case | None = None
-    coder: tuple[tuple[str, float], ...] = ()  # parts of the coder's reward, by name
-    tester: tuple[tuple[str, float], ...] = ()  # the same for the tester
+    coder: Parts = ()  # parts of the coder's reward, by name
+    tester: Parts = ()  # the same for the tester
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,16 +166,16 @@ class Code:
         test = read_test(problem, text)
         if test is None or runs:
             return []
-        return [_run_test(problem, code, test) for code in (state.now.code, self._reference(state)) if code]
+        return [run_of(problem, code, test) for code in (state.now.code, self._reference(state)) if code]
 
     def act(self, state: State, role: str, text: str, runs: Sequence[ProgramResult]) -> Transition:
         now, outcome = (self._code if role == CODER else self._test)(state, text, runs)
         before = state.rounds[-1] if state.rounds else Round()
         own = "coder" if role == CODER else "tester"
-        paid = dict(getattr(before, own))
-        parts = {name: value - paid.get(name, 0.0) for name, value in getattr(now, own)}
+        parts = changes(getattr(now, own), getattr(before, own))
         team = now.right - state.now.right
-        after, done = dataclasses.replace(state, now=now), False
+        after = dataclasses.replace(state, now=now)
+        done = False
         if role == self.workflow.order[-1]:
             agrees = now.case is not None and now.case.agrees
             done = agrees or len(state.rounds) + 1 == self.workflow.turns
@@ -187,26 +190,24 @@ class Code:
             nothing = tuple((name, 0.0) for name in ("builds", "runs", "golden"))
             return dataclasses.replace(state.now, coder=nothing), Outcome.INVALID
         good, count = passed(state.problem, runs, self.tests)
-        parts = (
-            ("builds", self.builds * runs[0].built),
-            ("runs", self.runs * (runs[0].end == "ok")),
-            ("golden", self.golden * good / count),
-        )
+        ran = program_parts(runs[0], self.builds, self.runs)
+        parts = (*ran, ("golden", self.golden * good / count))
         timeout = runs[0].end == "timeout" or "timeout" in verdicts(state.problem, runs, self.tests)
         outcome = Outcome.TOOL_TIMEOUT if timeout else Outcome.OK if runs[0].built else Outcome.INVALID
         return dataclasses.replace(state.now, code=code, right=good / count, coder=parts), outcome
 
     def _test(self, state: State, text: str, runs: Sequence[ProgramResult]) -> tuple[Round, Outcome]:
-        problem, test = state.problem, read_test(state.problem, text)
+        problem = state.problem
+        test = read_test(state.problem, text)
         if test is None:
             nothing = tuple((name, 0.0) for name in ("form", "quality"))
             return dataclasses.replace(state.now, case=None, tester=nothing), Outcome.INVALID
         results = iter(runs)
         own = next(results, None) if state.now.code else None
         other = next(results, None) if self._reference(state) else None
-        agrees = own is not None and _passes(problem, own, test)
-        printed = "" if own is None else _printed(problem, own)
-        good = other is not None and _passes(problem, other, test)
+        agrees = own is not None and passes(problem, own, test)
+        printed = "" if own is None else shown_output(problem, own)
+        good = other is not None and passes(problem, other, test)
         parts = ("form", self.form), ("quality", self.quality * good)
         given, expected, printed = (prompts.shortened(part, SHOWN) for part in (*test, printed))
         case = Case(given, expected, printed, agrees)
@@ -217,109 +218,12 @@ class Code:
         return state.problem.solution or (state.now.code if state.now.right == 1.0 else "")
 
     def demonstration(self, state: State, role: str, rng: random.Random) -> str:
-        problem, wrong = state.problem, rng.random() < self.demonstration_error
+        problem = state.problem
+        wrong = rng.random() < self.demonstration_error
         if role == CODER:
             code = problem.solution if problem.solution and not wrong else "print(0)"
             return f"```python\n{code}\n```"
-        given, expected = rng.choice(writable(problem) or (_nothing(problem),))
+        given, expected = rng.choice(writable(problem) or (some_test(problem),))
         if wrong:
             expected = "0" if problem.form == "stdio" else "None"
-        return _written(problem, given, expected)
-
-
-def read_test(problem: Problem, text: str) -> tuple[str, str] | None:
-    """Returns a tester's test, (input, expected output) or (call, its value); None without one.
-
-    Arguments and value must be literals, because an assert that any program passes is no test.
-    """
-    if problem.form == "stdio":
-        found = [_fenced(name, text) for name in ("input", "output")]
-        if not all(found):
-            return None
-        given, expected = found[0][-1], found[1][-1].strip()
-        return (given, expected) if expected and max(len(given), len(expected)) <= LONGEST else None
-    code = python_block(text)
-    if code is None or len(code) > LONGEST:
-        return None
-    try:
-        (statement,) = parsed("test", code).body
-        assert isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Compare)
-        assert len(statement.test.ops) == 1 and isinstance(statement.test.ops[0], ast.Eq)
-        call, value = statement.test.left, statement.test.comparators[0]
-        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
-        assert call.func.id in map(alias, problem.names)
-        for part in (value, *call.args, *(named.value for named in call.keywords)):
-            ast.literal_eval(part)
-        return ast.unparse(call), ast.unparse(value)
-    except (AssertionError, ValueError, MemoryError, RecursionError, TypeError):
-        return None
-
-
-def _fenced(name: str, text: str) -> list[str]:
-    """Returns the blocks whose tag is ``name``. They may have spaces or capitals in the tag line,
-    and need no end."""
-    text = text.replace("\r\n", "\n")
-    return re.findall(rf"```[ \t]*{name}[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL | re.IGNORECASE)
-
-
-def _run_test(problem: Problem, code: str, test: tuple[str, str]) -> Program:
-    given, expected = test
-    if problem.form == "stdio":
-        return Program(code, given, before=problem.before)
-    wanted = f"_lists({expected})" if problem.lists else f"({expected})"
-    shown = f"_value = {given}\nprint(repr(_value)[:{SHOWN}], flush=True)\nassert _value == {wanted}"
-    return called(problem, code, [shown])
-
-
-def _passes(problem: Problem, run: ProgramResult, test: tuple[str, str]) -> bool:
-    if problem.form == "stdio":
-        return printed(problem, run, test[1])
-    return run.stdout.rstrip().rpartition("\n")[2] == "1"
-
-
-def _printed(problem: Problem, run: ProgramResult) -> str:
-    """Returns what a program printed for a test, in the form that roles are shown."""
-    if problem.form == "call":
-        value, _, _ = run.stdout.rstrip().rpartition("\n")
-        return value or "an error"
-    return run.stdout if run.end == "ok" else f"{run.stdout}\n({run.end}) {run.stderr[-300:]}".strip()
-
-
-def _written(problem: Problem, given: str, expected: str) -> str:
-    """Returns a test as text that ``read_test`` can read."""
-    if problem.form == "stdio":
-        return f"```input\n{given.rstrip()}\n```\n```output\n{expected.rstrip()}\n```"
-    return f"```python\nassert {given} == {expected}\n```"
-
-
-def _nothing(problem: Problem) -> tuple[str, str]:
-    """Returns a test that has the right form and is probably wrong."""
-    return ("", "0") if problem.form == "stdio" else (f"{alias(problem.names[0])}()", "None")
-
-
-@functools.lru_cache(maxsize=1024)
-def writable(problem: Problem) -> tuple[tuple[str, str], ...]:
-    """Returns the golden tests that a tester could write, as ``read_test`` returns them. They are
-    used for demonstrations, which exist for training problems only."""
-    pairs = problem.tests if problem.form == "stdio" else _equalities(problem)
-    return tuple(filter(None, (read_test(problem, _written(problem, *pair)) for pair in pairs)))
-
-
-def _equalities(problem: Problem) -> Iterator[tuple[str, str]]:
-    """Yields both sides of the equalities in golden tests, also in HumanEval's ``check``."""
-    source = "\n".join((problem.setup, *(statement for statement, _ in problem.tests)))
-    try:
-        tree = parsed("tests", source)
-    except ValueError:
-        return
-    for node in ast.walk(tree):
-        match node:
-            case ast.Assert(ast.Compare(call, [ast.Eq()], [value])):
-                pass
-            case ast.Assert(ast.Compare(call, [ast.In()], [ast.Tuple([value, *_])])):  # one will do
-                pass
-            case _:
-                continue
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "candidate":
-            call.func.id = alias(problem.names[0])
-        yield ast.unparse(call), ast.unparse(value)
+        return written(problem, given, expected)

@@ -72,7 +72,8 @@ def programs(
     limits.
     """
     known = verdicts(problem, runs, most)
-    left, rest = timeouts - known.count("timeout"), problem.tests[len(known) : most]
+    left = timeouts - known.count("timeout")
+    rest = problem.tests[len(known) : most]
     if left <= 0 or not rest or any(run.end == "crash" for run in runs):
         return []
     if problem.form == "call" and runs and runs[0].end == "error":  # it fails before any call
@@ -183,12 +184,16 @@ def made_up(seed: int, split: str, index: int) -> Problem:
     """Returns a made-up problem: read some integers and print something about them."""
     rng = random.Random(seed_of("code", seed, split, index))
     while True:
-        name, count, more = rng.choice(list(_OPERATIONS)), rng.randint(2, 4), rng.randint(0, 99)
+        name = rng.choice(list(_OPERATIONS))
+        count = rng.randint(2, 4)
+        more = rng.randint(0, 99)
         question = f"Read {count} integers from one line. Print the {name} of them" + (
             f", plus {more}." if more else "."
         )
         solution = f"x = list(map(int, input().split()))\nprint({_OPERATIONS[name]} + {more})"
-        given = [[rng.randint(-20, 20) for _ in range(count)] for _ in range(4)]
+        given = []
+        for _ in range(4):
+            given.append([rng.randint(-20, 20) for _ in range(count)])
         results = [eval(_OPERATIONS[name], {"x": x}) + more for x in given]
         tests = tuple((" ".join(map(str, x)) + "\n", f"{y}\n") for x, y in zip(given, results, strict=True))
         problem = Problem(words_of(question), question, "stdio", tests, solution=solution)

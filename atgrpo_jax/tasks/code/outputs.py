@@ -14,7 +14,9 @@ from decimal import Decimal
 _NUMBER = re.compile(r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]{1,4})?")
 _WHOLE = re.compile(r"[-+]?[0-9]+")
 _CODECONTESTS = 1e-5  # absolute difference
-_RELATIVE, _ABSOLUTE = 1e-5, 1e-8  # the defaults of NumPy's ``allclose``, which APPS calls
+# The defaults of NumPy's ``allclose``, which APPS calls.
+_RELATIVE = 1e-5
+_ABSOLUTE = 1e-8
 _DECIMALS = 3  # decimals to which APPS rounds
 
 Near = Callable[[float, float], bool]
@@ -37,7 +39,8 @@ def _tokens(printed: str, expected: str, tolerance: float = 0.0, ignore_case: bo
     """Compares token by token and ignores white space. Numbers are equal if their values are, or
     are within the tolerance."""
     if ignore_case:
-        printed, expected = printed.lower(), expected.lower()
+        printed = printed.lower()
+        expected = expected.lower()
 
     def near(a: float, b: float) -> bool:
         return tolerance > 0 and abs(a - b) <= tolerance * max(1.0, abs(b))
@@ -61,12 +64,14 @@ def _apps(printed: str, expected: str) -> bool:
     integers must have the same value, and others must be equal when they are rounded to three
     decimals. If each number has a line of its own, it is enough that they are close as in
     ``allclose``."""
-    one, other = _rows(printed), _rows(expected)
+    one = _rows(printed)
+    other = _rows(expected)
     if list(map(len, one)) != list(map(len, other)):
         return False
     if one == other:
         return True
-    tokens, wanted = list(itertools.chain(*one)), list(itertools.chain(*other))
+    tokens = list(itertools.chain(*one))
+    wanted = list(itertools.chain(*other))
     if not all(map(_NUMBER.fullmatch, tokens + wanted)):
         return False
     alone = len(wanted) == len(other)
@@ -81,7 +86,8 @@ def _apps(printed: str, expected: str) -> bool:
 def _livecodebench(printed: str, expected: str) -> bool:
     """Compares line by line and ignores the space around a line. Lines that differ are equal if
     they are equal lists of decimals."""
-    one, other = _lines(printed.strip()), _lines(expected.strip())
+    one = _lines(printed.strip())
+    other = _lines(expected.strip())
     return len(one) == len(other) and all(map(_same_line, one, other))
 
 
@@ -121,7 +127,8 @@ def _equal(one: str, other: str, near: Near, exact: bool) -> bool:
         return True
     if exact and _WHOLE.fullmatch(one) and _WHOLE.fullmatch(other):
         return False
-    a, b = float(one), float(other)
+    a = float(one)
+    b = float(other)
     return math.isfinite(b) and near(a, b)
 
 

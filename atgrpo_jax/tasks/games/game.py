@@ -19,7 +19,8 @@ from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
 
-SCOUT, TOOL = "scout", "tool"
+SCOUT = "scout"
+TOOL = "tool"
 SHOWN = 1500  # characters that others see of a program, its output and each part of the result
 LONGEST = 1000  # items of a list that are carried out; the rest is left out
 
@@ -177,14 +178,16 @@ class Game(abc.ABC):
     def act(self, state: Any, role: str, text: str, runs: Sequence[ProgramResult] = ()) -> Transition:
         turns = self.workflow.turns
         parts: dict[str, float] = {}
-        proposal, outcome = Proposal(None, False), Outcome.INVALID
+        proposal = Proposal(None, False)
+        outcome = Outcome.INVALID
         if role == TOOL:
             run = runs[0] if runs else ProgramResult("error")
             parts["code"] = self.code / turns * (run.built + (run.end == "ok")) / 2
             proposal = Proposal(None, False, python_block(text) or "", run.stdout or run.stderr)
             text = run.stdout
             if run.end == "timeout":
-                text, outcome = "", Outcome.TOOL_TIMEOUT
+                text = ""
+                outcome = Outcome.TOOL_TIMEOUT
         actions = self.read(state, text)[: self.longest(state)]
         if not actions:
             reward = Reward.of(0.0, **parts, invalid=-self.invalid / turns)

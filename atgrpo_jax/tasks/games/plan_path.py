@@ -93,7 +93,8 @@ class PlanPath(Game):
         return max(LONGEST, self.size**2)
 
     def play(self, state: State, actions: Sequence[str]) -> Played:
-        instance, distance = state.instance, distances(state.instance)
+        instance = state.instance
+        distance = distances(state.instance)
         walk = walk_from(instance, state.position, actions)
         gained = distance[state.position] - distance[walk.end]
         arrived = walk.end == instance.goal
@@ -124,8 +125,10 @@ class PlanPath(Game):
 
     def demonstrated(self, state: State, rng: random.Random) -> str:
         """Returns the beginning of a shortest path; each move is random with some probability."""
-        goal, distance = state.instance.goal, distances(state.instance)
-        cell, moves = state.position, ""
+        goal = state.instance.goal
+        distance = distances(state.instance)
+        cell = state.position
+        moves = ""
         while cell != goal and len(moves) < min(distance[state.position], self.demonstration_moves):
             open_ = {m: shift(cell, m) for m in MOVES if state.instance.free(shift(cell, m))}
             best = [m for m, target in open_.items() if distance[target] < distance[cell]]
@@ -152,7 +155,8 @@ class PlanPath(Game):
 def walk_from(instance: Instance, cell: Cell, moves: Sequence[str]) -> Walk:
     """Carries out the items that ``parse_moves`` returned. A cell that is not next to the walker is
     an unknown move."""
-    carried, bumps = "", []
+    carried = ""
+    bumps = []
     for item in moves:
         carried += move_of(cell, item)
         reached = _reached(instance, cell, carried[-1])
@@ -198,16 +202,19 @@ def _reached(instance: Instance, cell: Cell, move: str) -> Cell:
     return target if instance.free(target) else cell
 
 
+def _draw_row(size: int, obstacles: float, rng: random.Random) -> str:
+    return "".join("#" if rng.random() < obstacles else "." for _ in range(size))
+
+
 @functools.lru_cache(maxsize=4096)
 def _draw(size: int, obstacles: float, seed: int, split: str, index: int) -> Instance:
     rng = random.Random(seed_of("plan_path", seed, split, index))
     for _ in range(MAX_DRAWS):
-        cells = [[rng.random() < obstacles for _ in range(size)] for _ in range(size)]
-        free = [(r, c) for r in range(size) for c in range(size) if not cells[r][c]]
+        rows = tuple(_draw_row(size, obstacles, rng) for _ in range(size))
+        free = [(r, c) for r in range(size) for c in range(size) if rows[r][c] == "."]
         if len(free) < 2:
             continue
         start, goal = rng.sample(free, 2)
-        rows = tuple("".join("#" if blocked else "." for blocked in row) for row in cells)
         instance = Instance(rows, start, goal)
         if in_split(instance, split) and start in distances(instance):
             return instance

@@ -15,17 +15,9 @@ from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.tasks.games.game import Game, Played, Proposal
 from atgrpo_jax.tasks.games.grid import MOVES, Cell, move_of, name, parse_moves, shift
-from atgrpo_jax.tasks.games.sokoban_rooms import (
-    FAR,
-    MAX_SOLVED,
-    Instance,
-    TooHard,
-    draw_room,
-    drawn,
-    pushes,
-    read_levels,
-    solve,
-)
+from atgrpo_jax.tasks.games.sokoban_levels import read_levels
+from atgrpo_jax.tasks.games.sokoban_rooms import Instance, draw_room, drawn
+from atgrpo_jax.tasks.games.sokoban_solver import FAR, MAX_SOLVED, TooHard, pushes, solve
 from atgrpo_jax.tasks.workflow import Workflow
 
 
@@ -124,7 +116,8 @@ class Sokoban(Game):
         walk = walk_from(state, actions)
         after = State(state.instance, walk.player, walk.boxes)
         whole = pushes(state.instance, tuple(sorted(state.instance.boxes)))
-        before, left = pushes(state.instance, state.boxes), pushes(state.instance, walk.boxes)
+        before = pushes(state.instance, state.boxes)
+        left = pushes(state.instance, walk.boxes)
         done = 0.0 if walk.stuck else max(0.0, 1 - left / whole)  # share of the way, after the walk
         carried = len(walk.moves)
         return Played(
@@ -166,7 +159,8 @@ class Sokoban(Game):
 
     def demonstrated(self, state: State, rng: random.Random) -> str:
         """Returns the beginning of a solution; each move is random with some probability."""
-        moves, at = "", state
+        moves = ""
+        at = state
         best = self._solution(state)
         count = self.demonstration_moves if best is None else min(len(best), self.demonstration_moves)
         for _ in range(count):
@@ -174,9 +168,11 @@ class Sokoban(Game):
                 best = self._solution(at)
             if not best or rng.random() < self.demonstration_error:
                 open_ = [m for m in MOVES if walk_from(at, m).bumps == ()]
-                move, best = rng.choice(open_ or list(MOVES)), "" if best is not None else None
+                move = rng.choice(open_ or list(MOVES))
+                best = "" if best is not None else None
             else:
-                move, best = best[0], best[1:]
+                move = best[0]
+                best = best[1:]
             walk = walk_from(at, move)
             at = State(state.instance, walk.player, walk.boxes)
             moves += move
@@ -200,7 +196,8 @@ class Sokoban(Game):
         cell."""
         if self.view == "symbols":
             return f"[{moves}]"
-        text, at = f" {name(state.player)}", state
+        text = f" {name(state.player)}"
+        at = state
         for move in moves:
             walk = walk_from(at, move)
             at = State(state.instance, walk.player, walk.boxes)
@@ -221,8 +218,10 @@ def walk_from(state: State, actions: Sequence[str]) -> Walk:
     """Carries out moves, given as moves or as cells next to the player. A move that is blocked or
     unknown changes nothing."""
     instance = state.instance
-    player, boxes = state.player, set(state.boxes)
-    carried, bumps = "", []
+    player = state.player
+    boxes = set(state.boxes)
+    carried = ""
+    bumps = []
     for item in actions:
         move = move_of(player, item)
         carried += move
@@ -245,7 +244,8 @@ def _rows(instance: Instance) -> tuple[str, ...]:
 
 
 def _pushed(state: State, moves: str) -> int:
-    at, count = state, 0
+    at = state
+    count = 0
     for move in moves:
         walk = walk_from(at, move)
         count += walk.boxes != at.boxes

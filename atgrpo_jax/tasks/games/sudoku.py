@@ -130,7 +130,8 @@ class Sudoku(Game):
         )
 
     def values(self, state: State) -> dict[str, Any]:
-        size, instance = state.instance.size, state.instance
+        size = state.instance.size
+        instance = state.instance
         cells = [divmod(i, size) for i in range(size * size)]
         own = zip(cells, instance.puzzle, state.grid, strict=True)
         own_fills = [(r, c, digit) for (r, c), given, digit in own if digit and not given]
@@ -149,8 +150,10 @@ class Sudoku(Game):
         """Returns fills of all cells that are not as in the solution, the easiest one next (fewest
         digits that fit). Each fill has, with some probability, a random digit instead, one that
         fits if several fit."""
-        size, solution = state.instance.size, state.instance.solution
-        grid, fills = list(state.grid), []
+        size = state.instance.size
+        solution = state.instance.solution
+        grid = list(state.grid)
+        fills = []
         for i, (digit, right) in enumerate(zip(state.grid, solution, strict=True)):
             if digit not in (0, right):
                 grid[i] = 0
@@ -180,11 +183,14 @@ def words(size: int = 4) -> tuple[str, ...]:
 
 def fill(state: State, fills: Sequence[Fill]) -> Filled:
     """Carries out fills, one after the other."""
-    size, grid, refused = state.instance.size, list(state.grid), []
+    size = state.instance.size
+    grid = list(state.grid)
+    refused = []
     for number, (r, c, digit) in enumerate(fills, 1):
         place = r * size + c
         if 0 <= r < size and 0 <= c < size and not state.instance.puzzle[place]:
-            before, grid[place] = grid[place], 0
+            before = grid[place]
+            grid[place] = 0
             if digit in candidates(tuple(grid), place):
                 grid[place] = digit
                 continue
@@ -279,7 +285,8 @@ def _right(instance: Instance, grid: Grid) -> int:
 def _draw(size: int, least: int, most: int, seed: int, split: str, index: int) -> Instance:
     rng = random.Random(seed_of("sudoku", size, least, most, seed, split, index))
     for _ in range(MAX_DRAWS):
-        solution, wanted = full_grid(size, rng), rng.randint(least, most)
+        solution = full_grid(size, rng)
+        wanted = rng.randint(least, most)
         puzzle = list(solution)
         for place in rng.sample(range(size * size), size * size):
             if puzzle.count(0) == wanted:

@@ -24,7 +24,8 @@ def solutions(grid: Grid, most: int = MAX_GUESSES) -> Iterator[Grid]:
     """Yields all ways to complete a grid. Raises TooHard after ``most`` guesses."""
     size = round(len(grid) ** 0.5)
     every = (1 << size) - 1
-    filled, guesses = list(grid), itertools.count(1)
+    filled = list(grid)
+    guesses = itertools.count(1)
     free = [every] * (3 * size)  # for each row, column and box, the digits that it lacks, as bits
     for place, digit in enumerate(grid):
         for unit in _units_of(size)[place] if digit else ():
@@ -56,13 +57,15 @@ def _fewest(filled: list[int], free: list[int], size: int) -> list[tuple[int, in
     a row, column or box if these are fewer (at most two). An empty list is a dead end.
     """
     fits = [0] * len(filled)
-    fewest, chosen = size + 1, -1
+    fewest = size + 1
+    chosen = -1
     for place, (row, column, box) in enumerate(_units_of(size)):
         if not filled[place]:
             fits[place] = free[row] & free[column] & free[box]
             count = fits[place].bit_count()
             if count < fewest:
-                fewest, chosen = count, place
+                fewest = count
+                chosen = place
     if chosen < 0:
         return None
     if fewest > 1:
@@ -83,10 +86,10 @@ def _fewest(filled: list[int], free: list[int], size: int) -> list[tuple[int, in
 def _peers(size: int) -> list[list[int]]:
     """Returns for each cell the other cells of its row, column and box."""
     units = _units_of(size)
-    return [
-        [i for i, other in enumerate(units) if i != place and set(own) & set(other)]
-        for place, own in enumerate(units)
-    ]
+    peers = []
+    for place, own in enumerate(units):
+        peers.append([i for i, other in enumerate(units) if i != place and set(own) & set(other)])
+    return peers
 
 
 @functools.cache
@@ -102,7 +105,11 @@ def _units_of(size: int) -> list[tuple[int, int, int]]:
 def _places_of(size: int) -> list[list[int]]:
     """Returns the cells of each row, column and box."""
     units = _units_of(size)
-    return [[place for place, own in enumerate(units) if unit in own] for unit in range(3 * size)]
+    places: list[list[int]] = [[] for _ in range(3 * size)]
+    for place, own in enumerate(units):
+        for unit in own:
+            places[unit].append(place)
+    return places
 
 
 def full_grid(size: int, rng: random.Random) -> Grid:

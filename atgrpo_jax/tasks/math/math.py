@@ -12,7 +12,6 @@ same turn. Several roles of a kind are numbered: ``reasoner1``, ``reasoner2``.
 
 import dataclasses
 import random
-import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -22,8 +21,8 @@ from atgrpo_jax.common.types import Message, Outcome, Reward
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
+from atgrpo_jax.tasks.math.boxes import boxed, short_enough
 from atgrpo_jax.tasks.math.math_problems import (
-    LONGEST,
     WARM_UP,
     Problem,
     algebra,
@@ -33,6 +32,7 @@ from atgrpo_jax.tasks.math.math_problems import (
     plainly_equal,
     read,
 )
+from atgrpo_jax.tasks.parts import Parts, changes, program_parts
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.texts import python_block
 from atgrpo_jax.tasks.workflow import Workflow
@@ -53,7 +53,7 @@ class Said:
     answer: str | None = None
     right: bool = False
     like: str | None = None  # the first answer of the turn that is equal to this one
-    parts: tuple[tuple[str, float], ...] = ()  # parts of its local reward, by name
+    parts: Parts = ()  # parts of its local reward, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,9 @@ class Math:
     def prompt(self, state: State, role: str) -> list[Message]:
         kind = kind_of(role)
         rounds = [*state.turns, *([state.said] if kind == JUDGE and state.said else [])]
-        shown = [[_shown(said) for said in turn] for turn in rounds]
+        shown = []
+        for turn in rounds:
+            shown.append([_shown(said) for said in turn])
         return prompts.render(self.prompts, kind, {"question": state.problem.question, "rounds": shown})
 
     def programs(self, state: State, role: str, text: str, runs: Sequence[ProgramResult]) -> list[Program]:
@@ -155,8 +157,7 @@ class Math:
         said, outcome = self._hear(state, role, text, runs)
         after = dataclasses.replace(state, said=(*state.said, said))
         before = _last(state, role)
-        paid = dict(before.parts) if before is not None else {}
-        parts = {name: value - paid.get(name, 0.0) for name, value in said.parts}
+        parts = changes(said.parts, () if before is None else before.parts)
         team = float(_right(after)) - float(_right(state))
         done = False
         if role == self.workflow.order[-1]:
@@ -188,8 +189,10 @@ class Math:
     def _hear(
         self, state: State, role: str, text: str, runs: Sequence[ProgramResult]
     ) -> tuple[Said, Outcome]:
-        kind, answer = kind_of(role), _answer(state.problem, role, text, runs)
-        right, like = False, answer
+        kind = kind_of(role)
+        answer = _answer(state.problem, role, text, runs)
+        right = False
+        like = answer
         outcome = Outcome.OK if answer is not None else Outcome.INVALID
         if answer is not None:
             judged = zip(self._unclear(state, answer), runs[kind == TOOL :], strict=True)
@@ -206,11 +209,7 @@ class Math:
         run = runs[0] if runs else ProgramResult("error")
         if run.end == "timeout":
             outcome = Outcome.TOOL_TIMEOUT
-        made = (
-            ("builds", self.builds * run.built),
-            ("runs", self.runs * (run.end == "ok")),
-            ("match", self.tool_match * right),
-        )
+        made = (*program_parts(run, self.builds, self.runs), ("match", self.tool_match * right))
         output = run.stdout or run.stderr
         return Said(role, text, python_block(text) or "", output, answer, right, like, made), outcome
 
@@ -230,60 +229,6 @@ def kind_of(role: str) -> str:
     return role.rstrip("0123456789")
 
 
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace does not count
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_BARE = re.compile(r"(?:(?!\\boxed|\\fbox)[^$\n])*(?=\$)|(?:(?!\\[\])]|\\boxed|\\fbox)\S)*")
-_BETWEEN = re.compile(r"(?:[\s$,;.()]|\\[()\[\]]|\\text\s*\{|\}|\band\b|\bor\b)*")
-
-
-def boxed(text: str, several: bool = False) -> str | None:
-    r"""Returns the content of the last box in a text: ``\boxed{...}``, ``\boxed ...`` or
-    ``\fbox{...}``.
-
-    A box that is empty or not closed is ignored. Returns None if there is no other box, or if the
-    content is too long for an answer. With ``several``, the last boxes that have only "and", "or"
-    or commas between them are joined to a list.
-    """
-    closed = _braces(text)
-    parts: list[str] = []
-    after = 0  # where the next box begins
-    for box in reversed(list(_BOX.finditer(text))):
-        end, content = _content(text, box.end(), closed)
-        if not content:
-            continue
-        if parts and not (
-            several and end <= after and _BETWEEN.fullmatch(text, end, min(after, end + LONGEST))
-        ):
-            break
-        parts.append(content)
-        after = box.start()
-        if not several or sum(map(len, parts)) > LONGEST:
-            break
-    return _short(", ".join(reversed(parts)))
-
-
-def _braces(text: str) -> dict[int, int]:
-    """Returns position of an opening brace -> position of its closing brace."""
-    opened: list[int] = []
-    closed = {}
-    for mark in _BRACE.finditer(text):
-        if mark[0] == "{":
-            opened.append(mark.start())
-        elif mark[0] == "}" and opened:
-            closed[opened.pop()] = mark.start()
-    return closed
-
-
-def _content(text: str, place: int, closed: dict[int, int]) -> tuple[int, str]:
-    """Returns the end and the content of a box whose content begins at ``place``."""
-    if text[place : place + 1] == "{":
-        end = closed.get(place, place)
-        return end + 1, text[place + 1 : end].strip()
-    found = _BARE.match(text[place : place + LONGEST + 1])
-    assert found is not None
-    return place + found.end(), found[0].strip().rstrip(".,;:")
-
-
 def _answer(problem: Problem, role: str, text: str, runs: Sequence[ProgramResult]) -> str | None:
     """Returns the answer of a role: what it boxed; for a tool, what its program boxed or else its
     last printed line. Returns None if there is no answer."""
@@ -292,12 +237,7 @@ def _answer(problem: Problem, role: str, text: str, runs: Sequence[ProgramResult
     if not runs or runs[0].end != "ok":
         return None
     printed = runs[0].stdout.strip()
-    return boxed(printed, problem.multiple) or _short(printed.rpartition("\n")[2])
-
-
-def _short(text: str) -> str | None:
-    text = text.strip()
-    return text if 0 < len(text) <= LONGEST else None
+    return boxed(printed, problem.multiple) or short_enough(printed.rpartition("\n")[2])
 
 
 def _last(state: State, role: str) -> Said | None:
@@ -310,8 +250,8 @@ def _right(state: State) -> bool:
     """Returns whether the team's answer in a state is right."""
     for turn in (state.said, *reversed(state.turns)):
         answers = [said for said in turn if said.answer is not None]
-        by_kind = {kind: [said for said in answers if kind_of(said.role) == kind] for kind in KINDS}
         for kind in (JUDGE, REASONER, TOOL):
-            if by_kind[kind]:
-                return by_kind[kind][-1].right
+            of_kind = [said for said in answers if kind_of(said.role) == kind]
+            if of_kind:
+                return of_kind[-1].right
     return False

@@ -34,6 +34,9 @@ _JUDGE = {
         "parts",
         "names",
         "tokens",
+        "cursor",
+        "brackets",
+        "factors",
         "grammar",
         "units",
         "reading",
@@ -104,7 +107,8 @@ def plainly_same(one: str, other: str, tolerance: float = 0.0) -> bool | None:
         return one == other
     if _unspaced(one) == _unspaced(other):
         return True
-    first, second = as_number(one), as_number(other)
+    first = as_number(one)
+    second = as_number(other)
     if first is None or second is None:
         return None
     allowed = Fraction(str(tolerance))
@@ -120,7 +124,8 @@ def listed(text: str) -> list[str]:
     text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])", "", text.strip())
     text = re.sub(r"^\\\{(.*)\\\}$", r"\1", text.strip(), flags=re.DOTALL)  # a set
     text = re.sub(r"\\(?:text|mbox|mathrm)\{\s*(?:and|or)\s*\}|\b(?:and|or)\b", ",", text)
-    parts, depth = [""], 0
+    parts = [""]
+    depth = 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
         if letter == "," and depth == 0:
@@ -260,11 +265,14 @@ def made_up(terms: int, largest: int, seed: int, split: str, index: int) -> Prob
 
 
 def _value(numbers: Sequence[int], signs: Sequence[str]) -> int:
-    total, product, sign = 0, numbers[0], 1
+    total = 0
+    product = numbers[0]
+    sign = 1
     for symbol, number in zip(signs, numbers[1:], strict=True):
         if symbol == "*":
             product *= number
         else:
             total += sign * product
-            product, sign = number, 1 if symbol == "+" else -1
+            product = number
+            sign = 1 if symbol == "+" else -1
     return total + sign * product

@@ -1,0 +1,33 @@
+"""Holds the published figures of devices."""
+
+import dataclasses
+
+from atgrpo_jax.common.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Holds the published figures of one device."""
+
+    name: str
+    memory: float  # bytes
+    flops: float  # FLOP a second, in bfloat16 matrix products
+    bandwidth: float  # bytes a second
+
+
+DEVICES = {
+    "v4": Device("TPU v4", 32e9, 275e12, 1.23e12),
+    "v5e": Device("TPU v5e", 16e9, 197e12, 0.82e12),
+    "v5p": Device("TPU v5p", 95e9, 459e12, 2.77e12),
+    "v6e": Device("TPU v6e", 32e9, 918e12, 1.64e12),
+    "a100": Device("NVIDIA A100", 80e9, 312e12, 2.04e12),
+    "h100": Device("NVIDIA H100", 80e9, 989e12, 3.35e12),
+    "h200": Device("NVIDIA H200", 141e9, 989e12, 4.8e12),
+}
+
+
+def device_named(name: str) -> Device:
+    """Returns a device by its name. Raises ConfigError if it is not in ``DEVICES``."""
+    if name not in DEVICES:
+        raise ConfigError(f"--device={name}: expected one of {', '.join(DEVICES)}")
+    return DEVICES[name]

@@ -1,0 +1,64 @@
+"""Measures how many groups of which lengths a training step has."""
+
+import asyncio
+import dataclasses
+
+import numpy as np
+
+from atgrpo_jax.common.types import Sampling
+from atgrpo_jax.rollout.rollout import Player
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.update.warm_start import demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Holds the number and the lengths of a training step's groups.
+
+    It is assumed that all episodes last all turns, and that all answers are as long as the limit
+    allows.
+    """
+
+    groups: int  # of all roles in one step
+    prompt: float  # tokens, mean
+    longest_prompt: int  # tokens
+    new: int  # tokens of one candidate
+    candidates: int  # of each group
+
+    @property
+    def group(self) -> int:
+        """Returns the tokens of the longest group."""
+        return self.longest_prompt + self.candidates * self.new
+
+
+def sizes(experiment: Experiment, instances: int = 16) -> Sizes:
+    """Measures prompts in demonstrated episodes of the first ``instances`` training instances."""
+    propose = demonstrations(experiment.task, experiment.tokenizer, 1, experiment.seed)
+
+    async def play(runner):
+        player = Player(
+            experiment.task,
+            experiment.team,
+            experiment.tokenizer,
+            propose,
+            Sampling(),
+            experiment.seed,
+            runner=runner,
+            select="random",
+        )
+        return await asyncio.gather(*(player.play(1, "train", index) for index in range(instances)))
+
+    with experiment.running() as runner:
+        episodes = asyncio.run(play(runner))
+    origins = [group.origin for episode in episodes for group in episode.groups]
+    lengths = [len(origin.prompt_ids) for origin in origins]
+    roles = len(experiment.task.workflow.order)
+    turns = experiment.task.workflow.turns
+    tree = experiment.rollout.tree
+    return Sizes(
+        groups=experiment.rollout.instances * roles * turns * (1 if tree else experiment.rollout.candidates),
+        prompt=float(np.mean(lengths)),
+        longest_prompt=max(lengths),
+        new=experiment.rollout.max_tokens,
+        candidates=experiment.rollout.candidates if tree else 1,
+    )

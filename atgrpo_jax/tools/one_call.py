@@ -1,0 +1,146 @@
+"""Calls the methods of a task one by one, and holds the rules that each single call has to keep."""
+
+import dataclasses
+import math
+import os
+import random
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Message, Outcome, Reward
+from atgrpo_jax.sandbox.protocol import ProgramResult, Runner
+from atgrpo_jax.tasks.protocol import ToolTask, Transition
+
+# Largest absolute value of a reward's team or local part, and of their sums over an episode.
+BOUND = 10.0
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    rule: str
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.seen}"
+
+
+class Broken(Exception):
+    """Says that a call failed. The failure is already among the problems."""
+
+
+class Calls:
+    """Calls one task; ``problems`` are those found so far, at most three of each rule.
+
+    Args:
+      runner: runs the programs that its roles write.
+      bound: largest absolute value of a reward's team or local part.
+    """
+
+    def __init__(self, task: Any, runner: Runner | None = None, bound: float = BOUND):
+        self.task = task
+        self.bound = bound
+        self._runner = runner
+        self._problems: dict[Problem, None] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        return list(self._problems)
+
+    def found(self, rule: str, seen: str) -> None:
+        if sum(problem.rule == rule for problem in self._problems) < 3:
+            self._problems[Problem(rule, seen)] = None
+
+    def called(self, rule: str, place: str, call: Callable[..., T], *args: Any) -> T:
+        """Calls a method of the task and returns its result. Raises Broken if it raises."""
+        try:
+            return call(*args)
+        except (Exception, SystemExit) as error:
+            self.found(rule, f"{place}: {cause(error)}")
+            raise Broken from error
+
+    def instance(self, split: str, index: int) -> Any:
+        return self.called("instances can be made", f"{split} {index}", self.task.instance, split, index)
+
+    def initial(self, index: int) -> Any:
+        instance = self.instance("train", index)
+        return self.called("the first state can be made", f"train {index}", self.task.initial, instance)
+
+    def prompt(self, state: Any, role: str, place: str) -> Sequence[Message]:
+        """Returns a prompt of the task. Raises Broken if it is no list of messages."""
+        rule = "prompts are lists of messages"
+        found = self.called(rule, place, self.task.prompt, state, role)
+        good = isinstance(found, Sequence) and not isinstance(found, str) and len(found) > 0
+        if not good or not all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in found):
+            self.found(
+                rule, f"{place}: {str(found)[:80]!r} is none, as [{{'role': 'user', 'content': ...}}] is"
+            )
+            raise Broken
+        return found
+
+    def demonstration(self, state: Any, role: str, place: str, rng: random.Random) -> str:
+        """Returns a demonstration of the task. Raises Broken if it is no text."""
+        rule = "demonstrations are texts"
+        found = self.called(rule, place, self.task.demonstration, state, role, rng)
+        if not isinstance(found, str):
+            self.found(rule, f"{place}: {str(found)[:80]!r} is none")
+            raise Broken
+        return found
+
+    async def step(self, state: Any, role: str, text: str, place: str) -> Transition:
+        """Returns the step that a text leads to. Raises Broken if the task raises."""
+        step = await self.attempt(state, role, text, place)
+        if step is None:
+            raise Broken
+        return step
+
+    async def attempt(self, state: Any, role: str, text: str, place: str) -> Transition | None:
+        """Returns the step that a text leads to; None if the task raises, which is a problem."""
+        try:
+            return await self.act(state, role, text, place)
+        except (Exception, SystemExit) as error:
+            self.found("no text raises", f"{place}: {text[:80]!r}: {cause(error)}")
+            return None
+
+    async def act(self, state: Any, role: str, text: str, place: str) -> Transition:
+        """Returns the step that a text leads to, and checks it. Raises whatever the task raises."""
+        task = self.task
+        if isinstance(task, ToolTask):
+            runs: list[ProgramResult] = []
+            while programs := task.programs(state, role, text, runs):
+                if role not in task.tools:
+                    self.found("tools names the roles that write programs", f"{place}: it is not among them")
+                if self._runner is None:
+                    raise RunError("its programs need a sandbox")
+                runs += [await self._runner.run(program) for program in programs]
+            step = task.act(state, role, text, runs)
+        else:
+            step = task.act(state, role, text)
+        if not isinstance(step, Transition) or not isinstance(step.reward, Reward):
+            raise TypeError(f"act returns {type(step).__name__}, and no Transition with a Reward")
+        if not isinstance(step.outcome, Outcome):
+            raise TypeError(f"the outcome is {step.outcome!r}, and no Outcome")
+        self._pays(step, f"{place}: {{}} for {text[:80]!r}")
+        if step.solved and not step.done:
+            self.found("what is solved is done", f"{place}: {text[:80]!r}")
+        return step
+
+    def _pays(self, step: Transition, place: str) -> None:
+        reward = step.reward
+        seen = place.replace("{}", str(reward), 1)
+        if not all(map(math.isfinite, (reward.team, reward.local))):
+            self.found("rewards are finite", seen)
+        elif max(map(abs, (reward.team, reward.local))) > self.bound:
+            self.found("rewards are bounded", f"{seen}; {self.bound:.3g} is allowed")
+        if abs(sum(reward.parts.values()) - reward.local) > 1e-9:
+            self.found("parts sum to the local reward", seen)
+
+
+def cause(error: BaseException) -> str:
+    """Returns a line that says which exception was raised, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ") + place
