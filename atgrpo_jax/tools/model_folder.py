@@ -256,8 +256,9 @@ def _write_qwen(source: Path, out: Path) -> None:
     names = {}
     for word in ranks:
         names[word] = "".join(letters[b] for b in word)
+    ordered = sorted(ranks, key=ranks.__getitem__)
     merges = []
-    for word in sorted(ranks, key=ranks.__getitem__):
+    for word in ordered:
         if len(word) > 1:
             merges.append(" ".join(names[part] for part in _halves(word, ranks)))
     added = {

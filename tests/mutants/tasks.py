@@ -17,7 +17,7 @@ FAULTS = {
         ("return Transition(dataclasses.replace(state, proposal=proposal), reward", "return Transition(played.state, reward", "a proposal is carried out"),
         ("failed <= solved + 1e-9", "True", "weights by which failing pays more"),
         ("(run.built + (run.end == \"ok\")) / 2", "run.built", "a program that fails is paid in full"),
-        ('text, outcome = "", Outcome.TOOL_TIMEOUT', 'outcome = Outcome.TOOL_TIMEOUT', "what a program printed before its limit counts"),
+        ('text = ""\n                outcome = Outcome.TOOL_TIMEOUT', "outcome = Outcome.TOOL_TIMEOUT", "what a program printed before its limit counts"),
     ],
     ("tasks/games/grid.py", "test_plan_path.py test_sokoban.py"): [
         ('"U": (-1, 0), "D": (1, 0)', '"U": (1, 0), "D": (-1, 0)', "up is down"),
@@ -89,14 +89,14 @@ FAULTS = {
         ("run.end == \"ok\" and run.stdout.strip() == \"1\" for", "run.stdout.strip() != \"0\" for", "what fails to compare is right"),
         ("self.match * right)", "self.match)", "every boxed answer is paid as right"),
         ("agreed = len(after.said) > 1 and len(likes) == 1 and None not in likes", "agreed = len(likes) == 1 and None not in likes", "one role agrees with itself"),
-        ("by_kind[kind][-1].right", "by_kind[kind][0].right", "the first of a kind has the last word"),
+        ("of_kind[-1].right", "of_kind[0].right", "the first of a kind has the last word"),
     ],
     ("tasks/parts.py", "test_math.py test_aggregation.py"): [
         ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
     ],
     ("tasks/code/code_problems.py", "test_code.py"): [
         ("found += [\"right\" if line == \"1\" else \"wrong\" for line in said]", "found += [\"right\" for line in said]", "every test that ends is passed"),
-        ("left, rest = timeouts - known.count(\"timeout\"),", "left, rest = timeouts,", "what hangs is waited for again and again"),
+        ('left = timeouts - known.count("timeout")', "left = timeouts", "what hangs is waited for again and again"),
         ('return run.end == "ok" and same_output(', "return same_output(", "a program that fails is right by what it printed"),
         ("run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge", "run.stdout, expected, 1e-3, problem.ignore_case, problem.judge", "all numbers have a tolerance"),
     ],

@@ -2,7 +2,7 @@
 
 import functools
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from atgrpo_jax.tasks.data import read_rows
