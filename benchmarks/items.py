@@ -21,7 +21,7 @@ from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.config import ModelConfig, preset
 from atgrpo_jax.planning.times import work
-from atgrpo_jax.planning.workload import Sizes
+from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.update.batch import BatchConfig, whole_tiles
 
 TINY = ModelConfig(
@@ -89,7 +89,9 @@ class Item:
     def gflop(self) -> dict[str, float]:
         """What has to be done: prompts once a group, attention over what a token sees, the head on sampled
         tokens only; forward and backward for the update."""
-        sizes = Sizes(self.prompts, self.prompt_tokens, self.prompt_tokens, self.new_tokens, self.candidates)
+        sizes = Workload(
+            self.prompts, self.prompt_tokens, self.prompt_tokens, self.new_tokens, self.candidates
+        )
         done = {
             phase: flop / 1e9
             for phase, flop in work(self.model, self.model.vocab_size, sizes, self.prompts).items()

@@ -864,7 +864,7 @@ def test_what_an_interrupted_caller_waited_for_is_cancelled(caplog):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(KeyboardInterrupt):
-            background.run(endless())
+            background.wait(endless())
     finally:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     background.close()

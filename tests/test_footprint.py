@@ -171,7 +171,7 @@ def test_what_cannot_be_compiled_ahead(monkeypatch):
 def test_work_by_hand():
     """One layer of width 4 with one head: 2 x (4 x 16 + 3 x 32) FLOP a token in the block."""
     config = ModelConfig(layers=1, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4)
-    group = workload.Sizes(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
+    group = workload.Workload(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
     block, head = 2 * (4 * 16 + 3 * 32), 2 * 4 * 100
     seen = 10 * 10 / 2 + 10 * (10 + 2 / 2)
     forward = block * 20 + 16 * seen + head * 10

@@ -9,20 +9,20 @@ class Cursor:
 
     def __init__(self, tokens: list[Token]):
         self.tokens = tokens
-        self.place = 0
+        self.position = 0
 
     @property
     def next(self) -> Token:
-        return self.tokens[self.place] if self.place < len(self.tokens) else END
+        return self.tokens[self.position] if self.position < len(self.tokens) else END
 
     def take(self) -> Token:
         token = self.next
-        self.place += 1
+        self.position += 1
         return token
 
     def took(self, *texts: str) -> bool:
         if self.next.text in texts and self.next.kind in ("sign", "command", "row"):
-            self.place += 1
+            self.position += 1
             return True
         return False
 

@@ -128,10 +128,10 @@ class Factors(Brackets):
         if token.text in ("{", "("):
             return self.atom()
         if token.kind == "number" and token.text.isdigit():
-            self.tokens[self.place : self.place + 1] = [Token("number", digit) for digit in token.text]
+            self.tokens[self.position : self.position + 1] = [Token("number", digit) for digit in token.text]
             return self.number(self.take().text)
         if token.kind == "name":
-            self.tokens[self.place : self.place + 1] = [Token("name", letter) for letter in token.text]
+            self.tokens[self.position : self.position + 1] = [Token("name", letter) for letter in token.text]
         return self.atom()
 
     def root(self, name: str):
@@ -167,12 +167,12 @@ class Factors(Brackets):
         if self.next.kind == "number" and not self.next.spaced and len(name) == 1 and name.isalpha():
             return Symbol(f"{name}_{self.take().text}")
         if self.took("_"):
-            start = self.place
+            start = self.position
             if self.next.text == "{":
                 self.bracket(self.take().text)
             else:
                 self.take()
-            index = "".join(token.text for token in self.tokens[start : self.place])
+            index = "".join(token.text for token in self.tokens[start : self.position])
             return Symbol(f"{name}_{index.strip('{}')}")
         return Symbol(name)
 
@@ -199,7 +199,7 @@ class Factors(Brackets):
         value = scalar(self.signed_power())
         while self.beside(value) and self.next.text[self.next.kind == "command" :] not in FUNCTIONS:
             value *= scalar(self.power())
-        after = self.tokens[self.place + 1 : self.place + 2]
+        after = self.tokens[self.position + 1 : self.position + 2]
         if function in ANGLES and after and after[0].kind == "number" and self.took(*OVER):
             value /= scalar(self.power())
         return value

@@ -36,16 +36,16 @@ class Grammar(Factors):
         items = []
         parted = False
         while self.next is not END and self.next.text not in CLOSE:
-            start = self.place
+            start = self.position
             outside = self.signed
             self.signed = False
             items.append(self.relation())
             if self.signed and both:
-                end = self.place
-                self.place = start
+                end = self.position
+                self.position = start
                 self.sign = -1
                 items.append(self.relation())
-                assert self.place == end
+                assert self.position == end
                 self.sign = 1
                 self.signed = False
             self.signed |= outside
@@ -101,7 +101,7 @@ class Grammar(Factors):
             elif self.took(*OVER):
                 result = scalar(result) / scalar(self.signed_power())
             elif self.beside(result):
-                if self.next.kind == "number" and self.tokens[self.place - 1].kind == "number":
+                if self.next.kind == "number" and self.tokens[self.position - 1].kind == "number":
                     raise Unreadable("two numbers side by side")
                 result = scalar(result) * scalar(self.power())
             else:
@@ -109,14 +109,18 @@ class Grammar(Factors):
 
     def mixed(self):
         """Reads a mixed number, ``1 1/2`` or ``1\\frac12``; returns None if there is none."""
-        start = self.place
+        start = self.position
         whole = self.take()
         if whole.kind == "number" and whole.text.isdigit():
             if self.next.text == "\\frac":
                 fraction = self.power()
                 if fraction.is_Rational and 0 < fraction < 1 and not self.took("^", "**"):
                     return sympy.Integer(whole.text) + fraction
-            elif [t.kind for t in self.tokens[self.place : self.place + 3]] == ["number", "sign", "number"]:
+            elif [t.kind for t in self.tokens[self.position : self.position + 3]] == [
+                "number",
+                "sign",
+                "number",
+            ]:
                 top, over, bottom = (self.take() for _ in range(3))
                 if (
                     over.text == "/"
@@ -125,5 +129,5 @@ class Grammar(Factors):
                     and int(top.text) < int(bottom.text)
                 ):
                     return sympy.Integer(whole.text) + Rational(int(top.text), int(bottom.text))
-        self.place = start
+        self.position = start
         return None

@@ -25,7 +25,7 @@ from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
 from atgrpo_jax.planning.devices import Device
-from atgrpo_jax.planning.workload import Sizes
+from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.update.batch import BatchConfig, pack
@@ -37,7 +37,7 @@ _ACTIVATIONS = "activations of the update"
 _HEAD = "the head's logits and gradient"
 
 
-def memory(experiment: Experiment, policies: Policies, group: Sizes) -> dict[str, float]:
+def memory(experiment: Experiment, policies: Policies, group: Workload) -> dict[str, float]:
     """Returns the bytes on each device, by what they hold.
 
     If several meshes are side by side, they are those of the fullest one.
@@ -53,7 +53,7 @@ def _total(lines: Mapping[str, float]) -> float:
 
 
 def _memory(
-    experiment: Experiment, policies: Policies, names: Sequence[str], group: Sizes
+    experiment: Experiment, policies: Policies, names: Sequence[str], group: Workload
 ) -> dict[str, float]:
     lines: dict[str, float] = {}
     held = {name: policies.shapes[name] for name in names}
@@ -219,7 +219,7 @@ def _head(local: ModelConfig, experiment: Experiment, trained: bool) -> float:
     return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
 
 
-def _cache(config: ModelConfig, experiment: Experiment, group: Sizes) -> float:
+def _cache(config: ModelConfig, experiment: Experiment, group: Workload) -> float:
     """Returns the bytes of the in-process engine on each device: its pages, and its rows' logits.
 
     They are 0 for SGLang servers, which run elsewhere. Raises ConfigError for sglang-jax.

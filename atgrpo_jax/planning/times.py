@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.planning.devices import Device
-from atgrpo_jax.planning.workload import Sizes
+from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.policies import Policies
 
 
-def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[str, float]:
+def work(config: ModelConfig, vocab: int, group: Workload, groups: float) -> dict[str, float]:
     """Returns the FLOP of the rollout and of the update on so many ``groups``.
 
     Each group's prompt counts once. The head counts for new tokens only, and attention for the
@@ -33,7 +33,7 @@ def work(config: ModelConfig, vocab: int, group: Sizes, groups: float) -> dict[s
 
 
 def seconds(
-    experiment: Experiment, policies: Policies, group: Sizes, device: Device, utilisation: float
+    experiment: Experiment, policies: Policies, group: Workload, device: Device, utilisation: float
 ) -> Mapping[str, tuple[float, float, str]]:
     """Returns stage -> (FLOP, least seconds, what limits it).
 

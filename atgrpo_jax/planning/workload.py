@@ -12,7 +12,7 @@ from atgrpo_jax.update.warm_start import demonstrations
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class Workload:
     """Holds the number and the lengths of a training step's groups.
 
     It is assumed that all episodes last all turns, and that all answers are as long as the limit
@@ -31,7 +31,7 @@ class Sizes:
         return self.longest_prompt + self.candidates * self.new
 
 
-def sizes(experiment: Experiment, instances: int = 16) -> Sizes:
+def sizes(experiment: Experiment, instances: int = 16) -> Workload:
     """Measures prompts in demonstrated episodes of the first ``instances`` training instances."""
     propose = demonstrations(experiment.task, experiment.tokenizer, 1, experiment.seed)
 
@@ -55,7 +55,7 @@ def sizes(experiment: Experiment, instances: int = 16) -> Sizes:
     roles = len(experiment.task.workflow.order)
     turns = experiment.task.workflow.turns
     tree = experiment.rollout.tree
-    return Sizes(
+    return Workload(
         groups=experiment.rollout.instances * roles * turns * (1 if tree else experiment.rollout.candidates),
         prompt=float(np.mean(lengths)),
         longest_prompt=max(lengths),

@@ -16,7 +16,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.sandbox import packages, start
 from atgrpo_jax.sandbox.levels import LEVELS, Level, missing
 from atgrpo_jax.sandbox.probe import probe
-from atgrpo_jax.sandbox.process import Worker, WorkerLost
+from atgrpo_jax.sandbox.process import WorkerLost, WorkerProcess
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 
 
@@ -91,13 +91,13 @@ class Sandbox:
         self.level = self._best(
             [level for level in levels if LEVELS.index(level) >= LEVELS.index(config.level)]
         )
-        self._free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[WorkerProcess | None] = queue.SimpleQueue()
         for _ in range(self._count):
             self._free.put(None)  # a worker is started when it is first needed
         self._threads = concurrent.futures.ThreadPoolExecutor(self._count, "sandbox")
         self.replaced = 0  # number of workers that died or hung
         self._lock = threading.Lock()
-        self._workers: set[Worker] = set()
+        self._workers: set[WorkerProcess] = set()
         self._closed = False
 
     def about(self) -> str:
@@ -142,8 +142,8 @@ class Sandbox:
             self._free.put(None)
         self._workers.clear()
 
-    def _start(self) -> Worker:
-        worker = Worker(self._settings(self.level, self._apart))
+    def _start(self) -> WorkerProcess:
+        worker = WorkerProcess(self._settings(self.level, self._apart))
         with self._lock:
             self._workers.add(worker)
             if self._closed:
@@ -155,7 +155,7 @@ class Sandbox:
             raise
         return worker
 
-    def _drop(self, worker: Worker) -> None:
+    def _drop(self, worker: WorkerProcess) -> None:
         worker.stop()
         with self._lock:
             self._workers.discard(worker)

@@ -4,7 +4,7 @@ import os
 import tempfile
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.sandbox.process import Worker, WorkerLost
+from atgrpo_jax.sandbox.process import WorkerLost, WorkerProcess
 from atgrpo_jax.sandbox.protocol import Program
 from atgrpo_jax.sandbox.start import Settings
 
@@ -32,7 +32,7 @@ print(", ".join(done))
 def probe(settings: Settings) -> str | None:
     """Returns why a level does not protect here; None if it does, as far as one program shows."""
     with tempfile.NamedTemporaryFile() as secret:
-        worker = Worker(settings)
+        worker = WorkerProcess(settings)
         try:
             worker.greet()
             run = worker.run(Program(_BURGLAR, f"{secret.name}\n{os.getpid()}\n"))

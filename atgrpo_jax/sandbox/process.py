@@ -24,7 +24,7 @@ class WorkerLost(Exception):
     """Raised if a worker died, hung, or gave an answer that cannot be read."""
 
 
-class Worker:
+class WorkerProcess:
     """A worker process and the socket to it."""
 
     def __init__(self, settings: Settings):

@@ -28,7 +28,7 @@ from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import Tokenizer
 from atgrpo_jax.tools.contract import check
 from atgrpo_jax.tools.hostile import LONGEST
-from atgrpo_jax.tools.one_call import BOUND, Broken, Calls, Problem, cause
+from atgrpo_jax.tools.one_call import BOUND, Broken, Calls, Violation, cause
 
 # A program that prints a list as long as an output may be.
 _PRINTS = f"```python\nprint(str(list(range({LONGEST})))[:{LONGEST - 2}] + ']')\n```"
@@ -39,7 +39,7 @@ def check_experiment(
     instances: int,
     say: Callable[[str], None] = lambda line: None,
     bound: float = BOUND,
-) -> list[Problem]:
+) -> list[Violation]:
     """Calls ``check``, and also checks that prompts and demonstrations fit the experiment's limits.
 
     Returns all problems.
@@ -48,7 +48,7 @@ def check_experiment(
     try:
         made = [experiment.task.instance("train", index) for index in range(200)]
     except Exception as error:
-        return [Problem("instances can be made", f"train: {cause(error)}")]
+        return [Violation("instances can be made", f"train: {cause(error)}")]
     seconds = max(time.monotonic() - began, 1e-9)
     say(f"{len(made) / seconds:.0f} instances/s")
     with experiment.running() as runner:
@@ -59,7 +59,7 @@ def check_experiment(
 
 async def _lengths(
     experiment: Experiment, runner: Runner | None, instances: int, say: Callable[[str], None]
-) -> list[Problem]:
+) -> list[Violation]:
     judge = Calls(experiment.task, runner)
     longest = 0
     answers = 0
@@ -137,7 +137,7 @@ def main(
     print(f"{type(x.task).__name__} keeps the contract")
 
 
-def _elsewhere(task: Task | ToolTask, instances: int) -> list[Problem]:
+def _elsewhere(task: Task | ToolTask, instances: int) -> list[Violation]:
     """Returns instances that another process makes differently, as at most three problems.
 
     That process has another hash seed, so that sets of strings have another order there.
@@ -147,11 +147,11 @@ def _elsewhere(task: Task | ToolTask, instances: int) -> list[Problem]:
     ended = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True)
     rule = "every process makes the same instances"
     if ended.returncode:
-        return [Problem(rule, ended.stderr.strip()[-500:])]
+        return [Violation(rule, ended.stderr.strip()[-500:])]
     ours = digests(task, instances)
     theirs = ended.stdout.splitlines()
     other = [one.rsplit(" ", 2)[0] for one, two in zip(ours, theirs, strict=True) if one != two]
-    return [Problem(rule, f"{place} is another one") for place in other[:3]]
+    return [Violation(rule, f"{place} is another one") for place in other[:3]]
 
 
 if __name__ == "__main__":  # flags defined above would be there in all that import this

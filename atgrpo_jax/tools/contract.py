@@ -12,7 +12,7 @@ from atgrpo_jax.tasks.protocol import Task, ToolTask, Transition, digest, missin
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tools.farming import Farming
 from atgrpo_jax.tools.hostile import spoilt
-from atgrpo_jax.tools.one_call import BOUND, Broken, Calls, Problem
+from atgrpo_jax.tools.one_call import BOUND, Broken, Calls, Violation
 from atgrpo_jax.tools.robustness import Robustness
 
 PATIENCE = 30.0  # seconds that a call may take; it should take a moment
@@ -25,7 +25,7 @@ def check(
     episodes: int = 60,
     bound: float = BOUND,
     patience: float = PATIENCE,
-) -> list[Problem]:
+) -> list[Violation]:
     """Returns the problems of a task by itself; ``check_experiment`` finds others as well.
 
     Args:
@@ -51,7 +51,7 @@ class _Contract:
         self._farming = Farming(calls, self._robustness.texts)
         self._rng = random.Random(0)
 
-    async def everything(self) -> list[Problem]:
+    async def everything(self) -> list[Violation]:
         lacks = missing(self._task)
         if lacks:
             self._calls.found(

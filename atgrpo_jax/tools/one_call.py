@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class Violation:
     rule: str
     seen: str
 
@@ -44,15 +44,15 @@ class Calls:
         self.task = task
         self.bound = bound
         self._runner = runner
-        self._problems: dict[Problem, None] = {}
+        self._problems: dict[Violation, None] = {}
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[Violation]:
         return list(self._problems)
 
     def found(self, rule: str, seen: str) -> None:
         if sum(problem.rule == rule for problem in self._problems) < 3:
-            self._problems[Problem(rule, seen)] = None
+            self._problems[Violation(rule, seen)] = None
 
     def called(self, rule: str, place: str, call: Callable[..., T], *args: Any) -> T:
         """Calls a method of the task and returns its result. Raises Broken if it raises."""

@@ -22,7 +22,7 @@ class Background:
         self._thread = threading.Thread(target=self.loop.run_forever, name="sglang", daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Runs ``work`` in the loop and returns its result. An interrupt cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
@@ -38,7 +38,7 @@ class Background:
         return self.loop.is_closed()
 
     def close(self) -> None:
-        self.run(_end_others())
+        self.wait(_end_others())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

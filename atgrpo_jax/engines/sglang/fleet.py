@@ -303,7 +303,7 @@ class Fleet:
                 "flush_cache": True,
                 "abort_all_requests": True,
             }
-            await self._told(server, "/update_weights_from_disk", body)
+            await self._tell(server, "/update_weights_from_disk", body)
             held = await server.weights()
             if held != self.state:
                 raise ServerError(f"{server.url} names its weights {plain(held)} after an update")
@@ -311,13 +311,13 @@ class Fleet:
         wanted = dict(self.adapters.values())
         for name in wanted.keys() - server.adapters:
             body = {"lora_name": name, "lora_path": str(wanted[name])}
-            await self._told(server, "/load_lora_adapter", body, "already loaded")
+            await self._tell(server, "/load_lora_adapter", body, "already loaded")
             server.adapters.add(name)
         for name in server.adapters - wanted.keys():
-            await self._told(server, "/unload_lora_adapter", {"lora_name": name}, "does not exist")
+            await self._tell(server, "/unload_lora_adapter", {"lora_name": name}, "does not exist")
             server.adapters.discard(name)
 
-    async def _told(self, server: Server, path: str, body: dict[str, Any], done: str = "") -> None:
+    async def _tell(self, server: Server, path: str, body: dict[str, Any], done: str = "") -> None:
         """Tells the server to do something.
 
         Raises RunError if it refuses, unless the words ``done`` are in its refusal: then it did so

@@ -121,11 +121,11 @@ class SGLangEngine:
             self._check_room()
             self._loop = Background()
             stack.callback(self._loop.close)
-            self._session = self._loop.run(_session(key))
+            self._session = self._loop.wait(_session(key))
             self._router = Server(config.router, self._session) if config.router else None
             self._drawer = Drawer(served, self._router, config.deadline_s, config.attempts)
             self._fleets: dict[str, Fleet] = {}
-            stack.callback(lambda: self._loop.run(self._hang_up()))
+            stack.callback(lambda: self._loop.wait(self._hang_up()))
             self._fleets = self._make_fleets()
             stack.callback(self._stop_servers)
             self._rooms = {
@@ -134,7 +134,7 @@ class SGLangEngine:
             }
             if config._all():
                 for fleet in self._fleets.values():
-                    self._loop.run(fleet.greet(self._router))
+                    self._loop.wait(fleet.greet(self._router))
             else:
                 check_command(config.command)
             self._opened = stack.pop_all()
@@ -196,7 +196,7 @@ class SGLangEngine:
             old.append(fleet.adapters[policy][1] if policy in fleet.adapters else None)
             fleet.adapters[policy] = (f"{self._run}-{name}", path)  # a new name for every version
             size += folder_bytes(path)
-        self._loop.run(fleet.update())
+        self._loop.wait(fleet.update())
         for folder in old:
             self._published.forget(folder)
         self._versions[policy] = version
