@@ -1,17 +1,14 @@
 """The SGLang engine against a real server on this machine's CPU, which launch/serve_sglang.sh installs and
-starts: what it draws, pushes, the gate, faults, and a whole training run."""
+starts: what it draws, pushes, the gate and faults."""
 
 import asyncio
 import contextlib
 import dataclasses
 import json
-import math
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -35,11 +32,9 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
 from atgrpo_jax.models.transformer import Transformer, Weights, init_params, logits
 from atgrpo_jax.models.transformer import run as run_model
-from atgrpo_jax.run.gin_config import gin_folder
 from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[1]
 TOKENIZER = TinyTokenizer()
 # That of smoke.gin, so that one server does for all.
@@ -385,40 +380,6 @@ def test_a_killed_server_is_started_again_and_no_group_is_lost(live, local):
     assert live.retries > before
     for theirs, ours in zip(groups, ask(local, asked), strict=True):
         assert [s.tokens for s in theirs] == [s.tokens for s in ours]
-
-
-def run(folder, engine, *params):
-    """smoke.gin on the engine given as lines of gin."""
-    text = (gin_folder() / "smoke.gin").read_text()
-    if engine:
-        text = re.sub(r"(?m)^.*local.*$", "", text) + engine
-    (folder / "run.gin").write_text(text)
-    command = [sys.executable, "-m", "atgrpo_jax.train", "--gin_file=run.gin", *params]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = (folder / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines][1:]
-
-
-def test_smoke_trains_on_a_server_that_it_starts_with_the_same_curve(tmp_path):
-    engine = f"""
-from atgrpo_jax.engines.sglang import sglang
-experiment.Experiment.engine = @sglang.SGLangConfig()
-sglang.SGLangConfig.command = "bash {ROOT}/launch/serve_sglang.sh"
-"""
-    records = {}
-    for name, lines in (("sglang", engine), ("local", "")):
-        (tmp_path / name).mkdir()
-        records[name] = run(tmp_path / name, lines, "--gin_param=experiment.Experiment.steps=12")
-    for record in records["sglang"]:
-        assert record["policy/shared/gate_gap"] < 1e-4 and record["policy/shared/logprob_gap"] < 1e-4
-        assert record["perf/push_s"] > 0
-    first = [records[name][0]["policy/shared/entropy"] for name in records]
-    assert first[0] == pytest.approx(first[1], abs=0.1)  # of one policy; what it learns goes its own way
-    for metric in ("role/scout/local", "role/mover/local", "role/mover/tokens"):
-        both = [np.array([record[metric] for record in records[name]]) for name in records]
-        error = math.sqrt(sum(values.var(ddof=1) / len(values) for values in both))
-        assert abs(both[0].mean() - both[1].mean()) < 5 * error, metric
 
 
 def test_an_id_outside_the_vocabulary_still_ends_a_server(live):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
+import tape
 from fakes import Answering, CharTokenizer, Sum, by_path, of_policy, quickly_compiled  # noqa: F401
 
 from atgrpo_jax.common.errors import RunError
@@ -65,7 +66,7 @@ def honest(off=0.0):
 
     def answer(engine, request):
         weights = by_path(engine.weights[request.policy].params)
-        p = {path: oracle.node(value) for path, value in weights.items()}
+        p = {path: tape.node(value) for path, value in weights.items()}
         samples = []
         for sample in fixed(engine, request):
             temperature = request.sampling.temperature

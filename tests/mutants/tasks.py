@@ -88,13 +88,13 @@ FAULTS = {
         ("agreed = len(after.said) > 1 and len(likes) == 1 and None not in likes", "agreed = len(likes) == 1 and None not in likes", "one role agrees with itself"),
         ("by_kind[kind][-1].right", "by_kind[kind][0].right", "the first of a kind has the last word"),
     ],
-    ("tasks/code/code_problems.py", "test_code.py"): [
+    ("tasks/code/code_problems.py", "test_code_programs.py test_code_rows.py test_code_rewards.py"): [
         ("found += [\"right\" if line == \"1\" else \"wrong\" for line in said]", "found += [\"right\" for line in said]", "every test that ends is passed"),
         ("left, rest = timeouts - known.count(\"timeout\"),", "left, rest = timeouts,", "what hangs is waited for again and again"),
         ('return run.end == "ok" and same_output(', "return same_output(", "a program that fails is right by what it printed"),
         ("run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge", "run.stdout, expected, 1e-3, problem.ignore_case, problem.judge", "all numbers have a tolerance"),
     ],
-    ("tasks/code/code.py", "test_code.py"): [
+    ("tasks/code/code.py", "test_code_rewards.py test_code_rows.py test_code_programs.py"): [
         ("done and now.right == 1.0", "done", "agreement is success"),
         ("team = now.right - state.now.right", "team = now.right", "the team is paid every turn in full"),
         ("            ast.literal_eval(part)\n", "            pass\n", "tests compute"),
@@ -117,7 +117,7 @@ FAULTS = {
     ("tasks/math/math.py", "test_math.py test_texts.py"): [
         ("for box in reversed(list(_BOX.finditer(text))):", "for box in list(_BOX.finditer(text)):", "the first box counts"),
     ],
-    ("tasks/code/outputs.py", "test_code.py"): [
+    ("tasks/code/outputs.py", "test_code_programs.py test_code_rows.py"): [
         ("return len(printed) == len(expected) and all(", "return all(", "more words than expected are an exception"),
         ("if Decimal(one) == Decimal(other):", "if float(one) == float(other):", "large integers are floats"),
         ("tolerance > 0 and abs(a - b) <= tolerance * max(1.0, abs(b))", "abs(a - b) <= 1e-3", "all numbers are nearly equal"),

@@ -60,7 +60,7 @@ FAULTS = {
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
         ("self.batch.rows % rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
-    ("rollout/rollout.py", "test_rollout.py test_trainer.py"): [
+    ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
         ("if taken.done and (not workflow.parallel or key is keys[-1]):", "if taken.done:", "parallel turns are cut short"),
         ('"solved" if taken.solved else "ended"', '"solved"', "every end is success"),
         ('return finish(workflow.turns, "turn_limit")', 'return finish(workflow.turns, "solved")', "the turn limit is success"),
@@ -154,7 +154,7 @@ FAULTS = {
         ("signal, learned, proof, seconds", "learned, proof, seconds", "groups' metrics are lost"),
         ("trainer.checkpoint_now()", "pass", "a run that is stopped saves nothing"),
     ],
-    ("rollout/rollout.py", "test_rollout.py"): [
+    ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py"): [
         ("state_digest = digest(state)", "state_digest = digest(None)", "states have no names"),
     ],
     ("run/checkpoint.py", "test_checkpoint.py test_trainer.py"): [
