@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import shared_sglang
@@ -26,7 +27,7 @@ def test_a_group_is_one_request_after_its_prompt(server, make):
     assert prompt["input_ids"] == [5, 6, 7] and prompt["sampling_params"]["max_new_tokens"] == 0
     assert group["input_ids"] == [[5, 6, 7]] * 3 and group["return_logprob"]
     assert [s.tokens for s in samples] == [
-        tuple(server._one([5, 6, 7], {}, f"{group['rid']}_{k}", 4)["output_ids"]) for k in range(3)
+        tuple(server.answer([5, 6, 7], f"{group['rid']}_{k}", 4)["output_ids"]) for k in range(3)
     ]
     assert all(s.version == 7 and s.finish == "length" for s in samples)
     assert samples[0].logprobs == pytest.approx((-0.5, -0.6, -0.7, -0.8))
@@ -51,9 +52,8 @@ def test_settings_under_which_logprobs_would_be_others_are_refused(change):
         sampling_params(Sampling(1.0, 4, **change), ())
 
 
-def test_seeds_are_sent_where_they_are_honoured(server, make, monkeypatch):
-    about = server._server_info(None) | {"enable_deterministic_inference": True}
-    monkeypatch.setattr(server, "_server_info", lambda body: about)
+def test_seeds_are_sent_where_they_are_honoured(server, make):
+    server.info["enable_deterministic_inference"] = True
     ask(make(server), request(), request())
     seeds = [[p["sampling_seed"] for p in b["sampling_params"]] for b in groups_of(server)]
     assert len(set(seeds[0])) == 3 and seeds[0] == seeds[1]
@@ -73,7 +73,7 @@ def test_a_group_that_came_back_wrong_is_drawn_again_whole(server, make, fault, 
     (samples,) = ask(engine, request())
     assert len(samples) == 3 and all(len(s.tokens) == 4 and s.version == 7 for s in samples)
     assert engine.retries == 1 and "is drawn again" in capsys.readouterr().err
-    assert server.version == engine._fleets["shared"].state  # a server that lost its weights has them again
+    assert server.version == engine.fleets["shared"].state  # a server that lost its weights has them again
     updates = len(server.bodies("/update_weights_from_disk"))
     assert updates == (2 if fault == "restarted" else 1)
 
@@ -126,13 +126,13 @@ def test_requests_that_would_end_a_server_are_not_sent(server, make):
     assert not server.bodies("/generate")
 
 
-def test_what_a_server_refuses_is_not_asked_again(server, make, monkeypatch):
+def test_what_a_server_refuses_is_not_asked_again(server, make):
     engine = make(server)
 
     async def refuse(request, body):
         return web.json_response({"error": {"message": "temperature must be"}}, status=400)
 
-    monkeypatch.setattr(server, "_generate", refuse)
+    server.generate = refuse
     with pytest.raises(RunError, match="temperature must be .*at 1/train/0"):
         ask(engine, request())
     assert len(server.bodies("/generate")) == 1
@@ -159,16 +159,19 @@ def test_a_slow_server_gives_errors_at_the_deadline_and_is_told_to_stop(server, 
 def test_what_is_being_drawn_at_the_end_is_stopped(server, make):
     engine = make(server)
     server.faults = ["slow"]
-    work = asyncio.run_coroutine_threadsafe(engine._sample(request()), engine._loop.loop)
-    wait(lambda: server.drawing == 1)
-    engine.close()
-    assert work.cancelled() and len(server.bodies("/abort_request")) == 4
+    with ThreadPoolExecutor() as threads:
+        work = threads.submit(ask, engine, request())
+        wait(lambda: server.drawing == 1)
+        engine.close()
+        with pytest.raises(asyncio.CancelledError):
+            work.result()
+    assert len(server.bodies("/abort_request")) == 4
 
 
-def test_a_server_that_is_not_ready_by_the_deadline_ends_the_run(server, make, monkeypatch):
+def test_a_server_that_is_not_ready_by_the_deadline_ends_the_run(server, make):
     engine = make(server, deadline=0.5)
-    engine._fleets["shared"].servers[0].state = None
-    monkeypatch.setattr(server, "_model_info", lambda body: time.sleep(1.0))
+    engine.fleets["shared"].servers[0].state = None
+    server.paths["/model_info"] = lambda body: time.sleep(1.0)
     with pytest.raises(RunError, match=r"no sample at .*: http.* was not ready to draw within .*deadline"):
         ask(engine, request())
 
@@ -176,7 +179,7 @@ def test_a_server_that_is_not_ready_by_the_deadline_ends_the_run(server, make, m
 def test_who_is_cancelled_behind_a_router_has_every_server_stop(folder, make):
     with ScriptedServer(folder) as one, ScriptedServer(folder) as other, ScriptedServer(folder) as router:
         engine = make(one, other, router=router.url, deadline=0.5)
-        router.version, router.faults = engine._fleets["shared"].state, ["slow"]
+        router.version, router.faults = engine.fleets["shared"].state, ["slow"]
         ask(engine, request())
         wait(lambda: all(len(server.bodies("/abort_request")) == 4 for server in (one, other)))
 

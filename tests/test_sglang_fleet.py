@@ -38,7 +38,7 @@ def test_another_server_draws_for_one_that_is_gone(folder, make):
 
 
 def test_a_fleet_goes_on_without_a_server_until_it_answers_again(folder, make, capsys, monkeypatch):
-    monkeypatch.setattr(fleet, "_REST_S", 0.1)
+    monkeypatch.setattr(fleet, "REST_S", 0.1)
     with ScriptedServer(folder) as one:
         with ScriptedServer(folder) as other:
             engine = make(one, other)
@@ -64,10 +64,10 @@ def test_many_groups_do_not_wait_one_after_another_for_a_silent_server(
     with ScriptedServer(folder) as one, ScriptedServer(folder) as silent, ScriptedServer(folder) as router:
         routed = {"router": router.url} if behind_router else {}
         engine = make(one, silent, deadline=2.0, **routed)
-        router.version = engine._fleets["shared"].state
+        router.version = engine.fleets["shared"].state
         silent.hang()
         try:
-            for server in engine._fleets["shared"].servers:
+            for server in engine.fleets["shared"].servers:
                 server.state = None
             assert len(ask(engine, *(request(i) for i in range(24)))) == 24
         finally:
@@ -78,7 +78,7 @@ def test_many_groups_do_not_wait_one_after_another_for_a_silent_server(
 def impatient(monkeypatch):
     for module in (draws, fleet, servers):
         monkeypatch.setattr(module, "ASK_S", 0.3)
-    monkeypatch.setattr(fleet, "_REST_S", 60.0)
+    monkeypatch.setattr(fleet, "REST_S", 60.0)
 
 
 def on(fleet, server, count):
@@ -91,7 +91,7 @@ def on(fleet, server, count):
 def test_another_server_draws_for_one_that_hangs(folder, make, impatient, capsys):
     with ScriptedServer(folder) as one, ScriptedServer(folder) as silent:
         engine = make(one, silent, deadline=4.0)
-        instances = on(engine._fleets["shared"], silent, 6)
+        instances = on(engine.fleets["shared"], silent, 6)
         silent.hang()
         try:
             for part in (instances[:3], instances[3:]):
@@ -103,11 +103,11 @@ def test_another_server_draws_for_one_that_hangs(folder, make, impatient, capsys
     assert capsys.readouterr().err.count("shared goes on without this server") == 1
 
 
-def test_a_server_that_draws_nothing_is_left_out_until_it_is_healthy(folder, make, impatient, monkeypatch):
+def test_a_server_that_draws_nothing_is_left_out_until_it_is_healthy(folder, make, impatient):
     """It answers everything else at once."""
     with ScriptedServer(folder) as one, ScriptedServer(folder) as slow:
         engine = make(one, slow, deadline=4.0)
-        team = engine._fleets["shared"]
+        team = engine.fleets["shared"]
         (server,) = (server for server in team.servers if server.url == slow.url)
         first, second, third = on(team, slow, 3)
         slow.faults, slow.sick = ["slow"] * 9, True
@@ -124,7 +124,7 @@ def test_a_server_that_draws_nothing_is_left_out_until_it_is_healthy(folder, mak
 
 def test_a_server_that_is_late_again_and_again_rests_longer(folder, make):
     with ScriptedServer(folder) as one, ScriptedServer(folder) as other:
-        team = make(one, other)._fleets["shared"]
+        team = make(one, other).fleets["shared"]
         rests = []
         for _ in range(8):
             team.servers[0].down = 0.0, ""
@@ -147,11 +147,11 @@ def test_a_fleet_that_hangs_ends_the_run_in_words(folder, make, impatient, count
 
 
 @pytest.mark.parametrize("answer", [{}, web.Response(status=404)], ids=["without weights", "not found"])
-def test_a_server_that_names_no_weights_is_asked_again(server, make, monkeypatch, answer):
+def test_a_server_that_names_no_weights_is_asked_again(server, make, answer):
     engine = make(server)
     server.faults, answers = ["400"], [answer]
-    known = server._model_info
-    monkeypatch.setattr(server, "_model_info", lambda body: answers.pop() if answers else known(body))
+    known = server.paths["/model_info"]
+    server.paths["/model_info"] = lambda body: answers.pop() if answers else known(body)
     ask(engine, request())
     assert engine.retries == 1
 
@@ -161,7 +161,7 @@ def test_a_server_that_comes_back_without_its_weights_gets_them_again(folder, ma
         engine = make(server)
     with ScriptedServer(folder, port=server.port) as again:
         ask(engine, request())
-        assert again.version == engine._fleets["shared"].state
+        assert again.version == engine.fleets["shared"].state
         assert len(again.bodies("/update_weights_from_disk")) == 1
 
 
@@ -189,7 +189,7 @@ def test_models_of_a_team_have_servers_of_their_own(folder, make):
 def test_a_router_draws_and_the_servers_behind_it_take_the_weights(folder, make):
     with ScriptedServer(folder) as server, ScriptedServer(folder) as router:
         engine = make(server, router=router.url)
-        router.version = engine._fleets["shared"].state
+        router.version = engine.fleets["shared"].state
         ask(engine, request())
         assert len(router.bodies("/generate")) == 2 and not router.bodies("/update_weights_from_disk")
         assert not server.bodies("/generate") and len(server.bodies("/update_weights_from_disk")) == 1
@@ -202,13 +202,12 @@ def test_a_router_that_is_not_there_is_missed_before_anything(server, make):
         make(server, router=f"{server.url}/generate")
 
 
-def test_requests_are_what_a_router_understands(folder, make, monkeypatch):
+def test_requests_are_what_a_router_understands(folder, make):
     """One name and one setting for all samples of a request, whatever the servers honour."""
     with ScriptedServer(folder) as server, ScriptedServer(folder) as router:
-        about = server._server_info(None) | {"enable_deterministic_inference": True}
-        monkeypatch.setattr(server, "_server_info", lambda body: about)
+        server.info["enable_deterministic_inference"] = True
         engine = make(server, router=router.url)
-        router.version = engine._fleets["shared"].state
+        router.version = engine.fleets["shared"].state
         ask(engine, request())
         for body in router.bodies("/generate"):
             assert isinstance(body["rid"], str) and isinstance(body["sampling_params"], dict)
@@ -219,7 +218,7 @@ def test_all_servers_behind_a_router_get_their_weights_again(folder, make):
     with ScriptedServer(folder) as one, ScriptedServer(folder) as other, ScriptedServer(folder) as router:
         with ScriptedServer(folder) as down:
             engine = make(one, other, down, router=router.url)
-        router.version = engine._fleets["shared"].state
+        router.version = engine.fleets["shared"].state
         router.faults = ["another version"]
         one.restart()
         other.restart()

@@ -23,8 +23,7 @@ from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.gate import Gate, push
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request, Served
-from atgrpo_jax.engines.sglang import draws, sglang
-from atgrpo_jax.engines.sglang import fleet as fleets
+from atgrpo_jax.engines.sglang import draws, servers, sglang
 from atgrpo_jax.engines.sglang.processes import free_port
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
@@ -99,7 +98,7 @@ def same_weights(request):
     yield
     if "live" in request.fixturenames:
         live = request.getfixturevalue("live")
-        if live.version("a") != 0 and not live._loop.closed:
+        if live.version("a") != 0 and not live.closed:
             push(live, TEAM, 0)
 
 
@@ -125,7 +124,7 @@ def ask(engine, asked):
 
 
 def server_of(engine):
-    return engine._fleets["base"].servers[0]
+    return engine.fleets["base"].servers[0]
 
 
 def raw(engine, path, body=None):
@@ -195,7 +194,7 @@ def test_the_scripted_server_answers_as_the_real_one(live):
     script = ScriptedServer("nowhere", TOKENIZER.vocab_size)
     script.version = real[0]["meta_info"]["weight_version"]
     for k, answer in enumerate(real):
-        made = script._one(request.prompt_ids, params, f"x_{k}", 3)
+        made = script.answer(request.prompt_ids, f"x_{k}", 3)
         assert made["meta_info"]["id"] == answer["meta_info"]["id"]
         assert made.keys() == answer.keys()
         assert made["meta_info"].keys() <= answer["meta_info"].keys()
@@ -204,10 +203,10 @@ def test_the_scripted_server_answers_as_the_real_one(live):
         assert (
             made["meta_info"]["weight_versions"][0].keys() == answer["meta_info"]["weight_versions"][0].keys()
         )
-    fleet = live._fleets["base"]
+    fleet = live.fleets["base"]
     assert not fleet.seeds and not fleet.texts and 32_000 < fleet.context < 32_768  # places of its cache
     for path in ("/model_info", "/server_info"):
-        assert getattr(script, f"_{path[1:]}")(None).keys() <= raw(live, path).keys()
+        assert script.paths[path](None).keys() <= raw(live, path).keys()
 
 
 def test_a_push_changes_the_draws_to_those_of_the_new_weights(live, local):
@@ -219,7 +218,7 @@ def test_a_push_changes_the_draws_to_those_of_the_new_weights(live, local):
         assert theirs[0].tokens == ours[0].tokens and theirs[0].version == 3
     push(local, TEAM, 0)
     assert ask(live, asked)[0][0].tokens != ask(local, asked)[0][0].tokens
-    names = {name for name, _ in live._fleets["base"].adapters.values()}
+    names = {name for name, _ in live.fleets["base"].adapters.values()}
     assert server_of(live).adapters == names and len(names) == 2
 
 
@@ -343,12 +342,14 @@ def test_a_server_with_a_fault_is_caught_by_name(full, fault, monkeypatch):
         monkeypatch.setattr(hf, "save", lambda f, _, *rest: SAVE(f, params(3), *rest))
         says = "other weights than any of the learner's"
     elif fault == "a kept cache":
-        told = fleets.Fleet._told
+        post = servers.Server.post
 
-        async def kept(self, server, path, body):
-            await told(self, server, path, body | {"flush_cache": False})
+        async def kept(self, path, body, *limits):
+            if path == "/update_weights_from_disk":
+                body = body | {"flush_cache": False}
+            return await post(self, path, body, *limits)
 
-        monkeypatch.setattr(fleets.Fleet, "_told", kept)
+        monkeypatch.setattr(servers.Server, "post", kept)
         says = "has kept what it computed"
     else:
         made = draws.sampling_params
@@ -361,7 +362,7 @@ def test_a_server_with_a_fault_is_caught_by_name(full, fault, monkeypatch):
 
 def test_swapped_adapters_are_caught_by_name(live):
     push(live, TEAM, 1)
-    adapters = live._fleets["base"].adapters
+    adapters = live.fleets["base"].adapters
     adapters["a"], adapters["b"] = adapters["b"], adapters["a"]
     with pytest.raises(RunError, match="policy a, version 1: .* it draws from the weights of b"):
         proof(*TEAM).check(live, TEAM, 1)

@@ -59,19 +59,19 @@ def test_other_answers_that_nobody_can_use_stop_the_run_in_words(server, make, p
     ],
     ids=str,
 )  # fmt: skip
-def test_what_servers_say_about_themselves_has_its_types(server, make, monkeypatch, change):
-    for name in ("_server_info", "_model_info"):
-        said = getattr(server, name)(None)
-        monkeypatch.setattr(server, name, lambda body, said=said: said | change)
+def test_what_servers_say_about_themselves_has_its_types(server, make, change):
+    for path in ("/server_info", "/model_info"):
+        said = server.paths[path](None)
+        server.paths[path] = lambda body, said=said: said | change
     with pytest.raises(RunError, match=f"answered {next(iter(change))} = .* does not answer as sglang 0.5"):
         make(server)
 
 
-def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(folder, make, monkeypatch):
+def test_a_server_of_another_model_context_or_kind_is_refused_before_anything(folder, make):
     with ScriptedServer(folder, context=4) as short:
         with pytest.raises(RunError, match="has room for 4 tokens, and answers alone may be 4"):
             make(short)
-        monkeypatch.setattr(short, "_server_info", lambda body: {})
+        short.paths["/server_info"] = lambda body: {}
         with pytest.raises(RunError, match="does not answer as sglang 0.5 does"):
             make(short)
     says = r"nobody here knows whether the weights .* fit .*; start it on a folder"
@@ -99,17 +99,14 @@ def test_where_nobody_listens_is_told_at_once_and_a_silent_server_waited_for(fol
             silent.go_on()
 
 
-def test_a_server_that_ends_samples_elsewhere_or_decodes_them_otherwise_is_refused(
-    folder, server, make, monkeypatch
-):
+def test_a_server_that_ends_samples_elsewhere_or_decodes_them_otherwise_is_refused(folder, server, make):
     (folder / "generation_config.json").write_text('{"eos_token_id": [3, 11]}')
     with pytest.raises(RunError, match=r"also end samples with \[11\]; ours end with \[3\]: make"):
         make(server)
     (folder / "generation_config.json").unlink()
-    about = server._server_info(None) | {"skip_tokenizer_init": False}
-    monkeypatch.setattr(server, "_server_info", lambda body: about)
+    server.info["skip_tokenizer_init"] = False
     texts = [str([i]) for i in range(64)]
-    monkeypatch.setattr(server, "_detokenize", lambda body: {"text": texts}, raising=False)
+    server.paths["/detokenize"] = lambda body: {"text": texts}
     ask(make(server), request(sampling=Sampling(1.0, 4, stop=("x",))))
     texts[9] = "[8]"
     with pytest.raises(RunError, match=r"has another tokenizer: token 9 is '\[8\]' there and '\[9\]' here"):

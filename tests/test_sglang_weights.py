@@ -30,7 +30,7 @@ make = shared_sglang.make
 def test_weights_are_published_whole_and_the_last_ones_go(server, make, tmp_path):
     engine = make(server)
     (body,) = server.bodies("/update_weights_from_disk")
-    assert body["flush_cache"] is True and body["weight_version"] == engine._fleets["shared"].state
+    assert body["flush_cache"] is True and body["weight_version"] == engine.fleets["shared"].state
     first = Path(body["model_path"])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), PARAMS)
     for ours, theirs in zip(
@@ -52,12 +52,12 @@ def test_a_server_that_a_run_before_has_pushed_to_serves_the_next(server, make):
     assert len(ask(make(server), request())[0]) == 3
 
 
-def test_an_update_that_a_server_does_not_take_is_an_error(server, make, monkeypatch):
+def test_an_update_that_a_server_does_not_take_is_an_error(server, make):
     refuse = {"success": False, "message": "no such file"}
-    monkeypatch.setattr(server, "_update_weights_from_disk", lambda body: refuse)
+    server.paths["/update_weights_from_disk"] = lambda body: refuse
     with pytest.raises(RunError, match="the weights of shared did not reach a server: .*no such file"):
         make(server)
-    monkeypatch.setattr(server, "_update_weights_from_disk", lambda body: {"success": True})
+    server.paths["/update_weights_from_disk"] = lambda body: {"success": True}
     with pytest.raises(RunError, match="names its weights default after an update"):
         make(server)
 
@@ -83,7 +83,7 @@ def test_adapters_have_a_new_name_for_every_version(folder, make):
 
 def test_an_answer_that_is_lost_does_not_end_the_run(folder, make, monkeypatch):
     """The server has done what it was asked for, and says so when it is asked again."""
-    monkeypatch.setattr(fleet, "_REST_S", 0.1)
+    monkeypatch.setattr(fleet, "REST_S", 0.1)
     with ScriptedServer(folder, lora=True) as server:
         engine = make(server, weights=ADAPTERS, starts={"a": "base", "b": "base"}, start=20.0)
         for path in ("/load_lora_adapter", "/unload_lora_adapter", "/update_weights_from_disk"):

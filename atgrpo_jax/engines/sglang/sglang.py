@@ -123,16 +123,16 @@ class SGLangEngine:
             self._session = self._loop.run(_session(key))
             self._router = Server(config.router, self._session) if config.router else None
             self._drawer = Drawer(served, self._router, config.deadline, config.attempts)
-            self._fleets: dict[str, Fleet] = {}
+            self.fleets: dict[str, Fleet] = {}
             stack.callback(lambda: self._loop.run(self._hang_up()))
-            self._fleets = self._make_fleets()
+            self.fleets = self._make_fleets()
             stack.callback(self._stop_servers)
             self._rooms = {
                 name: asyncio.Semaphore(config.groups * len(fleet.servers))
-                for name, fleet in self._fleets.items()
+                for name, fleet in self.fleets.items()
             }
             if config._all():
-                for fleet in self._fleets.values():
+                for fleet in self.fleets.values():
                     self._loop.run(fleet.greet(self._router))
             else:
                 check_command(config.command)
@@ -143,7 +143,7 @@ class SGLangEngine:
 
     async def _hang_up(self) -> None:
         """Cancels all that is still being done, tells the servers, and closes the connections."""
-        for fleet in self._fleets.values():
+        for fleet in self.fleets.values():
             for server in fleet.servers:
                 if server.mending is not None:
                     server.mending.cancel()
@@ -151,10 +151,14 @@ class SGLangEngine:
         await self._session.close()
 
     def _stop_servers(self) -> None:
-        for fleet in self._fleets.values():
+        for fleet in self.fleets.values():
             for server in fleet.servers:
                 if server.process is not None:
                     server.process.stop()
+
+    @property
+    def closed(self) -> bool:
+        return self._loop.closed
 
     @property
     def retries(self) -> int:
@@ -171,7 +175,7 @@ class SGLangEngine:
         weights, or if none is reached in time.
         """
         began = time.monotonic()
-        fleet, served = self._fleets[self._served.starts[policy]], self._served
+        fleet, served = self.fleets[self._served.starts[policy]], self._served
         name = f"{policy}-{version}-{next(self._count)}"
         old: list[Path | None] = []
         size = 0
@@ -277,7 +281,7 @@ class SGLangEngine:
             raise RunError(f"no weights were pushed for policy {request.policy!r}")
         place = request.addresses[0].group.path()
         size = self._served.models[request.policy].vocab_size
-        fleet = self._fleets[self._served.starts[request.policy]]
+        fleet = self.fleets[self._served.starts[request.policy]]
         for token in (min(request.prompt_ids, default=-1), max(request.prompt_ids, default=-1)):
             if not 0 <= token < size:
                 raise RunError(f"token id {token} at {place}: the vocabulary has {size}")
@@ -294,7 +298,7 @@ class SGLangEngine:
         name = self._served.starts[request.policy]
         async with self._rooms[name]:
             drawer, version = self._drawer, self._versions[request.policy]
-            samples, used = await drawer.draw(request, self._fleets[name], version)
+            samples, used = await drawer.draw(request, self.fleets[name], version)
         self.usage += used
         return samples
 
