@@ -22,8 +22,8 @@ from atgrpo_jax.update.learner import cloning
 def test_float32_is_multiplied_in_float32_backward_too():
     batch = packed(items())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    numbers = tuple(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
-    text = learner()._jit_update.lower(learner().shapes, shapes, numbers, None, None).as_text()
+    (update,) = learner().lower(shapes)
+    text = update.as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products and all("precision = [HIGHEST, HIGHEST]" in product for product in products)
 

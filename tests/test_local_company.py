@@ -41,7 +41,7 @@ def test_a_request_gives_the_same_samples_whatever_the_company(engine, params):
 def test_a_second_copy_arranged_for_decoding_changes_no_token(engine, params):
     plain = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, fuse_mb=0.0))
     plain.push_weights("shared", Weights(params), version=7)
-    assert plain._family("shared").params is params is not engine._family("shared").params
+    assert plain.parameters("shared") is params is not engine.parameters("shared")
     for ours, expected in zip(draw(plain, *many(5)), draw(engine, *many(5)), strict=True):
         for sample, same in zip(ours, expected, strict=True):
             assert sample.tokens == same.tokens
@@ -137,10 +137,7 @@ def test_what_nobody_waits_for_makes_room(engine):
         return await asyncio.gather(*map(engine.sample, requests))
 
     assert asyncio.run(everything()) == draw(engine, *requests)
-    assert not engine._running
-    assert not any(
-        lane.tickets or any(shard.branches for shard in lane._shards) for lane in engine._lanes.values()
-    )
+    assert engine.idle
 
 
 def test_a_deadline_ends_a_request_with_errors_for_what_is_not_complete(params):
@@ -183,8 +180,8 @@ def test_the_kernel_gives_the_same():
         engine.push_weights("shared", Weights(init_params(model, jax.random.key(0))), 0)
         requests = (request(list(range(4, 4 + n)), n, max_tokens=32) for n in (3, 9, 20))
         drawn.append([sample for group in draw(engine, *requests) for sample in group])
-        (lane,) = engine._lanes.values()
-        assert lane._z.fused == (attention == "fused")
+        (shape,) = engine.shapes
+        assert shape.sizes.fused == (attention == "fused")
     for expected, *fused in zip(*drawn, strict=True):
         for sample in fused:
             assert sample.tokens == expected.tokens
@@ -194,8 +191,8 @@ def test_the_kernel_gives_the_same():
 def test_float32_is_multiplied_in_float32(params, engine):
     """On every device: what JAX lowers asks for it."""
     draw(engine, request([5]))
-    (lane,) = engine._lanes.values()
-    text = lane.lowered(engine._family("shared").params, None).as_text()
+    (program,) = engine.lowered()
+    text = program.as_text()
     assert "module @jit_decode" in text  # by its name in profiles
     products = re.findall(r"stablehlo.dot_general.*", text)
     assert products and all("precision = [HIGHEST, HIGHEST]" in product for product in products)
@@ -208,8 +205,8 @@ def test_shards_exchange_who_is_done_and_nothing_else(params):
     placed = jax.device_put(params, parameter_shardings(params, mesh))
     engine.push_weights("shared", Weights(placed), version=7)
     draw(engine, *many(6))
-    (lane,) = engine._lanes.values()
-    text = lane.lowered(engine._family("shared").params, None).compile().as_text()
+    (program,) = engine.lowered()
+    text = program.compile().as_text()
     exchanged = re.findall(r"= (\S+) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
     assert exchanged and not any(shape.startswith(("f32", "bf16", "(")) for shape in exchanged)
 

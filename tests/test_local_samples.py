@@ -95,11 +95,14 @@ def test_a_pattern_holds_and_both_logprobs_are_told(params):
     def decode(ids):
         return "".join(chr(97 + i) if i < 26 else "ab" if i == 26 else "" for i in ids if i != STOP)
 
-    engine = LocalEngine(MODEL, (STOP,), CONFIG, decode=decode)
-    engine.push_weights("shared", Weights(params), version=7)
+    def built(chunk, decode=decode):
+        engine = LocalEngine(MODEL, (STOP,), dataclasses.replace(CONFIG, chunk=chunk), decode=decode)
+        engine.push_weights("shared", Weights(params), version=7)
+        return engine
+
     pattern = "(ab|c[x-z])+e"
     for chunk in (1, 16):
-        engine._config = dataclasses.replace(CONFIG, chunk=chunk)
+        engine = built(chunk)
         ruled = request([1, 2], k=12, max_tokens=12, pattern=pattern)
         samples, free = draw(engine, ruled, request([1, 2], k=12, max_tokens=12))
         assert samples == draw(engine, ruled)[0] and free != samples
@@ -115,9 +118,12 @@ def test_a_pattern_holds_and_both_logprobs_are_told(params):
                     np.testing.assert_allclose(sample.drawn_logprobs[0], drawn, **PARITY)
     with pytest.raises(RunError, match="'a~': The vocabulary provided is incompatible"):
         draw(engine, request([1], pattern="a~"))
-    engine._decode = lambda ids: decode(ids).replace("ab", "a b") if len(ids) > 1 else decode(ids)
+
+    def decode_apart(ids):
+        return decode(ids).replace("ab", "a b") if len(ids) > 1 else decode(ids)
+
     with pytest.raises(RunError, match="have another text alone than among others"):
-        draw(engine, ruled)
+        draw(built(16, decode_apart), ruled)
     with pytest.raises(ValueError, match=r"Sampling.pattern = '\(': not a regular expression"):
         Sampling(pattern="(")
 

@@ -293,7 +293,7 @@ def test_a_step_of_the_trainer_is_that_of_the_formulas(name, folders, tmp_path):
     with Trainer(x, RunFolder(tmp_path)) as trainer:
         trainer.begin()
         start = {policy: by_path(state.params) for policy, state in trainer.states.items()}
-        base = by_path(trainer._policies.base or {})
+        base = by_path(trainer.base or {})
         learned = trainer.learn(1, trainer.credit(1, trainer.rollout(1))[0])
         after = {policy: by_path(state.params) for policy, state in trainer.states.items()}
     for policy in x.policies:

@@ -33,7 +33,7 @@ def decide(code, architecture, number, *arguments):
     ],
 )
 def test_the_filter(machine, name, read, socket, openat, clone, kill, prlimit, madvise, links):
-    code = kernel._filter(machine, pid=77)
+    code = kernel.filter_for(machine, pid=77)
     assert decide(code, name, read) == "allow" and decide(code, name, socket) == 1
     assert decide(code, 0x40000003, read) == 38  # another processor's call
     assert decide(code, name, read | 0x40000000) == 1  # another table of calls
@@ -57,5 +57,4 @@ def test_the_filter(machine, name, read, socket, openat, clone, kill, prlimit, m
 def test_the_filter_of_a_process_yet_to_come():
     made = kernel.computing()
     for pid in (1, 77, 4_194_304):
-        own = made.replace(struct.pack("I", kernel._ITSELF), struct.pack("I", pid))
-        assert own == kernel._filter(os.uname().machine, pid)
+        assert kernel.own(made, pid) == kernel.filter_for(os.uname().machine, pid)

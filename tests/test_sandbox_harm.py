@@ -204,8 +204,8 @@ def test_no_capability_is_left(sandbox):
         sleeping = threads.submit(run, sandbox, "import time; time.sleep(1)")
         seen = set()
         while not sleeping.done():
-            (worker,) = sandbox._workers
-            for pid in below(worker._process.pid):
+            (worker,) = sandbox.processes
+            for pid in below(worker):
                 with contextlib.suppress(OSError):
                     status = Path(f"/proc/{pid}/status").read_text()
                     found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -230,14 +230,17 @@ def ancestors(pid, parents):
 
 
 def test_where_there_are_no_namespaces_threads_are_counted_and_it_is_said(monkeypatch):
-    monkeypatch.setattr(pool.Sandbox, "_further", lambda self, level: False)
-    real = start.sources
+    probe, real = pool.probe, start.sources
+
+    def probe_together(config, level, warm_up, apart):
+        return "no namespaces" if apart else probe(config, level, warm_up, apart)
 
     def without_namespaces():
         sources = real()
         cut = [(name, text.replace("_libc.unshare(", "-abs(")) for name, text in sources["files"]]
         return sources | {"files": cut}
 
+    monkeypatch.setattr(pool, "probe", probe_together)
     monkeypatch.setattr(start, "sources", without_namespaces)
     sandbox = SMALL.build(levels=("kernel",))
     assert "no namespaces of its own: programs can ask whether a path exists" in sandbox.about()

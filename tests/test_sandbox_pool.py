@@ -47,35 +47,34 @@ def test_a_sandbox_that_is_closed_waits_for_no_program():
         run(sandbox, HELLO.source, name)
     with ThreadPoolExecutor() as threads:
         programs = [threads.submit(run, sandbox, "import time; time.sleep(59)") for _ in range(4)]
-        while not sandbox._free.empty():
+        while sandbox.busy < 2:
             time.sleep(0.01)
         sandbox.close()
         assert [one.result().end for one in programs] == ["crash"] * 4  # those that were waiting, too
     sandbox.close()  # again: nothing to wait for
-    assert [sandbox._free.get() for _ in range(2)] == [None, None]
+    assert (sandbox.processes, sandbox.busy) == ([], 0)
 
 
 def test_a_worker_that_dies_or_hangs_is_replaced(monkeypatch):
     monkeypatch.setattr(pool, "GRACE_S", 0.5)
     sandbox = SMALL.build()
     assert sandbox.run_now(HELLO).end == "ok"
-    (worker,) = sandbox._workers
     large = Program(HELLO.source, "you" * 100_000)  # more than a pipe holds
     for sign, program in ((signal.SIGKILL, HELLO), (signal.SIGSTOP, HELLO), (signal.SIGSTOP, large)):
-        (worker,) = sandbox._workers
-        os.killpg(worker._process.pid, sign)
+        (worker,) = sandbox.processes
+        os.killpg(worker, sign)
         found = sandbox.run_now(program)
         assert found.end == "crash" and "a worker" in found.stderr
         assert sandbox.run_now(HELLO).end == "ok"
-    assert sandbox.replaced == 3 and len(sandbox._workers) == 1
+    assert sandbox.replaced == 3 and len(sandbox.processes) == 1
     sandbox.close()
 
 
-def test_a_worker_killed_while_a_program_runs(monkeypatch):
+def test_a_worker_killed_while_a_program_runs():
     sandbox = SMALL.build()
     sandbox.run_now(HELLO)
-    (worker,) = sandbox._workers
-    threading.Timer(0.3, lambda: os.killpg(worker._process.pid, signal.SIGKILL)).start()
+    (worker,) = sandbox.processes
+    threading.Timer(0.3, lambda: os.killpg(worker, signal.SIGKILL)).start()
     assert sandbox.run_now(Program("import time; time.sleep(9)")).end == "crash"
     sandbox.close()
 
@@ -88,8 +87,8 @@ def test_all_ends_with_the_trainer(tmp_path):
         "sandbox = SandboxConfig(workers=1, wall=60.0).build()\n"
         "sleep = Program('import time; time.sleep(60)')\n"
         "threading.Thread(target=sandbox.run_now, args=(sleep,), daemon=True).start()\n"
-        "while not sandbox._workers: time.sleep(0.05)\ntime.sleep(0.5)\n"
-        "print(*[worker._process.pid for worker in sandbox._workers], flush=True)\ntime.sleep(60)\n"
+        "while not sandbox.processes: time.sleep(0.05)\ntime.sleep(0.5)\n"
+        "print(*sandbox.processes, flush=True)\ntime.sleep(60)\n"
     )
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     group = int(trainer.stdout.readline())
@@ -106,13 +105,13 @@ def test_all_ends_with_the_trainer(tmp_path):
 
 
 def test_the_strongest_level_is_taken_and_a_machine_below_the_least_refused(monkeypatch):
-    monkeypatch.setattr(pool, "_missing", lambda level: "none here" if level == "namespaces" else None)
+    monkeypatch.setattr(pool, "missing", lambda level: "none here" if level == "namespaces" else None)
     sandbox = SMALL.build()
     assert sandbox.level == "kernel"
     sandbox.close()
     with pytest.raises(RunError, match=r"SandboxConfig.level = 'namespaces': .* \(namespaces: none here\)"):
         dataclasses.replace(SMALL, level="namespaces").build()
-    monkeypatch.setattr(pool, "_missing", lambda level: "none here" if level != "limits" else None)
+    monkeypatch.setattr(pool, "missing", lambda level: "none here" if level != "limits" else None)
     with pytest.raises(RunError, match="kernel: none here"):
         SMALL.build()
     sandbox = dataclasses.replace(SMALL, level="limits").build()
@@ -122,13 +121,13 @@ def test_the_strongest_level_is_taken_and_a_machine_below_the_least_refused(monk
 
 def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
     """The kernel may say that it has something and not enforce it: one tries."""
-    real = pool._settings
+    real = pool.worker_settings
 
     def without_files(*args):
         executable, settings, readable = real(*args)
         return executable, settings | {"files": False}, readable
 
-    monkeypatch.setattr(pool, "_settings", without_files)
+    monkeypatch.setattr(pool, "worker_settings", without_files)
     with pytest.raises(RunError, match="kernel: a program could read a file"):
         SMALL.build(levels=("kernel",))
 
@@ -136,13 +135,13 @@ def test_a_level_that_does_not_hold_is_not_taken(monkeypatch):
 def test_a_child_that_cannot_give_up_what_it_must_runs_nothing(monkeypatch):
     """Limits below what the process has already cannot be set, say; nothing is taken for a result then."""
     sandbox = SMALL.build()
-    real = pool._settings
+    real = pool.worker_settings
 
     def without_memory(*args):
         executable, settings, readable = real(*args)
         return executable, settings | {"limits": settings["limits"] | {"memory": "none"}}, readable
 
-    monkeypatch.setattr(pool, "_settings", without_memory)
+    monkeypatch.setattr(pool, "worker_settings", without_memory)
     for asked in (HELLO, Program(ADD, harness=ASK + "print(1)", names=("Solution().add",))):
         found = sandbox.run_now(asked)
         assert found.end == "crash" and found.stdout == "" and "the sandbox failed" in found.stderr

@@ -114,7 +114,7 @@ def test_thieves_find_nothing(house, looker):
 @pytest.mark.parametrize("looker", ["frames", "objects", "descriptors", "process_files", "memory"])
 def test_thieves_find_what_is_there(house, looker):
     """Without this the test above would say nothing."""
-    if looker == "process_files" and house.level == "kernel" and house._apart:
+    if looker == "process_files" and house.level == "kernel" and "no namespaces" not in house.about():
         pytest.skip("there is no /proc to be looked through")
     kept = "import os\nos.dup2(0, 9)\nkept = [input()]" + found_by(looker)
     assert int(run(house, f"{kept}\nprint(found)", "".join(MARK)).stdout) > 0

@@ -86,7 +86,7 @@ class SandboxConfig:
 class Sandbox:
     """A pool of workers.
 
-    They run at the highest level at which a worker starts and stops what it has to (``_probe``).
+    They run at the highest level at which a worker starts and stops what it has to (``probe``).
     """
 
     def __init__(self, config: SandboxConfig, warm_up: str, levels: Sequence[Level]):
@@ -113,6 +113,17 @@ class Sandbox:
             reasons.append("no namespaces of its own: programs can ask whether a path exists")
         weaker = f" ({'; '.join(reasons)})" if reasons else ""
         return f"sandbox: level {self.level}, {self._count} programs at once{weaker}"
+
+    @property
+    def processes(self) -> list[int]:
+        """Returns the process ids of the workers. Each is also the id of the worker's process group."""
+        with self._lock:
+            return [worker.pid for worker in self._workers]
+
+    @property
+    def busy(self) -> int:
+        """Returns how many programs run."""
+        return self._count - self._free.qsize()
 
     async def run(self, program: Program) -> Run:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, program)
@@ -169,7 +180,7 @@ class Sandbox:
 
     def _best(self, levels: Sequence[Level]) -> Level:
         for level in reversed(levels):
-            reason = _missing(level) or _probe(self._config, level, self._warm_up, False)
+            reason = missing(level) or probe(self._config, level, self._warm_up, False)
             if reason is None:
                 self._apart = self._further(level)
                 return level
@@ -183,7 +194,7 @@ class Sandbox:
     def _further(self, level: Level) -> bool:
         """Returns whether workers can be ``apart`` (see ``Worker``), in addition to the level."""
         useful = level == "kernel" or (level == "namespaces" and os.getuid() == 0)
-        return useful and _probe(self._config, level, self._warm_up, True) is None
+        return useful and probe(self._config, level, self._warm_up, True) is None
 
 
 class WorkerLost(Exception):
@@ -201,7 +212,7 @@ class Worker:
             trainer is root, runs as a user that nobody else is.
         """
         self._config, self._level = config, level
-        executable, self._settings, readable = _settings(config, level, warm_up, apart)
+        executable, self._settings, readable = worker_settings(config, level, warm_up, apart)
         command = [executable, "-s", "-S", "-B", "-c", start.BOOT]
         if level == "namespaces":
             command = [*start.bubblewrap(self._settings, readable), *command]
@@ -213,6 +224,10 @@ class Worker:
                 command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._words,
                 env=start.ENVIRONMENT, cwd="/", start_new_session=True,
             )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def greet(self) -> None:
         """Sends the worker its own code and settings. Raises RunError if it does not start."""
@@ -266,7 +281,7 @@ class Worker:
         return " | ".join(lines[-3:]) or "it said nothing"
 
 
-def _settings(
+def worker_settings(
     config: SandboxConfig, level: Level, warm_up: str, apart: bool
 ) -> tuple[str, dict[str, Any], list[str]]:
     """Returns the Python that runs a worker, the worker's settings, and the paths that it reads."""
@@ -298,7 +313,7 @@ def _settings(
     return executable, settings, others
 
 
-def _missing(level: Level) -> str | None:
+def missing(level: Level) -> str | None:
     """Returns what this machine lacks for a level, or None, without trying to start a worker."""
     if not sys.platform.startswith("linux"):
         return "programs are run on Linux only"
@@ -332,7 +347,7 @@ print(", ".join(done))
 """
 
 
-def _probe(config: SandboxConfig, level: Level, warm_up: str, apart: bool) -> str | None:
+def probe(config: SandboxConfig, level: Level, warm_up: str, apart: bool) -> str | None:
     """Returns why ``level`` does not protect here; None if it does, as far as one program shows."""
     with tempfile.NamedTemporaryFile() as secret:
         worker = Worker(config, level, warm_up, apart)

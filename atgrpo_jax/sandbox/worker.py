@@ -52,7 +52,7 @@ def main(told: int) -> Callable[[], None]:
 
 
 class Worker:
-    """The worker's side of ``pool.Worker``. ``pool._settings`` makes its settings."""
+    """The worker's side of ``pool.Worker``. ``pool.worker_settings`` makes its settings."""
 
     def __init__(self, settings: dict[str, Any], connection: socket.socket):
         self._limits, self._connection = settings["limits"], connection

@@ -1,7 +1,7 @@
 """Trainer, loop, policies, experiment, rollout, gate, warm start, checkpoint, run folder, config, evaluation, metrics."""
 
 FAULTS = {
-    ("run/trainer.py", "test_trainer.py test_oracle.py test_policies.py"): [
+    ("run/trainer.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
         ("alpha=self.x.team.alpha", "alpha=1.0", "the team's alpha is not heard"),
         ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
         ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
@@ -145,7 +145,7 @@ FAULTS = {
         ("before == kind", "True", "one policy is full and an adapter"),
         ('"lora" if spec.startswith("lora") else "full"', '"full"', "adapters are full policies"),
     ],
-    ("run/trainer.py", "test_trainer.py test_policies.py test_train.py"): [
+    ("run/trainer.py", "test_trainer.py test_stages.py test_policies.py test_train.py"): [
         ("self.folder.rewind(latest)", "self.folder.rewind(-1)", "a resumed run forgets what was before"),
         ("self.done, self.states = found\n", "_, self.states = found\n", "a resumed run begins with step 1"),
         ("updates.check(f\"step {step}, policy {policy}\", self.states[policy])", "pass", "numbers that are not finite go on"),

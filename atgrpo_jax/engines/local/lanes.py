@@ -306,6 +306,11 @@ class Lane:
         times = Usage(prefill_s=prefilled - began, decode_s=time.monotonic() - prefilled, places=places)
         return drawn, asked + times
 
+    @property
+    def busy(self) -> bool:
+        """Returns whether a ticket waits, or a row holds a sample."""
+        return bool(self.tickets) or any(shard.branches for shard in self._shards)
+
     def lowered(self, params: Any, adapters: Any) -> Any:
         """Returns the program that draws as JAX lowers it, for inspection."""
         return self._programs.decode.lower(self._state, params, adapters, *self._inputs())
