@@ -20,14 +20,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
+pytest.register_assert_rewrite("shared_code", "shared_learner", "shared_sandbox")  # whose asserts say why
+
 jax.config.update("jax_num_cpu_devices", 8)
 # A shell that starts something in the background has it ignore Ctrl-C, and so all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The files that take longest begin first, so that none runs on alone at the end.
-LONGEST = ("test_train.py", "test_sglang_live.py", "test_policies.py", "test_learner.py", "test_oracle.py",
-           "test_readme.py")  # fmt: skip
+LONGEST = ("test_train.py", "test_sglang_live.py", "test_policies.py", "test_learner_layout.py",
+           "test_learner_sharding.py", "test_oracle.py", "test_readme.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -42,7 +42,7 @@ AREAS = {
         "test_tokens.py::test_ids_of_plain_texts_are_those_of_the_library",
     ),
     "rows": (
-        "test_code.py::test_a_row_with_anything_in_it_is_refused_by_its_field_or_can_be_played",
+        "test_code_rows.py::test_a_row_with_anything_in_it_is_refused_by_its_field_or_can_be_played",
         "test_math_fuzz.py::test_rows_are_read_or_refused_by_field",
         "test_math_fuzz.py::test_answers_of_downloads_are_made_or_left_out",
         "test_games_fuzz.py::test_odd_rows_of_puzzles_are_named",

@@ -10,7 +10,7 @@ _, address, number, own, out = sys.argv
 jax.config.update("jax_num_cpu_devices", 8 // int(number))
 jax.distributed.initialize(address, int(number), int(own))
 
-from test_learner import sharded_update  # noqa: E402  (it uses the devices)
+from shared_learner import sharded_update  # noqa: E402  (it uses the devices)
 
 from atgrpo_jax.arrays.mesh import MeshConfig  # noqa: E402
 

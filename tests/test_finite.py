@@ -49,6 +49,24 @@ def small():
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Watched(LocalEngineConfig):
+    """The in-process engine of an experiment. Policies and versions of what it is given are in ``pushed``."""
+
+    pushed: list = dataclasses.field(default_factory=list, repr=False, compare=False)
+
+    def build(self, served):
+        engine = super().build(served)
+        push = engine.push_weights
+
+        def push_and_note(policy, weights, version):
+            self.pushed.append((policy, version))
+            push(policy, weights, version)
+
+        engine.push_weights = push_and_note
+        return engine
+
+
 def changed(x, optimizer=None, loss=None, **fields):
     optimizer = dataclasses.replace(x.optimizer, **optimizer or {})
     loss = dataclasses.replace(x.loss, **loss or {})
@@ -88,11 +106,11 @@ def test_an_update_that_diverges_stops_the_run_and_leaves_the_last_checkpoint(
     small, tmp_path, settings, optimizer, says
 ):
     x = changed(small, optimizer, **settings)
-    folder, pushed = RunFolder(tmp_path), []
+    x = dataclasses.replace(x, engine=Watched(**vars(x.engine)))
+    folder = RunFolder(tmp_path)
     with Trainer(x, folder) as trainer:
         trainer.begin()
-        push = trainer._engine.push_weights
-        trainer._engine.push_weights = lambda *args: pushed.append(args) or push(*args)
+        begun = list(x.engine.pushed)
         with pytest.raises(NotFinite, match=says) as raised:
             step(trainer, 1)
         assert trainer.done == 0
@@ -100,7 +118,7 @@ def test_an_update_that_diverges_stops_the_run_and_leaves_the_last_checkpoint(
             poison(trainer)
             trainer.checkpoint(1)
     assert "engine" not in str(raised.value)
-    assert pushed == [] and left(folder) == ([0], [0], [])
+    assert x.engine.pushed == begun and left(folder) == ([0], [0], [])
 
 
 def step(trainer, number):

@@ -152,7 +152,7 @@ def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
     together = draw("one", "other", "plain", "one")
     assert together == [draw(name)[0] for name in ("one", "other", "plain", "one")]
     assert together[0] == together[3] and together[0] != together[1] != together[2]
-    lanes = {shape.policies for shape in engine._lanes}
+    lanes = {shape.policies for shape in engine.shapes}
     assert lanes == {("one", "other"), ("plain",)}
     for name, own in policies.items():  # a merged policy draws the same tokens
         engine.push_weights(name, PolicyWeights(merge(params, own, CONFIG.scale)), 1)

@@ -13,7 +13,7 @@ RUN = Path(__file__).with_name("mutants") / "run.py"
 QUICK = {
     "test_loss.py test_oracle.py", "test_advantages.py test_groups.py", "test_sampling.py", "test_team.py",
     "test_evaluation.py", "test_plan_path.py", "test_sudoku.py", "test_tokens.py", "test_config.py",
-    "test_prepare.py", "test_prompts.py",
+    "test_prepare_answers.py test_prepare_programs.py test_prepare_files.py", "test_prompts.py",
 }  # fmt: skip
 
 

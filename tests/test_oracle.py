@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
+import tape
 from fakes import PARITY, Answering, CharTokenizer, Sum, by_path, of_policy, quickly_compiled  # noqa: F401
 
 from atgrpo_jax.common.types import Outcome, Reward, Sample, seed_of
@@ -93,7 +94,7 @@ def sampler(shape, temperature):
     def answer(engine, request):
         weights = engine.weights[request.policy]
         values = by_path(weights.params) | by_path(weights.adapter or {})
-        p = {path: oracle.node(x) for path, x in values.items()}
+        p = {path: tape.node(x) for path, x in values.items()}
         samples = []
         for address in request.addresses:
             key = address.group
@@ -251,7 +252,7 @@ def expected(x, case, policy, roles, start, base):
     exclude = {"error"} | ({"length"} if "truncated" in x.rollout.exclude else set())
     tree, items = x.rollout.mode == "tree", []
     shape = SHAPES[case.get("folder", "qwen3")]
-    p = {path: oracle.node(value) for path, value in (base | start).items()}
+    p = {path: tape.node(value) for path, value in (base | start).items()}
     scale = x.lora.scale if base else 0.0
     for role, prompt, drawn, advantages in credited(x.team.alpha, tree, exclude, x.credit.normalise):
         answers = []
@@ -293,7 +294,7 @@ def test_a_step_of_the_trainer_is_that_of_the_formulas(name, folders, tmp_path):
     with Trainer(x, RunFolder(tmp_path)) as trainer:
         trainer.begin()
         start = {policy: by_path(state.params) for policy, state in trainer.states.items()}
-        base = by_path(trainer._policies.base or {})
+        base = by_path(trainer.base or {})
         learned = trainer.learn(1, trainer.credit(1, trainer.rollout(1))[0])
         after = {policy: by_path(state.params) for policy, state in trainer.states.items()}
     for policy in x.policies:
@@ -324,7 +325,7 @@ def test_the_oracles_derivatives_are_those_of_its_values():
     groups = [oracle.Prompt((1, 2), tuple(answers)), oracle.Prompt((9, 8, 2), tuple(answers[:1]))]
     loss = oracle.Loss(entropy=0.3, kl=0.4, temperature=0.7, aggregate="token")
     off = {len(a.tokens): rng.uniform(-1.6, 0.7, len(a.tokens)) for a in answers}
-    start = {path: oracle.node(x) for path, x in params.items()}
+    start = {path: tape.node(x) for path, x in params.items()}
     own = {
         (g, a): oracle.logprobs(start, shape, g.tokens, a.tokens, 0.7, 2.5)[0].value
         for g in groups
@@ -332,8 +333,8 @@ def test_the_oracles_derivatives_are_those_of_its_values():
     }
 
     def value(params):
-        p = {path: oracle.node(x) for path, x in params.items()}
-        total = oracle.node(0.0)
+        p = {path: tape.node(x) for path, x in params.items()}
+        total = tape.node(0.0)
         for group in groups:  # one after the other, as an answer of both has old logprobs in each
             part, _ = oracle.objective(
                 loss, [group],
@@ -345,7 +346,7 @@ def test_the_oracles_derivatives_are_those_of_its_values():
         return total, p
 
     total, p = value(params)
-    found = dict(zip(params, oracle.gradients(total, [p[path] for path in params]), strict=True))
+    found = dict(zip(params, tape.gradients(total, [p[path] for path in params]), strict=True))
     for _ in range(5):
         way = {path: rng.standard_normal(x.shape) for path, x in params.items()}
         ahead, behind = (

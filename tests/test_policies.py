@@ -51,7 +51,7 @@ def run(experiment, path, team, steps=2):
             trainer.record(step, episodes, credited, signal | learned)
             trainer.checkpoint(step)
             played.append([c.text for e in episodes for g in e.groups for c in g.candidates])
-        return start, jax.device_get(trainer.states), jax.device_get(trainer._policies.base), played
+        return start, jax.device_get(trainer.states), jax.device_get(trainer.base), played
 
 
 def same(one, other):

@@ -103,7 +103,7 @@ def test_errors_of_all_forms_are_a_line_without_the_key(value, status):
             json.dumps({"error": {"message": [value, key]}}),
             f"\x1b\n{key}" * 99,
         ):
-            failure = servers._failure("http://h/p", status, {"Location": key}, text)
+            failure = servers.failure("http://h/p", status, {"Location": key}, text)
             assert key not in str(failure) and str(failure).isprintable() and len(str(failure)) < 700
 
 

@@ -1,17 +1,14 @@
 """The SGLang engine against a real server on this machine's CPU, which launch/serve_sglang.sh installs and
-starts: what it draws, pushes, the gate, faults, and a whole training run."""
+starts: what it draws, pushes, the gate and faults."""
 
 import asyncio
 import contextlib
 import dataclasses
 import json
-import math
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -26,8 +23,7 @@ from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.gate import Gate, push
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request, Served
-from atgrpo_jax.engines.sglang import draws, sglang
-from atgrpo_jax.engines.sglang import fleet as fleets
+from atgrpo_jax.engines.sglang import draws, servers, sglang
 from atgrpo_jax.engines.sglang.processes import free_port
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
@@ -35,11 +31,9 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params, logits
 from atgrpo_jax.models.transformer import run as run_model
-from atgrpo_jax.run.gin_config import gin_folder
 from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[1]
 TOKENIZER = TinyTokenizer()
 # That of smoke.gin, so that one server does for all.
@@ -106,7 +100,7 @@ def same_weights(request):
     yield
     if "live" in request.fixturenames:
         live = request.getfixturevalue("live")
-        if live.version("a") != 0 and not live._loop.closed:
+        if live.version("a") != 0 and not live.closed:
             push(live, TEAM, 0)
 
 
@@ -132,7 +126,7 @@ def ask(engine, asked):
 
 
 def server_of(engine):
-    return engine._fleets["base"].servers[0]
+    return engine.fleets["base"].servers[0]
 
 
 def raw(engine, path, body=None):
@@ -202,7 +196,7 @@ def test_the_scripted_server_answers_as_the_real_one(live):
     script = ScriptedServer("nowhere", TOKENIZER.vocab_size)
     script.version = real[0]["meta_info"]["weight_version"]
     for k, answer in enumerate(real):
-        made = script._one(request.prompt_ids, params, f"x_{k}", 3)
+        made = script.answer(request.prompt_ids, f"x_{k}", 3)
         assert made["meta_info"]["id"] == answer["meta_info"]["id"]
         assert made.keys() == answer.keys()
         assert made["meta_info"].keys() <= answer["meta_info"].keys()
@@ -211,10 +205,10 @@ def test_the_scripted_server_answers_as_the_real_one(live):
         assert (
             made["meta_info"]["weight_versions"][0].keys() == answer["meta_info"]["weight_versions"][0].keys()
         )
-    fleet = live._fleets["base"]
+    fleet = live.fleets["base"]
     assert not fleet.seeds and not fleet.texts and 32_000 < fleet.context < 32_768  # places of its cache
     for path in ("/model_info", "/server_info"):
-        assert getattr(script, f"_{path[1:]}")(None).keys() <= raw(live, path).keys()
+        assert script.paths[path](None).keys() <= raw(live, path).keys()
 
 
 def test_a_push_changes_the_draws_to_those_of_the_new_weights(live, local):
@@ -226,7 +220,7 @@ def test_a_push_changes_the_draws_to_those_of_the_new_weights(live, local):
         assert theirs[0].tokens == ours[0].tokens and theirs[0].version == 3
     push(local, TEAM, 0)
     assert ask(live, asked)[0][0].tokens != ask(local, asked)[0][0].tokens
-    names = {name for name, _ in live._fleets["base"].adapters.values()}
+    names = {name for name, _ in live.fleets["base"].adapters.values()}
     assert server_of(live).adapters == names and len(names) == 2
 
 
@@ -352,12 +346,14 @@ def test_a_server_with_a_fault_is_caught_by_name(full, fault, monkeypatch):
         monkeypatch.setattr(hf, "save", lambda f, _, *rest: SAVE(f, params(3), *rest))
         says = "other weights than any of the learner's"
     elif fault == "a kept cache":
-        told = fleets.Fleet._told
+        post = servers.Server.post
 
-        async def kept(self, server, path, body):
-            await told(self, server, path, body | {"flush_cache": False})
+        async def kept(self, path, body, *limits):
+            if path == "/update_weights_from_disk":
+                body = body | {"flush_cache": False}
+            return await post(self, path, body, *limits)
 
-        monkeypatch.setattr(fleets.Fleet, "_told", kept)
+        monkeypatch.setattr(servers.Server, "post", kept)
         says = "has kept what it computed"
     else:
         made = draws.sampling_params
@@ -370,7 +366,7 @@ def test_a_server_with_a_fault_is_caught_by_name(full, fault, monkeypatch):
 
 def test_swapped_adapters_are_caught_by_name(live):
     push(live, TEAM, 1)
-    adapters = live._fleets["base"].adapters
+    adapters = live.fleets["base"].adapters
     adapters["a"], adapters["b"] = adapters["b"], adapters["a"]
     with pytest.raises(RunError, match="policy a, version 1: .* it draws from the weights of b"):
         proof(*TEAM).check(live, TEAM, 1)
@@ -389,40 +385,6 @@ def test_a_killed_server_is_started_again_and_no_group_is_lost(live, local):
     assert live.retries > before
     for theirs, ours in zip(groups, ask(local, asked), strict=True):
         assert [s.tokens for s in theirs] == [s.tokens for s in ours]
-
-
-def run(folder, engine, *params):
-    """smoke.gin on the engine given as lines of gin."""
-    text = (gin_folder() / "smoke.gin").read_text()
-    if engine:
-        text = re.sub(r"(?m)^.*local.*$", "", text) + engine
-    (folder / "run.gin").write_text(text)
-    command = [sys.executable, "-m", "atgrpo_jax.train", "--gin_file=run.gin", *params]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = (folder / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines][1:]
-
-
-def test_smoke_trains_on_a_server_that_it_starts_with_the_same_curve(tmp_path):
-    engine = f"""
-from atgrpo_jax.engines.sglang import sglang
-experiment.Experiment.engine = @sglang.SGLangConfig()
-sglang.SGLangConfig.command = "bash {ROOT}/launch/serve_sglang.sh"
-"""
-    records = {}
-    for name, lines in (("sglang", engine), ("local", "")):
-        (tmp_path / name).mkdir()
-        records[name] = run(tmp_path / name, lines, "--gin_param=experiment.Experiment.steps=12")
-    for record in records["sglang"]:
-        assert record["policy/shared/gate_gap"] < 1e-4 and record["policy/shared/logprob_gap"] < 1e-4
-        assert record["perf/push_s"] > 0
-    first = [records[name][0]["policy/shared/entropy"] for name in records]
-    assert first[0] == pytest.approx(first[1], abs=0.1)  # of one policy; what it learns goes its own way
-    for metric in ("role/scout/local", "role/mover/local", "role/mover/tokens"):
-        both = [np.array([record[metric] for record in records[name]]) for name in records]
-        error = math.sqrt(sum(values.var(ddof=1) / len(values) for values in both))
-        assert abs(both[0].mean() - both[1].mean()) < 5 * error, metric
 
 
 def test_an_id_outside_the_vocabulary_still_ends_a_server(live):

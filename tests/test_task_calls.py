@@ -1,4 +1,4 @@
-"""What a task's code may do to a run, beside what tests/test_rollout.py tries of its answers."""
+"""What a task's code may do to a run, beside what tests/test_rollout_faults.py tries of its answers."""
 
 import dataclasses
 import random

@@ -275,7 +275,7 @@ def test_a_template_that_cannot_be_used_is_refused_in_a_line(template, says, tmp
 
 
 def test_a_template_that_never_ends_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(chat, "_SECONDS", 1)
+    monkeypatch.setattr(chat, "SECONDS", 1)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(RunError, match="takes more than 1 s"):
         FolderTokenizer(folder(tmp_path, template=endless))

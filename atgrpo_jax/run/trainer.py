@@ -85,6 +85,11 @@ class Trainer:
             self._writer.close()
         self._opened.close()
 
+    @property
+    def base(self) -> Any:
+        """Returns the frozen parameters that adapters are on; None in a team without adapters."""
+        return self._policies.base
+
     def begin(self) -> None:
         """Restores the newest checkpoint. If there is none, makes, scores and saves step 0."""
         policies = self._policies

@@ -201,7 +201,12 @@ def _mount(what: str, where: str, kind: str, flags: int, options: str = "") -> N
 
 def computing() -> bytes:
     """Returns a filter for ``deny_calls``. It fits any process, so that it is made only once."""
-    return _filter(platform.machine(), _ITSELF)
+    return filter_for(platform.machine(), _ITSELF)
+
+
+def own(filter: bytes, pid: int) -> bytes:
+    """Returns the filter of ``computing`` for one process."""
+    return filter.replace(struct.pack("I", _ITSELF), struct.pack("I", pid))
 
 
 def deny_calls(filter: bytes) -> None:
@@ -210,7 +215,7 @@ def deny_calls(filter: bytes) -> None:
     It can start no process, use no network, write or change no other file, and send no signal to
     other processes. Raises OSError.
     """
-    code = filter.replace(struct.pack("I", _ITSELF), struct.pack("I", os.getpid()))
+    code = own(filter, os.getpid())
     _check(_libc.prctl(_SECCOMP, _FILTER, ctypes.byref(_Program(len(code) // 8, code)), 0, 0))
 
 
@@ -251,8 +256,11 @@ def _check(result: int) -> int:
     return result
 
 
-def _filter(machine: str, pid: int) -> bytes:
-    """Returns a filter's instructions. A call that they do not allow fails with an error."""
+def filter_for(machine: str, pid: int) -> bytes:
+    """Returns a filter's instructions, for a processor and a process.
+
+    A call that they do not allow fails with an error.
+    """
     column, architecture = _ARCHITECTURES[machine]
     special = {
         "open": (2, None, _unless_any_bit(1, _WRITING, errno.EACCES)),

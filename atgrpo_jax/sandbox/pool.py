@@ -108,6 +108,17 @@ class Sandbox:
         weaker = f" ({'; '.join(reasons)})" if reasons else ""
         return f"sandbox: level {self.level}, {self._count} programs at once{weaker}"
 
+    @property
+    def processes(self) -> list[int]:
+        """Returns the process ids of the workers. Each is also the id of the worker's process group."""
+        with self._lock:
+            return [worker.pid for worker in self._workers]
+
+    @property
+    def busy(self) -> int:
+        """Returns how many programs run."""
+        return self._count - self._free.qsize()
+
     async def run(self, program: Program) -> ProgramResult:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, program)
 

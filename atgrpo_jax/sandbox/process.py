@@ -39,6 +39,10 @@ class WorkerProcess:
                 env=start.ENVIRONMENT, cwd="/", start_new_session=True,
             )  # fmt: skip
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def greet(self) -> None:
         """Sends the worker its own code and settings. Raises RunError if it does not start."""
         told = [files.written(json.dumps(one)) for one in (start.sources(), self._settings.told)]

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from atgrpo_jax.common.errors import RunError, one_line
 
-_SECONDS = 5  # CPU seconds for a trial
+SECONDS = 5  # CPU seconds for a trial
 _MEMORY = 2**29  # bytes for a trial
 _LONGEST = 2**20  # most characters that a template may make of short messages
 _STARTS = 300  # most seconds in which a trial's process starts and ends on a busy machine
@@ -76,13 +76,13 @@ def trial(template: ChatTemplate, roles: tuple[str, ...], opened: bool) -> tuple
     is none.
     """
     task = json.dumps([dataclasses.asdict(template), roles, opened])
-    command = [sys.executable, "-m", "atgrpo_jax.tokens.chat", str(_SECONDS)]
+    command = [sys.executable, "-m", "atgrpo_jax.tokens.chat", str(SECONDS)]
     try:
         done = subprocess.run(command, input=task.encode(), capture_output=True, timeout=_STARTS)
     except subprocess.TimeoutExpired:
         return "", "", "it does not end"
     if done.returncode:
-        return "", "", f"it takes more than {_SECONDS} s or {_MEMORY >> 20} MiB, or ends the process"
+        return "", "", f"it takes more than {SECONDS} s or {_MEMORY >> 20} MiB, or ends the process"
     text, unseen, failed = json.loads(done.stdout)
     return text, unseen, failed
 

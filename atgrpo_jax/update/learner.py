@@ -141,14 +141,17 @@ class Learner:
             return state, metrics | finite
 
     def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Compiled]:
-        """Compiles the programs of ``update`` ahead of time, for batches [A, B, T] of this shape.
+        """Compiles the programs of ``update`` ahead of time. Takes what ``lower`` takes."""
+        return [program.compile() for program in self.lower(batch, reference, base)]
+
+    def lower(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Lowered]:
+        """Returns the programs of ``update`` as JAX lowers them, for batches [A, B, T] of this shape.
         Arguments may be shapes instead of arrays, and the mesh's devices need not exist."""
         numbers = tuple(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
-        state = self.shapes
         if not self._offload:
-            return [self._jit_update.lower(state, batch, numbers, reference, base).compile()]
-        gradients = self._jit_gradients.lower(state.params, batch, numbers, reference, base)
-        return [gradients.compile(), self._jit_apply.lower(state, state.params, numbers).compile()]
+            return [self._jit_update.lower(self.shapes, batch, numbers, reference, base)]
+        gradients = self._jit_gradients.lower(self.shapes.params, batch, numbers, reference, base)
+        return [gradients, self._jit_apply.lower(self.shapes, self.shapes.params, numbers)]
 
     def _widened(self, batch: Batch) -> Batch:
         """Pads A to the largest of this (B, T) so far: batches shrink as groups lose their signal,

@@ -1,7 +1,7 @@
 """Loss, advantages, groups, batch, selection, and the update."""
 
 OPTIMIZER = " ".join(
-    f"test_learner.py::{name}"
+    f"test_optimizer.py::{name}"
     for name in (
         "test_every_option_of_the_optimizer_changes_the_update", "test_adamw_by_hand",
         "test_gradients_are_clipped_by_the_norm_of_all_of_them", "test_the_rate_warms_up_and_stays",
@@ -100,7 +100,7 @@ FAULTS = {
         ('if by == "first":\n        return present[0]', 'if by == "first":\n        return 0', "an excluded one is executed"),
         ('if by != "random":', 'if by == "random":', "the others are drawn at random"),
     ],
-    ("common/types.py", "test_types.py test_groups.py test_trainer.py test_engine_local.py::test_siblings_differ_and_so_does_the_next_step"): [
+    ("common/types.py", "test_types.py test_groups.py test_trainer.py test_local_samples.py::test_siblings_differ_and_so_does_the_next_step"): [
         ("return alpha * self.team + self.local", "return self.team + alpha * self.local", "alpha weighs the other part"),
         ('{self.seed}/{self.group.path()}/{self.k}', '{self.seed}/{self.group.path()}', "siblings draw the same"),
         ('{self.seed}/{self.group.path()}/{self.k}', '{self.group.path()}/{self.k}', "all seeds draw the same"),
@@ -121,7 +121,7 @@ FAULTS = {
         ("total, peak * self.final", "total, 0.0", "the rate falls to nothing"),
         ("total = self.warmup + self.decay", "total = self.decay", "the decay is shorter by the warm-up"),
     ],
-    ("update/objectives.py", "test_learner.py::test_the_objective_by_hand test_oracle.py test_learner.py"): [
+    ("update/objectives.py", "test_learner_loss.py::test_the_objective_by_hand test_oracle.py test_learner_loss.py test_learner_layout.py test_learner_sharding.py"): [
         ("loss -= self.entropy * metrics", "loss += self.entropy * metrics", "entropy is punished"),
         ("loss += self.kl * metrics", "loss -= self.kl * metrics", "distance is paid"),
         ("loss += self.kl * metrics", "loss += metrics", "the coefficient is lost"),
@@ -131,7 +131,7 @@ FAULTS = {
          "the bounds are handed over crosswise"),
         ("dual_clip=self.dual_clip", "dual_clip=None", "dual clip is not heard"),
     ],
-    ("update/learner.py", "test_learner.py::test_the_objective_by_hand test_oracle.py test_learner.py"): [
+    ("update/learner.py", "test_learner_loss.py::test_the_objective_by_hand test_oracle.py test_learner_loss.py test_learner_layout.py test_learner_sharding.py"): [
         ("logprobs_ABT - trained.old_logprobs, np", "trained.old_logprobs - logprobs_ABT, np", "importance weights upside down"),
         ("advantages=trained.advantages * factor_ABT", "advantages=trained.advantages", "importance weights change nothing"),
         ("old_logprobs=np.where(counts_ABT, logprobs_ABT, trained.old_logprobs)", "old_logprobs=trained.old_logprobs",
@@ -152,7 +152,7 @@ FAULTS = {
          "corrected = (self.corrected(state.params, x, temperature, correction, base) for x in batches)",
          "old logprobs by parameters after some updates"),
     ],
-    ("update/loss.py", "test_loss.py test_learner.py::test_the_objective_by_hand"): [
+    ("update/loss.py", "test_loss.py test_learner_loss.py::test_the_objective_by_hand"): [
         ("(bounded_exp(d_BT) - 1 - d_BT)", "(bounded_exp(d_BT) - 1)", "an estimate of KL that can be negative"),
         ("-jnp.sum(weights_BT * jnp.where(weights_BT > 0, logprobs_BT, 0.0))", "-jnp.sum(jnp.where(weights_BT > 0, logprobs_BT, 0.0))", "cloning forgets weights"),
     ],
@@ -160,10 +160,10 @@ FAULTS = {
         ("signal_G = apart(low, high)", "signal_G = low < np.inf", "equal rewards are a signal"),
         ("signal_G = apart(low, high)", "signal_G = high > low", "rewards that differ by rounding are a signal"),
     ],
-    ("update/learner.py", "test_learner.py::test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own_tokens test_oracle.py"): [
+    ("update/learner.py", "test_learner_loss.py::test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own_tokens test_oracle.py"): [
         ("np.minimum(np.exp(np.minimum(ratio_ABT, LARGEST)), np.float32(most))", "np.exp(np.minimum(ratio_ABT, LARGEST))", "importance weights are not truncated"),
     ],
-    ("update/updates.py", "test_learner.py::test_metrics_of_a_policy_that_sampled_its_own_tokens test_oracle.py"): [
+    ("update/updates.py", "test_learner_loss.py::test_metrics_of_a_policy_that_sampled_its_own_tokens test_oracle.py"): [
         ('counts | {"logprob_gap": float(self.records[0]["logprob_gap"])}', "counts", "the gap is a mean over updates"),
         ("np.mean([record[name] for record in self.records])", "np.mean([record[name] for record in self.records[:1]])", "metrics of the first update alone"),
         ('"updates": float(len(self.records))', '"updates": 1.0', "the number of updates is always one"),

@@ -1,6 +1,6 @@
 """What samples and what computes: the in-process engine, sampling, attention, the model, folders, tokens."""
 
-LOCAL = "test_engine_local.py test_lora.py"
+LOCAL = "test_local_company.py test_local_samples.py test_lora.py"
 
 FAULTS = {
     ("engines/local/sampling.py", "test_sampling.py"): [
@@ -61,13 +61,13 @@ FAULTS = {
         ("ticket.asked < late", "ticket.asked > late", "deadlines end who is on time"),
         ("if lane not in self._lanes.values():  # weights were pushed", "if False:  # weights were pushed", "a sample is of two versions"),
     ],
-    ("engines/local/prompt_pages.py", "test_engine_local.py test_paged.py"): [
+    ("engines/local/prompt_pages.py", "test_local_company.py test_local_samples.py test_paged.py"): [
         ("page = self._known.get((pages[-1] if pages else root, chunk))", "page = self._known.get((root, chunk))", "pages are known by themselves alone"),
         ("self._readers[page] += 1", "pass", "pages that are read are taken away"),
         ("del self._known[self._names.pop(page)]", "self._names.pop(page)", "what a page held before is still found in it"),
         ("for page in reversed(pages):", "for page in pages:", "parents are evicted before their children"),
     ],
-    ("engines/local/paged_attention.py", "test_paged.py test_engine_local.py"): [
+    ("engines/local/paged_attention.py", "test_paged.py test_local_company.py test_local_samples.py"): [
         ("q = (q_FpNH * H**-0.5)", "q = (q_FpNH * 1.0)", "prompts' scores are not scaled"),
         ("q_SMRH = (q_SNH * H**-0.5)", "q_SMRH = (q_SNH * H**-1.0)", "answers' scores are scaled twice"),
         ("sees_F = (j < page_block.number)", "sees_F = (j <= page_block.number)", "a page reads itself twice"),
@@ -76,7 +76,7 @@ FAULTS = {
         ("self.total * mine + other.total * its", "self.total + other.total * its", "the running softmax adds different scales"),
         ("jnp.tril(jnp.ones((p, p), bool))", "jnp.ones((p, p), bool)", "prompts see what comes later"),
     ],
-    ("models/attention.py", "test_attention.py test_learner.py::test_prefix_shared_equals_separate_rows"): [
+    ("models/attention.py", "test_attention.py test_learner_layout.py::test_prefix_shared_equals_separate_rows"): [
         ("_grouped(q_BTNH * H**-0.5, M)", "_grouped(q_BTNH * H**-1.0, M)", "scores are scaled twice"),
         ("own = (seen == 0) | (seen == branches_T[..., :, None])", "own = (seen >= 0) | (seen == branches_T[..., :, None])", "branches see each other"),
         ("return own & (segments_T[..., :, None] == segments_S[..., None, :])", "return own", "groups see each other"),
@@ -96,7 +96,7 @@ FAULTS = {
         ("-(-used // size)", "used // size", "the last chunk is left out"),
         ("jnp.where(part.weights > 0, gap_BX, 0.0)", "gap_BX", "the gap of padding"),
     ],
-    ("models/packed.py", "test_learner.py::test_sharded_equals_unsharded test_lora.py test_oracle.py"): [
+    ("models/packed.py", "test_learner_sharding.py::test_sharded_equals_unsharded test_lora.py test_oracle.py"): [
         ("jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)", "jnp.full((len(micro.tokens), 1), 2.0, jnp.float32)", "adapters times two, whatever their scale"),
         ('Head(self._mesh, tied(weights.params), weights.adapter is None)', 'Head(self._mesh, True, weights.adapter is None)', "an untied head is projected as an embedding"),
         ("micro.positions,\n            self._attend", "jnp.broadcast_to(jnp.arange(micro.tokens.shape[1]), micro.tokens.shape),\n            self._attend", "positions count through the row"),
@@ -122,7 +122,7 @@ FAULTS = {
         ("jnp.zeros((rank, shape[1]))", "jnp.ones((rank, shape[1]))", "a fresh adapter changes the model"),
         ("delta = scale * jnp.matmul", "delta = jnp.matmul", "merged without the scale"),
     ],
-    ("models/hf/hf.py", "test_hf.py"): [
+    ("models/hf/hf.py", "test_hf.py test_hf_oddities.py"): [
         ('return path.endswith(("kernel", "head"))', 'return path.endswith("kernel")', "an own head is not transposed"),
         ('"k": "self_attn.k_proj"', '"k": "self_attn.v_proj"', "keys are values"),
         ("if missing:\n        raise", "if False:\n        raise", "a folder that lacks a tensor"),
@@ -134,7 +134,7 @@ FAULTS = {
         ("return (*self._encode(text), self._special[\"<|end|>\"])", "return (*self._encode(text),)", "answers do not end"),
         ("256 + len(self.words) + i for i, name", "256 + i for i, name", "specials have the ids of words"),
     ],
-    ("models/hf/config_json.py", "test_hf.py test_folders.py"): [
+    ("models/hf/config_json.py", "test_hf.py test_hf_oddities.py test_folders.py"): [
         ("rope_theta=theta,", "rope_theta=10_000.0,", "the folder's rope_theta is not heard"),
         ('tied=said.flag("tie_word_embeddings", False),', "tied=True,", "all heads are tied"),
         ('rms_epsilon=said.positive("rms_norm_eps", 1e-6),', "rms_epsilon=1e-6,", "the folder's epsilon is not heard"),

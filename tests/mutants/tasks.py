@@ -94,20 +94,20 @@ FAULTS = {
     ("tasks/parts.py", "test_math.py test_aggregation.py"): [
         ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
     ],
-    ("tasks/code/code_problems.py", "test_code.py"): [
+    ("tasks/code/code_problems.py", "test_code_programs.py test_code_rows.py test_code_rewards.py"): [
         ("found += [\"right\" if line == \"1\" else \"wrong\" for line in said]", "found += [\"right\" for line in said]", "every test that ends is passed"),
         ('left = timeouts - known.count("timeout")', "left = timeouts", "what hangs is waited for again and again"),
         ('return run.end == "ok" and same_output(', "return same_output(", "a program that fails is right by what it printed"),
         ("run.stdout, expected, problem.tolerance, problem.ignore_case, problem.judge", "run.stdout, expected, 1e-3, problem.ignore_case, problem.judge", "all numbers have a tolerance"),
     ],
-    ("tasks/code/code.py", "test_code.py"): [
+    ("tasks/code/code.py", "test_code_rewards.py test_code_rows.py test_code_programs.py"): [
         ("done and now.right == 1.0", "done", "agreement is success"),
         ("team = now.right - state.now.right", "team = now.right", "the team is paid every turn in full"),
         ("good = other is not None and passes(problem, other, test)", "good = other is not None", "every test is a good one"),
         ("rounds = state.rounds if self.workflow.parallel or role == CODER else", "rounds = () if self.workflow.parallel or role == CODER else", "roles see nothing of before"),
         ("state.problem.solution or (state.now.code if state.now.right == 1.0 else \"\")", "state.problem.solution or state.now.code", "a wrong program judges tests"),
     ],
-    ("tasks/code/written_tests.py", "test_code.py"): [
+    ("tasks/code/written_tests.py", "test_code_rewards.py"): [
         ("            ast.literal_eval(part)\n", "            pass\n", "tests compute"),
         ("assert call.func.id in map(alias, problem.names)", "assert call.func.id", "tests of other functions"),
     ],
@@ -125,7 +125,7 @@ FAULTS = {
     ("tasks/math/boxes.py", "test_math.py test_texts.py"): [
         ("for box in reversed(list(_BOX.finditer(text))):", "for box in list(_BOX.finditer(text)):", "the first box counts"),
     ],
-    ("tasks/code/outputs.py", "test_code.py"): [
+    ("tasks/code/outputs.py", "test_code_programs.py test_code_rows.py"): [
         ("return len(printed) == len(expected) and all(", "return all(", "more words than expected are an exception"),
         ("if Decimal(one) == Decimal(other):", "if float(one) == float(other):", "large integers are floats"),
         ("tolerance > 0 and abs(a - b) <= tolerance * max(1.0, abs(b))", "abs(a - b) <= 1e-3", "all numbers are nearly equal"),

@@ -1,7 +1,7 @@
 """Trainer, loop, policies, experiment, rollout, gate, warm start, checkpoint, run folder, config, evaluation, metrics."""
 
 FAULTS = {
-    ("run/trainer.py", "test_trainer.py test_oracle.py test_policies.py"): [
+    ("run/trainer.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
         ("alpha=self.experiment.team.alpha", "alpha=1.0", "the team's alpha is not heard"),
         ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
         ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
@@ -60,7 +60,7 @@ FAULTS = {
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
         ("self.batch.rows % rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
-    ("rollout/rollout.py", "test_rollout.py test_trainer.py"): [
+    ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
         ("if taken.done and (not workflow.parallel or key is keys[-1]):", "if taken.done:", "parallel turns are cut short"),
         ('"solved" if taken.solved else "ended"', '"solved"', "every end is success"),
         ('return finish(workflow.turns, "turn_limit")', 'return finish(workflow.turns, "solved")', "the turn limit is success"),
@@ -145,7 +145,7 @@ FAULTS = {
         ("before == kind", "True", "one policy is full and an adapter"),
         ('"lora" if spec.startswith("lora") else "full"', '"full"', "adapters are full policies"),
     ],
-    ("run/trainer.py", "test_trainer.py test_policies.py test_train.py"): [
+    ("run/trainer.py", "test_trainer.py test_stages.py test_policies.py test_train.py"): [
         ("self.folder.rewind(latest)", "self.folder.rewind(-1)", "a resumed run forgets what was before"),
         ("self.done, self.states = found\n", "_, self.states = found\n", "a resumed run begins with step 1"),
         ("updates.check(f\"step {step}, policy {policy}\", self.states[policy])", "pass", "numbers that are not finite go on"),
@@ -154,7 +154,7 @@ FAULTS = {
         ("signal, learned, proof, seconds", "learned, proof, seconds", "groups' metrics are lost"),
         ("trainer.checkpoint_now()", "pass", "a run that is stopped saves nothing"),
     ],
-    ("rollout/rollout.py", "test_rollout.py"): [
+    ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py"): [
         ("state_digest = digest(state)", "state_digest = digest(None)", "states have no names"),
     ],
     ("run/checkpoint.py", "test_checkpoint.py test_trainer.py"): [

@@ -336,6 +336,11 @@ class Lane:
         )
         return drawn, asked + times
 
+    @property
+    def busy(self) -> bool:
+        """Returns whether a ticket waits, or a slot holds a sample."""
+        return bool(self.tickets) or any(shard.branches for shard in self._shards)
+
     def lowered(self, params: Any, adapters: Any) -> Any:
         """Returns the program that draws as JAX lowers it, for inspection."""
         return self._programs.decode.lower(self._cache, params, adapters, *self._inputs())

@@ -150,6 +150,28 @@ class LocalEngine:
     def close(self) -> None:
         self._threads.shutdown()
 
+    @property
+    def idle(self) -> bool:
+        """Returns whether nothing is drawn, and no lane holds anything of a request."""
+        return not self._running and not any(lane.busy for lane in self._lanes.values())
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Returns the shapes of the lanes that there are."""
+        return tuple(self._lanes)
+
+    def parameters(self, policy: str) -> Any:
+        """Returns what a policy is drawn with: the parameters that were pushed, or a copy arranged anew."""
+        return self._family(policy).params
+
+    def lowered(self) -> list[Any]:
+        """Returns the program that draws, of each lane, as JAX lowers it, for inspection."""
+        programs = []
+        for shape, lane in self._lanes.items():
+            family = self._family(shape.policies[0])
+            programs.append(lane.lowered(family.params, family.adapters))
+        return programs
+
     async def sample(self, request: Request) -> Sequence[Sample]:
         self._check(request)
         ticket = Ticket(request, asyncio.get_running_loop().create_future(), time.monotonic())

@@ -24,7 +24,7 @@ _SHAPE = (
     "tied", "rope_theta", "rope_scaling", "rms_epsilon",
 )  # fmt: skip
 _POLL_S = 0.5  # seconds between two tries to reach a server that is waited for
-_REST_S = 5.0  # seconds before a server that was not reached is asked again
+REST_S = 5.0  # seconds before a server that was not reached is asked again
 _LONGEST_REST_S = 300.0  # the same, at most, for a server that is late again and again
 HEALTH = "/health_generate"  # here sglang answers only after it has drawn a token
 _DECODED = 256  # about how many token ids are decoded on both sides and compared
@@ -121,7 +121,7 @@ class Fleet:
         except Refused as error:
             raise ServerError(str(error)) from error
         except Unreachable as error:
-            self._leave_out(server, str(error), _REST_S)
+            self._leave_out(server, str(error), REST_S)
             raise
         server.down = 0.0, ""
 
@@ -139,7 +139,7 @@ class Fleet:
         """
         if not server.down[1]:
             server.late += 1
-            rest = min(_REST_S * 2 ** (server.late - 1), _LONGEST_REST_S)
+            rest = min(REST_S * 2 ** (server.late - 1), _LONGEST_REST_S)
             self._leave_out(server, f"{server.url} has drawn no group in its time", rest)
 
     def in_time(self, servers: Sequence[Server]) -> None:

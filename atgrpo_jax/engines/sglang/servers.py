@@ -123,7 +123,7 @@ class Server:
             # The cause is left out, because its text may hold what we sent.
             raise _unreachable(place, error) from None
         if status != 200:
-            raise _failure(place, status, headers, raw.decode(errors="replace"))
+            raise failure(place, status, headers, raw.decode(errors="replace"))
         if more:
             raise ServerError(f"{place}: answered more than {most} bytes, and none that is right does")
         if headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -141,7 +141,7 @@ def _unreachable(place: str, error: Exception) -> Unreachable:
     return Unreachable(f"{place}: {plain(str(error)) or type(error).__name__}")
 
 
-def _failure(place: str, status: int, headers: Mapping[str, str], text: str) -> Exception:
+def failure(place: str, status: int, headers: Mapping[str, str], text: str) -> Exception:
     """Returns the error for an answer whose status is not 200."""
     if status in (401, 403):
         return RunError(

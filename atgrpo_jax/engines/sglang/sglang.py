@@ -124,16 +124,16 @@ class SGLangEngine:
             self._session = self._loop.wait(_session(key))
             self._router = Server(config.router, self._session) if config.router else None
             self._drawer = Drawer(served, self._router, config.deadline_s, config.attempts)
-            self._fleets: dict[str, Fleet] = {}
+            self.fleets: dict[str, Fleet] = {}
             stack.callback(lambda: self._loop.wait(self._hang_up()))
-            self._fleets = self._make_fleets()
+            self.fleets = self._make_fleets()
             stack.callback(self._stop_servers)
             self._rooms = {
                 name: asyncio.Semaphore(config.groups * len(fleet.servers))
-                for name, fleet in self._fleets.items()
+                for name, fleet in self.fleets.items()
             }
             if config._all():
-                for fleet in self._fleets.values():
+                for fleet in self.fleets.values():
                     self._loop.wait(fleet.greet(self._router))
             else:
                 check_command(config.command)
@@ -144,7 +144,7 @@ class SGLangEngine:
 
     async def _hang_up(self) -> None:
         """Cancels all that is still being done, tells the servers, and closes the connections."""
-        for fleet in self._fleets.values():
+        for fleet in self.fleets.values():
             for server in fleet.servers:
                 if server.mending is not None:
                     server.mending.cancel()
@@ -152,10 +152,14 @@ class SGLangEngine:
         await self._session.close()
 
     def _stop_servers(self) -> None:
-        for fleet in self._fleets.values():
+        for fleet in self.fleets.values():
             for server in fleet.servers:
                 if server.process is not None:
                     server.process.stop()
+
+    @property
+    def closed(self) -> bool:
+        return self._loop.closed
 
     @property
     def retries(self) -> int:
@@ -172,7 +176,7 @@ class SGLangEngine:
         weights, or if none is reached in time.
         """
         began = time.monotonic()
-        fleet = self._fleets[self._served.initial_names[policy]]
+        fleet = self.fleets[self._served.initial_names[policy]]
         served = self._served
         name = f"{policy}-{version}-{next(self._count)}"
         old: list[Path | None] = []
@@ -279,7 +283,7 @@ class SGLangEngine:
         check_pushed(request, self._versions)
         check_prompt_ids(request, self._served.models[request.policy].vocab_size)
         place = request.addresses[0].group.path()
-        fleet = self._fleets[self._served.initial_names[request.policy]]
+        fleet = self.fleets[self._served.initial_names[request.policy]]
         length = len(request.prompt_ids)
         new = request.sampling.max_tokens
         if length + new >= fleet.context:
@@ -295,7 +299,7 @@ class SGLangEngine:
         async with self._rooms[name]:
             drawer = self._drawer
             version = self._versions[request.policy]
-            samples, used = await drawer.draw(request, self._fleets[name], version)
+            samples, used = await drawer.draw(request, self.fleets[name], version)
         self.usage += used
         return samples
 

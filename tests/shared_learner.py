@@ -1,0 +1,77 @@
+"""What the tests of the update share: a small learner, its batches, and how results are compared."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from fakes import PARITY, credited, small_model
+
+from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.types import Batch
+from atgrpo_jax.models.packed import Packed
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
+from atgrpo_jax.update.batch import BatchConfig, pack
+from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.objectives import LossConfig
+from atgrpo_jax.update.optimizer import OptimizerConfig
+
+MODEL = small_model()
+PACKED = Packed(MODEL, MeshConfig().build())
+batch_logprobs = jax.jit(PACKED.logprobs)
+ROWS = BatchConfig(row_tokens=48, rows=4)
+# Adam divides a first gradient by its own size, which blows rounding up; with a large epsilon an update is
+# the gradient, nearly, and two ways to the same gradient can be compared through it.
+OPTIMIZER = OptimizerConfig(learning_rate=1.0, epsilon=1.0)
+
+
+def items(seed=0, lengths=((3, 5, 2), (4, 4, 1), (6, 2, 7))):
+    rng = np.random.default_rng(seed)
+    return [credited(rng, 4 + 3 * i, list(n)) for i, n in enumerate(lengths)]
+
+
+def packed(groups, config=ROWS, aggregate="candidate") -> Batch:
+    return pack(groups, config, aggregate, 16)
+
+
+@functools.lru_cache  # a learner holds compiled functions: one for each config, for all tests
+def learner(loss=None, mesh=None, optimizer=OPTIMIZER, model=MODEL) -> Learner:
+    loss = loss or LossConfig()
+    return Learner(model, optimizer, loss.objective(), (mesh or MeshConfig()).build())
+
+
+@jax.jit
+def loss_and_gradient(batch: Batch):
+    """Of the batch, at fixed parameters."""
+    objective = LossConfig().objective()
+    params = init_params(MODEL, jax.random.key(0))
+
+    def total(params):
+        value = jnp.float32(0)
+        for a in range(batch.tokens.shape[0]):
+            micro = jax.tree.map(lambda x, a=a: x[a], batch)
+            value += PACKED.loss(objective, PolicyWeights(params), micro, None, jnp.float32(1.0))[0]
+        return value
+
+    return jax.value_and_grad(total)(params)
+
+
+def with_old_logprobs(batch: Batch, old_logprobs: np.ndarray) -> Batch:
+    return batch._replace(trained=batch.trained._replace(old_logprobs=old_logprobs))
+
+
+def assert_same(one, other, tolerance=PARITY):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
+
+
+def own_logprobs(params, batch: Batch, temperature: float) -> np.ndarray:
+    micro = jax.tree.map(lambda x: x[0], batch)
+    return np.asarray(batch_logprobs(PolicyWeights(params), micro, jnp.float32(temperature))[0])[None]
+
+
+def sharded_update(mesh, model=MODEL):
+    """On rows of two tiles."""
+    batch = packed(items(lengths=((30, 25, 20), (9, 40, 1), (6, 2, 7))), BatchConfig(row_tokens=128, rows=4))
+    assert (batch.pairs >= 0).sum() > 3
+    ours = learner(mesh=mesh, model=model)
+    return ours.update(ours.init(jax.random.key(0)), batch, 1.0)
