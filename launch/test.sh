@@ -11,7 +11,7 @@ case "${1:-}" in
   "") set -- -m "not slow and not thorough" ;;
   --all)
     shift
-    # What tests/test_sglang_live.py and tests/test_sglang_jax_live.py start, while the first tests run.
+    # What test_sglang_live.py, test_sglang_run.py and test_sglang_jax_live.py start, while the first tests run.
     {
       bash launch/serve_sglang.sh --install
       bash launch/test_sglang_jax.sh --install
