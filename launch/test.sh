@@ -11,7 +11,8 @@ case "${1:-}" in
   "") set -- -m "not slow and not thorough" ;;
   --all)
     shift
-    # tests/test_sglang_live.py and tests/test_sglang_jax_live.py need these. The first tests run meanwhile.
+    # tests/test_sglang_live.py, test_sglang_run.py and test_sglang_jax_live.py need these. The first
+    # tests run meanwhile.
     {
       bash launch/serve_sglang.sh --install
       bash launch/test_sglang_jax.sh --install
