@@ -22,6 +22,7 @@ Words, each with one meaning:
     minibatch    the groups of one optimizer step; it is packed into rows, and these into micro-batches
     row          tokens of fixed length T: prompts, each once, and the answers to them
     engine       who draws samples, with weights that were pushed to it
+    slot         a place in the in-process engine; it draws one sample at a time
     push         new weights of a policy on their way to the engine; each has a version
     gate         the check that an engine holds the weights that were pushed
     warm start   supervised steps on demonstrations, before training

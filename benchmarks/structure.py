@@ -1,4 +1,4 @@
-"""Prints a Markdown table of how the package is built, for one checkout or two.
+"""Prints a Markdown table of how the package is built, for one checkout or several.
 
     python benchmarks/structure.py
     python benchmarks/structure.py --root=before --root=after
@@ -66,10 +66,8 @@ Rows = list[tuple[str, str]]  # a name and a figure
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", action="append", help="a checkout; two for two columns (default: this one)")
+    parser.add_argument("--root", action="append", help="a checkout, for a column (default: this one)")
     roots = parser.parse_args().root or [str(Path(__file__).resolve().parents[1])]
-    if len(roots) > 2:
-        parser.error("--root: one checkout or two")
     tables = [table(Path(root)) for root in roots]
     names = list(dict.fromkeys(name for rows in tables for name, _ in rows))
     titles = [Path(root).resolve().name for root in roots]
