@@ -141,7 +141,7 @@ def test_what_nobody_waits_for_makes_room(engine):
 
 
 def test_a_deadline_ends_a_request_with_errors_for_what_is_not_complete(params):
-    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, deadline=0.001))
+    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, deadline_s=0.001))
     engine.push_weights("shared", PolicyWeights(params), version=7)
     (samples,) = draw(engine, request([1], max_tokens=500))
     assert {s.finish for s in samples} == {"error"} and {s.tokens for s in samples} == {()}

@@ -230,7 +230,7 @@ def test_requests_it_cannot_serve_are_refused(engine, bad, says):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"slots": 0}, {"page": 0}, {"prompt_cache": 1023}, {"answer_cache": -1}, {"deadline": -1.0}]
+    "wrong", [{"slots": 0}, {"page": 0}, {"prompt_cache": 1023}, {"answer_cache": -1}, {"deadline_s": -1.0}]
 )
 def test_config_refuses(wrong):
     with pytest.raises(ValueError, match=r"LocalEngineConfig\."):
