@@ -165,6 +165,8 @@ def test_rules_of_sampling_are_kept_in_any_company(engine):
         pairs = list(zip(sample.drawn_logprobs, sample.logprobs, strict=True))
         assert all(drawn > whole for drawn, whole in pairs)
     assert any(len(other.tokens) < 10 for other in others)
+    (patient,) = draw(engine, request([1, 2, 3], 6, k=16, max_tokens=16, min_tokens=10))
+    assert all(len(sample.tokens) >= 10 for sample in patient)
     assert all(other.drawn_logprobs is None for other in others)
     with pytest.raises(RunError, match=r"Sampling.banned = \(64,\): the vocabulary has 64 ids"):
         draw(engine, request([1], banned=(64,)))

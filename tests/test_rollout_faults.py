@@ -57,8 +57,8 @@ WHERE = "^step 1, train instance 7, episode 0, turn 0, role a: Pays.act gave "
         (Reward.of(np.ones(2)), r"Reward.team = array"),
         (Reward.of(jnp.ones(())), r"Reward.team = Array\(1"),
         (Reward(0.0, 0.0, None), r"Reward.parts = None \(NoneType\), expected a mapping"),
-        (None, r"Step.reward = None \(NoneType\), expected a common.types.Reward"),
-        (1.0, r"Step.reward = 1.0 \(float\), expected a common.types.Reward"),
+        (None, r"Transition.reward = None \(NoneType\), expected a common.types.Reward"),
+        (1.0, r"Transition.reward = 1.0 \(float\), expected a common.types.Reward"),
     ],
 )  # fmt: skip
 def test_a_reward_that_is_no_finite_number_is_named_with_its_place(reward, says):

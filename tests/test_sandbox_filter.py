@@ -26,20 +26,22 @@ def decide(code, architecture, number, *arguments):
 
 
 @pytest.mark.parametrize(
-    "machine, name, read, socket, openat, clone, kill, prlimit, madvise, links",
+    "machine, name, read, socket, opens, clone, kill, prlimit, madvise, links",
     [
-        ("x86_64", 0xC000003E, 0, 41, 257, 56, 62, 302, 28, (89, 267)),
-        ("aarch64", 0xC00000B7, 63, 198, 56, 220, 129, 261, 233, (78,)),
+        ("x86_64", 0xC000003E, 0, 41, {2: 1, 257: 2}, 56, 62, 302, 28, (89, 267)),
+        ("aarch64", 0xC00000B7, 63, 198, {56: 2}, 220, 129, 261, 233, (78,)),
     ],
 )
-def test_the_filter(machine, name, read, socket, openat, clone, kill, prlimit, madvise, links):
+def test_the_filter(machine, name, read, socket, opens, clone, kill, prlimit, madvise, links):
     code = kernel.filter_for(machine, pid=77)
     assert decide(code, name, read) == "allow" and decide(code, name, socket) == 1
     assert decide(code, 0x40000003, read) == 38  # another processor's call
     assert decide(code, name, read | 0x40000000) == 1  # another table of calls
-    assert decide(code, name, openat, 0, 0, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY) == "allow"
-    for flag in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
-        assert decide(code, name, openat, 0, 0, flag) == 13
+    for call, before in opens.items():  # how many arguments come before the flags
+        first = [0] * before
+        assert decide(code, name, call, *first, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY) == "allow"
+        for flag in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
+            assert decide(code, name, call, *first, flag) == 13
     thread = 0x3D0F00
     assert decide(code, name, clone, thread) == "allow" and decide(code, name, clone, 17) == 1
     assert decide(code, name, clone, thread | 0x10000000) == 1  # a thread in a namespace of its own

@@ -36,7 +36,7 @@ ITEMS = 10_000  # most items of an iterator that are passed on
 _STARTED: dict[types.ModuleType, dict[str, Any]] = {}
 
 
-def run_program() -> None:
+def run() -> None:
     """Runs a program as Python runs a script, with its exit code, and ends this process."""
     _leave(_execute(_begin(_given(), "program.py"), "program.py", {})[1] or 0)
 

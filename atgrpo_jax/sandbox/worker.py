@@ -219,7 +219,7 @@ def _parts(handed: Sequence[int]) -> list[tuple[Callable[[], None], Sequence[int
     the program cannot see its tests.
     """
     if len(handed) == _GIVEN:
-        return [(program.run_program, handed)]
+        return [(program.run, handed)]
     asked, ask = os.pipe()
     told, tell = os.pipe()
     harness = (program.check, (*handed[:_GIVEN], told, ask))
