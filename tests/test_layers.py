@@ -1,6 +1,7 @@
 """Imports point one way: a room imports only from rooms above it."""
 
 import ast
+import re
 from pathlib import Path
 
 import atgrpo_jax
@@ -114,6 +115,19 @@ def test_numerics_know_no_config():
     files = {name: tree for name, _, tree in modules()}
     for name in NUMERICS:
         assert set(ours(files[name])) <= NUMERICS, name
+
+
+def test_axis_letters_are_in_a_key():
+    """Letters of suffixes, as in tokens_BT: in the package's key, or in the docstring of their file."""
+    key = set(re.findall(r"\b[A-Z]\b", atgrpo_jax.__doc__.partition("Axis suffixes")[2]))
+    assert {"B", "T", "V"} <= key
+    for name, _, tree in modules():
+        listed = key | set(re.findall(r"\b[A-Z]\b", ast.get_docstring(tree) or ""))
+        for node in ast.walk(tree):
+            word = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "arg", None)
+            suffix = re.fullmatch(r"_?[a-z][a-z0-9_]*_((?:[A-Z0-9][a-z]?)+)", word or "")
+            letters = set(re.findall("[A-Z]", suffix[1])) if suffix else set()
+            assert letters <= listed, f"{name}: {word}"
 
 
 def test_size_budgets():

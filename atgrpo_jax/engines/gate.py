@@ -4,6 +4,8 @@ After a push, the engine draws one token many times after each of a few fixed pr
 prompt. The learner computes the whole distribution at the same places. The engine must report the
 learner's logprobs, and its draws must be spread like that distribution. If not, an error says what
 is wrong.
+
+Axis letters: P prompts, K draws after each, V vocabulary, B rows of a program, J adapters.
 """
 
 import asyncio

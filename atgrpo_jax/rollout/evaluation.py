@@ -1,4 +1,7 @@
-"""Measures success on held-out instances: the same rollout, with groups of one candidate."""
+"""Measures success on held-out instances: the same rollout, with groups of one candidate.
+
+Axis letters: I instances, K episodes of an instance.
+"""
 
 import bisect
 import dataclasses

@@ -1,10 +1,12 @@
 """Decides which sample draws in which slot, and where its keys and values are: the host's side.
 
 A lane holds requests that the same programs can draw together. A slot draws one sample at a time.
-Samples enter free slots at any time, one by one, and leave them when they
-end. The pages of their prompt are computed once, and all of them read these. A sample whose answer
-finds no free page starts again later; its address gives the same tokens. Axis letters: T pattern
-states, V vocabulary, D shards, N prompt pages, w model width, E readers; ``d`` is a shard's number.
+Samples enter free slots at any time, one by one, and leave them when they end. The pages of their
+prompt are computed once, and all of them read these. A sample whose answer finds no free page
+starts again later; its address gives the same tokens.
+
+Axis letters: T pattern states, V vocabulary, D shards, N prompt pages, w model width, E readers;
+``d`` is a shard's number.
 """
 
 import dataclasses

@@ -3,6 +3,8 @@
 sglang-jax has no public way to take new weights, and its Engine is made to own the process. So this
 file relies on private parts of one release, ``RELEASE``; docs/sglang.md lists them. sglang-jax is
 imported only when ``Session`` needs it.
+
+Axis letters: R rows of sglang-jax's batch, V vocabulary.
 """
 
 import asyncio
