@@ -1,8 +1,9 @@
 """AT-GRPO for teams of LLM agents, in JAX.
 
-One training step, in the names of the rooms and modules:
+One training step, in the names of the folders and modules:
 
-    tasks -> rollout -> credit -> update (batch, loss, learner) -> engines (gate) -> next step
+    tasks -> rollout (tokens, engines, sandbox) -> credit -> update (batch, loss, learner)
+          -> engines (push, gate) -> run (metrics, checkpoint) -> next step
 
 Words, each with one meaning:
 
@@ -15,15 +16,15 @@ Words, each with one meaning:
     sample       the tokens that an engine drew once, with their log-probabilities
     candidate    a sample with its text, reward and outcome; one of K from the same prompt and state
     group        the K candidates of one (turn, role) of an episode
-    executed     the candidate whose state is what the next role sees
-    reward       team + local: what all roles share, and what one role earned
+    executed     the group's candidate whose state the episode goes on from
+    reward       alpha * team + local: what all roles share, and what one role earned
     advantage    a candidate's reward relative to its group
     address      where a sample belongs (seed, step, instance, episode, turn, role, k); it fixes the noise
-    minibatch    the groups of one optimizer step; it is packed into rows, and these into micro-batches
-    row          tokens of fixed length T: prompts, each once, and the answers to them
+    minibatch    the groups of one optimizer step
+    row          T tokens: prompts, each once, and after each the answers to it; groups are packed in rows
+    micro-batch  B rows that are computed at once; a minibatch is A of them
     engine       who draws samples, with weights that were pushed to it
-    slot         a place in the in-process engine; it draws one sample at a time
-    push         new weights of a policy on their way to the engine; each has a version
+    push         gives an engine new weights of a policy; they have a version
     gate         the check that an engine holds the weights that were pushed
     warm start   supervised steps on demonstrations, before training
 
