@@ -36,10 +36,16 @@ _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint of it; the newest if not given.")
 _MODEL = flags.DEFINE_string("model", None, "Instead of a run: a Hugging Face model folder.")
 _AGAINST = flags.DEFINE_string("against", None, "Another step of the run, or another model folder.")
-_SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Whose instances.")
-_INSTANCES = flags.DEFINE_integer("instances", None, "How many; the config's number if not given.", 1)
-_EPISODES = flags.DEFINE_integer("episodes", 1, "Of each instance, for avg@k and pass@k.", 1)
-_TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; the config's if not given.", 0.0)
+_SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "The split that instances are taken from.")
+_INSTANCES = flags.DEFINE_integer(
+    "instances", None, "How many instances; the config's number if not given.", 1
+)
+_EPISODES = flags.DEFINE_integer(
+    "episodes", 1, "How many episodes of each instance, for avg@k and pass@k.", 1
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "Temperature of sampling, 0 for greedy; the config's if not given.", 0.0
+)
 
 # A team to score: its name, its step (0 for a folder) and the weights of every policy.
 Contender = tuple[str, int, Mapping[str, PolicyWeights]]

@@ -37,7 +37,7 @@ _UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Of the device's peak rate
 def main(argv: list[str]) -> None:
     refuse_arguments(argv)
     if _GIN_FILE.value is None:
-        raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
+        raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
     device = device_named(_DEVICE.value)
     experiment = planned(gin_config.load(_GIN_FILE.value, _GIN_PARAM.value))
     # The devices are imagined: nothing is put on them.

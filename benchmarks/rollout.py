@@ -81,21 +81,31 @@ def of_item(item, args):
 
 def team(turns):
     changes = [f"workflow.Workflow.turns = {turns}", "warm_start.WarmStartConfig.steps = 20"]
-    x = load("plan.gin", changes)
+    experiment = load("plan.gin", changes)
     with tempfile.TemporaryDirectory() as cache:
-        x = dataclasses.replace(x, warm_start=dataclasses.replace(x.warm_start, cache_dir=cache))
-        policies = Policies(x)
+        experiment = dataclasses.replace(
+            experiment, warm_start=dataclasses.replace(experiment.warm_start, cache_dir=cache)
+        )
+        policies = Policies(experiment)
         states = policies.initial_states()
-    config = dataclasses.replace(x.engine, slots=ROWS)
-    engine = LocalEngine(policies.models, x.tokenizer.stop_ids, config, policies.meshes)
+    config = dataclasses.replace(experiment.engine, slots=ROWS)
+    engine = LocalEngine(policies.models, experiment.tokenizer.stop_ids, config, policies.meshes)
     for policy, weights in policies.weights(states).items():
         engine.push_weights(policy, weights, 0)
-    sampling = x.rollout.sampling
-    propose = engine_propose(engine, sampling, x.rollout.candidates, x.seed)
-    player = Player(x.task, x.team, x.tokenizer, propose, sampling, x.seed, select=x.rollout.select)
+    sampling = experiment.rollout.sampling
+    propose = engine_propose(engine, sampling, experiment.rollout.candidates, experiment.seed)
+    player = Player(
+        experiment.task,
+        experiment.team,
+        experiment.tokenizer,
+        propose,
+        sampling,
+        experiment.seed,
+        select=experiment.rollout.select,
+    )
 
     def play(step):
-        play_all(player, step + 1, "train", train_indices(step + 1, x.rollout.instances))
+        play_all(player, step + 1, "train", train_indices(step + 1, experiment.rollout.instances))
 
     return engine, play, policies.models[policy]
 

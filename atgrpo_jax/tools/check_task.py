@@ -124,17 +124,20 @@ def main(
 ) -> None:
     refuse_arguments(argv)
     if gin_file.value is None:
-        raise ConfigError("--gin_file is needed, e.g. --gin_file=plan.gin")
-    x = gin_config.load(gin_file.value, gin_param.value)
+        raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
+    experiment = gin_config.load(gin_file.value, gin_param.value)
     if only:
-        print("\n".join(digests(x.task, instances)))
+        print("\n".join(digests(experiment.task, instances)))
         return
-    problems = [*check_experiment(x, instances, print, bound), *_elsewhere(x.task, instances)]
+    problems = [
+        *check_experiment(experiment, instances, print, bound),
+        *_elsewhere(experiment.task, instances),
+    ]
     for problem in problems:
         print(problem)
     if problems:
-        raise RunError(f"{type(x.task).__name__} breaks the contract in {len(problems)} places")
-    print(f"{type(x.task).__name__} keeps the contract")
+        raise RunError(f"{type(experiment.task).__name__} breaks the contract in {len(problems)} places")
+    print(f"{type(experiment.task).__name__} keeps the contract")
 
 
 def _elsewhere(task: Task | ToolTask, instances: int) -> list[Violation]:
@@ -157,6 +160,8 @@ def _elsewhere(task: Task | ToolTask, instances: int) -> list[Violation]:
 if __name__ == "__main__":  # flags defined above would be there in all that import this
     given = gin_flags()
     size = flags.DEFINE_integer("instances", 20, "How many instances of each split are looked at.")
-    largest = flags.DEFINE_float("bound", BOUND, "Of rewards: of each, and of their sums over an episode.")
+    largest = flags.DEFINE_float(
+        "bound", BOUND, "Largest absolute value of a reward, and of the sum of rewards over an episode."
+    )
     named = flags.DEFINE_bool("digests", False, "Only print digests of instances and prompts.")
     run_main(lambda argv: main(argv, *given, size.value, largest.value, named.value))
