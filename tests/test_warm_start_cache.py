@@ -20,7 +20,7 @@ def experiment(cache):
 
 
 def start(cache):
-    return jax.device_get(Policies(experiment(cache)).start())
+    return jax.device_get(Policies(experiment(cache)).initial_states())
 
 
 def assert_same(one, other):
