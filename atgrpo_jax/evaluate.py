@@ -26,8 +26,8 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.run.saved import SavedRun
+from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
 
@@ -70,7 +70,7 @@ def evaluate_run(saved: SavedRun) -> None:
         for number in [step] if _AGAINST.value is None else [step, _step(_AGAINST.value)]:
             yield f"step {number}", number, saved.weights(number)
 
-    for (_, number, _), score, settings in scores(experiment, saved.policies, contenders()):
+    for (_, number, _), score, settings in scores(experiment, saved.learner, contenders()):
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
         append_json_line(saved.folder.evaluations, record)
 
@@ -114,7 +114,7 @@ def evaluate_folders(model: str) -> None:
         )
     except ValueError as error:
         raise ConfigError(f"--model={model}: {error}") from error
-    policies = Policies(experiment)
+    policies = TeamLearner(experiment)
     (name,) = policies.names
 
     def contenders() -> Iterator[Contender]:
@@ -128,7 +128,7 @@ def evaluate_folders(model: str) -> None:
 
 
 def scores(
-    experiment: Experiment, policies: Policies, contenders: Iterator[Contender]
+    experiment: Experiment, policies: TeamLearner, contenders: Iterator[Contender]
 ) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
     """Scores each contender in turn; prints its score, and how it differs from the first one."""
     instances = available(experiment.task, _SPLIT.value, _INSTANCES.value or experiment.evaluation.instances)

@@ -38,12 +38,13 @@ def main(argv: list[str]) -> None:
     saved = SavedRun(_RUN_DIR.value)
     step = saved.newest() if _STEP.value is None else _STEP.value
     everything = saved.weights(step)
-    bases = {name: saved.policies.source(name) for name in everything}
+    bases = {name: saved.learner.source(name) for name in everything}
     moved = saved.experiment.warm_start is not None or saved.experiment.pretrained is None
-    if saved.policies.adapted and moved and not _MERGE.value:
+    if saved.learner.adapted and moved and not _MERGE.value:
         folder = str((out / "base_of_adapters").absolute())
-        hf.save(folder, saved.policies.base, saved.policies.source(next(iter(saved.policies.adapted))))
-        bases |= dict.fromkeys(saved.policies.adapted, folder)
+        name = next(iter(saved.learner.adapted))
+        hf.save(folder, everything[name].params, bases[name])
+        bases |= dict.fromkeys(saved.learner.adapted, folder)
         print(f"wrote {folder}")
     for name, weights in everything.items():
         write(bases[name], weights, saved.experiment.lora, out / name, _MERGE.value)

@@ -24,7 +24,7 @@ from atgrpo_jax.planning import footprint, times, tpu_compiler, workload
 from atgrpo_jax.planning.devices import DEVICES, device_named
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
-from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.team_learner import TeamLearner
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _MESH = flags.DEFINE_string("mesh", None, "E.g. data=2,fsdp=4,tensor=1; the config's if not given.")
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
     devices = tpu_compiler.tpus(_DEVICE.value, experiment.mesh.devices) if _COMPILE.value else None
-    policies = Policies(experiment, devices)
+    policies = TeamLearner(experiment, devices)
     sizes = workload.sizes(experiment)
     memory = footprint.memory(experiment, policies, sizes)
     if devices is not None:

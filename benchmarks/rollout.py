@@ -26,7 +26,7 @@ from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_param
 from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.metrics import CompileCounter
-from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.team_learner import TeamLearner
 
 ROWS = 64  # of the engine
 
@@ -86,8 +86,8 @@ def team(turns):
         experiment = dataclasses.replace(
             experiment, warm_start=dataclasses.replace(experiment.warm_start, cache_dir=cache)
         )
-        policies = Policies(experiment)
-        states = policies.initial_states()
+        policies = TeamLearner(experiment)
+        states = policies.initial()
     config = dataclasses.replace(experiment.engine, slots=ROWS)
     engine = LocalEngine(policies.models, experiment.tokenizer.stop_ids, config, policies.meshes)
     for policy, weights in policies.weights(states).items():

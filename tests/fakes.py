@@ -134,6 +134,7 @@ class AnsweringEngine:
 
     def __init__(self, answer):
         self.answer, self.requests, self.weights, self.versions = answer, [], {}, {}
+        self.closed = False
 
     async def sample(self, request):
         self.requests.append(request)
@@ -146,7 +147,7 @@ class AnsweringEngine:
         return self.versions[policy]
 
     def close(self):
-        pass
+        self.closed = True
 
 
 @dataclasses.dataclass(frozen=True)

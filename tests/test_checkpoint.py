@@ -140,8 +140,7 @@ def test_a_base_is_bound_to_its_checkpoints(tmp_path):
 
     def begun(name, factor):
         made = Checkpoints(tmp_path / name / "c", "me")
-        made.save_base(jax.tree.map(lambda x: x * factor, TREE))
-        made.save(0, TREE)
+        made.save(0, TREE, base=jax.tree.map(lambda x: x * factor, TREE))
         return Checkpoints(tmp_path / name / "c", "me", read_only=True)
 
     one = begun("one", 1)
@@ -157,8 +156,9 @@ def test_a_base_is_bound_to_its_checkpoints(tmp_path):
     ):
         newest(mixed)
     damage(tmp_path / "one" / "base")
+    anew = Checkpoints(tmp_path / "one" / "c", "me")
     with pytest.raises(RunError, match="the base of the adapters cannot be read: .* start the run anew"):
-        mixed.restore_base(SHAPES)
+        anew.restore_base(SHAPES)
 
 
 def test_only_what_was_saved_is_removed(checkpoints, tmp_path):

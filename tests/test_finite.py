@@ -20,10 +20,10 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load, render
-from atgrpo_jax.run.loop import train
-from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.loop import one_step, train
 from atgrpo_jax.run.saved import SavedRun
-from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.run.stages import Stages
+from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
@@ -108,32 +108,23 @@ def test_an_update_that_diverges_stops_the_run_and_leaves_the_last_checkpoint(
     x = changed(small, optimizer, **settings)
     x = dataclasses.replace(x, engine=Watched(**vars(x.engine)))
     folder = RunFolder(tmp_path)
-    with Trainer(x, folder) as trainer:
-        trainer.begin()
+    with Stages(x, folder) as stages:
+        team = stages.begin()
         begun = list(x.engine.pushed)
         with pytest.raises(NotFinite, match=says) as raised:
-            step(trainer, 1)
-        assert trainer.done == 0
+            one_step(stages, team, 1)
+        assert stages.done == 0
         with pytest.raises(NotFinite):  # whoever asks
-            poison(trainer)
-            trainer.checkpoint(1)
+            stages.checkpoint(1, poisoned(stages.learner.initial()))
     assert "engine" not in str(raised.value)
     assert x.engine.pushed == begun and left(folder) == ([0], [0], [])
 
 
-def step(trainer, number):
-    episodes = trainer.rollout(number)
-    credited, signal = trainer.credit(number, episodes)
-    learned = trainer.learn(number, credited)
-    proof = trainer.sync(number)
-    trainer.record(number, episodes, credited, signal, learned, proof)
-    trainer.checkpoint(number)
-
-
-def poison(trainer, value=float("nan")):
-    """A number of the first policy's."""
-    name, state = next(iter(trainer.states.items()))
-    trainer.states[name] = state._replace(params=spoilt(state.params, value))
+def poisoned(team, value=float("nan")):
+    """In a number of the first policy's."""
+    name, state = next(iter(team.policies.items()))
+    bad = state._replace(params=spoilt(state.params, value))
+    return team._replace(policies={**team.policies, name: bad})
 
 
 def spoilt(params, value):
@@ -154,22 +145,21 @@ def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from_scored_or_exported(
     folder = RunFolder(tmp_path)
     x = dataclasses.replace(load("smoke.gin"), model=MODEL, warm_start=None, evaluation=small.evaluation)
     x = dataclasses.replace(x, gate=False, loss=dataclasses.replace(x.loss, correction=2.0))
-    with Trainer(x, folder) as trainer:
-        trainer.begin()
-        poison(trainer, value)
-        Checkpoints(folder.checkpoints, x.identity()).save(1, trainer.states)
+    with Stages(x, folder) as stages:
+        bad = poisoned(stages.begin(), value)
+        Checkpoints(folder.checkpoints, x.identity()).save(1, bad.policies)
     folder.config.write_text(render(x))
     says = r"checkpoint 1, policy shared: 1 of \d+ tensors .* not finite, params/\S+ for one; delete that"
-    with Trainer(x, folder) as trainer, pytest.raises(NotFinite, match=says):
-        trainer.begin()
+    with Stages(x, folder) as stages, pytest.raises(NotFinite, match=says):
+        stages.begin()
     with pytest.raises(NotFinite, match=says):
         SavedRun(str(tmp_path)).weights(1)
     assert SavedRun(str(tmp_path)).weights(0)
 
 
 def test_a_model_folder_that_is_not_finite_is_refused_by_tensor(small, tmp_path):
-    policies = Policies(small)
-    params = policies.initial_states()["shared"].params
+    policies = TeamLearner(small)
+    params = policies.initial().policies["shared"].params
     source = hf.description(MODEL, small.tokenizer.vocab_size, small.tokenizer.stop_ids)
     hf.save(str(tmp_path / "model"), spoilt(params, float("nan")), source)
     x = changed(small, pretrained=str(tmp_path / "model"), gate=False, loss=CORRECTED)

@@ -19,7 +19,7 @@ from atgrpo_jax.plan import parse_mesh
 from atgrpo_jax.planning import devices, footprint, times, tpu_compiler, workload
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.gin_config import load
-from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.update.batch import BatchConfig, pack
 from atgrpo_jax.update.learner import Learner
 from atgrpo_jax.update.objectives import LossConfig
@@ -32,15 +32,15 @@ def test_parameters_and_optimizer_are_those_of_a_run_to_the_byte(sharing, mesh):
     model = ModelConfig(layers=1, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, vocab_size=400)
     batch = BatchConfig(row_tokens=64, rows=4)
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
-    policies = Policies(dataclasses.replace(x, batch=batch))
+    policies = TeamLearner(dataclasses.replace(x, batch=batch))
     said = footprint.memory(x, policies, workload.sizes(x, instances=2))
-    states = policies.initial_states()
+    team = policies.initial()
 
-    for name, state in states.items():
+    for name, state in team.policies.items():
         assert said[f"parameters, {name}"] == held(state.params)
         assert said[f"optimizer, {name}"] == held(state.opt_state)
     if sharing == "lora":
-        assert said["parameters, base of adapters"] == held(policies.base)
+        assert said["parameters, base of adapters"] == held(team.base)
 
 
 def held(tree):
@@ -57,7 +57,7 @@ def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
     engine = LocalEngineConfig(slots=8, max_prompt=128, prompt_cache=256, answer_cache=answer_cache)
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, model=model, warm_start=None, engine=engine)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=64, rows=4))
-    policies = Policies(x)
+    policies = TeamLearner(x)
     said = footprint.memory(x, policies, workload.sizes(x, instances=2))["cache of the rollout"]
     policy, whole = policies.names[0], Transformer(model, 400)
     key = GroupKey(0, "train", 0, 0, 0, "role")
@@ -71,8 +71,8 @@ def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
 @pytest.mark.thorough
 def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one():
     x = dataclasses.replace(load("smoke.gin"), warm_start=None)
-    policies = Policies(x)
-    params = policies.initial_states()[policies.names[0]].params
+    policies = TeamLearner(x)
+    params = policies.initial().policies[policies.names[0]].params
     made = [part for name, part in join_layers(params).items() if name.startswith("layer_")]
     new = sum(
         held(module) for part in made for name, module in part.items() if "_" in name and "norm" not in name
@@ -80,7 +80,7 @@ def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one(
 
     def said(x):
         group = workload.sizes(x, instances=2)
-        return footprint.memory(x, Policies(x), group).get("parameters arranged for the rollout, shared")
+        return footprint.memory(x, TeamLearner(x), group).get("parameters arranged for the rollout, shared")
 
     assert said(x) == new > 0
     assert said(dataclasses.replace(x, engine=dataclasses.replace(x.engine, joined_mb=0.0))) is None
@@ -93,7 +93,7 @@ def test_meshes_side_by_side_hold_a_policy_each_and_work_at_the_same_time():
     group, v5e = workload.sizes(x, instances=2), devices.DEVICES["v5e"]
 
     def planned(x):
-        policies = Policies(x)
+        policies = TeamLearner(x)
         seconds = times.seconds(x, policies, group, v5e, 0.4)
         return footprint.memory(x, policies, group), seconds["update"][1], seconds["rollout"][1]
 
@@ -108,7 +108,7 @@ def test_offloaded_optimizer_state_is_the_hosts():
     x = dataclasses.replace(load("smoke.gin"), mesh=MeshConfig(data=2, fsdp=2), warm_start=None)
     x = dataclasses.replace(x, batch=BatchConfig(64, 4), engine=LocalEngineConfig(slots=4))
     offload = dataclasses.replace(x.optimizer, offload=True)
-    stays, waits = Policies(x), Policies(dataclasses.replace(x, optimizer=offload))
+    stays, waits = TeamLearner(x), TeamLearner(dataclasses.replace(x, optimizer=offload))
     held = [footprint.bytes_a_device(policies.shapes["shared"].opt_state) for policies in (stays, waits)]
     counters = 16  # bytes: numbers of updates, at most four of them
     assert 0 < held[1] <= counters < held[0] / 100
@@ -151,7 +151,7 @@ def test_the_update_compiles_for_a_tpu(device, mesh, sharing):
     model = dataclasses.replace(model, dtype="bfloat16", scan=True, remat="block")
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=320, rows=4))
-    policies = Policies(x, tpu_compiler.tpus(device, 4))
+    policies = TeamLearner(x, tpu_compiler.tpus(device, 4))
     (update,) = policies.compile(policies.names[0], pack([], x.batch, "token", 1))
     assert update.as_text().count('custom_call_target="tpu_custom_call"') >= 3
     gradients = footprint.bytes_a_device(policies.shapes[policies.names[0]].params)
@@ -188,7 +188,7 @@ def test_qwen3_sizes():
             load("smoke.gin"), model=dataclasses.replace(preset(name), scan=True), warm_start=None
         )
         x = dataclasses.replace(x, mesh=MeshConfig(fsdp=8), batch=BatchConfig(64, 8))
-        said = footprint.memory(x, Policies(x), workload.sizes(x, instances=2))
+        said = footprint.memory(x, TeamLearner(x), workload.sizes(x, instances=2))
         assert said["parameters, shared"] == pytest.approx(billions * 4e9 / 8, rel=0.01)
         assert said["optimizer, shared"] == pytest.approx(2 * billions * 4e9 / 8, rel=0.01)
 

@@ -26,8 +26,8 @@ from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import train
-from atgrpo_jax.run.policies import Policies
 from atgrpo_jax.run.saved import claim
+from atgrpo_jax.run.team_learner import TeamLearner
 
 pytestmark = [
     pytest.mark.slow,
@@ -114,11 +114,10 @@ def left(x, root):
     folder = RunFolder(root / "run")
     metrics = [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in folder.read_metrics()]
     episodes = {path.name: path.read_bytes() for path in folder.episodes.iterdir()}
-    policies = Policies(x)
     checkpoints = Checkpoints(folder.checkpoints, x.identity(), read_only=True)
-    states = policies.restore(checkpoints, x.steps)
+    team = TeamLearner(x).restore(checkpoints, x.steps)
     kept = sorted(path.name for path in folder.checkpoints.iterdir())
-    return metrics, episodes, kept, jax.device_get((states, policies.base))
+    return metrics, episodes, kept, jax.device_get(team)
 
 
 def check(place, some=None):

@@ -21,7 +21,7 @@ from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
@@ -291,12 +291,13 @@ def expected(x, case, policy, roles, start, base):
 def test_a_step_of_the_trainer_is_that_of_the_formulas(name, folders, tmp_path):
     case = CASES[name]
     x = experiment(case, folders[case.get("folder", "qwen3")])
-    with Trainer(x, RunFolder(tmp_path)) as trainer:
-        trainer.begin()
-        start = {policy: by_path(state.params) for policy, state in trainer.states.items()}
-        base = by_path(trainer.base or {})
-        learned = trainer.learn(1, trainer.credit(1, trainer.rollout(1))[0])
-        after = {policy: by_path(state.params) for policy, state in trainer.states.items()}
+    with Stages(x, RunFolder(tmp_path)) as stages:
+        team = stages.begin()
+        start = {policy: by_path(state.params) for policy, state in team.policies.items()}
+        base = by_path(team.base or {})
+        episodes, _ = stages.rollouts.play(1)
+        team, learned = stages.learner.update(team, stages.credit(1, episodes)[0], 1)
+        after = {policy: by_path(state.params) for policy, state in team.policies.items()}
     for policy in x.policies:
         roles = [role for role in ROLES if x.team.policy(role) == policy]
         params, metrics = expected(x, case, policy, roles, start[policy], base)

@@ -14,7 +14,8 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load
-from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.run.loop import one_step
+from atgrpo_jax.run.stages import Stages
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +38,17 @@ def experiment(tmp_path_factory):
 
 
 def run(experiment, path, team, steps=2):
-    """Host copies of the states at the start and after ``steps``, the trainer's base, and the episodes."""
+    """Host copies of the states at the start and after ``steps``, the team's base, and what was said."""
     x = dataclasses.replace(experiment, team=team)
     played = []
-    with Trainer(x, RunFolder(path)) as trainer:
-        trainer.begin()
-        start = jax.device_get(trainer.states)
-        for step in range(trainer.done + 1, steps + 1):
-            episodes = trainer.rollout(step)
-            credited, signal = trainer.credit(step, episodes)
-            learned = trainer.learn(step, credited)
-            trainer.sync(step)
-            trainer.record(step, episodes, credited, signal | learned)
-            trainer.checkpoint(step)
-            played.append([c.text for e in episodes for g in e.groups for c in g.candidates])
-        return start, jax.device_get(trainer.states), jax.device_get(trainer.base), played
+    with Stages(x, RunFolder(path)) as stages:
+        team = stages.begin()
+        start = jax.device_get(team.policies)
+        for step in range(stages.done + 1, steps + 1):
+            team, _ = one_step(stages, team, step)
+            groups = stages.folder.read_episodes(step)
+            played.append([candidate["text"] for group in groups for candidate in group["candidates"]])
+        return start, jax.device_get(team.policies), jax.device_get(team.base), played
 
 
 def same(one, other):
@@ -119,11 +116,11 @@ def test_policies_on_meshes_of_their_own_are_the_same(experiment, tmp_path):
     _, after, _, played = run(experiment, tmp_path / "one", Team("full"))
     _, own, _, again = run(beside, tmp_path / "two", Team("full"))
     assert played == again and same(after, own)
-    with Trainer(beside, RunFolder(tmp_path / "two")) as trainer:
-        trainer.begin()
-        scout, mover = (trainer.states[name].params["embedding"] for name in ("scout", "mover"))
+    with Stages(beside, RunFolder(tmp_path / "two")) as stages:
+        team = stages.begin()
+        scout, mover = (team.policies[name].params["embedding"] for name in ("scout", "mover"))
         assert scout.devices().isdisjoint(mover.devices())
-        assert same(after, jax.device_get(trainer.states))
+        assert same(after, jax.device_get(team.policies))
     for team, says in ((Team(), "there are only: shared"), (Team("lora"), "adapters are on one base")):
         with pytest.raises(ValueError, match=f"policies=2.*: .*{says}"):
             dataclasses.replace(beside, team=team)

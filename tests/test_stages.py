@@ -1,4 +1,4 @@
-"""The trainer's stages, one at a time, around an engine that answers by a script."""
+"""The stages of a step, one at a time, around an engine that answers by a script."""
 
 import contextlib
 
@@ -8,164 +8,181 @@ import pytest
 from fakes import by_path, of_policy, quickly_compiled  # noqa: F401
 from shared_trainer import experiment, honest
 
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import NotFinite
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run import stages as stages_module
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.run.loop import one_step
+from atgrpo_jax.run.stages import Stages
 
 
 @pytest.fixture
 def begun(tmp_path):
-    """Makes a trainer that has begun, and closes it."""
+    """Opens stages that have begun, and closes them. Returns them and the team of step 0."""
     with contextlib.ExitStack() as opened:
 
         def make(**changes):
-            trainer = opened.enter_context(Trainer(experiment(honest(), **changes), RunFolder(tmp_path)))
-            trainer.begin()
-            return trainer
+            stages = opened.enter_context(Stages(experiment(honest(), **changes), RunFolder(tmp_path)))
+            return stages, stages.begin()
 
         yield make
 
 
-def engine_of(trainer):
-    return trainer.experiment.engine.built[-1]
+def engine_of(stages):
+    return stages.experiment.engine.built[-1]
 
 
-def host(states):
-    return jax.device_get({name: state.params for name, state in states.items()})
+def host(team):
+    return jax.device_get({name: state.params for name, state in team.policies.items()})
 
 
 def equal(one, other):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
-def played(trainer, step=1):
-    episodes = trainer.rollout(step)
-    credited, signal = trainer.credit(step, episodes)
+def played(stages, step=1):
+    episodes, _ = stages.rollouts.play(step)
+    credited, signal = stages.credit(step, episodes)
     return episodes, credited, signal
 
 
-def saved(trainer):
-    return sorted(int(path.name) for path in trainer.folder.checkpoints.glob("[0-9]*"))
+def saved(stages):
+    return sorted(int(path.name) for path in stages.folder.checkpoints.glob("[0-9]*"))
 
 
 def test_a_run_begins_with_step_0_which_is_pushed_scored_and_saved(begun):
-    trainer = begun()
-    assert trainer.done == 0 and not trainer.unsaved() and saved(trainer) == [0]
-    assert engine_of(trainer).versions == {"shared": 0}
-    (record,) = trainer.folder.read_metrics()
+    stages, _ = begun()
+    assert stages.done == 0 and not stages.unsaved() and saved(stages) == [0]
+    assert engine_of(stages).versions == {"shared": 0}
+    (record,) = stages.folder.read_metrics()
     assert record["step"] == 0 and {"validation/success", "test/success"} <= record.keys()
 
 
 def test_a_rollout_changes_no_state_and_gives_groups_of_the_pushed_version(begun):
-    trainer = begun()
-    before = host(trainer.states)
-    episodes, credited, _ = played(trainer)
+    stages, team = begun()
+    before = host(team)
+    episodes, credited, _ = played(stages)
     assert len(episodes) == 2 and len(credited) == 4
     assert {c.origin.version for item in credited for c in item.group.candidates} == {0}
-    assert equal(before, host(trainer.states)) and trainer.done == 0
+    assert equal(before, host(team)) and stages.done == 0
 
 
-def test_learning_updates_the_policies_that_have_groups_and_pushes_nothing(begun):
-    trainer = begun(team=Team("full"))
-    before = host(trainer.states)
-    _, credited, _ = played(trainer)
+def test_an_update_changes_the_policies_that_have_groups_and_pushes_nothing(begun):
+    stages, team = begun(team=Team("full"))
+    before = host(team)
+    _, credited, _ = played(stages)
     of_a = [item for item in credited if item.group.origin.policy == "a"]
-    metrics = trainer.learn(1, of_a)
-    after = host(trainer.states)
+    team, metrics = stages.learner.update(team, of_a, 1)
+    after = host(team)
     assert not equal(before["a"], after["a"]) and equal(before["b"], after["b"])
     assert (of_policy(metrics, "a", "updates"), of_policy(metrics, "b", "updates")) == (1.0, 0.0)
-    assert engine_of(trainer).versions == {"a": 0, "b": 0}
+    assert engine_of(stages).versions == {"a": 0, "b": 0}
 
 
 def test_frozen_policies_learn_nothing_from_their_groups(begun):
-    trainer = begun(team=Team("full", frozen=("b",)))
-    before = host(trainer.states)
-    _, credited, _ = played(trainer)
-    trainer.learn(1, credited)
-    after = host(trainer.states)
+    stages, team = begun(team=Team("full", frozen=("b",)))
+    before = host(team)
+    _, credited, _ = played(stages)
+    team, _ = stages.learner.update(team, credited, 1)
+    after = host(team)
     assert not equal(before["a"], after["a"]) and equal(before["b"], after["b"])
 
 
-def test_sync_gives_the_engine_the_states_under_the_steps_number(begun):
-    trainer = begun()
-    _, credited, _ = played(trainer)
-    trainer.learn(1, credited)
-    trainer.sync(1)
-    engine = engine_of(trainer)
+def test_sync_gives_the_engine_the_team_under_the_steps_number(begun):
+    stages, team = begun()
+    _, credited, _ = played(stages)
+    team, _ = stages.learner.update(team, credited, 1)
+    stages.sync(team, 1)
+    engine = engine_of(stages)
     assert engine.versions == {"shared": 1}
-    assert equal(by_path(engine.weights["shared"].params), by_path(trainer.states["shared"].params))
+    assert equal(by_path(engine.weights["shared"].params), by_path(team.policies["shared"].params))
 
 
 def test_sync_refuses_weights_that_are_not_finite_before_it_pushes(begun):
-    trainer = begun()
-    state = trainer.states["shared"]
-    trainer.states["shared"] = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+    stages, team = begun()
+    state = team.policies["shared"]
+    bad = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
     with pytest.raises(NotFinite, match="policy shared, version 1"):
-        trainer.sync(1)
-    assert engine_of(trainer).versions == {"shared": 0}
+        stages.sync(team._replace(policies={"shared": bad}), 1)
+    assert engine_of(stages).versions == {"shared": 0}
 
 
 def test_a_record_is_a_line_and_the_steps_episodes_and_ends_the_step(begun):
-    trainer = begun()
-    episodes, credited, signal = played(trainer)
-    record = trainer.record(1, episodes, credited, signal, {"mine": 2.0})
-    assert record["mine"] == 2.0 and trainer.done == 1 and trainer.unsaved()
-    assert [line["step"] for line in trainer.folder.read_metrics()] == [0, 1]
-    assert len(list(trainer.folder.read_episodes(1))) == 4
+    stages, team = begun()
+    episodes, credited, signal = played(stages)
+    record = stages.record(1, team, episodes, credited, signal, {"mine": 2.0})
+    assert record["mine"] == 2.0 and stages.done == 1 and stages.unsaved()
+    assert [line["step"] for line in stages.folder.read_metrics()] == [0, 1]
+    assert len(list(stages.folder.read_episodes(1))) == 4
 
 
 def test_what_is_not_finite_is_not_recorded(begun):
-    trainer = begun()
-    episodes, credited, _ = played(trainer)
+    stages, team = begun()
+    episodes, credited, _ = played(stages)
     with pytest.raises(NotFinite, match="step 1, metrics.*mine"):
-        trainer.record(1, episodes, credited, {"mine": float("nan")})
-    assert len(trainer.folder.read_metrics()) == 1 and trainer.done == 0
+        stages.record(1, team, episodes, credited, {"mine": float("nan")})
+    assert len(stages.folder.read_metrics()) == 1 and stages.done == 0
 
 
 def test_the_team_is_scored_when_that_is_due(begun):
     """By validation instances at every second step and after the last one; then by test instances, too."""
-    trainer = begun(steps=3, evaluation=EvaluationConfig(instances=3, validation_instances=2, every=2))
+    settings = EvaluationConfig(instances=3, validation_instances=2, every=2)
+    stages, team = begun(steps=3, evaluation=settings)
     scored = []
     for step in (1, 2, 3):
-        episodes, credited, _ = played(trainer, step)
-        trainer.sync(step)
-        record = trainer.record(step, episodes, credited)
+        episodes, credited, _ = played(stages, step)
+        stages.sync(team, step)
+        record = stages.record(step, team, episodes, credited)
         scored.append([split for split in ("validation", "test") if f"{split}/success" in record])
     assert scored == [[], ["validation"], ["validation", "test"]]
 
 
 def test_checkpoints_are_saved_when_they_are_due(begun):
-    trainer = begun(steps=5, checkpoint_every=2, keep_checkpoints=3)
+    stages, team = begun(steps=5, checkpoint_every=2, keep_checkpoints=3)
     for step in range(1, 6):
-        trainer.checkpoint(step)
-    assert saved(trainer) == [0, 2, 4, 5]
+        stages.checkpoint(step, team)
+    assert saved(stages) == [0, 2, 4, 5]
 
 
 def test_a_stop_saves_the_last_complete_step_once_and_says_so(begun):
-    trainer = begun(steps=5, checkpoint_every=5)
-    assert trainer.where().startswith("stopped after step 0, which is saved")
-    episodes, credited, _ = played(trainer)
-    trainer.record(1, episodes, credited)
-    trainer.checkpoint(1)
-    assert saved(trainer) == [0]
+    stages, team = begun(steps=5, checkpoint_every=5)
+    assert stages.where().startswith("stopped after step 0, which is saved")
+    episodes, credited, _ = played(stages)
+    stages.record(1, team, episodes, credited)
+    stages.checkpoint(1, team)
+    assert saved(stages) == [0]
     for _ in range(2):
-        trainer.checkpoint_now()
-        assert saved(trainer) == [0, 1] and not trainer.unsaved()
-    assert trainer.where().startswith("stopped after step 1, which is saved")
+        stages.checkpoint_now()
+        assert saved(stages) == [0, 1] and not stages.unsaved()
+    assert stages.where().startswith("stopped after step 1, which is saved")
 
 
 def test_a_step_that_is_saved_is_gone_on_from(tmp_path):
     x = experiment(honest(), checkpoint_every=1)
-    with Trainer(x, RunFolder(tmp_path)) as trainer:
-        trainer.begin()
-        episodes, credited, _ = played(trainer)
-        trainer.learn(1, credited)
-        trainer.record(1, episodes, credited)
-        trainer.checkpoint(1)
-        learned = host(trainer.states)
-    with Trainer(x, RunFolder(tmp_path)) as trainer:
-        trainer.begin()
-        assert trainer.done == 1 and equal(learned, host(trainer.states))
-        assert engine_of(trainer).versions == {"shared": 1}
+    with Stages(x, RunFolder(tmp_path)) as stages:
+        team, _ = one_step(stages, stages.begin(), 1)
+        learned = host(team)
+    with Stages(x, RunFolder(tmp_path)) as stages:
+        team = stages.begin()
+        assert stages.done == 1 and equal(learned, host(team))
+        assert engine_of(stages).versions == {"shared": 1}
+
+
+def test_a_step_says_what_each_stage_took(begun):
+    stages, team = begun()
+    _, record = one_step(stages, team, 1)
+    seconds = [record[f"perf/{stage}_s"] for stage in ("rollout", "update", "sync")]
+    assert all(each > 0 for each in seconds) and sum(seconds) <= record["perf/step_s"]
+
+
+def test_a_start_that_fails_closes_what_was_opened(tmp_path, monkeypatch):
+    def refused(*_):
+        raise RunError("no gate today")
+
+    monkeypatch.setattr(stages_module, "Gate", refused)  # it is made after the engine
+    x = experiment(honest())
+    with pytest.raises(RunError, match="no gate today"):
+        Stages(x, RunFolder(tmp_path))
+    assert x.engine.built[-1].closed

@@ -14,7 +14,7 @@ from atgrpo_jax.rollout.rollout import Player, play_all
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load
-from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.tasks.calls import calling
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.update.warm_start import demonstrations
@@ -39,14 +39,14 @@ def test_a_split_without_a_first_instance_is_one_line_before_anything_starts(tmp
     x = dataclasses.replace(load("smoke.gin"), task=Without(split=split, error=error))
     says = rf"^Without has no instance to use for {split}: {type(error).__name__}: ?[^\n]*$"
     with pytest.raises(ConfigError, match=says):
-        Trainer(x, RunFolder(tmp_path / "run"))
+        Stages(x, RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_errors_for_people_pass_as_they_are(tmp_path):
     x = dataclasses.replace(load("smoke.gin"), task=Without(error=RunError("the file is cut")))
     with pytest.raises(RunError, match="^the file is cut$"):
-        Trainer(x, RunFolder(tmp_path))
+        Stages(x, RunFolder(tmp_path))
 
 
 def test_a_task_may_end_nothing_at_the_start_in_a_warm_start_or_in_counting_instances(tmp_path):
@@ -54,7 +54,7 @@ def test_a_task_may_end_nothing_at_the_start_in_a_warm_start_or_in_counting_inst
     x = dataclasses.replace(load("smoke.gin"), task=task)
     says = r"Without.instance raised SystemExit\(0\); a task must not end the run"
     with pytest.raises(RunError, match=says):
-        Trainer(x, RunFolder(tmp_path))
+        Stages(x, RunFolder(tmp_path))
     with pytest.raises(RunError, match=says):
         available(task, "test", 5)
 

@@ -19,15 +19,15 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import train
-from atgrpo_jax.run.trainer import Trainer
+from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.update.objectives import LossConfig
 
 
 def rolled_out(x, path):
     """Episodes and credited groups of the first step, and the requests that were made for them."""
-    with Trainer(x, RunFolder(path)) as trainer:
-        episodes = trainer.rollout(1)
-        return episodes, trainer.credit(1, episodes)[0], x.engine.built[-1].requests
+    with Stages(x, RunFolder(path)) as stages:
+        episodes = stages.rollouts.play(1)[0]
+        return episodes, stages.credit(1, episodes)[0], x.engine.built[-1].requests
 
 
 @pytest.mark.parametrize(
@@ -134,16 +134,17 @@ def test_a_score_is_of_the_split_that_it_is_called_by(tmp_path):
         return [Sample(tokens, (-1.0,) * len(tokens), "stop", 0) for _ in request.addresses]
 
     x = experiment(answer)
-    with Trainer(x, RunFolder(tmp_path)) as trainer:
-        trainer.begin()
+    with Stages(x, RunFolder(tmp_path)) as stages:
+        stages.begin()
     (record,) = RunFolder(tmp_path).read_metrics()
     assert (record["validation/success"], record["test/success"]) == (1.0, 0.0)
 
 
 def learned(x, path):
-    with Trainer(x, RunFolder(path)) as trainer:
-        trainer.begin()
-        return trainer.learn(1, trainer.credit(1, trainer.rollout(1))[0])
+    with Stages(x, RunFolder(path)) as stages:
+        team = stages.begin()
+        episodes, _ = stages.rollouts.play(1)
+        return stages.learner.update(team, stages.credit(1, episodes)[0], 1)[1]
 
 
 @pytest.mark.thorough
@@ -177,9 +178,9 @@ def test_a_resumed_run_keeps_the_reference_that_it_started_with(tmp_path):
             )
             train(x, RunFolder(path))
         x = dataclasses.replace(x, steps=until[-1])
-        with Trainer(x, RunFolder(path)) as trainer:
-            trainer.begin()
-            return jax.device_get(trainer.states), RunFolder(path).read_metrics()
+        with Stages(x, RunFolder(path)) as stages:
+            team = stages.begin()
+            return jax.device_get(team.policies), RunFolder(path).read_metrics()
 
     whole, records = run(tmp_path / "whole", 4)
     resumed, again = run(tmp_path / "resumed", 2, 4)
@@ -190,9 +191,9 @@ def test_a_resumed_run_keeps_the_reference_that_it_started_with(tmp_path):
 
 
 def test_without_a_kl_term_there_is_no_reference_to_keep(tmp_path):
-    with Trainer(experiment(), RunFolder(tmp_path)) as trainer:
-        trainer.begin()
-        assert trainer._reference == {}
+    with Stages(experiment(), RunFolder(tmp_path)) as stages:
+        stages.begin()
+        assert stages.learner.reference == {}
 
 
 def test_checkpoints_are_kept_as_configured(tmp_path):

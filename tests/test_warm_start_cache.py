@@ -9,7 +9,7 @@ import pytest
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.run.gin_config import load
-from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.team_learner import TeamLearner
 
 
 def experiment(cache):
@@ -20,7 +20,7 @@ def experiment(cache):
 
 
 def start(cache):
-    return jax.device_get(Policies(experiment(cache)).initial_states())
+    return jax.device_get(TeamLearner(experiment(cache)).initial())
 
 
 def assert_same(one, other):
@@ -61,9 +61,9 @@ def test_two_runs_that_make_the_same_at_once_share_it(made, tmp_path):
     x, together, found = experiment(tmp_path), threading.Barrier(2), []
 
     def run():
-        policies = Policies(x)
+        learner = TeamLearner(x)
         together.wait()
-        found.append(jax.device_get(policies.initial_states()))
+        found.append(jax.device_get(learner.initial()))
 
     both = [threading.Thread(target=run) for _ in range(2)]
     for thread in both:

@@ -27,7 +27,7 @@ from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_param
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
-from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.update.batch import BatchConfig, pack
 from atgrpo_jax.update.objectives import cloning
 
@@ -37,7 +37,7 @@ _ACTIVATIONS = "activations of the update"
 _HEAD = "the head's logits and gradient"
 
 
-def memory(experiment: Experiment, policies: Policies, group: Workload) -> dict[str, float]:
+def memory(experiment: Experiment, policies: TeamLearner, group: Workload) -> dict[str, float]:
     """Returns the bytes on each device, by what they hold.
 
     If several meshes are side by side, they are those of the fullest one.
@@ -53,7 +53,7 @@ def _total(lines: Mapping[str, float]) -> float:
 
 
 def _memory(
-    experiment: Experiment, policies: Policies, names: Sequence[str], group: Workload
+    experiment: Experiment, policies: TeamLearner, names: Sequence[str], group: Workload
 ) -> dict[str, float]:
     lines: dict[str, float] = {}
     held = {name: policies.shapes[name] for name in names}
@@ -91,7 +91,7 @@ def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
     }
 
 
-def update_bytes(experiment: Experiment, policies: Policies, longest: int) -> int:
+def update_bytes(experiment: Experiment, policies: TeamLearner, longest: int) -> int:
     """Compiles the update and returns the bytes that it takes on each device.
 
     State and base are not counted. The bytes are those of the policy whose update takes most, on a

@@ -12,7 +12,7 @@ from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
-from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.team_learner import TeamLearner
 
 
 def work(config: ModelConfig, vocab: int, group: Workload, groups: float) -> dict[str, float]:
@@ -33,7 +33,7 @@ def work(config: ModelConfig, vocab: int, group: Workload, groups: float) -> dic
 
 
 def seconds(
-    experiment: Experiment, policies: Policies, group: Workload, device: Device, utilisation: float
+    experiment: Experiment, policies: TeamLearner, group: Workload, device: Device, utilisation: float
 ) -> Mapping[str, tuple[float, float, str]]:
     """Returns stage -> (FLOP, least seconds, what limits it).
 

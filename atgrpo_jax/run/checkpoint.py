@@ -29,6 +29,7 @@ class Checkpoints:
         self._keep = keep
         self._base = path.with_name("base")
         self._base_digest: str | None = None
+        self._base_params: Any = None  # once they are read
         if not read_only:
             path.mkdir(parents=True, exist_ok=True)
             trees.clean(path)
@@ -63,8 +64,14 @@ class Checkpoints:
             raise RunError(f"no checkpoint in {self._path} is whole; start the run anew in another folder")
         return None
 
-    def save(self, step: int, tree: Any) -> None:
-        """Writes a checkpoint, which is on disk when this returns. Raises OSError or RunError."""
+    def save(self, step: int, tree: Any, base: Any = None) -> None:
+        """Writes a checkpoint, which is on disk when this returns. Raises OSError or RunError.
+
+        ``base`` holds the weights that adapters are on. They never change, so they are written
+        once, beside the checkpoints.
+        """
+        if base is not None and self._base_digest is None:
+            self._base_digest = trees.write_tree(self._base, base, {"identity": self._identity})
         about = {"identity": self._identity, "step": step, "base": self._base_digest}
         trees.write_tree(self._path / str(step), tree, about)
         self.forget_old()
@@ -75,17 +82,16 @@ class Checkpoints:
             if trees.is_tree(self._path / str(step)):
                 trees.remove_tree(self._path / str(step))
 
-    def save_base(self, params: Any) -> None:
-        """Writes the weights that adapters are on, once for all steps, beside the checkpoints."""
-        self._base_digest = trees.write_tree(self._base, params, {"identity": self._identity})
-
     def restore_base(self, shapes: Any) -> Any:
-        """Reads the weights that adapters are on. Raises RunError if missing or damaged."""
-        try:
-            _, self._base_digest = trees.about_tree(self._base)
-            return trees.read_tree(self._base, shapes)
-        except RunError as error:
-            raise RunError(f"the base of the adapters cannot be read: {error}; start the run anew") from error
+        """Reads the weights that adapters are on, once. Raises RunError if missing or damaged."""
+        if self._base_params is None:
+            try:
+                _, self._base_digest = trees.about_tree(self._base)
+                self._base_params = trees.read_tree(self._base, shapes)
+            except RunError as error:
+                why = f"the base of the adapters cannot be read: {error}; start the run anew"
+                raise RunError(why) from error
+        return self._base_params
 
     def restore(self, step: int, shapes: Any) -> Any:
         """Reads the tree of ``step``, with the shapes and shardings of ``shapes``.

@@ -10,7 +10,7 @@ from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.policies import Policies
+from atgrpo_jax.run.team_learner import TeamLearner
 
 
 class SavedRun:
@@ -21,7 +21,7 @@ class SavedRun:
         if not self.folder.exists():
             raise RunError(f"{self.folder.path} holds no run")
         self.experiment = gin_config.load(str(self.folder.config))
-        self.policies = Policies(self.experiment)
+        self.learner = TeamLearner(self.experiment)
         self._checkpoints = Checkpoints(self.folder.checkpoints, self.experiment.identity(), read_only=True)
 
     def newest(self) -> int:
@@ -34,7 +34,7 @@ class SavedRun:
     def weights(self, step: int) -> Mapping[str, PolicyWeights]:
         """Reads the weights of all policies after ``step``. Raises RunError if it cannot."""
         try:
-            return self.policies.weights(self.policies.restore(self._checkpoints, step))
+            return self.learner.weights(self.learner.restore(self._checkpoints, step))
         except Damaged as error:
             raise RunError(
                 f"{error}; there are steps {', '.join(map(str, self._checkpoints.steps()))}"

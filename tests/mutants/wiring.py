@@ -1,7 +1,7 @@
 """Trainer, loop, policies, experiment, rollout, gate, warm start, checkpoint, run folder, config, evaluation, metrics."""
 
 FAULTS = {
-    ("run/trainer.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
+    ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
         ("alpha=self.experiment.team.alpha", "alpha=1.0", "the team's alpha is not heard"),
         ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
         ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
@@ -41,7 +41,7 @@ FAULTS = {
         ("range(trainer.done + 1, experiment.steps + 1)", "range(trainer.done + 1, experiment.steps)", "the last step is left out"),
         ("trainer.checkpoint(step)\n", "pass\n", "nothing is saved on the way"),
     ],
-    ("run/policies.py", "test_policies.py test_oracle.py test_trainer.py"): [
+    ("run/team_learner.py", "test_policies.py test_oracle.py test_trainer.py"): [
         ("temperature = self._experiment.rollout.sampling.temperature", "temperature = 1.0", "updates are at temperature 1"),
         ("self._experiment.team.rates.get(name, 1.0)", "1.0", "rates are not heard"),
         ("cap = self._experiment.loss.correction", "cap = None", "correction is not heard"),
@@ -145,7 +145,7 @@ FAULTS = {
         ("before == kind", "True", "one policy is full and an adapter"),
         ('"lora" if spec.startswith("lora") else "full"', '"full"', "adapters are full policies"),
     ],
-    ("run/trainer.py", "test_trainer.py test_stages.py test_policies.py test_train.py"): [
+    ("run/stages.py", "test_trainer.py test_stages.py test_policies.py test_train.py"): [
         ("self.folder.rewind(latest)", "self.folder.rewind(-1)", "a resumed run forgets what was before"),
         ("self.done, self.states = found\n", "_, self.states = found\n", "a resumed run begins with step 1"),
         ("updates.check(f\"step {step}, policy {policy}\", self.states[policy])", "pass", "numbers that are not finite go on"),

@@ -1,7 +1,9 @@
-"""Starts and updates the team's policies on the devices, and gives the engine their weights."""
+"""Makes, restores and updates a team on the devices, and gives the engine its weights."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,10 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.arrays.mesh import Divided, check_mesh, divided_parameters, provide_devices
+from atgrpo_jax.common.metric_names import of_policy
 from atgrpo_jax.common.types import Batch, seed_of
+from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.protocol import Engine, Served
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
@@ -18,17 +23,23 @@ from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tokens.tokens import check_same_ids
+from atgrpo_jax.update.batch import minibatches
 from atgrpo_jax.update.learner import Learner, PolicyState
 from atgrpo_jax.update.updates import Updates
 from atgrpo_jax.update.warm_start import warm_start
 
 
-class Policies:
-    """Builds the learners of all policies, and starts, restores and updates their states.
+class TeamState(NamedTuple):
+    """All that training changes, and what that stands on. Stages pass it on; checkpoints hold it."""
 
-    The states belong to the caller. Only ``base`` is kept here: the starting weights that adapters
-    are on. It is None if there are no adapters, and before ``initial_states`` or ``restore``.
-    ``shapes`` are the shapes of all states.
+    policies: Mapping[str, PolicyState]
+    base: Any = None  # frozen parameters that adapters are on; None in a team without adapters
+
+
+class TeamLearner:
+    """Builds the learners of all policies; makes, restores and updates the TeamState of a run.
+
+    ``shapes`` are the shapes of all policies' states.
     """
 
     def __init__(self, experiment: Experiment, devices: Sequence[Any] | None = None):
@@ -56,7 +67,7 @@ class Policies:
         }
         self.shapes = {name: self._learners[name].shapes for name in self.names}
         self.models = {name: self._learners[name].model for name in self.names}
-        self.base: Any = None
+        self.reference: Mapping[str, Any] = {}  # what the loss's KL term is to, if it has one
 
     def _learner(self, initial: str, adapter: bool = False) -> Learner:
         """Returns the learner for an architecture, kind and mesh; policies may share it."""
@@ -71,11 +82,11 @@ class Policies:
             )
         return self._made[key]
 
-    def initial_states(self, runner: Runner | None = None) -> dict[str, PolicyState]:
-        """Returns the states of all policies before any training, and sets ``base``.
+    def initial(self, runner: Runner | None = None) -> TeamState:
+        """Returns the team before any training.
 
-        They are random or read from a folder; then comes the warm start, if there is one. The
-        ``runner`` runs the programs of its demonstrations. Raises RunError if a folder does not
+        Its parameters are random or read from a folder; then comes the warm start, if there is one.
+        The ``runner`` runs the programs of its demonstrations. Raises RunError if a folder does not
         hold what the model needs, or holds numbers that are not finite.
         """
         experiment = self._experiment
@@ -100,25 +111,27 @@ class Policies:
             for name, own in params.items():
                 where = f"policy {name}, as the warm start left it"
                 check_tree(own, where, f"delete what is cached in {experiment.warm_start.cache_dir}")
-        if self.adapted:
-            # Copied, because a trained policy may have that name, too: updates free its arrays.
-            self.base = jax.tree.map(jnp.copy, params[BASE]) if BASE in self.names else params[BASE]
-        return {name: self._initial_state(name, params) for name in self.names}
+        base = params.get(BASE) if self.adapted else None
+        if self.adapted and BASE in self.names:
+            base = jax.tree.map(jnp.copy, base)  # a trained policy has that name: updates free its arrays
+        return TeamState({name: self._initial_state(name, params) for name in self.names}, base)
 
-    def restore(self, checkpoints: Checkpoints, step: int) -> dict[str, PolicyState]:
-        """Returns the states after ``step``, and sets ``base``.
+    def restore(self, checkpoints: Checkpoints, step: int) -> TeamState:
+        """Returns the team after ``step``.
 
-        Raises RunError if they cannot be read, and NotFinite for numbers that are not finite.
+        Raises RunError if it cannot be read, and NotFinite for numbers that are not finite.
         """
-        if self.adapted and self.base is None:
-            base = checkpoints.restore_base(self.base_shapes())
-            check_tree(base, "the base of the adapters", "start the run anew")
-            self.base = base
+        base = checkpoints.restore_base(self.base_shapes()) if self.adapted else None
+        check_tree(base, "the base of the adapters", "start the run anew")
         states = checkpoints.restore(step, self.shapes)
         for name, state in states.items():
             do = "delete that checkpoint's folder to go on from an earlier one"
             check_tree(state, f"checkpoint {step}, policy {name}", do)
-        return states
+        return TeamState(states, base)
+
+    def refer_to(self, team: TeamState) -> None:
+        """Sets the team whose logprobs the loss's KL term compares with."""
+        self.reference = {name: state.params for name, state in team.policies.items()}
 
     def load(self, folder: str, initial: str) -> Any:
         """Reads the parameters of one of ``Experiment.initial_names`` from a model folder.
@@ -132,14 +145,53 @@ class Policies:
         """Returns the shapes of ``base``; only for a team with adapters."""
         return self._learner(BASE).shapes.params
 
-    def train(
-        self, name: str, state: PolicyState, batches: Iterable[Batch], reference: Any
-    ) -> tuple[PolicyState, Updates]:
-        """Calls ``Learner.train`` for one policy, with the run's settings."""
-        temperature = self._experiment.rollout.sampling.temperature
-        rate = self._experiment.team.rates.get(name, 1.0)
-        cap = self._experiment.loss.correction
-        return self._learners[name].train(state, batches, temperature, reference, self.base, rate, cap)
+    def update(
+        self, team: TeamState, credited: Sequence[Credited], step: int
+    ) -> tuple[TeamState, dict[str, float]]:
+        """Updates the policies whose turn it is with their groups. Returns the team, and metrics.
+
+        A policy without groups stays as it is. The arrays of the others' old states are freed.
+        Raises NotFinite for the first number of an update, or of the states after it, that is not
+        finite. Raises RunError if the logprobs of sampler and learner differ too much.
+        """
+        experiment = self._experiment
+        began = time.monotonic()
+        items: dict[str, list[Credited]] = defaultdict(list)
+        for item in credited:
+            items[item.group.origin.policy].append(item)
+        states = dict(team.policies)
+        dispatched: dict[str, Updates] = {}
+        for policy in experiment.team.updated(step, experiment.task.workflow.order):
+            batches = minibatches(
+                items[policy],
+                experiment.batch,
+                count=experiment.loss.minibatches,
+                epochs=experiment.loss.epochs,
+                seed=seed_of("minibatches", experiment.seed, step),
+                aggregate=experiment.loss.aggregate,
+                constant=experiment.rollout.sampling.max_tokens,
+            )
+            states[policy], dispatched[policy] = self._learners[policy].train(
+                states[policy],
+                batches,
+                experiment.rollout.sampling.temperature,
+                self.reference.get(policy),
+                team.base,
+                experiment.team.rates.get(policy, 1.0),
+                experiment.loss.correction,
+            )
+        metrics: dict[str, float] = {}
+        tokens = 0.0
+        for policy, updates in jax.device_get(dispatched).items():  # the step waits only here
+            updates.check(f"step {step}, policy {policy}", states[policy])
+            learned = updates.metrics()
+            if learned["updates"] and experiment.loss.correction is None:
+                gate.check_gap(policy, learned["logprob_gap"], experiment.max_logprob_gap)
+            metrics |= of_policy(policy, learned)
+            tokens += learned["trained_tokens"]
+        seconds = time.monotonic() - began
+        metrics |= {"perf/update_s": seconds, "perf/update_tokens_per_s": tokens / seconds}
+        return team._replace(policies=states), metrics
 
     def compile(self, name: str, batch: Batch) -> list[jax.stages.Compiled]:
         """Calls ``Learner.compile`` for one policy, with the run's settings."""
@@ -147,8 +199,12 @@ class Policies:
         base = self.base_shapes() if name in self.adapted else None
         return self._learners[name].compile(batch, reference, base)
 
-    def weights(self, states: Mapping[str, PolicyState]) -> dict[str, PolicyWeights]:
-        return {name: self._learners[name].weights(states[name].params, self.base) for name in states}
+    def weights(self, team: TeamState) -> dict[str, PolicyWeights]:
+        """Returns the weights that the team's policies draw and are scored with."""
+        found = {}
+        for name, state in team.policies.items():
+            found[name] = self._learners[name].weights(state.params, team.base)
+        return found
 
     def engine(self) -> Engine:
         """Builds the engine that samples from the policies. It has no weights yet."""

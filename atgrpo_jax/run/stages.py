@@ -1,0 +1,229 @@
+"""Opens what a run needs, and holds the stages of a step. Each stage takes and returns values."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+from atgrpo_jax.arrays.finite_trees import check_tree
+from atgrpo_jax.common.finite import UNTOUCHED, check_finite
+from atgrpo_jax.common.metric_names import together
+from atgrpo_jax.common.progress import Progress, say
+from atgrpo_jax.common.types import Episode
+from atgrpo_jax.credit.groups import Credited, audit, credit
+from atgrpo_jax.engines import gate
+from atgrpo_jax.engines.gate import Gate
+from atgrpo_jax.engines.protocol import Engine
+from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
+from atgrpo_jax.rollout.rollout import Player, engine_propose
+from atgrpo_jax.rollout.rollouts import Rollouts
+from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
+from atgrpo_jax.run.team_learner import TeamLearner, TeamState
+from atgrpo_jax.sandbox.protocol import Runner
+from atgrpo_jax.tasks.calls import check_split
+from atgrpo_jax.tasks.splits import SPLITS
+
+
+class Stages:
+    """Holds what a run has open. Use it with ``with``, which closes all of it.
+
+    No stage keeps a TeamState: ``begin`` makes one, ``learner.update`` another. Only that of the
+    last complete step is kept, so that a stop can save it. ``done`` is the number of that step.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder):
+        for split in SPLITS:
+            check_split(experiment.task, split)  # a bad split is found before any time is spent
+        self.experiment = experiment
+        self.folder = folder
+        self.done = 0
+        self._complete: TeamState | None = None  # after step ``done``
+        self._saved: int | None = None  # step of the newest checkpoint; None before the first
+        self._compiles = CompileCounter()
+        self.learner = TeamLearner(experiment)
+        self._checkpoints = Checkpoints(
+            folder.checkpoints, experiment.identity(), experiment.keep_checkpoints
+        )
+        with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
+            self._runner = opening.enter_context(experiment.running())
+            self._engine = opening.enter_context(contextlib.closing(self.learner.engine()))
+            self.rollouts = _rollouts(experiment, self._engine, self._runner)
+            self._gate = Gate(
+                self.learner.models,
+                experiment.tokenizer.stop_ids,
+                experiment.rollout.temperature,
+                experiment.max_logprob_gap,
+                experiment.seed,
+            )
+            self._opened = opening.pop_all()
+        self._writer: MetricsWriter | None = None
+
+    def __enter__(self) -> "Stages":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._opened.close()
+
+    def begin(self) -> TeamState:
+        """Restores the newest checkpoint. If there is none, makes, scores and saves step 0.
+
+        Returns the team after step ``done``.
+        """
+        learner = self.learner
+        found = self._checkpoints.newest(lambda step: learner.restore(self._checkpoints, step))
+        latest = -1 if found is None else found[0]
+        self.folder.rewind(latest)
+        self._writer = MetricsWriter(self.folder, first=latest + 1)
+        self._opened.callback(self._writer.close)
+        if found is None:
+            team = learner.initial(self._runner)
+            self.folder.check_ours()
+            proof = self.sync(team, 0)
+            self._writer.write(0, together(proof, self._score(0, "validation"), self._score(0, "test")))
+            self.checkpoint(0, team)
+        else:
+            say(f"going on after step {latest} of {self.folder.path}")
+            self.done, team = found
+            self._saved = self.done
+            self.sync(team, latest)
+        if self.experiment.loss.kl:
+            learner.refer_to(learner.restore(self._checkpoints, 0))
+        self._complete = team
+        return team
+
+    def credit(self, step: int, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
+        """Audits the groups. Returns them with their advantages, and metrics."""
+        for episode in episodes:
+            for group in episode.groups:
+                audit(group, version=step - 1)
+        settings = self.experiment.credit
+        return credit(
+            episodes,
+            alpha=self.experiment.team.alpha,
+            baseline=settings.baseline,
+            normalise=settings.normalise,
+        )
+
+    def sync(self, team: TeamState, step: int) -> dict[str, float]:
+        """Pushes the team's weights to the engine; the gate checks that it samples from them.
+
+        Returns metrics. Raises NotFinite before the push if the weights compute numbers that are
+        not finite. This is looked at even if ``Experiment.gate`` is false. Raises RunError if the
+        gate's check fails.
+        """
+        began = time.monotonic()
+        before = self._engine.usage
+        weights = self.learner.weights(team)
+        learned = self._gate.learned(weights, step)
+        gate.push(self._engine, weights, step)
+        metrics: dict[str, float] = {}
+        if self.experiment.gate:
+            corrected = self.experiment.loss.correction is not None
+            metrics |= self._gate.check(self._engine, weights, step, corrected, learned)
+        metrics["perf/sync_s"] = time.monotonic() - began
+        used = self._engine.usage - before
+        if used.push_bytes:
+            metrics["perf/push_s"] = used.push_s
+            metrics["perf/push_mb_per_s"] = used.push_bytes / 1e6 / used.push_s
+        return metrics
+
+    def record(
+        self,
+        step: int,
+        team: TeamState,
+        episodes: Sequence[Episode],
+        credited: Sequence[Credited],
+        *metrics: dict[str, float],
+    ) -> dict[str, float]:
+        """Scores the team if that is due, and writes the step's episodes and metrics.
+
+        Returns the metrics. Raises NotFinite, before it writes, if one of them is not finite. The
+        step is complete when this returns.
+        """
+        last = step == self.experiment.steps
+        every = self.experiment.evaluation.every
+        scores: dict[str, float] = {}
+        if every and (step % every == 0 or last):
+            scores |= self._score(step, "validation")
+        if last:
+            scores |= self._score(step, "test")
+        compiles = {"perf/compiles": float(self._compiles.count)}
+        record = together(*metrics, episode_metrics(episodes), scores, compiles)
+        check_finite(record, f"step {step}, metrics", UNTOUCHED)
+        self.folder.write_episodes(step, credited, self.experiment.tokenizer)
+        assert self._writer is not None
+        self._writer.write(step, record)
+        self.done = step
+        self._complete = team
+        return record
+
+    def checkpoint(self, step: int, team: TeamState) -> None:
+        """Saves the team after step ``step`` if a checkpoint is due."""
+        if step % self.experiment.checkpoint_every == 0 or step == self.experiment.steps:
+            self._save(step, team)
+
+    def checkpoint_now(self) -> None:
+        """Saves the last complete step if it is not saved yet. (``begin`` saves step 0 itself.)"""
+        if self.unsaved():
+            assert self._complete is not None
+            self._save(self.done, self._complete)
+
+    def unsaved(self) -> bool:
+        """Returns whether complete steps would be lost if the process ended now."""
+        return self.done > (self._saved or 0)
+
+    def where(self) -> str:
+        """Returns a line that says what is on disk if the run ends now."""
+        if self._saved is None:
+            return "stopped before the first checkpoint; the same command begins again"
+        return f"stopped after step {self._saved}, which is saved; the same command goes on from there"
+
+    def _save(self, step: int, team: TeamState) -> None:
+        """Writes a checkpoint. Raises NotFinite first, so that no bad state replaces a good one."""
+        for name, state in team.policies.items():
+            check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
+        self.folder.check_ours()
+        self._checkpoints.save(step, team.policies, team.base)
+        self._saved = step
+
+    def _score(self, step: int, split: str) -> dict[str, float]:
+        settings = self.experiment.evaluation
+        most = settings.instances if split == "test" else settings.validation_instances
+        instances = available(self.experiment.task, split, most)
+        sampling = settings.sampling(self.experiment.rollout.sampling)
+        with Progress(f"{split} after step {step}", instances, "episode") as progress:
+            score = evaluate(
+                self.experiment.task,
+                self.experiment.team,
+                self.experiment.tokenizer,
+                self._engine,
+                sampling,
+                seed=self.experiment.seed,
+                step=step,
+                split=split,
+                instances=instances,
+                runner=self._runner,
+                on_episode=progress.advance,
+            )
+        say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
+        return {f"{split}/{name}": value for name, value in score.record().items()}
+
+
+def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None) -> Rollouts:
+    """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
+    settings = experiment.rollout
+    candidates, episodes = (settings.candidates, 1) if settings.tree else (1, settings.candidates)
+    player = Player(
+        experiment.task,
+        experiment.team,
+        experiment.tokenizer,
+        engine_propose(engine, settings.sampling, candidates, experiment.seed),
+        settings.sampling,
+        experiment.seed,
+        runner=runner,
+        select=settings.select,
+        exclude=settings.exclude,
+    )
+    return Rollouts(player, engine, settings.instances, episodes)
