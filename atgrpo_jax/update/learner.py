@@ -27,6 +27,17 @@ class PolicyState(NamedTuple):
     opt_state: Any
 
 
+class UpdateInputs(NamedTuple):
+    """All that an update takes beside the state, as arrays on the devices."""
+
+    batch: Any  # Batch [A, B, T]
+    count: Any  # how many of the A micro-batches hold anything
+    temperature: Any  # at which the tokens were sampled
+    rate: Any  # factor of the optimizer's learning rate
+    reference: Any = None  # trained part of the policy that the KL term is to; None without that term
+    base: Any = None  # the parameters that an adapter is on; None without an adapter
+
+
 class Learner:
     """Builds and updates the PolicyStates of all policies with one architecture and kind.
 
@@ -67,23 +78,24 @@ class Learner:
         )
         rows = batch_sharding(mesh)
         plain = replicated(mesh)
-        self._given = rows, plain
+        inputs = UpdateInputs(rows, plain, plain, plain)
+        self._inputs = inputs[:4]
         self._jit_fresh = jax.jit(self._fresh, out_shardings=self.shardings.params)
         self._jit_start = jax.jit(self._optimizer.init, out_shardings=self.shardings.opt_state)
         self._jit_update = jax.jit(
             self._update,
             donate_argnums=0,
-            in_shardings=(self.shardings, rows, plain, None, None),
+            in_shardings=(self.shardings, inputs),
             out_shardings=(self.shardings, plain),
         )
         # Two programs, for ``offload``: one would fetch the optimizer state before the gradients.
         self._jit_gradients = jax.jit(
-            self._exact_gradients,
-            in_shardings=(computing.params, rows, plain, None, None),
+            self._gradients,
+            in_shardings=(computing.params, inputs),
             out_shardings=(computing.params, plain),
         )
         self._jit_logprobs = jax.jit(
-            self._logprobs, in_shardings=(computing.params, rows, plain, None), out_shardings=plain
+            self._logprobs, in_shardings=(computing.params, inputs), out_shardings=plain
         )
         self._jit_apply = jax.jit(
             self._apply,
@@ -131,14 +143,20 @@ class Learner:
           the gradient's norm; ``logprob_gap``, the largest |logprob - old logprob|; and
           ``updates.STATE_FINITE``, true if all numbers of the new state are finite.
         """
-        numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
-        given = jax.device_put((self._widened(batch), numbers), self._given)
+        inputs = self._on_devices(batch, temperature, rate, reference, base)
         with jax.transfer_guard("disallow"):  # nothing else may move between the host and devices
             if not self._offload:
-                return self._jit_update(state, *given, reference, base)
-            grads, metrics = self._jit_gradients(state.params, *given, reference, base)
-            state, finite = self._jit_apply(state, grads, given[1])
+                return self._jit_update(state, inputs)
+            grads, metrics = self._jit_gradients(state.params, inputs)
+            state, finite = self._jit_apply(state, grads, inputs.rate)
             return state, metrics | finite
+
+    def _on_devices(
+        self, batch: Batch, temperature: float, rate: float, reference: Any, base: Any
+    ) -> UpdateInputs:
+        scalars = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
+        given = UpdateInputs(*jax.device_put((self._widened(batch), *scalars), self._inputs))
+        return given._replace(reference=reference, base=base)
 
     def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Compiled]:
         """Compiles the programs of ``update`` ahead of time. Takes what ``lower`` takes."""
@@ -147,11 +165,13 @@ class Learner:
     def lower(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Lowered]:
         """Returns the programs of ``update`` as JAX lowers them, for batches [A, B, T] of this shape.
         Arguments may be shapes instead of arrays, and the mesh's devices need not exist."""
-        numbers = tuple(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        inputs = UpdateInputs(batch, count, number, number, reference, base)
         if not self._offload:
-            return [self._jit_update.lower(self.shapes, batch, numbers, reference, base)]
-        gradients = self._jit_gradients.lower(self.shapes.params, batch, numbers, reference, base)
-        return [gradients, self._jit_apply.lower(self.shapes, self.shapes.params, numbers)]
+            return [self._jit_update.lower(self.shapes, inputs)]
+        gradients = self._jit_gradients.lower(self.shapes.params, inputs)
+        return [gradients, self._jit_apply.lower(self.shapes, self.shapes.params, number)]
 
     def _widened(self, batch: Batch) -> Batch:
         """Pads A to the largest of this (B, T) so far: batches shrink as groups lose their signal,
@@ -195,9 +215,8 @@ class Learner:
           The batch, and over its trained tokens the weighted mean of that factor ("correction") and
           the largest |logprob - the sampler's| ("logprob_gap").
         """
-        numbers = np.int32(filled(batch)), np.float32(temperature), np.float32(1)
-        given = jax.device_put((self._widened(batch), numbers), self._given)
-        logprobs_ABT = np.asarray(self._jit_logprobs(params, *given, base))[: len(batch.tokens)]
+        inputs = self._on_devices(batch, temperature, 1.0, None, base)
+        logprobs_ABT = np.asarray(self._jit_logprobs(params, inputs))[: len(batch.tokens)]
         trained = batch.trained
         counts_ABT = trained.weights > 0
         ratio_ABT = np.where(counts_ABT, logprobs_ABT - trained.old_logprobs, np.float32(0))
@@ -216,31 +235,32 @@ class Learner:
         params = init_params(self.model, key)
         return params if self._lora is None else init_adapter(params, key, self._lora.rank)
 
-    def _logprobs(self, params, batch, numbers, base):
-        _, temperature, _ = numbers
-        weights = self.weights(params, base)
-        with exact_products(self.model.config):
-            return jax.lax.map(lambda micro: self._packed.logprobs(weights, micro, temperature)[0], batch)
+    def _logprobs(self, params: Any, inputs: UpdateInputs) -> jax.Array:
+        weights = self.weights(params, inputs.base)
 
-    def _update(self, state, batch, numbers, reference, base):
-        grads, metrics = self._exact_gradients(state.params, batch, numbers, reference, base)
-        state, finite = self._apply(state, grads, numbers)
+        def logprobs(micro):
+            return self._packed.logprobs(weights, micro, inputs.temperature)[0]
+
+        with exact_products(self.model.config):
+            return jax.lax.map(logprobs, inputs.batch)
+
+    def _update(self, state: PolicyState, inputs: UpdateInputs) -> tuple[PolicyState, dict[str, jax.Array]]:
+        grads, metrics = self._gradients(state.params, inputs)
+        state, finite = self._apply(state, grads, inputs.rate)
         return state, metrics | finite
 
-    def _apply(self, state, grads, numbers):
-        _, _, rate = numbers
+    def _apply(
+        self, state: PolicyState, grads: Any, rate: jax.Array
+    ) -> tuple[PolicyState, dict[str, jax.Array]]:
         opt_state = jax.device_put(state.opt_state, self._computing) if self._offload else state.opt_state
         updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
         state = PolicyState(params, opt_state)
         return state, {STATE_FINITE: all_finite(state)}
 
-    def _exact_gradients(self, *given):
-        with exact_products(self.model.config):
-            return self._gradients(*given)
-
-    def _gradients(self, params, batch, numbers, reference, base):
-        count, temperature, _ = numbers
+    def _gradients(self, params: Any, inputs: UpdateInputs) -> tuple[Any, dict[str, jax.Array]]:
+        """Returns the gradients of the sum over all micro-batches, and metrics."""
+        batch, count, temperature, _, reference, base = inputs
 
         def loss(params, micro):
             weights = self.weights(params, base)
@@ -258,9 +278,11 @@ class Learner:
             return jax.tree.map(jnp.add, totals, (value, sums, grads)), jnp.maximum(gap_so_far, gap)
 
         first = jax.tree.map(lambda x: x[0], batch)
-        (value, (sums, gap)), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))
-        (value, sums, grads), gap = jax.lax.fori_loop(0, count, accumulate, zeros)
+        with exact_products(self.model.config):
+            shapes = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, first)
+            (value, (sums, gap)), grads = shapes
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))
+            (value, sums, grads), gap = jax.lax.fori_loop(0, count, accumulate, zeros)
         weight = jnp.maximum(sums.pop("weight"), 1e-20)
         metrics = {name: total / weight for name, total in sums.items()}
         metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "logprob_gap": gap}
