@@ -1,6 +1,6 @@
 """Runs the training loop.
 
-instances -> rollout -> groups -> advantages -> batch -> loss in update -> weight sync -> next step
+instances -> rollout -> groups -> advantages -> batch -> loss in update -> push -> next step
 """
 
 import time
