@@ -29,8 +29,7 @@ from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params, logits
-from atgrpo_jax.models.transformer import run as run_model
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, apply, init_params, logits
 from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 pytestmark = pytest.mark.slow
@@ -144,7 +143,7 @@ def learned_logprobs(weights, prompt, tokens, temperature):
     ids = np.zeros((1, T), int)
     ids[0, : len(prompt) + len(tokens)] = prompt + tokens
     mask = np.tril(np.ones((1, T, T), bool))
-    hidden, _ = run_model(
+    hidden, _ = apply(
         MODEL, weights.params, stack([weights.adapter]), ids, np.arange(T)[None],
         lambda q, k, v, _: (masked_attention(q, k, v, mask), None), scale_BJ=np.full((1, 1), weights.scale),
     )  # fmt: skip
