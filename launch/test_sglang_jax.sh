@@ -32,7 +32,6 @@ if [ "${1:-}" = --install ]; then
 fi
 cd "$root"
 # sglang-jax fixes the versions of anyio's plugin and flax. These use names that pytest and JAX call old.
-# With --capture=sys, what C++ writes before it aborts the process is seen.
-ATGRPO_SGLANG_JAX=1 JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -p no:anyio --capture=sys \
+ATGRPO_SGLANG_JAX=1 JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -p no:anyio \
   -W "ignore:jax.core.get_opaque_trace_state:DeprecationWarning" tests/test_sglang_jax.py \
   tests/test_sglang_jax_engine.py "$@"
