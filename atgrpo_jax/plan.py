@@ -20,8 +20,9 @@ from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.config import PRESETS, preset
-from atgrpo_jax.planning import footprint, times, tpu_compiler, workload
+from atgrpo_jax.planning import footprint, times, tpu_compiler
 from atgrpo_jax.planning.devices import DEVICES, device_named
+from atgrpo_jax.planning.workload import workload_of
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.team_learner import TeamLearner
@@ -44,19 +45,22 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     devices = tpu_compiler.tpus(_DEVICE.value, experiment.mesh.devices) if _COMPILE.value else None
     policies = TeamLearner(experiment, devices)
-    sizes = workload.sizes(experiment)
-    memory = footprint.memory(experiment, policies, sizes)
+    workload = workload_of(experiment)
+    memory = footprint.memory(experiment, policies, workload)
     if devices is not None:
         say(f"compiling the update for {device.name}, which takes minutes for a large model")
-        memory = footprint.measured(memory, footprint.update_bytes(experiment, policies, sizes.group))
+        memory = footprint.measured(
+            memory, footprint.update_bytes(experiment, policies, workload.longest_group)
+        )
     print("\n".join(footprint.report(memory, device, experiment.mesh)))
     if hosts := footprint.bytes_on_hosts(policies.shapes):
         print(f"  optimizer state in the memory of all hosts: {hosts / 1e9:.3f} GB")
+    longest = workload.longest_group
     print(
-        f"a step at most: {sizes.groups} groups of {sizes.prompt:.0f} + {sizes.candidates} x {sizes.new} "
-        f"tokens, the longest {sizes.group} in rows of {experiment.batch.row(sizes.group)}"
+        f"a step at most: {workload.groups} groups of {workload.prompt:.0f} + {workload.candidates} x "
+        f"{workload.new} tokens, the longest {longest} in rows of {experiment.batch.row(longest)}"
     )
-    stages = times.seconds(experiment, policies, sizes, device, _UTILISATION.value)
+    stages = times.seconds(experiment, policies, workload, device, _UTILISATION.value)
     for stage, (flop, seconds, limit) in stages.items():
         at = f"at {_UTILISATION.value:.0%} of the peak rate; the limit is {limit}"
         print(f"  {stage:8} {flop / 1e12:12.3f} TFLOP  {seconds:10.3f} s {at}")

@@ -89,12 +89,12 @@ class Item:
     def gflop(self) -> dict[str, float]:
         """What has to be done: prompts once a group, attention over what a token sees, the head on sampled
         tokens only; forward and backward for the update."""
-        sizes = Workload(
+        workload = Workload(
             self.prompts, self.prompt_tokens, self.prompt_tokens, self.new_tokens, self.candidates
         )
         done = {
             phase: flop / 1e9
-            for phase, flop in work(self.model, self.model.vocab_size, sizes, self.prompts).items()
+            for phase, flop in work(self.model, self.model.vocab_size, workload, self.prompts).items()
         }
         return done | {"step": sum(done.values())}
 

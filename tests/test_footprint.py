@@ -16,7 +16,8 @@ from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import ModelConfig, preset
 from atgrpo_jax.models.transformer import Transformer, join_layers
 from atgrpo_jax.plan import parse_mesh
-from atgrpo_jax.planning import devices, footprint, times, tpu_compiler, workload
+from atgrpo_jax.planning import devices, footprint, times, tpu_compiler
+from atgrpo_jax.planning.workload import Workload, workload_of
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.team_learner import TeamLearner
@@ -33,7 +34,7 @@ def test_parameters_and_optimizer_are_those_of_a_run_to_the_byte(sharing, mesh):
     batch = BatchConfig(row_tokens=64, rows=4)
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
     policies = TeamLearner(dataclasses.replace(x, batch=batch))
-    said = footprint.memory(x, policies, workload.sizes(x, instances=2))
+    said = footprint.memory(x, policies, workload_of(x, instances=2))
     team = policies.initial()
 
     for name, state in team.policies.items():
@@ -58,7 +59,7 @@ def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, model=model, warm_start=None, engine=engine)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=64, rows=4))
     policies = TeamLearner(x)
-    said = footprint.memory(x, policies, workload.sizes(x, instances=2))["cache of the rollout"]
+    said = footprint.memory(x, policies, workload_of(x, instances=2))["cache of the rollout"]
     policy, whole = policies.names[0], Transformer(model, 400)
     key = GroupKey(0, "train", 0, 0, 0, "role")
     request = Request(policy, (1,), (Address(0, key, 0),), x.rollout.sampling)
@@ -79,8 +80,10 @@ def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one(
     )
 
     def said(x):
-        group = workload.sizes(x, instances=2)
-        return footprint.memory(x, TeamLearner(x), group).get("parameters arranged for the rollout, shared")
+        workload = workload_of(x, instances=2)
+        return footprint.memory(x, TeamLearner(x), workload).get(
+            "parameters arranged for the rollout, shared"
+        )
 
     assert said(x) == new > 0
     assert said(dataclasses.replace(x, engine=dataclasses.replace(x.engine, joined_mb=0.0))) is None
@@ -90,12 +93,12 @@ def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one(
 def test_meshes_side_by_side_hold_a_policy_each_and_work_at_the_same_time():
     x = dataclasses.replace(load("smoke.gin"), team=Team("full"), warm_start=None)
     beside = dataclasses.replace(x, mesh=MeshConfig(policies=2))
-    group, v5e = workload.sizes(x, instances=2), devices.DEVICES["v5e"]
+    workload, v5e = workload_of(x, instances=2), devices.DEVICES["v5e"]
 
     def planned(x):
         policies = TeamLearner(x)
-        seconds = times.seconds(x, policies, group, v5e, 0.4)
-        return footprint.memory(x, policies, group), seconds["update"][1], seconds["rollout"][1]
+        seconds = times.seconds(x, policies, workload, v5e, 0.4)
+        return footprint.memory(x, policies, workload), seconds["update"][1], seconds["rollout"][1]
 
     lines, update, rollout = planned(x)
     own, side_update, side_rollout = planned(beside)
@@ -171,13 +174,13 @@ def test_what_cannot_be_compiled_ahead(monkeypatch):
 def test_work_by_hand():
     """One layer of width 4 with one head: 2 x (4 x 16 + 3 x 32) FLOP a token in the block."""
     config = ModelConfig(layers=1, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4)
-    group = workload.Workload(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
+    workload = Workload(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
     block, head = 2 * (4 * 16 + 3 * 32), 2 * 4 * 100
     seen = 10 * 10 / 2 + 10 * (10 + 2 / 2)
     forward = block * 20 + 16 * seen + head * 10
-    assert times.work(config, 100, group, 1) == {"rollout": forward, "update": 3 * forward}
+    assert times.work(config, 100, workload, 1) == {"rollout": forward, "update": 3 * forward}
     again = dataclasses.replace(config, remat="block")
-    assert times.work(again, 100, group, 2)["update"] == 2 * (3 * forward + block * 20 + 16 * seen)
+    assert times.work(again, 100, workload, 2)["update"] == 2 * (3 * forward + block * 20 + 16 * seen)
 
 
 @pytest.mark.thorough
@@ -188,7 +191,7 @@ def test_qwen3_sizes():
             load("smoke.gin"), model=dataclasses.replace(preset(name), scan=True), warm_start=None
         )
         x = dataclasses.replace(x, mesh=MeshConfig(fsdp=8), batch=BatchConfig(64, 8))
-        said = footprint.memory(x, TeamLearner(x), workload.sizes(x, instances=2))
+        said = footprint.memory(x, TeamLearner(x), workload_of(x, instances=2))
         assert said["parameters, shared"] == pytest.approx(billions * 4e9 / 8, rel=0.01)
         assert said["optimizer, shared"] == pytest.approx(2 * billions * 4e9 / 8, rel=0.01)
 

@@ -9,8 +9,9 @@ from reference import SIZES, make, make_tokenizer
 
 from atgrpo_jax.models.config import preset
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.planning import footprint, times, workload
+from atgrpo_jax.planning import footprint, times
 from atgrpo_jax.planning.devices import device_named
+from atgrpo_jax.planning.workload import workload_of
 from atgrpo_jax.run.gin_config import gin_folder, load, render
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.splits import SPLITS
@@ -104,9 +105,9 @@ def test_the_longest_fits_on_what_its_header_says_and_takes_no_longer(tmp_path, 
     make_tokenizer(tmp_path)
     path = GIN_FOLDER / f"paper/{name}.gin"
     x, h100 = built(path, tmp_path, problems), device_named("h100")
-    policies, sizes = TeamLearner(x), workload.sizes(x)
-    assert x.mesh.devices == 8 and footprint.fits(footprint.memory(x, policies, sizes), h100)
-    stages = times.seconds(x, policies, sizes, h100, 0.4).values()
+    policies, workload = TeamLearner(x), workload_of(x)
+    assert x.mesh.devices == 8 and footprint.fits(footprint.memory(x, policies, workload), h100)
+    stages = times.seconds(x, policies, workload, h100, 0.4).values()
     hours = x.steps * sum(seconds for _, seconds, _ in stages) / 3600
     (said,) = re.findall(r"at most ([\d.]+) hours", path.read_text())
     assert float(said) == pytest.approx(hours, rel=0.1)

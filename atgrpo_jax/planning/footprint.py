@@ -37,7 +37,7 @@ _ACTIVATIONS = "activations of the update"
 _HEAD = "the head's logits and gradient"
 
 
-def memory(experiment: Experiment, policies: TeamLearner, group: Workload) -> dict[str, float]:
+def memory(experiment: Experiment, policies: TeamLearner, workload: Workload) -> dict[str, float]:
     """Returns the bytes on each device, by what they hold.
 
     If several meshes are side by side, they are those of the fullest one.
@@ -45,7 +45,7 @@ def memory(experiment: Experiment, policies: TeamLearner, group: Workload) -> di
     sides: dict[Any, list[str]] = defaultdict(list)
     for name in policies.names:
         sides[policies.meshes[name]].append(name)
-    return max((_memory(experiment, policies, names, group) for names in sides.values()), key=_total)
+    return max((_memory(experiment, policies, names, workload) for names in sides.values()), key=_total)
 
 
 def _total(lines: Mapping[str, float]) -> float:
@@ -53,7 +53,7 @@ def _total(lines: Mapping[str, float]) -> float:
 
 
 def _memory(
-    experiment: Experiment, policies: TeamLearner, names: Sequence[str], group: Workload
+    experiment: Experiment, policies: TeamLearner, names: Sequence[str], workload: Workload
 ) -> dict[str, float]:
     lines: dict[str, float] = {}
     held = {name: policies.shapes[name] for name in names}
@@ -63,7 +63,7 @@ def _memory(
     if policies.adapted:
         lines["parameters, base of adapters"] = bytes_a_device(policies.base_shapes())
     lines[_GRADIENTS] = 2 * max(bytes_a_device(shapes.params) for shapes in held.values())
-    row = experiment.batch.row(group.group)
+    row = experiment.batch.row(workload.longest_group)
     configs = {name: experiment.architecture(experiment.initial_name(name)) for name in names}
     local = {name: _local(config, experiment.mesh) for name, config in configs.items()}
     copied = [_copy(local[name], experiment) for name, c in configs.items() if c.dtype != c.param_dtype]
@@ -75,7 +75,9 @@ def _memory(
         for name, config in configs.items()
     )
     lines[_HEAD] = max(_head(local[name], experiment, trained=ranks[name] is None) for name in configs)
-    lines["cache of the rollout"] = sum(_cache(config, experiment, group) for config in set(configs.values()))
+    lines["cache of the rollout"] = sum(
+        _cache(config, experiment, workload) for config in set(configs.values())
+    )
     for name, shapes in held.items():
         joined = 0 if name in policies.adapted else _joined(configs[name], experiment, shapes.params)
         if joined:
@@ -219,8 +221,8 @@ def _head(local: ModelConfig, experiment: Experiment, trained: bool) -> float:
     return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
 
 
-def _cache(config: ModelConfig, experiment: Experiment, group: Workload) -> float:
-    """Returns the bytes of the in-process engine on each device: its pages, and its rows' logits.
+def _cache(config: ModelConfig, experiment: Experiment, workload: Workload) -> float:
+    """Returns the bytes of the in-process engine on each device: its pages, and its slots' logits.
 
     They are 0 for SGLang servers, which run elsewhere. Raises ConfigError for sglang-jax.
     """
@@ -230,12 +232,12 @@ def _cache(config: ModelConfig, experiment: Experiment, group: Workload) -> floa
         raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
     if not isinstance(engine, LocalEngineConfig):
         return 0.0
-    rows = engine.slots / (experiment.mesh.data * experiment.mesh.fsdp)
-    most = rows * power_of_two(group.new)
-    places = engine.prompt_cache + min(engine.answer_cache or most, most)
-    place = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
+    slots = engine.slots / (experiment.mesh.data * experiment.mesh.fsdp)
+    most = slots * power_of_two(workload.new)
+    tokens = engine.prompt_cache + min(engine.answer_cache or most, most)
+    token_bytes = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
     vocab = config.vocab_size or experiment.tokenizer.vocab_size
-    return places * place + 3 * 4 * rows * vocab
+    return tokens * token_bytes + 3 * 4 * slots * vocab
 
 
 def _joined(config: ModelConfig, experiment: Experiment, params: Any) -> int:

@@ -15,7 +15,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.team_learner import TeamLearner
 
 
-def work(config: ModelConfig, vocab: int, group: Workload, groups: float) -> dict[str, float]:
+def work(config: ModelConfig, vocab: int, workload: Workload, groups: float) -> dict[str, float]:
     """Returns the FLOP of the rollout and of the update on so many ``groups``.
 
     Each group's prompt counts once. The head counts for new tokens only, and attention for the
@@ -23,9 +23,9 @@ def work(config: ModelConfig, vocab: int, group: Workload, groups: float) -> dic
     """
     block = 2 * config.layers * config.block_kernels()
     span = 4 * config.layers * config.heads * config.head_size
-    new = group.candidates * group.new
-    blocks = block * (group.prompt + new) + span * (
-        group.prompt**2 / 2 + new * (group.prompt + group.new / 2)
+    new = workload.candidates * workload.new
+    blocks = block * (workload.prompt + new) + span * (
+        workload.prompt**2 / 2 + new * (workload.prompt + workload.new / 2)
     )
     head = 2 * config.width * vocab * new
     again = blocks if config.remat == "block" else 0.0
@@ -33,7 +33,7 @@ def work(config: ModelConfig, vocab: int, group: Workload, groups: float) -> dic
 
 
 def seconds(
-    experiment: Experiment, policies: TeamLearner, group: Workload, device: Device, utilisation: float
+    experiment: Experiment, policies: TeamLearner, workload: Workload, device: Device, utilisation: float
 ) -> Mapping[str, tuple[float, float, str]]:
     """Returns stage -> (FLOP, least seconds, what limits it).
 
@@ -42,14 +42,14 @@ def seconds(
     roles = experiment.task.workflow.order
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
     updates: dict[Any, float] = defaultdict(float)  # mesh -> seconds; meshes work side by side
-    samples = group.groups / len(roles) * group.candidates
+    samples = workload.groups / len(roles) * workload.candidates
     together = experiment.engine.slots if isinstance(experiment.engine, LocalEngineConfig) else samples
-    steps = math.ceil(samples / together) * group.new
+    steps = math.ceil(samples / together) * workload.new
     for role in roles:
         policy = experiment.team.policy(role)
         config = experiment.architecture(experiment.initial_name(policy))
         vocab = config.vocab_size or experiment.tokenizer.vocab_size
-        done = work(config, vocab, group, group.groups / len(roles))
+        done = work(config, vocab, workload, workload.groups / len(roles))
         rate = device.flops * utilisation * experiment.mesh.side
         read = jnp.dtype(config.dtype).itemsize * (
             config.layers * config.block_kernels() + vocab * config.width

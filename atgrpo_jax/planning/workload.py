@@ -26,12 +26,12 @@ class Workload:
     candidates: int  # of each group
 
     @property
-    def group(self) -> int:
+    def longest_group(self) -> int:
         """Returns the tokens of the longest group."""
         return self.longest_prompt + self.candidates * self.new
 
 
-def sizes(experiment: Experiment, instances: int = 16) -> Workload:
+def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
     """Measures prompts in demonstrated episodes of the first ``instances`` training instances."""
     propose = demonstrations(experiment.task, experiment.tokenizer, 1, experiment.seed)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.common.rounding import power_of_two
+from atgrpo_jax.common.rounding import power_of_two, round_up
 from atgrpo_jax.common.types import TILE, Batch, Trained
 from atgrpo_jax.credit.groups import Credited
 
@@ -57,7 +57,7 @@ class BatchConfig:
 
 def whole_tiles(tokens: int) -> int:
     """Returns the shortest valid row for ``tokens``: at most one tile, or a multiple of it."""
-    return tokens if tokens <= TILE else -(-tokens // TILE) * TILE
+    return tokens if tokens <= TILE else round_up(tokens, TILE)
 
 
 def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, constant: int) -> Batch:

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.rounding import round_up
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
 
@@ -304,7 +305,7 @@ def _arguments(folder: str, model: Transformer, devices: Sequence[int], config: 
         "device_indexes": list(devices),
         "context_length": config.context_length + SPARE,
         "max_running_requests": config.max_running_requests,
-        "max_total_tokens": -(-(config.max_total_tokens + SPARE) // config.page) * config.page,
+        "max_total_tokens": round_up(config.max_total_tokens + SPARE, config.page),
         "page_size": config.page,
         "max_prefill_tokens": config.prefill,
         "chunked_prefill_size": config.prefill // config.page * config.page,
