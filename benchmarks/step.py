@@ -18,7 +18,7 @@ from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import pack
-from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 
@@ -40,7 +40,7 @@ def main() -> None:
         sampled = time.perf_counter()
         batch = pack(item.credited(step, prompts, drawn), item.batch(), "candidate", item.new_tokens)
         packed = time.perf_counter()
-        state, metrics = learner.update(state, batch, 1.0)
+        state, metrics = learner.update(state, UpdateInputs(batch, 1.0))
         jax.block_until_ready((state, metrics))
         ended = time.perf_counter()
         seconds["rollout"].append(sampled - began)

@@ -19,7 +19,7 @@ from items import machine, mesh_of, parse, peak_mb, report, shapes_gflops, squar
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import pack
-from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 
@@ -39,7 +39,7 @@ def main() -> None:
         items = item.credited(step, item.prompt_ids(step), item.random_samples(step))
         batch = pack(items, item.batch(), "candidate", item.new_tokens)
         began = time.perf_counter()
-        state, metrics = learner.update(state, batch, 1.0)
+        state, metrics = learner.update(state, UpdateInputs(batch, 1.0))
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - began)
         compiled = compiles.count if step < args.warmup else compiled

@@ -9,12 +9,14 @@ from fakes import PARITY, credited, small_model
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.types import Batch
+from atgrpo_jax.models.head import table, token_loss
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, init_params
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
+from atgrpo_jax.update.updates import Updates
 
 MODEL = small_model()
 PACKED = Packed(MODEL, MeshConfig().build())
@@ -40,6 +42,28 @@ def learner(loss=None, mesh=None, optimizer=OPTIMIZER, model=MODEL) -> Learner:
     return Learner(model, optimizer, loss.objective(), (mesh or MeshConfig()).build())
 
 
+def train(ours, state, batches, temperature=1.0, reference=None, correction=None):
+    """The updates on some batches, as ``TeamLearner.update`` makes them: (state, their ``Updates``)."""
+    given = [UpdateInputs(batch, temperature, reference=reference) for batch in batches]
+    corrected = [(inputs, {}) for inputs in given]
+    if correction is not None:
+        corrected = [ours.corrected(state.params, inputs, correction) for inputs in given]
+    records, tokens = [], 0
+    for inputs, found in corrected:
+        state, metrics = ours.update(state, inputs)
+        records.append(metrics | found)
+        tokens += int((inputs.batch.segments > 0).sum())
+    return state, Updates(records, tokens)
+
+
+def micro_loss(objective, params, micro, reference_BT=None, packed=PACKED):
+    """The loss of a micro-batch, by the model's hidden states and the head."""
+    hidden_BTD, head = packed.hidden(PolicyWeights(params), micro)
+    return token_loss(
+        head, objective.tokens, table(params), hidden_BTD, micro.trained, reference_BT, jnp.float32(1.0)
+    )[0]
+
+
 @jax.jit
 def loss_and_gradient(batch: Batch):
     """Of the batch, at fixed parameters."""
@@ -50,7 +74,7 @@ def loss_and_gradient(batch: Batch):
         value = jnp.float32(0)
         for a in range(batch.tokens.shape[0]):
             micro = jax.tree.map(lambda x, a=a: x[a], batch)
-            value += PACKED.loss(objective, PolicyWeights(params), micro, None, jnp.float32(1.0))[0]
+            value += micro_loss(objective, params, micro)
         return value
 
     return jax.value_and_grad(total)(params)
@@ -74,4 +98,4 @@ def sharded_update(mesh, model=MODEL):
     batch = packed(items(lengths=((30, 25, 20), (9, 40, 1), (6, 2, 7))), BatchConfig(row_tokens=128, rows=4))
     assert (batch.pairs >= 0).sum() > 3
     ours = learner(mesh=mesh, model=model)
-    return ours.update(ours.init(jax.random.key(0)), batch, 1.0)
+    return ours.update(ours.init(jax.random.key(0)), UpdateInputs(batch, 1.0))

@@ -22,7 +22,7 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 
@@ -136,7 +136,7 @@ def test_activations_are_those_of_the_compiled_update(changes, mesh):
     learner = Learner(Transformer(config, 256), OptimizerConfig(), LossConfig().objective(), mesh.build())
 
     def compiled(rows):
-        (update,) = learner.compile(pack([], BatchConfig(256, rows), "token", 1))
+        (update,) = learner.compile(UpdateInputs(pack([], BatchConfig(256, rows), "token", 1), None))
         return update.memory_analysis().temp_size_in_bytes
 
     def said(rows):

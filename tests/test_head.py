@@ -26,11 +26,11 @@ def inputs(tied):
     return table, hidden, Trained(*ints, *floats, weights), rng.standard_normal((B, T)).astype(np.float32)
 
 
-def objective(logprobs_BT, entropy_BT, reference_BT, trained):
-    value = jnp.sin(logprobs_BT - trained.old_logprobs) * trained.advantages + jnp.cos(entropy_BT)
-    if reference_BT is not None:
-        value += (logprobs_BT - reference_BT) ** 2
-    return jnp.sum(trained.weights * value), {"entropy": jnp.sum(trained.weights * entropy_BT)}
+def objective(logprobs_BX, entropy_BX, reference_BX, trained):
+    value = jnp.sin(logprobs_BX - trained.old_logprobs) * trained.advantages + jnp.cos(entropy_BX)
+    if reference_BX is not None:
+        value += (logprobs_BX - reference_BX) ** 2
+    return jnp.sum(trained.weights * value), {"entropy": jnp.sum(trained.weights * entropy_BX)}
 
 
 def whole(tied, table, hidden, trained):

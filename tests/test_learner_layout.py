@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import PARITY
-from shared_learner import MODEL, assert_same, batch_logprobs, items, learner, loss_and_gradient, packed
+from shared_learner import (
+    MODEL,
+    assert_same,
+    batch_logprobs,
+    items,
+    learner,
+    loss_and_gradient,
+    micro_loss,
+    packed,
+)
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.types import Group
@@ -16,13 +25,14 @@ from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import BatchConfig, each
+from atgrpo_jax.update.learner import UpdateInputs
 from atgrpo_jax.update.objectives import cloning
 
 
 def test_float32_is_multiplied_in_float32_backward_too():
     batch = packed(items())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    (update,) = learner().lower(shapes)
+    (update,) = learner().lower(UpdateInputs(shapes, None))
     text = update.as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products and all("precision = [HIGHEST, HIGHEST]" in product for product in products)
@@ -77,8 +87,10 @@ def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
     ids=["longer rows", "a row at a time", "a group a row"],
 )
 def test_padding_packing_and_micro_batches_change_nothing(config):
-    state, metrics = learner().update(learner().init(jax.random.key(0)), packed(items()), 1.0)
-    other, other_metrics = learner().update(learner().init(jax.random.key(0)), packed(items(), config), 1.0)
+    state, metrics = learner().update(learner().init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
+    other, other_metrics = learner().update(
+        learner().init(jax.random.key(0)), UpdateInputs(packed(items(), config), 1.0)
+    )
     assert_same(state.params, other.params)
     assert_same(metrics, other_metrics)
 
@@ -87,9 +99,9 @@ def test_padding_packing_and_micro_batches_change_nothing(config):
 @pytest.mark.parametrize("remat", ["dots", "block"])
 def test_computing_again_changes_nothing_but_the_memory(remat):
     model = Transformer(dataclasses.replace(MODEL.config, remat=remat), 64)
-    state, _ = learner().update(learner().init(jax.random.key(0)), packed(items()), 1.0)
+    state, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
     again = learner(model=model)
-    other, _ = again.update(again.init(jax.random.key(0)), packed(items()), 1.0)
+    other, _ = again.update(again.init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
     assert_same(state.params, other.params)
 
     def kept(model):  # bytes that the backward pass finds ready
@@ -98,7 +110,7 @@ def test_computing_again_changes_nothing_but_the_memory(remat):
         rows = Packed(model, MeshConfig().build())
 
         def loss(params):
-            return rows.loss(cloning, PolicyWeights(params), micro, None, jnp.float32(1.0))[0]
+            return micro_loss(cloning, params, micro, packed=rows)
 
         _, backward = jax.vjp(loss, params)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
@@ -115,7 +127,7 @@ def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
 
     def update(scan):
         ours = learner(model=model(scan))
-        return ours.update(ours.init(jax.random.key(0)), packed(items()), 1.0)[0].params
+        return ours.update(ours.init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))[0].params
 
     assert_same(update(False), update(True))
 
@@ -133,8 +145,8 @@ def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
 def test_only_filled_micro_batches_are_run():
     batch = packed(items(), BatchConfig(row_tokens=48, rows=1))
     empty = each(lambda a: np.concatenate([a, np.zeros_like(a)]), batch)
-    one, _ = learner().update(learner().init(jax.random.key(0)), batch, 1.0)
-    other, _ = learner().update(learner().init(jax.random.key(0)), empty, 1.0)
+    one, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(batch, 1.0))
+    other, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(empty, 1.0))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -154,23 +166,18 @@ def test_permuting_candidates_changes_nothing():
 def test_an_update_takes_its_old_states_memory():
     """Two copies of parameters and moments would not fit where one does."""
     state = learner().init(jax.random.key(0))
-    learner().update(state, packed(items()), 1.0)
+    learner().update(state, UpdateInputs(packed(items()), 1.0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-
-
-def test_without_batches_a_policy_stays_as_it_is():
-    ours = learner()
-    state = ours.init(jax.random.key(0))
-    same, trained = ours.train(state, [], 1.0)
-    assert same is state and trained.metrics() == {"updates": 0.0, "trained_tokens": 0.0}
 
 
 def test_nothing_recompiles_for_another_temperature_or_fill():
     ours = learner()
     config = BatchConfig(row_tokens=48, rows=1)
-    state, _ = ours.update(ours.init(jax.random.key(0)), packed(items(), config), 1.0)
+    state, _ = ours.update(ours.init(jax.random.key(0)), UpdateInputs(packed(items(), config), 1.0))
     counter = CompileCounter()
     lengths = ((7, 7), (1, 1, 1), (2, 9), (3, 3, 3))
     for seed, temperature, groups in ((1, 0.7, 4), (2, 1.3, 3), (3, 1.0, 1)):
-        state, _ = ours.update(state, packed(items(seed, lengths[:groups]), config), temperature)
+        state, _ = ours.update(
+            state, UpdateInputs(packed(items(seed, lengths[:groups]), config), temperature)
+        )
     assert counter.count == 0

@@ -17,6 +17,7 @@ from shared_learner import (
     loss_and_gradient,
     own_logprobs,
     packed,
+    train,
     with_old_logprobs,
 )
 
@@ -25,7 +26,7 @@ from atgrpo_jax.common.types import Group, Trained
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.update.batch import minibatches
-from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig, cloning
 from atgrpo_jax.update.optimizer import OptimizerConfig
 
@@ -88,7 +89,7 @@ def test_every_option_changes_the_result(change):
             aggregate=loss.aggregate, constant=16,
         )  # fmt: skip
         near = [near_the_policy(batch, state.params, i) for i, batch in enumerate(batches)]
-        return ours.train(state, near, 1.0, reference, correction=loss.correction)[0].params
+        return train(ours, state, near, 1.0, reference, loss.correction)[0].params
 
     base = LossConfig(minibatches=2)
     changed = dataclasses.replace(base, **change)
@@ -103,16 +104,16 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     micro = jax.tree.map(lambda x: x[0], batch)
     logprobs, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
     own = with_old_logprobs(batch, np.asarray(logprobs)[None])
-    metrics = jax.device_get(ours.train(state, [own, own], 1.0)[1]).metrics()
+    metrics = jax.device_get(train(ours, state, [own, own], 1.0)[1]).metrics()
     assert metrics["logprob_gap"] < 1e-5
     assert metrics["updates"] == 2
     assert metrics["trained_tokens"] == 2 * (batch.segments > 0).sum()
     state = ours.init(jax.random.key(0))
-    _, metrics = ours.update(state, own, 1.0)
+    _, metrics = ours.update(state, UpdateInputs(own, 1.0))
     np.testing.assert_allclose(metrics["ratio"], 1.0, rtol=1e-5)
     assert metrics["clip_fraction"] == 0
     off = with_old_logprobs(batch, own.trained.old_logprobs - 0.25)
-    _, far = ours.update(ours.init(jax.random.key(0)), off, 1.0)
+    _, far = ours.update(ours.init(jax.random.key(0)), UpdateInputs(off, 1.0))
     np.testing.assert_allclose(far["logprob_gap"], 0.25, rtol=1e-4)
 
 
@@ -126,7 +127,7 @@ def test_the_objective_by_hand():
     distance = 0.5 * (2 - 1 - np.log(2)) + 0.25 * (0.5 - 1 - np.log(0.5))
     for entropy, kl in ((0.0, 0.0), (0.1, 0.0), (0.1, 0.3)):
         objective = LossConfig(entropy=entropy, kl=kl).objective()
-        loss, metrics = objective(logprobs_BT, entropy_BT, reference_BT if kl else None, trained)
+        loss, metrics = objective.tokens(logprobs_BT, entropy_BT, reference_BT if kl else None, trained)
         np.testing.assert_allclose(loss, 0.5 - entropy * 2.0 + kl * distance, rtol=1e-5)
         np.testing.assert_allclose(metrics["entropy"], 2.0, rtol=1e-6)
         if kl:
@@ -138,11 +139,11 @@ def test_an_update_is_at_the_temperature_of_the_samples(correction):
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
     sampled = with_old_logprobs(batch, own_logprobs(state.params, batch, 0.7))
-    _, updates = ours.train(state, [sampled], 0.7, correction=correction)
+    _, updates = train(ours, state, [sampled], 0.7, correction=correction)
     metrics = jax.device_get(updates).metrics()
     assert metrics["logprob_gap"] < 1e-5
     np.testing.assert_allclose(metrics["ratio"], 1.0, rtol=1e-5)
-    _, updates = ours.train(ours.init(jax.random.key(0)), [sampled], 1.0, correction=correction)
+    _, updates = train(ours, ours.init(jax.random.key(0)), [sampled], 1.0, correction=correction)
     assert jax.device_get(updates).metrics()["logprob_gap"] > 0.1
 
 
@@ -153,7 +154,8 @@ def test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own
     own = np.asarray(batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))[0])[None]
     trained = batch.trained.weights > 0
     off = np.where(trained, np.random.default_rng(0).uniform(-1, 1, own.shape), 0).astype(np.float32)
-    corrected, found = ours.corrected(state.params, with_old_logprobs(batch, own - off), 1.0, most=1.5)
+    inputs = UpdateInputs(with_old_logprobs(batch, own - off), 1.0)
+    (corrected, *_), found = ours.corrected(state.params, inputs, most=1.5)
     factor = np.minimum(np.exp(off), 1.5)
     assert factor.max() == 1.5 and factor.min() < 0.5
     np.testing.assert_allclose(corrected.trained.old_logprobs[trained], own[trained], **PARITY)
@@ -165,8 +167,8 @@ def test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own
     )
 
     mine = with_old_logprobs(batch, own)
-    plain, _ = ours.train(state, [mine, mine], 1.0)
-    again, metrics = ours.train(ours.init(jax.random.key(0)), [mine, mine], 1.0, correction=2.0)
+    plain, _ = train(ours, state, [mine, mine], 1.0)
+    again, metrics = train(ours, ours.init(jax.random.key(0)), [mine, mine], 1.0, correction=2.0)
     assert_same(plain.params, again.params)
     np.testing.assert_allclose(jax.device_get(metrics).metrics()["correction"], 1.0, **PARITY)
 
@@ -177,7 +179,7 @@ def test_cloning_learns_its_demonstrations():
     state, batch = ours.init(jax.random.key(0)), packed(items(), aggregate="token")
     losses = []
     for _ in range(30):
-        state, metrics = ours.update(state, batch, 1.0)
+        state, metrics = ours.update(state, UpdateInputs(batch, 1.0))
         losses.append(float(metrics["loss"]))
     assert losses[0] > 3.5 and losses[-1] < 1.0
 
@@ -190,7 +192,7 @@ def test_advantages_move_logprobs_their_way():
     micro = jax.tree.map(lambda x: x[0], batch)
     before, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
     batch = with_old_logprobs(batch, np.asarray(before)[None])
-    state, _ = ours.update(state, batch, 1.0)
+    state, _ = ours.update(state, UpdateInputs(batch, 1.0))
     after, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
     trained = micro.trained.weights > 0
     moved = np.asarray(after - before)[trained] * micro.trained.advantages[trained]

@@ -15,7 +15,7 @@ from atgrpo_jax.arrays.mesh import MeshConfig, check_mesh, divided_parameters
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.models.transformer import Transformer, init_params
 from atgrpo_jax.update.batch import each
-from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig, cloning
 from atgrpo_jax.update.optimizer import OptimizerConfig
 
@@ -75,11 +75,11 @@ def test_policies_on_meshes_of_their_own_are_updated_at_the_same_time():
     learners = [Learner(MODEL, OPTIMIZER, cloning, config.build(place=place)) for place in range(2)]
     many = each(lambda a: np.concatenate([a] * 300), packed(items()))
 
-    def train():
-        return [ours.train(ours.init(jax.random.key(0)), [many], 1.0) for ours in learners]
+    def updated():
+        return [ours.update(ours.init(jax.random.key(0)), UpdateInputs(many, 1.0)) for ours in learners]
 
-    jax.block_until_ready(train())  # compiled
-    (one, _), (other, _) = train()
+    jax.block_until_ready(updated())  # compiled
+    (one, _), (other, _) = updated()
     assert not one.params["embedding"].is_ready() and not other.params["embedding"].is_ready()
     assert one.params["embedding"].devices().isdisjoint(other.params["embedding"].devices())
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
@@ -90,7 +90,7 @@ def test_nothing_but_the_batch_moves_to_the_devices():
     ours = learner(LossConfig(kl=0.1))
     state = ours.init(jax.random.key(0))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        ours.update(state, packed(items()), 1.0, jax.device_get(state.params))
+        ours.update(state, UpdateInputs(packed(items()), 1.0, reference=jax.device_get(state.params)))
 
 
 @pytest.mark.thorough

@@ -21,7 +21,7 @@ from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, stack
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, apply, init_params, logits
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import cloning
 from atgrpo_jax.update.optimizer import OptimizerConfig
 
@@ -96,7 +96,7 @@ def test_an_update_moves_the_adapter_and_nothing_else(params, batch):
     plain, _ = batch_logprobs(PolicyWeights(params), micro, jnp.float32(1.0))
     # Two programs, so not to the bit; in one they are (test_a_fresh_adapter_changes_nothing_bit_for_bit).
     np.testing.assert_allclose(start, plain, **PARITY)
-    state, metrics = made.update(state, batch, 1.0, base=params)
+    state, metrics = made.update(state, UpdateInputs(batch, 1.0, base=params))
     assert metrics["grad_norm"] > 0
     jax.tree.map(np.testing.assert_array_equal, params, before)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, fresh)
@@ -126,7 +126,7 @@ def test_the_rate_scales_an_update(params, batch):
     for rate in (1.0, 0.5):
         state = made.init(jax.random.key(1))
         fresh = jax.device_get(state.params)
-        state, _ = made.update(state, batch, 1.0, base=params, rate=rate)
+        state, _ = made.update(state, UpdateInputs(batch, 1.0, base=params, rate=rate))
         steps.append(jax.tree.map(lambda a, b: a - b, state.params, fresh))
     jax.tree.map(lambda one, half: np.testing.assert_allclose(half, 0.5 * one, **PARITY), *steps)
 

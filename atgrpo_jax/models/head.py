@@ -11,8 +11,7 @@ device), X trained tokens of a chunk: of one row in BX, else of all rows.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +25,29 @@ CHUNK_BYTES = 2**26  # of float32 logits on one device at a time; a tile a row m
 ROWS = ("data", "fsdp")
 VOCAB = "tensor"
 
-# Of a chunk: (logprobs_BX, entropy_BX, reference_logprobs_BX or None, trained tokens) -> loss,
-# metrics. Both are sums over tokens. A chunk may hold a part of an answer.
-Objective = Callable[[jax.Array, jax.Array, jax.Array | None, Trained], tuple[jax.Array, dict]]
+
+class TokenObjective(Protocol):
+    """Computes what an update minimises, from a chunk of trained tokens."""
+
+    def __call__(
+        self,
+        logprobs_BX: jax.Array,
+        entropy_BX: jax.Array,
+        reference_BX: jax.Array | None,
+        trained: Trained,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss of a chunk and metrics; each is a sum over the chunk's tokens.
+
+        A chunk may hold a part of an answer only. Tokens of weight 0 must add nothing: what is
+        there is arbitrary.
+
+        Args:
+          logprobs_BX: of the trained tokens, by the policy that is updated.
+          entropy_BX: of the distributions that the tokens are drawn from.
+          reference_BX: logprobs by the starting policy; None without a KL term.
+          trained: the tokens' old logprobs, advantages and weights, [B, X].
+        """
+        ...
 
 
 class Head(NamedTuple):
@@ -62,14 +81,17 @@ def token_logprobs(
     def shard(table, hidden_BTD, trained, temperature):
         project = _Projection(head, table, hidden_BTD, temperature)
 
-        def visit(start, part, _, carry):
+        size, count = project.chunks(trained)
+
+        def visit(c, carry):
+            part = _cut(trained, c * size, size)
             found = project(part)[1]
             new = found.logprobs.reshape(part.weights.shape), found.entropy.reshape(part.weights.shape)
-            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=c * size, axis=1)
             return tuple(put(all_, one) for all_, one in zip(carry, new, strict=True))
 
         zeros = jnp.zeros(trained.weights.shape, jnp.float32)
-        return project.visit_all(visit, trained, None, (zeros, zeros))
+        return jax.lax.fori_loop(0, count, visit, (zeros, zeros))
 
     by_row = P(ROWS)
     specs = (_table_spec(head), by_row, by_row, P())
@@ -80,54 +102,58 @@ def token_logprobs(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def token_loss(
     head: Head,
-    objective: Objective,
+    token_objective: TokenObjective,
     table: jax.Array,
     hidden_BTD: jax.Array,
     trained: Trained,
     reference_BT: jax.Array | None,
     temperature: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the ``objective`` of what ``token_logprobs`` returns, and its metrics.
+    """Returns the ``token_objective`` of what ``token_logprobs`` returns, and its metrics.
 
     Adds the metric ``logprob_gap``, the largest |logprob - old logprob|. Only the loss can be
     differentiated, in ``table`` and ``hidden_BTD``.
     """
-    return _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature)[0]
+    return _loss(head, token_objective, table, hidden_BTD, trained, reference_BT, temperature)[0]
 
 
-def _backward(head, objective, gradients, cotangents):
+def _backward(head, token_objective, gradients, cotangents):
     d_table, d_hidden = (None if g is None else (g * cotangents[0]).astype(g.dtype) for g in gradients)
     return d_table, d_hidden, None, None, None
 
 
-def _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature):
+def _loss(head, token_objective, table, hidden_BTD, trained, reference_BT, temperature):
     """Returns ((loss, metrics), (gradient of the table, gradient of the hidden states))."""
 
     def shard(table, hidden_BTD, trained, reference_BT, temperature):
         project = _Projection(head, table, hidden_BTD, temperature)
 
-        def visit(_, part, reference_BX, carry):
+        size, count = project.chunks(trained)
+
+        def visit(c, carry):
             totals, gap, d_table, d_hidden_BTD = carry
+            part, reference_BX = _cut((trained, reference_BT), c * size, size)
             h_XD, found = project(part)
-            shape = part.weights.shape
-
-            def value(logprobs_X, entropy_X):
-                return objective(logprobs_X.reshape(shape), entropy_X.reshape(shape), reference_BX, part)
-
-            loss, pull, sums = jax.vjp(value, found.logprobs, found.entropy, has_aux=True)
-            d_logits_XV = found.gradient(*pull(jnp.ones_like(loss))) / temperature
-            gap_BX = jnp.abs(found.logprobs.reshape(shape) - part.old_logprobs)
-            gap = jnp.maximum(gap, jnp.max(jnp.where(part.weights > 0, gap_BX, 0.0)))
+            logprobs_BX = found.logprobs.reshape(part.weights.shape)
+            entropy_BX = found.entropy.reshape(part.weights.shape)
+            of_chunk = functools.partial(token_objective, reference_BX=reference_BX, trained=part)
+            loss, pull, sums = jax.vjp(of_chunk, logprobs_BX, entropy_BX, has_aux=True)
+            d_logprobs_BX, d_entropy_BX = pull(jnp.ones_like(loss))
+            d_logits_XV = found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel()) / temperature
+            gap = jnp.maximum(gap, logprob_gap(logprobs_BX, part))
             d_table, d_hidden_BTD = project.add(d_logits_XV, h_XD, part, d_table, d_hidden_BTD)
             return jax.tree.map(jnp.add, totals, (loss, sums)), gap, d_table, d_hidden_BTD
 
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), _shapes(objective, reference_BT, trained))
+        shapes = jax.eval_shape(
+            token_objective, trained.weights, trained.weights, reference_BX=reference_BT, trained=trained
+        )
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         # [D, V] in either case, which a CPU makes in half the time of [V, D].
         d_table = (
             jnp.zeros(table.T.shape if head.tied else table.shape, jnp.float32) if head.trained else None
         )
         carry = zeros, jnp.float32(0), d_table, jnp.zeros(hidden_BTD.shape, jnp.float32)
-        totals, gap, d_table, d_hidden_BTD = project.visit_all(visit, trained, reference_BT, carry)
+        totals, gap, d_table, d_hidden_BTD = jax.lax.fori_loop(0, count, visit, carry)
         loss, sums = jax.lax.psum(totals, ROWS)
         if head.trained:
             d_table = jax.lax.psum(d_table.T if head.tied else d_table, ROWS)
@@ -148,12 +174,20 @@ def _loss(head, objective, table, hidden_BTD, trained, reference_BT, temperature
 token_loss.defvjp(_loss, _backward)
 
 
+def logprob_gap(logprobs_BX: jax.Array, trained: Trained) -> jax.Array:
+    """Returns the largest |logprob - old logprob| of the trained tokens."""
+    gap_BX = jnp.abs(logprobs_BX - trained.old_logprobs)
+    return jnp.max(jnp.where(trained.weights > 0, gap_BX, 0.0))
+
+
 def _table_spec(head: Head) -> P:
     return P(VOCAB) if head.tied else P(None, VOCAB)
 
 
-def _shapes(objective: Objective, reference_BT, trained: Trained):
-    return jax.eval_shape(objective, trained.weights, trained.weights, reference_BT, trained)
+def _cut(arrays: Any, start: jax.Array, size: int) -> Any:
+    """Returns columns ``start`` to ``start + size`` of every array [B, T]."""
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
+    return jax.tree.map(cut, arrays)
 
 
 class _Distribution:
@@ -213,20 +247,13 @@ class _Projection:
         d_h_BXD = d_h_XD.reshape(*part.sources.shape, -1)
         return d_table, d_hidden_BTD.at[self.rows_B1, part.sources].add(d_h_BXD)
 
-    def visit_all(self, visit, trained: Trained, reference_BT, carry):
-        """Calls ``visit(start, chunk, its reference, carry)`` for chunks with a trained token."""
+    def chunks(self, trained: Trained) -> tuple[int, jax.Array]:
+        """Returns a chunk's tokens of a row, and how many chunks there are up to the last trained token."""
         B, T = trained.weights.shape
         V = self.table.shape[0 if self.head.tied else 1]
         size = _chunk_size(B, T, V, self.head.chunk_bytes)
-        used = jnp.max(jnp.sum(trained.weights > 0, axis=1))
-
-        def body(c, carry):
-            cut = functools.partial(
-                jax.lax.dynamic_slice_in_dim, start_index=c * size, slice_size=size, axis=1
-            )
-            return visit(c * size, *jax.tree.map(cut, (trained, reference_BT)), carry)
-
-        return jax.lax.fori_loop(0, -(-used // size), body, carry)
+        used = jnp.max(jnp.where(trained.weights > 0, jnp.arange(1, T + 1), 0))
+        return size, -(-used // size)
 
 
 def _chunk_size(B: int, T: int, V: int, chunk_bytes: int) -> int:

@@ -1,4 +1,4 @@
-"""Applies a model to prefix-shared rows: logprobs of the trained tokens, and a loss over them.
+"""Applies a model to prefix-shared rows: hidden states, and logprobs of the trained tokens.
 
 Axis letters: B rows, T tokens of a row, D model width, V vocabulary, N query heads, M key heads, H
 head size, J adapters (one).
@@ -18,7 +18,7 @@ from atgrpo_jax.arrays.mesh import platform_of
 from atgrpo_jax.common.types import TILE, Batch
 from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
 from atgrpo_jax.models.attention_kernel import fused_attention, supports
-from atgrpo_jax.models.head import ROWS, Head, Objective, table, tied, token_logprobs, token_loss
+from atgrpo_jax.models.head import ROWS, Head, table, tied, token_logprobs
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Attend, PolicyWeights, Transformer, apply
 
@@ -34,26 +34,11 @@ class Packed:
         self, weights: PolicyWeights, micro: Batch, temperature: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns [B, T] logprobs of the trained tokens and entropies there; not differentiable."""
-        hidden_BTD, head = self._hidden(weights, micro)
+        hidden_BTD, head = self.hidden(weights, micro)
         return token_logprobs(head, table(weights.params), hidden_BTD, micro.trained, temperature)
 
-    def loss(
-        self,
-        objective: Objective,
-        weights: PolicyWeights,
-        micro: Batch,
-        reference_BT: jax.Array | None,
-        temperature: jax.Array,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the objective over all trained tokens, and its metrics.
-
-        It is differentiable in the adapter or, if ``weights`` have none, in the parameters.
-        """
-        hidden_BTD, head = self._hidden(weights, micro)
-        projection = table(weights.params)
-        return token_loss(head, objective, projection, hidden_BTD, micro.trained, reference_BT, temperature)
-
-    def _hidden(self, weights: PolicyWeights, micro: Batch) -> tuple[jax.Array, Head]:
+    def hidden(self, weights: PolicyWeights, micro: Batch) -> tuple[jax.Array, Head]:
+        """Returns the last hidden states [B, T, D], and how ``head.token_loss`` projects them."""
         adapters = None if weights.adapter is None else stack([weights.adapter])
         scale_BJ = jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)
         hidden_BTD, _ = apply(

@@ -20,7 +20,7 @@ from atgrpo_jax.common.rounding import power_of_two
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.sglang_jax.sglang_jax import SGLangJaxConfig
 from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.head import CHUNK_BYTES
+from atgrpo_jax.models.head import CHUNK_BYTES, table, token_loss
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
@@ -185,7 +185,10 @@ def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> in
     def backward(trained, base, micro):
         def loss(trained):
             weights = PolicyWeights(trained) if lora is None else PolicyWeights(base, trained)
-            return packed.loss(cloning, weights, micro, None, jnp.float32(1))[0]
+            hidden_BTD, head = packed.hidden(weights, micro)
+            return token_loss(
+                head, cloning.tokens, table(weights.params), hidden_BTD, micro.trained, None, jnp.float32(1)
+            )[0]
 
         return jax.vjp(loss, trained)[1]
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tokens.tokens import check_same_ids
 from atgrpo_jax.update.batch import minibatches
-from atgrpo_jax.update.learner import Learner, PolicyState
+from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
 from atgrpo_jax.update.updates import Updates
 from atgrpo_jax.update.warm_start import warm_start
 
@@ -162,24 +162,16 @@ class TeamLearner:
         states = dict(team.policies)
         dispatched: dict[str, Updates] = {}
         for policy in experiment.team.updated(step, experiment.task.workflow.order):
-            batches = minibatches(
-                items[policy],
-                experiment.batch,
-                count=experiment.loss.minibatches,
-                epochs=experiment.loss.epochs,
-                seed=seed_of("minibatches", experiment.seed, step),
-                aggregate=experiment.loss.aggregate,
-                constant=experiment.rollout.sampling.max_tokens,
-            )
-            states[policy], dispatched[policy] = self._learners[policy].train(
-                states[policy],
-                batches,
-                experiment.rollout.sampling.temperature,
-                self.reference.get(policy),
-                team.base,
-                experiment.team.rates.get(policy, 1.0),
-                experiment.loss.correction,
-            )
+            learner = self._learners[policy]
+            state = states[policy]
+            records = []
+            tokens_run = 0
+            for inputs, found in self._inputs(policy, team, items[policy], step):
+                state, of_update = learner.update(state, inputs)
+                records.append(of_update | found)
+                tokens_run += int((inputs.batch.segments > 0).sum())
+            states[policy] = state
+            dispatched[policy] = Updates(records, tokens_run)
         metrics: dict[str, float] = {}
         tokens = 0.0
         for policy, updates in jax.device_get(dispatched).items():  # the step waits only here
@@ -193,11 +185,36 @@ class TeamLearner:
         metrics |= {"perf/update_s": seconds, "perf/update_tokens_per_s": tokens / seconds}
         return team._replace(policies=states), metrics
 
+    def _inputs(
+        self, policy: str, team: TeamState, items: Sequence[Credited], step: int
+    ) -> Iterable[tuple[UpdateInputs, dict[str, float]]]:
+        """Returns the inputs of a policy's updates in one step, and metrics of their correction."""
+        experiment = self._experiment
+        batches = minibatches(
+            items,
+            experiment.batch,
+            count=experiment.loss.minibatches,
+            epochs=experiment.loss.epochs,
+            seed=seed_of("minibatches", experiment.seed, step),
+            aggregate=experiment.loss.aggregate,
+            constant=experiment.rollout.sampling.max_tokens,
+        )
+        temperature = experiment.rollout.sampling.temperature
+        rate = experiment.team.rates.get(policy, 1.0)
+        reference = self.reference.get(policy)
+        given = (UpdateInputs(batch, temperature, rate, reference, team.base) for batch in batches)
+        most = experiment.loss.correction
+        if most is None:
+            return ((inputs, {}) for inputs in given)
+        # All with the parameters from before the first update.
+        params = team.policies[policy].params
+        return [self._learners[policy].corrected(params, inputs, most) for inputs in given]
+
     def compile(self, name: str, batch: Batch) -> list[jax.stages.Compiled]:
         """Calls ``Learner.compile`` for one policy, with the run's settings."""
         reference = self.shapes[name].params if self._experiment.loss.kl else None
         base = self.base_shapes() if name in self.adapted else None
-        return self._learners[name].compile(batch, reference, base)
+        return self._learners[name].compile(UpdateInputs(batch, None, None, reference, base))
 
     def weights(self, team: TeamState) -> dict[str, PolicyWeights]:
         """Returns the weights that the team's policies draw and are scored with."""

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from atgrpo_jax.common.checks import check_types, require
@@ -207,9 +209,20 @@ def token_weights(
     return np.where(mask_GK, weights_GK, 0.0).astype(np.float32)
 
 
-def filled(batch: Batch) -> int:
+def filled(batch: Batch) -> Any:
     """Returns how many micro-batches are not empty. The empty ones are last."""
-    return int(np.any(batch.segments, axis=(1, 2)).sum())
+    return (batch.segments > 0).any(axis=(1, 2)).sum()
+
+
+def answers(micro: Batch) -> jax.Array:
+    """Returns the answer that each trained token belongs to: 1, 2, ... within a row; 0 is padding.
+
+    An answer begins at the token that is predicted by the end of a prompt. int32 [B, T], in the
+    order of ``micro.trained``, whose arrays are [B, T] here.
+    """
+    begins_BT = jnp.take_along_axis(micro.branches, micro.trained.sources, axis=1) == 0
+    real_BT = micro.trained.weights > 0
+    return jnp.where(real_BT, jnp.cumsum(begins_BT & real_BT, axis=1, dtype=jnp.int32), 0)
 
 
 def _segment(item: Credited, weights_K: np.ndarray) -> Segment:

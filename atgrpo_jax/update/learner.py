@@ -1,6 +1,5 @@
 """Updates a policy in one jitted function: (state, batch) -> (state, metrics)."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +11,15 @@ from jax.sharding import Mesh
 from atgrpo_jax.arrays.finite_trees import all_finite
 from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shardings, replicated
 from atgrpo_jax.common.types import Batch
-from atgrpo_jax.models.head import Objective
+from atgrpo_jax.models.head import logprob_gap, table, token_loss
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, init_params
-from atgrpo_jax.update.batch import each, filled
+from atgrpo_jax.update.batch import answers, each, filled
 from atgrpo_jax.update.loss import LARGEST
+from atgrpo_jax.update.objectives import Objective
 from atgrpo_jax.update.optimizer import OptimizerConfig
-from atgrpo_jax.update.updates import STATE_FINITE, Updates
+from atgrpo_jax.update.updates import STATE_FINITE
 
 
 class PolicyState(NamedTuple):
@@ -28,12 +28,11 @@ class PolicyState(NamedTuple):
 
 
 class UpdateInputs(NamedTuple):
-    """All that an update takes beside the state, as arrays on the devices."""
+    """All that an update takes beside the state: NumPy arrays and floats, or arrays on the devices."""
 
-    batch: Any  # Batch [A, B, T]
-    count: Any  # how many of the A micro-batches hold anything
-    temperature: Any  # at which the tokens were sampled
-    rate: Any  # factor of the optimizer's learning rate
+    batch: Any  # Batch [A, B, T]; the micro-batches that are empty come last
+    temperature: Any  # the one at which the tokens were sampled
+    rate: Any = 1.0  # factor of the optimizer's learning rate
     reference: Any = None  # trained part of the policy that the KL term is to; None without that term
     base: Any = None  # the parameters that an adapter is on; None without an adapter
 
@@ -78,8 +77,7 @@ class Learner:
         )
         rows = batch_sharding(mesh)
         plain = replicated(mesh)
-        inputs = UpdateInputs(rows, plain, plain, plain)
-        self._inputs = inputs[:4]
+        self._inputs = inputs = UpdateInputs(rows, plain, plain)
         self._jit_fresh = jax.jit(self._fresh, out_shardings=self.shardings.params)
         self._jit_start = jax.jit(self._optimizer.init, out_shardings=self.shardings.opt_state)
         self._jit_update = jax.jit(
@@ -120,30 +118,15 @@ class Learner:
         """Returns the weights of a policy with this trained part."""
         return PolicyWeights(params) if self._lora is None else PolicyWeights(base, params, self._lora.scale)
 
-    def update(
-        self,
-        state: PolicyState,
-        batch: Batch,
-        temperature: float,
-        reference: Any = None,
-        base: Any = None,
-        rate: float = 1.0,
-    ) -> tuple[PolicyState, dict[str, jax.Array]]:
+    def update(self, state: PolicyState, inputs: UpdateInputs) -> tuple[PolicyState, dict[str, jax.Array]]:
         """Makes one optimizer step on the sum over all micro-batches; ``state`` is donated.
-
-        Args:
-          batch: arrays [A, B, T]; only the first ``filled(batch)`` micro-batches are computed.
-          temperature: the one at which the tokens were sampled.
-          reference: trained part of the starting policy, if the objective needs its logprobs.
-          base: the parameters that an adapter is on.
-          rate: factor of the optimizer's learning rate.
 
         Returns:
           The new state, and metrics as device arrays: weighted means over trained tokens; the loss;
           the gradient's norm; ``logprob_gap``, the largest |logprob - old logprob|; and
           ``updates.STATE_FINITE``, true if all numbers of the new state are finite.
         """
-        inputs = self._on_devices(batch, temperature, rate, reference, base)
+        inputs = self._on_devices(inputs)
         with jax.transfer_guard("disallow"):  # nothing else may move between the host and devices
             if not self._offload:
                 return self._jit_update(state, inputs)
@@ -151,23 +134,22 @@ class Learner:
             state, finite = self._jit_apply(state, grads, inputs.rate)
             return state, metrics | finite
 
-    def _on_devices(
-        self, batch: Batch, temperature: float, rate: float, reference: Any, base: Any
-    ) -> UpdateInputs:
-        scalars = np.int32(filled(batch)), np.float32(temperature), np.float32(rate)
-        given = UpdateInputs(*jax.device_put((self._widened(batch), *scalars), self._inputs))
-        return given._replace(reference=reference, base=base)
+    def _on_devices(self, inputs: UpdateInputs) -> UpdateInputs:
+        batch = self._widened(inputs.batch)
+        host = UpdateInputs(batch, np.float32(inputs.temperature), np.float32(inputs.rate))
+        return jax.device_put(host, self._inputs)._replace(reference=inputs.reference, base=inputs.base)
 
-    def compile(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Compiled]:
+    def compile(self, inputs: UpdateInputs) -> list[jax.stages.Compiled]:
         """Compiles the programs of ``update`` ahead of time. Takes what ``lower`` takes."""
-        return [program.compile() for program in self.lower(batch, reference, base)]
+        return [program.compile() for program in self.lower(inputs)]
 
-    def lower(self, batch: Batch, reference: Any = None, base: Any = None) -> list[jax.stages.Lowered]:
-        """Returns the programs of ``update`` as JAX lowers them, for batches [A, B, T] of this shape.
-        Arguments may be shapes instead of arrays, and the mesh's devices need not exist."""
-        count = jax.ShapeDtypeStruct((), jnp.int32)
+    def lower(self, inputs: UpdateInputs) -> list[jax.stages.Lowered]:
+        """Returns the programs of ``update`` as JAX lowers them, for inputs of these shapes.
+
+        Arrays may be shapes, and the mesh's devices need not exist.
+        """
         number = jax.ShapeDtypeStruct((), jnp.float32)
-        inputs = UpdateInputs(batch, count, number, number, reference, base)
+        inputs = inputs._replace(temperature=number, rate=number)
         if not self._offload:
             return [self._jit_update.lower(self.shapes, inputs)]
         gradients = self._jit_gradients.lower(self.shapes.params, inputs)
@@ -180,43 +162,19 @@ class Learner:
         self._largest[B, T] = most = max(A, self._largest.get((B, T), 0))
         return each(lambda x: np.pad(x, ((0, most - A), (0, 0), (0, 0))), batch)
 
-    def train(
-        self,
-        state: PolicyState,
-        batches: Iterable[Batch],
-        temperature: float,
-        reference: Any = None,
-        base: Any = None,
-        rate: float = 1.0,
-        correction: float | None = None,
-    ) -> tuple[PolicyState, Updates]:
-        """Calls ``update`` on each batch in turn, and does not wait for the results. Batches are
-        ``corrected`` first, with factors up to ``correction``, unless that is None. Without batches
-        the state is returned as it was."""
-        corrected: Iterable[tuple[Batch, dict[str, Any]]] = ((batch, {}) for batch in batches)
-        if correction is not None:  # all with the parameters from before the first update
-            corrected = [self.corrected(state.params, x, temperature, correction, base) for x in batches]
-        records = []
-        tokens = 0
-        for batch, found in corrected:
-            state, metrics = self.update(state, batch, temperature, reference, base, rate)
-            records.append(metrics | found)
-            tokens += int((batch.segments > 0).sum())
-        return state, Updates(records, tokens)
-
     def corrected(
-        self, params: Any, batch: Batch, temperature: float, most: float, base: Any = None
-    ) -> tuple[Batch, dict[str, float]]:
-        """Replaces a batch's old logprobs by those of ``params``, and corrects its advantages.
+        self, params: Any, inputs: UpdateInputs, most: float
+    ) -> tuple[UpdateInputs, dict[str, float]]:
+        """Replaces the batch's old logprobs by those of ``params``, and corrects its advantages.
 
         Advantages are multiplied by min(exp(logprob - the sampler's), most).
 
         Returns:
-          The batch, and over its trained tokens the weighted mean of that factor ("correction") and
-          the largest |logprob - the sampler's| ("logprob_gap").
+          The inputs with that batch, and over its trained tokens the weighted mean of that factor
+          ("correction") and the largest |logprob - the sampler's| ("logprob_gap").
         """
-        inputs = self._on_devices(batch, temperature, 1.0, None, base)
-        logprobs_ABT = np.asarray(self._jit_logprobs(params, inputs))[: len(batch.tokens)]
+        batch = inputs.batch
+        logprobs_ABT = np.asarray(self._jit_logprobs(params, self._on_devices(inputs)))[: len(batch.tokens)]
         trained = batch.trained
         counts_ABT = trained.weights > 0
         ratio_ABT = np.where(counts_ABT, logprobs_ABT - trained.old_logprobs, np.float32(0))
@@ -229,7 +187,7 @@ class Learner:
             "correction": float(np.average(factor_ABT, weights=trained.weights)),
             "logprob_gap": float(np.abs(ratio_ABT).max()),
         }
-        return batch._replace(trained=trained), found
+        return inputs._replace(batch=batch._replace(trained=trained)), found
 
     def _fresh(self, key: jax.Array) -> Any:
         params = init_params(self.model, key)
@@ -260,16 +218,32 @@ class Learner:
 
     def _gradients(self, params: Any, inputs: UpdateInputs) -> tuple[Any, dict[str, jax.Array]]:
         """Returns the gradients of the sum over all micro-batches, and metrics."""
-        batch, count, temperature, _, reference, base = inputs
+        batch, temperature, _, reference, base = inputs
+
+        def logprobs(params, micro):
+            return self._packed.logprobs(self.weights(params, base), micro, temperature)[0]
 
         def loss(params, micro):
+            trained = micro.trained
+            reference_BT = None if reference is None else logprobs(reference, micro)
+            if self._objective.prepare is not None:
+                own_BT = logprobs(jax.lax.stop_gradient(params), micro)
+                trained = self._objective.prepare(own_BT, trained, answers(micro))
             weights = self.weights(params, base)
-            reference_BT = None
-            if reference is not None:
-                reference_BT, _ = self._packed.logprobs(self.weights(reference, base), micro, temperature)
-            value, sums = self._packed.loss(self._objective, weights, micro, reference_BT, temperature)
+            hidden_BTD, head = self._packed.hidden(weights, micro)
+            value, sums = token_loss(
+                head,
+                self._objective.tokens,
+                table(weights.params),
+                hidden_BTD,
+                trained,
+                reference_BT,
+                temperature,
+            )
             gap = sums.pop("logprob_gap")
-            return value, (sums | {"weight": jnp.sum(micro.trained.weights)}, gap)
+            if self._objective.prepare is not None:  # which may have moved the old logprobs
+                gap = logprob_gap(own_BT, micro.trained)
+            return value, (sums | {"weight": jnp.sum(trained.weights)}, gap)
 
         def accumulate(a, carry):
             micro = jax.tree.map(lambda x: x[a], batch)
@@ -282,7 +256,7 @@ class Learner:
             shapes = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, first)
             (value, (sums, gap)), grads = shapes
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))
-            (value, sums, grads), gap = jax.lax.fori_loop(0, count, accumulate, zeros)
+            (value, sums, grads), gap = jax.lax.fori_loop(0, filled(batch), accumulate, zeros)
         weight = jnp.maximum(sums.pop("weight"), 1e-20)
         metrics = {name: total / weight for name, total in sums.items()}
         metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "logprob_gap": gap}

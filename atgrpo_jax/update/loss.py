@@ -73,6 +73,29 @@ def policy_loss(
     return loss, metrics
 
 
+def sequence_log_ratio(
+    logprobs_BT: jax.Array, old_logprobs_BT: jax.Array, answers_BT: jax.Array
+) -> jax.Array:
+    """Returns for each token the mean of logprob - old logprob over the tokens of its answer.
+
+    Its exp is GSPO's importance ratio (arXiv 2507.18071, eq. 7).
+
+    Args:
+      answers_BT: int32; the answer of each token, 1, 2, ... within a row; 0 where there is none,
+        and there the result is 0.
+    """
+    real_BT = answers_BT > 0
+    log_ratio_BT = jnp.where(real_BT, logprobs_BT - old_logprobs_BT, 0.0)
+    T = answers_BT.shape[1]
+
+    def means(log_ratio_T, answers_T, real_T):
+        totals = jax.ops.segment_sum(log_ratio_T, answers_T, T + 1)
+        lengths = jax.ops.segment_sum(real_T.astype(jnp.float32), answers_T, T + 1)
+        return (totals / jnp.maximum(lengths, 1.0))[answers_T]
+
+    return jax.vmap(means)(log_ratio_BT, answers_BT, real_BT)
+
+
 def kl_penalty(logprobs_BT: jax.Array, reference_logprobs_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
     """Returns the weighted sum of an estimate of KL(policy || reference).
 

@@ -1,13 +1,41 @@
-"""Makes the objectives that the learner minimises: AT-GRPO's loss, and the warm start's."""
+"""Says what an update minimises: AT-GRPO's loss, GSPO's, the warm start's, or a loss of your own.
+
+docs/your-loss.md shows how to write one. Axis letters: B rows, T trained tokens of a row, X those
+of a chunk.
+"""
 
 import dataclasses
+from typing import NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.models.head import Objective
+from atgrpo_jax.common.types import Trained
+from atgrpo_jax.models.head import TokenObjective
 from atgrpo_jax.update.batch import Aggregate
-from atgrpo_jax.update.loss import cloning_loss, kl_penalty, policy_loss
+from atgrpo_jax.update.loss import cloning_loss, kl_penalty, policy_loss, sequence_log_ratio
+
+
+class Prepare(Protocol):
+    """Looks at whole answers before the chunks of an update are visited. It has no gradient."""
+
+    def __call__(self, logprobs_BT: jax.Array, trained: Trained, answers_BT: jax.Array) -> Trained:
+        """Returns ``trained`` with old logprobs, advantages or weights changed.
+
+        Args:
+          logprobs_BT: of the trained tokens, by the policy just before this update.
+          answers_BT: int32; the answer that each token belongs to, 1, 2, ... within a row; 0 is
+            padding, where logprobs are arbitrary.
+        """
+        ...
+
+
+class Objective(NamedTuple):
+    """What an update minimises: a sum over tokens, of values that ``prepare`` may change first."""
+
+    tokens: TokenObjective
+    prepare: Prepare | None = None  # costs a forward pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +70,11 @@ class LossConfig:
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
 
     def objective(self) -> Objective:
-        def at_grpo(logprobs_BT, entropy_BT, reference_BT, trained):
+        """Returns what an update minimises. A loss of your own overrides this method."""
+
+        def at_grpo(logprobs_BX, entropy_BX, reference_BX, trained):
             loss, metrics = policy_loss(
-                logprobs_BT,
+                logprobs_BX,
                 trained.old_logprobs,
                 trained.advantages,
                 trained.weights,
@@ -52,17 +82,48 @@ class LossConfig:
                 clip_high=self.clip_high,
                 dual_clip=self.dual_clip,
             )
-            metrics["entropy"] = jnp.sum(trained.weights * entropy_BT)
+            metrics["entropy"] = jnp.sum(trained.weights * entropy_BX)
             if self.entropy:
                 loss -= self.entropy * metrics["entropy"]
-            if reference_BT is not None:
-                metrics["kl_start"] = kl_penalty(logprobs_BT, reference_BT, trained.weights)
+            if reference_BX is not None:
+                metrics["kl_start"] = kl_penalty(logprobs_BX, reference_BX, trained.weights)
                 loss += self.kl * metrics["kl_start"]
             return loss, metrics
 
-        return at_grpo
+        return Objective(at_grpo)
 
 
-def cloning(logprobs_BT, entropy_BT, reference_BT, trained):
-    """Computes the warm start's loss; it is an ``Objective``."""
-    return cloning_loss(logprobs_BT, trained.weights), {"entropy": jnp.sum(trained.weights * entropy_BT)}
+@dataclasses.dataclass(frozen=True)
+class GSPOLossConfig(LossConfig):
+    """Sets GSPO's loss (arXiv 2507.18071, eq. 5): one ratio for each answer, which is clipped.
+
+        s    = exp(mean over the answer's tokens of (logprob - old))
+        term = min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)
+
+    The ratio is a geometric mean, so it stays nearer to 1 than those of tokens. The bounds are
+    those of the paper's section 5.1. The aggregate "candidate" gives the paper's mean over answers.
+    """
+
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    dual_clip: float | None = None
+
+    def objective(self) -> Objective:
+        return super().objective()._replace(prepare=_one_ratio_an_answer)
+
+
+def _one_ratio_an_answer(logprobs_BT, trained, answers_BT):
+    """Moves old logprobs so that each token's ratio is its answer's, in value.
+
+    The gradient of that ratio is s times the gradient of the token's logprob. The mean over an
+    answer's tokens is then the gradient of s.
+    """
+    log_ratio_BT = sequence_log_ratio(logprobs_BT, trained.old_logprobs, answers_BT)
+    return trained._replace(old_logprobs=logprobs_BT - log_ratio_BT)
+
+
+def _clone(logprobs_BX, entropy_BX, reference_BX, trained):
+    return cloning_loss(logprobs_BX, trained.weights), {"entropy": jnp.sum(trained.weights * entropy_BX)}
+
+
+cloning = Objective(_clone)  # the warm start's

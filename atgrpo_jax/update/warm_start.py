@@ -30,7 +30,7 @@ from atgrpo_jax.tasks.calls import calling, place
 from atgrpo_jax.tasks.protocol import Play, Task, ToolTask
 from atgrpo_jax.tokens.tokens import Tokenizer
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import Learner
+from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import cloning
 from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.updates import Updates
@@ -159,7 +159,7 @@ def _clone(config, fresh, learners, player, batch) -> dict[str, Any]:
             done = {}
             for policy, items in demonstrated(episodes).items():
                 packed = pack(items, batch, "token", 1)
-                states[policy], metrics = learners[policy].update(states[policy], packed, 1.0)
+                states[policy], metrics = learners[policy].update(states[policy], UpdateInputs(packed, 1.0))
                 done[policy] = Updates([metrics], 0)
             done = jax.device_get(done)
             for policy, updates in done.items():
