@@ -101,8 +101,8 @@ def test_the_optimizer_state_may_wait_on_the_host():
     )
     one, other = stays.init(jax.random.key(0)), waits.init(jax.random.key(0))
     for seed in range(2):
-        one, _ = stays.update(one, packed(items(seed)), 1.0)
-        other, _ = waits.update(other, packed(items(seed)), 1.0)
+        one, _ = stays.update(one, UpdateInputs(packed(items(seed)), 1.0))
+        other, _ = waits.update(other, UpdateInputs(packed(items(seed)), 1.0))
         kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(other.opt_state) if leaf.ndim}
         assert kinds == {"pinned_host"}
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
