@@ -154,7 +154,7 @@ def parse(
 
 def mesh_of(args: argparse.Namespace) -> MeshConfig:
     mesh = MeshConfig(data=args.data)
-    provide_devices(mesh)
+    provide_devices(mesh.devices)
     return mesh
 
 

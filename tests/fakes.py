@@ -8,7 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from atgrpo_jax.common.types import Candidate, Group, GroupKey, Origin, Outcome, Reward, Sample, Sampling
+from atgrpo_jax.common.types import (
+    Address,
+    Candidate,
+    Group,
+    GroupKey,
+    Origin,
+    Outcome,
+    Reward,
+    Sample,
+    Sampling,
+    receipts,
+)
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Usage
@@ -110,7 +121,7 @@ class ScriptedEngine:
         self.requests.append(request)
         key = request.addresses[0].group
         texts = self.script[key.turn, key.role]
-        return [self._sample(text) for text in texts[: len(request.addresses)]]
+        return with_receipts(request, [self._sample(text) for text in texts[: len(request.addresses)]])
 
     def _sample(self, text):
         if text is None:
@@ -127,6 +138,12 @@ class ScriptedEngine:
         return self._version
 
 
+def with_receipts(request, samples):
+    """The samples, as of an engine that drew what it was asked."""
+    asked = receipts(request.policy, request.prompt_ids, request.sampling, request.addresses)
+    return [dataclasses.replace(s, receipt=receipt) for s, receipt in zip(samples, asked, strict=False)]
+
+
 class AnsweringEngine:
     """Answers by a function of itself and the request; remembers requests and the weights it was given."""
 
@@ -135,16 +152,20 @@ class AnsweringEngine:
     def __init__(self, answer):
         self.answer, self.requests, self.weights, self.versions = answer, [], {}, {}
         self.closed = False
+        self.released = 0
 
     async def sample(self, request):
         self.requests.append(request)
-        return self.answer(self, request)
+        return with_receipts(request, self.answer(self, request))
 
     def push_weights(self, policy, weights, version):
         self.weights[policy], self.versions[policy] = weights, version
 
     def version(self, policy):
         return self.versions[policy]
+
+    def release(self):
+        self.released += 1
 
     def close(self):
         self.closed = True
@@ -187,15 +208,18 @@ KEY = GroupKey(step=1, split="train", instance=3, episode=0, turn=0, role="a")
 ORIGIN = Origin(KEY, (5, 6, 7), "state", "shared", 0, Sampling(1.0, 8))
 
 
-def candidate(tokens=(1, 2), logprobs=None, reward=0.0, origin=ORIGIN, outcome=Outcome.OK):
+def candidate(tokens=(1, 2), logprobs=None, reward=0.0, origin=ORIGIN, outcome=Outcome.OK, k=0):
+    """Candidate ``k`` of a group, drawn as its origin says, in a run with seed 0."""
     logprobs = tuple(-0.5 - 0.1 * i for i in range(len(tokens))) if logprobs is None else logprobs
-    sample = Sample(tuple(tokens), tuple(logprobs), "stop", origin.version)
+    (receipt,) = receipts(origin.policy, origin.prompt_ids, origin.sampling, [Address(0, origin.key, k)])
+    sample = Sample(tuple(tokens), tuple(logprobs), "stop", origin.version, receipt=receipt)
     value = None if reward is None else Reward.of(0.0, number=reward)
     return Candidate(origin, sample, "text", outcome, value)
 
 
 def group(*rewards, origin=ORIGIN, chosen=0):
-    return Group(tuple(candidate(reward=r, origin=origin) for r in rewards), chosen)
+    members = (candidate(reward=reward, origin=origin, k=k) for k, reward in enumerate(rewards))
+    return Group(tuple(members), chosen)
 
 
 def credited(

@@ -24,10 +24,11 @@ def names(folder):
 
 def test_round_trip_is_exact(checkpoints):
     assert checkpoints.latest() is None
-    checkpoints.save(3, TREE)
+    checkpoints.save(3, TREE, version=7)
     assert checkpoints.latest() == 3
-    restored = checkpoints.restore(3, SHAPES)
+    restored, version = checkpoints.restore(3, SHAPES)
     jax.tree.map(np.testing.assert_array_equal, restored, TREE)
+    assert version == 7
 
 
 def test_the_newest_and_step_0_are_kept(checkpoints, tmp_path):
@@ -83,7 +84,7 @@ def damage(path):
 
 
 def newest(checkpoints):
-    return checkpoints.newest(lambda step: checkpoints.restore(step, SHAPES))
+    return checkpoints.newest(lambda step: checkpoints.restore(step, SHAPES)[0])
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, tmp_path, capsys):

@@ -11,7 +11,8 @@ from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import Address, GroupKey
 from atgrpo_jax.engines.local.decoding import programs
-from atgrpo_jax.engines.local.local import Family, LocalEngineConfig, lane_sizes
+from atgrpo_jax.engines.local.local import LocalEngineConfig
+from atgrpo_jax.engines.local.settings import Family, lane_sizes
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import ModelConfig, preset
 from atgrpo_jax.models.transformer import Transformer, join_layers

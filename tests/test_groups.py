@@ -13,7 +13,7 @@ def episodes(*groups, instance=3, episode=0, end="solved"):
 
 
 def test_a_clean_group_passes_the_audit():
-    audit(group(1.0, 2.0, 3.0), version=0)
+    audit(group(1.0, 2.0, 3.0), version=0, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,39 @@ def test_a_clean_group_passes_the_audit():
 def test_the_audit_names_the_first_member_and_field_that_differ(change):
     field = next(iter(change))
     odd = candidate(origin=dataclasses.replace(ORIGIN, **change))
-    mixed = Group((candidate(), candidate(), odd, candidate()), 0)
+    mixed = Group((candidate(k=0), candidate(k=1), odd, candidate(k=3)), 0)
     with pytest.raises(GroupError, match=rf"1/train/3/0/0/a: candidate 2 differs in {field} "):
-        audit(mixed, version=0)
+        audit(mixed, version=0, seed=0)
 
 
 def test_the_audit_refuses_stale_weights():
     with pytest.raises(GroupError, match="drawn by version 0 of policy shared, the learner holds 5"):
-        audit(group(1.0, 2.0), version=5)
+        audit(group(1.0, 2.0), version=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        dataclasses.replace(ORIGIN, prompt_ids=(5, 6)),
+        dataclasses.replace(ORIGIN, policy="other"),
+        dataclasses.replace(ORIGIN, sampling=Sampling(0.7, 8)),
+        dataclasses.replace(ORIGIN, key=dataclasses.replace(KEY, instance=4)),
+    ],
+    ids=["prompt", "policy", "sampling", "address"],
+)
+def test_the_audit_refuses_what_the_engine_drew_for_another_request(drawn):
+    """The rollout recorded the same origin for all; the engine says of one that it was asked otherwise."""
+    odd = dataclasses.replace(candidate(origin=drawn, k=1), origin=ORIGIN)
+    with pytest.raises(GroupError, match="1/train/3/0/0/a: the engine drew candidate 1 for another request"):
+        audit(Group((candidate(), odd, candidate(k=2)), 0), version=0, seed=0)
+
+
+def test_the_audit_refuses_samples_at_each_others_addresses_and_those_of_another_run():
+    swapped = Group((candidate(k=1), candidate(k=0)), 0)
+    with pytest.raises(GroupError, match="the engine drew candidate 0 for another request"):
+        audit(swapped, version=0, seed=0)
+    with pytest.raises(GroupError, match="the engine drew candidate 0 for another request"):
+        audit(group(1.0, 2.0), version=0, seed=1)
 
 
 def test_credit_by_group():

@@ -296,7 +296,7 @@ def test_a_step_of_the_trainer_is_that_of_the_formulas(name, folders, tmp_path):
         start = {policy: by_path(state.params) for policy, state in team.policies.items()}
         base = by_path(team.base or {})
         episodes, _ = stages.rollouts.play(1)
-        team, learned = stages.learner.update(team, stages.credit(1, episodes)[0], 1)
+        team, learned = stages.learner.update(team, stages.credit(team, episodes)[0], 1)
         after = {policy: by_path(state.params) for policy, state in team.policies.items()}
     for policy in x.policies:
         roles = [role for role in ROLES if x.team.policy(role) == policy]

@@ -42,9 +42,9 @@ def equal(one, other):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
-def played(stages, step=1):
+def played(stages, team, step=1):
     episodes, _ = stages.rollouts.play(step)
-    credited, signal = stages.credit(step, episodes)
+    credited, signal = stages.credit(team, episodes)
     return episodes, credited, signal
 
 
@@ -63,7 +63,7 @@ def test_a_run_begins_with_step_0_which_is_pushed_scored_and_saved(begun):
 def test_a_rollout_changes_no_state_and_gives_groups_of_the_pushed_version(begun):
     stages, team = begun()
     before = host(team)
-    episodes, credited, _ = played(stages)
+    episodes, credited, _ = played(stages, team)
     assert len(episodes) == 2 and len(credited) == 4
     assert {c.origin.version for item in credited for c in item.group.candidates} == {0}
     assert equal(before, host(team)) and stages.done == 0
@@ -72,7 +72,7 @@ def test_a_rollout_changes_no_state_and_gives_groups_of_the_pushed_version(begun
 def test_an_update_changes_the_policies_that_have_groups_and_pushes_nothing(begun):
     stages, team = begun(team=Team("full"))
     before = host(team)
-    _, credited, _ = played(stages)
+    _, credited, _ = played(stages, team)
     of_a = [item for item in credited if item.group.origin.policy == "a"]
     team, metrics = stages.learner.update(team, of_a, 1)
     after = host(team)
@@ -84,17 +84,17 @@ def test_an_update_changes_the_policies_that_have_groups_and_pushes_nothing(begu
 def test_frozen_policies_learn_nothing_from_their_groups(begun):
     stages, team = begun(team=Team("full", frozen=("b",)))
     before = host(team)
-    _, credited, _ = played(stages)
+    _, credited, _ = played(stages, team)
     team, _ = stages.learner.update(team, credited, 1)
     after = host(team)
     assert not equal(before["a"], after["a"]) and equal(before["b"], after["b"])
 
 
-def test_sync_gives_the_engine_the_team_under_the_steps_number(begun):
+def test_sync_gives_the_engine_the_team_under_its_version(begun):
     stages, team = begun()
-    _, credited, _ = played(stages)
+    _, credited, _ = played(stages, team)
     team, _ = stages.learner.update(team, credited, 1)
-    stages.sync(team, 1)
+    stages.sync(team)
     engine = engine_of(stages)
     assert engine.versions == {"shared": 1}
     assert equal(by_path(engine.weights["shared"].params), by_path(team.policies["shared"].params))
@@ -105,13 +105,13 @@ def test_sync_refuses_weights_that_are_not_finite_before_it_pushes(begun):
     state = team.policies["shared"]
     bad = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
     with pytest.raises(NotFinite, match="policy shared, version 1"):
-        stages.sync(team._replace(policies={"shared": bad}), 1)
+        stages.sync(team._replace(policies={"shared": bad}, version=1))
     assert engine_of(stages).versions == {"shared": 0}
 
 
 def test_a_record_is_a_line_and_the_steps_episodes_and_ends_the_step(begun):
     stages, team = begun()
-    episodes, credited, signal = played(stages)
+    episodes, credited, signal = played(stages, team)
     record = stages.record(1, team, episodes, credited, signal, {"mine": 2.0})
     assert record["mine"] == 2.0 and stages.done == 1 and stages.unsaved()
     assert [line["step"] for line in stages.folder.read_metrics()] == [0, 1]
@@ -120,7 +120,7 @@ def test_a_record_is_a_line_and_the_steps_episodes_and_ends_the_step(begun):
 
 def test_what_is_not_finite_is_not_recorded(begun):
     stages, team = begun()
-    episodes, credited, _ = played(stages)
+    episodes, credited, _ = played(stages, team)
     with pytest.raises(NotFinite, match="step 1, metrics.*mine"):
         stages.record(1, team, episodes, credited, {"mine": float("nan")})
     assert len(stages.folder.read_metrics()) == 1 and stages.done == 0
@@ -132,8 +132,7 @@ def test_the_team_is_scored_when_that_is_due(begun):
     stages, team = begun(steps=3, evaluation=settings)
     scored = []
     for step in (1, 2, 3):
-        episodes, credited, _ = played(stages, step)
-        stages.sync(team, step)
+        episodes, credited, _ = played(stages, team, step)
         record = stages.record(step, team, episodes, credited)
         scored.append([split for split in ("validation", "test") if f"{split}/success" in record])
     assert scored == [[], ["validation"], ["validation", "test"]]
@@ -149,7 +148,7 @@ def test_checkpoints_are_saved_when_they_are_due(begun):
 def test_a_stop_saves_the_last_complete_step_once_and_says_so(begun):
     stages, team = begun(steps=5, checkpoint_every=5)
     assert stages.where().startswith("stopped after step 0, which is saved")
-    episodes, credited, _ = played(stages)
+    episodes, credited, _ = played(stages, team)
     stages.record(1, team, episodes, credited)
     stages.checkpoint(1, team)
     assert saved(stages) == [0]

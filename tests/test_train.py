@@ -68,7 +68,7 @@ def parameters(folder, step):
         Transformer(x.model, x.tokenizer.vocab_size), x.optimizer, x.loss.objective(), x.mesh.build()
     )
     checkpoints = Checkpoints(folder.checkpoints, x.identity(), read_only=True)
-    return checkpoints.restore(step, dict.fromkeys(x.policies, learner.shapes))
+    return checkpoints.restore(step, dict.fromkeys(x.policies, learner.shapes))[0]
 
 
 def metrics(folder):

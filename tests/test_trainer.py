@@ -20,14 +20,16 @@ from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import train
 from atgrpo_jax.run.stages import Stages
+from atgrpo_jax.run.team_learner import TeamState
 from atgrpo_jax.update.objectives import LossConfig
 
 
 def rolled_out(x, path):
     """Episodes and credited groups of the first step, and the requests that were made for them."""
     with Stages(x, RunFolder(path)) as stages:
+        team = TeamState({})  # of version 0, as the engine says
         episodes = stages.rollouts.play(1)[0]
-        return episodes, stages.credit(1, episodes)[0], x.engine.built[-1].requests
+        return episodes, stages.credit(team, episodes)[0], x.engine.built[-1].requests
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def learned(x, path):
     with Stages(x, RunFolder(path)) as stages:
         team = stages.begin()
         episodes, _ = stages.rollouts.play(1)
-        return stages.learner.update(team, stages.credit(1, episodes)[0], 1)[1]
+        return stages.learner.update(team, stages.credit(team, episodes)[0], 1)[1]
 
 
 @pytest.mark.thorough

@@ -87,12 +87,12 @@ def platform_of(mesh: Mesh | None) -> Literal["cpu", "gpu", "tpu"]:
     return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
 
 
-def provide_devices(config: MeshConfig) -> None:
-    """Gives JAX as many virtual CPU devices as the mesh needs. Accelerators are not changed."""
-    if config.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+def provide_devices(count: int) -> None:
+    """Gives JAX ``count`` virtual CPU devices. Accelerators are not changed."""
+    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         # After JAX has started this fails. Then ``check_mesh`` says whether there are too few.
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", config.devices)
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 # A size that a mesh axis must divide: (a name for people, the size, the axis).
@@ -154,6 +154,20 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     Leaves that match no rule of ``PARAMETER_AXES`` are replicated.
     """
     return jax.tree_util.tree_map_with_path(lambda *leaf: NamedSharding(mesh, _spec(*leaf)), tree)
+
+
+def bytes_on(tree: Any, config: MeshConfig) -> int:
+    """Returns the bytes of parameters, or of their shapes, on each device of a mesh."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        parts = math.prod(getattr(config, axis) for axis in _spec(path, leaf) if axis is not None)
+        total += leaf.size // parts * leaf.dtype.itemsize
+    return total
+
+
+def copied(tree: Any, mesh: Mesh) -> Any:
+    """Returns new arrays of the same parameters, split over ``mesh`` as it asks for."""
+    return jax.device_put(tree, parameter_shardings(tree, mesh), may_alias=False)
 
 
 def _spec(path: tuple, leaf: Any) -> PartitionSpec:

@@ -8,7 +8,7 @@ import enum
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from atgrpo_jax.common.checks import check_types, require
@@ -142,6 +142,8 @@ class Sample:
     # One for each token, in the distribution that it was drawn from. None where that distribution
     # is the one of ``logprobs``; top-k and similar settings make it another one.
     drawn_logprobs: tuple[float, ...] | None = None
+    # What the engine was asked to draw here, as it says itself; see ``receipts``.
+    receipt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +225,17 @@ class Batch(NamedTuple):
     # In a row of n tiles, query tile i and key tile j have the number i n + j; X = n (n + 1) / 2.
     pairs: Any
     trained: Trained
+
+
+def receipts(
+    policy: str, prompt_ids: Sequence[int], sampling: Sampling, addresses: Sequence[Address]
+) -> list[str]:
+    """Returns a digest for each address, of all that decides what is drawn there but the weights.
+
+    An engine computes it from what it draws with, and the audit from what the rollout recorded.
+    """
+    asked = hash_bytes(f"{policy}/{tuple(prompt_ids)}/{sampling}").hex()
+    return [hash_bytes(f"{asked}/{a.seed}/{a.group.path()}/{a.k}").hex() for a in addresses]
 
 
 def hash_bytes(text: str) -> bytes:

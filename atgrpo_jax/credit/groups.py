@@ -10,7 +10,7 @@ import numpy as np
 
 from atgrpo_jax.common.checks import check_types
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.types import Candidate, Episode, Group, Origin
+from atgrpo_jax.common.types import Address, Candidate, Episode, Group, Origin, receipts
 from atgrpo_jax.credit.advantages import Normalise, group_relative
 
 Baseline = Literal["group", "instance"]
@@ -40,13 +40,17 @@ class Credited:
     mask_K: np.ndarray
 
 
-def audit(group: Group, version: int) -> None:
-    """Raises GroupError unless all members have the same ``Origin`` and were drawn by ``version``.
+def audit(group: Group, version: int, seed: int) -> None:
+    """Raises GroupError unless all members have the same ``Origin`` and were drawn as it says.
 
-    The origin is their prompt, state, policy, weight version and sampling settings. The error names
-    the first member and field that differ. A sample that failed may have any version.
+    The origin is their prompt, state, policy, weight version and sampling settings. What was drawn
+    is what the engine says: ``version`` must have drawn candidate k, at address k of a run with
+    this ``seed``, from the origin's prompt and settings. The error names the first member that
+    differs. A sample that failed may have any version and receipt.
     """
     first = group.candidates[0].origin
+    addresses = [Address(seed, first.key, k) for k in range(len(group.candidates))]
+    expected_receipts = receipts(first.policy, first.prompt_ids, first.sampling, addresses)
     for k, candidate in enumerate(group.candidates):
         for field in dataclasses.fields(Origin):
             value = getattr(candidate.origin, field.name)
@@ -56,10 +60,17 @@ def audit(group: Group, version: int) -> None:
                     f"group {first.key.path()}: candidate {k} differs in {field.name} "
                     f"({value!r}, candidate 0 has {expected!r})"
                 )
-        if candidate.sample.finish != "error" and candidate.sample.version != version:
+        if candidate.sample.finish == "error":
+            continue
+        if candidate.sample.version != version:
             raise GroupError(
                 f"group {first.key.path()}: candidate {k} was drawn by version "
                 f"{candidate.sample.version} of policy {first.policy}, the learner holds {version}"
+            )
+        if candidate.sample.receipt != expected_receipts[k]:
+            raise GroupError(
+                f"group {first.key.path()}: the engine drew candidate {k} for another request: its prompt, "
+                "policy, sampling settings or address are not those that the rollout recorded"
             )
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Address, Sample, Sampling
 
@@ -33,6 +34,59 @@ class Served:
     lora: Any  # LoraConfig of the policies that are adapters
     longest_answer: int  # tokens; no sample is longer
     candidates: int  # how many samples most requests ask for
+
+
+class Planned(NamedTuple):
+    """Tells an engine's config about a run that is planned. The keys of all mappings are policies."""
+
+    models: Mapping[str, Any]  # Transformer
+    params: Mapping[str, Any]  # shapes of the parameters that are pushed; for an adapter, its base's
+    adapted: Container[str]  # the policies that are adapters
+    mesh: MeshConfig  # the learner's
+    longest_answer: int  # tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Says which engine draws a run's samples, and how.
+
+    Each engine has a subclass: a frozen dataclass with ``build``. Nothing else names the engine.
+    docs/your-engine.md shows one.
+    """
+
+    def build(self, served: Served) -> "Engine":
+        """Builds the engine. It has no weights yet."""
+        raise NotImplementedError(f"{type(self).__name__} has no method build")
+
+    def check(self, mesh: MeshConfig) -> None:
+        """Raises ValueError if the engine cannot draw for policies that are on ``mesh``."""
+
+    def devices_needed(self, mesh: MeshConfig) -> int:
+        """Returns how many devices this process needs, with the learner's on ``mesh``."""
+        return mesh.devices
+
+    def bytes_on_device(self, planned: Planned) -> dict[str, float]:
+        """Returns the bytes that the engine takes on each of its devices, by what they hold.
+
+        Raises ConfigError if it does not know.
+        """
+        return {}
+
+    def same_samples(self) -> "EngineConfig":
+        """Returns the config without what changes no sample. Runs may go on with another one of that."""
+        return self
+
+    @property
+    def at_once(self) -> int | None:
+        """Returns how many samples are drawn at the same time; None if that is not fixed."""
+        return None
+
+    def longest_prompt(self, answer: int) -> int | None:
+        """Returns the most tokens of a prompt whose answer may have ``answer`` tokens.
+
+        Returns None if the config sets no limit.
+        """
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +135,14 @@ class Engine(Protocol):
         ...
 
     def version(self, policy: str) -> int: ...
+
+    def release(self) -> None:
+        """Gives up the pushed arrays, which the learner is about to free.
+
+        An engine with copies of its own does nothing. One that shares the learner's arrays raises
+        RunError if it is drawing, and draws nothing until the next push.
+        """
+        ...
 
     def close(self) -> None:
         """Ends all that the engine started. Nothing can be drawn afterwards."""

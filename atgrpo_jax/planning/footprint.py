@@ -16,9 +16,7 @@ import jax.numpy as jnp
 
 from atgrpo_jax.arrays.mesh import MeshConfig, on_host
 from atgrpo_jax.common.errors import ConfigError
-from atgrpo_jax.common.rounding import power_of_two
-from atgrpo_jax.engines.local.local import LocalEngineConfig
-from atgrpo_jax.engines.sglang_jax.sglang_jax import SGLangJaxConfig
+from atgrpo_jax.engines.protocol import Planned
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.head import CHUNK_BYTES, table, token_loss
 from atgrpo_jax.models.lora import init_adapter
@@ -75,14 +73,24 @@ def _memory(
         for name, config in configs.items()
     )
     lines[_HEAD] = max(_head(local[name], experiment, trained=ranks[name] is None) for name in configs)
-    lines["cache of the rollout"] = sum(
-        _cache(config, experiment, workload) for config in set(configs.values())
+    return lines | _engine(experiment, policies, names, workload)
+
+
+def _engine(
+    experiment: Experiment, policies: TeamLearner, names: Sequence[str], workload: Workload
+) -> dict[str, float]:
+    base = policies.base_shapes() if policies.adapted else None
+    return experiment.engine.bytes_on_device(
+        Planned(
+            models={name: policies.models[name] for name in names},
+            params={
+                name: base if name in policies.adapted else policies.shapes[name].params for name in names
+            },
+            adapted=policies.adapted,
+            mesh=experiment.mesh,
+            longest_answer=workload.new,
+        )
     )
-    for name, shapes in held.items():
-        joined = 0 if name in policies.adapted else _joined(configs[name], experiment, shapes.params)
-        if joined:
-            lines[f"parameters arranged for the rollout, {name}"] = joined
-    return lines
 
 
 def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
@@ -222,40 +230,6 @@ def _head(local: ModelConfig, experiment: Experiment, trained: bool) -> float:
     vocab = local.vocab_size or experiment.tokenizer.vocab_size
     table = vocab * local.width
     return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
-
-
-def _cache(config: ModelConfig, experiment: Experiment, workload: Workload) -> float:
-    """Returns the bytes of the in-process engine on each device: its pages, and its slots' logits.
-
-    They are 0 for SGLang servers, which run elsewhere. Raises ConfigError for sglang-jax.
-    """
-    local = _local(config, experiment.mesh)
-    engine = experiment.engine
-    if isinstance(engine, SGLangJaxConfig):
-        raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
-    if not isinstance(engine, LocalEngineConfig):
-        return 0.0
-    slots = engine.slots / (experiment.mesh.data * experiment.mesh.fsdp)
-    most = slots * power_of_two(workload.new)
-    tokens = engine.prompt_cache + min(engine.answer_cache or most, most)
-    token_bytes = 2 * local.layers * local.kv_heads * local.head_size * jnp.dtype(local.dtype).itemsize
-    vocab = config.vocab_size or experiment.tokenizer.vocab_size
-    return tokens * token_bytes + 3 * 4 * slots * vocab
-
-
-def _joined(config: ModelConfig, experiment: Experiment, params: Any) -> int:
-    """Returns the bytes of a small model's second copy in the engine; see ``transformer.join_layers``."""
-    if (
-        not isinstance(experiment.engine, LocalEngineConfig)
-        or experiment.mesh.fsdp * experiment.mesh.tensor > 1
-    ):
-        return 0
-    if bytes_a_device(params) > experiment.engine.joined_mb * 1e6:
-        return 0
-    outputs = (config.heads + 2 * config.kv_heads) * config.head_size + 2 * config.mlp_width
-    biases = (config.heads + 2 * config.kv_heads) * config.head_size if config.qkv_bias else 0
-    size = config.layers * (config.width * outputs + biases)
-    return size * jnp.dtype(config.param_dtype).itemsize
 
 
 def fits(lines: Mapping[str, float], on: Device) -> bool:

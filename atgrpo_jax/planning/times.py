@@ -7,7 +7,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.workload import Workload
@@ -43,7 +42,7 @@ def seconds(
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
     updates: dict[Any, float] = defaultdict(float)  # mesh -> seconds; meshes work side by side
     samples = workload.groups / len(roles) * workload.candidates
-    together = experiment.engine.slots if isinstance(experiment.engine, LocalEngineConfig) else samples
+    together = experiment.engine.at_once or samples
     steps = math.ceil(samples / together) * workload.new
     for role in roles:
         policy = experiment.team.policy(role)

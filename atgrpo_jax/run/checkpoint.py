@@ -64,15 +64,15 @@ class Checkpoints:
             raise RunError(f"no checkpoint in {self._path} is whole; start the run anew in another folder")
         return None
 
-    def save(self, step: int, tree: Any, base: Any = None) -> None:
+    def save(self, step: int, tree: Any, base: Any = None, version: int = 0) -> None:
         """Writes a checkpoint, which is on disk when this returns. Raises OSError or RunError.
 
-        ``base`` holds the weights that adapters are on. They never change, so they are written
-        once, beside the checkpoints.
+        ``version`` is that of the weights. ``base`` holds the weights that adapters are on. They
+        never change, so they are written once, beside the checkpoints.
         """
         if base is not None and self._base_digest is None:
             self._base_digest = trees.write_tree(self._base, base, {"identity": self._identity})
-        about = {"identity": self._identity, "step": step, "base": self._base_digest}
+        about = {"identity": self._identity, "step": step, "version": version, "base": self._base_digest}
         trees.write_tree(self._path / str(step), tree, about)
         self.forget_old()
 
@@ -93,8 +93,8 @@ class Checkpoints:
                 raise RunError(why) from error
         return self._base_params
 
-    def restore(self, step: int, shapes: Any) -> Any:
-        """Reads the tree of ``step``, with the shapes and shardings of ``shapes``.
+    def restore(self, step: int, shapes: Any) -> tuple[Any, int]:
+        """Reads the tree of ``step``, with the shapes and shardings of ``shapes``, and its version.
 
         If there are adapters, call ``restore_base`` first. Raises RunError if the checkpoint is
         missing or belongs to another config or base, and Damaged if it is damaged.
@@ -113,7 +113,7 @@ class Checkpoints:
             raise Damaged(f"{where} is damaged: it is not of that step, but of {about.get('step')}")
         if about["base"] != self._base_digest:
             raise RunError(f"{where} belongs to another base than {self._base}; put its own back")
-        return trees.read_tree(self._path / str(step), shapes)
+        return trees.read_tree(self._path / str(step), shapes), about["version"]
 
     def _move_aside(self, step: int) -> Path:
         """Renames a damaged checkpoint. It is not deleted: somebody may want to look at it."""

@@ -12,8 +12,7 @@ from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.engines.local.local import LocalEngineConfig
-from atgrpo_jax.engines.sglang.sglang import SGLangConfig
-from atgrpo_jax.engines.sglang_jax.sglang_jax import SGLangJaxConfig
+from atgrpo_jax.engines.protocol import EngineConfig
 from atgrpo_jax.models.config import ModelConfig
 from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
@@ -51,7 +50,7 @@ class Experiment:
     pretrained: str | Mapping[str, str] | None = None
     lora: LoraConfig = LoraConfig()  # for policies that are adapters
     mesh: MeshConfig = MeshConfig()
-    engine: LocalEngineConfig | SGLangConfig | SGLangJaxConfig = LocalEngineConfig()
+    engine: EngineConfig = LocalEngineConfig()
     sandbox: SandboxConfig = SandboxConfig()  # for tasks whose roles write programs
     rollout: RolloutConfig = RolloutConfig()
     credit: CreditConfig = CreditConfig()
@@ -109,12 +108,7 @@ class Experiment:
             self.batch.rows % rows == 0,
             f"BatchConfig.rows must be a multiple of mesh data x fsdp = {rows}",
         )
-        require(
-            self,
-            "engine",
-            not isinstance(self.engine, LocalEngineConfig) or self.engine.slots % rows == 0,
-            f"LocalEngineConfig.slots must be a multiple of mesh data x fsdp = {rows}",
-        )
+        self.engine.check(self.mesh)
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -195,9 +189,7 @@ def _without_changeable(experiment: Experiment) -> Experiment:
     warm_start = experiment.warm_start
     if warm_start is not None:
         warm_start = dataclasses.replace(warm_start, cache_dir="")
-    engine = experiment.engine
-    if isinstance(engine, SGLangConfig):
-        engine = SGLangConfig()  # a run may go on with other servers
+    engine = experiment.engine.same_samples()
     sandbox = dataclasses.replace(experiment.sandbox, level=SandboxConfig.level, workers=0)
     return dataclasses.replace(experiment, **defaults, warm_start=warm_start, engine=engine, sandbox=sandbox)
 

@@ -50,9 +50,10 @@ def one_step(
     began = time.monotonic()
     with interruptible():  # nothing of an incomplete rollout is kept
         episodes, played = stages.rollouts.play(step)
-    credited, signal = stages.credit(step, episodes)
+    credited, signal = stages.credit(team, episodes)
+    stages.engine.release()  # the update frees the team's old arrays
     team, learned = stages.learner.update(team, credited, step)
-    proof = stages.sync(team, step)
+    proof = stages.sync(team)
     seconds = {"perf/step_s": time.monotonic() - began}
     record = stages.record(step, team, episodes, credited, played, signal, learned, proof, seconds)
     stages.checkpoint(step, team)

@@ -48,8 +48,8 @@ class Stages:
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
             self._runner = opening.enter_context(experiment.running())
-            self._engine = opening.enter_context(contextlib.closing(self.learner.engine()))
-            self.rollouts = _rollouts(experiment, self._engine, self._runner)
+            self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
+            self.rollouts = _rollouts(experiment, self.engine, self._runner)
             self._gate = Gate(
                 self.learner.models,
                 experiment.tokenizer.stop_ids,
@@ -80,24 +80,24 @@ class Stages:
         if found is None:
             team = learner.initial(self._runner)
             self.folder.check_ours()
-            proof = self.sync(team, 0)
+            proof = self.sync(team)
             self._writer.write(0, together(proof, self._score(0, "validation"), self._score(0, "test")))
             self.checkpoint(0, team)
         else:
             say(f"going on after step {latest} of {self.folder.path}")
             self.done, team = found
             self._saved = self.done
-            self.sync(team, latest)
+            self.sync(team)
         if self.experiment.loss.kl:
             learner.refer_to(learner.restore(self._checkpoints, 0))
         self._complete = team
         return team
 
-    def credit(self, step: int, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
-        """Audits the groups. Returns them with their advantages, and metrics."""
+    def credit(self, team: TeamState, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
+        """Audits the groups, which ``team`` drew. Returns them with their advantages, and metrics."""
         for episode in episodes:
             for group in episode.groups:
-                audit(group, version=step - 1)
+                audit(group, team.version, self.experiment.seed)
         settings = self.experiment.credit
         return credit(
             episodes,
@@ -106,7 +106,7 @@ class Stages:
             normalise=settings.normalise,
         )
 
-    def sync(self, team: TeamState, step: int) -> dict[str, float]:
+    def sync(self, team: TeamState) -> dict[str, float]:
         """Pushes the team's weights to the engine; the gate checks that it samples from them.
 
         Returns metrics. Raises NotFinite before the push if the weights compute numbers that are
@@ -114,16 +114,16 @@ class Stages:
         gate's check fails.
         """
         began = time.monotonic()
-        before = self._engine.usage
+        before = self.engine.usage
         weights = self.learner.weights(team)
-        learned = self._gate.learned(weights, step)
-        gate.push(self._engine, weights, step)
+        learned = self._gate.learned(weights, team.version)
+        gate.push(self.engine, weights, team.version)
         metrics: dict[str, float] = {}
         if self.experiment.gate:
             corrected = self.experiment.loss.correction is not None
-            metrics |= self._gate.check(self._engine, weights, step, corrected, learned)
+            metrics |= self._gate.check(self.engine, weights, team.version, corrected, learned)
         metrics["perf/sync_s"] = time.monotonic() - began
-        used = self._engine.usage - before
+        used = self.engine.usage - before
         if used.push_bytes:
             metrics["perf/push_s"] = used.push_s
             metrics["perf/push_mb_per_s"] = used.push_bytes / 1e6 / used.push_s
@@ -185,7 +185,7 @@ class Stages:
         for name, state in team.policies.items():
             check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
         self.folder.check_ours()
-        self._checkpoints.save(step, team.policies, team.base)
+        self._checkpoints.save(step, team.policies, team.base, team.version)
         self._saved = step
 
     def _score(self, step: int, split: str) -> dict[str, float]:
@@ -198,7 +198,7 @@ class Stages:
                 self.experiment.task,
                 self.experiment.team,
                 self.experiment.tokenizer,
-                self._engine,
+                self.engine,
                 sampling,
                 seed=self.experiment.seed,
                 step=step,

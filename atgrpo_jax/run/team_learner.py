@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import check_tree
-from atgrpo_jax.arrays.mesh import Divided, check_mesh, divided_parameters, provide_devices
+from atgrpo_jax.arrays.mesh import check_mesh, provide_devices
 from atgrpo_jax.common.metric_names import of_policy
 from atgrpo_jax.common.types import Batch, seed_of
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.protocol import Engine, Served
+from atgrpo_jax.models.divided import divided
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer
 from atgrpo_jax.rollout.team import BASE
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.experiment import Experiment
@@ -34,6 +35,7 @@ class TeamState(NamedTuple):
 
     policies: Mapping[str, PolicyState]
     base: Any = None  # frozen parameters that adapters are on; None in a team without adapters
+    version: int = 0  # of the weights: how many updates the team has had; the engine is told it
 
 
 class TeamLearner:
@@ -51,9 +53,10 @@ class TeamLearner:
         """
         self._experiment = experiment
         if devices is None:
-            provide_devices(experiment.mesh)
+            provide_devices(max(experiment.mesh.devices, experiment.engine.devices_needed(experiment.mesh)))
             devices = jax.devices()
-        check_mesh(experiment.mesh, len(devices), _divided(experiment))
+        models = {name: _model(experiment, name) for name in experiment.initial_names}
+        check_mesh(experiment.mesh, len(devices), divided(models))
         self.names = experiment.policies
         # If there are adapters, there is only one mesh: that of their base.
         self.meshes: dict[str, Mesh] = {
@@ -123,11 +126,11 @@ class TeamLearner:
         """
         base = checkpoints.restore_base(self.base_shapes()) if self.adapted else None
         check_tree(base, "the base of the adapters", "start the run anew")
-        states = checkpoints.restore(step, self.shapes)
+        states, version = checkpoints.restore(step, self.shapes)
         for name, state in states.items():
             do = "delete that checkpoint's folder to go on from an earlier one"
             check_tree(state, f"checkpoint {step}, policy {name}", do)
-        return TeamState(states, base)
+        return TeamState(states, base, version)
 
     def refer_to(self, team: TeamState) -> None:
         """Sets the team whose logprobs the loss's KL term compares with."""
@@ -183,7 +186,7 @@ class TeamLearner:
             tokens += learned["trained_tokens"]
         seconds = time.monotonic() - began
         metrics |= {"perf/update_s": seconds, "perf/update_tokens_per_s": tokens / seconds}
-        return team._replace(policies=states), metrics
+        return TeamState(states, team.base, team.version + 1), metrics
 
     def _inputs(
         self, policy: str, team: TeamState, items: Sequence[Credited], step: int
@@ -273,11 +276,3 @@ class TeamLearner:
 def _model(experiment: Experiment, initial: str) -> Transformer:
     config = experiment.architecture(initial)
     return Transformer(config, config.vocab_size or experiment.tokenizer.vocab_size)
-
-
-def _divided(experiment: Experiment) -> Iterator[Divided]:
-    """Yields all that the mesh must divide evenly: heads and parameters of all models."""
-    for initial in experiment.initial_names:
-        model = _model(experiment, initial)
-        yield f"ModelConfig.heads of {initial}", model.config.heads, "tensor"
-        yield from divided_parameters(jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0))))

@@ -18,7 +18,6 @@ from absl import flags
 
 from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
-from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
@@ -83,9 +82,9 @@ async def _lengths(
         except Broken:
             continue
     say(f"the longest prompt has {longest} tokens, the longest demonstration {answers}")
-    limit = experiment.engine.max_prompt if isinstance(experiment.engine, LocalEngineConfig) else None
+    limit = experiment.engine.longest_prompt(experiment.rollout.max_tokens)
     if limit is not None and longest > limit:
-        rule = "prompts fit LocalEngineConfig.max_prompt"
+        rule = f"prompts fit {type(experiment.engine).__name__}"
         judge.found(rule, f"one of {longest} tokens, and {limit} are allowed")
     if answers > experiment.rollout.max_tokens:
         rule = "demonstrations fit RolloutConfig.max_tokens"

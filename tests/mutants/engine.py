@@ -50,9 +50,9 @@ FAULTS = {
         ("ticket.done[branch.k] = branch", "ticket.done[len(ticket.done)] = branch", "samples in the order of their ends"),
         ("block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0", "0", "pages are computed before the ones that they read"),
     ],
-    ("engines/local/local.py", LOCAL): [
+    ("engines/local/engine.py", LOCAL): [
         ("self._weights[policy] = (weights, version)\n        self._families.clear()", "self._weights[policy] = (weights, version)", "old weights draw on"),
-        ("        self._lanes.clear()\n", "", "what is known of prompts outlives a push"),
+        ("        self._lanes.clear()\n\n    def _copy", "\n    def _copy", "what is known of prompts outlives a push"),
         ('finish="stop" if branch.stopped else "length"', 'finish="stop"', "truncation is not told"),
         ("tuple(branch.drawn_logprobs) if restricted else None", "None", "drawn logprobs are not told"),
         ("logprobs=tuple(branch.logprobs),", "logprobs=tuple(branch.drawn_logprobs),", "logprobs of what the rules left"),
@@ -88,13 +88,13 @@ FAULTS = {
         ("_put(dv, j, _at(dv, j) + new_v)", "_put(dv, j, new_v)", "values' gradients of one tile alone"),
     ],
     ("models/head.py", "test_head.py test_oracle.py"): [
-        ("d_logits_XV = found.gradient(*pull(jnp.ones_like(loss))) / temperature", "d_logits_XV = found.gradient(*pull(jnp.ones_like(loss)))", "gradients without the temperature"),
+        ("found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel()) / temperature", "found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel())", "gradients without the temperature"),
         ("d_entropy_X1 * (logp_XV + self.entropy[:, None])", "d_entropy_X1 * logp_XV", "entropy's gradient without its mean"),
         ("self.entropy = self.log_total - weighted_X / total_X", "self.entropy = self.log_total", "entropy without its logits"),
         (".at[self.rows_B1, part.sources].add(d_h_BXD)", ".at[self.rows_B1, part.sources].set(d_h_BXD)", "the prompt's last token hears one branch"),
         ("d_table += _matmul(h_XD.T, d_logits_XV)", "d_table = _matmul(h_XD.T, d_logits_XV)", "the head hears the last chunk"),
         ("-(-used // size)", "used // size", "the last chunk is left out"),
-        ("jnp.where(part.weights > 0, gap_BX, 0.0)", "gap_BX", "the gap of padding"),
+        ("jnp.where(trained.weights > 0, gap_BX, 0.0)", "gap_BX", "the gap of padding"),
     ],
     ("models/packed.py", "test_learner_sharding.py::test_sharded_equals_unsharded test_lora.py test_oracle.py"): [
         ("jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)", "jnp.full((len(micro.tokens), 1), 2.0, jnp.float32)", "adapters times two, whatever their scale"),

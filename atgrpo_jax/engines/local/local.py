@@ -1,387 +1,101 @@
-"""Defines the in-process JAX engine: continuous batching over paged caches.
+"""Says how the in-process JAX engine draws, where, and what it takes on a device."""
 
-Requests share a lane if the same programs can draw them, whatever their instance, turn or role.
-Policies that are adapters on the same parameters share lanes, too. The lane of a request depends
-only on the request and the team, and so do its tokens, bit for bit. lanes.py is the host's side of
-a lane, decoding.py the devices' side. Axis letters: T pattern states, V vocabulary.
-"""
-
-import asyncio
 import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from atgrpo_jax.arrays.mesh import platform_of
-from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.common.errors import PromptTooLong, RunError
-from atgrpo_jax.common.rounding import power_of_two, round_up
-from atgrpo_jax.common.types import Sample
-from atgrpo_jax.engines.local import paged_kernel
-from atgrpo_jax.engines.local.decoding import Sizes
-from atgrpo_jax.engines.local.lanes import Branch, Lane, Ticket
-from atgrpo_jax.engines.local.patterns import automaton, check_match
-from atgrpo_jax.engines.protocol import (
-    Request,
-    Served,
-    Usage,
-    check_prompt_ids,
-    check_pushed,
-    stopped_length,
-)
-from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.lora import stack
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, join_layers
+from atgrpo_jax.arrays.mesh import MeshConfig, bytes_on, check_mesh
+from atgrpo_jax.common.checks import require
+from atgrpo_jax.common.rounding import power_of_two
+from atgrpo_jax.engines.local.engine import LocalEngine
+from atgrpo_jax.engines.local.settings import Settings
+from atgrpo_jax.engines.protocol import EngineConfig, Planned, Served
+from atgrpo_jax.models.divided import divided
+from atgrpo_jax.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalEngineConfig:
-    slots: int = 64  # samples that are drawn at the same time, split over data and fsdp
-    max_prompt: int = 1024  # most tokens of a prompt
-    prompt_cache: int = 16384  # prompt tokens that are kept for reuse, on each of data x fsdp
-    # Answer tokens that are stored, on each of data x fsdp. If the room runs out, the samples that
-    # began last begin again later. 0 means room for all that the slots can draw.
-    answer_cache: int = 0
-    # Tokens of a prompt page, which are stored, shared and evicted together. On a GPU best a power
-    # of two, at least 16: attention is one kernel then.
-    page: int = 64
-    prefill: int = 64  # prompt tokens that are computed at once, on each of data x fsdp
-    chunk: int = 16  # most tokens of a sample before the host looks which samples have ended
-    # Megabytes. Models without adapters up to this size are kept a second time, with their layers
-    # joined for decoding, unless fsdp or tensor splits them.
-    joined_mb: float = 100.0
-    # Seconds. When a request has waited longer, its incomplete samples are errors. 0: no limit.
-    deadline_s: float = 0.0
+class LocalEngineConfig(Settings, EngineConfig):
+    """Says how samples are drawn in this process, and on which of its devices."""
+
+    # The mesh that draws. None for the learner's: then both share the arrays. With a mesh of its
+    # own, each push copies the weights to it, from however the learner splits them.
+    mesh: MeshConfig | None = None
+    first_device: int = 0  # of ``mesh``, as an index in jax.devices()
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("slots", "max_prompt", "prompt_cache", "page", "prefill", "chunk"):
-            require(self, name, getattr(self, name) >= 1, "must be at least 1")
-        require(self, "answer_cache", self.answer_cache >= 0, "must not be negative")
-        require(self, "joined_mb", self.joined_mb >= 0, "must not be negative")
-        require(self, "deadline_s", self.deadline_s >= 0, "must not be negative")
-        longest = round_up(self.max_prompt, self.page)
-        rule = (
-            f"must hold a prompt of max_prompt = {self.max_prompt} tokens in pages of {self.page}: {longest}"
-        )
-        require(self, "prompt_cache", self.prompt_cache >= longest, rule)
+        super().__post_init__()
+        require(self, "first_device", self.first_device >= 0, "must not be negative")
+        rule = "is for a mesh of the engine's own; set LocalEngineConfig.mesh"
+        require(self, "first_device", self.mesh is not None or not self.first_device, rule)
+
+    def check(self, mesh: MeshConfig) -> None:
+        rows = (self.mesh or mesh).data * (self.mesh or mesh).fsdp
+        require(self, "slots", self.slots % rows == 0, f"must be a multiple of mesh data x fsdp = {rows}")
+
+    def devices_needed(self, mesh: MeshConfig) -> int:
+        return mesh.devices if self.mesh is None else self.first_device + self.mesh.devices
 
     def build(self, served: Served) -> "LocalEngine":
+        """Builds the engine. Raises ConfigError if ``mesh`` does not fit the devices or the models."""
+        meshes = served.meshes if self.mesh is None else self._own_meshes(self.mesh, served)
         default_shape = served.longest_answer, served.candidates
-        return LocalEngine(served.models, served.stop_ids, self, served.meshes, served.decode, default_shape)
-
-
-class Family(NamedTuple):
-    """Holds policies that are drawn together: they have the same parameters.
-
-    Each has an adapter (stacked in the order of ``policies``), or there is one policy and none.
-    """
-
-    policies: tuple[str, ...]
-    model: Transformer
-    params: Any
-    adapters: Any
-
-
-class Shape(NamedTuple):
-    """Holds what the requests of one lane have in common."""
-
-    policies: tuple[str, ...]
-    sizes: Sizes
-    pattern: str
-
-
-class LocalEngine:
-    """Draws samples in this process. Not thread-safe: all calls must come from one event loop."""
-
-    def __init__(
-        self,
-        models: Transformer | Mapping[str, Transformer],
-        stop_ids: Sequence[int],
-        config: LocalEngineConfig,
-        meshes: Mesh | Mapping[str, Mesh] | None = None,
-        decode: Callable[[Sequence[int]], str] | None = None,
-        default_shape: tuple[int, int] | None = None,
-    ):
-        """Makes an engine without weights.
-
-        Args:
-          models: one model for all policies, or a mapping from policy to model.
-          meshes: the mesh of all policies' weights, or a mapping from policy to mesh. Slots are
-            split over data and fsdp, which must divide ``config.slots``. One device if not given.
-          decode: returns the text of token ids, for requests with stop strings or a pattern.
-          default_shape: tokens and samples of most requests. Programs are compiled for these sizes
-            and also draw smaller requests. If not given, they are compiled for each request's own
-            sizes.
-        """
-        self._meshes = meshes
-        self._models = models
-        self._stop_ids = np.asarray(stop_ids, np.int32)
-        self._config = config
-        self._decode = decode
-        self._default_shape = default_shape
-        self._weights: dict[str, tuple[PolicyWeights, int]] = {}
-        self._families: dict[str, Family] = {}
-        self._lanes: dict[Shape, Lane] = {}
-        self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by pattern and vocabulary size
-        self._running: dict[Lane, asyncio.Task] = {}
-        # As many threads as meshes, which draw at the same time; lanes of a single mesh take turns.
-        sides = set(meshes.values()) if isinstance(meshes, Mapping) else {meshes}
-        self._threads = ThreadPoolExecutor(len(sides), "engine")
-        self.usage = Usage()
-
-    def push_weights(self, policy: str, weights: PolicyWeights, version: int) -> None:
-        """Takes new weights, forgets all stored prompts and restarts all samples in progress.
-
-        The engine shares the arrays with the caller, who must push again before donating them.
-        """
-        self._weights[policy] = (weights, version)
-        self._families.clear()
-        self._lanes.clear()
-
-    def version(self, policy: str) -> int:
-        return self._weights[policy][1]
-
-    def close(self) -> None:
-        self._threads.shutdown()
-
-    @property
-    def idle(self) -> bool:
-        """Returns whether nothing is drawn, and no lane holds anything of a request."""
-        return not self._running and not any(lane.busy for lane in self._lanes.values())
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Returns the shapes of the lanes that there are."""
-        return tuple(self._lanes)
-
-    def parameters(self, policy: str) -> Any:
-        """Returns what a policy is drawn with: the parameters that were pushed, or a copy arranged anew."""
-        return self._family(policy).params
-
-    def lowered(self) -> list[Any]:
-        """Returns the program that draws, of each lane, as JAX lowers it, for inspection."""
-        programs = []
-        for shape, lane in self._lanes.items():
-            family = self._family(shape.policies[0])
-            programs.append(lane.lowered(family.params, family.adapters))
-        return programs
-
-    async def sample(self, request: Request) -> Sequence[Sample]:
-        self._check(request)
-        ticket = Ticket(request, asyncio.get_running_loop().create_future(), time.monotonic())
-        self._ask(ticket)
-        return await ticket.future
-
-    def _check(self, request: Request) -> None:
-        check_pushed(request, self._weights)
-        place = request.addresses[0].group.path()
-        length = len(request.prompt_ids)
-        if not 1 <= length <= self._config.max_prompt:
-            kind = PromptTooLong if length else RunError
-            raise kind(
-                f"a prompt of {length} tokens at {place}: must be 1 to LocalEngineConfig.max_prompt = "
-                f"{self._config.max_prompt}"
-            )
-        size = self._model(request.policy).vocab_size
-        if any(token >= size for token in request.sampling.banned):
-            raise RunError(f"Sampling.banned = {request.sampling.banned}: the vocabulary has {size} ids")
-        check_prompt_ids(request, size)
-        if (request.sampling.stop or request.sampling.pattern) and self._decode is None:
-            raise RunError("Sampling.stop and Sampling.pattern: this engine was given no decoder")
-
-    def _model(self, policy: str) -> Transformer:
-        return self._models[policy] if isinstance(self._models, Mapping) else self._models
-
-    def _mesh(self, policy: str) -> Mesh | None:
-        return self._meshes[policy] if isinstance(self._meshes, Mapping) else self._meshes
-
-    def _family(self, policy: str) -> Family:
-        if policy not in self._families:
-            params, adapter, _ = self._weights[policy][0]
-            members = [policy]
-            model = self._model(policy)
-            if adapter is not None:
-                pushed = {name: weights for name, (weights, _) in sorted(self._weights.items())}
-                members = [n for n, w in pushed.items() if w.params is params and w.adapter is not None]
-                adapter = stack([pushed[name].adapter for name in members])
-            elif self._fits_twice(policy, params):
-                model = model.clone(joined=True)
-                params = _join_layers(params)
-            self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
-        return self._families[policy]
-
-    def _fits_twice(self, policy: str, params: Any) -> bool:
-        mesh = self._mesh(policy)
-        whole = mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
-        return whole and sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= self._config.joined_mb * 1e6
-
-    def _ask(self, ticket: Ticket) -> None:
-        """Puts a ticket into its lane. An idle lane starts after all ready callers have asked."""
-        policy = ticket.request.policy
-        family = self._family(policy)
-        ticket.enter(family.policies.index(policy), self._weights[policy][0].scale)
-        mesh = self._mesh(policy)
-        pattern = ticket.request.sampling.pattern
-        pattern_TV = self._pattern(pattern, self._model(policy).vocab_size)
-        sizes = lane_sizes(self._config, family, ticket.request, mesh, self._default_shape)._replace(
-            pattern_states=len(pattern_TV)
+        return LocalEngine(
+            served.models,
+            served.stop_ids,
+            self,
+            meshes,
+            served.decode,
+            default_shape,
+            copies=self.mesh is not None,
         )
-        shape = Shape(family.policies, sizes, pattern)
-        if shape not in self._lanes:
-            for other, lane in list(self._lanes.items()):
-                if other.policies == shape.policies and not lane.tickets:
-                    del self._lanes[other]  # frees its memory
-            self._lanes[shape] = Lane(family.model, sizes, mesh, self._stop_ids, pattern_TV)
-        lane = self._lanes[shape]
-        lane.add(ticket)
-        if lane not in self._running:
-            self._running[lane] = asyncio.create_task(self._run(lane, family))
 
-    def _pattern(self, pattern: str, vocab_size: int) -> np.ndarray:
-        if not pattern:
-            return np.zeros((0, vocab_size), np.int32)
-        key = pattern, vocab_size
-        if key not in self._patterns:
-            assert self._decode is not None
-            self._patterns[key] = automaton(pattern, self._decode, vocab_size, self._stop_ids.tolist())
-        return self._patterns[key]
+    def _own_meshes(self, mesh: MeshConfig, served: Served) -> dict[str, Mesh]:
+        devices = jax.devices()[self.first_device :]
+        check_mesh(mesh, len(devices), divided(served.models))
+        places = {name: place for place, name in enumerate(dict.fromkeys(served.initial_names.values()))}
+        built = {name: mesh.build(devices, place) for name, place in places.items()}
+        return {policy: built[name] for policy, name in served.initial_names.items()}
 
-    async def _run(self, lane: Lane, family: Family) -> None:
-        try:
-            while lane.tickets:
-                self._sort_out(lane)
-                lane.admit()
-                for _ in range(3):  # callers that were just answered may ask again
-                    if lane.hungry:
-                        await asyncio.sleep(0)
-                        lane.admit()
-                if not lane.tickets:
-                    break
-                loop = asyncio.get_running_loop()
-                work = loop.run_in_executor(self._threads, lane.draw, family.params, family.adapters)
-                drawn, used = await work
-                self.usage += used
-                if lane not in self._lanes.values():  # weights were pushed meanwhile
-                    for ticket in lane.tickets:
-                        self._ask(ticket)
-                    return
-                complete, used = lane.collect(drawn, self._cut)
-                self.usage += used
-                for ticket in complete:
-                    self._answer(ticket)
-        except BaseException as error:  # else callers would wait for ever
-            for ticket in lane.tickets:
-                if isinstance(error, Exception) and not ticket.future.done():
-                    ticket.future.set_exception(error)
-                ticket.future.cancel()
-            self._lanes = {shape: other for shape, other in self._lanes.items() if other is not lane}
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            del self._running[lane]
+    @property
+    def at_once(self) -> int:
+        return self.slots
 
-    def _sort_out(self, lane: Lane) -> None:
-        """Drops tickets that nobody waits for, and answers those that have waited too long."""
-        late = time.monotonic() - self._config.deadline_s if self._config.deadline_s else -float("inf")
-        for ticket in lane.tickets:
-            if not ticket.future.done() and ticket.asked < late:
-                self._answer(ticket)
-            if ticket.future.done():
-                lane.drop(ticket)
+    def longest_prompt(self, answer: int) -> int:
+        return self.max_prompt
 
-    def _cut(self, branch: Branch) -> bool:
-        """Ends a branch at the first token with which its text holds a stop string.
+    def bytes_on_device(self, planned: Planned) -> dict[str, float]:
+        mesh = self.mesh or planned.mesh
+        distinct = {model.config: model for model in planned.models.values()}
+        lines = {"cache of the rollout": sum(self._cache(m, mesh, planned) for m in distinct.values())}
+        for name, model in planned.models.items():
+            whole = bytes_on(planned.params[name], mesh)
+            if self.mesh is not None:
+                lines[f"parameters copied for the rollout, {name}"] = whole
+            if name not in planned.adapted and self._keeps_joined(mesh, whole):
+                lines[f"parameters arranged for the rollout, {name}"] = _joined_bytes(model)
+        return lines
 
-        Returns whether it did. Raises RunError if a stopped sample does not match its pattern.
-        """
-        sampling = branch.ticket.request.sampling
-        decode = self._decode
-        if decode is None:
-            return False
-        if sampling.pattern and branch.stopped:
-            check_match(sampling.pattern, decode(branch.tokens))
-        length = stopped_length(branch.tokens, sampling.stop, decode)
-        if length is None:
-            return False
-        branch.shorten(length)
-        return True
+    def _keeps_joined(self, mesh: MeshConfig, whole: float) -> bool:
+        return mesh.fsdp * mesh.tensor == 1 and whole <= self.joined_mb * 1e6
 
-    def _answer(self, ticket: Ticket) -> None:
-        """Answers a ticket with what was drawn. Incomplete samples finish with "error"."""
-        version = self.version(ticket.request.policy)
-        restricted = ticket.request.sampling.restricted
-
-        def sample(branch: Branch | None) -> Sample:
-            if branch is None:
-                return Sample((), (), "error", version)
-            return Sample(
-                tokens=tuple(branch.tokens),
-                logprobs=tuple(branch.logprobs),
-                finish="stop" if branch.stopped else "length",
-                version=version,
-                drawn_logprobs=tuple(branch.drawn_logprobs) if restricted else None,
-            )
-
-        if not ticket.future.done():
-            ticket.future.set_result(
-                [sample(ticket.done.get(k)) for k in range(len(ticket.request.addresses))]
-            )
+    def _cache(self, model: Transformer, mesh: MeshConfig, planned: Planned) -> float:
+        """Returns the bytes of the pages on each device, and of the slots' logits."""
+        config = model.config
+        split = mesh.tensor if config.kv_heads % mesh.tensor == 0 else 1
+        slots = self.slots / (mesh.data * mesh.fsdp)
+        most = slots * power_of_two(planned.longest_answer)
+        tokens = self.prompt_cache + min(self.answer_cache or most, most)
+        numbers = 2 * config.layers * config.kv_heads // split * config.head_size
+        return tokens * numbers * jnp.dtype(config.dtype).itemsize + 3 * 4 * slots * model.vocab_size
 
 
-_join_layers = jax.jit(join_layers)
-
-
-def lane_sizes(
-    config: LocalEngineConfig,
-    family: Family,
-    request: Request,
-    mesh: Mesh | None,
-    default_shape: tuple[int, int] | None = None,
-) -> Sizes:
-    """Returns the sizes of the lane that a request belongs to, without its pattern."""
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    sampling = request.sampling
-    slots = config.slots // shards
-    tokens, samples = default_shape or (1, len(request.addresses))
-    fused = _wants_kernel(family.model.config, mesh)
-    least = paged_kernel.LEAST if fused else 1
-    most = power_of_two(max(sampling.max_tokens, tokens, least))
-    answer_page = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
-    longest_answer = most // answer_page
-    fused = fused and paged_kernel.supports(family.model.config.head_size, config.page, answer_page)
-    banks = 1 if fused else min(longest_answer, 4)
-    all_pages = slots * longest_answer
-    wanted = -(-config.answer_cache // answer_page) or all_pages
-    answer_pages = round_up(min(max(wanted, longest_answer), all_pages), banks)
-    siblings = min(power_of_two(samples), 8)
-    return Sizes(
-        shards=shards,
-        slots=slots,
-        page=config.page,
-        prompt_pages=config.prompt_cache // config.page,
-        longest_prompt=-(-config.max_prompt // config.page),
-        fill=max(config.prefill // config.page, 1),
-        siblings=siblings,
-        blocks=-(-slots * siblings // 64),
-        answer_page=answer_page,
-        answer_pages=answer_pages,
-        longest_answer=longest_answer,
-        banks=banks,
-        bans=power_of_two(len(sampling.banned)),
-        adapters=0 if family.adapters is None else len(family.policies),
-        pattern_states=0,
-        chunk=config.chunk,
-        fused=fused,
-    )
-
-
-def _wants_kernel(config: ModelConfig, mesh: Mesh | None) -> bool:
-    """Returns whether attention should be one kernel: on GPUs and, for tests, on CPUs."""
-    platform = platform_of(mesh)
-    return config.attention in {"gpu": ("auto", "fused"), "cpu": ("fused",)}.get(platform, ())
+def _joined_bytes(model: Transformer) -> int:
+    """Returns the bytes of a model's second copy; see ``transformer.join_layers``."""
+    config = model.config
+    outputs = (config.heads + 2 * config.kv_heads) * config.head_size + 2 * config.mlp_width
+    biases = (config.heads + 2 * config.kv_heads) * config.head_size if config.qkv_bias else 0
+    size = config.layers * (config.width * outputs + biases)
+    return size * jnp.dtype(config.param_dtype).itemsize

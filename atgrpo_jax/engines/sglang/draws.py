@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import random
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.progress import say
-from atgrpo_jax.common.types import Sample
+from atgrpo_jax.common.types import Sample, receipts
 from atgrpo_jax.engines.protocol import Request, Served, Usage
 from atgrpo_jax.engines.sglang.fleet import HEALTH, Fleet
 from atgrpo_jax.engines.sglang.secrets import shown
@@ -219,7 +220,11 @@ class Drawer:
             raise ServerError(f"{front.url}: {shown(answers)} for {count} samples")
         size = self._served.models[request.policy].vocab_size
         stops = frozenset(self._served.stop_ids)
-        samples = [read_sample(one, request.sampling, stops, size, state, version) for one in answers]
+        sent = receipts(request.policy, prompt["input_ids"], request.sampling, request.addresses)
+        samples = []
+        for answer, receipt in zip(answers, sent, strict=True):
+            sample = read_sample(answer, request.sampling, stops, size, state, version)
+            samples.append(dataclasses.replace(sample, receipt=receipt))
         used = Usage(
             tokens=sum(len(sample.tokens) for sample in samples),
             prompt_tokens=len(request.prompt_ids),

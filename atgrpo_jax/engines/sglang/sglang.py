@@ -26,7 +26,7 @@ from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import PromptTooLong, RunError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Sample
-from atgrpo_jax.engines.protocol import Request, Served, Usage, check_prompt_ids, check_pushed
+from atgrpo_jax.engines.protocol import EngineConfig, Request, Served, Usage, check_prompt_ids, check_pushed
 from atgrpo_jax.engines.sglang.background import Background
 from atgrpo_jax.engines.sglang.draws import Drawer
 from atgrpo_jax.engines.sglang.fleet import Fleet
@@ -42,7 +42,7 @@ _HANG_UP_S = 1.0  # seconds, at the end, to tell servers that nobody waits for s
 
 
 @dataclasses.dataclass(frozen=True)
-class SGLangConfig:
+class SGLangConfig(EngineConfig):
     """Says which SGLang servers draw, and how they are used. No field changes what is learned."""
 
     # Addresses of servers that run already: a tuple if there is one model, else a mapping from each
@@ -96,6 +96,9 @@ class SGLangConfig:
     def _all(self) -> list[str]:
         lists = self.urls.values() if isinstance(self.urls, Mapping) else [self.urls]
         return [url for urls in lists for url in urls] + ([self.router] if self.router else [])
+
+    def same_samples(self) -> "SGLangConfig":
+        return SGLangConfig()  # other servers draw the same
 
     def build(self, served: Served) -> "SGLangEngine":
         return SGLangEngine(served, self)
@@ -168,6 +171,9 @@ class SGLangEngine:
 
     def version(self, policy: str) -> int:
         return self._versions[policy]
+
+    def release(self) -> None:
+        """Does nothing: servers have copies of their own."""
 
     def push_weights(self, policy: str, weights: PolicyWeights, version: int) -> None:
         """Writes the weights to a folder, and makes every server take them and empty its cache.

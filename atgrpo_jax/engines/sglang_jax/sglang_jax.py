@@ -18,9 +18,11 @@ import jax
 from jax.sharding import Mesh
 
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.common.errors import PromptTooLong, RunError
-from atgrpo_jax.common.types import Address, Sample, Sampling
+from atgrpo_jax.common.errors import ConfigError, PromptTooLong, RunError
+from atgrpo_jax.common.types import Address, Sample, Sampling, receipts
 from atgrpo_jax.engines.protocol import (
+    EngineConfig,
+    Planned,
     Request,
     Served,
     Usage,
@@ -37,7 +39,7 @@ LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class SGLangJaxConfig:
+class SGLangJaxConfig(EngineConfig):
     """Says how sglang-jax draws. Each policy's Engine has these sizes for itself."""
 
     context_length: int = 2048  # tokens of a prompt and its answer
@@ -72,6 +74,16 @@ class SGLangJaxConfig:
         exact = not self.devices or len(self.devices) == self.tensor
         rule = f"must be () or as many different indices as tensor = {self.tensor}"
         require(self, "devices", distinct and exact, rule)
+
+    def bytes_on_device(self, planned: Planned) -> dict[str, float]:
+        raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
+
+    @property
+    def at_once(self) -> int:
+        return self.max_running_requests
+
+    def longest_prompt(self, answer: int) -> int:
+        return self.context_length - answer
 
     def build(self, served: Served) -> "SGLangJaxEngine":
         """Starts an Engine for each policy.
@@ -150,6 +162,11 @@ class SGLangJaxEngine:
     def version(self, policy: str) -> int:
         return self._versions[policy]
 
+    def release(self) -> None:
+        if self._drawing:
+            raise RunError("an update would free weights that sglang-jax is drawing from")
+        self._versions.clear()
+
     def close(self) -> None:
         for session in self._sessions.values():
             session.close()
@@ -222,7 +239,11 @@ class SGLangJaxEngine:
         if any(answer.finish == "error" for answer in answers):
             # Long samples are the last to be complete, so the others alone would be too short.
             return [Sample((), (), "error", version)] * len(answers)
-        return [cut(sample_of(answer, version), stops, decode) for answer in answers]
+        sent = receipts(request.policy, prompt, request.sampling, request.addresses)
+        return [
+            cut(sample_of(answer, version, receipt), stops, decode)
+            for answer, receipt in zip(answers, sent, strict=True)
+        ]
 
 
 def _first(mesh: Mesh, count: int) -> tuple[int, ...]:
@@ -258,10 +279,10 @@ def parameters(sampling: Sampling, address: Address, stop_ids: Sequence[int]) ->
     }
 
 
-def sample_of(answer: Answer, version: int) -> Sample:
+def sample_of(answer: Answer, version: int, receipt: str = "") -> Sample:
     if answer.finish == "error":
         return Sample((), (), "error", version)
-    return Sample(answer.tokens, answer.logprobs, answer.finish, version)
+    return Sample(answer.tokens, answer.logprobs, answer.finish, version, receipt=receipt)
 
 
 def cut(sample: Sample, stops: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Sample:

@@ -1,0 +1,15 @@
+"""Names what a mesh must divide evenly: the heads and the parameters of models."""
+
+from collections.abc import Iterator, Mapping
+
+import jax
+
+from atgrpo_jax.arrays.mesh import Divided, divided_parameters
+from atgrpo_jax.models.transformer import Transformer, init_params
+
+
+def divided(models: Mapping[str, Transformer]) -> Iterator[Divided]:
+    """Yields the sizes of all models, which are given by name."""
+    for name, model in models.items():
+        yield f"ModelConfig.heads of {name}", model.config.heads, "tensor"
+        yield from divided_parameters(jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0))))
