@@ -239,6 +239,12 @@ def test_a_tokenizer_that_draws_its_pieces_is_refused(tmp_path):
         FolderTokenizer(folder(tmp_path, about=about))
 
 
+def test_an_ordinary_letter_is_no_control_word(tmp_path):
+    """Kept apart from the text's own, it would leave nothing to spell that letter with."""
+    with pytest.raises(RunError, match="'5' is a control word and the only piece that spells"):
+        FolderTokenizer(folder(tmp_path, eos_token="5"))
+
+
 @pytest.mark.parametrize("stops", [-1, 10**12, "x", 1.5, True, [[1]], [], {}, [1, None]])
 def test_stop_ids_that_are_no_ids_are_refused(stops, tmp_path):
     with pytest.raises(RunError, match="generation_config.json: eos_token_id = .* expected an id"):

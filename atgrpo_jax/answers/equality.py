@@ -9,7 +9,7 @@ from sympy import Expr, MatrixBase, Rational, Symbol
 from sympy.core.function import AppliedUndef
 
 from atgrpo_jax.answers.numbers import Numbers
-from atgrpo_jax.answers.parts import Items, Joined, Numeral, Quantity, Relation, Word
+from atgrpo_jax.answers.parts import ODD, Items, Joined, Numeral, Quantity, Relation, Word
 from atgrpo_jax.answers.reading import read
 from atgrpo_jax.answers.sets import is_set, joined_parts, may_be_interval, same_sets
 
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def equal(truth: str, answer: str, tolerance: str = "0", several: bool = False) -> bool:
-    """Returns whether an answer is equal to the truth.
+    """Returns whether an answer is equal to the truth. If that cannot be decided, it is not.
 
     Args:
       tolerance: the absolute tolerance of numbers: a whole number, a decimal fraction or p/q.
@@ -41,7 +41,10 @@ def equal(truth: str, answer: str, tolerance: str = "0", several: bool = False) 
     ):
         return True  # e.g. "June 20", read once as words and once as a product
     near = NEAR if one.decimal or other.decimal else Rational(0)
-    return Comparison(Numbers(near, Rational(tolerance))).same(one.value, other.value)
+    try:
+        return Comparison(Numbers(near, Rational(tolerance))).same(one.value, other.value)
+    except ODD:  # e.g. an inequality that sympy cannot solve
+        return False
 
 
 class Comparison:

@@ -5,6 +5,11 @@ import dataclasses
 import sympy
 from sympy import Symbol
 
+# What sympy raises for texts that make no sense, and for questions that it cannot decide.
+ODD = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+
 
 class Unreadable(Exception):
     """Raised if the grammar cannot read a text."""

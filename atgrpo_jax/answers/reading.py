@@ -7,14 +7,11 @@ import sympy
 
 from atgrpo_jax.answers.grammar import Grammar
 from atgrpo_jax.answers.names import CALLED, DEGREE, NAMES, PERCENT
-from atgrpo_jax.answers.parts import Items, Numeral, Quantity, Relation, Unreadable, Word
+from atgrpo_jax.answers.parts import ODD, Items, Numeral, Quantity, Relation, Unreadable, Word
 from atgrpo_jax.answers.spelling import MARK, normal
 from atgrpo_jax.answers.tokens import tokens_of
 from atgrpo_jax.answers.units import CURRENCIES, certain, unit_of
 
-_ODD = (  # the errors that sympy raises for texts that make no sense
-    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
-)  # fmt: skip
 _SAID = {"yes", "no", "true", "false", "none", "odd", "even"}
 _BASES = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -127,7 +124,7 @@ def _quantity(text: str):
 def _parsed(text: str):
     try:
         return _labelled(Grammar(tokens_of(text)).whole())
-    except (Unreadable, *_ODD):
+    except (Unreadable, *ODD):
         name, equals, rest = text.partition("=")
     if equals and _LABEL.fullmatch(name):  # e.g. f(x, y), or the angle ABC
         value = _parsed(rest)

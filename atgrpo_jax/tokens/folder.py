@@ -35,6 +35,12 @@ class TokenizerFolder(FolderFiles):
     def __init__(self, root: Path):
         super().__init__(root)
         self.library = _library(root, self.about)
+        for word in self._control[0]:
+            if not self.plain(word):
+                raise RunError(
+                    f"{root}: {word!r} is a control word and the only piece that spells these characters, so "
+                    "texts that hold them would lose them; give another word as end, start or padding"
+                )
         for text in TELLING:
             self._check(text, self.plain(text), text)
 
