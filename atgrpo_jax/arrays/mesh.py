@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atgrpo_jax.arrays.tree_paths import path_text
@@ -99,10 +100,10 @@ def provide_devices(count: int) -> None:
 Divided = tuple[str, int, str]
 
 
-def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> None:
+def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided], what: str = "mesh") -> None:
     """Raises ConfigError if there are too few devices or an axis does not divide a size.
 
-    The error names the nearest mesh that is possible.
+    The error names the nearest mesh that is possible. ``what`` is how it calls the mesh.
     """
     names = {(size, axis): name for name, size, axis in divided}
     divided = [(name, *key) for key, name in names.items()]
@@ -115,7 +116,7 @@ def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> 
 
     possible = (mesh for mesh in _meshes(devices, config.policies) if _misfit(mesh, devices, divided) is None)
     best = min(possible, key=lambda mesh: (distance(mesh), -mesh.devices))
-    raise ConfigError(f"mesh {config}: {reason}; the nearest possible is {best}")
+    raise ConfigError(f"{what} {config}: {reason}; the nearest possible is {best}")
 
 
 def _meshes(devices: int, policies: int) -> Iterator[MeshConfig]:
@@ -167,7 +168,13 @@ def bytes_on(tree: Any, config: MeshConfig) -> int:
 
 def copied(tree: Any, mesh: Mesh) -> Any:
     """Returns new arrays of the same parameters, split over ``mesh`` as it asks for."""
-    return jax.device_put(tree, parameter_shardings(tree, mesh), may_alias=False)
+
+    def new(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        placed = jax.device_put(leaf, sharding, may_alias=False)
+        # From one device to several, JAX keeps the first one's buffer all the same.
+        return jnp.copy(placed) if len(leaf.devices()) == 1 else placed
+
+    return jax.tree.map(new, tree, parameter_shardings(tree, mesh))
 
 
 def _spec(path: tuple, leaf: Any) -> PartitionSpec:

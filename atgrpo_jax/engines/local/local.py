@@ -54,7 +54,7 @@ class LocalEngineConfig(Settings, EngineConfig):
 
     def _own_meshes(self, mesh: MeshConfig, served: Served) -> dict[str, Mesh]:
         devices = jax.devices()[self.first_device :]
-        check_mesh(mesh, len(devices), divided(served.models))
+        check_mesh(mesh, len(devices), divided(served.models), "LocalEngineConfig.mesh")
         places = {name: place for place, name in enumerate(dict.fromkeys(served.initial_names.values()))}
         built = {name: mesh.build(devices, place) for name, place in places.items()}
         return {policy: built[name] for policy, name in served.initial_names.items()}
