@@ -3,9 +3,9 @@
 import dataclasses
 import gzip
 import json
-import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,42 +191,24 @@ def test_a_run_that_started_from_no_folder_is_exported_as_one(whole, place):
     assert transformers.AutoModelForCausalLM.from_pretrained(place / "exported" / "shared").num_parameters()
 
 
-def test_killed_at_four_random_moments_and_resumed_it_is_the_same_run(whole, place):
-    """kill -9 while sampling, updating and writing checkpoints; every restart goes on. What each call that
-    changes a file leaves is in test_kill_points.py."""
+def test_killed_while_it_saves_and_resumed_it_is_the_same_run(whole, place):
+    """A real kill -9. What each call that changes a file leaves is in test_kill_points.py."""
     folder = RunFolder(place / "killed")
-    rng = random.Random(0)
-    kills, caught = 0, set()
-    while kills < 4:
-        process = train(place, "killed")
-        kind = ("anywhere", "checkpoint")[kills % 2]
-        if wait_for(kind, folder, process, rng):
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            assert process.returncode == -signal.SIGKILL
-            kills += 1
-            caught.add(kind)
-        else:  # it got to the end first: start over, the number of kills stays
-            finish(process)
-            assert_same_run(folder, whole[0])
-            subprocess.run(["rm", "-r", folder.path], check=True)
+    while not killed_while_saving(process := train(place, "killed"), folder):
+        finish(process)  # it got to the end first: over again
+        assert_same_run(folder, whole[0])
+        shutil.rmtree(folder.path)
     finish(train(place, "killed"))
-    assert caught == {"anywhere", "checkpoint"}
     assert_same_run(folder, whole[0])
 
 
-def wait_for(kind, folder, process, rng):
-    """Waits for the moment to kill; false if the process ends before it."""
-    lines = len(folder.read_metrics())
-    delay = None
+def killed_while_saving(process, folder):
+    """Kills a run while a checkpoint is half written; false if the process ends before."""
     while process.poll() is None:
-        if kind == "checkpoint" and list(folder.checkpoints.glob(".*.partial")):
-            return True
-        if kind == "anywhere" and folder.checkpoints.exists():
-            if delay is None and len(folder.read_metrics()) != lines:
-                delay = time.monotonic() + 0.5 * rng.random()
-            if delay is not None and time.monotonic() > delay:
-                return True
+        if list(folder.checkpoints.glob(".*.partial")):
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return process.returncode == -signal.SIGKILL
         time.sleep(0.002)
     return False
 

@@ -170,9 +170,8 @@ def copied(tree: Any, mesh: Mesh) -> Any:
     """Returns new arrays of the same parameters, split over ``mesh`` as it asks for."""
 
     def new(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-        placed = jax.device_put(leaf, sharding, may_alias=False)
-        # From one device to several, JAX keeps the first one's buffer all the same.
-        return jnp.copy(placed) if len(leaf.devices()) == 1 else placed
+        # Where a device keeps its part, device_put shares the buffer, even with may_alias=False.
+        return jnp.copy(jax.device_put(leaf, sharding))
 
     return jax.tree.map(new, tree, parameter_shardings(tree, mesh))
 
