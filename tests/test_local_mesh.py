@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from fakes import PARITY
 from shared_local import CONFIG, MODEL, STOP, draw, many, params, request  # noqa: F401  (params: a fixture)
+from shared_trainer import Paid, experiment
 
 from atgrpo_jax.arrays.mesh import MeshConfig, copied
 from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.types import Outcome, Reward
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Served
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
@@ -22,6 +24,7 @@ from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.loop import one_step
 from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.run.team_learner import TeamLearner
+from atgrpo_jax.tasks.protocol import Transition
 
 LEARNERS = MeshConfig(fsdp=2, tensor=2)
 APART = dataclasses.replace(CONFIG, mesh=MeshConfig(data=2), first_device=4)
@@ -91,6 +94,7 @@ def test_adapters_on_one_base_share_its_copy(params):  # noqa: F811
     assert engine.parameters("a") is copy  # the base was not pushed anew
 
 
+@pytest.mark.thorough
 def test_an_engine_that_shares_arrays_gives_them_up_before_an_update(params):  # noqa: F811
     engine = built(dataclasses.replace(CONFIG, joined_mb=0.0), mesh=MeshConfig())
     engine.push_weights("shared", PolicyWeights(params), 7)
@@ -123,29 +127,43 @@ def test_a_mesh_that_does_not_fit_is_refused():
         LocalEngineConfig(first_device=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Lettered(Paid):
+    """Every text is paid by its letters, so that groups of random texts have a signal."""
+
+    def act(self, state, role, text):
+        reward = Reward.of(0.0, letters=float(sum(map(ord, text)) % 7))
+        return Transition((*state, text), reward, Outcome.OK, False, False)
+
+
 @pytest.mark.thorough
-def test_a_step_with_an_engine_apart_is_the_same_step(tmp_path):
-    """Episodes, metrics and parameters to the byte: the copy has the same numbers."""
-    x = load("smoke.gin")
-    x = dataclasses.replace(
-        x, warm_start=None, evaluation=dataclasses.replace(x.evaluation, instances=2, validation_instances=2)
-    )
+def test_steps_with_an_engine_apart_are_the_same_steps(tmp_path):
+    """Episodes, metrics and parameters to the byte, over an update that frees the pushed arrays."""
+    x = experiment(steps=2)
+    x = dataclasses.replace(x, task=Lettered(), engine=LocalEngineConfig(slots=8))
     apart = dataclasses.replace(x, engine=dataclasses.replace(x.engine, mesh=MeshConfig(), first_device=1))
 
     def stepped(x, name):
-        with Stages(x, RunFolder(tmp_path / name)) as stages:
-            team, record = one_step(stages, stages.begin(), 1)
-            played = sorted((tmp_path / name / "episodes").glob("*"))
-            kept = {key: value for key, value in record.items() if not key.startswith("perf/")}
-            return jax.device_get(team.policies["shared"].params), kept, [p.read_bytes() for p in played]
+        folder = RunFolder(tmp_path / name)
+        with Stages(x, folder) as stages:
+            team = stages.begin()
+            records = []
+            for step in (1, 2):
+                team, record = one_step(stages, team, step)
+                records.append({key: n for key, n in record.items() if not key.startswith("perf/")})
+            episodes = [path.read_bytes() for path in sorted(folder.path.glob("episodes/*"))]
+            return jax.device_get(team.policies["shared"].params), records, episodes
 
-    (ours, metrics, episodes), (theirs, same, as_played) = stepped(x, "one"), stepped(apart, "two")
+    ours, records, episodes = stepped(x, "one")
+    theirs, same_records, same_episodes = stepped(apart, "two")
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    assert metrics == same and episodes == as_played and metrics["policy/shared/updates"] > 0
+    assert records == same_records and episodes == same_episodes and len(episodes) == 2
+    assert all(record["policy/shared/updates"] > 0 for record in records)
 
 
+@pytest.mark.thorough
 def test_plan_counts_the_copy():
-    x = load("smoke.gin")
+    x = dataclasses.replace(load("smoke.gin"), warm_start=None)
     apart = dataclasses.replace(x, engine=dataclasses.replace(x.engine, mesh=MeshConfig(fsdp=2)))
     learners = TeamLearner(apart)
     lines = footprint.memory(apart, learners, workload_of(apart, instances=2))

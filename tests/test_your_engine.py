@@ -44,6 +44,7 @@ def served():
     )
 
 
+@pytest.mark.thorough
 def test_it_passes_the_gate_and_the_audits_receipts(plain, params):  # noqa: F811
     engine = plain.PlainConfig().build(served())
     weights = {"shared": PolicyWeights(params)}
