@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Literal
 
+from atgrpo_jax.common.coroutines import run_here, running_loop
 from atgrpo_jax.common.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -111,7 +112,7 @@ class Stopping:
         if self._pending is not None:
             return
         at_once = self._now()
-        loop = _running_loop() if at_once else None
+        loop = running_loop() if at_once else None
         if at_once and loop is None and _in_asyncio(frame):
             self._order = "look again"
             return
@@ -200,16 +201,9 @@ def _on_the_way_out() -> bool:
     return error is not None
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 def _in_asyncio(frame: FrameType | None) -> bool:
-    """Returns whether ``frame`` is in ``asyncio.run``, where an exception would do damage."""
-    while frame is not None and frame.f_code is not asyncio.run.__code__:
+    """Returns whether ``frame`` is in our ``asyncio.run``, where an exception would do damage."""
+    while frame is not None and frame.f_code is not run_here.__code__:
         frame = frame.f_back
     return frame is not None
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import LOWER, NotFinite
 from atgrpo_jax.common.metric_names import of_policy
@@ -152,7 +153,7 @@ class Gate:
         """
         prompts_PT = self._prompts(version)
         learned = learned or self.learned(weights, version)
-        drawn = asyncio.run(self._draw(engine, list(weights), prompts_PT, version))
+        drawn = coroutines.run(self._draw(engine, list(weights), prompts_PT, version))
         metrics: dict[str, float] = {}
         for name, own in weights.items():
             others = {f"the weights of {other}": learned[other] for other in weights if other != name}

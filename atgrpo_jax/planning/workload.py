@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.rollout.rollout import Player
 from atgrpo_jax.run.experiment import Experiment
@@ -49,7 +50,7 @@ def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
         return await asyncio.gather(*(player.play(1, "train", index) for index in range(instances)))
 
     with experiment.running() as runner:
-        episodes = asyncio.run(play(runner))
+        episodes = coroutines.run(play(runner))
     origins = [group.origin for episode in episodes for group in episode.groups]
     lengths = [len(origin.prompt_ids) for origin in origins]
     roles = len(experiment.task.workflow.order)

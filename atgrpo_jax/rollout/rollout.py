@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.checks import require
 from atgrpo_jax.common.errors import PromptTooLong, RunError
 from atgrpo_jax.common.finite import check_finite
@@ -302,7 +303,7 @@ def play_all(
     async def everything() -> list[Episode]:
         return await asyncio.gather(*(one(i, e) for i in indices for e in range(episodes)))
 
-    return asyncio.run(everything())
+    return coroutines.run(everything())
 
 
 def train_indices(step: int, instances: int) -> range:

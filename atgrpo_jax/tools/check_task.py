@@ -5,7 +5,6 @@
 docs/your-task.md lists the rules. A line is printed for each problem: rule, place, what was seen.
 """
 
-import asyncio
 import itertools
 import os
 import random
@@ -16,6 +15,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.rollout.evaluation import available
@@ -52,7 +52,7 @@ def check_experiment(
     say(f"{len(made) / seconds:.0f} instances/s")
     with experiment.running() as runner:
         problems = check(experiment.task, runner, instances, bound=bound)
-        problems += asyncio.run(_lengths(experiment, runner, instances, say))
+        problems += coroutines.run(_lengths(experiment, runner, instances, say))
     return list(dict.fromkeys(problems))
 
 

@@ -1,10 +1,10 @@
 """Checks a task by itself against the contract. The command for it is ``tools/check_task.py``."""
 
-import asyncio
 import contextlib
 import random
 from typing import Any
 
+from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.sandbox.protocol import Runner
@@ -36,7 +36,7 @@ def check(
       patience: seconds after which a call for a text counts as hanging.
     """
     calls = Calls(task, runner, bound)
-    return asyncio.run(_Contract(calls, instances, episodes, patience).everything())
+    return coroutines.run(_Contract(calls, instances, episodes, patience).everything())
 
 
 class _Contract:
