@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.errors import Stopped
 from atgrpo_jax.common.stopping import LOOK_S, ONE_STOP_S, PATIENCE_S, Stopping
 
@@ -40,7 +41,7 @@ def test_an_event_loop_is_left_without_a_task_that_complains(caplog):
         await asyncio.gather(*(one(i) for i in range(3)))
 
     with Stopping() as stopping, pytest.raises(Stopped) as raised, stopping.interruptible():
-        asyncio.run(everything())
+        coroutines.run(everything())
     assert raised.value.signum == signal.SIGINT
     assert finished == [] and caplog.records == []
 
@@ -57,7 +58,7 @@ def test_a_loop_that_is_being_made_is_waited_for(moment, monkeypatch, capfd):
 
     monkeypatch.setattr(asyncio.events, moment, interrupted)
     with Stopping() as stopping, pytest.raises(Stopped), stopping.interruptible():
-        asyncio.run(asyncio.sleep(60))
+        coroutines.run(asyncio.sleep(60))
     gc.collect()
     assert capfd.readouterr().err == ""
 
@@ -85,7 +86,7 @@ def test_anywhere_a_loop_of_tasks_is_cancelled_while_nothing_is_unsaved():
         await asyncio.sleep(60)
 
     with pytest.raises(Stopped) as raised, Stopping():
-        asyncio.run(stopped())
+        coroutines.run(stopped())
     assert raised.value.signum == signal.SIGTERM
 
 
@@ -110,7 +111,7 @@ def test_a_task_that_does_not_end_is_torn_up():
 
     with Stopping() as stopping, pytest.raises(Stopped), stopping.interruptible():
         stopping.unsaved = lambda: True
-        asyncio.run(blocks())
+        coroutines.run(blocks())
 
 
 def test_a_swallowed_exception_is_raised_again():
