@@ -96,6 +96,13 @@ def test_none_drops_a_part_with_its_values():
     assert bare == dataclasses.replace(SMOKE, warm_start=None)
 
 
+def test_none_drops_a_part_that_a_file_refers_to(tmp_path):
+    lines = ('include "smoke.gin"', "experiment.Experiment.warm_start = @warm_start.WarmStartConfig()", "")
+    (tmp_path / "old.gin").write_text("\n".join(lines))
+    mine = str(tmp_path / "old.gin")
+    assert load(mine) == SMOKE and load(mine, ["experiment.Experiment.warm_start = None"]).warm_start is None
+
+
 def test_every_field_that_may_be_none_can_be_dropped():
     fields = {name for name, hint in part_fields(Experiment).items() if type(None) in typing.get_args(hint)}
     fields |= {name for name, hint in part_fields(ModelConfig).items() if type(None) in typing.get_args(hint)}

@@ -207,17 +207,21 @@ class _Reader:
         return value
 
     def _maker(self, selector: str, at: _Statement) -> Maker:
-        """Returns the class or function that is written as "module.Name"."""
+        """Returns the class or function that is written as "module.Name".
+
+        An imported module comes before a known one of the same word, if it has that name.
+        """
         word, *names = selector.split(".")
-        found: Any = at.symbols.get(word)
-        if found is None and word in known_modules():
-            found = importlib.import_module(known_modules()[word])
-        for name in names:
-            found = getattr(found, name, None)
-        if not names or not callable(found):
-            raise ConfigError(f"{at.place}: there is no {selector}{self._nearest_maker(selector, at)}")
-        self.values.names.setdefault(found, selector)
-        return found
+        modules: list[Any] = [at.symbols[word]] if word in at.symbols else []
+        if word in known_modules():
+            modules.append(importlib.import_module(known_modules()[word]))
+        for found in modules:
+            for name in names:
+                found = getattr(found, name, None)
+            if names and callable(found):
+                self.values.names.setdefault(found, selector)
+                return found
+        raise ConfigError(f"{at.place}: there is no {selector}{self._nearest_maker(selector, at)}")
 
     def _nearest_maker(self, selector: str, at: _Statement) -> str:
         word = selector.rpartition(".")[0]

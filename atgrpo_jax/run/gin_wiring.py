@@ -137,6 +137,7 @@ def _forget(values: Values, maker: Maker, later: Setting) -> bool:
 
 
 def _refer(values: Values, field: _Field, maker: Maker) -> None:
+    """Sets a field to a part, and before that the field that the field's owner is in."""
     if field.above is not None:
         _refer(values, field.above, field.owner)
     newest = _newest(values, maker) if ("", maker) in values.fields else None
