@@ -108,7 +108,7 @@ def test_bad_bindings_are_one_clear_line(binding, says):
         (["", "", "plan_path.PlanPath.size = 1"], ", line 3: PlanPath.size = 1: must be at least 2"),
         (["experiment.Experiment.steps ="], ", line 1: Unable to parse value"),
         (["import no_such_module"], ", line 1: import no_such_module: No module named 'no_such_module'"),
-        (["import math", "math.sqroot.x = 1"], ", line 2: there is no math.sqroot; did you mean math.sqrt?"),
+        (["import math", "math.sqroot.x = 1"], ", line 2: there is no math.sqroot; did you mean math.sqrt"),
         (['include "plam.gin"'], ", line 1: gin file 'plam.gin' not found; looked for "),
         (["MODLE = 1", "plan_path.PlanPath.size = %MODEL"],
          "macro MODLE is set but nothing uses it; did you mean MODEL?"),
@@ -131,8 +131,8 @@ def test_an_error_names_the_file_and_line_at_fault(lines, says, tmp_path, monkey
 def test_a_word_that_a_file_imports_hides_no_part(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.gin").write_text('import math\ninclude "smoke.gin"\n')
-    tool = "experiment.Experiment.task = @math.Math()"
-    assert type(load("mine.gin", [tool]).task).__name__ == "Math"
+    tools = ["experiment.Experiment.task = @math.Math()", 'workflow.Workflow.order = ("tool", "reasoner")']
+    assert type(load("mine.gin", tools).task).__name__ == "Math"
 
 
 def test_a_file_cannot_include_itself(tmp_path):
