@@ -37,7 +37,7 @@ setup(
         "absl-py>=2.1",
         "aiohttp>=3.11,<4",
         "flax>=0.12",
-        "gin-config==0.5.0",  # run/gin_config.py walks its parsed bindings, so the version is fixed
+        "gin-config==0.5.0",  # run/gin_config.py uses its parser, so the version is fixed
         "jax>=0.10,<0.13",
         "jinja2>=3.1.6",  # prompts, and the chat templates of models: older sandboxes leak
         "matplotlib>=3.8",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
+from atgrpo_jax.common.cli import gin_files, gin_flags, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.common.progress import Progress
@@ -32,19 +32,33 @@ from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint of it; the newest if not given.")
-_MODEL = flags.DEFINE_string("model", None, "Instead of a run: a Hugging Face model folder.")
-_AGAINST = flags.DEFINE_string("against", None, "Another step of the run, or another model folder.")
-_SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "The split that instances are taken from.")
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan")
+_STEP = flags.DEFINE_integer(
+    "step", None, "Which checkpoint of the run; the newest if it is not given. E.g. --step=100"
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "A Hugging Face model folder, instead of a run. E.g. --model=smollm2-135m"
+)
+_AGAINST = flags.DEFINE_string(
+    "against", None, "Another step of the run, or another model folder, to compare with. E.g. --against=0"
+)
+_SPLIT = flags.DEFINE_enum(
+    "split",
+    "test",
+    SPLITS,
+    "The split that instances are taken from. E.g. --split=validation",
+)
 _INSTANCES = flags.DEFINE_integer(
-    "instances", None, "How many instances; the config's number if not given.", 1
+    "instances", None, "How many instances; the config's number if it is not given. E.g. --instances=50", 1
 )
 _EPISODES = flags.DEFINE_integer(
-    "episodes", 1, "How many episodes of each instance, for avg@k and pass@k.", 1
+    "episodes", 1, "How many episodes of each instance, for avg@k and pass@k. E.g. --episodes=8", 1
 )
 _TEMPERATURE = flags.DEFINE_float(
-    "temperature", None, "Temperature of sampling, 0 for greedy; the config's if not given.", 0.0
+    "temperature",
+    None,
+    "Temperature of sampling, 0 for greedy; the config's if it is not given. E.g. --temperature=0",
+    0.0,
 )
 
 # A team to score: its name, its step (0 for a folder) and the weights of every policy.
@@ -52,13 +66,17 @@ Contender = tuple[str, int, Mapping[str, PolicyWeights]]
 
 
 def main(argv: list[str]) -> None:
-    refuse_arguments(argv)
+    files = gin_files(argv, _GIN_FILE)
     if (_RUN_DIR.value is None) == (_MODEL.value is None):
         raise ConfigError("give either --run_dir or --model, e.g. --run_dir=runs/plan")
     if _RUN_DIR.value is not None:
+        if files:
+            raise ConfigError(
+                "--run_dir has a config of its own: no --gin_file; --gin_param changes single parameters"
+            )
         evaluate_run(SavedRun(_RUN_DIR.value))
     else:
-        evaluate_folders(_MODEL.value)
+        evaluate_folders(_MODEL.value, files)
 
 
 def evaluate_run(saved: SavedRun) -> None:
@@ -81,10 +99,6 @@ def _played(trained: Experiment) -> Experiment:
     Task, evaluation and sandbox may change, and what may change when a run goes on. Raises
     ConfigError for any other change, and if the task has other roles.
     """
-    if _GIN_FILE.value is not None:
-        raise ConfigError(
-            "--run_dir has a config of its own: no --gin_file; --gin_param changes single parameters"
-        )
     if not _GIN_PARAM.value:
         return trained
     experiment = gin_config.load(str(RunFolder(_RUN_DIR.value).config), _GIN_PARAM.value)
@@ -96,10 +110,10 @@ def _played(trained: Experiment) -> Experiment:
     return experiment
 
 
-def evaluate_folders(model: str) -> None:
-    if _GIN_FILE.value is None:
+def evaluate_folders(model: str, files: list[str]) -> None:
+    if not files:
         raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
-    given = gin_config.load(_GIN_FILE.value, _GIN_PARAM.value)
+    given = gin_config.load(files, _GIN_PARAM.value)
     kind = given.architecture(given.initial_names[0])
     plays = hf.model_config(model, kind.dtype, kind.param_dtype)
     try:

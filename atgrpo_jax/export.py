@@ -1,10 +1,11 @@
-"""``python -m atgrpo_jax.export --run_dir=RUN --out=FOLDER [--step=N] [--merge]``
+"""Writes a trained team for other tools, a folder OUT/<policy> for every policy.
 
-Writes a trained team for other tools, a folder OUT/<policy> for every policy. It holds a Hugging
-Face model, or a PEFT adapter if the policy is one. ``--merge`` writes adapters merged into their
-base. Without it, a base that was not read from a model folder, or that a warm start has changed,
-is written as well, as OUT/base_of_adapters. A policy that did not start from a folder gets no
-tokenizer files.
+python -m atgrpo_jax.export --run_dir=runs/plan_model --out=trained [--step=N] [--merge]
+
+A folder holds a Hugging Face model, or a PEFT adapter if the policy is one. ``--merge`` writes
+adapters merged into their base. Without it, a base that was not read from a model folder, or that a
+warm start has changed, is written as well, as OUT/base_of_adapters. A policy that did not start
+from a folder gets no tokenizer files.
 """
 
 from pathlib import Path
@@ -22,10 +23,10 @@ from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.tools.read_back import check_read_back
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder.")
-_OUT = flags.DEFINE_string("out", None, "Where to write; must not exist yet.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
-_MERGE = flags.DEFINE_bool("merge", False, "Write adapters merged into their base.")
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan_model")
+_OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist yet. E.g. --out=trained")
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if it is not given. E.g. --step=30")
+_MERGE = flags.DEFINE_bool("merge", False, "Write adapters merged into their base. E.g. --merge")
 
 
 def main(argv: list[str]) -> None:

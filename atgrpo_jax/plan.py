@@ -1,8 +1,9 @@
-"""``python -m atgrpo_jax.plan --gin_file=plan.gin --mesh=fsdp=8 --device=v5e [--preset=qwen3-8b]``
+"""Prints whether a run fits into memory and the least time of a step, before it is started.
 
-Prints whether a run fits into memory and the least time of a step, before it is started. This needs
-neither weights nor accelerators. The exit code is 1 if the run does not fit. ``--preset`` replaces
-the config's model by one of a published size.
+python -m atgrpo_jax.plan --gin_file=plan.gin --mesh=fsdp=8 --device=v5e [--preset=qwen3-8b]
+
+This needs neither weights nor accelerators. The exit code is 1 if the run does not fit.
+``--preset`` replaces the config's model by one of a published size.
 
 With ``--compile``, and libtpu installed, it compiles the update for these TPUs, as a run would. The
 compiler's figure for memory then replaces the estimates. This takes minutes instead of seconds.
@@ -16,7 +17,7 @@ import jax
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
+from atgrpo_jax.common.cli import gin_flags, needed_gin_files, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.config import PRESETS, preset
@@ -28,19 +29,31 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.team_learner import TeamLearner
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
-_MESH = flags.DEFINE_string("mesh", None, "E.g. data=2,fsdp=4,tensor=1; the config's if not given.")
-_DEVICE = flags.DEFINE_string("device", "v5e", f"One of {', '.join(DEVICES)}.")
-_PRESET = flags.DEFINE_string("preset", None, f"One of {', '.join(PRESETS)}.")
-_COMPILE = flags.DEFINE_bool("compile", False, "Compile the update for the device, which must be a TPU.")
-_UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Of the device's peak rate.", 0.01, 1.0)
+_MESH = flags.DEFINE_string(
+    "mesh", None, "The devices, instead of the config's. E.g. --mesh=data=2,fsdp=4,tensor=1"
+)
+_DEVICE = flags.DEFINE_string(
+    "device", "v5e", f"The kind of device: {', '.join(DEVICES)}. E.g. --device=h100"
+)
+_PRESET = flags.DEFINE_string(
+    "preset", None, f"A model instead of the config's: {', '.join(PRESETS)}. E.g. --preset=qwen3-8b"
+)
+_COMPILE = flags.DEFINE_bool(
+    "compile", False, "Compile the update for the device, a TPU. E.g. --compile --device=v5e"
+)
+_UTILISATION = flags.DEFINE_float(
+    "utilisation",
+    0.4,
+    "The part of the device's peak rate that is reached. E.g. --utilisation=0.5",
+    0.01,
+    1.0,
+)
 
 
 def main(argv: list[str]) -> None:
-    refuse_arguments(argv)
-    if _GIN_FILE.value is None:
-        raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
+    files = needed_gin_files(argv, _GIN_FILE)
     device = device_named(_DEVICE.value)
-    experiment = planned(gin_config.load(_GIN_FILE.value, _GIN_PARAM.value))
+    experiment = planned(gin_config.load(files, _GIN_PARAM.value))
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
     devices = tpu_compiler.tpus(_DEVICE.value, experiment.mesh.devices) if _COMPILE.value else None

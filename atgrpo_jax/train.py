@@ -1,25 +1,29 @@
 """Trains a team, or goes on with a run that stopped.
 
 python -m atgrpo_jax.train --gin_file=plan.gin [--gin_param=...] [--run_dir=...]
+python -m atgrpo_jax.train plan.gin
+python -m atgrpo_jax.train --gin_file=paper/math.gin --gin_file=paper/lora.gin --gin_file=paper/qwen3_8b.gin
+
+Later files win, and --gin_param after them: --gin_param="experiment.Experiment.steps = 20".
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, refuse_arguments, run_main
-from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, needed_gin_files, run_main
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "The run folder; runs/<name of the gin file> if not given. A run goes on in it."
+    "run_dir",
+    None,
+    "The run folder. A run that is there goes on. If it is not given, it is runs/ and the names of the gin "
+    "files. E.g. --run_dir=runs/small",
 )
 
 
 def main(argv: list[str]) -> None:
-    refuse_arguments(argv)
-    if _GIN_FILE.value is None:
-        raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
+    files = needed_gin_files(argv, _GIN_FILE)
     # Imported here because JAX takes seconds: Ctrl-C and SIGTERM are handled by now.
     from atgrpo_jax.run import gin_config
     from atgrpo_jax.run.folder import RunFolder
@@ -28,8 +32,8 @@ def main(argv: list[str]) -> None:
     from atgrpo_jax.run.saved import claim
 
     look_for_no_missing_tpu()
-    experiment = gin_config.load(_GIN_FILE.value, _GIN_PARAM.value)
-    folder = RunFolder(_RUN_DIR.value or Path("runs") / Path(_GIN_FILE.value).stem)
+    experiment = gin_config.load(files, _GIN_PARAM.value)
+    folder = RunFolder(_RUN_DIR.value or Path("runs") / "_".join(Path(name).stem for name in files))
     print(summary_text(train(claim(folder, experiment), folder)))
 
 

@@ -104,7 +104,7 @@ lora.LoraConfig.rank = 4
 """,
     "full": """
 include "smoke.gin"
-include "parts/roles.gin"
+team.Team.sharing = "full"
 warm_start.WarmStartConfig.steps = 20
 """,
     "sudoku": f"""
@@ -117,12 +117,16 @@ warm_start.WarmStartConfig.steps = 30
 batch.BatchConfig.row_tokens = 1536
 """,
     "math": f"""
-include "parts/math.gin"
 include "parts/tiny.gin"
 {TOOLS}
-TRAIN = "{{folder}}/train.jsonl"
-VALIDATION = "{{folder}}/validation.jsonl"
-TEST = "{{folder}}/test.jsonl"
+experiment.Experiment.task = @math.Math()
+math.Math.files = {{
+    "train": "{{folder}}/train.jsonl",
+    "validation": "{{folder}}/validation.jsonl",
+    "test": "{{folder}}/test.jsonl",
+}}
+workflow.Workflow.order = ("tool", "reasoner")
+workflow.Workflow.parallel = True
 tokens.TinyTokenizer.words = {(*PROGRAM, *BOX)}
 warm_start.WarmStartConfig.steps = 30
 batch.BatchConfig.row_tokens = 1536

@@ -13,7 +13,7 @@ AGENTS = pytest.mark.parametrize("agents", [3, 5, 7])
 
 
 def aggregation(agents, turns=2):
-    """As in gin/paper/math_aggregation_*.gin."""
+    """As in gin/paper/aggregation_*.gin."""
     numbers = range(1, agents // 2 + 1)
     order = [*(f"reasoner{i}" for i in numbers), *(f"tool{i}" for i in numbers), "judge"]
     return Math(workflow=Workflow(tuple(order), turns=turns))

@@ -331,7 +331,6 @@ def test_what_cannot_be_called_is_a_line(task, says):
 
 def test_an_experiment_names_what_its_task_lacks(tmp_path):
     (tmp_path / "lacking.gin").write_text(
-        "from __gin__ import dynamic_registration\nfrom atgrpo_jax.run import experiment\n"
         "import test_check_faults\n"
         'include "parts/tiny.gin"\nexperiment.Experiment.task = @test_check_faults.NoAct()\n'
     )

@@ -1,14 +1,19 @@
-"""What becomes of an exception of an entry point."""
+"""What becomes of an exception of an entry point; help, flags and words on the command line."""
 
 import errno
 import os
+import re
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.common.cli import guarded
+from atgrpo_jax.common.cli import gin_files, guarded, needed_gin_files
 from atgrpo_jax.common.errors import RunError
+
+ROOT = Path(__file__).parents[1]
 
 
 def ends(error, capsys):
@@ -78,3 +83,77 @@ def test_what_ends_before_its_end_does_not_end_with_0(code):
     with pytest.raises(RuntimeError, match="the run is not finished"):
         guarded(main, [])
     guarded(lambda argv: None, [])
+
+
+COMMANDS = {
+    "train": {"gin_file", "gin_param", "run_dir"},
+    "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "against", "split", "instances",
+                 "episodes", "temperature"},
+    "export": {"run_dir", "out", "step", "merge"},
+    "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation"},
+    "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
+    "tools.model_folder": {"name", "out"},
+    "tools.prepare": {"source", "out"},
+}  # fmt: skip
+# Asks each command for help, as python -m does; all of them import JAX once.
+ASK = """
+import os, runpy, sys
+import atgrpo_jax.run.team_learner, atgrpo_jax.tools.contract
+for command in sys.argv[1:]:
+    if os.fork() == 0:
+        sys.stdout = open(command, "w")
+        sys.argv = [command, "--help"]
+        try:
+            runpy.run_module(f"atgrpo_jax.{command}", run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            sys.stdout.close()
+            os._exit(ended.code or 0)
+        os._exit(3)
+    assert os.wait()[1] == 0, command
+"""
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("help")
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    subprocess.run([sys.executable, "-c", ASK, *COMMANDS], cwd=folder, env=os.environ | {"PYTHONPATH": path},
+                   check=True)  # fmt: skip
+    return {command: (folder / command).read_text() for command in COMMANDS}
+
+
+def test_every_command_is_asked():
+    modules = [path for folder in ("", "tools/") for path in (ROOT / "atgrpo_jax").glob(f"{folder}*.py")]
+    commands = (path for path in modules if "run_main(" in path.read_text())
+    names = (path.relative_to(ROOT / "atgrpo_jax").with_suffix("") for path in commands)
+    assert {".".join(name.parts) for name in names} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_all_flags_each_with_an_example(command, helps):
+    about, _, listed = helps[command].partition("\nFlags:\n")
+    assert f"python -m atgrpo_jax.{command} --" in about
+    blocks = re.split(r"^  --(\w+)$", listed, flags=re.MULTILINE)[1:]
+    found = dict(zip(blocks[::2], blocks[1::2], strict=True))
+    assert set(found) == COMMANDS[command]
+    for name, text in found.items():
+        assert f"E.g. --{name}" in " ".join(text.split()), name
+    assert max(map(len, listed.splitlines())) <= 92
+
+
+def test_a_wrong_word_or_flag_is_one_line_and_code_2():
+    for words, says in (
+        (["plan"], "error: unexpected argument 'plan', which is no gin file; see --help\n"),
+        (["--gin_fil=x"], "error: Unknown command line flag 'gin_fil'. Did you mean: gin_file; see --help\n"),
+        ([], "error: --gin_file is missing, e.g. --gin_file=plan.gin\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "atgrpo_jax.train", *words], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (2, says)
+
+
+def test_files_are_those_of_the_flag_and_then_the_words():
+    flag = types.SimpleNamespace(value=["a.gin", "b.gin"])
+    assert gin_files(["train", "c.gin"], flag) == ["a.gin", "b.gin", "c.gin"]
+    assert needed_gin_files(["train", "c.gin"], types.SimpleNamespace(value=[])) == ["c.gin"]

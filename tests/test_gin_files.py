@@ -1,12 +1,14 @@
-"""Every shipped gin file builds, says what it is, and has no macro or scope that nothing refers to."""
+"""Every shipped gin file builds, alone or with the files that it is for, and says what it is."""
 
 import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 from reference import SIZES, make, make_tokenizer
 
+from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.models.config import preset
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.planning import footprint, times
@@ -19,40 +21,39 @@ from atgrpo_jax.tasks.splits import SPLITS
 GIN_FOLDER = gin_folder()
 PARTS = sorted(GIN_FOLDER.glob("parts/*.gin"))
 FILES = sorted(set(GIN_FOLDER.rglob("*.gin")) - set(PARTS))
-TASKS, TEAMS = ("plan_path", "sokoban", "sudoku", "math", "code"), ("single", "shared", "lora", "roles")
+ALONE = [path for path in FILES if path.parent == GIN_FOLDER]
+SMALL = ("plan", "sokoban", "sudoku", "math_model", "code_model")
+TASKS = ("plan_path", "sokoban", "sudoku", "math", "code")
+TEAMS = ("single", "shared", "lora", "roles")
+PAIRS = [(f"{task}.gin", f"teams/{team}.gin") for task, team in itertools.product(SMALL, TEAMS)]
+PAIRS.append(("math_model.gin", "teams/aggregation.gin"))
+CELLS = [
+    *itertools.product(TASKS, TEAMS, ("1.7b", "8b")),
+    *(("math", f"aggregation_{n}", "8b") for n in (3, 5, 7)),
+]
+TABLE = (Path(__file__).parents[1] / "docs" / "paper.md").read_text()
 
 
 def name_of(path):
     return str(path.relative_to(GIN_FOLDER))
 
 
-def whole(path):
-    """A file's text, and that of the files it includes."""
-    text = path.read_text()
-    return text + "".join(
-        whole(GIN_FOLDER / name) for name in re.findall(r"^include ['\"](.*)['\"]", text, re.M)
-    )
+def files_of(cell):
+    task, team, size = cell
+    return f"paper/{task}.gin", f"paper/{team}.gin", f"paper/qwen3_{size}.gin"
+
+
+def id_of(files):
+    return "-".join(map(str, files))
 
 
 def test_there_is_one_for_every_cell():
-    names = {name_of(path) for path in FILES}
-    assert {"plan.gin", "plan_10x10.gin", "smoke.gin", "sokoban.gin", "sudoku.gin"} <= names
-    cells = itertools.product(TASKS, TEAMS, ("1.7b", "8b"))
-    assert {f"paper/{task}_{team}_{size}.gin" for task, team, size in cells} <= names
-    tiny = {f"tiny/{task}_{team}.gin" for task in ("plan", *TASKS[1:]) for team in TEAMS}
-    there = {
-        "plan_shared",
-        "sokoban_shared",
-        "sudoku_shared",
-        "math_lora",
-        "code_lora",
-    }  # the files above these
-    assert tiny - {f"tiny/{name}.gin" for name in there} <= names
-    assert {f"paper/math_aggregation_{agents}.gin" for agents in (3, 5, 7)} | {
-        "tiny/math_aggregation.gin"
-    } <= names
-    used = set(re.findall(r"parts/\w+(?:\.\d+\w)?\.gin", "".join(map(whole, FILES))))
-    assert used == set(map(name_of, PARTS))
+    assert len(CELLS) == 43
+    paper = set().union(*map(files_of, CELLS))
+    teams = {team for _, team in PAIRS}
+    assert set(map(name_of, FILES)) == paper | teams | set(map(name_of, ALONE)) and len(paper) == 14
+    used = re.findall(r'^include "(parts/.*)"', "".join(path.read_text() for path in (*FILES, *PARTS)), re.M)
+    assert set(used) == set(map(name_of, PARTS))
     assert not (GIN_FOLDER / "__init__.py").exists()  # it would hide the gin library
 
 
@@ -74,48 +75,145 @@ def problems(tmp_path_factory):
     return folder
 
 
-def built(path, model_folder, problems):
+def whole(name):
+    """A file's text, and that of the files it includes."""
+    text = (GIN_FOLDER / name).read_text()
+    return text + "".join(map(whole, re.findall(r'^include "(.*)"', text, re.M)))
+
+
+def built(files, model_folder, problems):
     """Unused macros, scopes and parts are errors of load."""
-    text = whole(path)
+    text = "".join(map(whole, files))
     bindings = [f"MODEL = '{model_folder}'"] if "%MODEL" in text else []
     bindings += [f"{s.upper()} = '{problems / s}.jsonl'" for s in SPLITS if f"%{s.upper()}" in text]
-    return load(name_of(path), bindings)
+    return load(files, bindings)
 
 
-@pytest.mark.parametrize("agents", [3, 5, 7])
-def test_agents_of_the_aggregation(agents, model_folder, problems):
-    x = built(GIN_FOLDER / f"paper/math_aggregation_{agents}.gin", model_folder, problems)
-    *others, judge = x.task.workflow.order
-    assert judge == "judge" and not x.task.workflow.parallel
-    assert others == [f"{kind}{i + 1}" for kind in ("reasoner", "tool") for i in range(agents // 2)]
-
-
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_it_builds(path, tmp_path, model_folder, problems):
-    experiment = built(path, model_folder, problems)
+@pytest.mark.parametrize("files", [(name_of(path),) for path in ALONE] + PAIRS, ids=id_of)
+def test_it_builds(files, tmp_path, model_folder, problems):
+    experiment = built(files, model_folder, problems)
     copy = tmp_path / "copy.gin"
     copy.write_text(render(experiment))
     assert load(str(copy)) == experiment
 
 
+@pytest.mark.parametrize("path", ALONE, ids=name_of)
+def test_a_parameter_reaches_the_sandbox_of_every_file(path, model_folder):
+    bindings = [f"MODEL = '{model_folder}'"] if "%MODEL" in whole(name_of(path)) else []
+    assert load(name_of(path), ["pool.SandboxConfig.workers = 2", *bindings]).sandbox.workers == 2
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=id_of)
+def test_a_cell_of_the_paper_is_composed(cell, model_folder, problems):
+    task, team, size = cell
+    x = built(files_of(cell), model_folder, problems)
+    kinds = {"single": "shared", "shared": "shared", "lora": "lora", "roles": "full"}
+    order = x.task.workflow.order
+    assert x.mesh.devices == 8 and x.steps == 400 and x.warm_start is None
+    assert x.team.sharing == kinds.get(team, "shared")
+    assert x.policies == (tuple(sorted(order)) if x.team.sharing in ("lora", "full") else ("shared",))
+    assert x.optimizer.offload == ((team, size) == ("roles", "8b") and task in ("math", "code"))
+    if team == "single":
+        assert len(order) == x.task.workflow.turns == 1 and not x.task.workflow.parallel
+    if team.startswith("aggregation"):
+        *others, judge = order
+        half = len(others) // 2
+        assert judge == "judge" and not x.task.workflow.parallel and len(order) == int(team[-1])
+        assert others == [f"{kind}{i + 1}" for kind in ("reasoner", "tool") for i in range(half)]
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """Returns the least seconds of a step. Equal experiments, and equal tasks, are measured once."""
+    plans = {}
+    workloads = {}
+
+    def plan(x):
+        text = render(x)
+        if text not in plans:
+            task = repr(x.task)
+            if task not in workloads:
+                workloads[task] = workload_of(x, instances=1)
+            stages = times.seconds(x, TeamLearner(x), workloads[task], device_named("h100"), 0.4)
+            plans[text] = sum(seconds for _, seconds, _ in stages.values())
+        return plans[text]
+
+    return plan
+
+
 @pytest.mark.thorough
-def test_the_longest_fits_on_what_its_header_says_and_takes_no_longer(tmp_path, problems):
-    name, config = "math_aggregation_7", preset("qwen3-8b")
-    (tmp_path / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size, (1,))))
-    make_tokenizer(tmp_path)
-    path = GIN_FOLDER / f"paper/{name}.gin"
-    x, h100 = built(path, tmp_path, problems), device_named("h100")
+@pytest.mark.parametrize("task", TASKS)
+def test_every_cell_of_the_paper_is_planned(task, model_folder, problems, planned):
+    """With a tiny model, by which both sizes are as fast. A team of two takes longer than an agent of one."""
+    cells = [cell for cell in CELLS if cell[0] == task]
+    seconds = {cell[1:]: planned(built(files_of(cell), model_folder, problems)) for cell in cells}
+    assert all(seconds["single", size] < seconds[team, size] for team, size in seconds if team != "single")
+    agents = [seconds[f"aggregation_{n}", "8b"] for n in (3, 5, 7) if task == "math"]
+    assert agents == sorted(agents)
+
+
+def test_a_cell_without_its_size_says_what_is_missing(problems):
+    with pytest.raises(ConfigError, match=r"^parts/qwen3.gin, line \d+: macro MODEL is not set"):
+        load(["paper/plan_path.gin", "paper/lora.gin"])
+
+
+def said_hours(cell):
+    """The hours in the table's row of a cell."""
+    task, team, size = cell
+    (row,) = re.findall(rf"^\| `{task}` \| `{team}` \|(.*)$", TABLE, re.M)
+    small, _, large, _, _ = row.split("|")
+    return float(small if size == "1.7b" else large)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("cell", [("plan_path", "single", "1.7b"), ("code", "shared", "1.7b")], ids=id_of)
+def test_the_table_says_the_hours_that_plan_estimates(cell, tmp_path, problems):
+    x = true_size(cell, tmp_path, problems)
+    assert said_hours(cell) == pytest.approx(hours(x, TeamLearner(x), workload_of(x)), rel=0.1)
+
+
+@pytest.mark.thorough
+def test_the_longest_fits_and_takes_no_longer_than_the_table_says(tmp_path, problems):
+    cell = ("math", "aggregation_7", "8b")
+    x = true_size(cell, tmp_path, problems)
     policies, workload = TeamLearner(x), workload_of(x)
-    assert x.mesh.devices == 8 and footprint.fits(footprint.memory(x, policies, workload), h100)
-    stages = times.seconds(x, policies, workload, h100, 0.4).values()
-    hours = x.steps * sum(seconds for _, seconds, _ in stages) / 3600
-    (said,) = re.findall(r"at most ([\d.]+) hours", path.read_text())
-    assert float(said) == pytest.approx(hours, rel=0.1)
+    memory = footprint.memory(x, policies, workload)
+    assert x.mesh.devices == 8 and footprint.fits(memory, device_named("h100"))
+    assert said_hours(cell) == pytest.approx(hours(x, policies, workload), rel=0.1)
+
+
+def true_size(cell, folder, problems):
+    config = preset(f"qwen3-{cell[2]}")
+    (folder / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size, (1,))))
+    make_tokenizer(folder)
+    return built(files_of(cell), folder, problems)
+
+
+def hours(x, policies, workload):
+    stages = times.seconds(x, policies, workload, device_named("h100"), 0.4).values()
+    return x.steps * sum(seconds for _, seconds, _ in stages) / 3600
+
+
+def test_the_table_has_a_row_for_every_cell():
+    assert all(said_hours(cell) > 0 for cell in CELLS)
+    assert min(map(said_hours, CELLS)) == 0.7 and max(map(said_hours, CELLS)) == 181
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_its_header_says_what_it_is_and_how_to_run_it(path):
-    header = path.read_text().split("\nfrom ")[0].split("\ninclude")[0]
-    assert all(line.startswith("#") or not line for line in header.splitlines())
+    header = path.read_text().split("\n\n")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
     assert f"--gin_file={name_of(path)}" in header
     assert "CPU" in header  # on what, and how long
+
+
+def test_a_macro_is_for_other_files_only_if_one_of_them_uses_it(tmp_path):
+    (tmp_path / "a.gin").write_text('include "smoke.gin"\nLAYERS = 1\n')
+    mine = str(tmp_path / "a.gin")
+    with pytest.raises(ConfigError, match="macro LAYERS is set but nothing uses it"):
+        load(mine)
+    (tmp_path / "b.gin").write_text("config.ModelConfig.layers = %LAYERS\n")
+    assert load(mine).model.layers == 2
+    assert load([mine, str(tmp_path / "b.gin")]).model.layers == 1
+    with pytest.raises(ConfigError, match="macro LAYER is set but nothing uses it"):
+        load(mine, ["LAYER = 1"])

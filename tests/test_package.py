@@ -107,7 +107,7 @@ def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(source, buil
     package = {f"atgrpo_jax/{file}" for file in files_below(source / "atgrpo_jax")}
     assert packed == package | {f"atgrpo_jax/gin/{file}" for file in files_below(source / "gin")}
     assert {"atgrpo_jax/py.typed", "atgrpo_jax/tasks/templates/code/full/coder.txt"} <= package
-    assert "atgrpo_jax/gin/paper/code_lora_8b.gin" in packed
+    assert "atgrpo_jax/gin/paper/qwen3_8b.gin" in packed
     assert f"\nVersion: {atgrpo_jax.__version__}\n" in metadata
 
 

@@ -6,7 +6,8 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -17,16 +18,44 @@ from atgrpo_jax.common.stopping import Stopping
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing more can be written
 
 
+_HELP = ("--help", "-help", "-h", "-?", "--helpshort", "--helpfull")
+
+
 def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines --gin_file and --gin_param, for entry points that read a config."""
     return (
-        flags.DEFINE_string(
-            "gin_file", None, "The run's gin file, from the working directory or the shipped ones."
+        flags.DEFINE_multi_string(
+            "gin_file",
+            [],
+            "A gin file, from the working directory or the shipped ones. If it is given several times, later "
+            "files win. The name alone does, too. E.g. --gin_file=plan.gin --gin_file=teams/lora.gin",
         ),
         flags.DEFINE_multi_string(
-            "gin_param", [], 'A further binding, e.g. "experiment.Experiment.steps = 20". Repeatable.'
+            "gin_param",
+            [],
+            "A value that is set after all files: module.Class.field = value. It may be given several times. "
+            'E.g. --gin_param="experiment.Experiment.steps = 20"',
         ),
     )
+
+
+def gin_files(argv: list[str], flag: flags.FlagHolder) -> list[str]:
+    """Returns the gin files of --gin_file, and then those of the words that belong to no flag.
+
+    Raises ConfigError for other words.
+    """
+    for word in argv[1:]:
+        if not word.endswith(".gin"):
+            raise ConfigError(f"unexpected argument {word!r}, which is no gin file; see --help")
+    return [*flag.value, *argv[1:]]
+
+
+def needed_gin_files(argv: list[str], flag: flags.FlagHolder) -> list[str]:
+    """Returns what ``gin_files`` does. Raises ConfigError if there is no file, too."""
+    files = gin_files(argv, flag)
+    if not files:
+        raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
+    return files
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
@@ -34,7 +63,33 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
     A stop by a signal exits with 128 + the signal's number, as shells report it.
     """
-    app.run(lambda argv: guarded(main, argv))
+    app.run(lambda argv: guarded(main, argv), flags_parser=_words)
+
+
+def _words(argv: list[str]) -> list[str]:
+    """Reads the flags, and returns the words that belong to none. Answers --help, and ends."""
+    if set(argv[1:]) & set(_HELP):
+        print("\n".join(_help(argv[0])))
+        sys.exit(0)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(f"{' '.join(str(error).split()).removesuffix(' ?')}; see --help")
+
+
+def _help(program: str) -> Iterator[str]:
+    """Yields the lines of an entry point's help: its docstring, and all flags of this package."""
+    yield (sys.modules["__main__"].__doc__ or "").strip()
+    yield "\nFlags:"
+    for module, found in sorted(flags.FLAGS.flags_by_module_dict().items()):
+        if module != program and not module.startswith("atgrpo_jax."):
+            continue
+        for flag in found:
+            unset = flag.default in (None, False, [])
+            default = "" if unset else f" (if it is not given: {flag.default})"
+            yield f"\n  --{flag.name}"
+            text = flag.help.partition(";\n")[0]  # absl adds that a flag may be repeated
+            yield textwrap.fill(text + default, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def refuse_arguments(argv: list[str]) -> None:

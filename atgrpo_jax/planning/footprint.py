@@ -151,11 +151,13 @@ def activations(
 ) -> float:
     """Returns the bytes of activations on each device for one micro-batch.
 
-    They are what the forward pass keeps for the backward pass, and what that computes again.
+    They are what the forward pass keeps for the backward pass, and what that computes again. Models
+    of one and two layers are evaluated: every further layer keeps as much as the second one.
     """
     local = _local(config, mesh)
     rows = batch.rows // (mesh.data * mesh.fsdp)
-    kept = _bytes_a_row(local, row, lora)
+    one, two = (_bytes_a_row(dataclasses.replace(local, layers=n), row, lora) for n in (1, 2))
+    kept = one + (config.layers - 1) * (two - one)
     if config.remat != "none":
         plain = dataclasses.replace(local, remat="none")
         one, two = (_bytes_a_row(dataclasses.replace(plain, layers=n), row, lora) for n in (1, 2))

@@ -1,39 +1,43 @@
 """Reads gin files as an Experiment, and writes them. No other file imports gin."""
 
-import ast
-import dataclasses
-import importlib.util  # noqa: F401  (gin's search path needs it loaded, on Python 3.11)
-import logging
+import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+import tokenize
+import types
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import gin
-from atgrpo_jax.common.errors import ConfigError, UserError
+from atgrpo_jax.common.errors import ConfigError, one_line
 from atgrpo_jax.run.experiment import Experiment, first_difference
-from gin import config as gin_config
+from atgrpo_jax.run.gin_names import Maker, known_modules, nearest, nearest_makers, parameters
+from atgrpo_jax.run.gin_values import Macro, Reference, Values, made
+from atgrpo_jax.run.gin_wiring import wire
+from atgrpo_jax.run.gin_writing import text_of
+from gin import config_parser
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-
-# Errors of gin for a bad file or binding, and of constructors for a bad value.
-_GIN_ERRORS = (
-    ValueError, TypeError, SyntaxError, NameError, ImportError, AttributeError, KeyError,
-    RuntimeError, OSError,
-)  # fmt: skip
+_PARAM = "--gin_param"
 
 
-def load(gin_file: str, bindings: Sequence[str] = ()) -> Experiment:
-    """Returns the experiment that a gin file and further bindings describe.
+def load(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> Experiment:
+    """Returns the experiment that gin files and further bindings describe.
 
-    ``gin_file`` and the files that it includes are looked for in the working directory, then in
-    ``gin_folder()``.
+    The last value of a field counts: files are read in order, and bindings after them. Files, and
+    those that they include, are looked for in the working directory, then in ``gin_folder()``.
 
-    Raises ConfigError, in one line, for a file that is not there, an unknown or misspelt parameter,
-    macro or scope, a value of the wrong type or range, or an impossible combination.
+    Raises ConfigError, in one line that names the file at fault, for a file that is not there, an
+    unknown name, a value of the wrong type or range, or an impossible combination.
     """
-    path = _find(gin_file)
-    return _experiment(gin_file, lambda: gin.parse_config_files_and_bindings([str(path)], list(bindings)))
+    files = [gin_files] if isinstance(gin_files, str) else list(gin_files)
+    reader = _Reader()
+    for name in files:
+        reader.read_file(name)
+    symbols = dict(reader.imported)
+    for binding in bindings:
+        reader.read_text(binding, _PARAM, symbols)
+    return _experiment(reader, ", ".join([*files, _PARAM] if bindings else files))
 
 
 def gin_folder(package: Path = _PACKAGE) -> Path:
@@ -54,56 +58,31 @@ def gin_folder(package: Path = _PACKAGE) -> Path:
     )
 
 
-def _experiment(gin_file: str, parse: Callable[[], object]) -> Experiment:
-    """Calls ``parse``, which configures gin, and returns the experiment that this defines.
-
-    Raises ConfigError, which names ``gin_file``.
-    """
-    gin.clear_config()
-    logging.disable(logging.ERROR)  # gin logs every place without an included file
-    try:
-        gin.add_config_file_search_path(str(gin_folder()))
-        parse()
-        _refuse_unused(gin_file)
-        try:
-            configured = gin.get_configurable(Experiment)
-        except ValueError:
-            raise ConfigError(f"{gin_file} configures no experiment.Experiment") from None
-        if not any(selector == _selector(Experiment) for _, selector in gin_config._CONFIG):
-            raise ConfigError(f"{gin_file} configures no experiment.Experiment")
-        return configured()
-    except UserError as error:
-        raise ConfigError(_one_line(error)) from error
-    except _GIN_ERRORS as error:
-        raise ConfigError(f"{gin_file}: {_one_line(error)}") from error
-    finally:
-        logging.disable(logging.NOTSET)
-        gin.clear_config()
-
-
 def render(experiment: Experiment) -> str:
     """Returns a self-contained gin file that sets every field, defaults included.
 
     ``load`` makes an equal experiment of it. Raises ConfigError if it would not: for a part that is
     not a dataclass, a value that is not plain, or a class that another process cannot import.
     """
-    parts = list(_parts("Experiment", experiment))
-    scopes = _scopes(parts)
-    blocks = []
-    for _, part in parts:
-        fields = [field.name for field in dataclasses.fields(part) if field.init]
-        name = _name(part, scopes)
-        blocks.append("\n".join(f"{name}.{field} = {_value(part, field, scopes)}" for field in fields))
-    imports = sorted({_import(type(part)) for _, part in parts})
-    header = ["from __gin__ import dynamic_registration", *imports]
-    text = "\n".join(header) + "\n\n" + "\n\n".join(block for block in blocks if block) + "\n"
-    again = _experiment("config.gin", lambda: gin.parse_config(text))
+    text = text_of(experiment)
+    reader = _Reader()
+    reader.read_text(text, "config.gin", {}, lines=True)
+    again = _experiment(reader, "config.gin")
     if (lost := first_difference("Experiment", experiment, again)) is not None:
         raise ConfigError(f"this run could not be read again from its config.gin: {lost}")
     return text
 
 
-def _find(gin_file: str) -> Path:
+def _experiment(reader: "_Reader", sources: str) -> Experiment:
+    """Returns the experiment of what was read. ``sources`` names the files."""
+    reader.refuse_unused()
+    if not any(maker is Experiment for _, maker in reader.values.fields):
+        raise ConfigError(f"{sources} configures no experiment.Experiment")
+    wire(reader.values)
+    return made(reader.values, sources)
+
+
+def _find(gin_file: str, of: str = "") -> Path:
     places = [Path(gin_file)] if Path(gin_file).is_absolute() else [
         Path.cwd() / gin_file,
         gin_folder() / gin_file,
@@ -112,124 +91,174 @@ def _find(gin_file: str) -> Path:
         if place.is_file():
             return place
     looked = " and ".join(map(str, places))
-    have = ", ".join(sorted(path.name for path in gin_folder().glob("*.gin"))) or "none"
-    raise ConfigError(f"gin file {gin_file!r} not found; looked for {looked} (shipped: {have})")
+    shipped = {str(path.relative_to(gin_folder())) for path in gin_folder().rglob("*.gin")}
+    close = nearest(gin_file, shipped | {path.name for path in Path.cwd().glob("*.gin")})
+    have = ", ".join(sorted(name for name in shipped if "/" not in name)) or "none"
+    close = close if "did you mean" in close else f" (shipped: {have})"
+    raise ConfigError(f"{of}gin file {gin_file!r} not found; looked for {looked}{close}")
 
 
-def _refuse_unused(gin_file: str) -> None:
-    """Raises ConfigError for bindings that nothing refers to.
+class _Named(NamedTuple):
+    """A reference as it is written: its text, and whether () comes after it."""
 
-    gin accepts a misspelt macro or scope silently; it is such a binding.
-    """
-    references = list(_references(list(gin_config._CONFIG.values())))
-    macros = {
-        r.scoped_selector.rpartition("/")[0] for r in references if r.configurable.selector == "gin.macro"
-    }
-    scopes = {scope for r in references for scope in r.scopes}
-    for scope, selector in gin_config._CONFIG:
-        if selector == "gin.macro":
-            if scope not in macros:
-                raise ConfigError(f"{gin_file}: macro {scope} is set but nothing uses it; misspelt?")
-        elif scope and not set(scope.split("/")) <= scopes:
-            name = selector.rpartition(".")[2]
-            raise ConfigError(f"{gin_file}: scope {scope} of {name} is not used; misspelt?")
-        elif not scope and selector != _selector(Experiment):
-            used = any(r.configurable.selector == selector for r in references)
-            if not used:
-                name = selector.rpartition(".")[2]
-                raise ConfigError(f"{gin_file}: {name} has values but nothing refers to it (@...{name}())")
+    text: str
+    called: bool
 
 
-def _references(value: Any) -> Iterator[Any]:
-    if isinstance(value, gin_config.ConfigurableReference):
-        yield value
-    elif isinstance(value, dict):
-        for item in (*value.keys(), *value.values()):
-            yield from _references(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _references(item)
+class _Delegate(config_parser.ParserDelegate):
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Named:
+        return _Named(scoped_configurable_name, evaluate)
+
+    def macro(self, macro_name: str) -> Macro:
+        return Macro(macro_name)
 
 
-def _one_line(error: BaseException) -> str:
-    """Returns gin's message without its trailer and without its dump of the whole config."""
-    text = str(error) if not isinstance(error, KeyError) else str(error.args[0])
-    text = text.split("\n  In call to configurable")[0].split(" in config string:")[0]
-    return re.sub(r"\s+", " ", text).strip()
+class _Statement(NamedTuple):
+    """Where a statement stands, and the modules that it may name."""
+
+    source: str
+    line: int | None
+    symbols: dict[str, types.ModuleType]
+
+    @property
+    def place(self) -> str:
+        return self.source if self.line is None else f"{self.source}, line {self.line}"
 
 
-def _parts(place: str, config: Any) -> Iterator[tuple[str, Any]]:
-    """Yields every dataclass in a config, outer ones first, with its place.
+class _Reader:
+    """Reads files and bindings into ``values``. ``imported`` has all modules that files import."""
 
-    A place is, for example, "Experiment.model.scout".
-    """
-    yield place, config
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        inner = f"{place}.{field.name}"
-        if dataclasses.is_dataclass(value):
-            yield from _parts(inner, value)
-        elif _holds_parts(value):
-            for key, part in value.items():
-                yield from _parts(f"{inner}.{key}", part)
+    def __init__(self) -> None:
+        self.values = Values()
+        self.imported: dict[str, types.ModuleType] = {}
+        self._reading: list[Path] = []
+        self._offers: dict[str, Path] = {}  # the folder of the file that sets a macro
+
+    def read_file(self, name: str, of: str = "") -> None:
+        path = _find(name, of)
+        if path in self._reading:
+            raise ConfigError(f"{of}{name} includes itself")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{of}{name} cannot be read: {error}") from error
+        self._reading.append(path)
+        self.read_text(text, name, {}, lines=True)
+        self._reading.pop()
+
+    def read_text(
+        self, text: str, source: str, symbols: dict[str, types.ModuleType], lines: bool = False
+    ) -> None:
+        """Reads a file's text or a binding. ``symbols`` has the modules that it may name."""
+        try:
+            statements = list(config_parser.ConfigParser(text, _Delegate()))
+        except (SyntaxError, tokenize.TokenError, ValueError) as error:
+            raise ConfigError(_syntax(error, text, source, lines)) from error
+        for statement in statements:
+            at = _Statement(source, statement.location.line_num if lines else None, symbols)
+            if isinstance(statement, config_parser.IncludeStatement):
+                self.read_file(statement.filename, of=f"{at.place}: ")
+            elif isinstance(statement, config_parser.ImportStatement):
+                self._import(statement, at)
+            elif isinstance(statement, config_parser.BlockDeclaration):
+                self._maker(statement.selector, at)
+            else:
+                self._bind(statement, at)
+
+    def _import(self, statement: Any, at: _Statement) -> None:
+        if statement.module.startswith("__gin__."):
+            if statement.module != "__gin__.dynamic_registration":
+                raise ConfigError(f"{at.place}: {statement.format()} is not known here")
+            return
+        try:
+            module = importlib.import_module(statement.module)
+        except Exception as error:  # whatever a module of somebody else raises
+            raise ConfigError(f"{at.place}: {statement.format()}: {one_line(error)}") from error
+        word = statement.bound_name()
+        at.symbols[word] = module if statement.is_from or statement.alias else sys.modules[word]
+        self.imported[word] = at.symbols[word]
+
+    def _bind(self, statement: Any, at: _Statement) -> None:
+        value = self._resolved(statement.value, at)
+        if not statement.arg_name:
+            name = "/".join(filter(None, (statement.scope, statement.selector)))
+            self.values.set_macro(name, value, at.source, at.line)
+            if self._reading:
+                self._offers[name] = self._reading[-1].parent
+            return
+        maker = self._maker(statement.selector, at)
+        known = parameters(maker)
+        if known is not None and statement.arg_name not in known:
+            close = nearest(statement.arg_name, known)
+            raise ConfigError(f"{at.place}: {statement.selector} has no {statement.arg_name}{close}")
+        self.values.set_field(statement.scope, maker, statement.arg_name, value, at.source, at.line)
+
+    def _resolved(self, value: Any, at: _Statement) -> Any:
+        """Returns a value with references to classes and functions in place of their names."""
+        if isinstance(value, _Named):
+            *scopes, selector = value.text.split("/")
+            if not value.called:
+                raise ConfigError(f"{at.place}: @{value.text} lacks its brackets; write @{value.text}()")
+            return Reference(self._maker(selector, at), tuple(scopes))
+        if isinstance(value, dict):
+            return {key: self._resolved(item, at) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._resolved(item, at) for item in value)
+        return value
+
+    def _maker(self, selector: str, at: _Statement) -> Maker:
+        """Returns the class or function that is written as "module.Name".
+
+        An imported module comes before a known one of the same word, if it has that name.
+        """
+        word, *names = selector.split(".")
+        modules: list[Any] = [at.symbols[word]] if word in at.symbols else []
+        if word in known_modules():
+            modules.append(importlib.import_module(known_modules()[word]))
+        for found in modules:
+            for name in names:
+                found = getattr(found, name, None)
+            if names and callable(found):
+                self.values.names.setdefault(found, selector)
+                return found
+        raise ConfigError(f"{at.place}: there is no {selector}{self._nearest_maker(selector, at)}")
+
+    def _nearest_maker(self, selector: str, at: _Statement) -> str:
+        word = selector.rpartition(".")[0]
+        module = at.symbols.get(word)
+        if module is None:
+            return nearest_makers(selector)
+        names = (other for other, value in vars(module).items() if callable(value))
+        return nearest(selector, (f"{word}.{other}" for other in names))
+
+    def refuse_unused(self) -> None:
+        """Raises ConfigError for macros and scopes that nothing uses.
+
+        A file may set a macro for other files of its folder, and a shipped one for all shipped ones.
+        """
+        for name, setting in self.values.macros.items():
+            if name not in self.values.macros_used and not self._offered(name):
+                close = nearest(name, self.values.macros_used)
+                raise ConfigError(f"{setting.place}: macro {name} is set but nothing uses it{close}")
+        for (scope, maker), settings in self.values.fields.items():
+            if scope and not set(scope.split("/")) <= self.values.scopes_used:
+                place = next(iter(settings.values())).place
+                close = nearest(scope, self.values.scopes_used)
+                raise ConfigError(f"{place}: scope {scope} of {maker.__name__} is not used{close}")
+
+    def _offered(self, macro: str) -> bool:
+        if macro not in self._offers:
+            return False
+        folder = self._offers[macro]
+        shipped = folder.is_relative_to(gin_folder())
+        files = gin_folder().rglob("*.gin") if shipped else folder.glob("*.gin")
+        return any(re.search(rf"%{macro}\b", path.read_text(encoding="utf-8")) for path in files)
 
 
-def _holds_parts(value: Any) -> bool:
-    return isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values()))
-
-
-def _scopes(parts: Sequence[tuple[str, Any]]) -> dict[int, str]:
-    """Returns the gin scope of every part, by the part's ``id``.
-
-    The first value of a class needs no scope. Other values get the last word of their place as
-    scope or, if that is taken, the whole place, and then a number as well.
-    """
-    scopes: dict[int, str] = {}
-    taken: dict[tuple[str, str], Any] = {}
-    for place, part in parts:
-        words = [re.sub(r"\W", "_", word) for word in place.split(".")]
-        for scope in ("", words[-1], "_".join(words), "_".join(words) + f"_{len(taken)}"):
-            holder = taken.setdefault((_selector(type(part)), scope), part)
-            if holder is part or _same(holder, part):
-                scopes[id(part)] = scope
-                break
-    return scopes
-
-
-def _same(one: Any, other: Any) -> bool:
-    return first_difference("", one, other) is None
-
-
-def _value(config: Any, field: str, scopes: Mapping[int, str]) -> str:
-    value = getattr(config, field)
-    if dataclasses.is_dataclass(value):
-        return f"@{_name(value, scopes)}()"
-    if _holds_parts(value):
-        items = (f"{key!a}: @{_name(part, scopes)}()" for key, part in value.items())
-        return "{" + ", ".join(items) + "}"
-    text = ascii(value)
-    try:
-        plain = ast.literal_eval(text) == value
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        plain = False
-    if not plain:
-        raise ConfigError(
-            f"{type(config).__name__}.{field} is a {type(value).__name__}: only dataclasses and plain "
-            f"values can be written to the run folder's config.gin, not {text[:80]}"
-        )
-    return text
-
-
-def _selector(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _name(part: Any, scopes: Mapping[int, str]) -> str:
-    name = f"{type(part).__module__.rpartition('.')[2]}.{type(part).__qualname__}"
-    scope = scopes[id(part)]
-    return f"{scope}/{name}" if scope else name
-
-
-def _import(cls: type) -> str:
-    package, _, module = cls.__module__.rpartition(".")
-    return f"from {package} import {module}" if package else f"import {module}"
+def _syntax(error: Exception, text: str, source: str, lines: bool) -> str:
+    """Returns the line for a text that is not gin."""
+    number = next((arg[1] for arg in error.args[1:] if isinstance(arg, tuple)), None)
+    if isinstance(error, tokenize.TokenError):
+        number = error.args[1][0]
+    place = f"{source}, line {number}" if lines and number else f"{source} {text.strip()!r}"
+    return f"{place}: {' '.join(str(error.args[0]).split())}"

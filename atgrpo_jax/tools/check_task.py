@@ -16,8 +16,8 @@ from collections.abc import Callable
 from absl import flags
 
 from atgrpo_jax.common import coroutines
-from atgrpo_jax.common.cli import gin_flags, refuse_arguments, run_main
-from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.cli import gin_flags, needed_gin_files, run_main
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
@@ -121,10 +121,7 @@ def main(
     bound: float,
     only: bool,
 ) -> None:
-    refuse_arguments(argv)
-    if gin_file.value is None:
-        raise ConfigError("--gin_file is missing, e.g. --gin_file=plan.gin")
-    experiment = gin_config.load(gin_file.value, gin_param.value)
+    experiment = gin_config.load(needed_gin_files(argv, gin_file), gin_param.value)
     if only:
         print("\n".join(digests(experiment.task, instances)))
         return
@@ -158,9 +155,13 @@ def _elsewhere(task: Task | ToolTask, instances: int) -> list[Violation]:
 
 if __name__ == "__main__":  # flags defined above would be there in all that import this
     given = gin_flags()
-    size = flags.DEFINE_integer("instances", 20, "How many instances of each split are looked at.")
-    largest = flags.DEFINE_float(
-        "bound", BOUND, "Largest absolute value of a reward, and of the sum of rewards over an episode."
+    size = flags.DEFINE_integer(
+        "instances", 20, "How many instances of each split are looked at. E.g. --instances=5"
     )
-    named = flags.DEFINE_bool("digests", False, "Only print digests of instances and prompts.")
+    largest = flags.DEFINE_float(
+        "bound",
+        BOUND,
+        "Largest absolute value of a reward, and of the sum of rewards over an episode. E.g. --bound=10",
+    )
+    named = flags.DEFINE_bool("digests", False, "Only print digests of instances and prompts. E.g. --digests")
     run_main(lambda argv: main(argv, *given, size.value, largest.value, named.value))

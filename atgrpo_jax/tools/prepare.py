@@ -223,6 +223,8 @@ def main(argv: list[str], source: str | None, out: str | None) -> None:
 
 
 if __name__ == "__main__":
-    kind = flags.DEFINE_string("source", None, f"What the files are: {', '.join(SOURCES)}.")
-    file = flags.DEFINE_string("out", None, "The file to write, e.g. data/code_train.jsonl.gz.")
+    kind = flags.DEFINE_string(
+        "source", None, f"What the files are: {', '.join(SOURCES)}. E.g. --source=apps"
+    )
+    file = flags.DEFINE_string("out", None, "The file to write. E.g. --out=data/code_train.jsonl.gz")
     run_main(lambda argv: main(argv, kind.value, file.value))

@@ -122,12 +122,37 @@ FAULTS = {
         ("int(found[1]) > step", "int(found[1]) >= step", "the last step's episodes are lost"),
         ('record["step"] != step:', "False:", "steps that are missing go unseen"),
     ],
-    ("run/gin_config.py", "test_config.py"): [
-        ("if scope not in macros:", "if False:", "a misspelt macro passes"),
-        ("elif scope and not set(scope.split(\"/\")) <= scopes:", "elif False:", "a misspelt scope passes"),
-        ("            if not used:", "            if False:", "values that nothing refers to pass"),
-        ("gin.parse_config_files_and_bindings([str(path)], list(bindings))", "gin.parse_config_files_and_bindings([str(path)], [])",
-         "bindings of the command line are not heard"),
+    ("run/gin_config.py", "test_config.py test_gin_files.py"): [
+        ("if name not in self.values.macros_used and not self._offered(name):", "if False:", "a misspelt macro passes"),
+        ("if macro not in self._offers:", "if True:", "no file may set a macro for another one"),
+        ('if scope and not set(scope.split("/")) <= self.values.scopes_used:', "if False:", "a misspelt scope passes"),
+        ("for binding in bindings:", "for binding in ():", "bindings of the command line are not heard"),
+        ("for name in files:", "for name in files[:1]:", "the second file is not read"),
+        ("if path in self._reading:", "if False:", "a file includes itself"),
+        ("if not value.called:", "if False:", "a reference without brackets passes"),
+        ("statement.location.line_num if lines else None", "None", "errors name no line"),
+    ],
+    ("run/gin_names.py", "test_config.py test_gin_wiring.py"): [
+        ("if len(modules) == 1 or name in homes]", "if len(modules) == 1]", "a word of two files is none"),
+        ("if field.init]\n    found", "]\n    found", "fields that are computed can be set"),
+        ("cutoff=0.6)", "cutoff=0.99)", "no name is near"),
+    ],
+    ("run/gin_values.py", "test_config.py test_gin_wiring.py"): [
+        ("for depth in range(len(scopes) + 1):", "for depth in range(1):", "values of scopes are lost"),
+        ("return dataclasses.replace(like, **given) if same else", "return", "a wired part forgets the field's default"),
+        ("if name in within:", "if False:", "a macro that is its own value never ends"),
+        ("found or settings.values(), key=lambda setting: setting.number", "settings.values(), key=lambda setting: setting.number",
+         "an error names a file that is not at fault"),
+    ],
+    ("run/gin_wiring.py", "test_gin_wiring.py"): [
+        ("if len(free) > 1:", "if False:", "a part that fits two fields takes the first"),
+        ("if len(rivals) > 1:", "if False:", "the first of two candidates is taken"),
+        ("later.value is None or setting.source != later.source", "True", "a choice hides values of its own file"),
+        ("setting.number < later.number and", "True and", "values after None are dropped"),
+        ("            dropped += inner\n", "", "the parts of a dropped part are in the way"),
+        ("        _refer(values, field.above, field.owner)\n", "        pass\n", "a part of a default value is not reached"),
+    ],
+    ("run/gin_writing.py", "test_config.py"): [
         ("for field in dataclasses.fields(part) if field.init]", "for field in dataclasses.fields(part) if field.init and field.default is dataclasses.MISSING]", "defaults are not rendered"),
     ],
     ("rollout/evaluation.py", "test_evaluation.py"): [
