@@ -10,8 +10,9 @@ import transformers
 
 from atgrpo_jax.arrays.mesh import MeshConfig, parameter_shardings
 from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.transformer import Block, Transformer, init_params, logits
+from atgrpo_jax.models.transformer import init_params, logits
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -58,18 +59,17 @@ def make_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def shapes_of(config, mesh=None):
-    model = Transformer(config, config.vocab_size)
+def shapes_of(architecture, mesh=None):
+    model = transformer(architecture, architecture.vocab_size)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    shardings = parameter_shardings(shapes, (mesh or MeshConfig()).build())
+    shardings = parameter_shardings(shapes, (mesh or MeshConfig()).build(), model.family.axes)
     return model, jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )
 
 
 def ours(folder, mesh=None):
-    config = hf.model_config(str(folder), dtype="float32")
-    model, shapes = shapes_of(config, mesh)
+    model, shapes = shapes_of(hf.architecture(str(folder)), mesh)
     return model, hf.load(str(folder), shapes)
 
 
@@ -83,8 +83,9 @@ def forward(model, params, tokens_BT):
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     (hidden, _), captured = model.apply(
         {"params": params}, tokens_BT, positions_BT, causal,
-        capture_intermediates=lambda module, _: isinstance(module, Block), mutable=["intermediates"],
+        capture_intermediates=lambda module, _: isinstance(module, model.family.block),
+        mutable=["intermediates"],
     )  # fmt: skip
     layers = captured["intermediates"]
-    blocks = [layers[f"layer_{i}"]["__call__"][0][0] for i in range(model.config.layers)]
+    blocks = [layers[f"layer_{i}"]["__call__"][0][0] for i in range(model.architecture.layers)]
     return blocks, hidden, logits(params, hidden)

@@ -10,7 +10,7 @@ from hypothesis import assume, given, strategies
 import gin
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
-from atgrpo_jax.models.config import ModelConfig, RopeScaling
+from atgrpo_jax.models.config import Architecture, RopeScaling
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
@@ -137,12 +137,12 @@ def test_render_names_every_field_and_loads_to_the_same(tmp_path):
 
 
 def test_parts_in_a_mapping_are_written_as_scopes_of_their_keys(tmp_path):
-    large = ModelConfig(layers=6, rope_scaling=RopeScaling(4.0))
-    models = {"scout": ModelConfig(layers=3), "mover": large}
+    large = Architecture(layers=6, rope_scaling=RopeScaling(4.0))
+    models = {"scout": Architecture(layers=3), "mover": large}
     experiment = dataclasses.replace(load("smoke.gin"), team=Team("full"), model=models)
     path = tmp_path / "config.gin"
     path.write_text(render(experiment))
-    assert "mover/config.ModelConfig.layers = 6" in path.read_text()
+    assert "mover/config.Architecture.layers = 6" in path.read_text()
     assert load(str(path)) == experiment
 
 

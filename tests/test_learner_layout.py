@@ -21,8 +21,10 @@ from shared_learner import (
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.types import Group
 from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.models.config import Compute
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import BatchConfig, each
 from atgrpo_jax.update.learner import UpdateInputs
@@ -98,7 +100,7 @@ def test_padding_packing_and_micro_batches_change_nothing(config):
 @pytest.mark.thorough
 @pytest.mark.parametrize("remat", ["dots", "block"])
 def test_computing_again_changes_nothing_but_the_memory(remat):
-    model = Transformer(dataclasses.replace(MODEL.config, remat=remat), 64)
+    model = transformer(MODEL.architecture, 64, Compute(remat=remat))
     state, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
     again = learner(model=model)
     other, _ = again.update(again.init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
@@ -122,8 +124,8 @@ def test_computing_again_changes_nothing_but_the_memory(remat):
 @pytest.mark.parametrize("remat", ["none", "dots", "block"])
 def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
     def model(scan, layers=2):
-        config = dataclasses.replace(MODEL.config, remat=remat, scan=scan, layers=layers)
-        return Transformer(config, 64)
+        architecture = dataclasses.replace(MODEL.architecture, layers=layers)
+        return transformer(architecture, 64, Compute(remat=remat, scan=scan))
 
     def update(scan):
         ours = learner(model=model(scan))

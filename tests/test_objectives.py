@@ -1,25 +1,15 @@
 """Losses over whole answers, and losses of one's own: against plain rows, one answer each."""
 
-import dataclasses
 import re
-import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from fakes import PARITY
-from shared_learner import MODEL, assert_same, batch_logprobs, items, learner, packed
+from shared_learner import MODEL, items, packed
 
-from atgrpo_jax.common.types import Group
-from atgrpo_jax.credit.groups import Credited
-from atgrpo_jax.models.transformer import PolicyWeights, init_params
-from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.update.batch import BatchConfig, answers
-from atgrpo_jax.update.learner import UpdateInputs
 from atgrpo_jax.update.loss import sequence_log_ratio
-from atgrpo_jax.update.objectives import GSPOLossConfig, LossConfig
 
 DOCS = Path(__file__).parents[1] / "docs" / "your-loss.md"
 LEARNING_RATE = 1e-3

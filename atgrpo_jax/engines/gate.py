@@ -220,7 +220,7 @@ def next_logprobs(
     """
     B, T = tokens_BT.shape
     mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
-    with exact_products(model.config):
+    with exact_products(model.compute):
         hidden_BTD, _ = apply(
             model,
             weights.params,

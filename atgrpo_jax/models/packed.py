@@ -74,12 +74,13 @@ class Packed:
 
     def _attention(self) -> Callable[..., jax.Array]:
         """Returns the attention that the config names, or the best for the mesh's devices."""
-        config = self._model.config
+        compute = self._model.compute
         platform = platform_of(self._mesh)
+        if not compute.wants_kernel(platform):
+            return tiled_attention
         if platform == "cpu":
-            interpreted = functools.partial(fused_attention, platform="tpu", interpret=True)
-            return interpreted if config.attention == "fused" else tiled_attention
-        if config.attention == "tiles" or not supports(platform, config.head_size):
+            return functools.partial(fused_attention, platform="tpu", interpret=True)
+        if not supports(platform, self._model.architecture.head_size):
             return tiled_attention
         return functools.partial(fused_attention, platform=platform)
 

@@ -16,6 +16,7 @@ from atgrpo_jax.common.types import Batch, seed_of
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.protocol import Engine, Served
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
 from atgrpo_jax.rollout.team import BASE
@@ -248,7 +249,10 @@ class TeamLearner:
         initial = self._experiment.initial_name(name)
         model = _model(self._experiment, initial)
         return self._experiment.folder(initial) or hf.description(
-            model.config, model.vocab_size, self._experiment.tokenizer.stop_ids
+            model.architecture,
+            model.vocab_size,
+            self._experiment.tokenizer.stop_ids,
+            model.compute.param_dtype,
         )
 
     def _initial_state(self, name: str, params: Mapping[str, Any]) -> PolicyState:
@@ -271,13 +275,15 @@ class TeamLearner:
 
 
 def _model(experiment: Experiment, initial: str) -> Transformer:
-    config = experiment.architecture(initial)
-    return Transformer(config, config.vocab_size or experiment.tokenizer.vocab_size)
+    architecture = experiment.architecture(initial)
+    vocab_size = architecture.vocab_size or experiment.tokenizer.vocab_size
+    return transformer(architecture, vocab_size, experiment.compute)
 
 
 def _divided(experiment: Experiment) -> Iterator[Divided]:
     """Yields all that the mesh must divide evenly: heads and parameters of all models."""
     for initial in experiment.initial_names:
         model = _model(experiment, initial)
-        yield f"ModelConfig.heads of {initial}", model.config.heads, "tensor"
-        yield from divided_parameters(jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0))))
+        yield f"Architecture.heads of {initial}", model.architecture.heads, "tensor"
+        params = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
+        yield from divided_parameters(params, model.family.axes)

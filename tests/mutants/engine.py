@@ -102,17 +102,34 @@ FAULTS = {
         ("micro.positions,\n            self._attend", "jnp.broadcast_to(jnp.arange(micro.tokens.shape[1]), micro.tokens.shape),\n            self._attend", "positions count through the row"),
     ],
     ("models/transformer.py", "test_transformer.py test_oracle.py test_lora.py"): [
+        ('head_DV = table(params).T if tied(params) else table(params)', 'head_DV = params["embedding"].T', "an own head is not used"),
+    ],
+    ("models/layers.py", "test_transformer.py test_oracle.py test_lora.py"): [
         ("first * cos - second * sin, second * cos + first * sin", "first * cos + second * sin, second * cos - first * sin", "rotated the other way round"),
         ("theta ** (-np.arange(half) / half)", "theta ** (-np.arange(half) / size)", "rotary frequencies of twice the size"),
         ("(keep * plain + (1 - keep) * plain / scaling.factor)", "(keep * plain / scaling.factor + (1 - keep) * plain)", "Llama 3's stretch is the other way round"),
         ("jax.lax.rsqrt(mean_square + self.epsilon)", "jax.lax.rsqrt(mean_square + 1e-6)", "the norm's epsilon is not heard"),
-        ("nn.silu(gate_BTF) * up_BTF", "nn.gelu(gate_BTF) * up_BTF", "another activation"),
-        ("if c.qk_norm:", "if False:", "queries and keys are not normed"),
         ('jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * scale_BJ', 'jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * (scale_BJ != 0)', "adapters without their scale"),
         ("d_y_BTF @ kernel_DF.T, jax", "d_y_BTF @ kernel_DF.T * 0.5, jax", "half the gradient from layer to layer"),
-        ('x_BTD += dense("o", c.width', 'x_BTD = dense("o", c.width', "no residual around attention"),
+    ],
+    ("models/families/llama.py", "test_transformer.py test_oracle.py test_hf.py test_hf_oddities.py test_folders.py"): [
+        ("self.mlp(h_BTD, scale_BJ, nn.silu)", "self.mlp(h_BTD, scale_BJ, nn.gelu)", "another activation"),
+        ("qk_norm = norm if self.qk_norm else None", "qk_norm = None", "queries and keys are not normed"),
+        ("x_BTD += out_BTD", "x_BTD = out_BTD", "no residual around attention"),
         ('norm("mlp_norm")(x_BTD)', 'norm("mlp_norm")(h_BTD)', "the second norm is of the first one's output"),
-        ('head_DV = table(params).T if tied(params) else table(params)', 'head_DV = params["embedding"].T', "an own head is not used"),
+        ('"rope_theta": theta,\n', '"rope_theta": 10_000.0,\n', "the folder's rope_theta is not heard"),
+        ('"tied": said.flag("tie_word_embeddings", False),', '"tied": True,', "all heads are tied"),
+        ('"kv_heads": said.whole("num_key_value_heads", 2**12, heads),', '"kv_heads": heads,', "grouped queries are not heard"),
+        ('low = inner.positive("low_freq_factor")\n    high = inner.positive("high_freq_factor")', 'high = inner.positive("low_freq_factor")\n    low = inner.positive("high_freq_factor")', "Llama 3's factors change places"),
+        ('raise said.refuse("layer_types"', 'said.refuse("layer_types"', "sliding windows pass"),
+    ],
+    ("models/families/dense.py", "test_hf.py test_lora.py test_learner_sharding.py"): [
+        ('"k": "self_attn.k_proj"', '"k": "self_attn.v_proj"', "keys are values"),
+        ('LINEAR = (*QKV, "o", *GATE_UP, "down")', 'LINEAR = (*QKV, "o", *GATE_UP)', "an adapter is not on the last layer"),
+        ('(r"(gate|up)/kernel$", "DF")', '(r"(gate|up)/kernel$", "DD")', "the MLP's width is not split"),
+    ],
+    ("models/family.py", "test_hf.py"): [
+        ('_TRANSPOSED = ("kernel", "head")', '_TRANSPOSED = ("kernel",)', "an own head is not transposed"),
     ],
     ("models/hf/adapters.py", "test_lora.py"): [
         ('"lora_alpha": config.alpha', '"lora_alpha": config.rank', "an exported adapter has another scale"),
@@ -123,8 +140,6 @@ FAULTS = {
         ("delta = scale * jnp.matmul", "delta = jnp.matmul", "merged without the scale"),
     ],
     ("models/hf/hf.py", "test_hf.py test_hf_oddities.py"): [
-        ('return path.endswith(("kernel", "head"))', 'return path.endswith("kernel")', "an own head is not transposed"),
-        ('"k": "self_attn.k_proj"', '"k": "self_attn.v_proj"', "keys are values"),
         ("if missing:\n        raise", "if False:\n        raise", "a folder that lacks a tensor"),
         ("if extra:\n        raise", "if False:\n        raise", "a folder with more than the model has"),
         ("if shard and size + bytes_ > most:", "if False:", "folders are one file, however large"),
@@ -135,11 +150,6 @@ FAULTS = {
         ("256 + len(self.words) + i for i, name", "256 + i for i, name", "specials have the ids of words"),
     ],
     ("models/hf/config_json.py", "test_hf.py test_hf_oddities.py test_folders.py"): [
-        ("rope_theta=theta,", "rope_theta=10_000.0,", "the folder's rope_theta is not heard"),
-        ('tied=said.flag("tie_word_embeddings", False),', "tied=True,", "all heads are tied"),
         ('rms_epsilon=said.positive("rms_norm_eps", 1e-6),', "rms_epsilon=1e-6,", "the folder's epsilon is not heard"),
-        ('kv_heads=said.whole("num_key_value_heads", 2**12, heads),', "kv_heads=heads,", "grouped queries are not heard"),
-        ('low = inner.positive("low_freq_factor")\n    high = inner.positive("high_freq_factor")', 'high = inner.positive("low_freq_factor")\n    low = inner.positive("high_freq_factor")', "Llama 3's factors change places"),
-        ('raise said.refuse("layer_types"', 'said.refuse("layer_types"', "sliding windows pass"),
     ],
 }  # fmt: skip

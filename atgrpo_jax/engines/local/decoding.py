@@ -133,8 +133,8 @@ class Drawn(NamedTuple):
 
 
 def empty(model: Transformer, sizes: Sizes) -> Cache:
-    c = model.config
-    dtype = jnp.dtype(model.config.dtype)
+    c = model.architecture
+    dtype = jnp.dtype(model.compute.dtype)
     heads = c.kv_heads, c.head_size
     prompts = sizes.shards, sizes.prompt_pages, *heads, sizes.page
     bank = sizes.shards, sizes.answer_pages // sizes.banks, *heads, sizes.answer_page
@@ -304,7 +304,7 @@ def programs(model: Transformer, sizes: Sizes, mesh: Mesh | None) -> Programs:
 
     def compiled(program, out_shardings):
         def traced(*inputs):
-            with exact_products(model.config):
+            with exact_products(model.compute):
                 return program(*inputs)
 
         traced.__name__ = program.func.__name__  # the name in profiles
@@ -318,7 +318,7 @@ def programs(model: Transformer, sizes: Sizes, mesh: Mesh | None) -> Programs:
 
 
 def _shardings(model: Transformer, sizes: Sizes, mesh: Mesh) -> Cache:
-    pages = page_sharding(mesh, model.config.kv_heads)
+    pages = page_sharding(mesh, model.architecture.kv_heads)
     rest = group_sharding(mesh)
     shapes = jax.eval_shape(functools.partial(empty, model, sizes))
     return jax.tree.map(lambda x: pages if x.ndim == 5 else rest, shapes)

@@ -34,7 +34,7 @@ from atgrpo_jax.engines.protocol import (
     check_pushed,
     stopped_length,
 )
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Compute
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, join_layers
 
@@ -212,7 +212,7 @@ class LocalEngine:
                 adapter = stack([pushed[name].adapter for name in members])
             elif self._fits_twice(policy, params):
                 model = model.clone(joined=True)
-                params = _join_layers(params)
+                params = _join_layers(params, model.family.joined)
             self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
         return self._families[policy]
 
@@ -334,7 +334,7 @@ class LocalEngine:
             )
 
 
-_join_layers = jax.jit(join_layers)
+_join_layers = jax.jit(join_layers, static_argnums=1)
 
 
 def lane_sizes(
@@ -349,12 +349,12 @@ def lane_sizes(
     sampling = request.sampling
     slots = config.slots // shards
     tokens, samples = default_shape or (1, len(request.addresses))
-    fused = _wants_kernel(family.model.config, mesh)
+    fused = _wants_kernel(family.model.compute, mesh)
     least = paged_kernel.LEAST if fused else 1
     most = power_of_two(max(sampling.max_tokens, tokens, least))
     answer_page = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
     longest_answer = most // answer_page
-    fused = fused and paged_kernel.supports(family.model.config.head_size, config.page, answer_page)
+    fused = fused and paged_kernel.supports(family.model.architecture.head_size, config.page, answer_page)
     banks = 1 if fused else min(longest_answer, 4)
     all_pages = slots * longest_answer
     wanted = -(-config.answer_cache // answer_page) or all_pages
@@ -381,7 +381,7 @@ def lane_sizes(
     )
 
 
-def _wants_kernel(config: ModelConfig, mesh: Mesh | None) -> bool:
+def _wants_kernel(compute: Compute, mesh: Mesh | None) -> bool:
     """Returns whether attention should be one kernel: on GPUs and, for tests, on CPUs."""
     platform = platform_of(mesh)
-    return config.attention in {"gpu": ("auto", "fused"), "cpu": ("fused",)}.get(platform, ())
+    return platform != "tpu" and compute.wants_kernel(platform)

@@ -88,16 +88,16 @@ class SGLangJaxConfig:
 
 def check_model(policy: str, model: Transformer, config: SGLangJaxConfig, mesh: Mesh) -> None:
     """Raises RunError, naming the field, if sglang-jax would fail later on the model or devices."""
-    size = model.config.head_size
-    kv_heads = model.config.kv_heads
+    size = model.architecture.head_size
+    kv_heads = model.architecture.kv_heads
     if mesh.devices.flat[0].platform != "tpu" and size % LANES:
         raise RunError(
-            f"policy {policy}: ModelConfig.head_size = {size}: without a TPU, sglang-jax needs a multiple of "
-            f"{LANES}"
+            f"policy {policy}: Architecture.head_size = {size}: without a TPU, sglang-jax needs a multiple "
+            f"of {LANES}"
         )
     if kv_heads % config.tensor:
         raise RunError(
-            f"policy {policy}: SGLangJaxConfig.tensor = {config.tensor} must divide ModelConfig.kv_heads = "
+            f"policy {policy}: SGLangJaxConfig.tensor = {config.tensor} must divide Architecture.kv_heads = "
             f"{kv_heads}"
         )
     there = len(jax.devices())
