@@ -16,6 +16,7 @@ from shared_learner import (
     loss_and_gradient,
     micro_loss,
     packed,
+    separate_rows,
 )
 
 from atgrpo_jax.arrays.mesh import MeshConfig
@@ -38,15 +39,6 @@ def test_float32_is_multiplied_in_float32_backward_too():
     text = update.as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products and all("precision = [HIGHEST, HIGHEST]" in product for product in products)
-
-
-def separate_rows(groups: list[Credited]) -> list[Credited]:
-    """Every candidate as a group of its own, with its prompt: what other trainers do."""
-    rows = []
-    for item in groups:
-        for k, candidate in enumerate(item.group.candidates):
-            rows.append(Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool)))
-    return rows
 
 
 @pytest.mark.thorough

@@ -146,7 +146,7 @@ def learned_logprobs(weights, prompt, tokens, temperature):
     mask = np.tril(np.ones((1, T, T), bool))
     hidden, _ = apply(
         MODEL, weights.params, stack([weights.adapter]), ids, np.arange(T)[None],
-        lambda q, k, v, _: (masked_attention(q, k, v, mask), None), scale_BJ=np.full((1, 1), weights.scale),
+        lambda q, k, v, *_: (masked_attention(q, k, v, mask), None), scale_BJ=np.full((1, 1), weights.scale),
     )  # fmt: skip
     scores = np.asarray(jax.nn.log_softmax(logits(weights.params, hidden[0]) / (temperature or 1)))
     return scores[len(prompt) - 1 + np.arange(len(tokens)), list(tokens)]

@@ -30,6 +30,17 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeStretch:
+    """Divides all rotary frequencies by one factor ("linear" scaling)."""
+
+    factor: float = 8.0
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "factor", self.factor >= 1, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Architecture:
     """Describes a decoder as the config.json of its folder does.
 
@@ -48,11 +59,17 @@ class Architecture:
     family: str = "qwen3"
     tied: bool = True  # whether the head is the embedding
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | RopeStretch | None = None
     rms_epsilon: float = 1e-6
+    # How many tokens the layers 0, 1, ... see, themselves included; then again from the first. 0 means
+    # all of the earlier tokens, and so does ().
+    windows: tuple[int, ...] = ()
+    local_rope_theta: float | None = None  # of layers with a window; theirs is not scaled
+    query_scalar: float | None = None  # scores are divided by its square root; None means head_size
 
     def __post_init__(self):
         check_types(self)
+        object.__setattr__(self, "windows", _shortest(tuple(self.windows), self.layers))
         for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_size"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "heads", self.heads % self.kv_heads == 0, "must be a multiple of kv_heads")
@@ -60,6 +77,33 @@ class Architecture:
         require(self, "vocab_size", self.vocab_size is None or self.vocab_size >= 1, "must be at least 1")
         require(self, "rope_theta", self.rope_theta > 0, "must be positive")
         require(self, "rms_epsilon", self.rms_epsilon > 0, "must be positive")
+        require(self, "windows", all(size >= 0 for size in self.windows), "must not be negative")
+        for name in ("local_rope_theta", "query_scalar"):
+            value = getattr(self, name)
+            require(self, name, value is None or value > 0, "must be positive, or None")
+
+    @property
+    def period(self) -> int:
+        """Returns after how many layers they are alike again."""
+        return len(self.windows) or 1
+
+    def window(self, layer: int) -> int | None:
+        """Returns how many tokens a layer sees; None if it sees all."""
+        return (self.windows[layer % self.period] or None) if self.windows else None
+
+    def rope(self, layer: int) -> tuple[float, RopeScaling | RopeStretch | None]:
+        """Returns the base and the scaling of a layer's rotary positions."""
+        if self.local_rope_theta is not None and self.window(layer) is not None:
+            return self.local_rope_theta, None
+        return self.rope_theta, self.rope_scaling
+
+
+def _shortest(windows: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Returns the shortest tuple that says the same of ``layers`` layers."""
+    all_ = [windows[layer % len(windows)] for layer in range(layers)] if any(windows) else []
+    periods = range(1, len(all_) + 1)
+    period = next((p for p in periods if all_[p:] == all_[:-p]), 0)
+    return tuple(all_[:period]) if any(all_) else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +148,13 @@ def _llama(layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, tie
     )  # fmt: skip
 
 
+def _gemma3(layers, width, mlp_width, heads) -> Architecture:
+    return Architecture(
+        layers, width, mlp_width, heads, 1, 256, 262_144, "gemma3_text",
+        rope_theta=1e6, windows=(512,) * 5 + (0,), local_rope_theta=1e4,
+    )  # fmt: skip
+
+
 # Published sizes, from the models' own config.json, so that planning needs no download.
 PRESETS: dict[str, Architecture] = {
     "tiny": Architecture(),
@@ -125,6 +176,8 @@ PRESETS: dict[str, Architecture] = {
     "smollm2-135m": _llama(30, 576, 1536, 9, 3, 64, 49_152, True, 1e5),
     "smollm2-360m": _llama(32, 960, 2560, 15, 5, 64, 49_152, True, 1e5),
     "smollm2-1.7b": _llama(24, 2048, 8192, 32, 32, 64, 49_152, True, 1.3e5),
+    "gemma-3-270m": _gemma3(18, 640, 2048, 4),
+    "gemma-3-1b": _gemma3(26, 1152, 6912, 4),
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from atgrpo_jax.common.jsonfile import Fields
 from atgrpo_jax.models.config import Architecture
@@ -42,6 +43,8 @@ class Family:
     write: Callable[[Architecture], dict[str, Any]]
     # Gives the rotary positions in the words of all versions of ``transformers``.
     spell: Callable[[dict[str, Any]], dict[str, Any]]
+    # What the first block is given of the embeddings.
+    embedded: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD
     ends: tuple[int, ...] = ()  # ids that end a sequence where config.json does not say
 
     def tensor_name(self, path: str) -> str:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atgrpo_jax.models.config import RopeScaling
+from atgrpo_jax.models.config import RopeScaling, RopeStretch
 
 KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 # For layers that add to the residual stream: fresh blocks hardly change it, so that tokens are
@@ -31,12 +31,14 @@ class RMSNorm(nn.Module):
         return (wide * jax.lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype) * scale.astype(x.dtype)
 
 
-def frequencies(size: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+def frequencies(size: int, theta: float, scaling: RopeScaling | RopeStretch | None = None) -> np.ndarray:
     """Returns radians per position of the H / 2 rotary pairs (2104.09864), scaled if asked."""
     half = size // 2
     plain = theta ** (-np.arange(half) / half)
     if scaling is None:
         return plain.astype(np.float32)
+    if isinstance(scaling, RopeStretch):
+        return (plain / scaling.factor).astype(np.float32)
     cycles = scaling.original * plain / (2 * np.pi)  # full cycles within the first training's context
     keep = np.clip((cycles - scaling.low) / (scaling.high - scaling.low), 0, 1)
     return (keep * plain + (1 - keep) * plain / scaling.factor).astype(np.float32)

@@ -1,8 +1,8 @@
 """Defines a decoder in Flax, as pure functions of (params, arrays). Its family gives it the blocks.
 
-The caller says how queries meet keys: ``attend(q, k, v, cache) -> (out, cache)`` is called once a
-layer. Training, prefill and decoding share this file and differ only in the function that they
-pass.
+The caller says how queries meet keys: ``attend(q, k, v, cache, window) -> (out, cache)`` is called
+once a layer. ``window`` is how many tokens the layer sees, itself included, or None for all.
+Training, prefill and decoding share this file and differ only in the function that they pass.
 
 Axis letters beyond the package's: J adapters.
 """
@@ -20,7 +20,7 @@ from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.head import table, tied
 from atgrpo_jax.models.layers import frequencies, rotations
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any, int | None], tuple[jax.Array, Any]]
 
 
 def join_layers(params: Any, groups: Sequence[Sequence[str]]) -> Any:
@@ -80,35 +80,65 @@ class Transformer(nn.Module):
         output of each adapter for each row; it is 0 where the adapter is not the row's own.
         """
         c = self.architecture
-        x_BTD = self.embedding[tokens_BT].astype(self.compute.dtype)
-        inverse_frequencies = frequencies(c.head_size, c.rope_theta, c.rope_scaling)
-        rotation = rotations(positions_BT, inverse_frequencies, limit or tokens_BT.shape[1])
-        if self.compute.scan and caches is None and not self.is_initializing():
-            x_BTD, new_caches = self._scanned(x_BTD, rotation, scale_BJ, attend)
-            return self.norm(x_BTD), new_caches
-        new_caches = []
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
-            x_BTD, cache = block(x_BTD, rotation, scale_BJ, cache, attend)
+        x_BTD = self.family.embedded(self.embedding[tokens_BT].astype(self.compute.dtype))
+        of_base = {
+            base: rotations(positions_BT, frequencies(c.head_size, *base), limit or tokens_BT.shape[1])
+            for base in dict.fromkeys(map(c.rope, range(c.layers)))
+        }
+
+        def told(layer: int) -> tuple[Any, Any]:
+            """Returns a layer's rotation, and ``attend`` for it."""
+            return of_base[c.rope(layer)], _Windowed(attend, c.window(layer))
+
+        done = 0
+        new_caches: list[Any] = []
+        if self.compute.scan and caches is None and c.layers >= c.period and not self.is_initializing():
+            x_BTD, new_caches = self._scanned(x_BTD, scale_BJ, told)
+            done = len(new_caches)
+        rest = (caches or [None] * c.layers)[done:]
+        for number, cache in enumerate(rest, start=done):
+            rotation, own = told(number)
+            x_BTD, cache = self.blocks[number](x_BTD, rotation, scale_BJ, cache, own)
             new_caches.append(cache)
         return self.norm(x_BTD), new_caches
 
-    def _scanned(self, x_BTD, rotation, scale_BJ, attend) -> tuple[jax.Array, list[Any]]:
-        """Applies the blocks as one that is compiled once, scanned over their stacked weights.
+    def _scanned(self, x_BTD, scale_BJ, told) -> tuple[jax.Array, list[Any]]:
+        """Applies whole periods of blocks as one that is compiled once, scanned over stacked weights.
 
-        The stack is a copy in the activations' dtype.
+        A period is one block if all are alike; else the layers that differ, in their order. Layers
+        after the last whole period are left out. The stacks are copies in the activations' dtype.
         """
         c = self.architecture
+        period = c.period
+        whole = c.layers - c.layers % period
         block = _recomputed(self.family.block, self.compute.remat)(c, self.compute, self.joined, parent=None)
-        layers = [layer.variables for layer in self.blocks]
-        stacked = jax.tree.map(
-            lambda *leaves: jnp.stack([x.astype(self.compute.dtype) for x in leaves]), *layers
-        )
+
+        def stacked(place: int) -> Any:
+            layers = [layer.variables for layer in self.blocks[place:whole:period]]
+            dtype = self.compute.dtype
+            return jax.tree.map(lambda *leaves: jnp.stack([x.astype(dtype) for x in leaves]), *layers)
 
         def step(x_BTD, variables):
-            return block.apply(variables, x_BTD, rotation, scale_BJ, None, attend)
+            new_caches = []
+            for place, own in enumerate(variables):
+                rotation, attend = told(place)
+                x_BTD, cache = block.apply(own, x_BTD, rotation, scale_BJ, None, attend)
+                new_caches.append(cache)
+            return x_BTD, new_caches
 
-        x_BTD, caches = jax.lax.scan(step, x_BTD, stacked)
-        return x_BTD, [jax.tree.map(lambda leaf, i=i: leaf[i], caches) for i in range(c.layers)]
+        x_BTD, caches = jax.lax.scan(step, x_BTD, [stacked(place) for place in range(period)])
+        places = (divmod(layer, period) for layer in range(whole))
+        return x_BTD, [jax.tree.map(lambda leaf, i=i: leaf[i], caches[place]) for i, place in places]
+
+
+class _Windowed(NamedTuple):
+    """Tells ``attend`` the window of a layer. Equal ones are one to JAX, so blocks are traced once."""
+
+    attend: Attend
+    window: int | None
+
+    def __call__(self, q, k, v, cache) -> tuple[jax.Array, Any]:
+        return self.attend(q, k, v, cache, self.window)
 
 
 def exact_products(compute: Compute) -> contextlib.AbstractContextManager:
@@ -140,7 +170,7 @@ def apply(model: Transformer, params: Any, adapters: Any, *inputs: Any, scale_BJ
 def init_params(model: Transformer, key: jax.Array) -> Any:
     """Returns fresh parameters."""
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
-    return model.init(key, tokens_BT, tokens_BT, lambda q, k, v, cache: (q, None))["params"]
+    return model.init(key, tokens_BT, tokens_BT, lambda q, k, v, *_: (q, None))["params"]
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:

@@ -107,6 +107,8 @@ class DenseBlock(nn.Module):
         if norm is not None:
             q_BTNH = norm("q_norm")(q_BTNH)
             k_BTMH = norm("k_norm")(k_BTMH)
+        if c.query_scalar is not None:  # ``attend`` divides by the root of the head size
+            q_BTNH *= jnp.asarray((c.head_size / c.query_scalar) ** 0.5, q_BTNH.dtype)
         q_BTNH = rotate(q_BTNH, rotation)
         k_BTMH = rotate(k_BTMH, rotation)
         out_BTNH, cache = attend(q_BTNH, k_BTMH, v_BTMH, cache)

@@ -9,9 +9,10 @@ from typing import Any
 
 import flax.linen as nn
 
+from atgrpo_jax.common.checks import require
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields
-from atgrpo_jax.models.config import Architecture, Compute, RopeScaling
+from atgrpo_jax.models.config import Architecture, Compute, RopeScaling, RopeStretch
 from atgrpo_jax.models.families import dense
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.layers import RMSNorm
@@ -52,6 +53,13 @@ def _vectors(c: Architecture, qk_norm: bool, qkv_bias: bool) -> dict[str, int]:
     if qkv_bias:
         sizes |= {name: dense.kernels(c)[name][1] for name in dense.QKV}
     return sizes
+
+
+def _check(c: Architecture) -> None:
+    for name in ("windows", "local_rope_theta", "query_scalar"):
+        require(c, name, not getattr(c, name), f"{c.family} has none")
+    stretched = isinstance(c.rope_scaling, RopeStretch)
+    require(c, "rope_scaling", not stretched, f"{c.family} has RopeScaling or None")
 
 
 # Allowed values of fields of config.json. With others, the model would compute something that we do not.
@@ -150,6 +158,7 @@ def _write(c: Architecture) -> dict[str, Any]:
     if c.rope_scaling is None:
         return raw
     scaling = c.rope_scaling
+    assert isinstance(scaling, RopeScaling)
     rope = {
         "rope_type": "llama3",
         "factor": scaling.factor,
@@ -182,7 +191,7 @@ def _family(name: str, block: type[Block], ends: tuple[int, ...] = ()) -> Family
         joined=(dense.QKV, dense.GATE_UP),
         kernels=dense.kernels,
         vectors=functools.partial(_vectors, qk_norm=block.qk_norm, qkv_bias=block.qkv_bias),
-        check=lambda architecture: None,
+        check=_check,
         read=_read,
         write=_write,
         spell=_spell,
