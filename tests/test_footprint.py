@@ -192,6 +192,18 @@ def test_work_by_hand():
     assert times.work(config, again, 100, workload, 2)["update"] == 2 * (3 * forward + block * 20 + 16 * seen)
 
 
+def test_a_window_is_less_work():
+    """By hand: of a prompt of 10, a window of 4 sees 4 x 4 / 2 + 6 x 4; each of 10 new tokens sees 4."""
+    config = Architecture(
+        layers=2, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4, family="gemma3_text", windows=(4, 0)
+    )
+    workload = Workload(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
+    block, head = 2 * (4 * 16 + 3 * 32), 2 * 4 * 100
+    seen = (4 * 4 / 2 + 6 * 4 + 10 * 4) + (10 * 10 / 2 + 10 * (10 + 2 / 2))
+    forward = 2 * block * 20 + 16 * seen + head * 10
+    assert times.work(config, Compute(), 100, workload, 1)["rollout"] == forward
+
+
 @pytest.mark.thorough
 def test_qwen3_sizes():
     """Parameters of the published models, in billions, and Adam's two moments."""

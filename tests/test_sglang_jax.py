@@ -21,6 +21,7 @@ from atgrpo_jax.engines.sglang_jax.sglang_jax import (
     cut,
     parameters,
 )
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 
@@ -81,6 +82,9 @@ def test_where_it_is_not_installed_an_error_says_what_to_do(monkeypatch):
 def test_models_and_devices_it_cannot_serve_are_refused_before_it_starts():
     mesh = MeshConfig().build()
     check_model("a", MODEL, SIZES, mesh)
+    gemma = transformer(dataclasses.replace(MODEL.architecture, family="gemma3_text"), 96)
+    with pytest.raises(RunError, match=r"policy a: Architecture.family = 'gemma3_text': .* are tried"):
+        check_model("a", gemma, SGLangJaxConfig(), MeshConfig().build())
     with pytest.raises(RunError, match=r"policy a: Architecture.head_size = 8: .* multiple of 128"):
         check_model("a", small_model(), SIZES, mesh)
     with pytest.raises(RunError, match=r"SGLangJaxConfig.tensor = 2 must divide Architecture.kv_heads = 1"):

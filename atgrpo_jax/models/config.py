@@ -65,7 +65,7 @@ class Architecture:
     # all of the earlier tokens, and so does ().
     windows: tuple[int, ...] = ()
     local_rope_theta: float | None = None  # of layers with a window; theirs is not scaled
-    query_scalar: float | None = None  # scores are divided by its square root; None means head_size
+    query_scalar: int | None = None  # scores are divided by its square root; None means head_size
 
     def __post_init__(self):
         check_types(self)

@@ -26,14 +26,24 @@ def work(
     """
     c = architecture
     block = 2 * c.layers * family_of(c).block_kernels(c)
-    span = 4 * c.layers * c.heads * c.head_size
     new = workload.candidates * workload.new
-    blocks = block * (workload.prompt + new) + span * (
-        workload.prompt**2 / 2 + new * (workload.prompt + workload.new / 2)
-    )
+    seen = sum(_seen(workload, c.window(layer)) for layer in range(c.layers))
+    blocks = block * (workload.prompt + new) + 4 * c.heads * c.head_size * seen
     head = 2 * c.width * vocab * new
     again = blocks if compute.remat == "block" else 0.0
     return {"rollout": groups * (blocks + head), "update": groups * (3 * (blocks + head) + again)}
+
+
+def _seen(workload: Workload, window: int | None) -> float:
+    """Returns how many tokens those of a group see in all, in a layer."""
+
+    def up_to(tokens: float) -> float:
+        """Returns how many tokens the first so many see; half of the square without a window."""
+        narrow = tokens if window is None else min(tokens, window)
+        return narrow**2 / 2 + (tokens - narrow) * narrow
+
+    prompt = up_to(workload.prompt)
+    return prompt + workload.candidates * (up_to(workload.prompt + workload.new) - prompt)
 
 
 def seconds(

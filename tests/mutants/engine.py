@@ -67,16 +67,19 @@ FAULTS = {
         ("del self._known[self._names.pop(page)]", "self._names.pop(page)", "what a page held before is still found in it"),
         ("for page in reversed(pages):", "for page in pages:", "parents are evicted before their children"),
     ],
-    ("engines/local/paged_attention.py", "test_paged.py test_local_company.py test_local_samples.py"): [
+    ("engines/local/paged_attention.py", "test_paged.py test_local_company.py test_local_samples.py test_gemma.py"): [
         ("q = (q_FpNH * H**-0.5)", "q = (q_FpNH * 1.0)", "prompts' scores are not scaled"),
         ("q_SMRH = (q_SNH * H**-0.5)", "q_SMRH = (q_SNH * H**-1.0)", "answers' scores are scaled twice"),
         ("sees_F = (j < page_block.number)", "sees_F = (j <= page_block.number)", "a page reads itself twice"),
         ("(places < mine.lengths[:, None])", "(places <= mine.lengths[:, None])", "a place beyond the prompt is read"),
         ("sees_np = positions_np <= count_S[slots_n][:, None]", "sees_np = positions_np < count_S[slots_n][:, None]", "a token does not see itself"),
         ("self.total * mine + other.total * its", "self.total + other.total * its", "the running softmax adds different scales"),
-        ("jnp.tril(jnp.ones((p, p), bool))", "jnp.ones((p, p), bool)", "prompts see what comes later"),
+        ("(ahead_Xp >= 0) & near(0)", "near(0) & (ahead_Xp < p)", "prompts see what comes later"),
+        ("ahead_Xp + pages_F11 * p < window", "ahead_Xp < window", "windows of prompts begin in each page"),
+        ("positions_np > count_S[slots_n][:, None] - window", "positions_np >= count_S[slots_n][:, None] - window", "answers: a window of one token more"),
+        ("(places > own_BX[..., None] - window)", "(places >= own_BX[..., None] - window)", "prompts: a window of one token more"),
     ],
-    ("models/attention.py", "test_attention.py test_learner_layout.py::test_prefix_shared_equals_separate_rows"): [
+    ("models/attention.py", "test_attention.py test_learner_layout.py::test_prefix_shared_equals_separate_rows test_gemma.py"): [
         ("_grouped(q_BTNH * H**-0.5, M)", "_grouped(q_BTNH * H**-1.0, M)", "scores are scaled twice"),
         ("own = (seen == 0) | (seen == branches_T[..., :, None])", "own = (seen >= 0) | (seen == branches_T[..., :, None])", "branches see each other"),
         ("return own & (segments_T[..., :, None] == segments_S[..., None, :])", "return own", "groups see each other"),
@@ -85,6 +88,9 @@ FAULTS = {
         ("(probs * (d_probs - _at(inner, i)[..., None]))", "(probs * d_probs)", "softmax's gradient without its mean"),
         ("rows.together(dq * rows.scale)", "rows.together(dq)", "the queries' gradient is not scaled"),
         ("(order[:, None] + (i - j) * self.t >= order)", "(order[:, None] + (i - j) * self.t > order)", "tiles: a token does not see itself"),
+        ("positions_T[..., :, None] - positions_S[..., None, :] < size", "positions_T[..., :, None] - positions_S[..., None, :] <= size", "a window of one token more"),
+        ("mask &= _near(_at(positions, i), _at(positions, j), self.window.size)", "pass", "tiles know no windows"),
+        ("size is None or size >= tokens", "size is None or size > 0", "windows are as wide as the row"),
         ("_put(dv, j, _at(dv, j) + new_v)", "_put(dv, j, new_v)", "values' gradients of one tile alone"),
     ],
     ("models/head.py", "test_head.py test_oracle.py"): [
@@ -127,6 +133,19 @@ FAULTS = {
         ('"k": "self_attn.k_proj"', '"k": "self_attn.v_proj"', "keys are values"),
         ('LINEAR = (*QKV, "o", *GATE_UP, "down")', 'LINEAR = (*QKV, "o", *GATE_UP)', "an adapter is not on the last layer"),
         ('(r"(gate|up)/kernel$", "DF")', '(r"(gate|up)/kernel$", "DD")', "the MLP's width is not split"),
+    ],
+    ("models/families/gemma3.py", "test_gemma.py test_hf.py test_lora.py"): [
+        ("(1.0 + scale.astype(jnp.float32))", "scale.astype(jnp.float32)", "norms scale by their weight"),
+        ("x_BTD += norm(\"mlp_out_norm\", _OUT_SCALE)(out_BTD)", "x_BTD += out_BTD", "what the MLP adds is not normed"),
+        ("functools.partial(nn.gelu, approximate=True)", "functools.partial(nn.gelu, approximate=False)", "another GELU"),
+        ("x_BTD.shape[-1] ** 0.5", "1.0", "embeddings are not scaled"),
+        ("if number % every else _FULL", "if (number - 1) % every else _FULL", "the pattern begins with a full layer"),
+        ('"attn_logit_softcapping": (None,),\n', "", "a cap on scores passes"),
+        ("(raw.get(\"rope_scaling\") or", "(None or", "the stretch is not written"),
+    ],
+    ("models/config.py", "test_gemma.py test_hf.py"): [
+        ("return self.local_rope_theta, None", "return self.local_rope_theta, self.rope_scaling", "windowed layers are stretched, too"),
+        ("self.windows[layer % self.period]", "self.windows[-1 - layer % self.period]", "the windows of other layers"),
     ],
     ("models/family.py", "test_hf.py"): [
         ('_TRANSPOSED = ("kernel", "head")', '_TRANSPOSED = ("kernel",)', "an own head is not transposed"),

@@ -34,6 +34,7 @@ from atgrpo_jax.models.transformer import PolicyWeights, Transformer
 
 # Lanes of a TPU. Without a TPU, sglang-jax also pads heads to a multiple of these, but then fails.
 LANES = 128
+SERVED = ("qwen3", "qwen2", "llama")  # families that it was seen to serve as we compute them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,12 @@ class SGLangJaxConfig:
 
 def check_model(policy: str, model: Transformer, config: SGLangJaxConfig, mesh: Mesh) -> None:
     """Raises RunError, naming the field, if sglang-jax would fail later on the model or devices."""
+    family = model.family.name
+    if family not in SERVED:
+        raise RunError(
+            f"policy {policy}: Architecture.family = {family!r}: with sglang-jax only {', '.join(SERVED)} are "
+            "tried; use another engine"
+        )
     size = model.architecture.head_size
     kv_heads = model.architecture.kv_heads
     if mesh.devices.flat[0].platform != "tpu" and size % LANES:

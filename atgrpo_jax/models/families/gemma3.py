@@ -95,7 +95,7 @@ def _read(said: Fields) -> dict[str, Any]:
     if local_scaling is not None:
         raise said.refuse("rope_parameters", said.raw["rope_parameters"], f"no scaling of {_SLIDING}")
     head_size = said.whole("head_dim", 2**12, 256)
-    scalar = said.positive("query_pre_attn_scalar", 256)
+    scalar = said.whole("query_pre_attn_scalar", 2**20, 256)
     return {
         "kv_heads": said.whole("num_key_value_heads", 2**12, 4),
         "head_size": head_size,
