@@ -92,8 +92,8 @@ def check_model(policy: str, model: Transformer, config: SGLangJaxConfig, mesh: 
     family = model.family.name
     if family not in SERVED:
         raise RunError(
-            f"policy {policy}: Architecture.family = {family!r}: with sglang-jax only {', '.join(SERVED)} are "
-            "tried; use another engine"
+            f"policy {policy}: Architecture.family = {family!r}: with sglang-jax only "
+            f"{', '.join(SERVED)} are tried; use another engine"
         )
     size = model.architecture.head_size
     kv_heads = model.architecture.kv_heads
