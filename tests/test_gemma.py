@@ -12,7 +12,7 @@ import torch
 import transformers
 from fakes import LOGITS, PARITY, quickly_compiled  # noqa: F401
 from reference import VARIANTS, forward, make, ours
-from shared_learner import items, learner, loss_of, packed, separate_rows
+from shared_learner import items, loss_of, packed, separate_rows
 from shared_local import CONFIG, STOP, draw, request
 
 from atgrpo_jax.arrays.mesh import MeshConfig
@@ -28,11 +28,10 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, init_params, logits
 from atgrpo_jax.update.batch import BatchConfig, pack
-from atgrpo_jax.update.learner import UpdateInputs
 
-# Five layers: two periods of two, and one more. Windows of six tokens.
+# Windows of six tokens in the first and the last layer.
 GEMMA = Architecture(
-    layers=5, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, family="gemma3_text",
+    layers=3, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, family="gemma3_text",
     windows=(6, 0), rope_theta=1000.0, local_rope_theta=10.0, query_scalar=4,
 )  # fmt: skip
 MODEL = transformer(GEMMA, 64)
@@ -41,14 +40,21 @@ PACKED = Packed(MODEL, MeshConfig().build())
 batch_logprobs = jax.jit(PACKED.logprobs)
 
 
+def moved(model):
+    """Fresh parameters, but norms after attention and MLP start small; here all blocks are heard."""
+
+    def move(path, x):
+        if x.ndim > 1:
+            return x
+        return x + 0.3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)) + 0.9 * ("out_norm" in str(path))
+
+    fresh = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(move, fresh)
+
+
 @pytest.fixture(scope="module")
 def params():
-    """Norms after attention and MLP start small; here all blocks are heard."""
-    fresh = jax.jit(functools.partial(init_params, MODEL))(jax.random.key(0))
-    moved = jax.tree.map(
-        lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)) if x.ndim == 1 else x, fresh
-    )
-    return jax.tree_util.tree_map_with_path(lambda path, x: x + 0.9 if "out_norm" in str(path) else x, moved)
+    return moved(MODEL)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -112,16 +118,45 @@ def test_prefix_shared_equals_separate_rows(params):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("remat", ["none", "block"])
-def test_periods_of_blocks_are_scanned(params, remat):
-    batch = packed(items())
+def test_periods_of_blocks_are_scanned(remat):
+    """Five layers: two periods, and one layer more."""
+    longer = dataclasses.replace(GEMMA, layers=5)
+    params = moved(transformer(longer, 64))
+    batch = packed(items(lengths=((9, 3, 2),)), BatchConfig(row_tokens=32, rows=1))
 
-    def update(compute):
-        made = learner(model=transformer(GEMMA, 64, compute))
-        return made.update(made.start_from(jax.tree.map(jnp.copy, params)), UpdateInputs(batch, 1.0))[0]
+    def loss(compute):
+        rows = Packed(transformer(longer, 64, compute), MeshConfig().build())
+        return loss_of(rows, params, batch)
 
-    plain = update(Compute()).params
-    scanned = update(Compute(remat=remat, scan=True)).params
+    plain = loss(Compute())
+    scanned = loss(Compute(remat=remat, scan=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **PARITY), plain, scanned)
+
+
+@pytest.mark.thorough
+def test_kernels_are_taken_for_layers_without_a_window():
+    """Interpreted: rows of two tiles, and answers in pages of sixteen."""
+    wider = dataclasses.replace(GEMMA, layers=2, head_size=16)
+    params = moved(transformer(wider, 64))
+    micro = micro_of(items(lengths=((20, 30, 25),)), BatchConfig(row_tokens=128, rows=1))
+    config = dataclasses.replace(CONFIG, page=16, prompt_cache=256)
+    drawn = []
+    found = []
+    for attention in ("tiles", "fused"):
+        model = transformer(wider, 64, Compute(attention=attention))
+        rows = Packed(model, MeshConfig().build())
+        program = jax.jit(rows.logprobs).lower(PolicyWeights(params), micro, jnp.float32(1.0))
+        found.append(program.compile()(PolicyWeights(params), micro, jnp.float32(1.0))[0])
+        engine = LocalEngine(model, (STOP,), config)
+        engine.push_weights("shared", PolicyWeights(params), 7)
+        drawn.append(draw(engine, request(range(4, 24), 0, max_tokens=20))[0])
+        (shape,) = engine.shapes
+        assert shape.sizes.fused == (attention == "fused")
+    trained = micro.trained.weights > 0
+    np.testing.assert_allclose(found[0][trained], found[1][trained], **PARITY)
+    for one, other in zip(*drawn, strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_allclose(one.logprobs, other.logprobs, **PARITY)
 
 
 @pytest.mark.thorough
