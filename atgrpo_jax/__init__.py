@@ -27,6 +27,8 @@ Words, each with one meaning:
     push         gives an engine new weights of a policy; they have a version
     gate         the check that an engine holds the weights that were pushed
     warm start   supervised steps on demonstrations, before training
+    architecture what a model is, as its config.json says; how it is computed is apart from that
+    window       how many tokens a layer sees, itself included
 
 Axis suffixes on array names. A file with letters of its own lists them at its top:
 

@@ -114,8 +114,7 @@ def evaluate_folders(model: str, files: list[str]) -> None:
     if not files:
         raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
     given = gin_config.load(files, _GIN_PARAM.value)
-    kind = given.architecture(given.initial_names[0])
-    plays = hf.model_config(model, kind.dtype, kind.param_dtype)
+    plays = hf.architecture(model)
     try:
         experiment = dataclasses.replace(
             given,

@@ -16,6 +16,7 @@ from absl import flags
 from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.common.cli import refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.hf.adapters import save_adapter
 from atgrpo_jax.models.lora import LoraConfig, merge
@@ -48,14 +49,20 @@ def main(argv: list[str]) -> None:
         bases |= dict.fromkeys(saved.learner.adapted, folder)
         print(f"wrote {folder}")
     for name, weights in everything.items():
-        write(bases[name], weights, saved.experiment.lora, out / name, _MERGE.value)
+        family = saved.learner.models[name].family
+        write(bases[name], weights, saved.experiment.lora, family, out / name, _MERGE.value)
         print(f"wrote {out / name} (step {step})")
         if (out / name / "config.json").is_file() and (note := check_read_back(out / name)):
             print(note)
 
 
 def write(
-    source: str | dict[str, Any], weights: PolicyWeights, lora: LoraConfig, out: Path, merged: bool
+    source: str | dict[str, Any],
+    weights: PolicyWeights,
+    lora: LoraConfig,
+    family: Family,
+    out: Path,
+    merged: bool,
 ) -> None:
     """Writes the folder of one policy.
 
@@ -65,7 +72,7 @@ def write(
     params: Any = weights.params
     if weights.adapter is not None and not merged:
         assert isinstance(source, str)
-        save_adapter(str(out), weights.adapter, lora, base=source)
+        save_adapter(str(out), weights.adapter, lora, family, base=source)
         return
     if weights.adapter is not None:
         params = merge(params, weights.adapter, weights.scale)

@@ -89,7 +89,10 @@ def planned(experiment: Experiment) -> Experiment:
     if _PRESET.value is not None:
         if _PRESET.value not in PRESETS:
             raise ConfigError(f"--preset={_PRESET.value}: expected one of {', '.join(PRESETS)}")
-        changes["model"] = dataclasses.replace(preset(_PRESET.value), remat="block", scan=True)
+        changes["model"] = preset(_PRESET.value)
+        changes["compute"] = dataclasses.replace(
+            experiment.compute, dtype="bfloat16", remat="block", scan=True
+        )
         changes["pretrained"] = None
     try:
         return dataclasses.replace(experiment, **changes)  # type: ignore[arg-type]

@@ -19,19 +19,21 @@ from atgrpo_jax.arrays.mesh import MeshConfig, provide_devices
 from atgrpo_jax.common.types import Candidate, Group, GroupKey, Origin, Outcome, Sample, Sampling
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines.local.local import LocalEngineConfig
-from atgrpo_jax.models.config import ModelConfig, preset
+from atgrpo_jax.models.config import Architecture, Compute, preset
 from atgrpo_jax.planning.times import work
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.update.batch import BatchConfig, whole_tiles
 
-TINY = ModelConfig(
+TINY = Architecture(
     layers=4, width=256, mlp_width=768, heads=8, kv_heads=4, head_size=32, vocab_size=4096, rope_theta=1e6
 )
+BFLOAT16 = Compute(dtype="bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    model: ModelConfig
+    model: Architecture
+    compute: Compute = Compute()
     prompts: int = 8
     candidates: int = 8  # of each prompt
     prompt_tokens: int = 64
@@ -94,7 +96,9 @@ class Item:
         )
         done = {
             phase: flop / 1e9
-            for phase, flop in work(self.model, self.model.vocab_size, workload, self.prompts).items()
+            for phase, flop in work(
+                self.model, self.compute, self.model.vocab_size, workload, self.prompts
+            ).items()
         }
         return done | {"step": sum(done.values())}
 
@@ -120,8 +124,8 @@ ITEMS = {
     # Lengths are geometric, with a mean of 64: for rollouts.
     "skewed": Item(TINY, prompts=64, new_tokens=256, stop_every=64),
     # For accelerators.
-    "qwen3-0.6b": Item(preset("qwen3-0.6b"), prompts=32, prompt_tokens=512, new_tokens=512),
-    "qwen3-1.7b": Item(preset("qwen3-1.7b"), prompts=32, prompt_tokens=512, new_tokens=512),
+    "qwen3-0.6b": Item(preset("qwen3-0.6b"), BFLOAT16, prompts=32, prompt_tokens=512, new_tokens=512),
+    "qwen3-1.7b": Item(preset("qwen3-1.7b"), BFLOAT16, prompts=32, prompt_tokens=512, new_tokens=512),
 }
 
 
@@ -143,13 +147,14 @@ def parse(
     args = parser.parse_args()
     item = ITEMS[args.item]
 
-    def changed(what: Item | ModelConfig) -> Any:
+    def changed(what: Item | Architecture | Compute) -> Any:
         given = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(what)}
         return dataclasses.replace(
             what, **{name: value for name, value in given.items() if value is not None}
         )
 
-    return args.item, dataclasses.replace(changed(item), model=changed(item.model)), args
+    parts = {"model": changed(item.model), "compute": changed(item.compute)}
+    return args.item, dataclasses.replace(changed(item), **parts), args
 
 
 def mesh_of(args: argparse.Namespace) -> MeshConfig:
@@ -179,14 +184,14 @@ def shapes_gflops(item: Item) -> float:
     """Rate of the update's own matrix products, each timed alone."""
     flop = seconds = 0.0
     for (m, k, n), times in item.matmuls().items():
-        one, other = (jnp.ones(s, item.model.dtype) for s in ((m, k), (k, n)))
+        one, other = (jnp.ones(s, item.compute.dtype) for s in ((m, k), (k, n)))
         multiply = jax.jit(jnp.matmul)
         seconds += times * median_seconds(lambda f=multiply, a=one, b=other: f(a, b))
         flop += times * 2 * m * k * n
     return flop / seconds / 1e9
 
 
-def decode_products_s(model: ModelConfig, vocab_size: int, rows: int) -> float:
+def decode_products_s(model: Architecture, dtype: str, vocab_size: int, rows: int) -> float:
     """Seconds of the matrix products of one decoding step of so many rows, alone: on an accelerator, where
     they wait for the weights, what the memory's bandwidth allows."""
     q, kv, width, mlp = (
@@ -198,7 +203,7 @@ def decode_products_s(model: ModelConfig, vocab_size: int, rows: int) -> float:
     shapes = [(width, q), (width, kv), (width, kv), (q, width), (width, mlp), (width, mlp), (mlp, width)]
 
     def ones(shape):
-        return jnp.full(shape, 1e-3, model.dtype)
+        return jnp.full(shape, 1e-3, dtype)
 
     @jax.jit
     def products(x, layers, head):

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import transformers
 
-from atgrpo_jax.models.hf import hf
 from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -48,14 +47,13 @@ def main() -> None:
 
 
 def row(name: str, folder: Path, theirs, tokens: np.ndarray) -> None:
-    config = hf.model_config(str(folder), dtype="float32")
     model, params = ours(folder)
     scores = np.asarray(forward(model, params, jnp.asarray(tokens))[2])
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).logits.numpy()
     same = (scores.argmax(-1) == expected.argmax(-1)).mean()
     print(
-        f"| {name} | {config.parameters():,} | {tokens.size} | {expected.std():.2f} "
+        f"| {name} | {model.family.parameters(model.architecture):,} | {tokens.size} | {expected.std():.2f} "
         f"| {np.abs(scores - expected).max():.1e} | {same:.1%} |",
         flush=True,
     )

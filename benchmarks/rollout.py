@@ -22,7 +22,8 @@ from items import decode_products_s, machine, mesh_of, parse, peak_mb, report, s
 from step import rollout
 
 from atgrpo_jax.engines.local.local import LocalEngine
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
+from atgrpo_jax.models.families.table import transformer
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all, train_indices
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.metrics import CompileCounter
@@ -52,7 +53,7 @@ def main() -> None:
     kept, total = used[args.warmup :], sum(seconds[args.warmup :])
     tokens = sum(one.tokens for one in kept)
     steps = sum(one.slot_steps for one in kept) / ROWS
-    products = decode_products_s(model.config, model.vocab_size, ROWS) * steps
+    products = decode_products_s(model.architecture, model.compute.dtype, model.vocab_size, ROWS) * steps
     gflop = item.gflop()["rollout"] if not (item.stop_every or args.team) else None
     report(
         "rollout",
@@ -64,7 +65,7 @@ def main() -> None:
         decode=round(sum(one.decode_s for one in kept) / total, 3),
         products=round(products / sum(one.decode_s for one in kept), 3),
         known_prompt=round(sum(one.known_tokens for one in kept) / sum(one.prompt_tokens for one in kept), 3),
-        square_gflop_per_s=round(square_gflops(dtype=item.model.dtype), 1),
+        square_gflop_per_s=round(square_gflops(dtype=item.compute.dtype), 1),
         compiles_after_warmup=recompiled,
         peak_mb=round(peak_mb()),
         **machine(),
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def of_item(item, args):
-    model, mesh = Transformer(item.model, item.model.vocab_size), mesh_of(args).build()
+    model, mesh = transformer(item.model, item.model.vocab_size, item.compute), mesh_of(args).build()
     engine = LocalEngine(model, item.stop_ids, item.engine(ROWS), mesh)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
     engine.push_weights("shared", PolicyWeights(params), 0)

@@ -20,11 +20,12 @@ from items import report
 from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request
-from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
+from atgrpo_jax.models.config import Architecture
+from atgrpo_jax.models.families.table import transformer
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 
-MODEL = Transformer(ModelConfig(layers=2, width=32, mlp_width=64, heads=4, kv_heads=2, head_size=8), 64)
+MODEL = transformer(Architecture(layers=2, width=32, mlp_width=64, heads=4, kv_heads=2, head_size=8), 64)
 STOP_IDS = (3,)
 ROOMY = LocalEngineConfig(slots=16, page=8, max_prompt=64, prefill=16)
 # Two longest prompts, and answers of two rows in sixteen.

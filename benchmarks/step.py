@@ -15,7 +15,7 @@ from items import machine, mesh_of, parse, peak_mb, report, square_gflops, summa
 from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.engines.protocol import Request
-from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import pack
 from atgrpo_jax.update.learner import Learner, UpdateInputs
@@ -26,7 +26,7 @@ from atgrpo_jax.update.optimizer import OptimizerConfig
 def main() -> None:
     name, item, args = parse(__doc__, warmup=2, steps=9)
     mesh = mesh_of(args).build()
-    model = Transformer(item.model, item.model.vocab_size)
+    model = transformer(item.model, item.model.vocab_size, item.compute)
     learner = Learner(model, OptimizerConfig(learning_rate=1e-4), LossConfig().objective(), mesh)
     state = learner.init(jax.random.key(0))
     engine = LocalEngine(model, (), item.engine(), mesh)
@@ -47,7 +47,7 @@ def main() -> None:
         seconds["update"].append(ended - packed)
         seconds["step"].append(ended - began)
         compiled = compiles.count if step < args.warmup else compiled
-    peak, recompiled, rate = peak_mb(), compiles.count - compiled, square_gflops(dtype=item.model.dtype)
+    peak, recompiled, rate = peak_mb(), compiles.count - compiled, square_gflops(dtype=item.compute.dtype)
     tokens = {"rollout": item.new, "update": item.tokens, "step": item.new}
     for phase, all_ in seconds.items():
         kept = summary(phase, all_[args.warmup :], all_[0], tokens[phase], item.gflop()[phase])

@@ -16,7 +16,7 @@ import time
 import jax
 from items import machine, mesh_of, parse, peak_mb, report, shapes_gflops, square_gflops, summary
 
-from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import pack
 from atgrpo_jax.update.learner import Learner, UpdateInputs
@@ -28,7 +28,7 @@ def main() -> None:
     name, item, args = parse(__doc__, warmup=3, steps=9)
     mesh = mesh_of(args)
     learner = Learner(
-        Transformer(item.model, item.model.vocab_size),
+        transformer(item.model, item.model.vocab_size, item.compute),
         OptimizerConfig(learning_rate=1e-4, b2=0.999, weight_decay=0.01),
         LossConfig().objective(),
         mesh.build(),
@@ -53,7 +53,7 @@ def main() -> None:
         **kept,
         share=round(kept["gflop_per_s"] / rate, 3),
         matmul_gflop_per_s=round(rate, 1),
-        square_gflop_per_s=round(square_gflops(dtype=item.model.dtype), 1),
+        square_gflop_per_s=round(square_gflops(dtype=item.compute.dtype), 1),
         peak_mb=round(peak),
         compiles_after_warmup=recompiled,
         **machine(),

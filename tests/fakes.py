@@ -23,7 +23,8 @@ from atgrpo_jax.common.types import (
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Usage
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Architecture
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
@@ -32,11 +33,11 @@ from atgrpo_jax.tasks.workflow import Workflow
 PARITY = {"rtol": 1e-5, "atol": 1e-5}
 LOGITS = {"rtol": 0, "atol": 2e-4}  # of a whole model, against ``transformers``
 
-SMALL = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8)
+SMALL = Architecture(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8)
 
 
 def small_model(vocab_size: int = 64) -> Transformer:
-    return Transformer(SMALL, vocab_size)
+    return transformer(SMALL, vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,10 @@ import torch
 import transformers
 
 from atgrpo_jax.arrays.mesh import MeshConfig, parameter_shardings
-from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.attention import causal_mask, masked_attention
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.transformer import Block, Transformer, init_params, logits
+from atgrpo_jax.models.transformer import init_params, logits
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -22,6 +23,15 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
+WINDOWED = {
+    "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 24, "pad_token_id": 0, "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+# Two bases, and a stretch of the layers without a window.
+BASES = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e4},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
 VARIANTS = {
     "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 untied": ("Qwen3", {"num_key_value_heads": 6, "head_dim": 8, "tie_word_embeddings": False}),
@@ -29,12 +39,17 @@ VARIANTS = {
     "qwen2 untied": ("Qwen2", {"num_key_value_heads": 3, "tie_word_embeddings": False}),
     "llama": ("Llama", {"num_key_value_heads": 6, "tie_word_embeddings": False}),
     "llama 3": ("Llama", {"num_key_value_heads": 3, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "gemma 3": ("Gemma3", WINDOWED),
+    "gemma 3 stretched": ("Gemma3", WINDOWED | {"rope_parameters": BASES, "query_pre_attn_scalar": 24}),
 }
+
+
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}  # where it has another name
 
 
 def make(folder: Path, kind: str, options: dict, dtype=torch.float32):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SIZES | options)
+    config = getattr(transformers, CONFIGS.get(kind, f"{kind}Config"))(**SIZES | options)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype).eval()
     for name, weight in model.named_parameters():  # biases and scales start at constants
         if name.endswith("bias") or "norm" in name:
@@ -58,33 +73,32 @@ def make_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def shapes_of(config, mesh=None):
-    model = Transformer(config, config.vocab_size)
+def shapes_of(architecture, mesh=None):
+    model = transformer(architecture, architecture.vocab_size)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    shardings = parameter_shardings(shapes, (mesh or MeshConfig()).build())
+    shardings = parameter_shardings(shapes, (mesh or MeshConfig()).build(), model.family.axes)
     return model, jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )
 
 
 def ours(folder, mesh=None):
-    config = hf.model_config(str(folder), dtype="float32")
-    model, shapes = shapes_of(config, mesh)
+    model, shapes = shapes_of(hf.architecture(str(folder)), mesh)
     return model, hf.load(str(folder), shapes)
 
 
 def forward(model, params, tokens_BT):
     """Output of every block, final hidden states and logits."""
 
-    def causal(q, k, v, _):
-        size = q.shape[1]
-        return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
+    def causal(q, k, v, _, window):
+        return masked_attention(q, k, v, causal_mask(jnp.arange(q.shape[1])[None], window)), None
 
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     (hidden, _), captured = model.apply(
         {"params": params}, tokens_BT, positions_BT, causal,
-        capture_intermediates=lambda module, _: isinstance(module, Block), mutable=["intermediates"],
+        capture_intermediates=lambda module, _: isinstance(module, model.family.block),
+        mutable=["intermediates"],
     )  # fmt: skip
     layers = captured["intermediates"]
-    blocks = [layers[f"layer_{i}"]["__call__"][0][0] for i in range(model.config.layers)]
+    blocks = [layers[f"layer_{i}"]["__call__"][0][0] for i in range(model.architecture.layers)]
     return blocks, hidden, logits(params, hidden)

@@ -8,7 +8,8 @@ import numpy as np
 from fakes import PARITY, credited, small_model
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.common.types import Batch
+from atgrpo_jax.common.types import Batch, Group
+from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.models.head import table, token_loss
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, init_params
@@ -64,20 +65,33 @@ def micro_loss(objective, params, micro, reference_BT=None, packed=PACKED):
     )[0]
 
 
-@jax.jit
 def loss_and_gradient(batch: Batch):
     """Of the batch, at fixed parameters."""
+    return loss_of(PACKED, init_params(MODEL, jax.random.key(0)), batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_of(rows: Packed, params, batch: Batch):
+    """The loss of a batch, and its gradient."""
     objective = LossConfig().objective()
-    params = init_params(MODEL, jax.random.key(0))
 
     def total(params):
         value = jnp.float32(0)
         for a in range(batch.tokens.shape[0]):
             micro = jax.tree.map(lambda x, a=a: x[a], batch)
-            value += micro_loss(objective, params, micro)
+            value += micro_loss(objective, params, micro, packed=rows)
         return value
 
     return jax.value_and_grad(total)(params)
+
+
+def separate_rows(groups: list[Credited]) -> list[Credited]:
+    """Every candidate as a group of its own, with its prompt: what other trainers do."""
+    rows = []
+    for item in groups:
+        for k, candidate in enumerate(item.group.candidates):
+            rows.append(Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool)))
+    return rows
 
 
 def with_old_logprobs(batch: Batch, old_logprobs: np.ndarray) -> Batch:

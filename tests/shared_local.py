@@ -50,7 +50,7 @@ def draw(engine, *requests):
 
 @jax.jit
 def _forward(params, ids, positions):
-    def causal(q, k, v, _):
+    def causal(q, k, v, *_):
         size = q.shape[1]
         return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
 

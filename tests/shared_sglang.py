@@ -19,7 +19,10 @@ from atgrpo_jax.models.transformer import PolicyWeights, init_params
 MODEL, STOP = small_model(), 3
 ABOUT = hf.description(SMALL, 64, (STOP,))
 PARAMS = init_params(MODEL, jax.random.key(0))
-ADAPTERS = {n: PolicyWeights(PARAMS, init_adapter(PARAMS, jax.random.key(i), 2)) for i, n in enumerate("ab")}
+ADAPTERS = {
+    n: PolicyWeights(PARAMS, init_adapter(PARAMS, jax.random.key(i), 2, MODEL.family.adapted))
+    for i, n in enumerate("ab")
+}
 FOUR = Sampling(1.0, 4)
 
 

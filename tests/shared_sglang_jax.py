@@ -9,10 +9,10 @@ from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.engines.sglang_jax.sglang_jax import (
     SGLangJaxConfig,
 )
-from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.models.families.table import transformer
 
 STOP = 3
-MODEL = Transformer(dataclasses.replace(SMALL, head_size=128, heads=2, kv_heads=1, tied=False), 96)
+MODEL = transformer(dataclasses.replace(SMALL, head_size=128, heads=2, kv_heads=1, tied=False), 96)
 SIZES = SGLangJaxConfig(
     context_length=160, max_running_requests=16, max_total_tokens=2048, prefill=128, batches=(16,)
 )

@@ -8,7 +8,7 @@ from fakes import Answering, CharTokenizer, Sum, by_path
 
 from atgrpo_jax.common.types import Outcome, Reward, Sample
 from atgrpo_jax.credit.groups import CreditConfig
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Architecture
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.run.experiment import Experiment
@@ -18,7 +18,7 @@ from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.objectives import LossConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 
-MODEL = ModelConfig(layers=1, width=8, mlp_width=12, heads=2, kv_heads=1, head_size=4)
+MODEL = Architecture(layers=1, width=8, mlp_width=12, heads=2, kv_heads=1, head_size=4)
 TOKENIZER = CharTokenizer()  # one for all, as its name in a run's identity is its place in memory
 SHAPE = oracle.Shape(1, 2, 1, 4)
 TEXTS = "30", "12", "51"  # of the three candidates: local part, then team part

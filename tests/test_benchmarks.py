@@ -90,13 +90,13 @@ def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monk
 
     item = ITEMS["tiny"]
     run.export(item, tmp_path)
-    assert hf.model_config(str(tmp_path), dtype="float32") == item.model
-    ours = jax.eval_shape(lambda: run.init_params(run.Transformer(item.model, 4096), jax.random.key(0)))
+    assert hf.architecture(str(tmp_path)) == item.model
+    ours = jax.eval_shape(lambda: run.init_params(run.transformer(item.model, 4096), jax.random.key(0)))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert theirs.num_parameters() == sum(leaf.size for leaf in jax.tree.leaves(ours))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     about = json.loads((tmp_path / "item.json").read_text())
-    assert about["model"] == dataclasses.asdict(item.model)
+    assert about["model"] == dataclasses.asdict(item.model) | {"dtype": "float32"}
     assert {len(tokenizer.encode(text)) for text in about["texts"]} == {item.prompt_tokens}
 
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, strategies
 
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
-from atgrpo_jax.models.config import ModelConfig, RopeScaling
+from atgrpo_jax.models.config import Architecture, RopeScaling
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
@@ -115,8 +115,8 @@ def test_bad_bindings_are_one_clear_line(binding, says):
         (["SIZE = 1", "plan_path.PlanPath.size = %SISE", "plan_path.PlanPath.seed = %SIZE"],
          ", line 2: macro SISE is not set; did you mean SIZE?"),
         (["A = %B", "B = %A", "plan_path.PlanPath.size = %A"], "macro A is its own value"),
-        (["small/config.ModelConfig.layers = 1", "experiment.Experiment.model = @smal/config.ModelConfig()"],
-         ", line 1: scope small of ModelConfig is not used; did you mean smal?"),
+        (["tiny/config.Architecture.layers = 1", "experiment.Experiment.model = @tin/config.Architecture()"],
+         ", line 1: scope tiny of Architecture is not used; did you mean tin?"),
         (["from __gin__ import other"], "from __gin__ import other is not known here"),
     ],
 )  # fmt: skip
@@ -181,12 +181,12 @@ def test_render_names_every_field_and_loads_to_the_same(tmp_path):
 
 
 def test_parts_in_a_mapping_are_written_as_scopes_of_their_keys(tmp_path):
-    large = ModelConfig(layers=6, rope_scaling=RopeScaling(4.0))
-    models = {"scout": ModelConfig(layers=3), "mover": large}
+    large = Architecture(layers=6, rope_scaling=RopeScaling(4.0))
+    models = {"scout": Architecture(layers=3), "mover": large}
     experiment = dataclasses.replace(load("smoke.gin"), team=Team("full"), model=models)
     path = tmp_path / "config.gin"
     path.write_text(render(experiment))
-    assert "mover/config.ModelConfig.layers = 6" in path.read_text()
+    assert "mover/config.Architecture.layers = 6" in path.read_text()
     assert load(str(path)) == experiment
 
 

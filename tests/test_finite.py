@@ -14,7 +14,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import NotFinite, check_finite
 from atgrpo_jax.common.types import Outcome, Reward
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Architecture
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.checkpoint import Checkpoints
@@ -27,7 +27,7 @@ from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
-MODEL = ModelConfig(layers=1, width=16, mlp_width=16, heads=2, kv_heads=1, head_size=8, dtype="float32")
+MODEL = Architecture(layers=1, width=16, mlp_width=16, heads=2, kv_heads=1, head_size=8)
 # Optimizers. After one update parameters are finite, and what they compute is not; some are infinite.
 DIVERGES = {"learning_rate": 1e16}
 OVERFLOWS = {"learning_rate": 3e38, "weight_decay": 40.0}

@@ -104,7 +104,7 @@ def test_a_changed_description(fresh, data):
     raw |= dict.fromkeys(FIELDS)
     change(data, raw)
     (folder / "config.json").write_text(json.dumps(raw))
-    for read in (hf.model_config, hf.end_ids):
+    for read in (hf.architecture, hf.end_ids):
         try:
             read(str(folder))
         except RunError as error:

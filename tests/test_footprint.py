@@ -14,8 +14,9 @@ from atgrpo_jax.engines.local.decoding import programs
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.local.settings import Family, lane_sizes
 from atgrpo_jax.engines.protocol import Request
-from atgrpo_jax.models.config import ModelConfig, preset
-from atgrpo_jax.models.transformer import Transformer, join_layers
+from atgrpo_jax.models.config import Architecture, Compute, preset
+from atgrpo_jax.models.families.table import transformer
+from atgrpo_jax.models.transformer import join_layers
 from atgrpo_jax.plan import parse_mesh
 from atgrpo_jax.planning import devices, footprint, times, tpu_compiler
 from atgrpo_jax.planning.workload import Workload, workload_of
@@ -31,7 +32,7 @@ from atgrpo_jax.update.optimizer import OptimizerConfig
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
 @pytest.mark.parametrize("sharing", ["shared", "lora", "full"])
 def test_parameters_and_optimizer_are_those_of_a_run_to_the_byte(sharing, mesh):
-    model = ModelConfig(layers=1, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, vocab_size=400)
+    model = Architecture(layers=1, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, vocab_size=400)
     batch = BatchConfig(row_tokens=64, rows=4)
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
     policies = TeamLearner(dataclasses.replace(x, batch=batch))
@@ -55,13 +56,13 @@ def held(tree):
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
 @pytest.mark.parametrize("answer_cache", [0, 64])
 def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
-    model = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, vocab_size=400)
+    model = Architecture(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, vocab_size=400)
     engine = LocalEngineConfig(slots=8, max_prompt=128, prompt_cache=256, answer_cache=answer_cache)
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, model=model, warm_start=None, engine=engine)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=64, rows=4))
     policies = TeamLearner(x)
     said = footprint.memory(x, policies, workload_of(x, instances=2))["cache of the rollout"]
-    policy, whole = policies.names[0], Transformer(model, 400)
+    policy, whole = policies.names[0], transformer(model, 400)
     key = GroupKey(0, "train", 0, 0, 0, "role")
     request = Request(policy, (1,), (Address(0, key, 0),), x.rollout.sampling)
     sizes = lane_sizes(engine, Family((policy,), whole, None, None), request, policies.meshes[policy])
@@ -75,7 +76,11 @@ def test_the_second_copy_of_a_small_model_is_counted_where_the_engine_keeps_one(
     x = dataclasses.replace(load("smoke.gin"), warm_start=None)
     policies = TeamLearner(x)
     params = policies.initial().policies[policies.names[0]].params
-    made = [part for name, part in join_layers(params).items() if name.startswith("layer_")]
+    made = [
+        part
+        for name, part in join_layers(params, policies.models[policies.names[0]].family.joined).items()
+        if name.startswith("layer_")
+    ]
     new = sum(
         held(module) for part in made for name, module in part.items() if "_" in name and "norm" not in name
     )
@@ -132,16 +137,17 @@ def test_offloaded_optimizer_state_is_the_hosts():
 )
 def test_activations_are_those_of_the_compiled_update(changes, mesh):
     """By what sixteen rows more take: within 15 %. (Without ``scan`` XLA's CPU compiler undoes remat.)"""
-    model = ModelConfig(layers=4, width=128, mlp_width=384, heads=4, kv_heads=2, vocab_size=256)
-    config = dataclasses.replace(model, **changes)
-    learner = Learner(Transformer(config, 256), OptimizerConfig(), LossConfig().objective(), mesh.build())
+    config = Architecture(layers=4, width=128, mlp_width=384, heads=4, kv_heads=2, vocab_size=256)
+    compute = Compute(**changes)
+    model = transformer(config, 256, compute)
+    learner = Learner(model, OptimizerConfig(), LossConfig().objective(), mesh.build())
 
     def compiled(rows):
         (update,) = learner.compile(UpdateInputs(pack([], BatchConfig(256, rows), "token", 1), None))
         return update.memory_analysis().temp_size_in_bytes
 
     def said(rows):
-        return footprint.activations(config, mesh, BatchConfig(256, rows), 256)
+        return footprint.activations(config, compute, mesh, BatchConfig(256, rows), 256)
 
     assert (said(32) - said(16)) / (compiled(32) - compiled(16)) == pytest.approx(1, abs=0.15)
 
@@ -151,9 +157,12 @@ def test_activations_are_those_of_the_compiled_update(changes, mesh):
 @pytest.mark.parametrize("sharing", ["shared", "lora"])
 def test_the_update_compiles_for_a_tpu(device, mesh, sharing):
     """By the compiler that a TPU has, with our kernels in it."""
-    model = ModelConfig(layers=1, width=256, mlp_width=256, heads=4, kv_heads=2, head_size=64, vocab_size=400)
-    model = dataclasses.replace(model, dtype="bfloat16", scan=True, remat="block")
+    model = Architecture(
+        layers=1, width=256, mlp_width=256, heads=4, kv_heads=2, head_size=64, vocab_size=400
+    )
+    compute = Compute(dtype="bfloat16", scan=True, remat="block")
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
+    x = dataclasses.replace(x, compute=compute)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=320, rows=4))
     policies = TeamLearner(x, tpu_compiler.tpus(device, 4))
     (update,) = policies.compile(policies.names[0], pack([], x.batch, "token", 1))
@@ -174,23 +183,34 @@ def test_what_cannot_be_compiled_ahead(monkeypatch):
 
 def test_work_by_hand():
     """One layer of width 4 with one head: 2 x (4 x 16 + 3 x 32) FLOP a token in the block."""
-    config = ModelConfig(layers=1, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4)
+    config = Architecture(layers=1, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4)
     workload = Workload(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
     block, head = 2 * (4 * 16 + 3 * 32), 2 * 4 * 100
     seen = 10 * 10 / 2 + 10 * (10 + 2 / 2)
     forward = block * 20 + 16 * seen + head * 10
-    assert times.work(config, 100, workload, 1) == {"rollout": forward, "update": 3 * forward}
-    again = dataclasses.replace(config, remat="block")
-    assert times.work(again, 100, workload, 2)["update"] == 2 * (3 * forward + block * 20 + 16 * seen)
+    assert times.work(config, Compute(), 100, workload, 1) == {"rollout": forward, "update": 3 * forward}
+    again = Compute(remat="block")
+    assert times.work(config, again, 100, workload, 2)["update"] == 2 * (3 * forward + block * 20 + 16 * seen)
+
+
+def test_a_window_is_less_work():
+    """By hand: of a prompt of 10, a window of 4 sees 4 x 4 / 2 + 6 x 4; each of 10 new tokens sees 4."""
+    config = Architecture(
+        layers=2, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4, family="gemma3_text", windows=(4, 0)
+    )
+    workload = Workload(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
+    block, head = 2 * (4 * 16 + 3 * 32), 2 * 4 * 100
+    seen = (4 * 4 / 2 + 6 * 4 + 10 * 4) + (10 * 10 / 2 + 10 * (10 + 2 / 2))
+    forward = 2 * block * 20 + 16 * seen + head * 10
+    assert times.work(config, Compute(), 100, workload, 1)["rollout"] == forward
 
 
 @pytest.mark.thorough
 def test_qwen3_sizes():
     """Parameters of the published models, in billions, and Adam's two moments."""
     for name, billions in (("qwen3-1.7b", 1.72), ("qwen3-8b", 8.19)):
-        x = dataclasses.replace(
-            load("smoke.gin"), model=dataclasses.replace(preset(name), scan=True), warm_start=None
-        )
+        compute = Compute(dtype="bfloat16", scan=True)
+        x = dataclasses.replace(load("smoke.gin"), model=preset(name), compute=compute, warm_start=None)
         x = dataclasses.replace(x, mesh=MeshConfig(fsdp=8), batch=BatchConfig(64, 8))
         said = footprint.memory(x, TeamLearner(x), workload_of(x, instances=2))
         assert said["parameters, shared"] == pytest.approx(billions * 4e9 / 8, rel=0.01)
@@ -223,7 +243,7 @@ def test_the_command(tmp_path):
     for flags, says in (
         (["--mesh=fsdp=8"], "must be a multiple of mesh data x fsdp = 8"),
         (
-            ["--mesh=tensor=5", "--gin_param=config.ModelConfig.vocab_size = 384"],
+            ["--mesh=tensor=5", "--gin_param=config.Architecture.vocab_size = 384"],
             "does not divide; the nearest possible is data = 1, fsdp = 1, tensor = 3",
         ),
         (["--preset=qwen9"], "--preset=qwen9: expected one of"),

@@ -212,7 +212,7 @@ def test_a_macro_is_for_other_files_only_if_one_of_them_uses_it(tmp_path):
     mine = str(tmp_path / "a.gin")
     with pytest.raises(ConfigError, match="macro LAYERS is set but nothing uses it"):
         load(mine)
-    (tmp_path / "b.gin").write_text("config.ModelConfig.layers = %LAYERS\n")
+    (tmp_path / "b.gin").write_text("config.Architecture.layers = %LAYERS\n")
     assert load(mine).model.layers == 2
     assert load([mine, str(tmp_path / "b.gin")]).model.layers == 1
     with pytest.raises(ConfigError, match="macro LAYER is set but nothing uses it"):

@@ -8,7 +8,7 @@ import pytest
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
-from atgrpo_jax.models.config import ModelConfig, RopeScaling
+from atgrpo_jax.models.config import Architecture, RopeScaling
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.run.gin_names import known_modules, part_fields
@@ -105,9 +105,11 @@ def test_none_drops_a_part_that_a_file_refers_to(tmp_path):
 
 def test_every_field_that_may_be_none_can_be_dropped():
     fields = {name for name, hint in part_fields(Experiment).items() if type(None) in typing.get_args(hint)}
-    fields |= {name for name, hint in part_fields(ModelConfig).items() if type(None) in typing.get_args(hint)}
+    fields |= {
+        name for name, hint in part_fields(Architecture).items() if type(None) in typing.get_args(hint)
+    }
     assert fields == {"warm_start", "rope_scaling"}
-    values = ["config.RopeScaling.factor = 4.0", "config.ModelConfig.rope_scaling = None"]
+    values = ["config.RopeScaling.factor = 4.0", "config.Architecture.rope_scaling = None"]
     assert load("smoke.gin", values) == SMOKE
 
 
@@ -122,8 +124,8 @@ def test_a_dropped_part_takes_its_own_parts_with_it(tmp_path):
     (tmp_path / "long.gin").write_text("config.RopeScaling.factor = 4.0\n")
     files = ["smoke.gin", str(tmp_path / "long.gin")]
     assert load(files).model.rope_scaling == RopeScaling(4.0)
-    with pytest.raises(ConfigError, match=r"^--gin_param: hf.model_config needs a folder"):
-        load(files, ["experiment.Experiment.model = @hf.model_config()"])
+    with pytest.raises(ConfigError, match=r"^--gin_param: hf.architecture needs a folder"):
+        load(files, ["experiment.Experiment.model = @hf.architecture()"])
 
 
 def test_a_part_without_a_field_is_refused():

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.models.config import PRESETS, ModelConfig, preset
+from atgrpo_jax.models.config import PRESETS, Architecture, preset
+from atgrpo_jax.models.families.table import parameters, transformer
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.models.transformer import init_params
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -39,12 +40,12 @@ def test_layers_and_logits_are_those_of_transformers(variant, tmp_path):
 def test_rope_scaling_matters(tmp_path):
     make(tmp_path, *VARIANTS["llama 3"])
     model, params = ours(tmp_path)
-    plain = Transformer(dataclasses.replace(model.config, rope_scaling=None), 96)
+    plain = transformer(dataclasses.replace(model.architecture, rope_scaling=None), 96)
     tokens = jnp.arange(50)[None]
     assert jnp.abs(forward(model, params, tokens)[2] - forward(plain, params, tokens)[2]).max() > 1e-2
 
 
-@pytest.mark.parametrize("variant", ["qwen3 untied", "qwen2", "llama"])
+@pytest.mark.parametrize("variant", ["qwen3 untied", "qwen2", "llama", "gemma 3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_round_trip_is_bit_exact_and_transformers_loads_it(variant, dtype, tmp_path):
     kind, options = VARIANTS[variant]
@@ -96,7 +97,7 @@ def test_a_config_that_cannot_be_honoured_is_refused_by_field(fields, says, tmp_
         edit(tmp_path, rope_parameters=None)
     edit(tmp_path, **fields)
     with pytest.raises(RunError, match=says):
-        hf.model_config(str(tmp_path))
+        hf.architecture(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -128,45 +129,41 @@ def test_a_file_cut_short_a_wrong_dtype_and_no_file_are_named(tmp_path):
     with pytest.raises(RunError, match=r"model.safetensors cannot be read"):
         ours(tmp_path)
     with pytest.raises(RunError, match=r"config.json cannot be read"):
-        hf.model_config(str(tmp_path / "nowhere"))
+        hf.architecture(str(tmp_path / "nowhere"))
 
 
 PUBLISHED = {
     "qwen3-0.6b": 596_049_920, "qwen3-8b": 8_190_735_360, "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512, "llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248,
-    "smollm2-135m": 134_515_008,
+    "smollm2-135m": 134_515_008, "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_have_the_published_numbers_of_parameters(name):
     config = PRESETS[name]
-    model = Transformer(config, config.vocab_size)
+    model = transformer(config, config.vocab_size)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == config.parameters() == PUBLISHED[name]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters(config) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
 def test_a_description_is_read_back_as_the_config(name, tmp_path):
     config = preset(name)
     (tmp_path / "config.json").write_text(json.dumps(hf.description(config, config.vocab_size, (7,))))
-    assert hf.model_config(str(tmp_path), config.dtype, config.param_dtype) == config
-    again = hf.model_config(str(tmp_path), config.dtype, config.param_dtype, remat="block", scan=True)
-    assert again == dataclasses.replace(config, remat="block", scan=True)
+    assert hf.architecture(str(tmp_path)) == config
 
 
 @pytest.mark.thorough
 def test_a_model_that_comes_from_no_folder_is_written_as_one_that_transformers_loads(tmp_path):
-    config = ModelConfig(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=16, vocab_size=50)
-    params = init_params(Transformer(config, 50), jax.random.key(0))
+    config = Architecture(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=16, vocab_size=50)
+    params = init_params(transformer(config, 50), jax.random.key(0))
     hf.save(str(tmp_path), params, hf.description(config, 50, (7,)))
     tokens = np.random.default_rng(0).integers(0, 50, (2, 20))
     with torch.no_grad():
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor(tokens)).logits
     _, _, scores = forward(*ours(tmp_path), jnp.asarray(tokens))
     np.testing.assert_allclose(scores, theirs.numpy(), **LOGITS)
-    with pytest.raises(RunError, match="no Hugging Face model has both"):
-        hf.description(dataclasses.replace(config, qkv_bias=True), 50, (7,))
 
 
 def test_what_ends_a_sequence_is_that_of_both_files_and_what_is_asked_for(tmp_path):
@@ -195,8 +192,8 @@ def test_a_full_disk_is_said_as_one(tmp_path, monkeypatch):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(hf, "save_file", full)
-    config = ModelConfig(layers=1, width=8, mlp_width=8, heads=2, kv_heads=2, head_size=4, vocab_size=9)
-    params = init_params(Transformer(config, 9), jax.random.key(0))
+    config = Architecture(layers=1, width=8, mlp_width=8, heads=2, kv_heads=2, head_size=4, vocab_size=9)
+    params = init_params(transformer(config, 9), jax.random.key(0))
     with pytest.raises(OSError, match="No space left") as error:
         hf.save(str(tmp_path), params, hf.description(config, 9, (7,)))
     assert error.value.errno == errno.ENOSPC and error.value.filename.endswith(hf.SINGLE)

@@ -158,9 +158,9 @@ def test_a_head_of_qwen3_has_128_dimensions_where_nothing_is_said(tmp_path):
     [
         ({"num_attention_heads": 0}, "num_attention_heads = 0"),
         ({"num_attention_heads": -6}, "num_attention_heads = -6"),
-        ({"num_attention_heads": 7, "num_key_value_heads": 2}, "ModelConfig.heads = 7: must be a multiple"),
+        ({"num_attention_heads": 7, "num_key_value_heads": 2}, "Architecture.heads = 7: must be a multiple"),
         ({"num_key_value_heads": 0}, "num_key_value_heads = 0"),
-        ({"head_dim": 7}, "ModelConfig.head_size = 7: must be even"),
+        ({"head_dim": 7}, "Architecture.head_size = 7: must be even"),
         ({"vocab_size": 10**15}, "vocab_size = 1000000000000000"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
         ({"hidden_size": 48.0}, "hidden_size = 48.0"),
@@ -191,7 +191,7 @@ def test_a_value_that_no_model_has_is_refused_by_field(fields, says, tmp_path):
     make(tmp_path, *VARIANTS["llama 3"])
     write_config(tmp_path, **fields)
     with pytest.raises(RunError, match=f"config.json: .*{says}|config.json: {says}") as error:
-        hf.model_config(str(tmp_path))
+        hf.architecture(str(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -234,7 +234,7 @@ def test_an_exported_config_has_the_rotary_base_in_both_spellings(variant, tmp_p
     write_config(tmp_path / "in", rope_parameters=rope, rope_theta=...)
     _, params = ours(tmp_path / "in")
     hf.save(str(tmp_path / "out"), params, str(tmp_path / "in"))
-    assert hf.model_config(str(tmp_path / "out")) == hf.model_config(str(tmp_path / "in"))
+    assert hf.architecture(str(tmp_path / "out")) == hf.architecture(str(tmp_path / "in"))
     assert_same_logits(tmp_path / "out")
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     scaling = None if variant == "llama" else {k: v for k, v in rope.items() if k != "rope_theta"}
@@ -246,7 +246,7 @@ def test_an_exported_config_has_the_rotary_base_in_both_spellings(variant, tmp_p
 def test_what_is_no_folder_of_a_model_is_said(tmp_path):
     make(tmp_path, *VARIANTS["llama"])
     (tmp_path / "adapter_config.json").write_text("{}")
-    for read in (hf.model_config, ours):
+    for read in (hf.architecture, ours):
         with pytest.raises(RunError, match="holds an adapter .*; merge it"):
             read(str(tmp_path))
     (tmp_path / "adapter_config.json").unlink()
@@ -270,4 +270,4 @@ def test_what_is_no_folder_of_a_model_is_said(tmp_path):
         config.unlink()
         config.symlink_to(target)
         with pytest.raises(RunError, match=f"config.json cannot be read .*({says})"):
-            hf.model_config(str(tmp_path))
+            hf.architecture(str(tmp_path))

@@ -16,13 +16,16 @@ from shared_learner import (
     loss_and_gradient,
     micro_loss,
     packed,
+    separate_rows,
 )
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.types import Group
 from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.models.config import Compute
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.update.batch import BatchConfig, each
 from atgrpo_jax.update.learner import UpdateInputs
@@ -36,15 +39,6 @@ def test_float32_is_multiplied_in_float32_backward_too():
     text = update.as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products and all("precision = [HIGHEST, HIGHEST]" in product for product in products)
-
-
-def separate_rows(groups: list[Credited]) -> list[Credited]:
-    """Every candidate as a group of its own, with its prompt: what other trainers do."""
-    rows = []
-    for item in groups:
-        for k, candidate in enumerate(item.group.candidates):
-            rows.append(Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool)))
-    return rows
 
 
 @pytest.mark.thorough
@@ -98,7 +92,7 @@ def test_padding_packing_and_micro_batches_change_nothing(config):
 @pytest.mark.thorough
 @pytest.mark.parametrize("remat", ["dots", "block"])
 def test_computing_again_changes_nothing_but_the_memory(remat):
-    model = Transformer(dataclasses.replace(MODEL.config, remat=remat), 64)
+    model = transformer(MODEL.architecture, 64, Compute(remat=remat))
     state, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
     again = learner(model=model)
     other, _ = again.update(again.init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
@@ -122,8 +116,8 @@ def test_computing_again_changes_nothing_but_the_memory(remat):
 @pytest.mark.parametrize("remat", ["none", "dots", "block"])
 def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
     def model(scan, layers=2):
-        config = dataclasses.replace(MODEL.config, remat=remat, scan=scan, layers=layers)
-        return Transformer(config, 64)
+        architecture = dataclasses.replace(MODEL.architecture, layers=layers)
+        return transformer(architecture, 64, Compute(remat=remat, scan=scan))
 
     def update(scan):
         ours = learner(model=model(scan))

@@ -13,7 +13,9 @@ from shared_learner import MODEL, OPTIMIZER, assert_same, items, learner, packed
 
 from atgrpo_jax.arrays.mesh import MeshConfig, check_mesh, divided_parameters
 from atgrpo_jax.common.errors import ConfigError
-from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.models.config import Compute
+from atgrpo_jax.models.families.table import transformer
+from atgrpo_jax.models.transformer import init_params
 from atgrpo_jax.update.batch import each
 from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig, cloning
@@ -45,7 +47,7 @@ def test_sharded_equals_unsharded(mesh):
 @pytest.mark.thorough
 def test_fused_kernels_are_sharded_like_tiles():
     """Interpreted, as on a TPU."""
-    fused = Transformer(dataclasses.replace(MODEL.config, attention="fused"), 64)
+    fused = transformer(MODEL.architecture, 64, Compute(attention="fused"))
     state, metrics = sharded_update(MeshConfig())
     other, other_metrics = sharded_update(MeshConfig(data=2, fsdp=2, tensor=2), fused)
     assert_same(jax.device_get((state.params, metrics)), jax.device_get((other.params, other_metrics)))
@@ -110,8 +112,10 @@ def test_the_optimizer_state_may_wait_on_the_host():
 
 def test_a_mesh_that_does_not_fit_is_refused():
     """By the number of devices, and by a width of 50 that four parts do not divide."""
-    odd = Transformer(dataclasses.replace(MODEL.config, mlp_width=50), 64)
-    sizes = list(divided_parameters(jax.eval_shape(lambda: init_params(odd, jax.random.key(0)))))
+    odd = transformer(dataclasses.replace(MODEL.architecture, mlp_width=50), 64)
+    sizes = list(
+        divided_parameters(jax.eval_shape(lambda: init_params(odd, jax.random.key(0))), odd.family.axes)
+    )
     check_mesh(MeshConfig(data=2, fsdp=2, tensor=2), 8, sizes)
     with pytest.raises(ConfigError) as raised:
         check_mesh(MeshConfig(data=4, fsdp=4), 8, sizes)

@@ -16,7 +16,9 @@ from atgrpo_jax.arrays.mesh import MeshConfig, parameter_shardings
 from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.engines.local.lanes import Lane
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
+from atgrpo_jax.models.config import Compute
+from atgrpo_jax.models.families.table import transformer
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 from atgrpo_jax.run.metrics import CompileCounter
 
 # Fixtures
@@ -160,7 +162,7 @@ def test_an_error_while_drawing_reaches_whoever_waits(engine, monkeypatch):
 def test_a_mesh_gives_the_same(engine, params, mesh):
     on_mesh = mesh.build()
     spread = LocalEngine(MODEL, (STOP,), CONFIG, on_mesh)
-    placed = jax.device_put(params, parameter_shardings(params, on_mesh))
+    placed = jax.device_put(params, parameter_shardings(params, on_mesh, MODEL.family.axes))
     spread.push_weights("shared", PolicyWeights(placed), version=7)
     for ours, expected in zip(draw(spread, *many(6)), draw(engine, *many(6)), strict=True):
         for sample, other in zip(ours, expected, strict=True):
@@ -175,7 +177,9 @@ def test_the_kernel_gives_the_same():
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
     drawn = []
     for attention, on_mesh in (("tiles", None), ("fused", None), ("fused", mesh)):
-        model = Transformer(dataclasses.replace(MODEL.config, head_size=16, attention=attention), 64)
+        model = transformer(
+            dataclasses.replace(MODEL.architecture, head_size=16), 64, Compute(attention=attention)
+        )
         engine = LocalEngine(model, (STOP,), config, on_mesh)
         engine.push_weights("shared", PolicyWeights(init_params(model, jax.random.key(0))), 0)
         requests = (request(list(range(4, 4 + n)), n, max_tokens=32) for n in (3, 9, 20))
@@ -202,7 +206,7 @@ def test_shards_exchange_who_is_done_and_nothing_else(params):
     """Four of them on four devices: of what decoding computes, no float crosses devices."""
     mesh = MeshConfig(data=4).build()
     engine = LocalEngine(MODEL, (STOP,), CONFIG, mesh)
-    placed = jax.device_put(params, parameter_shardings(params, mesh))
+    placed = jax.device_put(params, parameter_shardings(params, mesh, MODEL.family.axes))
     engine.push_weights("shared", PolicyWeights(placed), version=7)
     draw(engine, *many(6))
     (program,) = engine.lowered()

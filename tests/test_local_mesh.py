@@ -49,7 +49,7 @@ def built(config, policies=("shared",), initial=None, mesh=LEARNERS):
 
 
 def on(mesh, tree):
-    return copied(tree, mesh.build())
+    return copied(tree, mesh.build(), MODEL.family.axes)
 
 
 def devices_of(tree):
@@ -77,7 +77,7 @@ def test_an_engine_on_other_devices_draws_the_same_from_a_copy_of_its_own(params
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=4), MeshConfig(tensor=2)], ids=str)
 def test_a_copy_lives_on_when_its_source_is_freed(params, source, mesh):  # noqa: F811
     pushed = on(source, params)
-    copy = copied(pushed, mesh.build())
+    copy = copied(pushed, mesh.build(), MODEL.family.axes)
     jax.tree.map(lambda leaf: leaf.delete(), pushed)
     jax.tree.map(np.testing.assert_array_equal, copy, params)
 

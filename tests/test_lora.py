@@ -26,6 +26,7 @@ from atgrpo_jax.update.objectives import cloning
 from atgrpo_jax.update.optimizer import OptimizerConfig
 
 MODEL = small_model()
+ADAPTED = MODEL.family.adapted
 batch_logprobs = jax.jit(Packed(MODEL, MeshConfig().build()).logprobs)
 CONFIG = LoraConfig(rank=4, alpha=8.0)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 64, (3, 10)))
@@ -38,7 +39,7 @@ def params():
 
 def adapter(params, seed):
     """One that does something: b is not zero."""
-    fresh = init_adapter(params, jax.random.key(seed), CONFIG.rank)
+    fresh = init_adapter(params, jax.random.key(seed), CONFIG.rank, ADAPTED)
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return tree.unflatten(
@@ -47,7 +48,7 @@ def adapter(params, seed):
 
 
 def forward(params, adapters=None, scale_BJ=None):
-    def causal(q, k, v, _):
+    def causal(q, k, v, *_):
         size = q.shape[1]
         return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
 
@@ -58,7 +59,7 @@ def forward(params, adapters=None, scale_BJ=None):
 
 @pytest.mark.thorough
 def test_a_fresh_adapter_changes_nothing_bit_for_bit(params):
-    fresh = stack([init_adapter(params, jax.random.key(s), CONFIG.rank) for s in (1, 2)])
+    fresh = stack([init_adapter(params, jax.random.key(s), CONFIG.rank, ADAPTED) for s in (1, 2)])
     scale_BJ = jnp.array([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     np.testing.assert_array_equal(forward(params, fresh, scale_BJ), forward(params))
 
@@ -111,7 +112,9 @@ def test_a_policy_computes_with_its_adapter_times_alpha_over_rank(params, batch,
     """As the merged parameters do, of which there is no doubt. Rank 4, so the scale is 1 or 2.5."""
     config = LoraConfig(rank=4, alpha=alpha)
     micro = jax.tree.map(lambda x: x[0], batch)
-    own = jax.tree.map(lambda x: x + 0.1, init_adapter(params, jax.random.key(3), 4))  # b is not zero
+    own = jax.tree.map(
+        lambda x: x + 0.1, init_adapter(params, jax.random.key(3), 4, ADAPTED)
+    )  # b is not zero
     weights = learner(rank=4, alpha=alpha).weights(own, params)
     logprobs, _ = batch_logprobs(weights, micro, jnp.float32(1.0))
     merged, _ = batch_logprobs(PolicyWeights(merge(params, own, alpha / 4)), micro, jnp.float32(1.0))
@@ -163,12 +166,12 @@ def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
-@pytest.mark.parametrize("variant", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("variant", ["qwen3", "qwen2", "llama", "gemma 3"])
 def test_peft_loads_an_exported_adapter_and_gives_our_logits(variant, tmp_path):
     make(tmp_path / "base", *VARIANTS[variant])
     model, params = ours(tmp_path / "base")
     own = adapter(params, 3)
-    save_adapter(str(tmp_path / "adapter"), own, CONFIG, base=str(tmp_path / "base"))
+    save_adapter(str(tmp_path / "adapter"), own, CONFIG, model.family, base=str(tmp_path / "base"))
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     tokens = np.random.default_rng(1).integers(0, 96, (2, 30))

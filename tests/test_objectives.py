@@ -64,7 +64,7 @@ def next_logprobs(params, tokens_NT):
     mask_NTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (N, T, T))
     hidden_NTD, _ = apply(
         MODEL, params, None, tokens_NT, jnp.broadcast_to(jnp.arange(T), (N, T)),
-        lambda q, k, v, _: (masked_attention(q, k, v, mask_NTT), None),
+        lambda q, k, v, *_: (masked_attention(q, k, v, mask_NTT), None),
         scale_BJ=jnp.ones((N, 1)),
     )  # fmt: skip
     logprobs_NTV = jax.nn.log_softmax(logits(params, hidden_NTD)[:, :-1])

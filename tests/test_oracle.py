@@ -12,10 +12,11 @@ from fakes import PARITY, Answering, CharTokenizer, Sum, by_path, of_policy, qui
 
 from atgrpo_jax.common.types import Outcome, Reward, Sample, seed_of
 from atgrpo_jax.credit.groups import CreditConfig
-from atgrpo_jax.models.config import ModelConfig, RopeScaling
+from atgrpo_jax.models.config import Architecture, RopeScaling
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig
-from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.models.transformer import init_params
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
@@ -30,10 +31,10 @@ from atgrpo_jax.update.optimizer import OptimizerConfig
 
 SMALL = {"width": 8, "mlp_width": 12, "heads": 4, "kv_heads": 2, "vocab_size": 128}
 MODELS = {
-    "qwen3": ModelConfig(**SMALL, layers=1, head_size=4),
-    "qwen2": ModelConfig(**SMALL, layers=2, head_size=2, qk_norm=False, qkv_bias=True, tied=False),
-    "llama": ModelConfig(
-        **SMALL, layers=1, head_size=2, qk_norm=False, rope_theta=100.0,
+    "qwen3": Architecture(**SMALL, layers=1, head_size=4),
+    "qwen2": Architecture(**SMALL, layers=2, head_size=2, family="qwen2", tied=False),
+    "llama": Architecture(
+        **SMALL, layers=1, head_size=2, family="llama", rope_theta=100.0,
         rope_scaling=RopeScaling(4.0, 1.0, 3.0, 16),
     ),
 }  # fmt: skip
@@ -212,7 +213,7 @@ def folders(tmp_path_factory):
     """Of each model, with numbers that nothing is small or equal in."""
     rng, made = np.random.default_rng(0), {}
     for name, config in MODELS.items():
-        shapes = jax.eval_shape(lambda c=config: init_params(Transformer(c, 128), jax.random.key(0)))
+        shapes = jax.eval_shape(lambda c=config: init_params(transformer(c, 128), jax.random.key(0)))
         drawn = jax.tree_util.tree_map_with_path(
             lambda path, leaf: np.float32((path[-1].key == "scale") + 0.3 * rng.standard_normal(leaf.shape)),
             shapes,
@@ -231,7 +232,7 @@ def experiment(case, folder):
         task=Marks(),
         team=Team(**case.get("team", {})),
         tokenizer=CharTokenizer(),
-        model=hf.model_config(folder, dtype="float32"),
+        model=hf.architecture(folder),
         pretrained=folder,
         lora=LoraConfig(rank=2, alpha=5.0),
         engine=Answering(answer=sampler(shape, temperature)),

@@ -23,7 +23,7 @@ FILES = ("BUILD.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE
          "pyproject.toml", "setup.py")  # fmt: skip
 NAME = f"atgrpo_jax-{atgrpo_jax.__version__}"
 SHORT = (
-    "config.ModelConfig.layers = 1",
+    "config.Architecture.layers = 1",
     "workflow.Workflow.turns = 1",
     "rollout.RolloutConfig.instances = 4",
     "objectives.LossConfig.minibatches = 1",

@@ -28,7 +28,7 @@ def experiment(tmp_path_factory):
     return dataclasses.replace(
         x,
         task=Longest(),
-        model=hf.model_config(folder, dtype="float32"),
+        model=hf.architecture(folder),
         pretrained=folder,
         warm_start=None,
         evaluation=dataclasses.replace(x.evaluation, instances=2, validation_instances=2, every=0),
@@ -179,7 +179,7 @@ def test_models_of_one_team_may_differ(experiment, tmp_path):
         "vocab_size": experiment.tokenizer.vocab_size,
     }
     make(tmp_path / "llama", "Llama", SIZES | options)
-    llama = hf.model_config(str(tmp_path / "llama"), dtype="float32")
+    llama = hf.architecture(str(tmp_path / "llama"))
     for name, team in (("mover", Team("full")), ("base", Team({"scout": "full", "mover": "lora"}))):
         x = dataclasses.replace(
             experiment,

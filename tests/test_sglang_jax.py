@@ -21,6 +21,7 @@ from atgrpo_jax.engines.sglang_jax.sglang_jax import (
     cut,
     parameters,
 )
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 
@@ -81,9 +82,12 @@ def test_where_it_is_not_installed_an_error_says_what_to_do(monkeypatch):
 def test_models_and_devices_it_cannot_serve_are_refused_before_it_starts():
     mesh = MeshConfig().build()
     check_model("a", MODEL, SIZES, mesh)
-    with pytest.raises(RunError, match=r"policy a: ModelConfig.head_size = 8: .* multiple of 128"):
+    gemma = transformer(dataclasses.replace(MODEL.architecture, family="gemma3_text"), 96)
+    with pytest.raises(RunError, match=r"policy a: Architecture.family = 'gemma3_text': .* are tried"):
+        check_model("a", gemma, SGLangJaxConfig(), MeshConfig().build())
+    with pytest.raises(RunError, match=r"policy a: Architecture.head_size = 8: .* multiple of 128"):
         check_model("a", small_model(), SIZES, mesh)
-    with pytest.raises(RunError, match=r"SGLangJaxConfig.tensor = 2 must divide ModelConfig.kv_heads = 1"):
+    with pytest.raises(RunError, match=r"SGLangJaxConfig.tensor = 2 must divide Architecture.kv_heads = 1"):
         check_model("a", MODEL, dataclasses.replace(SIZES, tensor=2), mesh)
     with pytest.raises(RunError, match=r"devices = \(8,\): there are 8 devices, 1 in the policy's mesh"):
         check_model("a", MODEL, dataclasses.replace(SIZES, devices=(8,)), mesh)
@@ -107,12 +111,13 @@ def test_seeds_are_int32_and_differ():
 
 
 def test_names_are_sglang_jaxs():
-    assert their_name("layer_1/q/kernel") == "model.layers.1.self_attn.q_proj.weight"
-    assert their_name("layer_0/k/bias") == "model.layers.0.self_attn.k_proj.bias"
-    assert their_name("layer_0/k_norm/scale") == "model.layers.0.self_attn.k_norm.scale"
-    assert their_name("layer_0/mlp_norm/scale") == "model.layers.0.post_attention_layernorm.scale"
-    assert their_name("norm/scale") == "model.norm.scale"
-    assert (their_name("embedding"), their_name("head")) == (
+    family = MODEL.family
+    assert their_name(family, "layer_1/q/kernel") == "model.layers.1.self_attn.q_proj.weight"
+    assert their_name(family, "layer_0/k/bias") == "model.layers.0.self_attn.k_proj.bias"
+    assert their_name(family, "layer_0/k_norm/scale") == "model.layers.0.self_attn.k_norm.scale"
+    assert their_name(family, "layer_0/mlp_norm/scale") == "model.layers.0.post_attention_layernorm.scale"
+    assert their_name(family, "norm/scale") == "model.norm.scale"
+    assert (their_name(family, "embedding"), their_name(family, "head")) == (
         "model.embed_tokens.embedding",
         "lm_head.embedding",
     )

@@ -93,7 +93,7 @@ def tokens(answers):
 
 @jax.jit
 def _forward(params, ids):
-    def causal(q, k, v, _):
+    def causal(q, k, v, *_):
         size = q.shape[1]
         return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
 
@@ -194,7 +194,9 @@ def test_a_push_changes_answers_to_those_of_the_new_weights(engine, local, other
 @live
 @quiet
 def test_an_adapter_is_merged(engine, local, params):
-    adapter = jax.tree.map(lambda leaf: leaf + 0.05, init_adapter(params, jax.random.key(1), 2))
+    adapter = jax.tree.map(
+        lambda leaf: leaf + 0.05, init_adapter(params, jax.random.key(1), 2, MODEL.family.adapted)
+    )
     asked = many(5, k=1, temperature=0.0)
     before = tokens(draw(engine, *asked))
     for one in (engine, local):

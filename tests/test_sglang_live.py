@@ -26,18 +26,19 @@ from atgrpo_jax.engines.protocol import Request, Served
 from atgrpo_jax.engines.sglang import draws, servers, sglang
 from atgrpo_jax.engines.sglang.processes import free_port
 from atgrpo_jax.models.attention import masked_attention
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Architecture
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, stack
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, apply, init_params, logits
+from atgrpo_jax.models.transformer import PolicyWeights, apply, init_params, logits
 from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 TOKENIZER = TinyTokenizer()
 # That of smoke.gin, so that one server does for all.
-CONFIG = ModelConfig(layers=2, width=32, mlp_width=64, heads=2, kv_heads=1, head_size=16)
-MODEL = Transformer(CONFIG, TOKENIZER.vocab_size)
+CONFIG = Architecture(layers=2, width=32, mlp_width=64, heads=2, kv_heads=1, head_size=16)
+MODEL = transformer(CONFIG, TOKENIZER.vocab_size)
 ABOUT = hf.description(CONFIG, TOKENIZER.vocab_size, TOKENIZER.stop_ids)
 LORA = LoraConfig(rank=4)
 AGREE = 1e-4  # nats
@@ -49,7 +50,7 @@ def params(seed):
 
 
 def adapter(base, seed):
-    fresh = init_adapter(base, jax.random.key(seed), LORA.rank)
+    fresh = init_adapter(base, jax.random.key(seed), LORA.rank, MODEL.family.adapted)
     keys = iter(jax.random.split(jax.random.key(seed + 100), len(jax.tree.leaves(fresh))))
     moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), fresh)
     return PolicyWeights(base, moved, LORA.scale)
@@ -145,7 +146,7 @@ def learned_logprobs(weights, prompt, tokens, temperature):
     mask = np.tril(np.ones((1, T, T), bool))
     hidden, _ = apply(
         MODEL, weights.params, stack([weights.adapter]), ids, np.arange(T)[None],
-        lambda q, k, v, _: (masked_attention(q, k, v, mask), None), scale_BJ=np.full((1, 1), weights.scale),
+        lambda q, k, v, *_: (masked_attention(q, k, v, mask), None), scale_BJ=np.full((1, 1), weights.scale),
     )  # fmt: skip
     scores = np.asarray(jax.nn.log_softmax(logits(weights.params, hidden[0]) / (temperature or 1)))
     return scores[len(prompt) - 1 + np.arange(len(tokens)), list(tokens)]

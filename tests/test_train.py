@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import transformers
 
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
@@ -65,7 +65,7 @@ def whole(place):
 def parameters(folder, step):
     x = gin_config.load(str(folder.config))
     learner = Learner(
-        Transformer(x.model, x.tokenizer.vocab_size), x.optimizer, x.loss.objective(), x.mesh.build()
+        transformer(x.model, x.tokenizer.vocab_size), x.optimizer, x.loss.objective(), x.mesh.build()
     )
     checkpoints = Checkpoints(folder.checkpoints, x.identity(), read_only=True)
     return checkpoints.restore(step, dict.fromkeys(x.policies, learner.shapes))[0]
@@ -186,7 +186,7 @@ def test_evaluate_plays_a_run_on_another_task_than_it_was_trained_on(whole, plac
 def test_a_run_that_started_from_no_folder_is_exported_as_one(whole, place):
     finish(start(place, "--run_dir=whole", "--out=exported", module="export"))
     x = gin_config.load("smoke.gin")
-    read = hf.model_config(str(place / "exported" / "shared"), "float32")
+    read = hf.architecture(str(place / "exported" / "shared"))
     assert read == dataclasses.replace(x.model, vocab_size=x.tokenizer.vocab_size)
     assert transformers.AutoModelForCausalLM.from_pretrained(place / "exported" / "shared").num_parameters()
 

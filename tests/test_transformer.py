@@ -9,11 +9,12 @@ import pytest
 from fakes import PARITY, SMALL
 
 from atgrpo_jax.models.attention import masked_attention
-from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.transformer import Transformer, init_params, join_layers, logits
+from atgrpo_jax.models.config import Architecture, Compute
+from atgrpo_jax.models.families.table import FAMILIES, transformer
+from atgrpo_jax.models.transformer import init_params, join_layers, logits
 
 CONFIG = dataclasses.replace(SMALL, rms_epsilon=1e-3)  # one that shows
-MODEL = Transformer(CONFIG, 64)
+MODEL = transformer(CONFIG, 64)
 TOKENS = np.random.default_rng(0).integers(0, 64, (2, 9)).astype(np.int32)
 
 
@@ -26,7 +27,7 @@ def params():
     )
 
 
-def causal(q, k, v, _):
+def causal(q, k, v, *_):
     size = q.shape[1]
     return masked_attention(q, k, v, jnp.tril(jnp.ones((1, size, size), bool))), None
 
@@ -96,16 +97,16 @@ def test_later_tokens_change_nothing_before_them(params):
     assert (one[:, -1] != other[:, -1]).any()
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_fused_layers_give_the_same(bias):
-    model = MODEL.clone(config=dataclasses.replace(CONFIG, qkv_bias=bias))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_joined_layers_give_the_same(family):
+    model = transformer(dataclasses.replace(CONFIG, family=family), 64)
     params = init_params(model, jax.random.key(1))
     params = jax.tree.map(
         lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
     )
     plain, _ = model.apply({"params": params}, TOKENS, positions(TOKENS), causal)
     fused, _ = model.clone(joined=True).apply(
-        {"params": join_layers(params)}, TOKENS, positions(TOKENS), causal
+        {"params": join_layers(params, model.family.joined)}, TOKENS, positions(TOKENS), causal
     )
     np.testing.assert_allclose(fused, plain, **PARITY)
 
@@ -117,8 +118,14 @@ def test_only_distances_between_positions_matter(params):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"heads": 4, "kv_heads": 3}, {"head_size": 7}, {"layers": 0}, {"dtype": "float16"}]
+    "wrong", [{"heads": 4, "kv_heads": 3}, {"head_size": 7}, {"layers": 0}, {"family": "gpt2"}]
 )
-def test_config_refuses(wrong):
-    with pytest.raises(ValueError, match=r"ModelConfig\."):
-        ModelConfig(**wrong)
+def test_an_architecture_that_there_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"Architecture\."):
+        transformer(Architecture(**wrong), 64)
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "float16"}, {"remat": "all"}, {"attention": "fast"}])
+def test_what_cannot_be_computed_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"Compute\."):
+        Compute(**wrong)

@@ -8,15 +8,16 @@ import pytest
 from fakes import CharTokenizer, Longest, quickly_compiled  # noqa: F401
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.models.config import ModelConfig
-from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.models.config import Architecture
+from atgrpo_jax.models.families.table import transformer
+from atgrpo_jax.models.transformer import init_params
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig, warm_start
 
-MODEL = ModelConfig(layers=1, width=8, mlp_width=8, heads=2, kv_heads=1, head_size=4)
+MODEL = Architecture(layers=1, width=8, mlp_width=8, heads=2, kv_heads=1, head_size=4)
 CONFIG = WarmStartConfig(steps=2, instances=1, candidates=2, learning_rate=1e-2, warmup=1)
 
 
@@ -56,7 +57,7 @@ def make(mesh, tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
 
     def made(config=CONFIG, model=MODEL, names=("shared",), train=True, **changes):
-        shape = Transformer(model, 128)
+        shape = transformer(model, 128)
 
         def fresh():
             if not train:
@@ -94,7 +95,7 @@ def own(make):
 @pytest.mark.thorough
 def test_the_same_is_trained_once(make, first):
     jax.tree.map(np.testing.assert_array_equal, first, make(train=False))
-    start = init_params(Transformer(MODEL, 128), jax.random.key(7))
+    start = init_params(transformer(MODEL, 128), jax.random.key(7))
     assert np.abs(first["shared"]["embedding"] - start["embedding"]).max() > 1e-3
 
 
@@ -138,7 +139,7 @@ def test_its_first_step_is_as_long_as_the_rate_by_then(make, warmup, moved):
     """Adam's first step is the rate, and a warm-up of nine updates begins with a tenth of it."""
     config = dataclasses.replace(CONFIG, steps=1, warmup=warmup)
     params = make(config=config, optimizer=OptimizerConfig(weight_decay=0.0))
-    start = init_params(Transformer(MODEL, 128), jax.random.key(7))
+    start = init_params(transformer(MODEL, 128), jax.random.key(7))
     found = np.abs(params["shared"]["embedding"] - start["embedding"]).max()
     assert found == pytest.approx(moved, rel=1e-3)
 

@@ -13,7 +13,7 @@ from atgrpo_jax.run.team_learner import TeamLearner
 
 
 def experiment(cache):
-    x = load("smoke.gin", ["config.ModelConfig.layers = 1"])
+    x = load("smoke.gin", ["config.Architecture.layers = 1"])
     return dataclasses.replace(
         x, warm_start=dataclasses.replace(x.warm_start, steps=1, instances=2, cache_dir=str(cache))
     )

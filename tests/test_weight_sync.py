@@ -44,7 +44,7 @@ def nudged(tree, seed, size=1e-3):
 BASE = params(0)
 ONE = {"shared": PolicyWeights(BASE)}
 ADAPTERS = {
-    name: PolicyWeights(BASE, nudged(init_adapter(BASE, jax.random.key(i), 2), i, 0.1))
+    name: PolicyWeights(BASE, nudged(init_adapter(BASE, jax.random.key(i), 2, MODEL.family.adapted), i, 0.1))
     for i, name in enumerate("ab")
 }
 

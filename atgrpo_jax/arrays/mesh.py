@@ -16,23 +16,9 @@ from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
 
-# The axes of each parameter, by the end of its path. The package's docstring explains the letters.
-PARAMETER_AXES = (
-    (r"embedding$", "VD"),
-    (r"head$", "DV"),
-    (r"(q|k|v)/kernel$", "DN"),
-    (r"(q|k|v)/bias$", "N"),
-    (r"o/kernel$", "ND"),
-    (r"(gate|up)/kernel$", "DF"),
-    (r"down/kernel$", "FD"),
-    # Adapters. Their rank R is not split: every device has all of it.
-    (r"(q|k|v|gate|up)/a$", "DR"),
-    (r"o/a$", "NR"),
-    (r"down/a$", "FR"),
-    (r"(q|k|v)/b$", "RN"),
-    (r"(gate|up)/b$", "RF"),
-    (r"(o|down)/b$", "RD"),
-)
+# The axes of parameters, each by a regular expression for the end of its path: (r"q/kernel$", "DN").
+# The package's docstring explains the letters. A family of models says which they are.
+ParameterAxes = Sequence[tuple[str, str]]
 MESH_AXES = {"D": "fsdp", "N": "tensor", "F": "tensor", "V": "tensor"}
 
 
@@ -138,47 +124,51 @@ def _misfit(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> str
     return None
 
 
-def divided_parameters(tree: Any) -> Iterator[Divided]:
+def divided_parameters(tree: Any, axes: ParameterAxes) -> Iterator[Divided]:
     """Yields the sizes that a mesh splits.
 
     ``tree`` holds parameters or their shapes, or optimizer state that mirrors them.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        for size, axis in zip(leaf.shape, _spec(path, leaf), strict=False):
+        for size, axis in zip(leaf.shape, _spec(path, leaf, axes), strict=False):
             if axis is not None:
                 yield path_text(path), size, axis
 
 
-def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+def parameter_shardings(tree: Any, mesh: Mesh, axes: ParameterAxes) -> Any:
     """Returns a NamedSharding for every leaf of parameters or of optimizer state that mirrors them.
 
-    Leaves that match no rule of ``PARAMETER_AXES`` are replicated.
+    Leaves that match none of the ``axes`` are replicated.
     """
-    return jax.tree_util.tree_map_with_path(lambda *leaf: NamedSharding(mesh, _spec(*leaf)), tree)
+
+    def sharding(path, leaf):
+        return NamedSharding(mesh, _spec(path, leaf, axes))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def bytes_on(tree: Any, config: MeshConfig) -> int:
+def bytes_on(tree: Any, config: MeshConfig, axes: ParameterAxes) -> int:
     """Returns the bytes of parameters, or of their shapes, on each device of a mesh."""
     total = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        parts = math.prod(getattr(config, axis) for axis in _spec(path, leaf) if axis is not None)
+        parts = math.prod(getattr(config, axis) for axis in _spec(path, leaf, axes) if axis is not None)
         total += leaf.size // parts * leaf.dtype.itemsize
     return total
 
 
-def copied(tree: Any, mesh: Mesh) -> Any:
+def copied(tree: Any, mesh: Mesh, axes: ParameterAxes) -> Any:
     """Returns new arrays of the same parameters, split over ``mesh`` as it asks for."""
 
     def new(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         # Where a device keeps its part, device_put shares the buffer, even with may_alias=False.
         return jnp.copy(jax.device_put(leaf, sharding))
 
-    return jax.tree.map(new, tree, parameter_shardings(tree, mesh))
+    return jax.tree.map(new, tree, parameter_shardings(tree, mesh, axes))
 
 
-def _spec(path: tuple, leaf: Any) -> PartitionSpec:
-    axes = next((axes for rule, axes in PARAMETER_AXES if re.search(rule, path_text(path))), "")
-    return PartitionSpec(*map(MESH_AXES.get, axes)) if len(axes) == leaf.ndim else PartitionSpec()
+def _spec(path: tuple, leaf: Any, axes: ParameterAxes) -> PartitionSpec:
+    own = next((letters for rule, letters in axes if re.search(rule, path_text(path))), "")
+    return PartitionSpec(*map(MESH_AXES.get, own)) if len(own) == leaf.ndim else PartitionSpec()
 
 
 def host_sharding(sharding: NamedSharding) -> NamedSharding:

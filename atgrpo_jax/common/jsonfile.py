@@ -2,7 +2,7 @@
 
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,13 @@ class Fields:
                 raise RunError(f"{self.path}: {name} is missing")
             return default
         return value
+
+    def only(self, allowed: Mapping[str, Sequence[Any]]) -> None:
+        """Raises RunError for the first field with a value that is not ``allowed`` for it."""
+        for name, values in allowed.items():
+            value = self.given(name, None)
+            if not any(value == a and type(value) in (type(a), int) for a in values):
+                raise self.refuse(name, value, repr(values[0]))
 
     def whole(self, name: str, most: int, default: Any = ..., least: int = 1) -> int:
         value = self.given(name, default)

@@ -24,7 +24,7 @@ from atgrpo_jax.common.finite import LOWER, NotFinite
 from atgrpo_jax.common.metric_names import of_policy
 from atgrpo_jax.common.types import Address, GroupKey, Sampling, seed_of
 from atgrpo_jax.engines.protocol import Engine, Request
-from atgrpo_jax.models.attention import masked_attention
+from atgrpo_jax.models.attention import causal_mask, masked_attention, narrower
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, apply, exact_products, logits
 
@@ -220,15 +220,19 @@ def next_logprobs(
     Temperature 0 gives the same as 1.
     """
     B, T = tokens_BT.shape
-    mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
-    with exact_products(model.config):
+
+    def attend(q, k, v, _, size):
+        mask_BTT = jnp.broadcast_to(causal_mask(jnp.arange(T), narrower(size, T)), (B, T, T))
+        return masked_attention(q, k, v, mask_BTT), None
+
+    with exact_products(model.compute):
         hidden_BTD, _ = apply(
             model,
             weights.params,
             None if weights.adapter is None else stack([weights.adapter]),
             tokens_BT,
             jnp.broadcast_to(jnp.arange(T), (B, T)),
-            lambda q, k, v, _: (masked_attention(q, k, v, mask_BTT), None),
+            attend,
             scale_BJ=jnp.full((B, 1), weights.scale, jnp.float32),
         )
         scores_BV = logits(weights.params, hidden_BTD[:, -1])

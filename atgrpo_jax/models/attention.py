@@ -9,12 +9,31 @@ R = N / M, n tiles of a row, t tokens of a tile, X queries of a key head (R T or
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 HIDDEN = -1e30  # finite, so that a query that sees nothing has a finite result
 WIDE = {"preferred_element_type": jnp.float32}  # of products
+
+
+class Window(NamedTuple):
+    """Says that a token sees only the last ``size`` tokens before and with itself, by position."""
+
+    size: Any
+    positions: Any  # [..., T]
+
+
+def narrower(size: int | None, tokens: int) -> int | None:
+    """Returns the window's size; None if it is not narrower than positions that are below ``tokens``."""
+    return None if size is None or size >= tokens else size
+
+
+def causal_mask(positions_T: jax.Array, size: int | None = None) -> jax.Array:
+    """Returns [..., T, T], true where a token sees another: itself, and earlier ones in its window."""
+    ahead = positions_T[..., :, None] - positions_T[..., None, :]
+    return (ahead >= 0) if size is None else (ahead >= 0) & (ahead < size)
 
 
 def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -42,20 +61,27 @@ def masked_attention(
     return out.reshape(B, M, -1, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def prefix_mask(segments_T: jax.Array, branches_T: jax.Array) -> jax.Array:
+def prefix_mask(segments_T: jax.Array, branches_T: jax.Array, window: Window | None = None) -> jax.Array:
     """Returns [..., T, T], true where a token sees another.
 
-    It sees itself, and the earlier tokens of its segment's prompt and of its own branch.
+    It sees itself, and the earlier tokens of its segment's prompt and of its own branch, as far as
+    they are in its ``window``.
     """
     size = segments_T.shape[-1]
-    return _sees(segments_T, branches_T, segments_T, branches_T) & jnp.tril(jnp.ones((size, size), bool))
+    seen = _sees(segments_T, branches_T, segments_T, branches_T) & jnp.tril(jnp.ones((size, size), bool))
+    return seen if window is None else seen & _near(window.positions, window.positions, window.size)
 
 
 def _sees(segments_T, branches_T, segments_S, branches_S) -> jax.Array:
-    """Returns [..., T, S]: ``prefix_mask`` without the condition on the order."""
+    """Returns [..., T, S]: ``prefix_mask`` without the conditions on order and window."""
     seen = branches_S[..., None, :]
     own = (seen == 0) | (seen == branches_T[..., :, None])
     return own & (segments_T[..., :, None] == segments_S[..., None, :])
+
+
+def _near(positions_T, positions_S, size) -> jax.Array:
+    """Returns [..., T, S]: whether a token is less than ``size`` positions after another."""
+    return positions_T[..., :, None] - positions_S[..., None, :] < size
 
 
 @jax.custom_vjp
@@ -66,6 +92,7 @@ def tiled_attention(
     segments_BT: jax.Array,
     branches_BT: jax.Array,
     pairs_BX: jax.Array,
+    window: Window | None = None,
 ) -> jax.Array:
     """Returns softmax attention [B, T, N, H] where ``prefix_mask`` is true, on some pairs of tiles.
 
@@ -76,11 +103,11 @@ def tiled_attention(
     Args:
       pairs_BX: see ``types.Batch``.
     """
-    return _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX)[0]
+    return _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX, window)[0]
 
 
-def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX):
-    rows = _TiledRows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
+def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX, window):
+    rows = _TiledRows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX, window)
 
     def row(b, carry):
         out_BTNH, log_total_BnMX = carry
@@ -108,13 +135,13 @@ def _tiled_forward(q_BTNH, k_BTMH, v_BTMH, segments_BT, branches_BT, pairs_BX):
 
     empty = jnp.zeros_like(q_BTNH), jnp.zeros((rows.B, rows.n, rows.M, rows.R * rows.t), jnp.float32)
     out_BTNH, log_total_BnMX = rows.visit_rows(row, empty)
-    kept = q_BTNH, k_BTMH, v_BTMH, out_BTNH, log_total_BnMX, segments_BT, branches_BT, pairs_BX
+    kept = q_BTNH, k_BTMH, v_BTMH, out_BTNH, log_total_BnMX, segments_BT, branches_BT, pairs_BX, window
     return out_BTNH, kept
 
 
 def _tiled_backward(kept, d_out_BTNH):
-    q_BTNH, k_BTMH, v_BTMH, out_BTNH, log_total_BnMX, segments_BT, branches_BT, pairs_BX = kept
-    rows = _TiledRows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX)
+    q_BTNH, k_BTMH, v_BTMH, out_BTNH, log_total_BnMX, segments_BT, branches_BT, pairs_BX, window = kept
+    rows = _TiledRows(q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX, window)
 
     def row(b, carry):
         q = rows.queries(q_BTNH, b)
@@ -150,7 +177,7 @@ def _tiled_backward(kept, d_out_BTNH):
         )
 
     empty = jnp.zeros_like(q_BTNH), jnp.zeros_like(k_BTMH), jnp.zeros_like(v_BTMH)
-    return *rows.visit_rows(row, empty), None, None, None
+    return *rows.visit_rows(row, empty), None, None, None, None
 
 
 tiled_attention.defvjp(_tiled_forward, _tiled_backward)
@@ -176,7 +203,7 @@ class _TiledRows:
     values are [n, M, t, H].
     """
 
-    def __init__(self, q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX):
+    def __init__(self, q_BTNH, k_BTMH, segments_BT, branches_BT, pairs_BX, window):
         self.B, self.T, N, self.H = q_BTNH.shape
         self.M = k_BTMH.shape[2]
         self.R = N // self.M
@@ -187,6 +214,7 @@ class _TiledRows:
         self.segments_Bnt = segments_BT.reshape(tiles)
         self.branches_Bnt = branches_BT.reshape(tiles)
         self.pairs_BX = jnp.asarray(pairs_BX)
+        self.window = None if window is None else window._replace(positions=window.positions.reshape(tiles))
 
     def queries(self, x_BTNH: jax.Array, b: jax.Array, scale: float | None = None) -> jax.Array:
         x = _at(x_BTNH, b) * jnp.asarray(self.scale if scale is None else scale, x_BTNH.dtype)
@@ -206,6 +234,9 @@ class _TiledRows:
         read = (_at(_at(x, b), tile) for tile in (i, j) for x in (self.segments_Bnt, self.branches_Bnt))
         order = jnp.arange(self.t)
         mask = _sees(*read) & (order[:, None] + (i - j) * self.t >= order)
+        if self.window is not None:
+            positions = _at(self.window.positions, b)
+            mask &= _near(_at(positions, i), _at(positions, j), self.window.size)
         scores = jnp.einsum("mxh,msh->mxs", q_MXH, k_MtH, **WIDE)
         scores = jnp.where(mask, scores.reshape(self.M, self.R, self.t, self.t), HIDDEN)
         return scores.reshape(self.M, -1, self.t)

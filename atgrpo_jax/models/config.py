@@ -1,4 +1,4 @@
-"""Describes the sizes and variants of a decoder: Qwen3, Qwen2, Llama."""
+"""Describes a decoder (``Architecture``), and apart from that how it is computed (``Compute``)."""
 
 import dataclasses
 from typing import Literal
@@ -30,12 +30,23 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Describes a decoder, and how it is computed.
+class RopeStretch:
+    """Divides all rotary frequencies by one factor ("linear" scaling)."""
 
-    The defaults are the ``tiny`` preset: Qwen3's architecture with about two million parameters,
-    which train in minutes on a CPU. Qwen2 is the same decoder without ``qk_norm`` and with
-    ``qkv_bias``, Llama the same without both.
+    factor: float = 8.0
+
+    def __post_init__(self):
+        check_types(self)
+        require(self, "factor", self.factor >= 1, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Describes a decoder as the config.json of its folder does.
+
+    ``family`` is the ``model_type`` there. It says which block the decoder has; families/table.py
+    lists the families. The defaults are the ``tiny`` preset: a Qwen3 of about two million
+    parameters, which trains in minutes on a CPU.
     """
 
     layers: int = 4
@@ -45,12 +56,60 @@ class ModelConfig:
     kv_heads: int = 3  # M
     head_size: int = 32  # H
     vocab_size: int | None = None  # V; None means the tokenizer's
-    qk_norm: bool = True
-    qkv_bias: bool = False
+    family: str = "qwen3"
     tied: bool = True  # whether the head is the embedding
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | RopeStretch | None = None
     rms_epsilon: float = 1e-6
+    # How many tokens the layers 0, 1, ... see, themselves included; then again from the first. 0 means
+    # all of the earlier tokens, and so does ().
+    windows: tuple[int, ...] = ()
+    local_rope_theta: float | None = None  # of layers with a window; theirs is not scaled
+    query_scalar: int | None = None  # scores are divided by its square root; None means head_size
+
+    def __post_init__(self):
+        check_types(self)
+        object.__setattr__(self, "windows", _shortest(tuple(self.windows), self.layers))
+        for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_size"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "heads", self.heads % self.kv_heads == 0, "must be a multiple of kv_heads")
+        require(self, "head_size", self.head_size % 2 == 0, "must be even for rotary positions")
+        require(self, "vocab_size", self.vocab_size is None or self.vocab_size >= 1, "must be at least 1")
+        require(self, "rope_theta", self.rope_theta > 0, "must be positive")
+        require(self, "rms_epsilon", self.rms_epsilon > 0, "must be positive")
+        require(self, "windows", all(size >= 0 for size in self.windows), "must not be negative")
+        for name in ("local_rope_theta", "query_scalar"):
+            value = getattr(self, name)
+            require(self, name, value is None or value > 0, "must be positive, or None")
+
+    @property
+    def period(self) -> int:
+        """Returns after how many layers they are alike again."""
+        return len(self.windows) or 1
+
+    def window(self, layer: int) -> int | None:
+        """Returns how many tokens a layer sees; None if it sees all."""
+        return (self.windows[layer % self.period] or None) if self.windows else None
+
+    def rope(self, layer: int) -> tuple[float, RopeScaling | RopeStretch | None]:
+        """Returns the base and the scaling of a layer's rotary positions."""
+        if self.local_rope_theta is not None and self.window(layer) is not None:
+            return self.local_rope_theta, None
+        return self.rope_theta, self.rope_scaling
+
+
+def _shortest(windows: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Returns the shortest tuple that says the same of ``layers`` layers."""
+    all_ = [windows[layer % len(windows)] for layer in range(layers)] if any(windows) else []
+    periods = range(1, len(all_) + 1)
+    period = next((p for p in periods if all_[p:] == all_[:-p]), 0)
+    return tuple(all_[:period]) if any(all_) else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """Says how a model is computed, whatever its architecture. Folders and random models take any."""
+
     dtype: Dtype = "float32"  # of activations
     param_dtype: Dtype = "float32"  # of parameters
     # What the backward pass computes again: nothing, all but matrix products, or whole blocks.
@@ -64,54 +123,41 @@ class ModelConfig:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_size"):
-            require(self, name, getattr(self, name) >= 1, "must be at least 1")
-        require(self, "heads", self.heads % self.kv_heads == 0, "must be a multiple of kv_heads")
-        require(self, "head_size", self.head_size % 2 == 0, "must be even for rotary positions")
-        require(self, "vocab_size", self.vocab_size is None or self.vocab_size >= 1, "must be at least 1")
-        require(self, "rope_theta", self.rope_theta > 0, "must be positive")
-        require(self, "rms_epsilon", self.rms_epsilon > 0, "must be positive")
 
-    def block_kernels(self) -> int:
-        """Returns the number of parameters in the matrices of one block."""
-        q = self.heads * self.head_size
-        kv = self.kv_heads * self.head_size
-        return self.width * (2 * q + 2 * kv + 3 * self.mlp_width)
-
-    def parameters(self) -> int:
-        """Returns the number of all parameters. Needs ``vocab_size``."""
-        assert self.vocab_size is not None
-        q = self.heads * self.head_size
-        kv = self.kv_heads * self.head_size
-        block = self.block_kernels() + 2 * self.width
-        block += self.qk_norm * 2 * self.head_size + self.qkv_bias * (q + 2 * kv)
-        return self.layers * block + (2 - self.tied) * self.vocab_size * self.width + self.width
+    def wants_kernel(self, platform: str) -> bool:
+        """Returns whether attention is to be a kernel where there is one for its sizes."""
+        return self.attention == "fused" or (self.attention == "auto" and platform != "cpu")
 
 
-def _qwen3(layers, width, mlp_width, heads, tied=True) -> ModelConfig:
-    return ModelConfig(
-        layers, width, mlp_width, heads, 8, 128, 151_936, tied=tied, rope_theta=1e6, dtype="bfloat16"
-    )
+def _qwen3(layers, width, mlp_width, heads, tied=True) -> Architecture:
+    return Architecture(layers, width, mlp_width, heads, 8, 128, 151_936, tied=tied, rope_theta=1e6)
 
 
-def _qwen2(layers, width, mlp_width, heads, kv_heads, vocab_size, epsilon=1e-6) -> ModelConfig:
+def _qwen2(layers, width, mlp_width, heads, kv_heads, vocab_size, epsilon=1e-6) -> Architecture:
     head_size = 64 if width == 896 else 128
-    return ModelConfig(
-        layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, qk_norm=False, qkv_bias=True,
-        tied=vocab_size == 151_936, rope_theta=1e6, rms_epsilon=epsilon, dtype="bfloat16",
+    return Architecture(
+        layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, "qwen2",
+        tied=vocab_size == 151_936, rope_theta=1e6, rms_epsilon=epsilon,
     )  # fmt: skip
 
 
 def _llama(layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, tied, theta, scaling=None):
-    return ModelConfig(
-        layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, qk_norm=False, tied=tied,
-        rope_theta=theta, rope_scaling=scaling, rms_epsilon=1e-5, dtype="bfloat16",
+    return Architecture(
+        layers, width, mlp_width, heads, kv_heads, head_size, vocab_size, "llama",
+        tied=tied, rope_theta=theta, rope_scaling=scaling, rms_epsilon=1e-5,
+    )  # fmt: skip
+
+
+def _gemma3(layers, width, mlp_width, heads) -> Architecture:
+    return Architecture(
+        layers, width, mlp_width, heads, 1, 256, 262_144, "gemma3_text",
+        rope_theta=1e6, windows=(512,) * 5 + (0,), local_rope_theta=1e4,
     )  # fmt: skip
 
 
 # Published sizes, from the models' own config.json, so that planning needs no download.
-PRESETS: dict[str, ModelConfig] = {
-    "tiny": ModelConfig(),
+PRESETS: dict[str, Architecture] = {
+    "tiny": Architecture(),
     "qwen3-0.6b": _qwen3(28, 1024, 3072, 16),
     "qwen3-1.7b": _qwen3(28, 2048, 6144, 16),
     "qwen3-4b": _qwen3(36, 2560, 9728, 32),
@@ -130,11 +176,13 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2-135m": _llama(30, 576, 1536, 9, 3, 64, 49_152, True, 1e5),
     "smollm2-360m": _llama(32, 960, 2560, 15, 5, 64, 49_152, True, 1e5),
     "smollm2-1.7b": _llama(24, 2048, 8192, 32, 32, 64, 49_152, True, 1.3e5),
+    "gemma-3-270m": _gemma3(18, 640, 2048, 4),
+    "gemma-3-1b": _gemma3(26, 1152, 6912, 4),
 }
 
 
-def preset(name: str) -> ModelConfig:
-    """Returns a published config. Raises ValueError for a name that is not in ``PRESETS``."""
+def preset(name: str) -> Architecture:
+    """Returns a published architecture. Raises ValueError for a name that is not in ``PRESETS``."""
     if name not in PRESETS:
         raise ValueError(f"preset name = {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

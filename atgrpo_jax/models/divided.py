@@ -11,5 +11,6 @@ from atgrpo_jax.models.transformer import Transformer, init_params
 def divided(models: Mapping[str, Transformer]) -> Iterator[Divided]:
     """Yields the sizes of all models, which are given by name."""
     for name, model in models.items():
-        yield f"ModelConfig.heads of {name}", model.config.heads, "tensor"
-        yield from divided_parameters(jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0))))
+        yield f"Architecture.heads of {name}", model.architecture.heads, "tensor"
+        params = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
+        yield from divided_parameters(params, model.family.axes)

@@ -1,4 +1,4 @@
-"""Makes low-rank adapters on every linear layer of the blocks (2106.09685).
+"""Makes low-rank adapters on linear layers of the blocks (2106.09685).
 
 An adapter is a tree {"layer_0": {"q": {"a": [D, R], "b": [R, N H]}, ...}, ...}. It adds
 ``scale * (x a) b`` to the output of a kernel. ``b`` starts at zero, so a fresh adapter changes
@@ -8,7 +8,7 @@ Axis letters: D inputs of a linear layer, R rank, N query heads, H head size, J 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -32,13 +32,14 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-def init_adapter(params: Any, key: jax.Array, rank: int) -> Any:
+def init_adapter(params: Any, key: jax.Array, rank: int, adapted: Collection[str]) -> Any:
     """Returns a fresh float32 adapter for parameters or their shapes.
 
-    ``a`` is uniform with variance 1 / (3 D), ``b`` is zero.
+    It is on the linear layers that ``adapted`` names; the family knows them. ``a`` is uniform with
+    variance 1 / (3 D), ``b`` is zero.
     """
     adapter = {}
-    for number, (layer, modules) in enumerate(sorted(_blocks(params).items())):
+    for number, (layer, modules) in enumerate(sorted(_blocks(params, adapted).items())):
         layer_key = jax.random.fold_in(key, number)
         adapter[layer] = {
             name: _fresh(kernel.shape, jax.random.fold_in(layer_key, i), rank)
@@ -74,11 +75,10 @@ def merge(params: Any, adapter: Any, scale: float) -> Any:
     return merged
 
 
-def _blocks(params: Any) -> dict[str, dict[str, Any]]:
+def _blocks(params: Any, adapted: Collection[str]) -> dict[str, dict[str, Any]]:
     """Returns a mapping layer -> linear module -> kernel."""
     found = {}
     for layer, modules in params.items():
         if layer.startswith("layer_"):
-            linear = {name: module["kernel"] for name, module in modules.items() if "kernel" in module}
-            found[layer] = linear
+            found[layer] = {name: modules[name]["kernel"] for name in adapted}
     return found

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from atgrpo_jax.arrays.mesh import platform_of
 from atgrpo_jax.common.types import TILE, Batch
-from atgrpo_jax.models.attention import masked_attention, prefix_mask, tiled_attention
+from atgrpo_jax.models.attention import Window, masked_attention, narrower, prefix_mask, tiled_attention
 from atgrpo_jax.models.attention_kernel import fused_attention, supports
 from atgrpo_jax.models.head import ROWS, Head, table, tied, token_logprobs
 from atgrpo_jax.models.lora import stack
@@ -53,33 +53,45 @@ class Packed:
         return hidden_BTD, Head(self._mesh, tied(weights.params), weights.adapter is None)
 
     def _attend(self, micro: Batch) -> Attend:
-        if micro.tokens.shape[1] <= TILE:
-            mask_BTT = prefix_mask(micro.segments, micro.branches)
-            return lambda q, k, v, _: (masked_attention(q, k, v, mask_BTT), None)
+        T = micro.tokens.shape[1]
         by_row = P(ROWS)
         by_head = P(ROWS, None, "tensor")
 
-        def attend(q_BTNH, k_BTMH, v_BTMH, _) -> tuple[jax.Array, Any]:
+        def attend(q_BTNH, k_BTMH, v_BTMH, _, size) -> tuple[jax.Array, Any]:
+            size = narrower(size, T)
+            window = None if size is None else Window(size, micro.positions)
+            if T <= TILE:
+                mask_BTT = prefix_mask(micro.segments, micro.branches, window)
+                return masked_attention(q_BTNH, k_BTMH, v_BTMH, mask_BTT), None
             k_BTMH, v_BTMH = (self._shared_out(x) for x in (k_BTMH, v_BTMH))
+            rows = [micro.segments, micro.branches, micro.pairs]
+            if size is not None:
+                rows.append(micro.positions)
             sharded = jax.shard_map(
-                self._attention(),
+                self._attention(size),
                 mesh=self._mesh,
-                in_specs=(by_head,) * 3 + (by_row,) * 3,
+                in_specs=(by_head,) * 3 + (by_row,) * len(rows),
                 out_specs=by_head,
                 check_vma=False,
             )
-            return sharded(q_BTNH, k_BTMH, v_BTMH, micro.segments, micro.branches, micro.pairs), None
+            return sharded(q_BTNH, k_BTMH, v_BTMH, *rows), None
 
         return attend
 
-    def _attention(self) -> Callable[..., jax.Array]:
-        """Returns the attention that the config names, or the best for the mesh's devices."""
-        config = self._model.config
+    def _attention(self, size: int | None) -> Callable[..., jax.Array]:
+        """Returns the attention that ``Compute`` names, or the best for the mesh's devices.
+
+        The kernels know no windows. With one, the last argument is the positions.
+        """
+        if size is not None:
+            return lambda *inputs: tiled_attention(*inputs[:-1], Window(size, inputs[-1]))
+        compute = self._model.compute
         platform = platform_of(self._mesh)
+        if not compute.wants_kernel(platform):
+            return tiled_attention
         if platform == "cpu":
-            interpreted = functools.partial(fused_attention, platform="tpu", interpret=True)
-            return interpreted if config.attention == "fused" else tiled_attention
-        if config.attention == "tiles" or not supports(platform, config.head_size):
+            return functools.partial(fused_attention, platform="tpu", interpret=True)
+        if not supports(platform, self._model.architecture.head_size):
             return tiled_attention
         return functools.partial(fused_attention, platform=platform)
 

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from atgrpo_jax.arrays.mesh import MeshConfig, on_host
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.engines.protocol import Planned
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Architecture, Compute
+from atgrpo_jax.models.families.table import family_of, transformer
 from atgrpo_jax.models.head import CHUNK_BYTES, table, token_loss
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, init_params
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
@@ -64,12 +65,12 @@ def _memory(
     row = experiment.batch.row(workload.longest_group)
     configs = {name: experiment.architecture(experiment.initial_name(name)) for name in names}
     local = {name: _local(config, experiment.mesh) for name, config in configs.items()}
-    copied = [_copy(local[name], experiment) for name, c in configs.items() if c.dtype != c.param_dtype]
-    if copied:
-        lines[_COPY] = max(copied)
+    compute = experiment.compute
+    if compute.dtype != compute.param_dtype:
+        lines[_COPY] = max(_copy(local[name], experiment) for name in configs)
     ranks = {name: experiment.lora.rank if name in policies.adapted else None for name in configs}
     lines[_ACTIVATIONS] = max(
-        activations(config, experiment.mesh, experiment.batch, row, ranks[name])
+        activations(config, compute, experiment.mesh, experiment.batch, row, ranks[name])
         for name, config in configs.items()
     )
     lines[_HEAD] = max(_head(local[name], experiment, trained=ranks[name] is None) for name in configs)
@@ -147,7 +148,12 @@ def bytes_on_hosts(tree: Any) -> int:
 
 
 def activations(
-    config: ModelConfig, mesh: MeshConfig, batch: BatchConfig, row: int, lora: int | None = None
+    config: Architecture,
+    compute: Compute,
+    mesh: MeshConfig,
+    batch: BatchConfig,
+    row: int,
+    lora: int | None = None,
 ) -> float:
     """Returns the bytes of activations on each device for one micro-batch.
 
@@ -156,16 +162,17 @@ def activations(
     """
     local = _local(config, mesh)
     rows = batch.rows // (mesh.data * mesh.fsdp)
-    one, two = (_bytes_a_row(dataclasses.replace(local, layers=n), row, lora) for n in (1, 2))
+    compute = dataclasses.replace(compute, scan=False)
+    one, two = (_bytes_a_row(dataclasses.replace(local, layers=n), compute, row, lora) for n in (1, 2))
     kept = one + (config.layers - 1) * (two - one)
-    if config.remat != "none":
-        plain = dataclasses.replace(local, remat="none")
-        one, two = (_bytes_a_row(dataclasses.replace(plain, layers=n), row, lora) for n in (1, 2))
+    if compute.remat != "none":
+        plain = dataclasses.replace(compute, remat="none")
+        one, two = (_bytes_a_row(dataclasses.replace(local, layers=n), plain, row, lora) for n in (1, 2))
         kept += two - one  # those of one block, while it is computed again
     return rows * kept
 
 
-def _local(config: ModelConfig, mesh: MeshConfig) -> ModelConfig:
+def _local(config: Architecture, mesh: MeshConfig) -> Architecture:
     """Returns one device's share of the model: each layer is split over ``mesh.tensor`` devices."""
     t = mesh.tensor
     return dataclasses.replace(
@@ -174,21 +181,20 @@ def _local(config: ModelConfig, mesh: MeshConfig) -> ModelConfig:
         kv_heads=max(config.kv_heads // t, 1),
         mlp_width=config.mlp_width // t,
         vocab_size=(config.vocab_size or t) // t,
-        scan=False,
     )
 
 
-def _bytes_a_row(config: ModelConfig, row: int, lora: int | None) -> int:
+def _bytes_a_row(config: Architecture, compute: Compute, row: int, lora: int | None) -> int:
     """Returns the bytes that are kept for each row.
 
     It subtracts one row from two, because parameters are kept, too, and do not grow with the rows.
     """
-    one, two = (_residuals(config, rows, row, lora) for rows in (1, 2))
+    one, two = (_residuals(config, compute, rows, row, lora) for rows in (1, 2))
     return two - one
 
 
-def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> int:
-    model = Transformer(config, config.vocab_size or 1)
+def _residuals(config: Architecture, compute: Compute, rows: int, row: int, lora: int | None) -> int:
+    model = transformer(config, config.vocab_size or 1, compute)
     packed = Packed(model, MeshConfig().build())
     micro = jax.tree.map(lambda x: x[0], pack([], BatchConfig(row, rows), "token", 1))
 
@@ -205,25 +211,26 @@ def _residuals(config: ModelConfig, rows: int, row: int, lora: int | None) -> in
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     trained = params
     if lora is not None:
-        trained = jax.eval_shape(lambda: init_adapter(params, jax.random.key(0), lora))
+        adapted = model.family.adapted
+        trained = jax.eval_shape(lambda: init_adapter(params, jax.random.key(0), lora, adapted))
     leaves = jax.tree.leaves(jax.eval_shape(backward, trained, params, micro))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _copy(local: ModelConfig, experiment: Experiment) -> float:
+def _copy(local: Architecture, experiment: Experiment) -> float:
     """Returns the bytes of the blocks' parameters in the activations' dtype.
 
     They are a device's part and, with ``fsdp``, one whole layer.
     """
-    layer = local.block_kernels()
+    layer = family_of(local).block_kernels(local)
     return (
-        jnp.dtype(local.dtype).itemsize
+        jnp.dtype(experiment.compute.dtype).itemsize
         * layer
         * (local.layers / experiment.mesh.fsdp + (experiment.mesh.fsdp > 1))
     )
 
 
-def _head(local: ModelConfig, experiment: Experiment, trained: bool) -> float:
+def _head(local: Architecture, experiment: Experiment, trained: bool) -> float:
     """Returns the bytes that the head takes in an update.
 
     They are three arrays of a chunk's logits, the table in the activations' dtype and, if it is
@@ -231,7 +238,7 @@ def _head(local: ModelConfig, experiment: Experiment, trained: bool) -> float:
     """
     vocab = local.vocab_size or experiment.tokenizer.vocab_size
     table = vocab * local.width
-    return 3 * CHUNK_BYTES + table * (jnp.dtype(local.dtype).itemsize + 4 * trained)
+    return 3 * CHUNK_BYTES + table * (jnp.dtype(experiment.compute.dtype).itemsize + 4 * trained)
 
 
 def fits(lines: Mapping[str, float], on: Device) -> bool:

@@ -7,28 +7,42 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Architecture, Compute
+from atgrpo_jax.models.families.table import family_of
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.team_learner import TeamLearner
 
 
-def work(config: ModelConfig, vocab: int, workload: Workload, groups: float) -> dict[str, float]:
+def work(
+    architecture: Architecture, compute: Compute, vocab: int, workload: Workload, groups: float
+) -> dict[str, float]:
     """Returns the FLOP of the rollout and of the update on so many ``groups``.
 
     Each group's prompt counts once. The head counts for new tokens only, and attention for the
     tokens that a token sees. Blocks that are computed again count twice forward.
     """
-    block = 2 * config.layers * config.block_kernels()
-    span = 4 * config.layers * config.heads * config.head_size
+    c = architecture
+    block = 2 * c.layers * family_of(c).block_kernels(c)
     new = workload.candidates * workload.new
-    blocks = block * (workload.prompt + new) + span * (
-        workload.prompt**2 / 2 + new * (workload.prompt + workload.new / 2)
-    )
-    head = 2 * config.width * vocab * new
-    again = blocks if config.remat == "block" else 0.0
+    seen = sum(_seen(workload, c.window(layer)) for layer in range(c.layers))
+    blocks = block * (workload.prompt + new) + 4 * c.heads * c.head_size * seen
+    head = 2 * c.width * vocab * new
+    again = blocks if compute.remat == "block" else 0.0
     return {"rollout": groups * (blocks + head), "update": groups * (3 * (blocks + head) + again)}
+
+
+def _seen(workload: Workload, window: int | None) -> float:
+    """Returns how many tokens those of a group see in all, in a layer."""
+
+    def up_to(tokens: float) -> float:
+        """Returns how many tokens the first so many see; half of the square without a window."""
+        narrow = tokens if window is None else min(tokens, window)
+        return narrow**2 / 2 + (tokens - narrow) * narrow
+
+    prompt = up_to(workload.prompt)
+    return prompt + workload.candidates * (up_to(workload.prompt + workload.new) - prompt)
 
 
 def seconds(
@@ -46,13 +60,12 @@ def seconds(
     steps = math.ceil(samples / together) * workload.new
     for role in roles:
         policy = experiment.team.policy(role)
-        config = experiment.architecture(experiment.initial_name(policy))
-        vocab = config.vocab_size or experiment.tokenizer.vocab_size
-        done = work(config, vocab, workload, workload.groups / len(roles))
+        model = experiment.architecture(experiment.initial_name(policy))
+        vocab = model.vocab_size or experiment.tokenizer.vocab_size
+        done = work(model, experiment.compute, vocab, workload, workload.groups / len(roles))
         rate = device.flops * utilisation * experiment.mesh.side
-        read = jnp.dtype(config.dtype).itemsize * (
-            config.layers * config.block_kernels() + vocab * config.width
-        )
+        numbers = model.layers * family_of(model).block_kernels(model) + vocab * model.width
+        read = jnp.dtype(experiment.compute.dtype).itemsize * numbers
         reading = steps * read / experiment.mesh.side / device.bandwidth
         for stage, flop in done.items():
             totals[stage][0] += flop

@@ -13,7 +13,8 @@ from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import EngineConfig
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Architecture, Compute
+from atgrpo_jax.models.families.table import family_of
 from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
@@ -46,7 +47,8 @@ class Experiment:
     task: Task | ToolTask
     team: Team = Team()
     tokenizer: Tokenizer = TinyTokenizer()
-    model: ModelConfig | Mapping[str, ModelConfig] = ModelConfig()
+    model: Architecture | Mapping[str, Architecture] = Architecture()
+    compute: Compute = Compute()  # how all models are computed
     pretrained: str | Mapping[str, str] | None = None
     lora: LoraConfig = LoraConfig()  # for policies that are adapters
     mesh: MeshConfig = MeshConfig()
@@ -92,6 +94,7 @@ class Experiment:
             exact = not isinstance(given, Mapping) or set(given) == set(self.initial_names)
             require(self, name, exact, f"must name exactly {', '.join(self.initial_names)}")
         for name in self.initial_names:
+            family_of(self.architecture(name))
             size = self.architecture(name).vocab_size
             rule = f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}"
             require(self, "model", size is None or size >= self.tokenizer.vocab_size, rule)
@@ -125,7 +128,7 @@ class Experiment:
         adapter = policy in self.policies and self.team.kind(policy, self.task.workflow.order) == "lora"
         return BASE if adapter else policy
 
-    def architecture(self, initial: str) -> ModelConfig:
+    def architecture(self, initial: str) -> Architecture:
         """Returns the architecture of one of ``initial_names``.
 
         If it sets a vocabulary, that may be larger than the tokenizer's (padded).

@@ -17,6 +17,7 @@ from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.protocol import Engine, Served
 from atgrpo_jax.models.divided import divided
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer
 from atgrpo_jax.rollout.team import BASE
@@ -251,7 +252,10 @@ class TeamLearner:
         initial = self._experiment.initial_name(name)
         model = _model(self._experiment, initial)
         return self._experiment.folder(initial) or hf.description(
-            model.config, model.vocab_size, self._experiment.tokenizer.stop_ids
+            model.architecture,
+            model.vocab_size,
+            self._experiment.tokenizer.stop_ids,
+            model.compute.param_dtype,
         )
 
     def _initial_state(self, name: str, params: Mapping[str, Any]) -> PolicyState:
@@ -274,5 +278,6 @@ class TeamLearner:
 
 
 def _model(experiment: Experiment, initial: str) -> Transformer:
-    config = experiment.architecture(initial)
-    return Transformer(config, config.vocab_size or experiment.tokenizer.vocab_size)
+    architecture = experiment.architecture(initial)
+    vocab_size = architecture.vocab_size or experiment.tokenizer.vocab_size
+    return transformer(architecture, vocab_size, experiment.compute)

@@ -60,7 +60,7 @@ class Learner:
         self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> the largest A so far
         params = jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
         shapes = PolicyState(params, jax.eval_shape(self._optimizer.init, params))
-        self.shardings = computing = parameter_shardings(shapes, mesh)
+        self.shardings = computing = parameter_shardings(shapes, mesh, model.family.axes)
         if optimizer.offload:
             waiting = jax.tree.map(
                 lambda s, sharding: host_sharding(sharding) if s.ndim else sharding,
@@ -191,7 +191,9 @@ class Learner:
 
     def _fresh(self, key: jax.Array) -> Any:
         params = init_params(self.model, key)
-        return params if self._lora is None else init_adapter(params, key, self._lora.rank)
+        if self._lora is None:
+            return params
+        return init_adapter(params, key, self._lora.rank, self.model.family.adapted)
 
     def _logprobs(self, params: Any, inputs: UpdateInputs) -> jax.Array:
         weights = self.weights(params, inputs.base)
@@ -199,7 +201,7 @@ class Learner:
         def logprobs(micro):
             return self._packed.logprobs(weights, micro, inputs.temperature)[0]
 
-        with exact_products(self.model.config):
+        with exact_products(self.model.compute):
             return jax.lax.map(logprobs, inputs.batch)
 
     def _update(self, state: PolicyState, inputs: UpdateInputs) -> tuple[PolicyState, dict[str, jax.Array]]:
@@ -252,7 +254,7 @@ class Learner:
             return jax.tree.map(jnp.add, totals, (value, sums, grads)), jnp.maximum(gap_so_far, gap)
 
         first = jax.tree.map(lambda x: x[0], batch)
-        with exact_products(self.model.config):
+        with exact_products(self.model.compute):
             shapes = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, first)
             (value, (sums, gap)), grads = shapes
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((value, sums, grads), gap))

@@ -95,7 +95,8 @@ def warm_start(
         final=0.1,
     )
     made_from = (
-        config, optimizer, sorted((name, m.config, m.vocab_size) for name, m in models.items()),
+        config, optimizer,
+        sorted((name, m.architecture, m.compute, m.vocab_size) for name, m in models.items()),
         sorted((name, dict(mesh.shape)) for name, mesh in meshes.items()), task, team.sharing,
         tokenizer.digest(), batch, seed, source, jax.__version__,
         jax.devices()[0].device_kind, _sources(task),

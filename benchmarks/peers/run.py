@@ -25,8 +25,9 @@ sys.path.insert(0, str(HERE.parent))
 
 from items import ITEMS, Item  # noqa: E402
 
+from atgrpo_jax.models.families.table import transformer  # noqa: E402
 from atgrpo_jax.models.hf import hf  # noqa: E402
-from atgrpo_jax.models.transformer import Transformer, init_params  # noqa: E402
+from atgrpo_jax.models.transformer import init_params  # noqa: E402
 
 TRAINERS = {"trl": "trl", "tunix": "tunix"}  # script: environment
 SAMPLERS = {"vllm": "vllm", "transformers": "trl", "tunix": "tunix", "llamacpp": "llamacpp"}
@@ -68,16 +69,16 @@ def export(item: Item, folder: Path) -> None:
     source = folder / "source"
     source.mkdir()
     more = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-    config = hf.description(m, m.vocab_size, (1,)) | more
+    config = hf.description(m, m.vocab_size, (1,), item.compute.param_dtype) | more
     (source / "config.json").write_text(json.dumps(config))
     words = {"<pad>": 0, "<end>": 1} | {f"w{i}": i for i in range(2, m.vocab_size)}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>")
     fast.save_pretrained(source)
-    params = init_params(Transformer(m, m.vocab_size), jax.random.key(0))
-    hf.save(str(folder), params, str(source), m.dtype)
-    fields = dataclasses.asdict(item) | {"model": dataclasses.asdict(m)}
+    params = init_params(transformer(m, m.vocab_size, item.compute), jax.random.key(0))
+    hf.save(str(folder), params, str(source), item.compute.dtype)
+    fields = dataclasses.asdict(item) | {"model": dataclasses.asdict(m) | {"dtype": item.compute.dtype}}
     prompts = [ids for seed in range(4) for ids in item.prompt_ids(seed)]
     texts = [" ".join(f"w{max(i, 2)}" for i in ids) for ids in prompts]
     more = {"texts": texts, "stop_ids": item.stop_ids}

@@ -67,16 +67,19 @@ FAULTS = {
         ("del self._known[self._names.pop(page)]", "self._names.pop(page)", "what a page held before is still found in it"),
         ("for page in reversed(pages):", "for page in pages:", "parents are evicted before their children"),
     ],
-    ("engines/local/paged_attention.py", "test_paged.py test_local_company.py test_local_samples.py"): [
+    ("engines/local/paged_attention.py", "test_paged.py test_local_company.py test_local_samples.py test_gemma.py"): [
         ("q = (q_FpNH * H**-0.5)", "q = (q_FpNH * 1.0)", "prompts' scores are not scaled"),
         ("q_SMRH = (q_SNH * H**-0.5)", "q_SMRH = (q_SNH * H**-1.0)", "answers' scores are scaled twice"),
-        ("sees_F = (j < page_block.number)", "sees_F = (j <= page_block.number)", "a page reads itself twice"),
+        ("(back_F11 > 0) & near", "(back_F11 >= 0) & near", "a page reads itself twice"),
         ("(places < mine.lengths[:, None])", "(places <= mine.lengths[:, None])", "a place beyond the prompt is read"),
         ("sees_np = positions_np <= count_S[slots_n][:, None]", "sees_np = positions_np < count_S[slots_n][:, None]", "a token does not see itself"),
         ("self.total * mine + other.total * its", "self.total + other.total * its", "the running softmax adds different scales"),
-        ("jnp.tril(jnp.ones((p, p), bool))", "jnp.ones((p, p), bool)", "prompts see what comes later"),
+        ("(ahead_Xp >= 0) & near(0)", "near(0) & (ahead_Xp < p)", "prompts see what comes later"),
+        ("ahead_Xp + pages_F11 * p < window", "ahead_Xp < window", "windows of prompts begin in each page"),
+        ("positions_np > count_S[slots_n][:, None] - window", "positions_np >= count_S[slots_n][:, None] - window", "answers: a window of one token more"),
+        ("(places > own_BX[..., None] - window)", "(places >= own_BX[..., None] - window)", "prompts: a window of one token more"),
     ],
-    ("models/attention.py", "test_attention.py test_learner_layout.py::test_prefix_shared_equals_separate_rows"): [
+    ("models/attention.py", "test_attention.py test_learner_layout.py::test_prefix_shared_equals_separate_rows test_gemma.py"): [
         ("_grouped(q_BTNH * H**-0.5, M)", "_grouped(q_BTNH * H**-1.0, M)", "scores are scaled twice"),
         ("own = (seen == 0) | (seen == branches_T[..., :, None])", "own = (seen >= 0) | (seen == branches_T[..., :, None])", "branches see each other"),
         ("return own & (segments_T[..., :, None] == segments_S[..., None, :])", "return own", "groups see each other"),
@@ -85,6 +88,9 @@ FAULTS = {
         ("(probs * (d_probs - _at(inner, i)[..., None]))", "(probs * d_probs)", "softmax's gradient without its mean"),
         ("rows.together(dq * rows.scale)", "rows.together(dq)", "the queries' gradient is not scaled"),
         ("(order[:, None] + (i - j) * self.t >= order)", "(order[:, None] + (i - j) * self.t > order)", "tiles: a token does not see itself"),
+        ("positions_T[..., :, None] - positions_S[..., None, :] < size", "positions_T[..., :, None] - positions_S[..., None, :] <= size", "a window of one token more"),
+        ("mask &= _near(_at(positions, i), _at(positions, j), self.window.size)", "pass", "tiles know no windows"),
+        ("size is None or size >= tokens", "size is None or size > 0", "windows are as wide as the row"),
         ("_put(dv, j, _at(dv, j) + new_v)", "_put(dv, j, new_v)", "values' gradients of one tile alone"),
     ],
     ("models/head.py", "test_head.py test_oracle.py"): [
@@ -102,17 +108,47 @@ FAULTS = {
         ("micro.positions,\n            self._attend", "jnp.broadcast_to(jnp.arange(micro.tokens.shape[1]), micro.tokens.shape),\n            self._attend", "positions count through the row"),
     ],
     ("models/transformer.py", "test_transformer.py test_oracle.py test_lora.py"): [
+        ('head_DV = table(params).T if tied(params) else table(params)', 'head_DV = params["embedding"].T', "an own head is not used"),
+    ],
+    ("models/layers.py", "test_transformer.py test_oracle.py test_lora.py"): [
         ("first * cos - second * sin, second * cos + first * sin", "first * cos + second * sin, second * cos - first * sin", "rotated the other way round"),
         ("theta ** (-np.arange(half) / half)", "theta ** (-np.arange(half) / size)", "rotary frequencies of twice the size"),
         ("(keep * plain + (1 - keep) * plain / scaling.factor)", "(keep * plain / scaling.factor + (1 - keep) * plain)", "Llama 3's stretch is the other way round"),
         ("jax.lax.rsqrt(mean_square + self.epsilon)", "jax.lax.rsqrt(mean_square + 1e-6)", "the norm's epsilon is not heard"),
-        ("nn.silu(gate_BTF) * up_BTF", "nn.gelu(gate_BTF) * up_BTF", "another activation"),
-        ("if c.qk_norm:", "if False:", "queries and keys are not normed"),
         ('jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * scale_BJ', 'jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * (scale_BJ != 0)', "adapters without their scale"),
         ("d_y_BTF @ kernel_DF.T, jax", "d_y_BTF @ kernel_DF.T * 0.5, jax", "half the gradient from layer to layer"),
-        ('x_BTD += dense("o", c.width', 'x_BTD = dense("o", c.width', "no residual around attention"),
+    ],
+    ("models/families/llama.py", "test_transformer.py test_oracle.py test_hf.py test_hf_oddities.py test_folders.py"): [
+        ("self.mlp(h_BTD, scale_BJ, nn.silu)", "self.mlp(h_BTD, scale_BJ, nn.gelu)", "another activation"),
+        ("qk_norm = norm if self.qk_norm else None", "qk_norm = None", "queries and keys are not normed"),
+        ("x_BTD += out_BTD", "x_BTD = out_BTD", "no residual around attention"),
         ('norm("mlp_norm")(x_BTD)', 'norm("mlp_norm")(h_BTD)', "the second norm is of the first one's output"),
-        ('head_DV = table(params).T if tied(params) else table(params)', 'head_DV = params["embedding"].T', "an own head is not used"),
+        ('"rope_theta": theta,\n', '"rope_theta": 10_000.0,\n', "the folder's rope_theta is not heard"),
+        ('"tied": said.flag("tie_word_embeddings", False),', '"tied": True,', "all heads are tied"),
+        ('"kv_heads": said.whole("num_key_value_heads", 2**12, heads),', '"kv_heads": heads,', "grouped queries are not heard"),
+        ('low = inner.positive("low_freq_factor")\n    high = inner.positive("high_freq_factor")', 'high = inner.positive("low_freq_factor")\n    low = inner.positive("high_freq_factor")', "Llama 3's factors change places"),
+        ('raise said.refuse("layer_types"', 'said.refuse("layer_types"', "sliding windows pass"),
+    ],
+    ("models/families/dense.py", "test_hf.py test_lora.py test_learner_sharding.py"): [
+        ('"k": "self_attn.k_proj"', '"k": "self_attn.v_proj"', "keys are values"),
+        ('LINEAR = (*QKV, "o", *GATE_UP, "down")', 'LINEAR = (*QKV, "o", *GATE_UP)', "an adapter is not on the last layer"),
+        ('(r"(gate|up)/kernel$", "DF")', '(r"(gate|up)/kernel$", "DD")', "the MLP's width is not split"),
+    ],
+    ("models/families/gemma3.py", "test_gemma.py test_hf.py test_lora.py"): [
+        ("(1.0 + scale.astype(jnp.float32))", "scale.astype(jnp.float32)", "norms scale by their weight"),
+        ("x_BTD += norm(\"mlp_out_norm\", _OUT_SCALE)(out_BTD)", "x_BTD += out_BTD", "what the MLP adds is not normed"),
+        ("functools.partial(nn.gelu, approximate=True)", "functools.partial(nn.gelu, approximate=False)", "another GELU"),
+        ("x_BTD.shape[-1] ** 0.5", "1.0", "embeddings are not scaled"),
+        ("if number % every else _FULL", "if (number - 1) % every else _FULL", "the pattern begins with a full layer"),
+        ('"attn_logit_softcapping": (None,),\n', "", "a cap on scores passes"),
+        ("(raw.get(\"rope_scaling\") or", "(None or", "the stretch is not written"),
+    ],
+    ("models/config.py", "test_gemma.py test_hf.py"): [
+        ("return self.local_rope_theta, None", "return self.local_rope_theta, self.rope_scaling", "windowed layers are stretched, too"),
+        ("self.windows[layer % self.period]", "self.windows[-1 - layer % self.period]", "the windows of other layers"),
+    ],
+    ("models/family.py", "test_hf.py"): [
+        ('_TRANSPOSED = ("kernel", "head")', '_TRANSPOSED = ("kernel",)', "an own head is not transposed"),
     ],
     ("models/hf/adapters.py", "test_lora.py"): [
         ('"lora_alpha": config.alpha', '"lora_alpha": config.rank', "an exported adapter has another scale"),
@@ -123,8 +159,6 @@ FAULTS = {
         ("delta = scale * jnp.matmul", "delta = jnp.matmul", "merged without the scale"),
     ],
     ("models/hf/hf.py", "test_hf.py test_hf_oddities.py"): [
-        ('return path.endswith(("kernel", "head"))', 'return path.endswith("kernel")', "an own head is not transposed"),
-        ('"k": "self_attn.k_proj"', '"k": "self_attn.v_proj"', "keys are values"),
         ("if missing:\n        raise", "if False:\n        raise", "a folder that lacks a tensor"),
         ("if extra:\n        raise", "if False:\n        raise", "a folder with more than the model has"),
         ("if shard and size + bytes_ > most:", "if False:", "folders are one file, however large"),
@@ -135,11 +169,6 @@ FAULTS = {
         ("256 + len(self.words) + i for i, name", "256 + i for i, name", "specials have the ids of words"),
     ],
     ("models/hf/config_json.py", "test_hf.py test_hf_oddities.py test_folders.py"): [
-        ("rope_theta=theta,", "rope_theta=10_000.0,", "the folder's rope_theta is not heard"),
-        ('tied=said.flag("tie_word_embeddings", False),', "tied=True,", "all heads are tied"),
         ('rms_epsilon=said.positive("rms_norm_eps", 1e-6),', "rms_epsilon=1e-6,", "the folder's epsilon is not heard"),
-        ('kv_heads=said.whole("num_key_value_heads", 2**12, heads),', "kv_heads=heads,", "grouped queries are not heard"),
-        ('low = inner.positive("low_freq_factor")\n    high = inner.positive("high_freq_factor")', 'high = inner.positive("low_freq_factor")\n    low = inner.positive("high_freq_factor")', "Llama 3's factors change places"),
-        ('raise said.refuse("layer_types"', 'said.refuse("layer_types"', "sliding windows pass"),
     ],
 }  # fmt: skip

@@ -106,7 +106,7 @@ FAULTS = {
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), seed, source,", "the batch is not in the name"),
         ("task, team.sharing,", "team.sharing,", "the task is not in the name"),
         ("task, team.sharing,", "task,", "how weights are shared is not in the name"),
-        ("config, optimizer, sorted((name, m.config", "config, sorted((name, m.config", "the optimizer is not in the name"),
+        ("        config, optimizer,\n        sorted((name, m", "        config,\n        sorted((name, m", "the optimizer is not in the name"),
         ('hash_bytes(repr(dataclasses.replace(config, cache_dir="")) + repr(made_from[1:]))', "hash_bytes(repr(made_from[1:]))",
          "the warm start's own settings are not in the name"),
         ("warmup=config.warmup,", "warmup=0,", "no warm-up"),

@@ -30,6 +30,7 @@ from atgrpo_jax.engines.local.paged_attention import (
 )
 from atgrpo_jax.engines.local.paged_kernel import fused_decode_attention
 from atgrpo_jax.engines.local.sampling import Rules, pick, uniforms
+from atgrpo_jax.models.attention import narrower
 from atgrpo_jax.models.transformer import Transformer, apply, exact_products, logits
 
 
@@ -133,8 +134,8 @@ class Drawn(NamedTuple):
 
 
 def empty(model: Transformer, sizes: Sizes) -> Cache:
-    c = model.config
-    dtype = jnp.dtype(model.config.dtype)
+    c = model.architecture
+    dtype = jnp.dtype(model.compute.dtype)
     heads = c.kv_heads, c.head_size
     prompts = sizes.shards, sizes.prompt_pages, *heads, sizes.page
     bank = sizes.shards, sizes.answer_pages // sizes.banks, *heads, sizes.answer_page
@@ -160,9 +161,10 @@ def prefill(model: Transformer, sizes: Sizes, cache: Cache, params: Any, adapter
         at = functools.partial(jax.lax.dynamic_index_in_dim, index=b, axis=1, keepdims=False)
         page_block, scale_DFJ = jax.tree.map(at, (work.page_blocks, work.scale))
 
-        def attend(q, k, v, prompts):
+        def attend(q, k, v, prompts, window):
             q_DF, k_DF, v_DF = (x.reshape(D, F, *x.shape[1:]) for x in (q, k, v))
-            over = jax.vmap(prefill_attention, in_axes=(0, 0, 0, 0, 0, None))
+            attention = functools.partial(prefill_attention, window=narrower(window, sizes.limit))
+            over = jax.vmap(attention, in_axes=(0, 0, 0, 0, 0, None))
             out, prompts = over(q_DF, k_DF, v_DF, prompts, page_block, work.passes[b])
             return out.reshape(q.shape), prompts
 
@@ -222,14 +224,16 @@ def decode(
         page_Ds = jnp.where(live_R.reshape(D, s), page_Ds, sizes.answer_pages)
         offset_Ds = count_Ds % sizes.answer_page
 
-        def attend(q_R1NH, k_R1MH, v_R1MH, layer):
+        def attend(q_R1NH, k_R1MH, v_R1MH, layer, window):
+            window = narrower(window, sizes.limit)
             prompts, banks = layer
             q, k, v = (x.reshape(D, s, *x.shape[2:]) for x in (q_R1NH, k_R1MH, v_R1MH))
             banks = _written(banks, page_Ds, offset_Ds, k, v)
-            if sizes.fused:
+            if sizes.fused and window is None:  # the kernel knows no windows
                 out = _by_kernel(mesh, q, count_Ds, prompts, banks[0], readers, slots.answer)
             else:
-                over = jax.vmap(decode_attention, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
+                attention = functools.partial(decode_attention, window=window)
+                over = jax.vmap(attention, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
                 out = over(q, count_Ds, prompts, banks, readers, owners, slots.answer, passes)
             return out.reshape(q_R1NH.shape), (prompts, banks)
 
@@ -304,7 +308,7 @@ def programs(model: Transformer, sizes: Sizes, mesh: Mesh | None) -> Programs:
 
     def compiled(program, out_shardings):
         def traced(*inputs):
-            with exact_products(model.config):
+            with exact_products(model.compute):
                 return program(*inputs)
 
         traced.__name__ = program.func.__name__  # the name in profiles
@@ -318,7 +322,7 @@ def programs(model: Transformer, sizes: Sizes, mesh: Mesh | None) -> Programs:
 
 
 def _shardings(model: Transformer, sizes: Sizes, mesh: Mesh) -> Cache:
-    pages = page_sharding(mesh, model.config.kv_heads)
+    pages = page_sharding(mesh, model.architecture.kv_heads)
     rest = group_sharding(mesh)
     shapes = jax.eval_shape(functools.partial(empty, model, sizes))
     return jax.tree.map(lambda x: pages if x.ndim == 5 else rest, shapes)

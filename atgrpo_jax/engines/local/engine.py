@@ -98,12 +98,13 @@ class LocalEngine:
         """Returns the weights on our mesh. Adapters with the same parameters share one copy of them."""
         mesh = self._mesh(policy)
         assert mesh is not None
+        axes = self._model(policy).family.axes
         known = (copy for pushed, copy in self._copied.values() if pushed is weights.params)
         params = next(known, None)
         if params is None:
-            params = copied(weights.params, mesh)
+            params = copied(weights.params, mesh, axes)
         self._copied[policy] = weights.params, params
-        adapter = None if weights.adapter is None else copied(weights.adapter, mesh)
+        adapter = None if weights.adapter is None else copied(weights.adapter, mesh, axes)
         return weights._replace(params=params, adapter=adapter)
 
     def release(self) -> None:
@@ -183,7 +184,7 @@ class LocalEngine:
                 adapter = stack([pushed[name].adapter for name in members])
             elif self._fits_twice(policy, params):
                 model = model.clone(joined=True)
-                params = _join_layers(params)
+                params = _join_layers(params, model.family.joined)
             self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
         return self._families[policy]
 
@@ -306,4 +307,4 @@ class LocalEngine:
             ticket.future.set_result([sample(ticket.done.get(k), receipt) for k, receipt in enumerate(asked)])
 
 
-_join_layers = jax.jit(join_layers)
+_join_layers = jax.jit(join_layers, static_argnums=1)

@@ -1,6 +1,7 @@
 """Says how the in-process JAX engine draws, where, and what it takes on a device."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +69,10 @@ class LocalEngineConfig(Settings, EngineConfig):
 
     def bytes_on_device(self, planned: Planned) -> dict[str, float]:
         mesh = self.mesh or planned.mesh
-        distinct = {model.config: model for model in planned.models.values()}
+        distinct = {model.architecture: model for model in planned.models.values()}
         lines = {"cache of the rollout": sum(self._cache(m, mesh, planned) for m in distinct.values())}
         for name, model in planned.models.items():
-            whole = bytes_on(planned.params[name], mesh)
+            whole = bytes_on(planned.params[name], mesh, model.family.axes)
             if self.mesh is not None:
                 lines[f"parameters copied for the rollout, {name}"] = whole
             if name not in planned.adapted and self._keeps_joined(mesh, whole):
@@ -83,19 +84,20 @@ class LocalEngineConfig(Settings, EngineConfig):
 
     def _cache(self, model: Transformer, mesh: MeshConfig, planned: Planned) -> float:
         """Returns the bytes of the pages on each device, and of the slots' logits."""
-        config = model.config
+        config = model.architecture
         split = mesh.tensor if config.kv_heads % mesh.tensor == 0 else 1
         slots = self.slots / (mesh.data * mesh.fsdp)
         most = slots * power_of_two(planned.longest_answer)
         tokens = self.prompt_cache + min(self.answer_cache or most, most)
         numbers = 2 * config.layers * config.kv_heads // split * config.head_size
-        return tokens * numbers * jnp.dtype(config.dtype).itemsize + 3 * 4 * slots * model.vocab_size
+        return tokens * numbers * jnp.dtype(model.compute.dtype).itemsize + 3 * 4 * slots * model.vocab_size
 
 
 def _joined_bytes(model: Transformer) -> int:
     """Returns the bytes of a model's second copy; see ``transformer.join_layers``."""
-    config = model.config
-    outputs = (config.heads + 2 * config.kv_heads) * config.head_size + 2 * config.mlp_width
-    biases = (config.heads + 2 * config.kv_heads) * config.head_size if config.qkv_bias else 0
-    size = config.layers * (config.width * outputs + biases)
-    return size * jnp.dtype(config.param_dtype).itemsize
+    config = model.architecture
+    family = model.family
+    names = {name for group in family.joined for name in group}
+    matrices = sum(math.prod(shape) for name, shape in family.kernels(config).items() if name in names)
+    biases = sum(size for name, size in family.vectors(config).items() if name in names)
+    return config.layers * (matrices + biases) * jnp.dtype(model.compute.param_dtype).itemsize

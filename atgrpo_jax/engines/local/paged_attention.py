@@ -118,10 +118,12 @@ def prefill_attention(
     prompts: Pages,
     page_block: PageBlock,
     passes: jax.Array,
+    window: int | None = None,
 ) -> tuple[jax.Array, Pages]:
     """Returns attention [F, p, N, H], and the prompt pages with the new ones written into them.
 
-    A token sees the earlier pages of its prompt, and the tokens of its page up to itself.
+    A token sees the earlier pages of its prompt, and the tokens of its page up to itself; of these
+    only the last ``window``, if that is given.
     ``passes`` is the most earlier pages of any prompt; a prompt that has fewer does not see the
     others.
     """
@@ -129,15 +131,22 @@ def prefill_attention(
     M = k_FpMH.shape[2]
     q = (q_FpNH * H**-0.5).reshape(F, p, M, N // M, H).transpose(0, 2, 3, 1, 4).reshape(F, M, -1, H)
 
+    places = jnp.arange(p)
+    ahead_Xp = jnp.tile(places[:, None] - places, (N // M, 1))  # of a token before the key at a place
+
+    def near(pages_F11) -> Any:
+        """Returns [F, X, p]: which tokens of pages so far back are in the window."""
+        return True if window is None else ahead_Xp + pages_F11 * p < window
+
     def earlier(j, so_far):
-        sees_F = (j < page_block.number)[:, None, None, None]
-        return so_far.merge(partial(q, prompts.take(page_block.table[:, j]), sees_F))
+        back_F11 = (page_block.number - j)[:, None, None]
+        sees = ((back_F11 > 0) & near(back_F11))[:, None]
+        return so_far.merge(partial(q, prompts.take(page_block.table[:, j]), sees))
 
     own = Pages.of(k_FpMH, v_FpMH)
     prompts = prompts.put(page_block.page, own)  # before the loop: after it, XLA would copy all
-    causal_Xp = jnp.tile(jnp.tril(jnp.ones((p, p), bool)), (N // M, 1))
     so_far = jax.lax.fori_loop(0, passes, earlier, Partial.nothing(q.shape))
-    out = so_far.merge(partial(q, own, causal_Xp)).result()
+    out = so_far.merge(partial(q, own, (ahead_Xp >= 0) & near(0))).result()
     out = out.reshape(F, M, N // M, p, H).transpose(0, 3, 1, 2, 4).reshape(q_FpNH.shape)
     return out.astype(q_FpNH.dtype), prompts
 
@@ -185,10 +194,12 @@ def decode_attention(
     owners: Owners,
     table_SX: jax.Array,
     passes: Passes,
+    window: int | None = None,
 ) -> jax.Array:
     """Returns [S, N, H]: attention of one query of each sample.
 
-    The query sees its prompt, then its answer up to token number ``count``.
+    The query sees its prompt, then its answer up to token number ``count``; of these only the last
+    ``window`` tokens, if that is given.
 
     Args:
       answers: banks of equally many pages, numbered from the first bank's to the last bank's.
@@ -197,13 +208,13 @@ def decode_attention(
     S, N, H = q_SNH.shape
     M = prompts.keys.shape[1]
     q_SMRH = (q_SNH * H**-0.5).reshape(S, M, N // M, H)
-    seen = _prompts(q_SMRH, prompts, readers, passes.prompt)
+    seen = _prompts(q_SMRH, count_S, prompts, readers, passes.prompt, window)
     size = answers[0].keys.shape[-1]
     of_bank = jax.tree.map(lambda x: x.reshape(len(answers), -1), owners)
     parts = [
         jax.lax.cond(
             b < passes.banks,
-            lambda q, pages, slots, starts: _answers(q, count_S, pages, slots, starts),
+            lambda q, pages, slots, starts: _answers(q, count_S, pages, slots, starts, window),
             lambda q, pages, slots, starts: Partial.nothing((len(slots), *q.shape[1:])),
             q_SMRH,
             pages,
@@ -223,14 +234,23 @@ def decode_attention(
     return out_SMRH.reshape(q_SNH.shape).astype(q_SNH.dtype)
 
 
-def _answers(q_SMRH, count_S, pages: Pages, slots_n, starts_n) -> Partial:
+def _answers(q_SMRH, count_S, pages: Pages, slots_n, starts_n, window: int | None) -> Partial:
     """Returns the attention over every page of a bank, of the sample that owns the page."""
     positions_np = starts_n[:, None] + jnp.arange(pages.keys.shape[-1])
     sees_np = positions_np <= count_S[slots_n][:, None]
+    if window is not None:
+        sees_np &= positions_np > count_S[slots_n][:, None] - window
     return partial(q_SMRH[slots_n], pages, sees_np[:, None, None])
 
 
-def _prompts(q_SMRH: jax.Array, prompts: Pages, readers: Readers, passes_b: jax.Array) -> Partial:
+def _prompts(
+    q_SMRH: jax.Array,
+    count_S: jax.Array,
+    prompts: Pages,
+    readers: Readers,
+    passes_b: jax.Array,
+    window: int | None,
+) -> Partial:
     """Returns the attention of each sample over its prompt."""
     _, M, R, H = q_SMRH.shape
     page = prompts.keys.shape[-1]
@@ -242,11 +262,16 @@ def _prompts(q_SMRH: jax.Array, prompts: Pages, readers: Readers, passes_b: jax.
     def block(b, so_far):
         mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, b * B, B), readers)
         q_BMXH = q_SMRH.at[mine.slots].get(mode="clip").swapaxes(1, 2).reshape(B, M, W * R, H)
+        # A sibling's token number ``count`` comes right after those of the prompt.
+        own_BW = mine.lengths[:, None] + count_S.at[mine.slots].get(mode="clip")
+        own_BX = jnp.repeat(own_BW, R, axis=1)
 
         def visit(j, seen):
             places = j * page + jnp.arange(page)
-            sees_B11p = (places < mine.lengths[:, None])[:, None, None]
-            return seen.merge(partial(q_BMXH, prompts.take(mine.table[:, j]), sees_B11p))
+            sees = (places < mine.lengths[:, None])[:, None, None]
+            if window is not None:
+                sees &= (places > own_BX[..., None] - window)[:, None]
+            return seen.merge(partial(q_BMXH, prompts.take(mine.table[:, j]), sees))
 
         seen = jax.lax.fori_loop(0, passes_b[b], visit, Partial.nothing(q_BMXH.shape))
         by_slot = (x.reshape(B, M, W, R, *x.shape[3:]).swapaxes(1, 2) for x in seen)

@@ -11,7 +11,7 @@ from atgrpo_jax.common.rounding import power_of_two, round_up
 from atgrpo_jax.engines.local import paged_kernel
 from atgrpo_jax.engines.local.decoding import Sizes
 from atgrpo_jax.engines.protocol import Request
-from atgrpo_jax.models.config import ModelConfig
+from atgrpo_jax.models.config import Compute
 from atgrpo_jax.models.transformer import Transformer
 
 
@@ -74,12 +74,12 @@ def lane_sizes(
     sampling = request.sampling
     slots = config.slots // shards
     tokens, samples = default_shape or (1, len(request.addresses))
-    fused = _wants_kernel(family.model.config, mesh)
+    fused = _wants_kernel(family.model.compute, mesh)
     least = paged_kernel.LEAST if fused else 1
     most = power_of_two(max(sampling.max_tokens, tokens, least))
     answer_page = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
     longest_answer = most // answer_page
-    fused = fused and paged_kernel.supports(family.model.config.head_size, config.page, answer_page)
+    fused = fused and paged_kernel.supports(family.model.architecture.head_size, config.page, answer_page)
     banks = 1 if fused else min(longest_answer, 4)
     all_pages = slots * longest_answer
     wanted = -(-config.answer_cache // answer_page) or all_pages
@@ -106,7 +106,7 @@ def lane_sizes(
     )
 
 
-def _wants_kernel(config: ModelConfig, mesh: Mesh | None) -> bool:
+def _wants_kernel(compute: Compute, mesh: Mesh | None) -> bool:
     """Returns whether attention should be one kernel: on GPUs and, for tests, on CPUs."""
     platform = platform_of(mesh)
-    return config.attention in {"gpu": ("auto", "fused"), "cpu": ("fused",)}.get(platform, ())
+    return platform != "tpu" and compute.wants_kernel(platform)

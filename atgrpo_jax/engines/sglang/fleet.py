@@ -18,11 +18,6 @@ from atgrpo_jax.engines.sglang.servers import ASK_S, NobodyListens, Refused, Ser
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
 
-# Fields that fix the shapes of the weights, or that a server reads only when it starts.
-_SHAPE = (
-    "layers", "width", "mlp_width", "heads", "kv_heads", "head_size", "vocab_size", "qk_norm", "qkv_bias",
-    "tied", "rope_theta", "rope_scaling", "rms_epsilon",
-)  # fmt: skip
 _POLL_S = 0.5  # seconds between two tries to reach a server that is waited for
 REST_S = 5.0  # seconds before a server that was not reached is asked again
 _LONGEST_REST_S = 300.0  # the same, at most, for a server that is late again and again
@@ -258,20 +253,20 @@ class Fleet:
         """
         named = shown(path)
         try:
-            theirs = hf.model_config(path)
+            theirs = hf.architecture(path)
             ends = hf.end_ids(path)
         except (RunError, OSError, ValueError) as error:
             raise RunError(
                 f"{server.url} serves {named}, of which nobody here knows whether the weights of {self.name} "
                 f"fit ({plain(str(error))}); start it on a folder that both can read"
             ) from error
-        config = dataclasses.replace(self.model.config, vocab_size=self.model.vocab_size)
-        for field in _SHAPE:
-            own = getattr(config, field)
-            other = getattr(theirs, field)
+        ours = dataclasses.replace(self.model.architecture, vocab_size=self.model.vocab_size)
+        for field in dataclasses.fields(ours):
+            own = getattr(ours, field.name)
+            other = getattr(theirs, field.name)
             if own != other:
                 raise RunError(
-                    f"{server.url} serves {named} with {field} = {other!r}; {self.name} has {own!r}"
+                    f"{server.url} serves {named} with {field.name} = {other!r}; {self.name} has {own!r}"
                 )
         more = ends - set(self.stop_ids)
         if more:

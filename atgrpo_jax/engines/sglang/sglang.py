@@ -188,7 +188,7 @@ class SGLangEngine:
         old: list[Path | None] = []
         size = 0
         if weights.adapter is None or weights.params is not self._base:
-            dtype = served.models[policy].config.dtype
+            dtype = served.models[policy].compute.dtype
             old.append(fleet.folder)
             fleet.folder = self._published.write(
                 f"{name}-model",
@@ -200,8 +200,9 @@ class SGLangEngine:
             self._base = weights.params
             base = str(fleet.folder)
             adapter = weights.adapter
+            family = served.models[policy].family
             path = self._published.write(
-                f"{name}-adapter", lambda f: save_adapter(f, adapter, served.lora, base)
+                f"{name}-adapter", lambda f: save_adapter(f, adapter, served.lora, family, base)
             )
             old.append(fleet.adapters[policy][1] if policy in fleet.adapters else None)
             fleet.adapters[policy] = (f"{self._run}-{name}", path)  # a new name for every version
@@ -263,11 +264,10 @@ class SGLangEngine:
         words = shlex.split(self._config.command)
         flags = ["--model-path", str(fleet.folder), "--weight-version", fleet.state]
         flags += ["--host", str(parts.hostname), "--port", str(parts.port)]
-        flags += ["--dtype", fleet.model.config.dtype]
+        flags += ["--dtype", fleet.model.compute.dtype]
         if fleet.adapted:
-            modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
             flags += ["--enable-lora", "--max-lora-rank", str(self._served.lora.rank)]
-            flags += ["--lora-target-modules", *modules]
+            flags += ["--lora-target-modules", *fleet.model.family.target_modules()]
         say(f"starting {' '.join(words)} on {server.url}")
         return ServerProcess([*words, *flags], self._published.root / f"server-{parts.port}.log")
 
@@ -278,7 +278,7 @@ class SGLangEngine:
             model = self._served.models[policy]
             shapes = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
             count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-            sizes[initial] = 2 * count * jnp.dtype(model.config.dtype).itemsize
+            sizes[initial] = 2 * count * jnp.dtype(model.compute.dtype).itemsize
         self._published.check_room(sum(sizes.values()))
 
     def _check(self, request: Request) -> None:

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.rounding import round_up
+from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
 
@@ -92,9 +93,9 @@ def read(meta: Mapping[str, Any]) -> Answer:
     return Answer(tokens, logprobs, finish, known)
 
 
-def their_name(path: str) -> str:
+def their_name(family: Family, path: str) -> str:
     """Returns sglang-jax's name of our parameter at ``path``, for example "layer_3/q/kernel"."""
-    module, kind = hf.tensor_name(path).rsplit(".", 1)
+    module, kind = family.tensor_name(path).rsplit(".", 1)
     if module.endswith("norm"):
         kind = "scale"
     elif module.endswith(("embed_tokens", "lm_head")):
@@ -125,6 +126,7 @@ class Session:
         Raises RunError if the Engine does not start, or has less room than ``config`` asks for.
         """
         self._policy = policy
+        self._family = model.family
         self._closed = False
         self._ended = threading.Event()
         with contextlib.ExitStack() as stack:
@@ -208,7 +210,7 @@ class Session:
         for path, leaf in pairs:
             name = path_text(path)
             # sglang-jax keeps the head as [V, D], like the embedding.
-            ours[their_name(name)] = leaf.T if name == "head" else leaf
+            ours[their_name(self._family, name)] = leaf.T if name == "head" else leaf
         shapes = {name: struct.shape for name, struct in self._shapes.items()}
         check_same(self._policy, {name: leaf.shape for name, leaf in ours.items()}, shapes)
         self._forget()
@@ -286,7 +288,7 @@ def _contexts() -> set[Any]:
 
 def _describe(folder: Path, model: Transformer, stop_ids: Sequence[int], context: int) -> None:
     """Writes the config.json that an Engine needs beside its weights."""
-    raw = hf.description(model.config, model.vocab_size, stop_ids)
+    raw = hf.description(model.architecture, model.vocab_size, stop_ids, model.compute.param_dtype)
     raw["max_position_embeddings"] = max(context, raw["max_position_embeddings"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
@@ -300,7 +302,7 @@ def _arguments(folder: str, model: Transformer, devices: Sequence[int], config: 
         "skip_tokenizer_init": True,
         "device": platform,
         "attention_backend": "fa" if platform == "tpu" else "native",
-        "dtype": model.config.dtype,
+        "dtype": model.compute.dtype,
         "tp_size": config.tensor,
         "device_indexes": list(devices),
         "context_length": config.context_length + SPARE,

@@ -36,6 +36,7 @@ from atgrpo_jax.models.transformer import PolicyWeights, Transformer
 
 # Lanes of a TPU. Without a TPU, sglang-jax also pads heads to a multiple of these, but then fails.
 LANES = 128
+SERVED = ("qwen3", "qwen2", "llama")  # families that it was seen to serve as we compute them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,16 +101,22 @@ class SGLangJaxConfig(EngineConfig):
 
 def check_model(policy: str, model: Transformer, config: SGLangJaxConfig, mesh: Mesh) -> None:
     """Raises RunError, naming the field, if sglang-jax would fail later on the model or devices."""
-    size = model.config.head_size
-    kv_heads = model.config.kv_heads
+    family = model.family.name
+    if family not in SERVED:
+        raise RunError(
+            f"policy {policy}: Architecture.family = {family!r}: with sglang-jax only "
+            f"{', '.join(SERVED)} are tried; use another engine"
+        )
+    size = model.architecture.head_size
+    kv_heads = model.architecture.kv_heads
     if mesh.devices.flat[0].platform != "tpu" and size % LANES:
         raise RunError(
-            f"policy {policy}: ModelConfig.head_size = {size}: without a TPU, sglang-jax needs a multiple of "
-            f"{LANES}"
+            f"policy {policy}: Architecture.head_size = {size}: without a TPU, sglang-jax needs a multiple "
+            f"of {LANES}"
         )
     if kv_heads % config.tensor:
         raise RunError(
-            f"policy {policy}: SGLangJaxConfig.tensor = {config.tensor} must divide ModelConfig.kv_heads = "
+            f"policy {policy}: SGLangJaxConfig.tensor = {config.tensor} must divide Architecture.kv_heads = "
             f"{kv_heads}"
         )
     there = len(jax.devices())

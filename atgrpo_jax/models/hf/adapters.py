@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from atgrpo_jax.models.hf.hf import save_tensors, tensor_name
+from atgrpo_jax.models.family import Family
+from atgrpo_jax.models.hf.hf import save_tensors
 from atgrpo_jax.models.lora import LoraConfig
 
 
-def save_adapter(folder: str, adapter: Any, config: LoraConfig, base: str) -> None:
+def save_adapter(folder: str, adapter: Any, config: LoraConfig, family: Family, base: str) -> None:
     """Writes a PEFT folder: adapter_model.safetensors and adapter_config.json.
 
     Args:
@@ -23,7 +24,8 @@ def save_adapter(folder: str, adapter: Any, config: LoraConfig, base: str) -> No
     tensors = {}
     for layer, modules in adapter.items():
         for name, ab in modules.items():
-            module = "base_model.model." + tensor_name(f"{layer}/{name}/kernel").removesuffix(".weight")
+            kernel = family.tensor_name(f"{layer}/{name}/kernel")
+            module = "base_model.model." + kernel.removesuffix(".weight")
             for letter in "ab":  # torch keeps [out, in]
                 values = np.ascontiguousarray(np.asarray(ab[letter], np.float32).T)
                 tensors[f"{module}.lora_{letter.upper()}.weight"] = values

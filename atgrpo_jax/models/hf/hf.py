@@ -17,19 +17,21 @@ from safetensors.numpy import save_file
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
+from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.hf.config_json import (
     GENERATION,
+    architecture,
     check_same_model,
     description,
     end_ids,
+    family_in,
     fields,
-    model_config,
     stored_dtype,
 )
 from atgrpo_jax.models.hf.tensors import INDEX, SINGLE, Tensors, same
 
 # What config.json says, and the parameters both ways: all that callers need of a folder.
-__all__ = ["check_same_model", "description", "end_ids", "load", "model_config", "save"]
+__all__ = ["architecture", "check_same_model", "description", "end_ids", "load", "save"]
 
 # Files that a trained folder gets as they are in its source.
 COPIED = (
@@ -41,37 +43,8 @@ SHARD_BYTES = 5 * 10**9
 # Tensors that older versions stored, and that we compute: rotary frequencies and causal masks.
 _BUFFERS = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)|.*\battn\.(bias|masked_bias)")
 
-_MODULES = {
-    "attention_norm": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "norm": "model.norm",
-    "embedding": "model.embed_tokens",
-    "head": "lm_head",
-}
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-
-
-def tensor_name(path: str) -> str:
-    """Returns a folder's name for a parameter of ours, such as "layer_3/q/kernel"."""
-    parts = path.split("/")
-    layer = re.fullmatch(r"layer_(\d+)", parts[0])
-    module = f"model.layers.{layer[1]}.{_MODULES[parts[1]]}" if layer else _MODULES[parts[0]]
-    return f"{module}.{'bias' if parts[-1] == 'bias' else 'weight'}"
-
-
-def _transposed(path: str) -> bool:
-    """Returns whether a folder has it as [out, in], where ours is [in, out]."""
-    return path.endswith(("kernel", "head"))
 
 
 def load(folder: str, shapes: Any) -> Any:
@@ -84,11 +57,9 @@ def load(folder: str, shapes: Any) -> Any:
     float or not finite, or of the file that cannot be read.
     """
     root = Path(folder).expanduser()
-    fields(root)
+    family = family_in(fields(root))
     tensors = Tensors(root)
-    leaves = {
-        tensor_name(path_text(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
-    }
+    leaves = {family.tensor_name(path): leaf for path, leaf in _leaves(shapes)}
     names = set(leaves)
     stored = {name for name in tensors if not _BUFFERS.fullmatch(name)}
     if HEAD not in names and HEAD in stored:
@@ -102,8 +73,8 @@ def load(folder: str, shapes: Any) -> Any:
         raise RunError(f"{root} has tensor {extra[0]}, which the model does not have ({len(extra)} such)")
 
     def read(path, struct: jax.ShapeDtypeStruct) -> jax.Array:
-        name = tensor_name(path_text(path))
-        flip = _transposed(path_text(path))
+        name = family.tensor_name(path_text(path))
+        flip = family.transposed(path_text(path))
         part = tensors.slices(instead.get(name, name), struct.shape[:: -1 if flip else 1])
 
         def own(index):
@@ -165,37 +136,33 @@ def save(
         ends = {"eos_token_id": list(stop_ids)}
         raw = raw | ends
         if (root / GENERATION).exists():
-            said = read_object(root / GENERATION) | ends
-            (root / GENERATION).write_text(json.dumps(said, indent=2) + "\n")
-    dtype = dtype or stored_dtype(Fields("config.json", raw))
+            generation = read_object(root / GENERATION) | ends
+            (root / GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
+    said = Fields("config.json", raw)
+    family = family_in(said)
+    dtype = dtype or stored_dtype(said)
     shards = list(_shards(params, jnp.dtype(dtype), shard_bytes))
     index: dict[str, str] = {}
     for number, leaves in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {tensor_name(path): _fetch(leaf, path, dtype) for path, leaf in leaves}
+        tensors = {family.tensor_name(path): _fetch(leaf, path, family, dtype) for path, leaf in leaves}
         save_tensors(root / file, tensors)
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = sum(leaf.size for _, leaf in _leaves(params)) * jnp.dtype(dtype).itemsize
         record = {"metadata": {"total_size": total}, "weight_map": index}
         (root / INDEX).write_text(json.dumps(record, indent=2) + "\n")
-    (root / "config.json").write_text(json.dumps(_spelled(raw, dtype), indent=2) + "\n")
+    (root / "config.json").write_text(json.dumps(_spelled(raw, family, dtype), indent=2) + "\n")
 
 
-def _spelled(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
+def _spelled(raw: dict[str, Any], family: Family, dtype: str) -> dict[str, Any]:
     """Returns config.json in words that ``transformers`` before and after version 5 understand.
 
-    It has one of dtype and torch_dtype, which both versions read, and the rotary base where the
-    older one looks for it.
+    It has one of dtype and torch_dtype, which both versions read.
     """
     key = "dtype" if "dtype" in raw else "torch_dtype"
     said = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")} | {key: dtype}
-    rope = dict(said.get("rope_parameters") or {})
-    if rope and not said.get("rope_scaling"):
-        said["rope_theta"] = rope.pop("rope_theta", None) or said.get("rope_theta") or 10_000.0
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        said["rope_scaling"] = None if kind == "default" else rope
-    return said
+    return family.spell(said)
 
 
 def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -227,14 +194,14 @@ def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str,
     yield shard
 
 
-def _fetch(leaf: jax.Array, path: str, dtype: str) -> np.ndarray:
+def _fetch(leaf: jax.Array, path: str, family: Family, dtype: str) -> np.ndarray:
     values = np.asarray(jax.device_get(leaf))
     with np.errstate(over="ignore"):  # raised below, with its name
         written = values.astype(jnp.dtype(dtype), copy=False)
     if np.isfinite(values).all() and not np.isfinite(written).all():
         most = float(np.abs(values).max())
         raise RunError(
-            f"tensor {tensor_name(path)} has numbers up to {most:.3g}, which {dtype} cannot hold; "
+            f"tensor {family.tensor_name(path)} has numbers up to {most:.3g}, which {dtype} cannot hold; "
             'say "dtype": "bfloat16" in the config.json of the folder that it comes from'
         )
-    return np.ascontiguousarray(written.T if _transposed(path) else written)
+    return np.ascontiguousarray(written.T if family.transposed(path) else written)
