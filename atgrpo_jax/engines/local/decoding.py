@@ -232,9 +232,7 @@ def decode(
             if sizes.fused and window is None:  # the kernel knows no windows
                 out = _by_kernel(mesh, q, count_Ds, prompts, banks[0], readers, slots.answer)
             else:
-                attention = functools.partial(decode_attention, window=window)
-                over = jax.vmap(attention, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
-                out = over(q, count_Ds, prompts, banks, readers, owners, slots.answer, passes)
+                out = _by_loops(window, q, count_Ds, prompts, banks, readers, owners, slots.answer, passes)
             return out.reshape(q_R1NH.shape), (prompts, banks)
 
         inputs = drawn.tokens[:, None], (flat.prompt + count_R)[:, None], attend
@@ -279,6 +277,12 @@ def _written(banks: list[Pages], page_Ds, offset_Ds, k_DsMH, v_DsMH) -> list[Pag
         page_in_bank_Ds = jnp.where(page_Ds // size == b, page_Ds % size, size)
         written.append(put(bank, page_in_bank_Ds, offset_Ds, k_DsMH, v_DsMH))
     return written
+
+
+def _by_loops(window: int | None, *inputs: Any) -> jax.Array:
+    """Runs XLA's loops on each shard. All inputs but the last have an axis of shards."""
+    attention = functools.partial(decode_attention, window=window)
+    return jax.vmap(attention, in_axes=(*[0] * (len(inputs) - 1), None))(*inputs)
 
 
 def _by_kernel(mesh: Mesh | None, q_DsNH: jax.Array, count_Ds: jax.Array, *inputs: Any) -> jax.Array:
