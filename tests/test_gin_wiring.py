@@ -5,6 +5,7 @@ import typing
 
 import pytest
 
+from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
@@ -30,6 +31,20 @@ def test_a_parameter_reaches_every_field():
     values = [line for line in render(SMOKE).splitlines() if " = " in line and "@" not in line]
     assert len(values) > 100 and "experiment.Experiment.warm_start = None" not in values
     assert load("smoke.gin", values) == SMOKE
+
+
+def test_a_mesh_is_the_learners_unless_a_file_says_that_it_is_the_engines(tmp_path):
+    (tmp_path / "apart.gin").write_text(
+        'include "smoke.gin"\n'
+        "experiment.Experiment.mesh = @mesh.MeshConfig()\n"
+        "mesh.MeshConfig.data = 2\n"
+        "local.LocalEngineConfig.mesh = @drawing/mesh.MeshConfig()\n"
+        "drawing/mesh.MeshConfig.data = 4\n"
+        "local.LocalEngineConfig.first_device = 2\n"
+    )
+    apart = load(str(tmp_path / "apart.gin"))
+    assert (apart.mesh, apart.engine.mesh) == (MeshConfig(data=2), MeshConfig(data=4))
+    assert load("smoke.gin", ["mesh.MeshConfig.data = 2"]).engine.mesh is None
 
 
 def test_what_is_not_set_is_as_in_the_fields_default(tmp_path):

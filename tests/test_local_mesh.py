@@ -86,7 +86,7 @@ def test_adapters_on_one_base_share_its_copy(params):  # noqa: F811
     base = on(LEARNERS, params)
     engine = built(APART, ("a", "b"), {"a": "base", "b": "base"})
     for k, name in enumerate(("a", "b")):
-        adapter = on(LEARNERS, init_adapter(params, jax.random.key(k), 2))
+        adapter = on(LEARNERS, init_adapter(params, jax.random.key(k), 2, MODEL.family.adapted))
         engine.push_weights(name, PolicyWeights(base, adapter, 2.0), 0)
     copy = engine.parameters("a")
     assert copy is engine.parameters("b") is not base

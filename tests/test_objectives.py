@@ -165,7 +165,7 @@ def test_the_documented_losses_are_those_of_separate_rows():
 
 def test_a_loss_of_ones_own_is_taken_from_a_file(tmp_path, monkeypatch):
     (tmp_path / "cispo.py").write_text(source_of("CISPO"))
-    (gin,) = re.findall(r"^```\n(from __gin__.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    (gin,) = re.findall(r"^```\n(import cispo.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "cispo.gin").write_text(gin)
     monkeypatch.syspath_prepend(str(tmp_path))
     loss = load(str(tmp_path / "cispo.gin")).loss

@@ -16,6 +16,7 @@ from atgrpo_jax.engines.gate import Gate, push
 from atgrpo_jax.engines.protocol import EngineConfig, Served
 from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.models.transformer import PolicyWeights
+from atgrpo_jax.run.gin_config import load
 
 TEXT = (Path(__file__).parents[1] / "docs" / "your-engine.md").read_text()
 
@@ -59,6 +60,12 @@ def test_it_passes_the_gate_and_the_audits_receipts(plain, params):  # noqa: F81
     engine.release()
     with pytest.raises(RunError, match="no weights were pushed"):
         draw(engine, request)
+
+
+def test_its_gin_file_puts_it_in_the_place_of_the_shipped_one(plain, tmp_path):
+    (gin,) = re.findall(r"^```\n(import plain.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    (tmp_path / "plain_engine.gin").write_text(gin)
+    assert load(str(tmp_path / "plain_engine.gin")).engine == plain.PlainConfig(most_tokens=128)
 
 
 def test_what_a_config_need_not_say_has_defaults(plain):

@@ -91,6 +91,9 @@ def _place(values: Values, maker: Maker, fields: list[_Field], dropped: list[_Fi
     """Puts a part into its field, or drops its values. Returns whether there was a reason to."""
     fits = [field for field in fields if field.hint is maker or accepts(field.hint, maker)]
     free = [field for field in fits if field.setting is None]
+    # A field that is None by default waits for a reference, if another one fits: a mesh is the
+    # learner's, unless a file says that it is the engine's.
+    free = [field for field in free if default_of(field.owner, field.name) is not None] or free
     if len(free) > 1:
         name = values.name(maker)
         places = " or ".join(map(str, free))
