@@ -37,4 +37,86 @@ Axis suffixes on array names. A file with letters of its own lists them at its t
     N query heads    M key/value heads    H head size
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from atgrpo_jax.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from atgrpo_jax.arrays.mesh import MeshConfig as MeshConfig
+    from atgrpo_jax.common.types import Outcome as Outcome
+    from atgrpo_jax.common.types import Reward as Reward
+    from atgrpo_jax.credit.groups import CreditConfig as CreditConfig
+    from atgrpo_jax.engines.local.local import LocalEngineConfig as LocalEngineConfig
+    from atgrpo_jax.engines.protocol import EngineConfig as EngineConfig
+    from atgrpo_jax.engines.sglang.sglang import SGLangConfig as SGLangConfig
+    from atgrpo_jax.models.config import Architecture as Architecture
+    from atgrpo_jax.models.config import Compute as Compute
+    from atgrpo_jax.models.lora import LoraConfig as LoraConfig
+    from atgrpo_jax.rollout.evaluation import EvaluationConfig as EvaluationConfig
+    from atgrpo_jax.rollout.rollout import RolloutConfig as RolloutConfig
+    from atgrpo_jax.rollout.team import Team as Team
+    from atgrpo_jax.run.experiment import Experiment as Experiment
+    from atgrpo_jax.run.python import load_experiment as load_experiment
+    from atgrpo_jax.run.python import train_team as train_team
+    from atgrpo_jax.sandbox.pool import SandboxConfig as SandboxConfig
+    from atgrpo_jax.tasks.code.code import Code as Code
+    from atgrpo_jax.tasks.games.plan_path import PlanPath as PlanPath
+    from atgrpo_jax.tasks.games.sokoban import Sokoban as Sokoban
+    from atgrpo_jax.tasks.games.sudoku import Sudoku as Sudoku
+    from atgrpo_jax.tasks.math.math import Math as Math
+    from atgrpo_jax.tasks.protocol import Transition as Transition
+    from atgrpo_jax.tasks.splits import in_split as in_split
+    from atgrpo_jax.tasks.workflow import Workflow as Workflow
+    from atgrpo_jax.tokens.tokens import FolderTokenizer as FolderTokenizer
+    from atgrpo_jax.tokens.tokens import TinyTokenizer as TinyTokenizer
+    from atgrpo_jax.update.batch import BatchConfig as BatchConfig
+    from atgrpo_jax.update.objectives import GSPOLossConfig as GSPOLossConfig
+    from atgrpo_jax.update.objectives import LossConfig as LossConfig
+    from atgrpo_jax.update.objectives import Objective as Objective
+    from atgrpo_jax.update.optimizer import OptimizerConfig as OptimizerConfig
+    from atgrpo_jax.update.warm_start import WarmStartConfig as WarmStartConfig
+
+# What is offered to Python programs, and where it is defined. A name is imported when it is used:
+# JAX takes seconds, and commands answer --help without it.
+_HOMES = {
+    "common.types": ("Outcome", "Reward"),
+    "arrays.mesh": ("MeshConfig",),
+    "credit.groups": ("CreditConfig",),
+    "engines.local.local": ("LocalEngineConfig",),
+    "engines.protocol": ("EngineConfig",),
+    "engines.sglang.sglang": ("SGLangConfig",),
+    "models.config": ("Architecture", "Compute"),
+    "models.lora": ("LoraConfig",),
+    "rollout.evaluation": ("EvaluationConfig",),
+    "rollout.rollout": ("RolloutConfig",),
+    "rollout.team": ("Team",),
+    "run.experiment": ("Experiment",),
+    "run.python": ("load_experiment", "train_team"),
+    "sandbox.pool": ("SandboxConfig",),
+    "tasks.code.code": ("Code",),
+    "tasks.games.plan_path": ("PlanPath",),
+    "tasks.games.sokoban": ("Sokoban",),
+    "tasks.games.sudoku": ("Sudoku",),
+    "tasks.math.math": ("Math",),
+    "tasks.protocol": ("Transition",),
+    "tasks.splits": ("in_split",),
+    "tasks.workflow": ("Workflow",),
+    "tokens.tokens": ("FolderTokenizer", "TinyTokenizer"),
+    "update.batch": ("BatchConfig",),
+    "update.objectives": ("GSPOLossConfig", "LossConfig", "Objective"),
+    "update.optimizer": ("OptimizerConfig",),
+    "update.warm_start": ("WarmStartConfig",),
+}
+__all__ = ["__version__", *sorted(name for names in _HOMES.values() for name in names)]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"atgrpo_jax.{home}"), name)
+    raise AttributeError(f"module 'atgrpo_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,6 +19,7 @@ from atgrpo_jax.common.files import (
     write_atomically,
 )
 from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.run.kept_source import FOLDER
 from atgrpo_jax.tokens.tokens import Tokenizer
 
 _EPISODES = re.compile(r"step_([0-9]{6,})\.jsonl\.gz")
@@ -28,7 +29,7 @@ _PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 class RunFolder:
     """The folder of one run. It has the paths of all its files, and writes and reads some.
 
-    config.gin  metrics.jsonl  tensorboard/  episodes/step_*.jsonl.gz  checkpoints/
+    config.gin  metrics.jsonl  tensorboard/  episodes/step_*.jsonl.gz  checkpoints/  code/
     summary.json  curves.png  evaluations.jsonl (a line for each later evaluation)
     """
 
@@ -46,16 +47,15 @@ class RunFolder:
         self.evaluations = self.path / "evaluations.jsonl"
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
+        self.code = self.path / FOLDER  # source of parts that a notebook or script defined
         self._lock: int | None = None
 
     def exists(self) -> bool:
         """Returns whether it holds a run. Raises RunError if it holds something else."""
         if self.config.is_file():
             return True
-        begun = (
-            ".lock",
-            partial_of(self.config).name,
-        )  # a run that ended before it had a config may leave these
+        # A run that ended before it had a config may leave these.
+        begun = (".lock", partial_of(self.config).name, self.code.name)
         if self.path.exists() and (
             not self.path.is_dir() or any(p.name not in begun for p in self.path.iterdir())
         ):

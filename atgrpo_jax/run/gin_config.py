@@ -15,6 +15,7 @@ from atgrpo_jax.run.gin_names import Maker, known_modules, nearest, nearest_make
 from atgrpo_jax.run.gin_values import Macro, Reference, Values, made
 from atgrpo_jax.run.gin_wiring import wire
 from atgrpo_jax.run.gin_writing import text_of
+from atgrpo_jax.run.kept_source import FOLDER, make_importable
 from gin import config_parser
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -136,6 +137,8 @@ class _Reader:
 
     def read_file(self, name: str, of: str = "") -> None:
         path = _find(name, of)
+        if path.name == "config.gin":  # of a run
+            make_importable(path.parent / FOLDER)
         if path in self._reading:
             raise ConfigError(f"{of}{name} includes itself")
         try:

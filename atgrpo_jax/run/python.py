@@ -1,0 +1,42 @@
+"""Trains from Python, without gin: what ``import atgrpo_jax`` offers."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from atgrpo_jax.common.cli import look_for_no_missing_tpu
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.kept_source import kept
+from atgrpo_jax.run.loop import train
+from atgrpo_jax.run.saved import claim
+
+
+def load_experiment(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> Experiment:
+    """Returns the experiment of gin files, e.g. "smoke.gin", and of further bindings.
+
+    Raises ConfigError, in one line that names the file at fault.
+    """
+    return gin_config.load(gin_files, bindings)
+
+
+def train_team(experiment: Experiment, run_dir: str | os.PathLike) -> dict[str, Any]:
+    """Trains to ``experiment.steps`` and returns the summary. A run that is in the folder goes on.
+
+    The folder is the same as that of ``python -m atgrpo_jax.train``, and every command reads it. A
+    task, an engine or a loss whose class is defined in a notebook or in the script itself is kept
+    in the folder as source.
+
+    It works inside a running event loop (a notebook) and in any thread. Signals reach only the main
+    thread, so a stop is heard only there: it saves the last complete step and raises Stopped.
+
+    Raises UserError for what a person can mend, in one line.
+    """
+    look_for_no_missing_tpu()
+    folder = RunFolder(run_dir)
+    folder.exists()  # raises before anything is written in a folder of somebody else
+    parts = {name: kept(getattr(experiment, name), folder.code) for name in ("task", "engine", "loss")}
+    experiment = dataclasses.replace(experiment, **parts)
+    return train(claim(folder, experiment), folder)

@@ -1,0 +1,164 @@
+"""What ``import atgrpo_jax`` offers: experiments without gin, also with a task that a notebook defines."""
+
+import ast
+import linecache
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import atgrpo_jax
+from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.kept_source import kept
+
+ROOT = Path(__file__).parents[1]
+CELL = '''
+import dataclasses
+import random
+from atgrpo_jax import Outcome, Reward, Transition, Workflow
+
+GOAL = 3
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    number: int = 0
+
+def right(number):
+    return number == GOAL
+
+@dataclasses.dataclass(frozen=True)
+class Three:
+    """Both roles are to say 3."""
+
+    workflow: Workflow = Workflow(order=("a", "b"), turns=1)
+    bonus: float = 0.5
+
+    def instance(self, split, index):
+        return f"{split} {index}"
+
+    def initial(self, instance):
+        return Said()
+
+    def prompt(self, state, role):
+        return [{"role": "user", "content": f"{role} {state.number}"}]
+
+    def act(self, state, role, text):
+        number = len(text) % 7
+        solved = right(number) and role == "b"
+        reward = Reward.of(float(solved), near=self.bonus * (number > 1))
+        return Transition(Said(number), reward, Outcome.OK, solved, solved)
+
+    def demonstration(self, state, role, rng):
+        return "333"
+'''
+
+
+def test_the_names_that_are_offered_are_those_that_type_checkers_see():
+    tree = ast.parse(Path(atgrpo_jax.__file__).read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname for node in checked.body for alias in node.names}
+    assert seen | {"__version__"} == set(atgrpo_jax.__all__) == set(dir(atgrpo_jax))
+    assert all(getattr(atgrpo_jax, name) is not None for name in atgrpo_jax.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
+        atgrpo_jax.Trainer  # noqa: B018
+
+
+def test_the_readmes_script_is_the_smoke_run():
+    text = (ROOT / "README.md").read_text()
+    (script,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    before, _, after = script.partition("summary = ")
+    assert "train_team(" in after and script.count("\n") <= 18
+    names = {}
+    exec(before, names)
+    assert names["experiment"] == load("smoke.gin")
+
+
+def test_importing_the_package_imports_no_jax():
+    code = "import sys, atgrpo_jax; dir(atgrpo_jax); print('jax' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ended.stdout == "False\n"
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """Runs a text as a cell of a notebook: in ``__main__``, with its lines where IPython puts them."""
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+
+    def run(text, name="<ipython-input-1>"):
+        monkeypatch.setitem(linecache.cache, name, (len(text), None, text.splitlines(True), name))
+        exec(compile(text, name, "exec"), vars(main))
+        return main
+
+    return run
+
+
+def test_a_task_of_a_cell_is_kept_with_all_that_it_uses(cell, tmp_path):
+    task = cell(CELL).Three(bonus=0.25)
+    again = kept(task, tmp_path)
+    assert type(again) is not type(task) and type(again).__module__.startswith("kept_")
+    assert repr(again) == repr(task)
+    assert (
+        again.act(again.initial("x"), "b", "abc").solved
+        and not again.act(again.initial("x"), "a", "b").solved
+    )
+    assert kept(again, tmp_path) is again  # any process can import it
+    (file,) = tmp_path.glob("kept_*.py")
+    assert "GOAL = 3" in file.read_text() and "random" not in file.read_text()
+
+
+def test_another_definition_is_another_class(cell, tmp_path):
+    first = kept(cell(CELL).Three(), tmp_path)
+    second = kept(cell(CELL.replace("GOAL = 3", "GOAL = 4"), "<ipython-input-2>").Three(), tmp_path)
+    assert type(first).__module__ != type(second).__module__
+    assert not second.act(second.initial("x"), "b", "abc").solved
+
+
+def test_what_cannot_be_kept_is_named(cell, tmp_path):
+    main = cell(CELL.replace("GOAL = 3", "GOAL = object()"))
+    with pytest.raises(ConfigError, match="right uses GOAL, a object of this notebook or script"):
+        kept(main.Three(), tmp_path)
+
+
+NOTEBOOK = """
+import asyncio, linecache, sys
+import atgrpo_jax as at
+text = open("cell.py").read()
+linecache.cache["<ipython-input-1>"] = len(text), None, text.splitlines(True), "<ipython-input-1>"
+exec(compile(text, "<ipython-input-1>", "exec"), globals())
+
+async def notebook():
+    experiment = at.Experiment(
+        task=Three(),
+        model=at.Architecture(layers=1, width=16, mlp_width=16, heads=1, kv_heads=1, head_size=16),
+        engine=at.LocalEngineConfig(slots=8, max_prompt=64, prompt_cache=256),
+        rollout=at.RolloutConfig(instances=2, candidates=4, max_tokens=4),
+        batch=at.BatchConfig(row_tokens=64, rows=2),
+        warm_start=None, evaluation=at.EvaluationConfig(instances=2, validation_instances=2), steps=2,
+    )
+    return at.train_team(experiment, "mine")
+
+print(asyncio.run(notebook())["steps"])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_from_a_notebook_is_read_by_every_command(tmp_path):
+    """Under an event loop, with a task that only the notebook knows; it goes on, and is scored elsewhere."""
+    (tmp_path / "cell.py").write_text(CELL)
+    (tmp_path / "notebook.py").write_text(NOTEBOOK)
+
+    def ran(*line):
+        ended = subprocess.run([sys.executable, *line], cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout + ended.stderr
+
+    assert "2\n" in ran("notebook.py")
+    assert "2\n" in ran("notebook.py")  # the same cell: the run is there, and complete
+    score = ran("-m", "atgrpo_jax.evaluate", "--run_dir=mine")
+    assert "test after step 2" in score
+    ran("-m", "atgrpo_jax.train", "--gin_file=mine/config.gin", "--run_dir=mine")
