@@ -111,11 +111,13 @@ _HOMES = {
 __all__ = ["__version__", *sorted(name for names in _HOMES.values() for name in names)]
 
 
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"atgrpo_jax.{home}"), name)
-    raise AttributeError(f"module 'atgrpo_jax' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which then finds names that are not there
+
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(f"atgrpo_jax.{home}"), name)
+        raise AttributeError(f"module 'atgrpo_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -22,7 +22,7 @@ def load_experiment(gin_files: str | Sequence[str], bindings: Sequence[str] = ()
     return gin_config.load(gin_files, bindings)
 
 
-def train_team(experiment: Experiment, run_dir: str | os.PathLike) -> dict[str, Any]:
+def train_team(experiment: Experiment, run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains to ``experiment.steps`` and returns the summary. A run that is in the folder goes on.
 
     The folder is the same as that of ``python -m atgrpo_jax.train``, and every command reads it. A
