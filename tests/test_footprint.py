@@ -12,7 +12,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import Address, GroupKey
 from atgrpo_jax.engines.local.decoding import programs
 from atgrpo_jax.engines.local.local import LocalEngineConfig
-from atgrpo_jax.engines.local.settings import Family, lane_sizes
+from atgrpo_jax.engines.local.settings import Company, lane_sizes
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import Architecture, Compute, preset
 from atgrpo_jax.models.families.table import transformer
@@ -65,7 +65,7 @@ def test_the_engines_pages_are_those_of_a_run_to_the_byte(answer_cache, mesh):
     policy, whole = policies.names[0], transformer(model, 400)
     key = GroupKey(0, "train", 0, 0, 0, "role")
     request = Request(policy, (1,), (Address(0, key, 0),), x.rollout.sampling)
-    sizes = lane_sizes(engine, Family((policy,), whole, None, None), request, policies.meshes[policy])
+    sizes = lane_sizes(engine, Company((policy,), whole, None, None), request, policies.meshes[policy])
     state = programs(whole, sizes, policies.meshes[policy]).empty()
     logits = 3 * 4 * sizes.slots * 400
     assert said - logits == held((state.prompts, state.answers))

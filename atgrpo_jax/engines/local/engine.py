@@ -22,7 +22,7 @@ from atgrpo_jax.common.types import Sample, receipts
 from atgrpo_jax.engines.local.decoding import Sizes
 from atgrpo_jax.engines.local.lanes import Branch, Lane, Ticket
 from atgrpo_jax.engines.local.patterns import automaton, check_match
-from atgrpo_jax.engines.local.settings import Family, Settings, lane_sizes
+from atgrpo_jax.engines.local.settings import Company, Settings, lane_sizes
 from atgrpo_jax.engines.protocol import (
     Request,
     Usage,
@@ -77,7 +77,7 @@ class LocalEngine:
         self._decode = decode
         self._default_shape = default_shape
         self._weights: dict[str, tuple[PolicyWeights, int]] = {}
-        self._families: dict[str, Family] = {}
+        self._companies: dict[str, Company] = {}
         self._lanes: dict[Shape, Lane] = {}
         self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by pattern and vocabulary size
         self._running: dict[Lane, asyncio.Task] = {}
@@ -91,7 +91,7 @@ class LocalEngine:
         if self._copies:
             weights = self._copy(policy, weights)
         self._weights[policy] = (weights, version)
-        self._families.clear()
+        self._companies.clear()
         self._lanes.clear()
 
     def _copy(self, policy: str, weights: PolicyWeights) -> PolicyWeights:
@@ -113,7 +113,7 @@ class LocalEngine:
         if self._running:
             raise RunError("an update would free weights that the engine is drawing from")
         self._weights.clear()
-        self._families.clear()
+        self._companies.clear()
         self._lanes.clear()
 
     def version(self, policy: str) -> int:
@@ -134,14 +134,14 @@ class LocalEngine:
 
     def parameters(self, policy: str) -> Any:
         """Returns what a policy is drawn with: the parameters that were pushed, or a copy arranged anew."""
-        return self._family(policy).params
+        return self._company(policy).params
 
     def lowered(self) -> list[Any]:
         """Returns the program that draws, of each lane, as JAX lowers it, for inspection."""
         programs = []
         for shape, lane in self._lanes.items():
-            family = self._family(shape.policies[0])
-            programs.append(lane.lowered(family.params, family.adapters))
+            company = self._company(shape.policies[0])
+            programs.append(lane.lowered(company.params, company.adapters))
         return programs
 
     async def sample(self, request: Request) -> Sequence[Sample]:
@@ -173,8 +173,8 @@ class LocalEngine:
     def _mesh(self, policy: str) -> Mesh | None:
         return self._meshes[policy] if isinstance(self._meshes, Mapping) else self._meshes
 
-    def _family(self, policy: str) -> Family:
-        if policy not in self._families:
+    def _company(self, policy: str) -> Company:
+        if policy not in self._companies:
             params, adapter, _ = self._weights[policy][0]
             members = [policy]
             model = self._model(policy)
@@ -185,8 +185,8 @@ class LocalEngine:
             elif self._fits_twice(policy, params):
                 model = model.clone(joined=True)
                 params = _join_layers(params, model.family.joined)
-            self._families |= dict.fromkeys(members, Family(tuple(members), model, params, adapter))
-        return self._families[policy]
+            self._companies |= dict.fromkeys(members, Company(tuple(members), model, params, adapter))
+        return self._companies[policy]
 
     def _fits_twice(self, policy: str, params: Any) -> bool:
         mesh = self._mesh(policy)
@@ -196,24 +196,24 @@ class LocalEngine:
     def _ask(self, ticket: Ticket) -> None:
         """Puts a ticket into its lane. An idle lane starts after all ready callers have asked."""
         policy = ticket.request.policy
-        family = self._family(policy)
-        ticket.enter(family.policies.index(policy), self._weights[policy][0].scale)
+        company = self._company(policy)
+        ticket.enter(company.policies.index(policy), self._weights[policy][0].scale)
         mesh = self._mesh(policy)
         pattern = ticket.request.sampling.pattern
         pattern_TV = self._pattern(pattern, self._model(policy).vocab_size)
-        sizes = lane_sizes(self._config, family, ticket.request, mesh, self._default_shape)._replace(
+        sizes = lane_sizes(self._config, company, ticket.request, mesh, self._default_shape)._replace(
             pattern_states=len(pattern_TV)
         )
-        shape = Shape(family.policies, sizes, pattern)
+        shape = Shape(company.policies, sizes, pattern)
         if shape not in self._lanes:
             for other, lane in list(self._lanes.items()):
                 if other.policies == shape.policies and not lane.tickets:
                     del self._lanes[other]  # frees its memory
-            self._lanes[shape] = Lane(family.model, sizes, mesh, self._stop_ids, pattern_TV)
+            self._lanes[shape] = Lane(company.model, sizes, mesh, self._stop_ids, pattern_TV)
         lane = self._lanes[shape]
         lane.add(ticket)
         if lane not in self._running:
-            self._running[lane] = asyncio.create_task(self._run(lane, family))
+            self._running[lane] = asyncio.create_task(self._run(lane, company))
 
     def _pattern(self, pattern: str, vocab_size: int) -> np.ndarray:
         if not pattern:
@@ -224,7 +224,7 @@ class LocalEngine:
             self._patterns[key] = automaton(pattern, self._decode, vocab_size, self._stop_ids.tolist())
         return self._patterns[key]
 
-    async def _run(self, lane: Lane, family: Family) -> None:
+    async def _run(self, lane: Lane, company: Company) -> None:
         try:
             while lane.tickets:
                 self._sort_out(lane)
@@ -236,7 +236,7 @@ class LocalEngine:
                 if not lane.tickets:
                     break
                 loop = asyncio.get_running_loop()
-                work = loop.run_in_executor(self._threads, lane.draw, family.params, family.adapters)
+                work = loop.run_in_executor(self._threads, lane.draw, company.params, company.adapters)
                 drawn, used = await work
                 self.usage += used
                 if lane not in self._lanes.values():  # weights were pushed meanwhile

@@ -60,7 +60,7 @@ class Ticket:
     request: Request
     future: Any
     asked: float  # time.monotonic() when the request came
-    adapter: int = 0  # number in its family
+    adapter: int = 0  # number in its company
     scale: float = 1.0
     done: dict[int, Branch] = dataclasses.field(default_factory=dict)  # complete ones by k
     waiting: deque[int] = dataclasses.field(default_factory=deque)  # k of samples that have no slot

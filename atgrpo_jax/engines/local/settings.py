@@ -50,7 +50,7 @@ class Settings:
         require(self, "prompt_cache", self.prompt_cache >= longest, rule)
 
 
-class Family(NamedTuple):
+class Company(NamedTuple):
     """Holds policies that are drawn together: they have the same parameters.
 
     Each has an adapter (stacked in the order of ``policies``), or there is one policy and none.
@@ -64,7 +64,7 @@ class Family(NamedTuple):
 
 def lane_sizes(
     config: Settings,
-    family: Family,
+    company: Company,
     request: Request,
     mesh: Mesh | None,
     default_shape: tuple[int, int] | None = None,
@@ -74,12 +74,12 @@ def lane_sizes(
     sampling = request.sampling
     slots = config.slots // shards
     tokens, samples = default_shape or (1, len(request.addresses))
-    fused = _wants_kernel(family.model.compute, mesh)
+    fused = _wants_kernel(company.model.compute, mesh)
     least = paged_kernel.LEAST if fused else 1
     most = power_of_two(max(sampling.max_tokens, tokens, least))
     answer_page = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
     longest_answer = most // answer_page
-    fused = fused and paged_kernel.supports(family.model.architecture.head_size, config.page, answer_page)
+    fused = fused and paged_kernel.supports(company.model.architecture.head_size, config.page, answer_page)
     banks = 1 if fused else min(longest_answer, 4)
     all_pages = slots * longest_answer
     wanted = -(-config.answer_cache // answer_page) or all_pages
@@ -99,7 +99,7 @@ def lane_sizes(
         longest_answer=longest_answer,
         banks=banks,
         bans=power_of_two(len(sampling.banned)),
-        adapters=0 if family.adapters is None else len(family.policies),
+        adapters=0 if company.adapters is None else len(company.policies),
         pattern_states=0,
         chunk=config.chunk,
         fused=fused,
