@@ -27,9 +27,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The files that take longest begin first, so that none runs on alone at the end.
-LONGEST = ("test_train.py", "test_sglang_live.py", "test_policies.py", "test_learner_layout.py",
-           "test_learner_sharding.py", "test_oracle.py", "test_readme.py")  # fmt: skip
+# The files that take longest begin first, so that none runs on alone at the end. That of live servers comes
+# after some others: it waits for an environment that is installed meanwhile.
+LONGEST = ("test_train.py", "test_policies.py", "test_learner_layout.py", "test_learner_sharding.py",
+           "test_footprint.py", "test_oracle.py", "test_readme.py", "test_sglang_live.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

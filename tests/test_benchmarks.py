@@ -96,7 +96,8 @@ def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monk
     assert theirs.num_parameters() == sum(leaf.size for leaf in jax.tree.leaves(ours))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     about = json.loads((tmp_path / "item.json").read_text())
-    assert about["model"] == dataclasses.asdict(item.model) | {"dtype": "float32"}
+    model = json.loads(json.dumps(dataclasses.asdict(item.model)))  # a tuple is a list there
+    assert about["model"] == model | {"dtype": "float32"}
     assert {len(tokenizer.encode(text)) for text in about["texts"]} == {item.prompt_tokens}
 
 

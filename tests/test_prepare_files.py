@@ -12,6 +12,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.tasks.code import code_problems
 from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.math import math_problems
+from atgrpo_jax.tools.downloads import rows_in
 from atgrpo_jax.tools.prepare import convert
 
 LEVEL = ["##########", *["#        #"] * 2, "# @$  .  #", "#  $  .  #", "#  $  .  #", "#  $  .  #",
@@ -39,6 +40,12 @@ def test_other_kinds_of_file(tmp_path):
         file.write(json.dumps({"problem": "3?", "answer": "3"}))
     files = [str(tmp_path / name) for name in ("a.csv", "b.json", "c.jsonl.gz")]
     assert convert("answers", files, str(tmp_path / "out.jsonl")).written == 4
+
+
+def test_the_rows_of_an_object_are_its_values(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('{"first": {"question": "1"}, "second": {"question": "2"}}')
+    assert list(rows_in(path)) == [{"question": "1"}, {"question": "2"}]
 
 
 def test_bad_rows_are_left_out_and_the_first_are_named(tmp_path):
