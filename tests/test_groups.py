@@ -57,6 +57,12 @@ def test_the_audit_refuses_what_the_engine_drew_for_another_request(drawn):
         audit(Group((candidate(), odd, candidate(k=2)), 0), version=0, seed=0)
 
 
+def test_the_audit_tells_the_writer_of_an_engine_that_receipts_are_missing():
+    mute = dataclasses.replace(candidate(k=1), sample=dataclasses.replace(candidate(k=1).sample, receipt=""))
+    with pytest.raises(GroupError, match="the engine gave no receipt for candidate 1; it must fill in"):
+        audit(Group((candidate(), mute), 0), version=0, seed=0)
+
+
 def test_the_audit_refuses_samples_at_each_others_addresses_and_those_of_another_run():
     swapped = Group((candidate(k=1), candidate(k=0)), 0)
     with pytest.raises(GroupError, match="the engine drew candidate 0 for another request"):

@@ -19,6 +19,7 @@ from atgrpo_jax.models.lora import LoraConfig, init_adapter
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.planning import footprint
 from atgrpo_jax.planning.workload import workload_of
+from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.loop import one_step
@@ -159,6 +160,28 @@ def test_steps_with_an_engine_apart_are_the_same_steps(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert records == same_records and episodes == same_episodes and len(episodes) == 2
     assert all(record["policy/shared/updates"] > 0 for record in records)
+
+
+def test_an_engines_own_devices_are_asked_for():
+    mesh = MeshConfig(data=4)
+    assert LocalEngineConfig().devices_needed(mesh) == 4
+    beside = LocalEngineConfig(mesh=MeshConfig(data=2), first_device=4)
+    within = LocalEngineConfig(mesh=MeshConfig(data=2))
+    assert (beside.devices_needed(mesh), within.devices_needed(mesh)) == (6, 4)
+    assert (beside.apart(mesh), within.apart(mesh), LocalEngineConfig().apart(mesh)) == (True, False, False)
+
+
+def test_plan_counts_a_base_once_and_an_engine_apart_by_itself():
+    x = dataclasses.replace(load("smoke.gin"), warm_start=None, team=Team("lora"))
+
+    def lines(**engine):
+        planned = dataclasses.replace(x, engine=dataclasses.replace(x.engine, mesh=MeshConfig(), **engine))
+        return footprint.memory(planned, TeamLearner(planned), workload_of(planned, instances=2))
+
+    copied = [name for name in lines() if "copied" in name]
+    assert copied == ["parameters copied for the rollout, base of adapters"]
+    apart = lines(first_device=1)  # the fuller side: here the learner's, whose logits are three chunks
+    assert not any("rollout" in name for name in apart) and "activations of the update" in apart
 
 
 @pytest.mark.thorough

@@ -1,6 +1,7 @@
 """What ``import atgrpo_jax`` offers: experiments without gin, also with a task that a notebook defines."""
 
 import ast
+import dataclasses
 import linecache
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 import atgrpo_jax
 from atgrpo_jax.common.errors import ConfigError
-from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.run.kept_source import kept
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +117,58 @@ def test_another_definition_is_another_class(cell, tmp_path):
     second = kept(cell(CELL.replace("GOAL = 3", "GOAL = 4"), "<ipython-input-2>").Three(), tmp_path)
     assert type(first).__module__ != type(second).__module__
     assert not second.act(second.initial("x"), "b", "abc").solved
+
+
+TWO = """
+from __future__ import annotations
+import dataclasses
+from atgrpo_jax import LossConfig
+
+def even(n) -> bool:
+    return n == 0 or odd(n - 1)
+
+def odd(n):
+    return n != 0 and even(n - 1)
+
+@dataclasses.dataclass(frozen=True)
+class Inner(LossConfig):
+    def like(self, other: Inner) -> Inner:
+        return other if even(other.minibatches) else self
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: object = Inner()
+    many: object = None
+"""
+
+
+def test_parts_in_parts_and_functions_that_use_each_other_are_kept(cell, tmp_path):
+    main = cell(TWO)
+    again = kept(main.Outer(many={"a": main.Inner(epochs=3)}), tmp_path)
+    inner = again.inner
+    assert all(type(part).__module__.startswith("kept_") for part in (again, inner, again.many["a"]))
+    assert again.many["a"].epochs == 3 and inner.like(inner) is inner
+    assert isinstance(inner, atgrpo_jax.LossConfig)
+
+
+def test_a_whole_experiment_without_such_parts_stays_as_it_is(tmp_path):
+    experiment = load("smoke.gin")
+    assert kept(experiment, tmp_path / "code") is experiment and not list(tmp_path.iterdir())
+
+
+def test_a_class_that_is_not_at_the_top_is_named(cell, tmp_path):
+    text = "import dataclasses\ndef made():\n    @dataclasses.dataclass\n    class Hidden: pass\n"
+    main = cell(text + "    return Hidden()")
+    with pytest.raises(ConfigError, match=r"made.<locals>.Hidden is not defined at the top"):
+        kept(main.made(), tmp_path)
+
+
+def test_a_config_with_a_class_of_a_script_is_not_written(cell):
+    """Else it would be read again here, and nowhere else."""
+    experiment = load("smoke.gin")
+    mine = cell(TWO).Inner()
+    with pytest.raises(ConfigError, match="Inner is defined in a script or notebook"):
+        render(dataclasses.replace(experiment, loss=mine))
 
 
 def test_what_cannot_be_kept_is_named(cell, tmp_path):

@@ -16,8 +16,6 @@ from atgrpo_jax.common.errors import ConfigError, Stopped, UserError
 from atgrpo_jax.common.stopping import Stopping
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing more can be written
-
-
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "--helpfull")
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -56,7 +56,10 @@ def _in_a_thread(coroutine: Coroutine[Any, Any, T]) -> T:
         try:
             return done.result()
         except BaseException:
-            loop, task = begun.result()
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and so has the coroutine
-                loop.call_soon_threadsafe(task.cancel)
+            either: list[Future[Any]] = [begun, done]
+            wait(either, return_when=FIRST_COMPLETED)
+            if not done.done():  # the caller was interrupted
+                loop, task = begun.result()
+                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                    loop.call_soon_threadsafe(task.cancel)
             raise

@@ -67,6 +67,11 @@ def audit(group: Group, version: int, seed: int) -> None:
                 f"group {first.key.path()}: candidate {k} was drawn by version "
                 f"{candidate.sample.version} of policy {first.policy}, the learner holds {version}"
             )
+        if not candidate.sample.receipt:
+            raise GroupError(
+                f"group {first.key.path()}: the engine gave no receipt for candidate {k}; it must fill in "
+                "Sample.receipt with what common.types.receipts returns (docs/your-engine.md)"
+            )
         if candidate.sample.receipt != expected_receipts[k]:
             raise GroupError(
                 f"group {first.key.path()}: the engine drew candidate {k} for another request: its prompt, "

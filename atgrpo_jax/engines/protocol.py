@@ -62,8 +62,12 @@ class EngineConfig:
         """Raises ValueError if the engine cannot draw for policies that are on ``mesh``."""
 
     def devices_needed(self, mesh: MeshConfig) -> int:
-        """Returns how many devices this process needs, with the learner's on ``mesh``."""
+        """Returns how many devices this process needs in all, if the learner's are those of ``mesh``."""
         return mesh.devices
+
+    def apart(self, mesh: MeshConfig) -> bool:
+        """Returns whether the engine has none of the devices of the learner's ``mesh``."""
+        return False
 
     def bytes_on_device(self, planned: Planned) -> dict[str, float]:
         """Returns the bytes that the engine takes on each of its devices, by what they hold.

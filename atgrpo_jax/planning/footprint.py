@@ -39,12 +39,18 @@ _HEAD = "the head's logits and gradient"
 def memory(experiment: Experiment, policies: TeamLearner, workload: Workload) -> dict[str, float]:
     """Returns the bytes on each device, by what they hold.
 
-    If several meshes are side by side, they are those of the fullest one.
+    If several meshes are side by side, or the engine has one apart from the learner's, they are
+    those of the fullest one.
     """
     sides: dict[Any, list[str]] = defaultdict(list)
     for name in policies.names:
         sides[policies.meshes[name]].append(name)
-    return max((_memory(experiment, policies, names, workload) for names in sides.values()), key=_total)
+    found = []
+    for names in sides.values():
+        learner = _memory(experiment, policies, names, workload)
+        engine = _engine(experiment, policies, names, workload)
+        found += [learner, engine] if experiment.engine.apart(experiment.mesh) else [learner | engine]
+    return max(found, key=_total)
 
 
 def _total(lines: Mapping[str, float]) -> float:
@@ -74,7 +80,7 @@ def _memory(
         for name, config in configs.items()
     )
     lines[_HEAD] = max(_head(local[name], experiment, trained=ranks[name] is None) for name in configs)
-    return lines | _engine(experiment, policies, names, workload)
+    return lines
 
 
 def _engine(

@@ -1,12 +1,12 @@
 """Writes an experiment as a gin file that sets every field."""
 
-import ast
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.literals import literal
 from atgrpo_jax.run.experiment import Experiment, first_difference
 from atgrpo_jax.run.gin_names import name_of
 
@@ -14,7 +14,8 @@ from atgrpo_jax.run.gin_names import name_of
 def text_of(experiment: Experiment) -> str:
     """Returns a self-contained gin file that sets every field, defaults included.
 
-    Raises ConfigError for a part that is not a dataclass, and for a value that is not plain.
+    Raises ConfigError for a part that is not a dataclass, for a value that is not plain, and for a
+    class that no other process can import.
     """
     parts = list(_parts("Experiment", experiment))
     scopes = _scopes(parts)
@@ -77,15 +78,11 @@ def _value(config: Any, field: str, scopes: Mapping[int, str]) -> str:
     if _holds_parts(value):
         items = (f"{key!a}: @{_name(part, scopes)}()" for key, part in value.items())
         return "{" + ", ".join(items) + "}"
-    text = ascii(value)
-    try:
-        plain = ast.literal_eval(text) == value
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        plain = False
-    if not plain:
+    text = literal(value)
+    if text is None:
         raise ConfigError(
             f"{type(config).__name__}.{field} is a {type(value).__name__}: only dataclasses and plain "
-            f"values can be written to the run folder's config.gin, not {text[:80]}"
+            f"values can be written to the run folder's config.gin, not {ascii(value)[:80]}"
         )
     return text
 
@@ -97,5 +94,10 @@ def _name(part: Any, scopes: Mapping[int, str]) -> str:
 
 
 def _import(cls: type) -> str:
+    if cls.__module__ == "__main__":
+        raise ConfigError(
+            f"{cls.__name__} is defined in a script or notebook, which no other process can import; "
+            "define it in a file and import it, or start the run with atgrpo_jax.train_team"
+        )
     package, _, module = cls.__module__.rpartition(".")
     return f"from {package} import {module}" if package else f"import {module}"

@@ -18,33 +18,51 @@ from typing import Any
 
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import write_atomically
+from atgrpo_jax.common.literals import literal
 from atgrpo_jax.common.types import hash_bytes
 
-_MAIN = "__main__"
 FOLDER = "code"  # of a run folder
+_MAIN = "__main__"
+_LATER = "from __future__ import annotations\n"
 
 
 def kept(part: Any, folder: Path) -> Any:
-    """Returns an equal part whose class is in a file of ``folder``, which is made, and importable.
+    """Returns a config with the same values, all of whose parts any process can import.
 
-    A part whose class any process can import is returned as it is. Raises ConfigError if the class
-    uses something that cannot be written down.
+    Classes of ``__main__`` are written into ``folder``. A config without such classes is returned
+    as it is. Raises ConfigError if a class uses something that cannot be written down.
     """
-    if type(part).__module__ != _MAIN:
-        return part
-    source = _Source(vars(sys.modules[_MAIN])).of(type(part).__name__)
+    values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
+    inner = {name: _kept_value(value, folder) for name, value in values.items()}
+    if type(part).__module__ == _MAIN:
+        return _kept_class(type(part), folder)(**inner)
+    changed = {name: value for name, value in inner.items() if value is not values[name]}
+    return dataclasses.replace(part, **changed) if changed else part
+
+
+def _kept_value(value: Any, folder: Path) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return kept(value, folder)
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _kept_value(item, folder) for key, item in value.items()}
+    return inner if any(inner[key] is not value[key] for key in value) else value
+
+
+def _kept_class(cls: type, folder: Path) -> type:
+    source = _Source(vars(sys.modules[_MAIN])).of(cls)
     name = f"kept_{hash_bytes(source).hex()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}.py", source.encode())
     make_importable(folder)
-    made = getattr(importlib.import_module(name), type(part).__name__)
-    return made(**{f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init})
+    return getattr(importlib.import_module(name), cls.__name__)
 
 
 def make_importable(folder: Path) -> None:
     """Lets this process import what ``kept`` has written into ``folder``, if there is any."""
-    if folder.is_dir() and str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    place = str(folder.absolute())
+    if folder.is_dir() and place not in sys.path:
+        sys.path.append(place)
         importlib.invalidate_caches()
 
 
@@ -54,34 +72,43 @@ class _Source:
     def __init__(self, main: dict[str, Any]):
         self._main = main
         self._lines: dict[str, str] = {}  # by the name that they define
+        self._begun: set[str] = set()  # two functions may use each other
+        self._later = False  # whether a definition leaves its annotations unevaluated
 
-    def of(self, name: str) -> str:
-        self._add(name)
-        return '"""Kept from the notebook or script that began this run."""\n\n' + "\n\n".join(
-            self._lines.values()
-        )
+    def of(self, cls: type) -> str:
+        """Returns the text of a module that defines a class."""
+        if self._main.get(cls.__name__) is not cls:
+            raise ConfigError(
+                f"{cls.__qualname__} is not defined at the top of the notebook or script, so it cannot be "
+                "kept in the run folder; move it there, or define it in a file and import it"
+            )
+        self._add(cls.__name__)
+        head = '"""Kept from the notebook or script that began this run."""\n\n'
+        return head + "\n\n".join([_LATER] * self._later + list(self._lines.values()))
 
     def _add(self, name: str, user: str = "") -> None:
-        if name in self._lines or name not in self._main:
+        if name in self._begun or name not in self._main:
             return
+        self._begun.add(name)
         value = self._main[name]
         if isinstance(value, types.ModuleType):
             self._lines[name] = f"import {value.__name__} as {name}\n"
         elif isinstance(value, (type, types.FunctionType)) and value.__module__ == _MAIN:
             node = self._definition(name, value)
             for used in _names(node):
-                if used != name:
-                    self._add(used, user=name)
+                self._add(used, user=name)
             self._lines[name] = ast.unparse(node) + "\n"
         else:
-            self._lines[name] = _import_of(name, value) or f"{name} = {_literal(name, value, user)}\n"
+            self._lines[name] = _import_of(name, value) or f"{name} = {_plain(name, value, user)}\n"
 
     def _definition(self, name: str, value: Any) -> ast.stmt:
         """Returns the newest definition of a class or function."""
         for file in _files(value):
             tree = ast.parse("".join(linecache.getlines(file)))
             for node in reversed(tree.body):
-                if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+                kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+                if isinstance(node, kinds) and node.name == name:
+                    self._later |= any(ast.unparse(other) + "\n" == _LATER for other in tree.body)
                     return node
         raise ConfigError(f"the source of {name} is not known; define it in a file and import it")
 
@@ -123,13 +150,9 @@ def _import_of(name: str, value: Any) -> str | None:
     return f"from {home} import {own} as {name}\n"
 
 
-def _literal(name: str, value: Any, user: str) -> str:
-    text = repr(value)
-    try:
-        plain = ast.literal_eval(text) == value
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        plain = False
-    if not plain:
+def _plain(name: str, value: Any, user: str) -> str:
+    text = literal(value)
+    if text is None:
         raise ConfigError(
             f"{user} uses {name}, a {type(value).__name__} of this notebook or script, which cannot be "
             f"kept in the run folder; define {user} in a file and import it"

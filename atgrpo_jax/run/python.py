@@ -1,6 +1,5 @@
 """Trains from Python, without gin: what ``import atgrpo_jax`` offers."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -25,9 +24,9 @@ def load_experiment(gin_files: str | Sequence[str], bindings: Sequence[str] = ()
 def train_team(experiment: Experiment, run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains to ``experiment.steps`` and returns the summary. A run that is in the folder goes on.
 
-    The folder is the same as that of ``python -m atgrpo_jax.train``, and every command reads it. A
-    task, an engine or a loss whose class is defined in a notebook or in the script itself is kept
-    in the folder as source.
+    The folder is the same as that of ``python -m atgrpo_jax.train``, and every command reads it. The
+    source of a task, a loss or another part that a notebook or the script itself defines is kept in
+    the folder.
 
     It works inside a running event loop (a notebook) and in any thread. Signals reach only the main
     thread, so a stop is heard only there: it saves the last complete step and raises Stopped.
@@ -37,6 +36,4 @@ def train_team(experiment: Experiment, run_dir: str | os.PathLike[str]) -> dict[
     look_for_no_missing_tpu()
     folder = RunFolder(run_dir)
     folder.exists()  # raises before anything is written in a folder of somebody else
-    parts = {name: kept(getattr(experiment, name), folder.code) for name in ("task", "engine", "loss")}
-    experiment = dataclasses.replace(experiment, **parts)
-    return train(claim(folder, experiment), folder)
+    return train(claim(folder, kept(experiment, folder.code)), folder)

@@ -54,7 +54,7 @@ class TeamLearner:
         """
         self._experiment = experiment
         if devices is None:
-            provide_devices(max(experiment.mesh.devices, experiment.engine.devices_needed(experiment.mesh)))
+            provide_devices(experiment.engine.devices_needed(experiment.mesh))
             devices = jax.devices()
         models = {name: _model(experiment, name) for name in experiment.initial_names}
         check_mesh(experiment.mesh, len(devices), divided(models))

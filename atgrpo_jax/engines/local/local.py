@@ -37,7 +37,11 @@ class LocalEngineConfig(Settings, EngineConfig):
         require(self, "slots", self.slots % rows == 0, f"must be a multiple of mesh data x fsdp = {rows}")
 
     def devices_needed(self, mesh: MeshConfig) -> int:
-        return mesh.devices if self.mesh is None else self.first_device + self.mesh.devices
+        own = 0 if self.mesh is None else self.first_device + self.mesh.devices
+        return max(mesh.devices, own)
+
+    def apart(self, mesh: MeshConfig) -> bool:
+        return self.first_device >= mesh.devices  # which is 0 without a mesh of its own
 
     def build(self, served: Served) -> "LocalEngine":
         """Builds the engine. Raises ConfigError if ``mesh`` does not fit the devices or the models."""
@@ -73,8 +77,9 @@ class LocalEngineConfig(Settings, EngineConfig):
         lines = {"cache of the rollout": sum(self._cache(m, mesh, planned) for m in distinct.values())}
         for name, model in planned.models.items():
             whole = bytes_on(planned.params[name], mesh, model.family.axes)
+            of = "base of adapters" if name in planned.adapted else name
             if self.mesh is not None:
-                lines[f"parameters copied for the rollout, {name}"] = whole
+                lines[f"parameters copied for the rollout, {of}"] = whole
             if name not in planned.adapted and self._keeps_joined(mesh, whole):
                 lines[f"parameters arranged for the rollout, {name}"] = _joined_bytes(model)
         return lines

@@ -79,10 +79,6 @@ class SGLangJaxConfig(EngineConfig):
     def bytes_on_device(self, planned: Planned) -> dict[str, float]:
         raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
 
-    @property
-    def at_once(self) -> int:
-        return self.max_running_requests
-
     def longest_prompt(self, answer: int) -> int:
         return self.context_length - answer
 
