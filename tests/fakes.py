@@ -153,7 +153,6 @@ class AnsweringEngine:
     def __init__(self, answer):
         self.answer, self.requests, self.weights, self.versions = answer, [], {}, {}
         self.closed = False
-        self.released = 0
 
     async def sample(self, request):
         self.requests.append(request)
@@ -166,7 +165,7 @@ class AnsweringEngine:
         return self.versions[policy]
 
     def release(self):
-        self.released += 1
+        pass
 
     def close(self):
         self.closed = True

@@ -100,6 +100,15 @@ def test_sync_gives_the_engine_the_team_under_its_version(begun):
     assert equal(by_path(engine.weights["shared"].params), by_path(team.policies["shared"].params))
 
 
+def test_the_engine_gives_up_its_arrays_before_the_update_frees_them(begun):
+    stages, team = begun()
+    before = jax.tree.leaves(team.policies["shared"].params)
+    alive = []
+    engine_of(stages).release = lambda: alive.append(not any(leaf.is_deleted() for leaf in before))
+    one_step(stages, team, 1)
+    assert alive == [True] and all(leaf.is_deleted() for leaf in before)
+
+
 def test_sync_refuses_weights_that_are_not_finite_before_it_pushes(begun):
     stages, team = begun()
     state = team.policies["shared"]
