@@ -32,6 +32,7 @@ if [ "${1:-}" = --install ]; then
 fi
 cd "$root"
 # sglang-jax fixes the versions of anyio's plugin and flax. These use names that pytest and JAX call old.
-ATGRPO_SGLANG_JAX=1 JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -p no:anyio \
+# Output is not captured (-s): what C++ writes before it aborts would be lost with the process.
+ATGRPO_SGLANG_JAX=1 JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -s -p no:anyio \
   -W "ignore:jax.core.get_opaque_trace_state:DeprecationWarning" tests/test_sglang_jax.py \
   tests/test_sglang_jax_engine.py "$@"
