@@ -36,6 +36,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "aiohttp>=3.11,<4",
+        "etils>=1.12",  # paths in buckets; Orbax brings it, too
         "flax>=0.12",
         "gin-config==0.5.0",  # run/gin_config.py uses its parser, so the version is fixed
         "jax>=0.10,<0.13",
@@ -55,6 +56,8 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        # Run folders and models in buckets (gs://...). Orbax uses the first, this package the second.
+        "gcs": ["gcsfs>=2025.3", "google-cloud-storage>=3,<4"],
         # To start SGLang servers from the same environment; launch/serve_sglang.sh makes one of their own.
         "sglang": ["sglang==0.5.23"],
         # For ``SGLangJaxConfig``: Python >= 3.12. These fix jax, flax, numpy, optax and transformers.

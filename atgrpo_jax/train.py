@@ -18,7 +18,7 @@ _RUN_DIR = flags.DEFINE_string(
     "run_dir",
     None,
     "The run folder. A run that is there goes on. If it is not given, it is runs/ and the names of the gin "
-    "files. E.g. --run_dir=runs/small",
+    "files. It may be in a bucket. E.g. --run_dir=runs/small or --run_dir=gs://bucket/runs/small",
 )
 
 
@@ -34,7 +34,9 @@ def main(argv: list[str]) -> None:
     look_for_no_missing_tpu()
     experiment = gin_config.load(files, _GIN_PARAM.value)
     folder = RunFolder(_RUN_DIR.value or Path("runs") / "_".join(Path(name).stem for name in files))
-    print(summary_text(train(claim(folder, experiment), folder)))
+    with claim(folder, experiment) as begun:
+        summary = train(begun, folder)
+    print(summary_text(summary))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ def opened(x, root):
     """What the start of a run makes of ``root``: a digest of all that is left of it but TensorBoard's."""
     folder = RunFolder(root / "run")
     if not folder.exists():  # a config that is there is read when the run goes on, below
-        claim(folder, x)
+        with claim(folder, x):
+            pass
     checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
     found = checkpoints.newest(lambda step: trees.about_tree(folder.checkpoints / str(step)))
     folder.rewind(-1 if found is None else found[0])
@@ -137,8 +138,8 @@ def check(place, some=None):
     for copy in chosen:
         print(f"from {copy.name}", flush=True)
         x, folder = experiment(place, copy), RunFolder(copy / "run")
-        claim(folder, x)
-        train(x, folder)
+        with claim(folder, x):
+            train(x, folder)
         found = left(x, copy)
         assert found[:3] == expected[:3], copy.name
         jax.tree.map(np.testing.assert_array_equal, found[3], expected[3])

@@ -19,7 +19,6 @@ def test_a_resumed_run_takes_the_place_of_the_steps_that_it_repeats(tmp_path):
         writer = MetricsWriter(folder, first)
         for step in steps:
             writer.write(step, {"rollout/success": first + step / 4, "loss": 1.0})
-        writer.close()
     events = EventAccumulator(str(folder.tensorboard)).Reload()
     assert events.Tags()["scalars"] == ["rollout/success", "loss"]
     found = [(event.step, event.value) for event in events.Scalars("rollout/success")]
@@ -59,7 +58,6 @@ def test_a_name_that_comes_twice_and_a_number_that_is_none_are_refused_and_nothi
     ):
         with pytest.raises(RunError, match=says):
             writer.write(4, values)
-    writer.close()
     assert not folder.metrics.exists()
 
 
@@ -69,5 +67,4 @@ def test_a_full_disk_names_the_file(tmp_path, limited_file_size):
     limited_file_size(1)
     with pytest.raises(OSError) as raised:
         writer.write(0, {"a": 1.0})
-    writer.close()
     assert raised.value.filename == str(folder.metrics) and folder.metrics.read_bytes() == b""

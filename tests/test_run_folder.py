@@ -195,14 +195,14 @@ def test_a_claim_looks_again_under_the_lock(tmp_path):
     with pytest.raises(
         RunError, match=r"holds a run of another config \(Experiment.seed = 1 there, 0 given\)"
     ):
-        claim(Late(tmp_path / "run"), load("smoke.gin"))
+        claim(Late(tmp_path / "run"), load("smoke.gin")).__enter__()
     assert load(str(tmp_path / "run" / "config.gin")) == other
 
 
 def test_a_claim_leaves_nothing_in_a_folder_that_is_no_runs(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="is not a run folder"):
-        claim(RunFolder(tmp_path), load("smoke.gin"))
+        claim(RunFolder(tmp_path), load("smoke.gin")).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -214,5 +214,5 @@ def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path):
     with pytest.raises(
         RunError, match=r"holds 6 steps already, more than Experiment.steps = 4; ask for more"
     ):
-        claim(folder, load("smoke.gin", ["experiment.Experiment.steps = 4"]))
+        claim(folder, load("smoke.gin", ["experiment.Experiment.steps = 4"])).__enter__()
     assert folder.config.read_bytes() == before

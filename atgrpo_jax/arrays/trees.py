@@ -1,46 +1,46 @@
-"""Saves and reads trees of arrays with Orbax. A tree on disk is whole, or it is refused.
+"""Saves and reads trees of arrays with Orbax. A saved tree is whole, or it is refused.
 
-A tree is a folder. Orbax writes ``state/`` in it. ``saved.json`` says what is in the tree, with the
-digest of every file. The folder is written beside its place and then renamed, so it is there whole
-or not at all, also after kill -9. Every file is compared with its digest before Orbax reads any:
-damage is found here, and not by a parser.
+A tree is a folder, on a disk or in a bucket. Orbax writes arrays in it, and ``saved.json`` says what is
+in the tree, with the digest of every file. Every file is compared with its digest before Orbax reads
+any: damage is found here, and not by a parser. ``tree_folders.py`` and ``tree_objects.py`` say how a
+tree comes to its place whole.
 """
 
-import concurrent.futures
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.files import naming, sync_folder
+from atgrpo_jax.arrays import tree_folders, tree_objects
+from atgrpo_jax.arrays.tree_folders import Damaged, TreeFolder
+from atgrpo_jax.arrays.tree_objects import TreeObjects
+from atgrpo_jax.common.errors import RunError, Unreachable
+from atgrpo_jax.common.files import Place
 
-_ABOUT = "saved.json"
-_STATE = "state"
-_PARTIAL = ".partial"
+__all__ = [
+    "Damaged",
+    "about_tree",
+    "clean",
+    "is_tree",
+    "move_tree",
+    "names_of_trees",
+    "read_tree",
+    "remove_tree",
+    "write_tree",
+]
 
-T = TypeVar("T")
 
-
-class Damaged(RunError):
-    """Raised if the files of a tree are not the ones that were saved."""
-
-
-def write_tree(place: Path, tree: Any, about: Mapping[str, Any], keep: bool = False) -> str:
+def write_tree(place: Place, tree: Any, about: Mapping[str, Any], keep: bool = False) -> str:
     """Saves ``tree`` and the JSON object ``about`` as the folder ``place``. Returns their digest.
 
     A folder that is already at ``place`` is replaced. With ``keep`` it stays if it is an undamaged
@@ -48,156 +48,96 @@ def write_tree(place: Path, tree: Any, about: Mapping[str, Any], keep: bool = Fa
 
     Raises OSError or RunError if the tree cannot be written.
     """
-    with _partial_folder(place) as (partial, descriptor):
-        _check_room(place, tree)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    with _stored(place).writing(size) as draft:
         with _orbax(place, "written"):
             ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(
-                _plain(partial, descriptor) / _STATE, args=ocp.args.StandardSave(tree)
+                draft.state, args=ocp.args.StandardSave(tree)
             )
-        seen = {"about": dict(about), "leaves": _leaves(tree), "files": _digests(partial)}
+        seen = {"about": dict(about), "leaves": _leaves(tree), "files": draft.files()}
         digest = _digest_of(seen)
-        with naming(place / _ABOUT), open(partial / _ABOUT, "w", encoding="utf-8") as file:
-            json.dump(seen | {"digest": digest}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-            sync_folder(folder)
-        _put(partial, place, keep)
-    sync_folder(place.parent)
+        draft.put(json.dumps(seen | {"digest": digest}, indent=1).encode(), lambda: keep and _good(place))
     return digest
 
 
-def read_tree(place: Path, shapes: Any) -> Any:
+def read_tree(place: Place, shapes: Any) -> Any:
     """Returns the saved tree, with the shapes, dtypes and shardings of ``shapes``.
 
     Call ``about_tree`` first, which checks the files. Raises RunError if the saved shapes differ.
     """
-    saved = json.loads((place / _ABOUT).read_bytes())["leaves"]
+    stored = _stored(place)
+    seen = json.loads(stored.about())
+    saved = seen["leaves"]
     wanted = _leaves(shapes)
     for path in sorted(saved.keys() | wanted.keys()):
         if saved.get(path) != wanted.get(path):
             raise RunError(f"{place} has other arrays: {path} is {saved.get(path)}, not {wanted.get(path)}")
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with _orbax(place, "read"):
-            return ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
-                _plain(place, descriptor) / _STATE, args=ocp.args.StandardRestore(shapes)
-            )
-    finally:
-        os.close(descriptor)
+    with stored.reading(seen["files"]) as state, _orbax(place, "read"):
+        return ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
+            state, args=ocp.args.StandardRestore(shapes)
+        )
 
 
-def about_tree(place: Path) -> tuple[dict[str, Any], str]:
+def about_tree(place: Place) -> tuple[dict[str, Any], str]:
     """Returns the ``about`` with which a tree was saved, and its digest. Checks the whole tree.
 
     Raises Damaged if any byte differs from what was saved, OSError if a file may not be read.
     """
-    file = place / _ABOUT
+    stored = _stored(place)
     try:
-        seen = json.loads(_reading(file, file.read_bytes))
+        seen = json.loads(stored.about())
         digest = seen.pop("digest")
         same = digest == _digest_of(seen)
         about = seen["about"]
         files = seen["files"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{file} is not what was saved") from error
+        raise Damaged(f"{stored.file} is not what was saved") from error
     if not same:
-        raise Damaged(f"{file} is not what was saved")
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        paths = [place / name for name in files]
-        found = threads.map(lambda path: _reading(path, lambda: _size_and_digest(path)), paths)
-        for path, now, saved in zip(paths, found, files.values(), strict=True):
-            if now != saved:
-                raise Damaged(f"{path} is not what was saved")
+        raise Damaged(f"{stored.file} is not what was saved")
+    stored.check(files)
     return about, digest
 
 
-def is_tree(place: Path) -> bool:
+def is_tree(place: Place) -> bool:
     """Returns whether ``place`` is a tree that this module wrote, damaged or not."""
-    return (place / _ABOUT).is_file()
+    return _stored(place).exists()
 
 
-def clean(folder: Path) -> None:
+def names_of_trees(folder: Place) -> set[str]:
+    """Returns the names of all trees in a folder, damaged ones included; none if it is not there."""
+    if isinstance(folder, Path):
+        return tree_folders.names_of_trees(folder)
+    return tree_objects.names_of_trees(folder)
+
+
+def clean(folder: Place) -> None:
     """Removes trees that ended processes left half written or half removed in ``folder``."""
-    for left in folder.glob(f".*{_PARTIAL}"):
-        with contextlib.suppress(OSError):  # it belongs to a live process, or to another user
-            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
-            finally:
-                os.close(descriptor)
+    if isinstance(folder, Path):
+        tree_folders.clean(folder)
+    else:
+        tree_objects.clean(folder)
 
 
-def remove_tree(place: Path) -> None:
+def remove_tree(place: Place) -> None:
     """Removes a tree. No half of it is left at ``place``, even if this process is killed."""
-    aside = _aside(place)
-    os.rename(place, aside)
-    shutil.rmtree(aside)
+    _stored(place).remove()
 
 
-def _aside(place: Path) -> Path:
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
+def move_tree(place: Place, target: Place) -> None:
+    """Moves a tree, whole or not, to a place where nothing is."""
+    _stored(place).move(target)
 
 
-def _check_room(place: Path, tree: Any) -> None:
-    """Raises OSError if the disk has no room for the tree. TensorStore's own errors are long."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    if shutil.disk_usage(place.parent).free < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
+def _stored(place: Place) -> TreeFolder | TreeObjects:
+    return TreeFolder(place) if isinstance(place, Path) else TreeObjects(place)
 
 
-@contextlib.contextmanager
-def _partial_folder(place: Path) -> Iterator[tuple[Path, int]]:
-    """Yields a new folder beside ``place``, and its descriptor. Removes the folder at the end.
-
-    The folder is locked while this process lives, so that ``clean`` of other processes keeps it.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        partial = _aside(place)
-        partial.mkdir()
-        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-        # Where folders cannot be locked, ``clean`` cannot lock them either, and so removes none.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if partial.exists():
-            break
-        os.close(descriptor)  # ``clean`` of another process was faster than the lock
-    try:
-        yield partial, descriptor
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _put(partial: Path, place: Path, keep: bool) -> None:
-    while True:
-        with contextlib.suppress(OSError):
-            os.rename(partial, place)
-            return
-        if keep and _good(place):
-            return
-        if not place.exists():
-            os.rename(partial, place)  # raises the error that was suppressed above
-            return
-        remove_tree(place)
-
-
-def _good(place: Path) -> bool:
+def _good(place: Place) -> bool:
     try:
         about_tree(place)
     except (Damaged, OSError):
         return False
     return True
-
-
-def _digests(folder: Path) -> dict[str, list[Any]]:
-    """Returns size and digest of all files in a folder, after they were written to disk (fsync)."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        found = threads.map(lambda file: _size_and_digest(file, sync=True), files)
-        return {str(file.relative_to(folder)): digest for file, digest in zip(files, found, strict=True)}
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:
@@ -208,38 +148,12 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
     }
 
 
-def _reading(file: Path, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
-            raise  # this is no damage: another user may read it, or it can be read later
-        raise Damaged(f"{file} cannot be read ({error.strerror})") from error
-
-
-def _size_and_digest(file: Path, sync: bool = False) -> list[Any]:
-    with naming(file), open(file, "rb") as opened:
-        if sync:
-            os.fsync(opened.fileno())
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        return [opened.tell(), digest]
-
-
 def _digest_of(seen: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
-def _plain(path: Path, descriptor: int) -> Path:
-    """Returns a path to the open folder through /proc, or ``path`` itself where there is no /proc.
-
-    Orbax treats brackets and backslashes in a path as patterns; the new path has none.
-    """
-    plain = Path(f"/proc/self/fd/{descriptor}")
-    return plain if plain.is_dir() else path
-
-
 @contextlib.contextmanager
-def _orbax(place: Path, done: str) -> Iterator[None]:
+def _orbax(place: Place, done: str) -> Iterator[None]:
     """Turns errors of Orbax or TensorStore into a RunError or an OSError that names ``place``."""
     asyncio_logger = logging.getLogger("asyncio")
     level = asyncio_logger.level
@@ -254,11 +168,13 @@ def _orbax(place: Path, done: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not isinstance(place, Path):
+            raise Unreachable(f"{place} cannot be {done} ({reason[:300]})") from error
         told = re.search(r"os_error_code='([0-9]+)'", str(error))
         number = error.errno if isinstance(error, OSError) else told and int(told[1])
         if number:
             raise OSError(number, os.strerror(number), str(place)) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{place} cannot be {done} ({reason[:300]})") from error
     else:
         # After an error these two stay as set: abandoned threads report errors seconds later, or at

@@ -57,7 +57,8 @@ def needed_gin_files(argv: list[str], flag: flags.FlagHolder) -> list[str]:
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs an entry point. Errors that a person can act on become one line and exit code 2.
+    """Runs an entry point. Errors that a person can act on become one line and exit code 2, or
+    1 if the same command may work later.
 
     A stop by a signal exits with 128 + the signal's number, as shells report it.
     """
@@ -109,7 +110,7 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except KeyboardInterrupt:
         _leave("stopped at once, by a second signal; what is on disk is whole", signal.SIGINT)
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), error.exit_code)
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:
             raise
@@ -123,9 +124,9 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
         raise RuntimeError("something called sys.exit() before the end; the run is not finished") from error
 
 
-def _fail(line: str) -> NoReturn:
+def _fail(line: str, code: int = 2) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _leave(note: str, signum: int) -> NoReturn:

@@ -10,7 +10,13 @@ def one_line(error: BaseException) -> str:
 
 
 class UserError(Exception):
-    """An error whose message says what is wrong, where, and what to do."""
+    """An error whose message says what is wrong, where, and what to do.
+
+    A process that ends with it has the exit code ``exit_code``. 2 is for people: the same command
+    would fail again.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(UserError):
@@ -19,6 +25,12 @@ class ConfigError(UserError):
 
 class RunError(UserError):
     """Raised if a run cannot start, go on, or be read."""
+
+
+class Unreachable(RunError):
+    """Raised if something outside this machine does not answer. The same command may work later."""
+
+    exit_code = 1
 
 
 class PromptTooLong(RunError):

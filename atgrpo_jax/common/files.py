@@ -1,4 +1,8 @@
-"""Writes files that are whole or not there, names files in errors, and reads JSON lines."""
+"""Writes files that are whole or not there, names files in errors, and reads JSON lines.
+
+A ``Place`` is a path on a disk, or in a bucket (``gs://...``). All that a run does with its files works
+with both, and goes through here.
+"""
 
 import contextlib
 import errno
@@ -6,17 +10,24 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from etils import epath
+
+from atgrpo_jax.common import buckets
 from atgrpo_jax.common.errors import RunError
 
+Place: TypeAlias = Path | epath.Path
 
-def folder_path(text: str | os.PathLike) -> Path:
-    """Returns the absolute path, with ~ resolved.
+
+def folder_path(text: str | os.PathLike) -> Place:
+    """Returns the absolute path, with ~ resolved, or the path in a bucket.
 
     Raises ValueError with a readable message if no folder can have that name.
     """
     text = os.fspath(text)
+    if buckets.is_url(text):
+        return buckets.bucket_path(text)
     if "\0" in text:
         raise ValueError("has a NUL in it")
     try:
@@ -28,8 +39,13 @@ def folder_path(text: str | os.PathLike) -> Path:
         raise ValueError("names a home that is not known") from error
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder and its parents. Raises OSError, or RunError if something else is there."""
+def make_folder(path: Place) -> None:
+    """Makes a folder and its parents. Raises OSError, or RunError if something else is there.
+
+    Buckets have no folders, so nothing is made there.
+    """
+    if not isinstance(path, Path):
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -48,16 +64,46 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def names_in(folder: Place) -> set[str]:
+    """Returns the names of all that is directly in a folder; none if it is not there."""
+    if not isinstance(folder, Path):
+        return {name.split("/")[0] for name in buckets.found(folder)}
+    try:
+        return {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
+
+
+def is_file(path: Place) -> bool:
+    return path.is_file() if isinstance(path, Path) else buckets.is_object(path)
+
+
+def read_file(path: Place) -> bytes:
+    """Returns a file's content. Raises OSError, or RunError if a bucket does not give it."""
+    return path.read_bytes() if isinstance(path, Path) else buckets.read(path)
+
+
+def remove_file(path: Place) -> None:
+    """Removes a file, if it is there."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+    else:
+        buckets.remove(path)
+
+
 def partial_of(path: Path) -> Path:
     """Returns the path at which a file is written before it is renamed to ``path``."""
     return path.with_name(f".{path.name}.partial")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Place, data: bytes) -> None:
     """Writes a file that has either its old content or all of ``data``, even after a crash.
 
-    Raises OSError with the file's name.
+    Raises OSError with the file's name, or RunError if a bucket does not take it.
     """
+    if not isinstance(path, Path):
+        buckets.write(path, data)
+        return
     temporary = partial_of(path)
     try:
         with naming(path), open(temporary, "wb") as file:
@@ -81,13 +127,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Appends a record as a JSON line, which is on the disk when the function returns.
+def append(path: Place, data: bytes) -> None:
+    """Appends to a file, or makes one. The data is on the disk when the function returns.
 
-    Raises OSError if it cannot be written, for example if the disk is full. Then no part of the
-    line is left in the file.
+    Raises OSError if it cannot be written, for example if the disk is full. Then no part of it is
+    left in the file. Raises RunError if a bucket does not take it.
     """
-    data = json.dumps(record).encode() + b"\n"
+    if not isinstance(path, Path):
+        buckets.append(path, data)
+        return
     with naming(path), open(path, "ab", buffering=0) as file:
         before = file.tell()
         try:
@@ -99,13 +147,18 @@ def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
             raise
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def append_json_line(path: Place, record: Mapping[str, Any]) -> None:
+    """Appends a record as a JSON line, as ``append`` does."""
+    append(path, json.dumps(record).encode() + b"\n")
+
+
+def read_json_lines(path: Place) -> list[dict[str, Any]]:
     """Returns the object of every line; an empty list if there is no file.
 
     A last line that a crash cut short is left out. Raises RunError that names any other bad line.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         return []
     return [

@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.arrays import trees
 from atgrpo_jax.arrays.trees import Damaged
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.files import Place, make_folder, names_in
 from atgrpo_jax.common.progress import say
 
 
@@ -18,7 +18,7 @@ class Checkpoints:
     stored: both follow from the step and the config's seed.
     """
 
-    def __init__(self, path: Path, identity: str, keep: int = 2, read_only: bool = False):
+    def __init__(self, path: Place, identity: str, keep: int = 2, read_only: bool = False):
         """Opens the folder ``path``, and makes it if it is not there.
 
         ``identity`` names the config; checkpoints of another config are refused. With ``read_only``
@@ -31,7 +31,7 @@ class Checkpoints:
         self._base_digest: str | None = None
         self._base_params: Any = None  # once they are read
         if not read_only:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             trees.clean(path)
             trees.clean(path.parent)
 
@@ -115,16 +115,16 @@ class Checkpoints:
             raise RunError(f"{where} belongs to another base than {self._base}; put its own back")
         return trees.read_tree(self._path / str(step), shapes), about["version"]
 
-    def _move_aside(self, step: int) -> Path:
-        """Renames a damaged checkpoint. It is not deleted: somebody may want to look at it."""
-        names = (self._path / f"{step}.damaged{number or ''}" for number in itertools.count())
-        return (self._path / str(step)).rename(next(name for name in names if not name.exists()))
+    def _move_aside(self, step: int) -> Place:
+        """Moves a damaged checkpoint. It is not deleted: somebody may want to look at it."""
+        there = names_in(self._path)
+        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        aside = self._path / next(name for name in names if name not in there)
+        trees.move_tree(self._path / str(step), aside)
+        return aside
 
 
-def steps_in(path: Path) -> set[int]:
+def steps_in(path: Place) -> set[int]:
     """Returns the steps of the checkpoints in the folder ``path``, damaged ones included."""
-    try:
-        names = [found.name for found in path.iterdir() if found.is_dir()]
-    except FileNotFoundError:
-        return set()
+    names = trees.names_of_trees(path)
     return {int(name) for name in names if name.isdecimal() and name.isascii() and str(int(name)) == name}

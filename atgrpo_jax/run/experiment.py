@@ -3,11 +3,11 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.copies import absolute
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.credit.groups import CreditConfig
@@ -173,8 +173,8 @@ class Experiment:
 def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
     """Makes paths absolute: a run may be read in another directory than it was started in."""
     if isinstance(folders, Mapping):
-        return {name: str(Path(folder).expanduser().absolute()) for name, folder in folders.items()}
-    return None if folders is None else str(Path(folders).expanduser().absolute())
+        return {name: absolute(folder) for name, folder in folders.items()}
+    return None if folders is None else absolute(folders)
 
 
 def experiment_difference(ours: Experiment, theirs: Experiment) -> str | None:

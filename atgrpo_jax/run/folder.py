@@ -7,19 +7,25 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import (
     folder_path,
+    is_file,
     make_folder,
+    names_in,
     naming,
-    partial_of,
+    read_file,
     read_json_lines,
+    remove_file,
     write_atomically,
 )
 from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.run import lease
 from atgrpo_jax.run.kept_source import FOLDER
+from atgrpo_jax.run.lease import Lease
 from atgrpo_jax.tokens.tokens import Tokenizer
 
 _EPISODES = re.compile(r"step_([0-9]{6,})\.jsonl\.gz")
@@ -27,7 +33,7 @@ _PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 
 
 class RunFolder:
-    """The folder of one run. It has the paths of all its files, and writes and reads some.
+    """The folder of one run, on a disk or in a bucket. It has the paths of all its files.
 
     config.gin  metrics.jsonl  tensorboard/  episodes/step_*.jsonl.gz  checkpoints/  code/
     summary.json  curves.png  evaluations.jsonl (a line for each later evaluation)
@@ -48,24 +54,31 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.code = self.path / FOLDER  # source of parts that a notebook or script defined
-        self._lock: int | None = None
+        self._lock: int | None = None  # on a disk: the open file that is locked
+        self._lease: Lease | None = None  # in a bucket
 
     def exists(self) -> bool:
         """Returns whether it holds a run. Raises RunError if it holds something else."""
-        if self.config.is_file():
+        if is_file(self.config):
             return True
         # A run that ended before it had a config may leave these.
-        begun = (".lock", partial_of(self.config).name, self.code.name)
-        if self.path.exists() and (
-            not self.path.is_dir() or any(p.name not in begun for p in self.path.iterdir())
-        ):
+        begun = {".lock", ".config.gin.partial", lease.NAME, self.code.name}
+        no_folder = isinstance(self.path, Path) and self.path.exists() and not self.path.is_dir()
+        if no_folder or names_in(self.path) - begun:
             raise RunError(
                 f"{self.path} is not a run folder (no config.gin) and not empty; give another --run_dir"
             )
         return False
 
     def lock(self) -> None:
-        """Locks the folder until this process ends. Raises RunError if another process has it."""
+        """Locks the folder until ``unlock``, or until this process ends.
+
+        Raises RunError if another process has it.
+        """
+        if not isinstance(self.path, Path):
+            self._lease = Lease(self.path)
+            self._lease.take()
+            return
         make_folder(self.path)
         name = self.path / ".lock"
         self._lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
@@ -76,8 +89,19 @@ class RunFolder:
             raise RunError(f"another process is training in {self.path}") from None
         self.check_ours()
 
+    def unlock(self) -> None:
+        """Gives the folder back, if it was locked."""
+        if self._lease is not None:
+            self._lease.give_back()
+            self._lease = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def check_ours(self) -> None:
-        """Raises RunError if somebody has removed or replaced the folder since it was locked."""
+        """Raises RunError if somebody has removed, replaced or taken over the folder."""
+        if self._lease is not None:
+            self._lease.check()
         if self._lock is None:
             return
         try:
@@ -121,10 +145,11 @@ class RunFolder:
             )
         text = "".join(json.dumps(record) + "\n" for record in records[: step + 1])
         write_atomically(self.metrics, text.encode())
-        for file in self.episodes.glob("*"):
-            found = _EPISODES.fullmatch(file.name)
-            if file.is_file() and (_PARTIAL.fullmatch(file.name) or (found and int(found[1]) > step)):
-                file.unlink()
+        for name in names_in(self.episodes):
+            found = _EPISODES.fullmatch(name)
+            undone = _PARTIAL.fullmatch(name) or (found and int(found[1]) > step)
+            if undone and is_file(self.episodes / name):
+                remove_file(self.episodes / name)
 
     def write_episodes(self, step: int, credited: Sequence[Credited], tokenizer: Tokenizer) -> None:
         """Writes episodes/step_NNNNNN.jsonl.gz: one line for each group, in the order played.
@@ -140,9 +165,9 @@ class RunFolder:
         write_atomically(self.episodes / f"step_{step:06d}.jsonl.gz", buffer.getvalue())
 
     def read_episodes(self, step: int) -> Iterator[dict[str, Any]]:
-        with gzip.open(self.episodes / f"step_{step:06d}.jsonl.gz", "rt") as file:
-            for line in file:
-                yield json.loads(line)
+        data = read_file(self.episodes / f"step_{step:06d}.jsonl.gz")
+        for line in gzip.decompress(data).splitlines():
+            yield json.loads(line)
 
 
 def _is_number(value: Any) -> bool:

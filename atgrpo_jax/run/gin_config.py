@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from atgrpo_jax.common.buckets import bucket_path, is_url
 from atgrpo_jax.common.errors import ConfigError, one_line
+from atgrpo_jax.common.files import Place, read_file
 from atgrpo_jax.run.experiment import Experiment, first_difference
 from atgrpo_jax.run.gin_names import Maker, known_modules, nearest, nearest_makers, parameters
 from atgrpo_jax.run.gin_values import Macro, Reference, Values, made
@@ -83,7 +85,12 @@ def _experiment(reader: "_Reader", sources: str) -> Experiment:
     return made(reader.values, sources)
 
 
-def _find(gin_file: str, of: str = "") -> Path:
+def _find(gin_file: str, of: str = "") -> Place:
+    if is_url(gin_file):
+        try:
+            return bucket_path(gin_file)
+        except ValueError as error:
+            raise ConfigError(f"{of}gin file {gin_file!r} {error}") from error
     places = [Path(gin_file)] if Path(gin_file).is_absolute() else [
         Path.cwd() / gin_file,
         gin_folder() / gin_file,
@@ -132,7 +139,7 @@ class _Reader:
     def __init__(self) -> None:
         self.values = Values()
         self.imported: dict[str, types.ModuleType] = {}
-        self._reading: list[Path] = []
+        self._reading: list[Place] = []
         self._offers: dict[str, Path] = {}  # the folder of the file that sets a macro
 
     def read_file(self, name: str, of: str = "") -> None:
@@ -142,7 +149,7 @@ class _Reader:
         if path in self._reading:
             raise ConfigError(f"{of}{name} includes itself")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_file(path).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{of}{name} cannot be read: {error}") from error
         self._reading.append(path)
@@ -186,7 +193,7 @@ class _Reader:
         if not statement.arg_name:
             name = "/".join(filter(None, (statement.scope, statement.selector)))
             self.values.set_macro(name, value, at.source, at.line)
-            if self._reading:
+            if self._reading and isinstance(self._reading[-1], Path):
                 self._offers[name] = self._reading[-1].parent
             return
         maker = self._maker(statement.selector, at)

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from atgrpo_jax.common.copies import copied
 from atgrpo_jax.common.errors import ConfigError
-from atgrpo_jax.common.files import write_atomically
+from atgrpo_jax.common.files import Place, make_folder, names_in, write_atomically
 from atgrpo_jax.common.literals import literal
 from atgrpo_jax.common.types import hash_bytes
 
@@ -26,7 +27,7 @@ _MAIN = "__main__"
 _LATER = "from __future__ import annotations\n"
 
 
-def kept(part: Any, folder: Path) -> Any:
+def kept(part: Any, folder: Place) -> Any:
     """Returns a config with the same values, all of whose parts any process can import.
 
     Classes of ``__main__`` are written into ``folder``. A config without such classes is returned
@@ -40,7 +41,7 @@ def kept(part: Any, folder: Path) -> Any:
     return dataclasses.replace(part, **changed) if changed else part
 
 
-def _kept_value(value: Any, folder: Path) -> Any:
+def _kept_value(value: Any, folder: Place) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return kept(value, folder)
     if not isinstance(value, dict):
@@ -49,21 +50,23 @@ def _kept_value(value: Any, folder: Path) -> Any:
     return inner if any(inner[key] is not value[key] for key in value) else value
 
 
-def _kept_class(cls: type, folder: Path) -> type:
+def _kept_class(cls: type, folder: Place) -> type:
     source = _Source(vars(sys.modules[_MAIN])).of(cls)
     name = f"kept_{hash_bytes(source).hex()[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(folder / f"{name}.py", source.encode())
     make_importable(folder)
     return getattr(importlib.import_module(name), cls.__name__)
 
 
-def make_importable(folder: Path) -> None:
+def make_importable(folder: Place) -> None:
     """Lets this process import what ``kept`` has written into ``folder``, if there is any."""
-    place = str(folder.absolute())
-    if folder.is_dir() and place not in sys.path:
-        sys.path.append(place)
-        importlib.invalidate_caches()
+    if not names_in(folder):
+        return
+    place = folder.absolute() if isinstance(folder, Path) else copied(folder)
+    if str(place) not in sys.path:
+        sys.path.append(str(place))
+    importlib.invalidate_caches()
 
 
 class _Source:

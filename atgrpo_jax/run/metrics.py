@@ -18,7 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from atgrpo_jax.common.files import append_json_line, make_folder, naming
+from atgrpo_jax.common.files import append, append_json_line, make_folder
 from atgrpo_jax.common.finite import UNTOUCHED, check_finite
 from atgrpo_jax.common.metric_names import of_role, together
 from atgrpo_jax.common.types import Episode
@@ -36,16 +36,10 @@ class MetricsWriter:
         self._folder = folder
         make_folder(folder.tensorboard)
         name = f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}"
+        # Written here: TensorBoard's own writer is a thread whose errors nobody sees.
         self._events = folder.tensorboard / name
-        with naming(self._events):
-            self._file = open(
-                self._events, "ab", buffering=0
-            )  # written here: TensorBoard's own writer is a thread whose errors nobody sees
         self._show(0, file_version="brain.Event:2")
         self._show(first, session_log=SessionLog(status=SessionLog.START))  # purges later events
-
-    def close(self) -> None:
-        self._file.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a record. Raises first if a value is not finite, or if one is called "step"."""
@@ -59,8 +53,7 @@ class MetricsWriter:
     def _show(self, step: int, **what: Any) -> None:
         event = io.BytesIO()
         RecordWriter(event).write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
-        with naming(self._events):
-            self._file.write(event.getvalue())
+        append(self._events, event.getvalue())
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:

@@ -36,4 +36,5 @@ def train_team(experiment: Experiment, run_dir: str | os.PathLike[str]) -> dict[
     look_for_no_missing_tpu()
     folder = RunFolder(run_dir)
     folder.exists()  # raises before anything is written in a folder of somebody else
-    return train(claim(folder, kept(experiment, folder.code)), folder)
+    with claim(folder, kept(experiment, folder.code)) as begun:
+        return train(begun, folder)

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.files import write_atomically
+from atgrpo_jax.common.files import Place, write_atomically
 from atgrpo_jax.common.metric_names import OF_POLICY, OF_ROLE
 from atgrpo_jax.common.progress import duration
 from atgrpo_jax.rollout.evaluation import available
@@ -81,7 +80,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     )
 
 
-def plot_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
+def plot_curves(records: list[dict[str, Any]], title: str, path: Place) -> None:
     """Draws a PNG with one panel for each row of ``PANELS``."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
     for axis, (name, patterns) in zip(axes.flat, PANELS, strict=True):

@@ -1,6 +1,7 @@
 """Opens the folder of a run: to train in it, or to read it, also while it is trained in."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 from atgrpo_jax.arrays.trees import Damaged
 from atgrpo_jax.common.errors import RunError
@@ -41,14 +42,22 @@ class SavedRun:
             ) from error
 
 
-def claim(folder: RunFolder, given: Experiment) -> Experiment:
-    """Locks the folder for this run and writes the run's full config there.
+@contextlib.contextmanager
+def claim(folder: RunFolder, given: Experiment) -> Iterator[Experiment]:
+    """Locks the folder for this run until the end of the ``with``, and writes the run's config there.
 
-    Returns that config: ``given``, with the date on which the run began. Raises RunError if the
-    folder holds another run or something else, or has more steps than ``given`` asks for.
+    Yields that config: ``given``, with the date on which the run began. Raises RunError if the folder
+    holds another run or something else, or has more steps than ``given`` asks for.
     """
     folder.exists()  # raises before a lock file is left in a folder of somebody else
     folder.lock()
+    try:
+        yield _begun(folder, given)
+    finally:
+        folder.unlock()
+
+
+def _begun(folder: RunFolder, given: Experiment) -> Experiment:
     known = folder.exists()  # asked again: a run may have begun in between
     recorded = gin_config.load(str(folder.config)) if known else None
     experiment = given.begun(recorded)

@@ -76,7 +76,6 @@ class Stages:
         latest = -1 if found is None else found[0]
         self.folder.rewind(latest)
         self._writer = MetricsWriter(self.folder, first=latest + 1)
-        self._opened.callback(self._writer.close)
         if found is None:
             team = learner.initial(self._runner)
             self.folder.check_ours()

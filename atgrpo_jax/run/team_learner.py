@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.arrays.mesh import check_mesh, provide_devices
+from atgrpo_jax.common.copies import local_folder
 from atgrpo_jax.common.metric_names import of_policy
 from atgrpo_jax.common.types import Batch, seed_of
 from atgrpo_jax.credit.groups import Credited
@@ -245,13 +246,16 @@ class TeamLearner:
         )
 
     def source(self, name: str) -> str | dict[str, Any]:
-        """Returns the model folder that a policy starts from.
+        """Returns the model folder that a policy starts from, as it is on this disk.
 
         For a policy with a random start it returns what a config.json of its model would say.
         """
         initial = self._experiment.initial_name(name)
         model = _model(self._experiment, initial)
-        return self._experiment.folder(initial) or hf.description(
+        folder = self._experiment.folder(initial)
+        if folder is not None:
+            return str(local_folder(folder))
+        return hf.description(
             model.architecture,
             model.vocab_size,
             self._experiment.tokenizer.stop_ids,

@@ -6,10 +6,10 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.copies import absolute, local_folder
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Message, hash_bytes
 from atgrpo_jax.tokens.chat import ChatTemplate, marks, trial
@@ -145,8 +145,8 @@ class FolderTokenizer:
 
     def __post_init__(self):
         check_types(self)
-        object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
-        there = (Path(self.folder) / "tokenizer.json").is_file()
+        object.__setattr__(self, "folder", absolute(self.folder))
+        there = (local_folder(self.folder) / "tokenizer.json").is_file()
         require(self, "folder", there, "there is no tokenizer.json, so no fast tokenizer")
         require(self, "date", _is_day(self.date), "expected a day as YYYY-MM-DD")
         require(self, "folder", bool(self._chat.source), "its tokenizer has no chat template")
@@ -160,7 +160,7 @@ class FolderTokenizer:
 
     @functools.cached_property
     def _files(self) -> TokenizerFolder:
-        return TokenizerFolder(Path(self.folder))
+        return TokenizerFolder(local_folder(self.folder))
 
     @functools.cached_property
     def _chat(self) -> ChatTemplate:
@@ -254,10 +254,10 @@ def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
     tokenizer, or if ``tokenizer`` is not from a folder. If the folder has no chat template, only
     the pieces are compared.
     """
-    root = Path(folder).expanduser().absolute()
+    root = local_folder(folder)
     if not isinstance(tokenizer, FolderTokenizer) or not (root / "tokenizer.json").is_file():
         return
-    if root == Path(tokenizer.folder):
+    if root == local_folder(tokenizer.folder):
         return
     files = TokenizerFolder(root)
     ours = tokenizer._parts()

@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 import atgrpo_jax
 from atgrpo_jax.arrays import trees
+from atgrpo_jax.common import buckets
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.files import folder_path, make_folder
+from atgrpo_jax.common.errors import RunError, Unreachable
+from atgrpo_jax.common.files import Place, folder_path, make_folder
 from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.common.types import Episode, Sample, Sampling, hash_bytes, seed_of
 from atgrpo_jax.credit.groups import Credited
@@ -119,13 +120,13 @@ def warm_start(
     return params
 
 
-def _cached(path: Path, shapes: Any) -> dict[str, Any] | None:
+def _cached(path: Place, shapes: Any) -> dict[str, Any] | None:
     """Returns the cached parameters, or None if there are none or they are damaged.
 
     Prints a line for damaged ones, and one for those that are taken.
     """
     # A folder that may not be read counts as empty here: ``_check_writable`` reports it.
-    if not os.path.exists(path):
+    if not (os.path.exists(path) if isinstance(path, Path) else trees.is_tree(path)):
         return None
     try:
         trees.about_tree(path)
@@ -136,7 +137,7 @@ def _cached(path: Path, shapes: Any) -> dict[str, Any] | None:
     return trees.read_tree(path, shapes)
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Place) -> None:
     """Raises RunError if nothing can be written in ``folder``.
 
     It is called before the warm start is made, so that no work is lost.
@@ -144,7 +145,12 @@ def _check_writable(folder: Path) -> None:
     try:
         make_folder(folder)
         trees.clean(folder)
-        tempfile.TemporaryFile(dir=folder).close()
+        if isinstance(folder, Path):
+            tempfile.TemporaryFile(dir=folder).close()
+        else:
+            buckets.check_writable(folder)
+    except Unreachable:
+        raise
     except (OSError, RunError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RunError(

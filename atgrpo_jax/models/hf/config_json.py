@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from atgrpo_jax.common.copies import local_folder
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
 from atgrpo_jax.models.config import Architecture, Dtype
@@ -21,7 +22,7 @@ def architecture(folder: str) -> Architecture:
 
     Raises RunError with the name of the first field that we cannot honour.
     """
-    path = Path(folder).expanduser() / "config.json"
+    path = local_folder(folder) / "config.json"
     said = fields(path.parent)
     family = family_in(said)
     said.only({"quantization_config": (None,), "compression_config": (None,)})
@@ -82,7 +83,7 @@ def end_ids(folder: str) -> set[int]:
     They are those of config.json and of generation_config.json. Raises RunError if one of these
     files cannot be read.
     """
-    root = Path(folder).expanduser()
+    root = local_folder(folder)
     said = Fields(root / "config.json", read_object(root / "config.json"))
     found = set(said.ids("eos_token_id"))
     family = FAMILIES.get(str(said.raw.get("model_type")))

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from atgrpo_jax.arrays.tree_paths import path_text
+from atgrpo_jax.common.copies import local_folder
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
 from atgrpo_jax.models.family import Family
@@ -56,7 +57,7 @@ def load(folder: str, shapes: Any) -> Any:
     Raises RunError with the name of the first tensor that is missing, left over, misshapen, no
     float or not finite, or of the file that cannot be read.
     """
-    root = Path(folder).expanduser()
+    root = local_folder(folder)
     family = family_in(fields(root))
     tensors = Tensors(root)
     leaves = {family.tensor_name(path): leaf for path, leaf in _leaves(shapes)}
@@ -127,7 +128,7 @@ def save(
     if isinstance(source, dict):
         raw = source
     else:
-        origin = Path(source).expanduser()
+        origin = local_folder(source)
         raw = read_object(origin / "config.json")
         for name in COPIED:
             if (origin / name).exists():

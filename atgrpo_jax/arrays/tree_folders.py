@@ -1,0 +1,194 @@
+"""Keeps saved trees on a disk.
+
+A tree is written beside its place and then renamed, so it is there whole or not at all, also after
+kill -9. A digest is the SHA-256 of a file's bytes.
+"""
+
+import concurrent.futures
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.files import Place, naming, sync_folder
+
+ABOUT = "saved.json"
+STATE = "state"
+_PARTIAL = ".partial"
+
+T = TypeVar("T")
+
+
+class Damaged(RunError):
+    """Raised if the files of a tree are not the ones that were saved."""
+
+
+class TreeFolder:
+    """A tree in the folder ``place``."""
+
+    def __init__(self, place: Path):
+        self.place = place
+        self.file = place / ABOUT
+
+    def exists(self) -> bool:
+        return self.file.is_file()
+
+    def about(self) -> bytes:
+        return _reading(self.file, self.file.read_bytes)
+
+    @contextlib.contextmanager
+    def writing(self, size: int) -> Iterator["Draft"]:
+        """Yields a new folder beside the place. Removes it at the end, if it is still there.
+
+        Raises OSError if the disk has no room for ``size`` bytes: TensorStore's own errors are long.
+        """
+        with _partial_folder(self.place) as (partial, descriptor):
+            if shutil.disk_usage(self.place.parent).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place))
+            yield Draft(self.place, partial, _plain(partial, descriptor) / STATE)
+
+    @contextlib.contextmanager
+    def reading(self, files: Mapping[str, Any]) -> Iterator[Path]:
+        """Yields the path that Orbax reads."""
+        descriptor = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield _plain(self.place, descriptor) / STATE
+        finally:
+            os.close(descriptor)
+
+    def check(self, files: Mapping[str, Any]) -> None:
+        """Raises Damaged if a file is not what was saved."""
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            paths = [self.place / name for name in files]
+            found = threads.map(lambda path: _reading(path, lambda: _size_and_digest(path)), paths)
+            for path, now, saved in zip(paths, found, files.values(), strict=True):
+                if now != saved:
+                    raise Damaged(f"{path} is not what was saved")
+
+    def remove(self) -> None:
+        aside = _aside(self.place)
+        os.rename(self.place, aside)
+        shutil.rmtree(aside)
+
+    def move(self, target: Place) -> None:
+        self.place.rename(target)
+
+
+class Draft(NamedTuple):
+    """A tree that is being written in the folder ``partial``. Orbax writes in ``state``."""
+
+    place: Path
+    partial: Path
+    state: Path
+
+    def files(self) -> dict[str, list[Any]]:
+        """Returns size and digest of all files, after they were written to disk (fsync)."""
+        files = sorted(path for path in self.partial.rglob("*") if path.is_file())
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            found = threads.map(lambda file: _size_and_digest(file, sync=True), files)
+            names = [str(file.relative_to(self.partial)) for file in files]
+            return dict(zip(names, found, strict=True))
+
+    def put(self, about: bytes, stays: Callable[[], bool]) -> None:
+        """Renames the folder to its place. What is there is replaced, unless it ``stays``."""
+        with naming(self.place / ABOUT), open(self.partial / ABOUT, "wb") as file:
+            file.write(about)
+            file.flush()
+            os.fsync(file.fileno())
+        for folder in (self.partial, *(path for path in self.partial.rglob("*") if path.is_dir())):
+            sync_folder(folder)
+        self._rename(stays)
+        sync_folder(self.place.parent)
+
+    def _rename(self, stays: Callable[[], bool]) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                os.rename(self.partial, self.place)
+                return
+            if stays():
+                return
+            if not self.place.exists():
+                os.rename(self.partial, self.place)  # raises the error that was suppressed above
+                return
+            TreeFolder(self.place).remove()
+
+
+def names_of_trees(folder: Path) -> set[str]:
+    """Returns the names of all folders in a folder. One without ``saved.json`` is damaged."""
+    try:
+        return {found.name for found in folder.iterdir() if found.is_dir()}
+    except FileNotFoundError:
+        return set()
+
+
+def clean(folder: Path) -> None:
+    """Removes trees that ended processes left half written or half removed in ``folder``."""
+    for left in folder.glob(f".*{_PARTIAL}"):
+        with contextlib.suppress(OSError):  # it belongs to a live process, or to another user
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
+
+
+@contextlib.contextmanager
+def _partial_folder(place: Path) -> Iterator[tuple[Path, int]]:
+    """Yields a new folder beside ``place``, and its descriptor. Removes the folder at the end.
+
+    The folder is locked while this process lives, so that ``clean`` of other processes keeps it.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        partial = _aside(place)
+        partial.mkdir()
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        # Where folders cannot be locked, ``clean`` cannot lock them either, and so removes none.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if partial.exists():
+            break
+        os.close(descriptor)  # ``clean`` of another process was faster than the lock
+    try:
+        yield partial, descriptor
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _reading(file: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
+            raise  # this is no damage: another user may read it, or it can be read later
+        raise Damaged(f"{file} cannot be read ({error.strerror})") from error
+
+
+def _size_and_digest(file: Path, sync: bool = False) -> list[Any]:
+    with naming(file), open(file, "rb") as opened:
+        if sync:
+            os.fsync(opened.fileno())
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return [opened.tell(), digest]
+
+
+def _plain(path: Path, descriptor: int) -> Path:
+    """Returns a path to the open folder through /proc, or ``path`` itself where there is no /proc.
+
+    Orbax treats brackets and backslashes in a path as patterns; the new path has none.
+    """
+    plain = Path(f"/proc/self/fd/{descriptor}")
+    return plain if plain.is_dir() else path
