@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import uuid
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands that tests start, too: libtpu looks for a TPU, loudly
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -17,8 +18,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import fake_gcs
 import jax
 import pytest
+from etils import epath
 
 pytest.register_assert_rewrite("shared_code", "shared_learner", "shared_sandbox")  # whose asserts say why
 
@@ -51,6 +54,28 @@ def forget_programs():
 def devices():
     assert jax.device_count() == 8
     return jax.devices()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """A scripted Cloud Storage. One for the process: Orbax's libraries remember the first address."""
+    with (
+        fake_gcs.serving(tmp_path_factory.mktemp("buckets")) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(store):
+    """A folder in a new bucket: gs://bucket-.../here."""
+    place = store.store.folder / f"bucket-{uuid.uuid4().hex[:12]}"
+    place.mkdir()
+    yield epath.Path(f"gs://{place.name}/here")
+    assert not any(fault.times for fault in store.faults), "a scripted fault has not come"
+    store.faults.clear()
 
 
 @pytest.fixture

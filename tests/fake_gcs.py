@@ -21,20 +21,21 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import google_crc32c
-
 SLASH = "%2F-"  # stands for the slash at the end of an object's name
 PARTIAL = ".put-"
 
 
 class Fault:
-    """The next ``times`` requests that match are answered with ``status``, after ``delay`` seconds."""
+    """The next ``times`` requests that match are answered with ``status``.
 
-    def __init__(self, pattern, status, times=1, delay=0.0):
+    With ``after`` the request is carried out first, and its own answer is lost.
+    """
+
+    def __init__(self, pattern, status, times=1, after=False):
         self.pattern = re.compile(pattern)
         self.status = status
         self.times = times
-        self.delay = delay
+        self.after = after
 
 
 class Store:
@@ -67,6 +68,8 @@ class Store:
             raise FileNotFoundError(path)
         key = (path, stat.st_mtime_ns)
         if key not in self._checksums:
+            import google_crc32c  # here, so that tests without buckets need no client of them
+
             checksum = google_crc32c.value(path.read_bytes())
             self._checksums[key] = base64.b64encode(checksum.to_bytes(4, "big")).decode()
         at = datetime.datetime.fromtimestamp(stat.st_mtime, datetime.UTC).isoformat(timespec="milliseconds")
@@ -126,14 +129,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = self._chunks()
         self.server.requests.append(f"{self.command} {self.path}")
-        for fault in self.server.faults:
-            if fault.times and fault.pattern.search(f"{self.command} {self.path}"):
-                fault.times -= 1
-                time.sleep(fault.delay)
-                if fault.status:
-                    return self._send(fault.status, error_of(fault.status, "scripted"))
         time.sleep(self.server.latency_s)
+        fault = self.server.fault_of(f"{self.command} {self.path}")
+        if fault is not None and not fault.after:
+            return self._send(fault.status, error_of(fault.status, "scripted"))
         status, found, headers = self._routed(self.command, self.path, self.headers, body)
+        if self.command != "GET":
+            self.server.changed()
+        if fault is not None:
+            return self._send(fault.status, error_of(fault.status, "scripted"))
         return self._send(status, found, headers)
 
     def _chunks(self):
@@ -339,6 +343,16 @@ class Server(ThreadingHTTPServer):
         self.faults = []
         self.sessions = {}
         self.latency_s = latency_s
+
+    def fault_of(self, line):
+        for fault in self.faults:
+            if fault.times and fault.pattern.search(line):
+                fault.times -= 1
+                return fault
+        return None
+
+    def changed(self):
+        """Called after each request that may have changed something."""
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that was killed
