@@ -69,7 +69,9 @@ setup(
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
             "build>=1.2",  # tests/test_package.py, with the setuptools of this environment
+            "gcsfs>=2025.3",
             "gguf>=0.19",
+            "google-cloud-storage>=3,<4",
             "hypothesis>=6.100",
             "libtpu==0.0.52",
             "mypy==2.4.1",

@@ -114,6 +114,24 @@ FAULTS = {
         ("learning_rate=config.learning_rate,", "", "the rate is the training's"),
         ("items.setdefault(group.origin.policy, [])", 'items.setdefault("shared", [])', "one policy is shown everything"),
     ],
+    ("common/buckets.py", "test_buckets.py"): [
+        ("        if before == wanted:", "        if before is wanted:", "a line whose answer was lost is written twice"),
+        ("            if_generation_match=generation,\n            retry", "            if_generation_match=None,\n            retry", "writers overwrite each other"),
+        ('raise Unreachable(f"{path}: the bucket', 'raise RunError(f"{path}: the bucket', "a fault of the network is for people"),
+    ],
+    ("run/lease.py", "test_buckets.py"): [
+        ("            if seen[1] != generation:", "            if not seen:", "a living run is taken over"),
+        ("if time.monotonic() - self._renewed > self._sure_s:", "if self._renewed < 0:", "an old lease is trusted"),
+        ('holder.get("place") == here and not Path(', 'holder.get("place") == here and Path(', "a living process counts as dead"),
+    ],
+    ("arrays/tree_objects.py", "test_buckets.py"): [
+        ("[now.size, now.checksum] != saved", "now.size != saved[0]", "flipped bits are read"),
+        ("now.age_s > ABANDONED_S and ", "", "what others write now is removed"),
+        ("        buckets.write(self.place / ABOUT, about)\n", "        buckets.write(self.place / ABOUT, about)\n        return\n", "old saves stay"),
+    ],
+    ("common/copies.py", "test_buckets.py"): [
+        ("have.get(name) != wanted[name]", "name not in have", "a changed file is not copied again"),
+    ],
     ("run/folder.py", "test_run_folder.py test_policies.py"): [
         ("fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "two processes train in one folder"),
         ("mtime=0", "mtime=None", "episodes' bytes depend on the clock"),
