@@ -63,7 +63,7 @@ def store(tmp_path_factory):
         fake_gcs.serving(tmp_path_factory.mktemp("buckets")) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name, value in server.environment().items():
+        for name, value in fake_gcs.environment(server.url).items():
             patch.setenv(name, value)
         yield server
 

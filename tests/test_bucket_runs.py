@@ -143,7 +143,7 @@ def main(some):
         place = Path(folder)
         (place / "objects" / BUCKET).mkdir(parents=True)
         with fake_gcs.serving(place / "objects") as server:
-            os.environ |= server.environment()
+            os.environ |= fake_gcs.environment(server.url)
             print("requests: {}, states: {}, gone on from: {}".format(*check(server, place, some)))
 
 
