@@ -21,6 +21,8 @@ from atgrpo_jax.common.files import append_json_line, folder_path, names_in, rea
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.kept_source import make_importable
 from atgrpo_jax.run.lease import NAME, Lease
+from atgrpo_jax.tasks import data
+from atgrpo_jax.tasks.data import read_rows
 
 
 def on_disk(store, path):
@@ -239,6 +241,18 @@ def test_a_folder_is_copied_and_only_what_changed_is_copied_again(store, bucket,
     assert sum("alt=media" in request for request in store.requests) == 2
     with pytest.raises(RunError, match="there is no such folder in the bucket"):
         copied(bucket / "other")
+
+
+def test_problem_files_are_read_from_a_bucket(bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    buckets.write(bucket / "a.jsonl", b'{"question": "1 + 1?"}\n')
+    buckets.write(bucket / "b.jsonl", b'{"question": "2 + 2?"}\n')
+    for name in ("a", "b", "a"):
+        ((number, row),) = read_rows(f"{bucket}/{name}.jsonl", {"question": str})
+        assert number == 1 and row["question"][0] == {"a": "1", "b": "2"}[name]
+    assert data.absolute({"test": f"{bucket}/a.jsonl"}) == {"test": f"{bucket}/a.jsonl"}
+    with pytest.raises(RunError, match="c.jsonl: there is no such file in the bucket"):
+        list(read_rows(f"{bucket}/c.jsonl", {}))
 
 
 def test_source_that_is_kept_in_a_bucket_is_imported(bucket, monkeypatch, tmp_path):

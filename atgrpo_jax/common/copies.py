@@ -1,6 +1,6 @@
-"""Copies folders of buckets to this disk: models, and modules to import.
+"""Copies folders and files of buckets to this disk: models, problem files, and modules to import.
 
-Only the files right in the folder are copied, and only kinds that are read. A copy is kept, and compared
+Of a folder only the files right in it are copied, and only kinds that are read. A copy is kept, and compared
 with the bucket by the generations of the objects, so only what changed is copied again.
 """
 
@@ -33,8 +33,19 @@ def local_folder(text: str | os.PathLike) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def local_file(text: str | os.PathLike) -> Path:
+    """Returns a file's absolute path, or for one in a bucket that of its copy on this disk.
+
+    Raises as ``local_folder`` does.
+    """
+    if not buckets.is_url(text):
+        return Path(text).expanduser().absolute()
+    path = buckets.bucket_path(text)
+    return copied(path.parent, only=path.name) / path.name
+
+
 def absolute(text: str) -> str:
-    """Returns a folder's absolute path as a text; a URL as it is."""
+    """Returns an absolute path as a text; a URL as it is."""
     return text if buckets.is_url(text) else str(Path(text).expanduser().absolute())
 
 
@@ -43,15 +54,19 @@ def _copied_once(folder: epath.Path) -> Path:
     return copied(folder)
 
 
-def copied(folder: epath.Path) -> Path:
-    """Returns a folder on this disk with the same files as one in a bucket has now."""
+def copied(folder: epath.Path, only: str | None = None) -> Path:
+    """Returns a folder on this disk with the same files as one in a bucket has now.
+
+    With ``only``, that file is looked at, and the others are left as they are.
+    """
     there = {
         name: found
         for name, found in buckets.found(folder).items()
-        if "/" not in name and name.endswith(_KINDS)
+        if (name == only if only else "/" not in name and name.endswith(_KINDS))
     }
     if not there:
-        raise RunError(f"{folder}: there is no such folder in the bucket, or it is empty")
+        what = f"{folder}/{only}: there is no such file" if only else f"{folder}: there is no such folder"
+        raise RunError(f"{what} in the bucket, or it is empty")
     local = Path("~/.cache/atgrpo_jax/buckets").expanduser() / str(folder).removeprefix(buckets.SCHEME)
     make_folder(local)
     with naming(local), open(local / ".lock", "wb") as lock:
@@ -64,6 +79,8 @@ def copied(folder: epath.Path) -> Path:
             say(f"copying {len(missing)} files ({size / 1e9:.1f} GB) of {folder} to {local}")
         for name in missing:
             buckets.download(folder / name, local / name)
+        if only:
+            wanted = have | wanted
         for name in have.keys() - wanted.keys():
             (local / name).unlink(missing_ok=True)
         sync_folder(local)

@@ -7,9 +7,10 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from atgrpo_jax.common import copies
+from atgrpo_jax.common.copies import local_file
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.tasks.splits import SPLITS
@@ -32,10 +33,7 @@ Files = tuple[tuple[str, tuple[str, ...]], ...]  # (split, its paths) for each s
 
 def absolute(given: Mapping[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
     """Returns the same files with absolute paths, so that they are found from any directory."""
-
-    def one(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
-
+    one = copies.absolute
     return {s: one(paths) if isinstance(paths, str) else tuple(map(one, paths)) for s, paths in given.items()}
 
 
@@ -115,7 +113,7 @@ def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[
 
     Raises ValueError that names the file, the line and the field.
     """
-    file = Path(path).expanduser()
+    file = local_file(path)
     encoding = "utf-8-sig"  # drops the mark (BOM) that some editors put at the start
     if not file.is_file():
         raise ValueError(f"{path}: no such file")
