@@ -26,6 +26,8 @@ from etils import epath
 pytest.register_assert_rewrite("shared_code", "shared_learner", "shared_sandbox")  # whose asserts say why
 
 jax.config.update("jax_num_cpu_devices", 8)
+# XLA's passes took a quarter of the tests' time. Processes that tests start compile as a user's do.
+jax.config.update("jax_disable_most_optimizations", True)
 # A shell that starts something in the background has it ignore Ctrl-C, and so all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
