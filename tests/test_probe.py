@@ -43,7 +43,7 @@ PHASE = {"tokens_per_s": 12345.6, "seconds": 0.5, "tflops": 0.25, "share": 0.5, 
 RESULTS = [
     Result("host", 0.01, Found("2 cores", {
         "packages": {"jax": "1.2"}, "commit": "abc+", "atgrpo_jax": "0.1", "python": "3.11",
-        "environment": {"XLA_FLAGS": "-x"},
+        "environment": {"XLA_FLAGS": "-x"}, "load": 1.0, "cores": 2,
     })),
     Result("bucket", 61.0, None, "OSError: no | there", "Traceback: here\n"),
     Result("model tiny", 1.0, Found("a line", {
@@ -55,12 +55,15 @@ RESULTS = [
 def test_the_page_says_first_what_failed():
     lines = page(RESULTS).splitlines()
     assert lines[2] == "**1 of 3 parts failed: bucket.**"
+    assert lines[3] == "Other work was going on (load 1.0 on 2 cores), so rates and times are worse."
     assert "| bucket | **failed** | OSError: no \\| there | 1 min 01 s |" in lines
     assert "| host | ok | 2 cores | 0.0 s |" in lines
     (speeds,) = [line for line in lines if line.startswith("| tiny, update")]
     assert "| 12,346 | 0.5 s | 250 GFLOP/s | 0.50 | 1 min 15 s, compiling 7.0 s |" in speeds
     assert "atgrpo_jax 0.1 (commit abc+), Python 3.11, jax 1.2" in lines
     assert "`XLA_FLAGS=-x`" in lines and "Traceback: here" in lines
+    told = Result("gate", 1.0, None, "it differs")  # in words, so without a place in the code
+    assert page([RESULTS[0], told]).splitlines()[2] == "**1 of 2 parts failed: gate.**"
     assert page(RESULTS[::2]).splitlines()[2] == "All 2 parts are as they should be."
 
 
@@ -103,7 +106,8 @@ def test_bfloat16_may_differ_by_its_rounding():
 
 
 def test_there_is_no_kernel_for_pages_on_a_tpu():
-    assert kernels.pages("tpu", "float32").values == {"kernel": None}
+    found = kernels.pages("tpu", "float32")
+    assert found.skipped and "| pages | skipped | TPUs decode by" in page([Result("pages", 0.0, found)])
 
 
 def test_weights_are_copied_to_a_mesh():
@@ -112,7 +116,7 @@ def test_weights_are_copied_to_a_mesh():
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert found["devices"] == 2 and found["mb"] == count * 4 / 1e6 and found["mb_per_s"] > 0
-    assert weights.copies(model, jax.devices()[:1]).line == "skipped: there is one device"
+    assert weights.copies(model, jax.devices()[:1]).skipped
 
 
 def test_later_calls_that_compile_are_counted():

@@ -73,7 +73,7 @@ def _rows(sizes: Sizes, dtype: Dtype) -> tuple:
 def pages(platform: Where, dtype: Dtype) -> Found:
     """Compares attention over pages in decoding. On a CPU the GPU's kernel; on a TPU there is none."""
     if platform == "tpu":
-        return Found("none: TPUs decode by XLA's loops", {"kernel": None})
+        return Found("TPUs decode by XLA's loops; there is no kernel", {"kernel": None}, skipped=True)
     interpret = platform == "cpu"
     kernel = functools.partial(fused_decode_attention, interpret=interpret)
     inputs = _pages(SMALL if interpret else LARGE, dtype)

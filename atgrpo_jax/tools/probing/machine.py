@@ -21,7 +21,7 @@ _VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_COMPILATION
 
 
 def host() -> Found:
-    """Returns versions, cores and memory. It does not ask JAX for its devices."""
+    """Returns versions, cores, their load, and memory. It does not ask JAX for its devices."""
     versions = {name: _version(name) for name in _PACKAGES}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -33,10 +33,15 @@ def host() -> Found:
         "processor": _processor(),
         "cores": cores,
         "memory_gb": round(memory / 1e9, 1),
+        "load": round(os.getloadavg()[0], 1),  # processes that want a core, before the probe's own
         "packages": {name: version for name, version in versions.items() if version},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
-    return Found(f"{cores} cores ({values['processor']}), {memory / 1e9:.0f} GB, {values['system']}", values)
+    line = (
+        f"{cores} cores ({values['processor']}), load {values['load']}, {memory / 1e9:.0f} GB, "
+        f"{values['system']}"
+    )
+    return Found(line, values)
 
 
 def _version(package: str) -> str | None:

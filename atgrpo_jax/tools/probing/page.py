@@ -38,12 +38,12 @@ def _lines(results: Sequence[Result]) -> Iterator[str]:
         yield f"**{len(failed)} of {len(results)} parts failed: {', '.join(failed)}.**"
     else:
         yield f"All {len(results)} parts are as they should be."
+    yield from _busy(results)
     yield ""
     yield "| part | | what was found | time |"
     yield "|---|---|---|---|"
     for result in results:
-        verdict = "**failed**" if result.found is None else "ok"
-        yield f"| {result.part} | {verdict} | {_cell(_line(result))} | {_time(result.seconds)} |"
+        yield f"| {result.part} | {_verdict(result)} | {_cell(_line(result))} | {_time(result.seconds)} |"
     speeds = [result for result in results if result.value("phases")]
     if speeds:
         yield ""
@@ -55,8 +55,23 @@ def _lines(results: Sequence[Result]) -> Iterator[str]:
             yield from ("", f"Where *{result.part}* failed:", "", "```", result.trace.strip(), "```")
 
 
+def _busy(results: Sequence[Result]) -> Iterator[str]:
+    """Yields a line if other work took half of the cores or more."""
+    for result in results:
+        load = result.value("load")
+        cores = result.value("cores")
+        if load is not None and load >= cores / 2:
+            yield f"Other work was going on (load {load} on {cores} cores), so rates and times are worse."
+
+
 def _failed(results: Sequence[Result]) -> list[str]:
     return [result.part for result in results if result.found is None]
+
+
+def _verdict(result: Result) -> str:
+    if result.found is None:
+        return "**failed**"
+    return "skipped" if result.found.skipped else "ok"
 
 
 def _line(result: Result) -> str:

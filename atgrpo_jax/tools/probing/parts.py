@@ -13,6 +13,7 @@ class Found(NamedTuple):
 
     line: str  # for people
     values: Mapping[str, Any]  # the same for programs, and more; plain values for JSON
+    skipped: bool = False  # whether there is nothing to look at on this machine; the line says why
 
 
 class Result(NamedTuple):

@@ -49,7 +49,7 @@ def copies(model: Transformer, devices: Sequence[Any], repeats: int = 5) -> Foun
     """Times copies of weights that fsdp splits over ``devices`` to a mesh that holds them whole on each."""
     count = len(devices)
     if count == 1:
-        return Found("skipped: there is one device", {"devices": 1})
+        return Found("there is one device", {"devices": 1}, skipped=True)
     mesh = MeshConfig(fsdp=count).build(devices)
     params = random_params(model, mesh)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
