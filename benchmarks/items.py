@@ -3,118 +3,23 @@
 import argparse
 import dataclasses
 import json
-import math
 import platform
-import resource
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from atgrpo_jax.arrays.mesh import MeshConfig, provide_devices
-from atgrpo_jax.common.types import Candidate, Group, GroupKey, Origin, Outcome, Sample, Sampling
-from atgrpo_jax.credit.groups import Credited
-from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.config import Architecture, Compute, preset
-from atgrpo_jax.planning.times import work
-from atgrpo_jax.planning.workload import Workload
-from atgrpo_jax.update.batch import BatchConfig, whole_tiles
+from atgrpo_jax.tools.probing.clock import median_seconds
+from atgrpo_jax.tools.probing.item import Item
 
 TINY = Architecture(
     layers=4, width=256, mlp_width=768, heads=8, kv_heads=4, head_size=32, vocab_size=4096, rope_theta=1e6
 )
 BFLOAT16 = Compute(dtype="bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    model: Architecture
-    compute: Compute = Compute()
-    prompts: int = 8
-    candidates: int = 8  # of each prompt
-    prompt_tokens: int = 64
-    new_tokens: int = 64  # nothing stops early
-    rows: int = 2  # groups of a micro-batch
-    stop_every: int = 0  # for rollouts: one in so many ids ends a sample
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        return tuple(range(0, self.model.vocab_size, self.stop_every)) if self.stop_every else ()
-
-    def engine(self, rows: int = 64) -> LocalEngineConfig:
-        """Pages of a quarter of a prompt, but not of few tokens."""
-        page = max(self.prompt_tokens // 4, 64)
-        return LocalEngineConfig(slots=rows, max_prompt=self.prompt_tokens, page=page, prefill=2 * page)
-
-    @property
-    def tokens(self) -> int:
-        """Counts the tokens of all candidates, each with its prompt, as trainers do that share no prompts."""
-        return self.prompts * self.candidates * (self.prompt_tokens + self.new_tokens)
-
-    @property
-    def new(self) -> int:
-        return self.prompts * self.candidates * self.new_tokens
-
-    def batch(self) -> BatchConfig:
-        """A row a group."""
-        tokens = self.prompt_tokens + self.candidates * self.new_tokens
-        return BatchConfig(whole_tiles(tokens), self.rows)
-
-    def prompt_ids(self, seed: int) -> list[tuple[int, ...]]:
-        shape = self.prompts, self.prompt_tokens
-        return [
-            tuple(p) for p in np.random.default_rng(seed).integers(0, self.model.vocab_size, shape).tolist()
-        ]
-
-    def random_samples(self, seed: int) -> list[list[Sample]]:
-        """For each prompt, K answers."""
-        V, shape = self.model.vocab_size, (self.prompts, self.candidates, self.new_tokens)
-        logprobs = (-math.log(V),) * self.new_tokens
-        drawn = np.random.default_rng(seed).integers(0, V, shape).tolist()
-        return [[Sample(tuple(tokens), logprobs, "length", 0) for tokens in group] for group in drawn]
-
-    def credited(self, seed: int, prompts, drawn) -> list[Credited]:
-        """Groups with random advantages, so that every token trains."""
-        rng, K = np.random.default_rng(seed), self.candidates
-        key, sampling = GroupKey(0, "train", 0, 0, 0, "role"), Sampling(1.0, self.new_tokens)
-        items = []
-        for prompt, samples in zip(prompts, drawn, strict=True):
-            origin = Origin(key, prompt, "", "shared", 0, sampling)
-            group = Group(tuple(Candidate(origin, s, "", Outcome.OK, None) for s in samples), 0)
-            items.append(Credited(group, rng.standard_normal(K).astype(np.float32), np.ones(K, bool)))
-        return items
-
-    def gflop(self) -> dict[str, float]:
-        """What has to be done: prompts once a group, attention over what a token sees, the head on sampled
-        tokens only; forward and backward for the update."""
-        workload = Workload(
-            self.prompts, self.prompt_tokens, self.prompt_tokens, self.new_tokens, self.candidates
-        )
-        done = {
-            phase: flop / 1e9
-            for phase, flop in work(
-                self.model, self.compute, self.model.vocab_size, workload, self.prompts
-            ).items()
-        }
-        return done | {"step": sum(done.values())}
-
-    def matmuls(self) -> dict[tuple[int, int, int], int]:
-        """(m, k, n) -> how often, of the matrix products of one micro-batch's update, attention aside."""
-        m, T = self.model, self.batch().row_tokens * self.rows
-        q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
-        ins_outs = [(m.width, q), (m.width, kv), (m.width, kv), (q, m.width)]
-        ins_outs += [(m.width, m.mlp_width)] * 2 + [(m.mlp_width, m.width)]
-        head = min(self.rows * self.candidates * self.new_tokens, 4096)
-        products = [(T, i, o, m.layers) for i, o in ins_outs] + [(head, m.width, m.vocab_size, 1)]
-        counts: dict[tuple[int, int, int], int] = {}
-        for rows, i, o, times in products:
-            for shape in ((rows, i, o), (rows, o, i), (i, rows, o)):  # forward, and both gradients
-                counts[shape] = counts.get(shape, 0) + times
-        return counts
 
 
 ITEMS = {
@@ -163,27 +68,25 @@ def mesh_of(args: argparse.Namespace) -> MeshConfig:
     return mesh
 
 
-def median_seconds(call: Callable[[], object], repeats: int = 9) -> float:
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
-def square_gflops(size: int = 2048, dtype: str = "float32") -> float:
-    """Rate of a product of two squares."""
-    x = jnp.ones((size, size), dtype)
-    multiply = jax.jit(jnp.matmul)
-    return 2 * size**3 / median_seconds(lambda: multiply(x, x)) / 1e9
+def matmuls(item: Item) -> dict[tuple[int, int, int], int]:
+    """(m, k, n) -> how often, of the matrix products of one micro-batch's update, attention aside."""
+    m, T = item.model, item.batch().row_tokens * item.rows
+    q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
+    ins_outs = [(m.width, q), (m.width, kv), (m.width, kv), (q, m.width)]
+    ins_outs += [(m.width, m.mlp_width)] * 2 + [(m.mlp_width, m.width)]
+    head = min(item.rows * item.candidates * item.new_tokens, 4096)
+    products = [(T, i, o, m.layers) for i, o in ins_outs] + [(head, m.width, m.vocab_size, 1)]
+    counts: dict[tuple[int, int, int], int] = {}
+    for rows, i, o, times in products:
+        for shape in ((rows, i, o), (rows, o, i), (i, rows, o)):  # forward, and both gradients
+            counts[shape] = counts.get(shape, 0) + times
+    return counts
 
 
 def shapes_gflops(item: Item) -> float:
     """Rate of the update's own matrix products, each timed alone."""
     flop = seconds = 0.0
-    for (m, k, n), times in item.matmuls().items():
+    for (m, k, n), times in matmuls(item).items():
         one, other = (jnp.ones(s, item.compute.dtype) for s in ((m, k), (k, n)))
         multiply = jax.jit(jnp.matmul)
         seconds += times * median_seconds(lambda f=multiply, a=one, b=other: f(a, b))
@@ -215,14 +118,6 @@ def decode_products_s(model: Architecture, dtype: str, vocab_size: int, rows: in
     layers = [[ones(shape) for shape in shapes] for _ in range(model.layers)]
     x, head = ones((rows, width)), ones((width, vocab_size))
     return median_seconds(lambda: products(x, layers, head), repeats=21)
-
-
-def peak_mb() -> float:
-    """Returns the largest memory in use: of the device if it tells, else of the process."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def summary(phase: str, seconds: Sequence[float], first: float, tokens: int, gflop: float | None) -> dict:

@@ -12,14 +12,12 @@ share of the prompts' tokens that were in the cache; ``products`` is what decodi
 nothing but its matrix products, of its time.
 """
 
-import asyncio
 import dataclasses
 import tempfile
 import time
 
 import jax
-from items import decode_products_s, machine, mesh_of, parse, peak_mb, report, square_gflops, summary
-from step import rollout
+from items import decode_products_s, machine, mesh_of, parse, report, summary
 
 from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.models.families.table import transformer
@@ -28,6 +26,7 @@ from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all, train_i
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.run.team_learner import TeamLearner
+from atgrpo_jax.tools.probing.clock import peak_mb, square_gflops
 
 ROWS = 64  # of the engine
 
@@ -77,7 +76,7 @@ def of_item(item, args):
     engine = LocalEngine(model, item.stop_ids, item.engine(ROWS), mesh)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
     engine.push_weights("shared", PolicyWeights(params), 0)
-    return engine, lambda step: asyncio.run(rollout(engine, item.prompt_ids(step), item, step)), model
+    return engine, lambda step: item.drawn(engine, step), model
 
 
 def team(turns):

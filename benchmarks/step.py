@@ -6,17 +6,15 @@ The items are those of update.py. Rollout tokens are new tokens; update tokens c
 ``share`` is of the rate of square matrix products measured in the same process.
 """
 
-import asyncio
 import time
 
 import jax
-from items import machine, mesh_of, parse, peak_mb, report, square_gflops, summary
+from items import machine, mesh_of, parse, report, summary
 
-from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.local.local import LocalEngine
-from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.run.metrics import CompileCounter
+from atgrpo_jax.tools.probing.clock import peak_mb, square_gflops
 from atgrpo_jax.update.batch import pack
 from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig
@@ -30,15 +28,16 @@ def main() -> None:
     learner = Learner(model, OptimizerConfig(learning_rate=1e-4), LossConfig().objective(), mesh)
     state = learner.init(jax.random.key(0))
     engine = LocalEngine(model, (), item.engine(), mesh)
-    prompts = item.prompt_ids(0)
     compiles, compiled = CompileCounter(), 0
     seconds: dict[str, list[float]] = {"rollout": [], "update": [], "step": []}
     for step in range(args.warmup + args.steps):
         began = time.perf_counter()
         engine.push_weights("shared", learner.weights(state.params), step)
-        drawn = asyncio.run(rollout(engine, prompts, item, step))
+        drawn = item.drawn(engine, step)
         sampled = time.perf_counter()
-        batch = pack(item.credited(step, prompts, drawn), item.batch(), "candidate", item.new_tokens)
+        batch = pack(
+            item.credited(step, item.prompt_ids(step), drawn), item.batch(), "candidate", item.new_tokens
+        )
         packed = time.perf_counter()
         state, metrics = learner.update(state, UpdateInputs(batch, 1.0))
         jax.block_until_ready((state, metrics))
@@ -61,15 +60,6 @@ def main() -> None:
         peak_mb=round(peak),
         **machine(),
     )
-
-
-async def rollout(engine, prompts, item, step):
-    def request(i, prompt):
-        key = GroupKey(step, "train", i, 0, 0, "role")
-        addresses = tuple(Address(0, key, k) for k in range(item.candidates))
-        return Request("shared", prompt, addresses, Sampling(1.0, item.new_tokens))
-
-    return await asyncio.gather(*(engine.sample(request(i, p)) for i, p in enumerate(prompts)))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ rate at which the update's own matrix products run alone, measured in the same p
 import time
 
 import jax
-from items import machine, mesh_of, parse, peak_mb, report, shapes_gflops, square_gflops, summary
+from items import machine, mesh_of, parse, report, shapes_gflops, summary
 
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.run.metrics import CompileCounter
+from atgrpo_jax.tools.probing.clock import peak_mb, square_gflops
 from atgrpo_jax.update.batch import pack
 from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig

@@ -28,10 +28,11 @@ from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.transformer import Transformer
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
+from atgrpo_jax.tools.probing import limits
 
-# Tolerances of float32 parity on a CPU, written once.
-PARITY = {"rtol": 1e-5, "atol": 1e-5}
-LOGITS = {"rtol": 0, "atol": 2e-4}  # of a whole model, against ``transformers``
+# Tolerances of float32 parity on a CPU.
+PARITY = {"rtol": limits.FUNCTION, "atol": limits.FUNCTION}
+LOGITS = {"rtol": 0, "atol": limits.MODEL}  # of a whole model, against ``transformers``
 
 SMALL = Architecture(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8)
 

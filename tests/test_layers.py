@@ -18,7 +18,9 @@ RANKS = [
     {"engines.local", "engines.sglang", "engines.sglang_jax", "rollout"},
     {"update"},
     {"run"},
-    {"planning", "tools"},
+    {"planning"},
+    {"tools.probing"},
+    {"tools"},
     {""},  # train, evaluate, export, plan: the commands
 ]
 NO_JAX = {

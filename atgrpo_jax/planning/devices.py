@@ -10,19 +10,20 @@ class Device:
     """Holds the published figures of one device."""
 
     name: str
+    kinds: tuple[str, ...]  # how JAX's name of such a device begins (``device_kind``)
     memory: float  # bytes
     flops: float  # FLOP a second, in bfloat16 matrix products
     bandwidth: float  # bytes a second
 
 
 DEVICES = {
-    "v4": Device("TPU v4", 32e9, 275e12, 1.23e12),
-    "v5e": Device("TPU v5e", 16e9, 197e12, 0.82e12),
-    "v5p": Device("TPU v5p", 95e9, 459e12, 2.77e12),
-    "v6e": Device("TPU v6e", 32e9, 918e12, 1.64e12),
-    "a100": Device("NVIDIA A100", 80e9, 312e12, 2.04e12),
-    "h100": Device("NVIDIA H100", 80e9, 989e12, 3.35e12),
-    "h200": Device("NVIDIA H200", 141e9, 989e12, 4.8e12),
+    "v4": Device("TPU v4", ("TPU v4",), 32e9, 275e12, 1.23e12),
+    "v5e": Device("TPU v5e", ("TPU v5 lite", "TPU v5e"), 16e9, 197e12, 0.82e12),
+    "v5p": Device("TPU v5p", ("TPU v5p", "TPU v5"), 95e9, 459e12, 2.77e12),
+    "v6e": Device("TPU v6e", ("TPU v6 lite", "TPU v6e"), 32e9, 918e12, 1.64e12),
+    "a100": Device("NVIDIA A100", ("NVIDIA A100",), 80e9, 312e12, 2.04e12),
+    "h100": Device("NVIDIA H100", ("NVIDIA H100",), 80e9, 989e12, 3.35e12),
+    "h200": Device("NVIDIA H200", ("NVIDIA H200",), 141e9, 989e12, 4.8e12),
 }
 
 
@@ -31,3 +32,10 @@ def device_named(name: str) -> Device:
     if name not in DEVICES:
         raise ConfigError(f"--device={name}: expected one of {', '.join(DEVICES)}")
     return DEVICES[name]
+
+
+def device_of_kind(kind: str) -> Device | None:
+    """Returns the device that JAX calls by this ``device_kind``; None if it is not in ``DEVICES``."""
+    begins = {start: device for device in DEVICES.values() for start in device.kinds}
+    found = [start for start in begins if kind.startswith(start)]
+    return begins[max(found, key=len)] if found else None

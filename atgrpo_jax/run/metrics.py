@@ -96,7 +96,10 @@ class CompileCounter:
 
     def __init__(self):
         self.count = 0
+        self.seconds = 0.0  # that they took
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, *_args, **_kwargs) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
+    def _listen(self, event: str, duration_secs: float, **_kwargs: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.count += 1
+            self.seconds += duration_secs

@@ -1,0 +1,1 @@
+"""Holds the parts of tools/probe.py. Each looks at one thing of this machine, and knows no other."""
