@@ -222,4 +222,28 @@ FAULTS = {
     ("common/metric_names.py", "test_trainer.py test_oracle.py"): [
         ('f"{OF_POLICY}/{_level(policy)}/{name}"', 'f"{OF_POLICY}/{name}"', "policies' metrics overwrite one another"),
     ],
+    ("tools/probing/parts.py", "test_probe.py"): [
+        ("fault = f\"{type(error).__name__}: {one_line(error)}\"", "fault = one_line(error)", "a fault without its kind"),
+        ("return Result(part, time.perf_counter() - began, None, fault, traceback.format_exc())", "return Result(part, time.perf_counter() - began, Found(fault, {}))", "a part that fails is fine"),
+    ],
+    ("tools/probing/page.py", "test_probe.py"): [
+        ("[result.part for result in results if result.found is None]", "[result.part for result in results if result.trace]", "only unknown faults count"),
+        ("return text.replace(\"|\", \"\\\\|\")", "return text", "a fault's text breaks the table"),
+    ],
+    ("tools/probing/kernels.py", "test_probe.py"): [
+        ("if not apart <= limit:", "if apart > limit:", "a kernel that gives nan is fine"),
+        ("return out, pull(d_out)", "return out, d_out", "gradients are not compared"),
+        ("return BFLOAT16 * size", "return 2 * BFLOAT16 * size", "bfloat16 may be twice as far apart"),
+    ],
+    ("tools/probing/bucket.py", "test_probe.py"): [
+        ("if path.read_bytes() != data:", "if not path.read_bytes():", "what is read is not compared"),
+        ("                path.unlink()", "                pass", "objects are left"),
+        ("if listed != wanted:", "if not listed:", "a listing may lack objects"),
+    ],
+    ("tools/probing/speed.py", "test_probe.py"): [
+        ("compiles.count - count)", "0)", "later compilations are not seen"),
+    ],
+    ("planning/devices.py", "test_probe.py"): [
+        ("begins[max(found, key=len)]", "begins[min(found, key=len)]", "v5e is taken for v5p"),
+    ],
 }  # fmt: skip
