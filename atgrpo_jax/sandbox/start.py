@@ -19,7 +19,7 @@ _SYSTEM = (
     "/usr/lib/aarch64-linux-gnu", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom",
 )  # fmt: skip
 # The modules of a worker. Each comes after those that it imports.
-MODULES = ("system_calls", "kernel", "program", "worker")
+MODULES = ("system_calls", "kernel", "plain_data", "program", "worker")
 PACKAGES = ("site-packages", "dist-packages")
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",

@@ -46,10 +46,12 @@ FAULTS = {
     ("sandbox/program.py", "test_sandbox_programs.py test_sandbox_harm.py"): [
         ("return code & 255 if abs(code) < 1 << 63 else 255", "return 0", "exit codes are lost"),
         ("        _print(error)\n        return module.__dict__, 1", "        _print(error)\n        return module.__dict__, None", "exceptions end well"),
-        ("for kind in (tuple, set, frozenset, deque):", "for kind in (set, frozenset, deque):", "tuples are no plain data"),
         ("        code = _flush() or code\n", "", "what is in the buffer is lost at the end"),
         ("threading._shutdown()", "pass;", "threads are not waited for"),
         ("atexit._run_exitfuncs()", "pass", "what is registered for the end is not done"),
         ("return __future__.annotations.compiler_flag if asked is", "return 0 if asked is", "annotations are not put off"),
+    ],
+    ("sandbox/plain_data.py", "test_sandbox_programs.py test_sandbox_harm.py"): [
+        ("for kind in (tuple, set, frozenset, deque):", "for kind in (set, frozenset, deque):", "tuples are no plain data"),
     ],
 }  # fmt: skip
