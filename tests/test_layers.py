@@ -35,7 +35,7 @@ NO_JAX = {
 }
 NUMERICS = {
     "credit.advantages", "update.loss", "models.attention", "models.attention_kernel",
-    "engines.local.paged_attention", "engines.local.sampling",
+    "engines.local.paged_attention", "engines.local.sampling", "engines.verdict",
 }  # fmt: skip
 
 

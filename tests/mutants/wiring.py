@@ -91,14 +91,16 @@ FAULTS = {
     ("engines/gate.py", "test_weight_sync.py"): [
         ("if engine.version(policy) != version:", "if False:", "a version that was not taken"),
         ("if not gap <= limit:\n        raise", "if not gap >= limit:\n        raise", "the limit is the other way round"),
+        ("corrected = correct and verdict.cause == UNKNOWN", "corrected = correct", "correction forgives everything"),
+        ("Sampling(self._temperature, max_tokens=1)", "Sampling(1.0, max_tokens=1)", "the gate draws at temperature 1"),
+        ("logprobs_PV[:PROMPTS] for name", "logprobs_PV for name", "new prompts are compared with the last push's"),
+    ],
+    ("engines/verdict.py", "test_weight_sync.py"): [
         ("min(margins.values()) < -WRONG_WEIGHTS_Z", "min(margins.values()) < -1e9",
          "an engine with other weights is not named"),
         ("elif not gap <= limit:", "elif False:", "unknown weights pass"),
         ("elif spread < FALSE_ALARM:", "elif False:", "top-p passes"),
         ("min(known) > KEPT_RATIO * new", "False", "a kept cache is not named"),
-        ("corrected = correct and verdict.cause == UNKNOWN", "corrected = correct", "correction forgives everything"),
-        ("Sampling(self._temperature, max_tokens=1)", "Sampling(1.0, max_tokens=1)", "the gate draws at temperature 1"),
-        ("logprobs_PV[:PROMPTS] for name", "logprobs_PV for name", "new prompts are compared with the last push's"),
     ],
     ("update/warm_start.py", "test_warm_start.py"): [
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), batch, source,", "the seed is not in the name"),
