@@ -34,7 +34,7 @@ NO_JAX = {
     "rollout",
 }
 NUMERICS = {
-    "credit.advantages", "update.loss", "models.attention", "models.attention_kernel",
+    "credit.advantages", "update.loss", "models.attention", "models.attention_kernel", "models.kernel_launch",
     "engines.local.paged_attention", "engines.local.sampling", "engines.verdict",
 }  # fmt: skip
 
