@@ -61,7 +61,7 @@ def make_fleets(
     return fleets
 
 
-def start(command: str, lora: LoraConfig, logs: Path, fleet: Fleet, server: Server) -> ServerProcess:
+def start_server(command: str, lora: LoraConfig, logs: Path, fleet: Fleet, server: Server) -> ServerProcess:
     """Starts a server's process on the fleet's folder, with its log in the folder ``logs``."""
     parts = urlsplit(server.url)
     words = shlex.split(command)

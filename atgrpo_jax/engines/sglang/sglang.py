@@ -29,7 +29,7 @@ from atgrpo_jax.engines.sglang.addresses import parsed, texts
 from atgrpo_jax.engines.sglang.background import Background
 from atgrpo_jax.engines.sglang.draws import Drawer
 from atgrpo_jax.engines.sglang.fleet import Fleet
-from atgrpo_jax.engines.sglang.fleets import make_fleets, start
+from atgrpo_jax.engines.sglang.fleets import make_fleets, start_server
 from atgrpo_jax.engines.sglang.processes import check_command
 from atgrpo_jax.engines.sglang.published import Published, folder_bytes
 from atgrpo_jax.engines.sglang.secrets import api_key, kept
@@ -129,7 +129,7 @@ class SGLangEngine:
             self._drawer = Drawer(served, self._router, config.deadline_s, config.attempts)
             self.fleets: dict[str, Fleet] = {}
             stack.callback(lambda: self._loop.wait(self._hang_up()))
-            launch = functools.partial(start, config.command, served.lora, self._published.root)
+            launch = functools.partial(start_server, config.command, served.lora, self._published.root)
             self.fleets = make_fleets(
                 served,
                 config.urls,

@@ -20,7 +20,7 @@ import jax
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.engines.sglang_jax.samples import NONE, Answer, read
-from atgrpo_jax.engines.sglang_jax.starting import start
+from atgrpo_jax.engines.sglang_jax.starting import start_engine
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.transformer import Transformer
 
@@ -64,7 +64,7 @@ class Session:
         self._family = model.family
         self._closed = False
         self._ended = threading.Event()
-        self._engine = start(policy, model, stop_ids, devices, config)
+        self._engine = start_engine(policy, model, stop_ids, devices, config)
         self._manager = self._engine.tokenizer_manager
         self._loop = self._engine.loop
         self._scheduler = self._engine.scheduler_info["scheduler"]

@@ -27,7 +27,7 @@ from atgrpo_jax.models.transformer import Transformer
 SPARE = 8  # tokens of a context that sglang-jax keeps for itself
 
 
-def start(
+def start_engine(
     policy: str, model: Transformer, stop_ids: Sequence[int], devices: Sequence[int], config: Any
 ) -> Any:
     """Returns a policy's Engine, on dummy weights.
