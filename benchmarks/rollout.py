@@ -22,7 +22,8 @@ from items import decode_products_s, machine, mesh_of, parse, report, summary
 from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.transformer import PolicyWeights, init_params
-from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all, train_indices
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import engine_propose, play_all, train_indices
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.run.team_learner import TeamLearner

@@ -6,7 +6,8 @@ import dataclasses
 from fakes import CharTokenizer, ScriptedEngine, Sum
 
 from atgrpo_jax.common.types import Sampling
-from atgrpo_jax.rollout.rollout import Player, engine_propose
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import engine_propose
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 

@@ -17,8 +17,9 @@ from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.games.sokoban_levels import level_of
 from atgrpo_jax.tasks.games.sokoban_solver import solve
-from atgrpo_jax.tasks.games.sudoku import Sudoku, read_puzzles
+from atgrpo_jax.tasks.games.sudoku import Sudoku
 from atgrpo_jax.tasks.games.sudoku_grids import TooHard, solutions
+from atgrpo_jax.tasks.games.sudoku_puzzles import read_puzzles
 from atgrpo_jax.tasks.texts import blocks, last_list, python_block
 from atgrpo_jax.tasks.workflow import Workflow
 

@@ -36,8 +36,8 @@ NO_JAX = {
     "rollout",
 }
 NUMERICS = {
-    "credit.advantages", "update.loss", "models.attention", "models.attention_kernel",
-    "engines.local.paged_attention", "engines.local.sampling",
+    "credit.advantages", "update.loss", "models.attention", "models.attention_kernel", "models.kernel_launch",
+    "engines.local.paged_attention", "engines.local.sampling", "engines.verdict",
 }  # fmt: skip
 
 

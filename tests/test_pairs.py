@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atgrpo_jax.common.types import Outcome
-from atgrpo_jax.tasks.games import plan_path, sokoban, sudoku
+from atgrpo_jax.tasks.games import plan_path, sokoban, sudoku, sudoku_puzzles
 from atgrpo_jax.tasks.workflow import Workflow
 
 FOLDER = Path(__file__).parent / "pairs"
@@ -21,7 +21,7 @@ SOLUTION = (1, 2, 3, 4, 3, 4, 1, 2, 2, 1, 4, 3, 4, 3, 2, 1)
 TASKS = {
     "plan_path": (plan_path.PlanPath(workflow=ALONE), GRID),
     "sokoban": (sokoban.Sokoban(workflow=ALONE), ROOM),
-    "sudoku": (sudoku.Sudoku(workflow=Workflow(("filler",))), sudoku.Instance(PUZZLE, SOLUTION)),
+    "sudoku": (sudoku.Sudoku(workflow=Workflow(("filler",))), sudoku_puzzles.Instance(PUZZLE, SOLUTION)),
 }
 
 

@@ -10,7 +10,8 @@ from shared_rollout import SAMPLING, Echo, Shouts, play, player
 
 from atgrpo_jax.common.errors import PromptTooLong, RunError
 from atgrpo_jax.common.types import Outcome, Sampling
-from atgrpo_jax.rollout.rollout import Player, RolloutConfig, engine_propose, play_all, train_indices
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import RolloutConfig, engine_propose, play_all, train_indices
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.tasks.workflow import Workflow
 

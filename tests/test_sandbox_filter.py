@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from atgrpo_jax.sandbox import kernel
+from atgrpo_jax.sandbox import system_calls
 
 
 def decide(code, architecture, number, *arguments):
@@ -33,7 +33,7 @@ def decide(code, architecture, number, *arguments):
     ],
 )
 def test_the_filter(machine, name, read, socket, opens, clone, kill, prlimit, madvise, links):
-    code = kernel.filter_for(machine, pid=77)
+    code = system_calls.filter_for(machine, pid=77)
     assert decide(code, name, read) == "allow" and decide(code, name, socket) == 1
     assert decide(code, 0x40000003, read) == 38  # another processor's call
     assert decide(code, name, read | 0x40000000) == 1  # another table of calls
@@ -57,6 +57,6 @@ def test_the_filter(machine, name, read, socket, opens, clone, kill, prlimit, ma
 
 
 def test_the_filter_of_a_process_yet_to_come():
-    made = kernel.computing()
+    made = system_calls.computing()
     for pid in (1, 77, 4_194_304):
-        assert kernel.own(made, pid) == kernel.filter_for(os.uname().machine, pid)
+        assert system_calls.own(made, pid) == system_calls.filter_for(os.uname().machine, pid)

@@ -12,15 +12,11 @@ from shared_sglang_jax import MODEL, SIZES, STOP, request
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Sample, Sampling
-from atgrpo_jax.engines.sglang_jax import session
-from atgrpo_jax.engines.sglang_jax.session import check_installed, check_same, read, their_name
-from atgrpo_jax.engines.sglang_jax.sglang_jax import (
-    SGLangJaxConfig,
-    check_model,
-    check_sampling,
-    cut,
-    parameters,
-)
+from atgrpo_jax.engines.sglang_jax import release
+from atgrpo_jax.engines.sglang_jax.release import check_installed
+from atgrpo_jax.engines.sglang_jax.samples import check_sampling, cut, parameters, read
+from atgrpo_jax.engines.sglang_jax.session import check_same, their_name
+from atgrpo_jax.engines.sglang_jax.sglang_jax import SGLangJaxConfig, check_model
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
@@ -69,7 +65,7 @@ def test_where_it_is_not_installed_an_error_says_what_to_do(monkeypatch):
                 raise metadata.PackageNotFoundError
             return version
 
-        monkeypatch.setattr(session.metadata, "version", answer)
+        monkeypatch.setattr(release.metadata, "version", answer)
 
     found(None)
     with pytest.raises(RunError, match=r'needs sglang-jax .* pip install "atgrpo_jax\[sglang-tpu\]"'):

@@ -22,7 +22,8 @@ from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Served
-from atgrpo_jax.engines.sglang_jax import session
+from atgrpo_jax.engines.sglang_jax import session, starting
+from atgrpo_jax.engines.sglang_jax.samples import NONE
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.transformer import PolicyWeights, init_params, logits
@@ -243,7 +244,7 @@ def test_a_deadline_and_a_cancellation_leave_nothing_behind(engine, params, monk
         generate = session.Session.generate
 
         async def late(self, *args):
-            return await generate(self, *args) if next(drawn, True) else session.NONE
+            return await generate(self, *args) if next(drawn, True) else NONE
 
         patched.setattr(session.Session, "generate", late)
         (samples,) = draw(engine, request([1, 2, 3], max_tokens=2))
@@ -319,9 +320,9 @@ def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params, mo
     failing.close()
     assert child.poll() is None
     child.communicate(b"\n")
-    asked = session._arguments
+    asked = starting._arguments
     monkeypatch.setattr(
-        session, "_arguments", lambda *sizes: asked(*sizes) | {"attention_backend": "none such"}
+        starting, "_arguments", lambda *sizes: asked(*sizes) | {"attention_backend": "none such"}
     )
     with pytest.raises(RunError, match="policy a: sglang-jax did not start"):
         SIZES.build(served("a"))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from atgrpo_jax.common.types import Outcome
-from atgrpo_jax.tasks.games.sudoku import Instance, State, Sudoku, fill, read_puzzles
+from atgrpo_jax.tasks.games.sudoku import State, Sudoku, fill
 from atgrpo_jax.tasks.games.sudoku_grids import TooHard, candidates, solutions
+from atgrpo_jax.tasks.games.sudoku_puzzles import Instance, read_puzzles
 from atgrpo_jax.tasks.workflow import Workflow
 
 TASK = Sudoku()

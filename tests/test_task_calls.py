@@ -10,7 +10,8 @@ from atgrpo_jax.common.errors import ConfigError, RunError, Stopped
 from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.rollout.evaluation import available
-from atgrpo_jax.rollout.rollout import Player, play_all
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import play_all
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load

@@ -11,19 +11,9 @@ from fakes import ScriptedEngine, small_model
 from atgrpo_jax.arrays.finite_trees import not_finite
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import NotFinite
-from atgrpo_jax.engines.gate import (
-    CHOSEN,
-    KEPT,
-    LAST,
-    NO_NUMBERS,
-    UNKNOWN,
-    Draws,
-    Gate,
-    check_gap,
-    judge,
-    push,
-)
+from atgrpo_jax.engines.gate import LAST, Gate, check_gap, push
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
+from atgrpo_jax.engines.verdict import CHOSEN, KEPT, NO_NUMBERS, UNKNOWN, Draws, judge
 from atgrpo_jax.models.lora import init_adapter
 from atgrpo_jax.models.transformer import PolicyWeights, init_params
 

@@ -8,21 +8,15 @@ Axis letters: B rows, T tokens of a row (in the kernels padded to whole tiles), 
 heads, H head size, X pairs of tiles, n tiles of a row, t tokens of a tile.
 """
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas import triton as plgpu
 
 from atgrpo_jax.models.attention import HIDDEN, tiles_of
-
-Platform = Literal["tpu", "gpu"]
+from atgrpo_jax.models.kernel_launch import How, Platform, Specs, launch
 
 # Tokens to a side of a tile: the width of a TPU's vector registers; what a GPU's registers hold.
 TILES: dict[Platform, int] = {"tpu": 128, "gpu": 64}
@@ -31,13 +25,6 @@ TILES: dict[Platform, int] = {"tpu": 128, "gpu": 64}
 def supports(platform: str, head_size: int) -> bool:
     """Returns whether there is a kernel for this head size. Triton's blocks are powers of two."""
     return platform == "tpu" or (platform == "gpu" and head_size >= 16 and head_size & (head_size - 1) == 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _How:
-    platform: Platform
-    tile: int
-    interpret: bool
 
 
 def fused_attention(
@@ -73,7 +60,7 @@ def fused_attention(
     prompt_BT = jnp.pad(segments_BT << 15, ((0, 0), (0, beyond)))
     codes = (prompt_BT + jnp.pad(branches_BT, ((0, 0), (0, beyond))), prompt_BT)
     own, prompt = (x[:, None, None].astype(jnp.int32) for x in codes)
-    out = _fused(_How(platform, tile, interpret), q, k, v, own, prompt, meet_Bnn)
+    out = _fused(How(platform, tile, interpret), q, k, v, own, prompt, meet_Bnn)
     return out.transpose(0, 2, 1, 3)[:, :T]
 
 
@@ -100,14 +87,14 @@ def _listed(meet_Bnn: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(how: _How, q, k, v, own, prompt, meet_Bnn):
+def _fused(how: How, q, k, v, own, prompt, meet_Bnn):
     return _forward(how, q, k, v, own, prompt, meet_Bnn)[0]
 
 
 def _forward(how, q, k, v, own, prompt, meet_Bnn):
     B, N, T, H = q.shape
-    spec = _Specs(how.tile, q.shape[1] // k.shape[1])
-    out, log_total = _launch(
+    spec = Specs(how.tile, q.shape[1] // k.shape[1])
+    out, log_total = launch(
         how,
         functools.partial(_output_kernel, scale=H**-0.5),
         _listed(meet_Bnn),
@@ -122,10 +109,10 @@ def _backward(how, kept, d_out):
     q, k, v, own, prompt, meet_Bnn, out, log_total = kept
     B, N, T, H = q.shape
     M = k.shape[1]
-    spec = _Specs(how.tile, N // M)
+    spec = Specs(how.tile, N // M)
     scale = H**-0.5
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None]
-    (dq,) = _launch(
+    (dq,) = launch(
         how,
         functools.partial(_queries_kernel, scale=scale),
         _listed(meet_Bnn),
@@ -134,7 +121,7 @@ def _backward(how, kept, d_out):
         [jax.ShapeDtypeStruct(q.shape, q.dtype)],
     )
     # For each query head, so that no two programs add to the same place.
-    dk, dv = _launch(
+    dk, dv = launch(
         how,
         functools.partial(_keys_kernel, scale=scale),
         _listed(meet_Bnn.swapaxes(1, 2)),
@@ -252,73 +239,3 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
     """Multiplies two matrices inside a kernel, with sums in float32."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.dot(x, y, precision=precision, preferred_element_type=jnp.float32)
-
-
-class _Specs:
-    """Says which part of [B, heads, T, H], or of a vector [B, heads, 1, T], a program gets.
-
-    It gets a tile or all tokens, of its query head (``tile``, ``all``), of the key head that this
-    head shares (``shared``, ``all_shared``), or of the codes' only head (``code``, ``codes``).
-    """
-
-    def __init__(self, tile: int, queries_a_key: int):
-        self._tile = tile
-        self._queries_a_key = queries_a_key
-
-    def tile(self, x: Any, head: Callable = lambda h: h) -> pl.BlockSpec:
-        if x.shape[2] == 1:
-            return pl.BlockSpec((None, None, 1, self._tile), lambda b, h, i, *_: (b, head(h), 0, i))
-        return pl.BlockSpec((None, None, self._tile, x.shape[3]), lambda b, h, i, *_: (b, head(h), i, 0))
-
-    def all(self, x: Any, head: Callable = lambda h: h) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, *x.shape[2:]), lambda b, h, i, *_: (b, head(h), 0, 0))
-
-    def shared(self, x: Any) -> pl.BlockSpec:
-        return self.tile(x, lambda h: h // self._queries_a_key)
-
-    def all_shared(self, x: Any) -> pl.BlockSpec:
-        return self.all(x, lambda h: h // self._queries_a_key)
-
-    def code(self, x: Any) -> pl.BlockSpec:
-        return self.tile(x, lambda h: 0)
-
-    def codes(self, x: Any) -> pl.BlockSpec:
-        return self.all(x, lambda h: 0)
-
-
-def _launch(
-    how: _How,
-    kernel: Callable,
-    scalars: Sequence[jax.Array],
-    inputs: Sequence[jax.Array],
-    specs: Sequence[Callable[[Any], pl.BlockSpec]],
-    outputs: Sequence[jax.ShapeDtypeStruct],
-) -> Sequence[jax.Array]:
-    """Runs a kernel on scalars, inputs, outputs: one program for each tile of the first output."""
-    B, N, T, _ = outputs[0].shape
-    grid = B, N, T // how.tile
-    in_specs = [spec(x) for spec, x in zip(specs, inputs, strict=True)]
-    out_specs = [_Specs(how.tile, 1).tile(x) for x in outputs]
-    grid_spec: Any
-    params: Any
-    if how.platform == "tpu":
-        grid_spec = pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(scalars), grid=grid, in_specs=in_specs, out_specs=out_specs
-        )
-        held = sum(map(_block_bytes, [*inputs, *outputs], in_specs + out_specs))
-        params = pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel"),
-            vmem_limit_bytes=2 * held + 2**24,  # twice: fetched ahead; 2^24 for the program
-        )
-    else:
-        everything = [pl.BlockSpec(x.shape, lambda *_, n=x.ndim: (0,) * n) for x in scalars]
-        grid_spec = pl.GridSpec(grid=grid, in_specs=everything + in_specs, out_specs=out_specs)
-        params = plgpu.CompilerParams(num_warps=4, num_stages=2)
-    call = pl.pallas_call(
-        kernel, outputs, grid_spec=grid_spec, compiler_params=params, interpret=how.interpret
-    )
-    return call(*scalars, *inputs)
-
-
-def _block_bytes(x: Any, spec: Any) -> int:
-    return math.prod(size or 1 for size in spec.block_shape) * x.dtype.itemsize

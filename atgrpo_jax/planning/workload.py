@@ -7,7 +7,7 @@ import numpy as np
 
 from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.types import Sampling
-from atgrpo_jax.rollout.rollout import Player
+from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.update.warm_start import demonstrations
 

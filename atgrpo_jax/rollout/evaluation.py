@@ -15,7 +15,8 @@ from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.engines.protocol import Engine
-from atgrpo_jax.rollout.rollout import Player, engine_propose, play_all
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import engine_propose, play_all
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.calls import calling, kind

@@ -1,40 +1,18 @@
-"""Plays episodes of a team with an engine: the sampling tree, one coroutine for each episode."""
+"""Says how a step draws, and plays its episodes with an engine: one coroutine for each episode."""
 
 import asyncio
 import dataclasses
-import math
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.checks import require
-from atgrpo_jax.common.errors import PromptTooLong, RunError
-from atgrpo_jax.common.finite import check_finite
+from atgrpo_jax.common.errors import PromptTooLong
 from atgrpo_jax.common.progress import say
-from atgrpo_jax.common.types import (
-    Address,
-    Candidate,
-    Episode,
-    Group,
-    GroupKey,
-    Origin,
-    Outcome,
-    Sample,
-    Sampling,
-    seed_of,
-)
-from atgrpo_jax.credit.selection import Select, choose
+from atgrpo_jax.common.types import Address, Episode, Outcome, Sample, Sampling
+from atgrpo_jax.credit.selection import Select
 from atgrpo_jax.engines.protocol import Engine, Request
-from atgrpo_jax.rollout.team import Team
-from atgrpo_jax.sandbox.protocol import Program, ProgramResult, Runner
-from atgrpo_jax.tasks.calls import calling, kind, place, scored
-from atgrpo_jax.tasks.protocol import Task, ToolTask, Transition, digest
-from atgrpo_jax.tokens.tokens import Tokenizer
-
-# Draws the samples of one group: (state, key, prompt ids, policy, whether any role has spoken in
-# this episode) -> K samples.
-Propose = Callable[[Any, GroupKey, tuple[int, ...], str, bool], Awaitable[Sequence[Sample]]]
+from atgrpo_jax.rollout.player import Player, Propose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,186 +57,6 @@ class RolloutConfig(Sampling):
     @property
     def sampling(self) -> Sampling:
         return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
-
-
-class Clock:
-    """Measures time: each ``with clock:`` adds its duration to ``seconds``."""
-
-    def __init__(self):
-        self.seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *exc) -> None:
-        self.seconds += time.perf_counter() - self._began
-
-
-@dataclasses.dataclass(frozen=True)
-class Player:
-    """Plays episodes.
-
-    ``propose`` draws the samples: from an engine (``engine_propose``), or from demonstrations.
-    """
-
-    task: Task | ToolTask
-    team: Team
-    tokenizer: Tokenizer
-    propose: Propose
-    sampling: Sampling
-    seed: int
-    runner: Runner | None = None  # runs the programs that roles write
-    select: Select = "mixed"
-    exclude: tuple[str, ...] = (Outcome.ENGINE_ERROR.value,)
-    clock: Clock = dataclasses.field(default_factory=Clock)  # time in the task and the tokenizer
-
-    async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
-        """Plays one episode of the team on ``task.instance(split, index)``."""
-        workflow = self.task.workflow
-        state = self._start(step, split, index)
-        groups: list[Group] = []
-
-        def finish(turns, end) -> Episode:
-            return Episode(split, index, episode, tuple(groups), end == "solved", turns, end)
-
-        for turn in range(workflow.turns):
-            keys = [GroupKey(step, split, index, episode, turn, role) for role in workflow.order]
-            if workflow.parallel:
-                draws = await asyncio.gather(*(self._draw(state, key, bool(groups)) for key in keys))
-            for i, key in enumerate(keys):
-                drawn = draws[i] if workflow.parallel else await self._draw(state, key, bool(groups))
-                group, steps = await self._score(state, drawn)
-                groups.append(group)
-                if group.chosen is None:
-                    return finish(turn + 1, "engine_error")
-                taken = steps[group.chosen]
-                assert taken is not None
-                state = taken.state
-                if taken.done and (not workflow.parallel or key is keys[-1]):
-                    return finish(turn + 1, "solved" if taken.solved else "ended")
-        return finish(workflow.turns, "turn_limit")
-
-    def _start(self, step: int, split: str, index: int) -> Any:
-        """Returns the first state of an instance.
-
-        Raises RunError if there is no such instance.
-        """
-        where = f"step {step}, {split} instance {index}"
-        with calling(self.task, "instance", where):
-            try:
-                instance = self.task.instance(split, index)
-            except IndexError as error:
-                rule = 'there is none; "train" must go on for ever, e.g. by index % count'
-                raise RunError(f"{where}: {kind(self.task)}.instance raised {error!r}: {rule}") from error
-        with calling(self.task, "initial", where):
-            return self.task.initial(instance)
-
-    async def _draw(self, state: Any, key: GroupKey, spoken: bool) -> list[tuple[Origin, Sample]]:
-        """Draws K samples of the prompt that ``key.role`` sees in ``state``, each with its origin.
-
-        Raises NotFinite for a sample whose logprobs are not finite.
-        """
-        with self.clock, calling(self.task, "prompt", place(key)):
-            messages = self.task.prompt(state, key.role)
-            state_digest = digest(state)
-        with self.clock:
-            prompt_ids = self.tokenizer.prompt_ids(messages)
-        policy = self.team.policy(key.role)
-        samples = await self.propose(state, key, prompt_ids, policy, spoken)
-        for k, sample in enumerate(samples):
-            _check_logprobs(sample, f"{place(key)}, candidate {k} of policy {policy}")
-        version = next((s.version for s in samples if s.finish != "error"), -1)
-        return [
-            (
-                Origin(
-                    key,
-                    prompt_ids,
-                    state_digest,
-                    policy,
-                    version if sample.finish == "error" else sample.version,
-                    self.sampling,
-                ),
-                sample,
-            )
-            for sample in samples
-        ]
-
-    async def _score(
-        self, state: Any, drawn: Sequence[tuple[Origin, Sample]]
-    ) -> tuple[Group, list[Transition | None]]:
-        """Scores every candidate from the same ``state``, then selects the one to execute.
-
-        Raises RunError if scoring has changed ``state``: the other candidates need it unchanged.
-        """
-        key = drawn[0][0].key
-        before = digest(state)
-        with self.clock:
-            texts = [self.tokenizer.decode(sample.tokens) for _, sample in drawn]
-        given = [text for text, (_, sample) in zip(texts, drawn, strict=True) if sample.finish != "error"]
-        runs = await asyncio.gather(*(self._run(state, key, text) for text in given))
-        left = iter(runs)
-        candidates = []
-        steps = []
-        with self.clock:
-            for text, (origin, sample) in zip(texts, drawn, strict=True):
-                step = None
-                outcome = Outcome.ENGINE_ERROR
-                if sample.finish != "error":
-                    step, outcome = self._act(state, key, text, sample, next(left))
-                counts = step is not None and outcome.value not in self.exclude
-                reward = step.reward if step is not None and counts else None
-                candidates.append(Candidate(origin, sample, text, outcome, reward))
-                steps.append(step)
-            if digest(state) != before:
-                raise RunError(
-                    f"{place(key)}: act or programs of {type(self.task).__name__} changed the state they "
-                    "were given, or its repr is another each time; they must return a new one"
-                )
-            seed = seed_of("select", self.seed, key.path())
-            chosen = choose([c.reward for c in candidates], self.select, self.team.alpha, seed)
-        return Group(tuple(candidates), chosen), steps
-
-    async def _run(self, state: Any, key: GroupKey, text: str) -> Sequence[ProgramResult]:
-        """Runs the programs that a text asks for, round by round, and returns all their results.
-
-        Programs of one round run at the same time. The task may choose a round's programs by the
-        results of earlier rounds.
-        """
-        if not isinstance(self.task, ToolTask) or key.role not in self.task.tools:
-            return ()
-        assert self.runner is not None, "a task whose roles write programs needs somewhere to run them"
-        runs: list[ProgramResult] = []
-        while programs := self._programs(state, key, text, runs):
-            runs += await asyncio.gather(*map(self.runner.run, programs))
-        return runs
-
-    def _programs(
-        self, state: Any, key: GroupKey, text: str, runs: Sequence[ProgramResult]
-    ) -> Sequence[Program]:
-        assert isinstance(self.task, ToolTask)
-        with self.clock, calling(self.task, "programs", place(key)):
-            return self.task.programs(state, key.role, text, runs)
-
-    def _act(
-        self, state: Any, key: GroupKey, text: str, sample: Sample, runs: Sequence[ProgramResult]
-    ) -> tuple[Transition, Outcome]:
-        with calling(self.task, "act", place(key)):
-            if isinstance(self.task, ToolTask):
-                step = self.task.act(state, key.role, text, runs)
-            else:
-                step = self.task.act(state, key.role, text)
-        step = scored(step, self.task, key, self.team.alpha)
-        if any(run.end == "crash" for run in runs):
-            return step, Outcome.TOOL_CRASH
-        return step, Outcome.TRUNCATED if sample.finish == "length" else step.outcome
-
-
-def _check_logprobs(sample: Sample, where: str) -> None:
-    """Raises NotFinite, naming the first token whose logprob is not finite."""
-    for logprobs in (sample.logprobs, sample.drawn_logprobs or ()):
-        if not all(map(math.isfinite, logprobs)):
-            named = {f"the logprob of token {i}": logprob for i, logprob in enumerate(logprobs)}
-            check_finite(named, where, "the policy's own weights, or the engine's computing, overflow")
 
 
 def engine_propose(engine: Engine, sampling: Sampling, candidates: int, seed: int) -> Propose:

@@ -4,7 +4,8 @@ import time
 
 from atgrpo_jax.common.types import Episode
 from atgrpo_jax.engines.protocol import Engine, Usage
-from atgrpo_jax.rollout.rollout import Player, play_all, train_indices
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import play_all, train_indices
 
 
 class Rollouts:

@@ -14,7 +14,8 @@ from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
-from atgrpo_jax.rollout.rollout import Player, engine_propose
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import engine_propose
 from atgrpo_jax.rollout.rollouts import Rollouts
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.experiment import Experiment

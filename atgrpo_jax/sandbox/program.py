@@ -14,12 +14,10 @@ import sys
 import threading
 import traceback
 import types
-from collections import deque
-from collections.abc import Callable, Iterator
-from decimal import Decimal
-from fractions import Fraction
-from itertools import islice
+from collections.abc import Callable
 from typing import Any
+
+from atgrpo_jax.sandbox import plain_data
 
 # Written to NOTE.
 READY = b"."  # rights are given up
@@ -31,7 +29,6 @@ _GIVEN = 4  # descriptor of the task: the source and its settings, as JSON
 # Descriptors between a program and its harness.
 _ASKED = 5  # to read from
 _TOLD = 6  # to write to
-ITEMS = 10_000  # most items of an iterator that are passed on
 # The names that modules had before the program, which may have changed them.
 _STARTED: dict[types.ModuleType, dict[str, Any]] = {}
 
@@ -74,8 +71,10 @@ def _given() -> dict[str, Any]:
 def _answer(call: dict[str, Any], module: dict[str, Any]) -> dict[str, Any]:
     try:
         function = eval(call["name"], module)
-        result = function(*map(_plain, call["args"]), **{k: _plain(v) for k, v in call["named"].items()})
-        return {"result": _written(result)}
+        result = function(
+            *map(plain_data.plain, call["args"]), **{k: plain_data.plain(v) for k, v in call["named"].items()}
+        )
+        return {"result": plain_data.written(result)}
     except BaseException as error:
         return {"error": f"{type(error).__name__}: {error}"[:500]}
 
@@ -189,7 +188,10 @@ def _flush() -> int:
 
 def _remote(name: str, answers: Any) -> Callable[..., Any]:
     def call(*args: Any, **named: Any) -> Any:
-        given = {"args": list(map(_written, args)), "named": {k: _written(v) for k, v in named.items()}}
+        given = {
+            "args": list(map(plain_data.written, args)),
+            "named": {k: plain_data.written(v) for k, v in named.items()},
+        }
         try:
             _tell({"name": name} | given)
             line = answers.readline()
@@ -201,7 +203,7 @@ def _remote(name: str, answers: Any) -> Callable[..., Any]:
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"{name}: {answer['error']}")
-        return _plain(answer["result"])
+        return plain_data.plain(answer["result"])
 
     call.__name__ = name
     return call
@@ -211,92 +213,3 @@ def _tell(message: dict[str, Any]) -> None:
     data = json.dumps(message).encode() + b"\n"
     while data:
         data = data[os.write(_TOLD, data) :]
-
-
-_BY_TAG: dict[str, Callable[[Any], Any]] = {
-    "tuple": lambda items: tuple(map(_plain, items)),
-    "set": lambda items: set(map(_plain, items)),
-    "frozenset": lambda items: frozenset(map(_plain, items)),
-    "deque": lambda items: deque(map(_plain, items)),
-    "dict": lambda items: {_plain(key): _plain(value) for key, value in items},
-    "iterator": lambda given: _iterated(*given),
-    "range": lambda given: range(*given),
-    "int": lambda digits: int(digits, 16),  # Python limits the length of decimal digits only
-    "type": lambda name: _type(name),
-    "Decimal": Decimal,
-    "Fraction": Fraction,
-    "float": float,
-    "complex": complex,
-    "bytes": bytes.fromhex,
-    "object": lambda given: _own_object(*given),
-}
-
-
-def _own_object(name: str, attributes: dict[str, Any]) -> Any:
-    """Returns an object of this side's own class of that name. No code of the other side is run."""
-    own = sys.modules["__main__"]
-    kind = vars(own).get(name)
-    if not (isinstance(kind, type) and kind.__module__ == own.__name__):
-        raise TypeError(f"no class {name} here")
-    made: Any = object.__new__(kind)
-    made.__dict__.update({key: _plain(value) for key, value in attributes.items()})
-    return made
-
-
-def _type(name: str) -> type:
-    found = vars(builtins)[name]
-    if not isinstance(found, type):  # builtin functions are refused
-        raise TypeError(f"{name} is no type")
-    return found
-
-
-def _iterated(items: list[Any], whole: bool) -> Iterator[Any]:
-    yield from map(_plain, items)
-    if not whole:
-        raise RuntimeError(f"it has more than {ITEMS} items")
-
-
-def _written(value: Any) -> Any:
-    """Returns plain data, or objects of the script's own classes, as JSON data.
-
-    Raises TypeError for anything else.
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 1 << 63 else {"int": hex(value)}
-    if isinstance(value, list):
-        return list(map(_written, value))
-    if isinstance(value, float):
-        return {"float": repr(float(value))}
-    if isinstance(value, complex):
-        return {"complex": repr(complex(value))}
-    if isinstance(value, (Decimal, Fraction)):
-        return {type(value).__name__: str(value)}
-    if isinstance(value, (bytes, bytearray)):
-        return {"bytes": value.hex()}
-    if isinstance(value, type) and value.__module__ == "builtins":
-        return {"type": value.__name__}
-    if isinstance(value, range):
-        return {"range": [value.start, value.stop, value.step]}
-    if isinstance(value, Iterator):
-        items = list(map(_written, islice(value, ITEMS + 1)))
-        return {"iterator": [items[:ITEMS], len(items) <= ITEMS]}
-    if isinstance(value, dict):
-        return {"dict": [[_written(key), _written(item)] for key, item in value.items()]}
-    for kind in (tuple, set, frozenset, deque):
-        if isinstance(value, kind):
-            return {kind.__name__: list(map(_written, value))}
-    if type(value).__module__ == sys.modules["__main__"].__name__ and hasattr(value, "__dict__"):
-        attributes = {key: _written(item) for key, item in vars(value).items()}
-        return {"object": [type(value).__name__, attributes]}
-    raise TypeError(f"{type(value).__name__} is no plain data")
-
-
-def _plain(written: Any) -> Any:
-    if isinstance(written, list):
-        return list(map(_plain, written))
-    if isinstance(written, dict):
-        ((tag, value),) = written.items()
-        return _BY_TAG[tag](value)
-    return written

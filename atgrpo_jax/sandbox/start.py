@@ -18,6 +18,8 @@ _SYSTEM = (
     "/lib64", "/usr/lib64", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom",
 )  # fmt: skip
+# The modules of a worker. Each comes after those that it imports.
+MODULES = ("system_calls", "kernel", "plain_data", "program", "worker")
 PACKAGES = ("site-packages", "dist-packages")
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -40,7 +42,7 @@ for name, text in sources["files"]:
     setattr(package, name, module)
     exec(compile(text, name, "exec"), module.__dict__)
 main = module.main
-for name in ("kernel", "program", "worker", sources["name"]):
+for name in (*dict(sources["files"]), sources["name"]):
     del sys.modules[name]
 del json, os, socket, types, link, _, code, sources, package, name, text, module
 main(told)()
@@ -102,7 +104,7 @@ def command(settings: Settings) -> list[str]:
 def sources() -> dict[str, Any]:
     """Returns the source of a worker's modules, and the package by which they import each other."""
     here = Path(kernel.__file__).parent
-    texts = [(name, (here / f"{name}.py").read_text("utf-8")) for name in ("kernel", "program", "worker")]
+    texts = [(name, (here / f"{name}.py").read_text("utf-8")) for name in MODULES]
     return {"name": "atgrpo_jax.sandbox", "files": texts}
 
 

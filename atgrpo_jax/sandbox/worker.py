@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from atgrpo_jax.sandbox import kernel, program
+from atgrpo_jax.sandbox import kernel, program, system_calls
 
 # The modules that programs import most. They are already loaded when a program starts.
 _USUAL = (
@@ -68,7 +68,7 @@ class Worker:
             importlib.import_module(name)
         exec(settings["warm_up"], {"__name__": "warm_up"})
         self._rules = kernel.reading(settings["readable"]) if settings["files"] else None
-        self._filter = kernel.computing() if settings["calls"] else None
+        self._filter = system_calls.computing() if settings["calls"] else None
         gc.collect()
         gc.freeze()
 

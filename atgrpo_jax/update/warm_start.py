@@ -24,7 +24,8 @@ from atgrpo_jax.common.types import Episode, Sample, Sampling, hash_bytes, seed_
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer
-from atgrpo_jax.rollout.rollout import Player, Propose, play_all, train_indices
+from atgrpo_jax.rollout.player import Player, Propose
+from atgrpo_jax.rollout.rollout import play_all, train_indices
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.calls import calling, place

@@ -71,6 +71,12 @@ FAULTS = {
         ("self.batch.rows % rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
     ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
+        ("Address(seed, key, k) for k in range(candidates)", "Address(seed, key, 0) for k in range(candidates)",
+         "all siblings have one address"),
+        ("range((step - 1) * instances, step * instances)", "range(step, step + instances)", "steps share instances"),
+        ("for i in indices for e in range(episodes)", "for e in range(episodes) for i in indices", "results are in another order"),
+    ],
+    ("rollout/player.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
         ("if taken.done and (not workflow.parallel or key is keys[-1]):", "if taken.done:", "parallel turns are cut short"),
         ('"solved" if taken.solved else "ended"', '"solved"', "every end is success"),
         ('return finish(workflow.turns, "turn_limit")', 'return finish(workflow.turns, "solved")', "the turn limit is success"),
@@ -82,23 +88,21 @@ FAULTS = {
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", self.seed)', "ties go to one place"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", key.path())', "ties do not know the seed"),
         ("self.team.alpha, seed)", "1.0, seed)", "alpha is not heard in selection"),
-        ("Address(seed, key, k) for k in range(candidates)", "Address(seed, key, 0) for k in range(candidates)",
-         "all siblings have one address"),
-        ("range((step - 1) * instances, step * instances)", "range(step, step + instances)", "steps share instances"),
-        ("for i in indices for e in range(episodes)", "for e in range(episodes) for i in indices", "results are in another order"),
         ("policy = self.team.policy(key.role)", "policy = self.team.policy(self.task.workflow.order[0])", "all roles speak by one policy"),
     ],
     ("engines/gate.py", "test_weight_sync.py"): [
         ("if engine.version(policy) != version:", "if False:", "a version that was not taken"),
         ("if not gap <= limit:\n        raise", "if not gap >= limit:\n        raise", "the limit is the other way round"),
+        ("corrected = correct and verdict.cause == UNKNOWN", "corrected = correct", "correction forgives everything"),
+        ("Sampling(self._temperature, max_tokens=1)", "Sampling(1.0, max_tokens=1)", "the gate draws at temperature 1"),
+        ("logprobs_PV[:PROMPTS] for name", "logprobs_PV for name", "new prompts are compared with the last push's"),
+    ],
+    ("engines/verdict.py", "test_weight_sync.py"): [
         ("min(margins.values()) < -WRONG_WEIGHTS_Z", "min(margins.values()) < -1e9",
          "an engine with other weights is not named"),
         ("elif not gap <= limit:", "elif False:", "unknown weights pass"),
         ("elif spread < FALSE_ALARM:", "elif False:", "top-p passes"),
         ("min(known) > KEPT_RATIO * new", "False", "a kept cache is not named"),
-        ("corrected = correct and verdict.cause == UNKNOWN", "corrected = correct", "correction forgives everything"),
-        ("Sampling(self._temperature, max_tokens=1)", "Sampling(1.0, max_tokens=1)", "the gate draws at temperature 1"),
-        ("logprobs_PV[:PROMPTS] for name", "logprobs_PV for name", "new prompts are compared with the last push's"),
     ],
     ("update/warm_start.py", "test_warm_start.py"): [
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), batch, source,", "the seed is not in the name"),
@@ -206,7 +210,7 @@ FAULTS = {
         ("signal, learned, proof, seconds", "learned, proof, seconds", "groups' metrics are lost"),
         ("stages.checkpoint_now()", "pass", "a run that is stopped saves nothing"),
     ],
-    ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py"): [
+    ("rollout/player.py", "test_rollout.py test_rollout_faults.py"): [
         ("state_digest = digest(state)", "state_digest = digest(None)", "states have no names"),
     ],
     ("run/checkpoint.py", "test_checkpoint.py test_trainer.py"): [

@@ -7,6 +7,7 @@ a lane, decoding.py the devices' side. Axis letters: T pattern states, V vocabul
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +19,13 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.mesh import copied
 from atgrpo_jax.common.errors import PromptTooLong, RunError
-from atgrpo_jax.common.types import Sample, receipts
-from atgrpo_jax.engines.local.decoding import Sizes
-from atgrpo_jax.engines.local.lanes import Branch, Lane, Ticket
-from atgrpo_jax.engines.local.patterns import automaton, check_match
+from atgrpo_jax.common.types import Sample
+from atgrpo_jax.engines.local.lane_arrays import Sizes
+from atgrpo_jax.engines.local.lanes import Lane
+from atgrpo_jax.engines.local.patterns import automaton
 from atgrpo_jax.engines.local.settings import Company, Settings, lane_sizes
-from atgrpo_jax.engines.protocol import (
-    Request,
-    Usage,
-    check_prompt_ids,
-    check_pushed,
-    stopped_length,
-)
+from atgrpo_jax.engines.local.tickets import Ticket, answer, cut
+from atgrpo_jax.engines.protocol import Request, Usage, check_prompt_ids, check_pushed
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, join_layers
 
@@ -243,10 +239,10 @@ class LocalEngine:
                     for ticket in lane.tickets:
                         self._ask(ticket)
                     return
-                complete, used = lane.collect(drawn, self._cut)
+                complete, used = lane.collect(drawn, functools.partial(cut, decode=self._decode))
                 self.usage += used
                 for ticket in complete:
-                    self._answer(ticket)
+                    answer(ticket, self.version(ticket.request.policy))
         except BaseException as error:  # else callers would wait for ever
             for ticket in lane.tickets:
                 if isinstance(error, Exception) and not ticket.future.done():
@@ -263,48 +259,9 @@ class LocalEngine:
         late = time.monotonic() - self._config.deadline_s if self._config.deadline_s else -float("inf")
         for ticket in lane.tickets:
             if not ticket.future.done() and ticket.asked < late:
-                self._answer(ticket)
+                answer(ticket, self.version(ticket.request.policy))
             if ticket.future.done():
                 lane.drop(ticket)
-
-    def _cut(self, branch: Branch) -> bool:
-        """Ends a branch at the first token with which its text holds a stop string.
-
-        Returns whether it did. Raises RunError if a stopped sample does not match its pattern.
-        """
-        sampling = branch.ticket.request.sampling
-        decode = self._decode
-        if decode is None:
-            return False
-        if sampling.pattern and branch.stopped:
-            check_match(sampling.pattern, decode(branch.tokens))
-        length = stopped_length(branch.tokens, sampling.stop, decode)
-        if length is None:
-            return False
-        branch.shorten(length)
-        return True
-
-    def _answer(self, ticket: Ticket) -> None:
-        """Answers a ticket with what was drawn. Incomplete samples finish with "error"."""
-        request = ticket.request
-        version = self.version(request.policy)
-        restricted = request.sampling.restricted
-
-        def sample(branch: Branch | None, receipt: str) -> Sample:
-            if branch is None:
-                return Sample((), (), "error", version)
-            return Sample(
-                tokens=tuple(branch.tokens),
-                logprobs=tuple(branch.logprobs),
-                finish="stop" if branch.stopped else "length",
-                version=version,
-                drawn_logprobs=tuple(branch.drawn_logprobs) if restricted else None,
-                receipt=receipt,
-            )
-
-        if not ticket.future.done():
-            asked = receipts(request.policy, request.prompt_ids, request.sampling, request.addresses)
-            ticket.future.set_result([sample(ticket.done.get(k), receipt) for k, receipt in enumerate(asked)])
 
 
 _join_layers = jax.jit(join_layers, static_argnums=1)

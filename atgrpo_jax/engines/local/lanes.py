@@ -5,101 +5,31 @@ Samples enter free slots at any time, one by one, and leave them when they end. 
 prompt are computed once, and all of them read these. A sample whose answer finds no free page
 starts again later; its address gives the same tokens.
 
-Axis letters: T pattern states, V vocabulary, D shards, N prompt pages, w model width, E readers;
-``d`` is a shard's number.
+Axis letters: T pattern states, V vocabulary, D shards, N prompt pages, w model width; ``d`` is a
+shard's number.
 """
 
-import dataclasses
 import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.mesh import group_sharding, replicated
-from atgrpo_jax.engines.local.decoding import Cache, Drawn, Sizes, Slots, Work, programs
-from atgrpo_jax.engines.local.paged_attention import PageBlock, Passes, Readers
-from atgrpo_jax.engines.local.prompt_pages import PromptPages
-from atgrpo_jax.engines.protocol import Request, Usage
+from atgrpo_jax.engines.local.decoding import programs
+from atgrpo_jax.engines.local.inputs import missing_pages, reading
+from atgrpo_jax.engines.local.lane_arrays import Cache, Drawn, Sizes, Slots
+from atgrpo_jax.engines.local.shards import Item, Shard
+from atgrpo_jax.engines.local.tickets import Branch, Ticket
+from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.models.transformer import Transformer
 
-BLOCKS = 8  # blocks of prompt pages in a call of the program
 ENDED = 4  # a chunk is over when one in so many samples has ended, so that others get their slots
-
-
-@dataclasses.dataclass(eq=False)
-class Branch:
-    """Holds what is drawn so far of one sample of a ticket."""
-
-    ticket: "Ticket"
-    k: int
-    age: int  # counts entries into slots: the eldest has the lowest
-    pages: list[int] = dataclasses.field(default_factory=list)  # pages of its answer
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    drawn_logprobs: list[float] = dataclasses.field(default_factory=list)
-    stopped: bool = False
-
-    def shorten(self, length: int) -> None:
-        """Keeps the first ``length`` tokens, the last of which stopped the sample."""
-        self.tokens = self.tokens[:length]
-        self.logprobs = self.logprobs[:length]
-        self.drawn_logprobs = self.drawn_logprobs[:length]
-        self.stopped = True
-
-
-@dataclasses.dataclass(eq=False)
-class Ticket:
-    """Holds a request on its way through a lane."""
-
-    request: Request
-    future: Any
-    asked: float  # time.monotonic() when the request came
-    adapter: int = 0  # number in its company
-    scale: float = 1.0
-    done: dict[int, Branch] = dataclasses.field(default_factory=dict)  # complete ones by k
-    waiting: deque[int] = dataclasses.field(default_factory=deque)  # k of samples that have no slot
-    pages: list[int] = dataclasses.field(default_factory=list)  # of its prompt, once it has a shard
-
-    def enter(self, adapter: int, scale: float) -> None:
-        """Resets the ticket for a lane in which nothing of it is drawn."""
-        self.adapter = adapter
-        self.scale = scale
-        self.done = {}
-        self.pages = []
-        self.waiting = deque(range(len(self.request.addresses)))
-
-
-class Item(NamedTuple):
-    """Names a prompt page to compute."""
-
-    ticket: Ticket
-    pages: list[int]  # of the whole prompt
-    number: int  # index of this page in ``pages``
-
-
-class Shard:
-    """Keeps the slots and pages of one part of a mesh."""
-
-    def __init__(self, sizes: Sizes):
-        self.free = list(range(sizes.slots))  # slots; a heap, the lowest first
-        self.answer_pages = list(range(sizes.answer_pages))  # free ones; a heap
-        self.prompts = PromptPages(sizes.prompt_pages, sizes.page)
-        self.branches: dict[int, Branch] = {}  # by slot
-        self.tickets: list[Ticket] = []
-        self.items: list[Item] = []
-
-    def leave(self, slot: int) -> Branch:
-        branch = self.branches.pop(slot)
-        heapq.heappush(self.free, slot)
-        for page in branch.pages:
-            heapq.heappush(self.answer_pages, page)
-        return branch
 
 
 class Lane:
@@ -149,7 +79,7 @@ class Lane:
                     self._leave(d, slot)
                 self._release(shard, ticket)
 
-    # On the host, before a chunk: which samples enter, and what the programs read.
+    # On the host, before a chunk: which samples enter.
 
     def admit(self) -> None:
         """Puts waiting samples into free slots, and gives all slots pages for the next chunk."""
@@ -237,93 +167,13 @@ class Lane:
         shard.tickets.remove(ticket)
         shard.prompts.leave(ticket.pages)
 
-    def _work(self) -> Iterator[Work]:
-        """Yields the prompt pages to compute, each in a later block than the one before it."""
-        sizes = self._sizes
-        plan: list[list[list[Item]]] = []  # items by block and shard
-        for d, shard in enumerate(self._shards):
-            block_of: dict[int, int] = {}
-            for item in sorted(shard.items, key=lambda item: item.number):
-                b = block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0
-                while b < len(plan) and len(plan[b][d]) == sizes.fill:
-                    b += 1
-                while b >= len(plan):
-                    plan.append([[] for _ in self._shards])
-                plan[b][d].append(item)
-                block_of[item.pages[item.number]] = b
-            shard.items = []
-        for i in range(0, len(plan), BLOCKS):
-            yield self._work_of(plan[i : i + BLOCKS])
-
-    def _work_of(self, plan: Sequence[Sequence[Sequence[Item]]]) -> Work:
-        sizes = self._sizes
-
-        def zeros(*shape, dtype=np.int32):
-            return np.zeros((sizes.shards, BLOCKS, sizes.fill, *shape), dtype)
-
-        page_blocks = PageBlock(
-            zeros(sizes.page), zeros(), zeros(sizes.longest_prompt), zeros(), zeros() + sizes.prompt_pages
-        )
-        work = Work(
-            page_blocks,
-            zeros(sizes.adapters, dtype=np.float32),
-            np.zeros(BLOCKS, np.int32),
-            np.int32(len(plan)),
-        )
-        for b, by_shard in enumerate(plan):
-            for d, items in enumerate(by_shard):
-                for f, (ticket, pages, number) in enumerate(items):
-                    at = d, b, f
-                    tokens = ticket.request.prompt_ids[number * sizes.page : (number + 1) * sizes.page]
-                    page_blocks.tokens[at][: len(tokens)] = tokens
-                    page_blocks.number[at] = number
-                    page_blocks.last[at] = len(tokens) - 1
-                    page_blocks.page[at] = pages[number]
-                    page_blocks.table[at][: len(pages)] = pages
-                    if sizes.adapters:
-                        work.scale[at][ticket.adapter] = ticket.scale
-                    work.passes[b] = max(work.passes[b], number)
-        return work
-
-    def _reading(self) -> tuple[Readers, Passes]:
-        """Returns which pages the live slots attend to, and how far the loops over pages go."""
-        sizes = self._sizes
-        in_block = -(-sizes.slots // sizes.blocks)
-        E = sizes.blocks * in_block  # at least one for each slot, which may be alone with its prompt
-        readers = Readers(
-            np.full((sizes.shards, E, sizes.siblings), sizes.slots, np.int32),
-            np.zeros((sizes.shards, E, sizes.longest_prompt), np.int32),
-            np.zeros((sizes.shards, E), np.int32),
-        )
-        passes = np.zeros((sizes.blocks, in_block), np.int32)
-        highest = 0
-        longest = 0
-        for d, shard in enumerate(self._shards):
-            by_ticket: dict[Ticket, list[int]] = {}
-            for slot, branch in shard.branches.items():
-                by_ticket.setdefault(branch.ticket, []).append(slot)
-                highest = max(highest, *branch.pages)
-                longest = max(longest, len(branch.pages))
-            e = 0
-            # Longest first, since a block visits as many pages as its longest prompt has.
-            for ticket, members in sorted(by_ticket.items(), key=lambda item: -len(item[0].pages)):
-                for i in range(0, len(members), sizes.siblings):
-                    siblings = members[i : i + sizes.siblings]
-                    readers.slots[d, e, : len(siblings)] = siblings
-                    readers.table[d, e, : len(ticket.pages)] = ticket.pages
-                    readers.lengths[d, e] = len(ticket.request.prompt_ids)
-                    passes.flat[e] = max(passes.flat[e], len(ticket.pages))
-                    e += 1
-        bank = sizes.answer_pages // sizes.banks
-        return readers, Passes(passes.max(axis=1), np.int32(highest // bank + 1), np.int32(longest))
-
     # On the devices.
 
     def draw(self, params: Any, adapters: Any) -> tuple[Drawn, Usage]:
         """Computes missing prompt pages, then draws a chunk of tokens in all slots. Blocks."""
         began = time.monotonic()
         cache = self._programs.empty() if self._cache is None else self._cache
-        for work in self._work():
+        for work in missing_pages(self._shards, self._sizes):
             cache = self._programs.prefill(cache, params, adapters, self._on_devices(work))
         jax.block_until_ready(cache.last_DNw)
         prefilled = time.monotonic()
@@ -348,7 +198,7 @@ class Lane:
         return self._programs.decode.lower(self._cache, params, adapters, *self._inputs())
 
     def _inputs(self) -> tuple:
-        readers, passes = self._reading()
+        readers, passes = reading(self._shards, self._sizes)
         ended = max(int(self._slots.live.sum()) // ENDED, 1)
         slots, readers = self._on_devices((self._slots, readers))
         return slots, readers, passes, self._stop_ids, self._pattern, np.int32(ended)

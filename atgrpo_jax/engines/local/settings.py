@@ -9,7 +9,7 @@ from atgrpo_jax.arrays.mesh import platform_of
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.rounding import power_of_two, round_up
 from atgrpo_jax.engines.local import paged_kernel
-from atgrpo_jax.engines.local.decoding import Sizes
+from atgrpo_jax.engines.local.lane_arrays import Sizes
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import Compute
 from atgrpo_jax.models.transformer import Transformer

@@ -11,18 +11,17 @@ from typing import Any
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import GroupKey, seed_of
+from atgrpo_jax.engines.sglang.giving import give
 from atgrpo_jax.engines.sglang.processes import ServerProcess
 from atgrpo_jax.engines.sglang.replies import Unusable, get
-from atgrpo_jax.engines.sglang.secrets import plain, shown
+from atgrpo_jax.engines.sglang.same_model import check_model, check_tokenizer, has_config
 from atgrpo_jax.engines.sglang.servers import ASK_S, NobodyListens, Refused, Server, ServerError, Unreachable
-from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
 
 _POLL_S = 0.5  # seconds between two tries to reach a server that is waited for
 REST_S = 5.0  # seconds before a server that was not reached is asked again
 _LONGEST_REST_S = 300.0  # the same, at most, for a server that is late again and again
 HEALTH = "/health_generate"  # here sglang answers only after it has drawn a token
-_DECODED = 256  # about how many token ids are decoded on both sides and compared
 
 
 @dataclasses.dataclass
@@ -112,7 +111,7 @@ class Fleet:
                 if server.late and not await server.answers(HEALTH, 4 * ASK_S):
                     raise Unreachable(f"{server.url}{HEALTH}: no answer: it draws nothing")
                 await self._check(server)
-            await self._give(server)
+            await give(server, self.state, self.folder, dict(self.adapters.values()), self.start_s)
         except Refused as error:
             raise ServerError(str(error)) from error
         except Unreachable as error:
@@ -209,7 +208,7 @@ class Fleet:
             version = get(info, "weight_version", str)
             self._check_abilities(server, about, info)
             if not get(about, "skip_tokenizer_init", bool):
-                await self._check_tokenizer(server)
+                await check_tokenizer(server, self.model.vocab_size, self.decode)
         except (Refused, Unusable) as error:
             raise RunError(f"{server.url} ({error}) does not answer as sglang 0.5 does") from error
         if version == self.state:
@@ -229,9 +228,9 @@ class Fleet:
         # model_path changes with every push, and may be a folder of a run that has ended.
         # tokenizer_path stays.
         paths = get(info, "model_path", str), get(info, "tokenizer_path", str)
-        readable = [path for path in paths if _has_config(path)]
+        readable = [path for path in paths if has_config(path)]
         if readable or not server.known:
-            self._check_model(server, (readable or paths)[0])
+            check_model(server.url, (readable or paths)[0], self.name, self.model, self.stop_ids)
         server.known = True
         self.context = min(self.context, room)
         if self.context <= self.longest_answer:
@@ -244,88 +243,6 @@ class Fleet:
             raise RunError(f"{server.url} takes no adapters; start it with --enable-lora (docs/sglang.md)")
         self.texts &= texts
         self.seeds &= seeds
-
-    def _check_model(self, server: Server, path: str) -> None:
-        """Raises RunError if the server's model has other shapes or more end ids than ours.
-
-        Weights of other shapes would kill the server, because it keeps the config that it was
-        started on.
-        """
-        named = shown(path)
-        try:
-            theirs = hf.architecture(path)
-            ends = hf.end_ids(path)
-        except (RunError, OSError, ValueError) as error:
-            raise RunError(
-                f"{server.url} serves {named}, of which nobody here knows whether the weights of {self.name} "
-                f"fit ({plain(str(error))}); start it on a folder that both can read"
-            ) from error
-        ours = dataclasses.replace(self.model.architecture, vocab_size=self.model.vocab_size)
-        for field in dataclasses.fields(ours):
-            own = getattr(ours, field.name)
-            other = getattr(theirs, field.name)
-            if own != other:
-                raise RunError(
-                    f"{server.url} serves {named} with {field.name} = {other!r}; {self.name} has {own!r}"
-                )
-        more = ends - set(self.stop_ids)
-        if more:
-            raise RunError(
-                f"{server.url} serves {named}, whose eos_token_id would also end samples with "
-                f"{sorted(more)}; ours end with {sorted(self.stop_ids)}: make the two the same"
-            )
-
-    async def _check_tokenizer(self, server: Server) -> None:
-        ids = list(range(0, self.model.vocab_size, max(1, self.model.vocab_size // _DECODED)))
-        answer = await server.post("/detokenize", {"tokens": [[i] for i in ids]}, 4 * ASK_S)
-        theirs = get(answer, "text", list)
-        if len(theirs) != len(ids):
-            raise Unusable(f"answered {len(theirs)} texts for {len(ids)} tokens")
-        for i, text in zip(ids, theirs, strict=True):
-            own = self.decode([i])
-            if text != own:
-                raise RunError(
-                    f"{server.url} has another tokenizer: token {i} is {shown(text)} there and {own!r} here"
-                )
-
-    async def _give(self, server: Server) -> None:
-        """Gives the server the weights and adapters that it lacks, and removes old adapters."""
-        if server.state != self.state:
-            server.state = None
-            body = {
-                "model_path": str(self.folder),
-                "weight_version": self.state,
-                "flush_cache": True,
-                "abort_all_requests": True,
-            }
-            await self._tell(server, "/update_weights_from_disk", body)
-            held = await server.weights()
-            if held != self.state:
-                raise ServerError(f"{server.url} names its weights {plain(held)} after an update")
-            server.state = self.state
-        wanted = dict(self.adapters.values())
-        for name in wanted.keys() - server.adapters:
-            body = {"lora_name": name, "lora_path": str(wanted[name])}
-            await self._tell(server, "/load_lora_adapter", body, "already loaded")
-            server.adapters.add(name)
-        for name in server.adapters - wanted.keys():
-            await self._tell(server, "/unload_lora_adapter", {"lora_name": name}, "does not exist")
-            server.adapters.discard(name)
-
-    async def _tell(self, server: Server, path: str, body: dict[str, Any], done: str = "") -> None:
-        """Tells the server to do something.
-
-        Raises RunError if it refuses, unless the words ``done`` are in its refusal: then it did so
-        before, and its answer was lost.
-        """
-        try:
-            answer = await server.post(path, body, self.start_s)
-        except Refused as error:
-            if done and done in str(error):
-                return
-            raise RunError(f"{error} (asked for {body})") from error
-        if not (isinstance(answer, dict) and answer.get("success") is True):
-            raise ServerError(f"{server.url}{path}: {shown(answer)}")
 
     def choose(self, key: GroupKey, attempt: int, busy: Collection[Server] = ()) -> Server | None:
         """Returns the server for a try at a group; None if all are ``busy`` with it.
@@ -352,10 +269,3 @@ def _mended(server: Server, done: asyncio.Task[None]) -> None:
     server.mending = None
     if not done.cancelled():
         done.exception()  # read, so that asyncio does not log it; callers that waited raise it
-
-
-def _has_config(path: str) -> bool:
-    try:
-        return (Path(path) / "config.json").is_file()
-    except (OSError, ValueError):  # the path cannot be the name of a file
-        return False

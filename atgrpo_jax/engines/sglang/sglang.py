@@ -8,15 +8,14 @@ through a folder.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
-import shlex
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import jax
@@ -24,13 +23,14 @@ import jax.numpy as jnp
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import PromptTooLong, RunError
-from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Sample
 from atgrpo_jax.engines.protocol import EngineConfig, Request, Served, Usage, check_prompt_ids, check_pushed
+from atgrpo_jax.engines.sglang.addresses import parsed, texts
 from atgrpo_jax.engines.sglang.background import Background
 from atgrpo_jax.engines.sglang.draws import Drawer
 from atgrpo_jax.engines.sglang.fleet import Fleet
-from atgrpo_jax.engines.sglang.processes import ServerProcess, check_command, free_port
+from atgrpo_jax.engines.sglang.fleets import make_fleets, start_server
+from atgrpo_jax.engines.sglang.processes import check_command
 from atgrpo_jax.engines.sglang.published import Published, folder_bytes
 from atgrpo_jax.engines.sglang.secrets import api_key, kept
 from atgrpo_jax.engines.sglang.servers import HERE, Server
@@ -67,7 +67,7 @@ class SGLangConfig(EngineConfig):
     api_key_variable: str = ""
 
     def __post_init__(self):
-        if any(mark in text for text in _texts((self.urls, self.router)) for mark in "@?#"):
+        if any(mark in text for text in texts((self.urls, self.router)) for mark in "@?#"):
             raise ValueError(  # does not show the address: there may be a secret in it
                 "SGLangConfig.urls or router: an address with a user, password or query in it; give "
                 "http://host:port alone, and the server's API key as api_key_file or api_key_variable"
@@ -81,7 +81,7 @@ class SGLangConfig(EngineConfig):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("deadline_s", "start_timeout_s"):
             require(self, name, getattr(self, name) > 0, "must be positive")
-        parts = [_parts(url) for url in self._all()]
+        parts = [parsed(url) for url in self._all()]
         require(self, "urls", all(parts), "must look like http://host:30000")
         named = not isinstance(self.urls, Mapping) or all(self.urls.values())
         require(self, "urls", named, "a policy without a server")
@@ -129,7 +129,14 @@ class SGLangEngine:
             self._drawer = Drawer(served, self._router, config.deadline_s, config.attempts)
             self.fleets: dict[str, Fleet] = {}
             stack.callback(lambda: self._loop.wait(self._hang_up()))
-            self.fleets = self._make_fleets()
+            launch = functools.partial(start_server, config.command, served.lora, self._published.root)
+            self.fleets = make_fleets(
+                served,
+                config.urls,
+                self._session,
+                config.start_timeout_s,
+                None if config._all() else launch,
+            )
             stack.callback(self._stop_servers)
             self._rooms = {
                 name: asyncio.Semaphore(config.groups * len(fleet.servers))
@@ -224,53 +231,6 @@ class SGLangEngine:
         work = asyncio.run_coroutine_threadsafe(self._sample(request), self._loop.loop)
         return await asyncio.wrap_future(work)
 
-    def _make_fleets(self) -> dict[str, Fleet]:
-        """Returns a fleet for each model. Raises RunError if ``urls`` names other models."""
-        config = self._config
-        names = sorted(set(self._served.initial_names.values()))
-        urls = config.urls
-        if isinstance(urls, tuple):
-            if urls and len(names) > 1:
-                raise RunError(
-                    f"SGLangConfig.urls: name the servers of each of the models {', '.join(names)}, "
-                    f'e.g. {{"{names[0]}": ("http://127.0.0.1:30000",), ...}}'
-                )
-            urls = dict.fromkeys(names, urls)
-        elif set(urls) != set(names):
-            raise RunError(
-                f"SGLangConfig.urls names {', '.join(sorted(urls))}; the models are {', '.join(names)}"
-            )
-        fleets = {}
-        for name in names:
-            policies = [policy for policy, initial in self._served.initial_names.items() if initial == name]
-            adapted = policies != [name]
-            if adapted and name in policies:
-                raise RunError(f"policy {name} is trained in full, and adapters are on it: not on servers")
-            fleets[name] = Fleet(
-                name,
-                [Server(url, self._session) for url in urls[name] or [f"http://127.0.0.1:{free_port()}"]],
-                self._served.models[policies[0]],
-                adapted,
-                self._served.stop_ids,
-                self._served.decode,
-                self._served.longest_answer,
-                config.start_timeout_s,
-                None if config._all() else self._launch,
-            )
-        return fleets
-
-    def _launch(self, fleet: Fleet, server: Server) -> ServerProcess:
-        parts = urlsplit(server.url)
-        words = shlex.split(self._config.command)
-        flags = ["--model-path", str(fleet.folder), "--weight-version", fleet.state]
-        flags += ["--host", str(parts.hostname), "--port", str(parts.port)]
-        flags += ["--dtype", fleet.model.compute.dtype]
-        if fleet.adapted:
-            flags += ["--enable-lora", "--max-lora-rank", str(self._served.lora.rank)]
-            flags += ["--lora-target-modules", *fleet.model.family.target_modules()]
-        say(f"starting {' '.join(words)} on {server.url}")
-        return ServerProcess([*words, *flags], self._published.root / f"server-{parts.port}.log")
-
     def _check_room(self) -> None:
         """Raises RunError if there is no room for two versions of all models, during a push."""
         sizes = {}
@@ -321,23 +281,3 @@ async def _session(key: str) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
     )
-
-
-def _parts(url: str) -> SplitResult | None:
-    """Splits an address that requests can be sent to; returns None for any other text."""
-    try:
-        parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port is not a number, or a bracket is not closed
-        return None
-    plain = url.isascii() and url.isprintable() and " " not in url
-    return parts if known and plain else None
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yields all strings in a value, at any depth."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Iterable):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)

@@ -1,96 +1,31 @@
-"""Holds one sglang-jax Engine in this process. No other file of the package touches sglang-jax.
+"""Holds one sglang-jax Engine in this process.
 
-sglang-jax has no public way to take new weights, and its Engine is made to own the process. So this
-file relies on private parts of one release, ``RELEASE``; docs/sglang.md lists them. sglang-jax is
-imported only when ``Session`` needs it.
+No file of the package but this one and starting.py touches sglang-jax.
 
-Axis letters: R rows of sglang-jax's batch, V vocabulary.
+sglang-jax has no public way to take new weights, and its Engine is made to own the process. So these
+two files rely on private parts of one release, ``release.RELEASE``; docs/sglang.md lists them.
+sglang-jax is imported only when ``Session`` needs it.
 """
 
 import asyncio
-import atexit
-import contextlib
-import gc
-import json
-import logging
-import math
-import os
-import sys
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from importlib import metadata
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.rounding import round_up
+from atgrpo_jax.engines.sglang_jax.samples import NONE, Answer, read
+from atgrpo_jax.engines.sglang_jax.starting import start_engine
 from atgrpo_jax.models.family import Family
-from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
 
-RELEASE = "0.1.0rc0"
-INSTALL = 'pip install "atgrpo_jax[sglang-tpu]"'
-SPARE = 8  # tokens of a context that sglang-jax keeps for itself
 PATIENCE = 5.0  # seconds that requests cancelled just before may take to end
 IDLE = 0.002  # seconds between two looks for requests when there are none
-
-
-def check_installed() -> None:
-    """Raises RunError, which says what to do, unless the release ``RELEASE`` is installed."""
-    if sys.version_info < (3, 12):
-        here = ".".join(map(str, sys.version_info[:2]))
-        raise RunError(
-            f"SGLangJaxConfig needs Python >= 3.12 for sglang-jax, and this is {here}; there: {INSTALL}"
-        )
-    try:
-        found = metadata.version("sglang-jax")
-    except metadata.PackageNotFoundError:
-        raise RunError(f"SGLangJaxConfig needs sglang-jax (and Python >= 3.12): {INSTALL}") from None
-    if found != RELEASE:
-        raise RunError(f"SGLangJaxConfig knows sglang-jax {RELEASE}, and {found} is installed: {INSTALL}")
-
-
-class Answer(NamedTuple):
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish: Literal["stop", "length", "error"]
-    known_tokens: int  # tokens of the prompt whose keys and values were already cached
-
-
-NONE = Answer((), (), "error", 0)
-
-
-def read(meta: Mapping[str, Any]) -> Answer:
-    """Reads an answer from its ``meta_info``.
-
-    After 50 tokens the list of logprobs repeats entries, and ``output_ids`` lacks some; but the
-    end of the list is right. Raises RunError if ``meta_info`` is not what the release sends, or
-    has a logprob that is not finite.
-    """
-    try:
-        finish = meta["finish_reason"]["type"]
-        if finish not in ("stop", "length"):
-            return NONE
-        count = meta["completion_tokens"]
-        entries = meta["output_token_logprobs"][-count:]
-        if len(entries) != count:
-            raise RunError(f"sglang-jax told {len(entries)} logprobs of {count} tokens")
-        tokens = tuple(int(token) for _, token, _ in entries)
-        logprobs = tuple(float(logprob) for logprob, _, _ in entries)
-        known = int(meta["cached_tokens"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RunError(f"sglang-jax {RELEASE} told what it does not otherwise: {error!r}") from error
-    if not all(map(math.isfinite, logprobs)):
-        raise RunError("sglang-jax told a logprob that is not finite: its weights or the learner's are not")
-    return Answer(tokens, logprobs, finish, known)
 
 
 def their_name(family: Family, path: str) -> str:
@@ -129,23 +64,7 @@ class Session:
         self._family = model.family
         self._closed = False
         self._ended = threading.Event()
-        with contextlib.ExitStack() as stack:
-            folder = Path(config.folder).expanduser() / policy if config.folder else None
-            folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            try:
-                _describe(folder, model, stop_ids, config.context_length + SPARE)
-            except OSError as error:
-                raise RunError(f"SGLangJaxConfig.folder {folder}: {error.strerror}") from error
-            stack.enter_context(_process_kept())
-            before = _contexts()
-            try:
-                self._engine = _start(_arguments(str(folder), model, devices, config))
-            except (Exception, SystemExit) as error:  # it may exit, as if it had its own process
-                for context in _contexts() - before:  # left open, they block when garbage-collected
-                    context.destroy(linger=0)
-                raise RunError(
-                    f"policy {policy}: sglang-jax did not start: {error!r}; above is what it logged"
-                ) from error
+        self._engine = start_engine(policy, model, stop_ids, devices, config)
         self._manager = self._engine.tokenizer_manager
         self._loop = self._engine.loop
         self._scheduler = self._engine.scheduler_info["scheduler"]
@@ -277,105 +196,3 @@ class Session:
             shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             leaf.delete()
         return shapes
-
-
-def _contexts() -> set[Any]:
-    """Returns the ZeroMQ contexts that are open in this process."""
-    import zmq
-
-    return {found for found in gc.get_objects() if isinstance(found, zmq.Context) and not found.closed}
-
-
-def _describe(folder: Path, model: Transformer, stop_ids: Sequence[int], context: int) -> None:
-    """Writes the config.json that an Engine needs beside its weights."""
-    raw = hf.description(model.architecture, model.vocab_size, stop_ids, model.compute.param_dtype)
-    raw["max_position_embeddings"] = max(context, raw["max_position_embeddings"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-
-
-def _arguments(folder: str, model: Transformer, devices: Sequence[int], config: Any) -> dict[str, Any]:
-    platform = jax.devices()[devices[0]].platform
-    return {
-        "model_path": folder,
-        "load_format": "dummy",
-        "skip_tokenizer_init": True,
-        "device": platform,
-        "attention_backend": "fa" if platform == "tpu" else "native",
-        "dtype": model.compute.dtype,
-        "tp_size": config.tensor,
-        "device_indexes": list(devices),
-        "context_length": config.context_length + SPARE,
-        "max_running_requests": config.max_running_requests,
-        "max_total_tokens": round_up(config.max_total_tokens + SPARE, config.page),
-        "page_size": config.page,
-        "max_prefill_tokens": config.prefill,
-        "chunked_prefill_size": config.prefill // config.page * config.page,
-        "mem_fraction_static": config.memory,
-        "precompile_bs_paddings": list(config.batches) or None,
-        "disable_precompile": not config.precompile,
-        "enable_deterministic_sampling": True,
-        "enable_single_process": True,
-        "enable_engine_loop_run_forever_daemon": True,
-        # If schedules overlap, the next batch's places in the cache are written over those of a
-        # batch that still computes. On a CPU, JAX may use the host's memory itself as that batch's
-        # array; then it draws from a wrong context.
-        "disable_overlap_schedule": platform == "cpu",
-        "grammar_backend": "none",
-        "log_level": "error",
-    }
-
-
-def _start(arguments: Mapping[str, Any]) -> Any:
-    from sgl_jax.srt.entrypoints import engine as engine_module
-    from sgl_jax.srt.layers import sampler
-
-    sampler.multinomial_with_seed = draw_seeded
-    # It would kill this process and its children if a thread fails, and reap children of others.
-    engine_module._set_envs_and_config = lambda server_args: None
-    engine = engine_module.Engine(**arguments)
-    atexit.unregister(engine.shutdown)  # it kills all children of this process
-    return engine
-
-
-def draw_seeded(operands: tuple) -> jax.Array:
-    """Draws one token for each of R rows, in place of sglang-jax's own function.
-
-    The noise of that function is so regular that tokens come far too often or too seldom: a fifth
-    of the probability is in the wrong place.
-
-    Args:
-      operands: logits or probabilities [R, V], seeds [R], positions [R], a key that is not used,
-        and whether the first are probabilities.
-
-    Returns tokens [R, 1]. A token depends only on its row's seed, position and distribution.
-    """
-    inputs_RV, seeds_R, positions_R, _, use_probs = operands
-    logits_RV = jnp.log(inputs_RV) if use_probs else inputs_RV
-
-    def one(logits_V, seed, position):
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position)
-        return jax.random.categorical(key, logits_V)
-
-    return jax.vmap(one)(logits_RV, seeds_R, positions_R)[:, None]
-
-
-@contextlib.contextmanager
-def _process_kept() -> Iterator[None]:
-    """Restores what sglang-jax changes in the process when it is imported and started."""
-    logging.getLogger("sgl_jax").setLevel(logging.ERROR)
-    root = logging.getLogger()
-    loops = asyncio.get_event_loop_policy()
-    handlers = root.handlers[:]
-    level = root.level
-    platforms = os.environ.pop("JAX_PLATFORMS", None)
-    register = threading._register_atexit  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop_policy(loops)
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        threading._register_atexit = register  # type: ignore[attr-defined]
-        if platforms is not None:
-            os.environ["JAX_PLATFORMS"] = platforms

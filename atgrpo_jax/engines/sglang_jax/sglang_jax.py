@@ -10,7 +10,7 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError, PromptTooLong, RunError
-from atgrpo_jax.common.types import Address, Sample, Sampling, receipts
+from atgrpo_jax.common.types import Sample, receipts
 from atgrpo_jax.engines.protocol import (
     EngineConfig,
     Planned,
@@ -28,9 +28,10 @@ from atgrpo_jax.engines.protocol import (
     Usage,
     check_prompt_ids,
     check_pushed,
-    stopped_length,
 )
-from atgrpo_jax.engines.sglang_jax.session import Answer, Session, check_installed
+from atgrpo_jax.engines.sglang_jax.release import check_installed
+from atgrpo_jax.engines.sglang_jax.samples import check_sampling, cut, parameters, sample_of
+from atgrpo_jax.engines.sglang_jax.session import Session
 from atgrpo_jax.models.lora import merge
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer
 
@@ -253,50 +254,3 @@ def _first(mesh: Mesh, count: int) -> tuple[int, ...]:
     """Returns the indices in ``jax.devices()`` of a mesh's first ``count`` devices."""
     everywhere = jax.devices()
     return tuple(everywhere.index(device) for device in mesh.devices.flat[:count])
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises RunError for settings that sglang-jax cannot follow exactly.
-
-    It ignores some. With others it reports other logprobs than the learner computes, or no logprobs
-    of the restricted distribution that it draws from.
-    """
-    for name in ("banned", "pattern", "min_tokens", "top_k", "top_p", "min_p"):
-        if getattr(sampling, name) != getattr(Sampling(), name):
-            raise RunError(
-                f"Sampling.{name} = {getattr(sampling, name)!r}: SGLangJaxConfig draws from the whole "
-                "distribution only; LocalEngineConfig knows the other settings"
-            )
-
-
-def parameters(sampling: Sampling, address: Address, stop_ids: Sequence[int]) -> dict[str, Any]:
-    """Returns one sample's settings in sglang-jax's form. The seed is an int32."""
-    word = address.key_words()[0]
-    return {
-        "temperature": sampling.temperature,
-        "max_new_tokens": sampling.max_tokens,
-        "stop_token_ids": list(stop_ids),
-        "sampling_seed": word - 2**32 if word >= 2**31 else word,
-        "skip_special_tokens": False,
-        "no_stop_trim": True,
-    }
-
-
-def sample_of(answer: Answer, version: int, receipt: str = "") -> Sample:
-    if answer.finish == "error":
-        return Sample((), (), "error", version)
-    return Sample(answer.tokens, answer.logprobs, answer.finish, version, receipt=receipt)
-
-
-def cut(sample: Sample, stops: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Sample:
-    """Cuts a sample after the first token by which its text holds a stop string, if it holds one.
-
-    The result is the same as if drawing had stopped there; only time is lost. sglang-jax cannot
-    stop there itself, because it has no tokenizer here.
-    """
-    length = stopped_length(sample.tokens, stops, decode)
-    if length is None:
-        return sample
-    return dataclasses.replace(
-        sample, tokens=sample.tokens[:length], logprobs=sample.logprobs[:length], finish="stop"
-    )
