@@ -101,7 +101,7 @@ install() {
 get_packages() {
   local constraints="$base/constraints.txt"
   if [ -e "$place/installed" ]; then return; fi
-  df -h "$base" | tail -n 1
+  echo "installing the code $digest; $(df -h --output=avail "$base" | tail -n 1 | tr -d ' ') of disk are free"
   [ -x "$place/venv/bin/python" ] || uv venv --quiet --python 3.12 "$place/venv" ||
     fail "no Python 3.12 by uv; the line above says why"
   if ! fetch constraints.txt "$constraints"; then

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from tpu.cloud import Cloud
 from tpu.job import Job, read
 from tpu.machines import Machine
-from tpu.shell import ROOT, Problem
+from tpu.shell import Problem
 
 # Places of buckets that lie in several regions, and the regions that are near.
 WIDE = {
@@ -72,7 +73,7 @@ def check_hours(job: Job) -> None:
         )
 
 
-def check_plan(machine: Machine, arguments: list[str]) -> None:
+def check_plan(machine: Machine, arguments: list[str], root: Path) -> None:
     """Raises Problem if ``python -m atgrpo_jax.plan`` does not say that the run fits into a chip's memory."""
     kept = []
     skip = False
@@ -82,7 +83,7 @@ def check_plan(machine: Machine, arguments: list[str]) -> None:
             kept.append(word)
         skip = word.startswith("-") and flag == "run_dir" and "=" not in word
     words = [sys.executable, "-m", "atgrpo_jax.plan", f"--device={machine.device}", *kept]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False, timeout=900)
     if "No module named" in done.stderr:
         raise Problem(
             "--plan needs the package: call this with the Python of an environment that has it, e.g. "

@@ -22,10 +22,10 @@ from tpu.table import Patience
 from tpu.watch import Watcher
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], make_shell: Callable[[bool], Shell] = Shell) -> int:
     """Runs one command. Returns its exit code: 2 for an error that a person can act on."""
     try:
-        return command(words)
+        return command(words, make_shell)
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -34,16 +34,16 @@ def main(words: list[str]) -> int:
         return 130
 
 
-def command(words: list[str]) -> int:
+def command(words: list[str], make_shell: Callable[[bool], Shell]) -> int:
     ours, dashes, theirs = words, False, []
     if "--" in words:
         at = words.index("--")
         ours, dashes, theirs = words[:at], True, words[at + 1 :]
-    flags = parser().parse_args(ours)
+    flags = parser().parse_intermixed_args(ours)
     if dashes and flags.command not in ("up", "run", "probe", "ssh"):
         raise Problem(f"`{flags.command}` takes nothing after --")
     flags.after = theirs
-    shell = Shell(flags.dry_run)
+    shell = make_shell(flags.dry_run)
     return COMMANDS[flags.command](Cloud(shell, flags.project or ""), flags)
 
 
@@ -108,7 +108,7 @@ def create(cloud: Cloud, flags: argparse.Namespace) -> int:
 def run(cloud: Cloud, flags: argparse.Namespace) -> int:
     job = found_job(cloud, flags)
     check_trains(machine(job.type))
-    digest, archive = code.pack(flags.dirty)
+    digest, archive = code.pack(flags.dirty, cloud.shell.root)
     arguments = tuple(flags.after) if flags.after else job.arguments
     if arguments is None:
         raise Problem("`run` needs what to train after --, e.g. -- --gin_file=plan.gin")

@@ -9,10 +9,10 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from tpu.shell import ROOT, Problem
+from tpu.shell import Problem
 
 
-def pack(dirty: bool, root: Path = ROOT) -> tuple[str, bytes]:
+def pack(dirty: bool, root: Path) -> tuple[str, bytes]:
     """Returns the digest and the bytes of a .tar.gz with all files that git tracks.
 
     Raises Problem if files were changed or added since the last commit, unless ``dirty``. Then they

@@ -53,9 +53,9 @@ def make(cloud: Cloud, flags: argparse.Namespace) -> Job:
     checks.region(zone)
     if flags.command == "up":
         check_trains(which)
-    digest, archive = code.pack(flags.dirty)
+    digest, archive = code.pack(flags.dirty, cloud.shell.root)
     if flags.plan and flags.after:
-        checks.check_plan(which, flags.after)
+        checks.check_plan(which, flags.after, cloud.shell.root)
     checks.check_type_is_there(cloud, which, zone)
     checks.check_bucket_place(cloud, bucket, zone)
     before = checks.check_name_is_free(cloud, name, zone, bucket)

@@ -31,8 +31,9 @@ class Failed(Exception):
 class Shell:
     """Runs commands. Each is printed first, quoted as a shell needs it; a dry one is only printed."""
 
-    def __init__(self, dry: bool = False):
+    def __init__(self, dry: bool = False, root: Path = ROOT):
         self.dry = dry
+        self.root = root  # of the checkout
         self._printed: set[str] = set()
 
     def run(
@@ -52,10 +53,17 @@ class Shell:
         self._print(words, note, changes)
         if self.dry:
             return assumed
+        code, out, err = self.execute(words, deadline_s, stdin)
+        if code:
+            raise Failed(words, err or f"exit code {code}")
+        return out
+
+    def execute(self, words: Sequence[str], deadline_s: float, stdin: bytes) -> tuple[int, str, str]:
+        """Returns a command's exit code and what it wrote. Raises Failed if it is late, and kills it then."""
         try:
             process = subprocess.Popen(
                 words,
-                cwd=ROOT,
+                cwd=self.root,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -69,9 +77,7 @@ class Shell:
             raise Failed(words, f"no answer within {deadline_s:g} s", late=True) from None
         finally:
             end(process)
-        if process.returncode:
-            raise Failed(words, err.decode(errors="replace") or f"exit code {process.returncode}")
-        return out.decode(errors="replace")
+        return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
 
     def become(self, words: Sequence[str]) -> None:
         """Replaces this process by a command that a person talks to, which has no deadline."""
