@@ -44,7 +44,10 @@ def command(words: list[str], make_shell: Callable[[bool], Shell]) -> int:
         raise Problem(f"`{flags.command}` takes nothing after --")
     flags.after = theirs
     shell = make_shell(flags.dry_run)
-    return COMMANDS[flags.command](Cloud(shell, flags.project or ""), flags)
+    result = COMMANDS[flags.command](Cloud(shell, flags.project or ""), flags)
+    if shell.dry:
+        print("a dry run: nothing was run")
+    return result
 
 
 def found_job(cloud: Cloud, flags: argparse.Namespace) -> Job:
@@ -101,7 +104,10 @@ def create(cloud: Cloud, flags: argparse.Namespace) -> int:
             reason = resource.error if resource else "it is gone"
             raise Problem(f"no machines ({reason or state}): `delete {job.name}`, and try again")
         time.sleep(flags.every)
-    print(f"a run: python launch/tpu.py run {job.name} --bucket={job.bucket} -- --gin_file=plan.gin")
+    if machine(job.type).vms == 1:
+        print(f"a run: python launch/tpu.py run {job.name} --bucket={job.bucket} -- --gin_file=plan.gin")
+    else:
+        print(f"what it can do: python launch/tpu.py probe {job.name} --bucket={job.bucket}")
     return 0
 
 

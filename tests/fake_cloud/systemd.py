@@ -104,8 +104,8 @@ def _again(unit: Unit, code: int) -> bool:
 
 
 def start(root: Path, name: str) -> None:
-    process = vms.start(root, [sys.executable, "-S", __file__, "keep", str(root), name])
-    (root / "run" / f"{name}.pid").write_text(str(process.pid))
+    group = vms.start(root, [sys.executable, "-S", __file__, "keep", str(root), name])
+    (root / "run" / f"{name}.pid").write_text(str(group))
 
 
 def stop(root: Path, name: str) -> None:
