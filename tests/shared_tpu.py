@@ -22,7 +22,7 @@ BUCKET = "gs://runs-of-a-team"
 WHERE = ["--zone=us-east5-a", f"--bucket={BUCKET}"]
 
 # A program that behaves as train does: state in the bucket, a stop by SIGTERM, exit codes.
-STAND_IN = '''
+STAND_IN = """
 import json, os, pathlib, signal, sys, time
 arguments = sys.argv[1:]
 run = next(word.partition("=")[2] for word in arguments if word.startswith("--run_dir="))
@@ -50,7 +50,7 @@ for step in range(done, int(next((w[8:] for w in arguments if w.startswith("--st
         sys.stderr.flush()
         os._exit(code)
 print("done", flush=True)
-'''
+"""
 
 
 def make_checkout(folder: Path) -> Path:
@@ -64,7 +64,11 @@ def make_checkout(folder: Path) -> Path:
     (folder / "atgrpo_jax" / "train.py").write_text(STAND_IN)
     (folder / ".gitignore").write_text("__pycache__/\n")
     who = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"],
+    ):
         subprocess.run(["git", *words], cwd=folder, env=os.environ | who, check=True)
     return folder
 

@@ -43,7 +43,9 @@ def test_up_or_create_of_a_type(desk, kind):
     assert dry(desk, kind) == (GOLDEN / f"{kind}.txt").read_text()
 
 
-@pytest.mark.parametrize("command", ["watch", "status", "logs", "stop", "delete", "run", "probe", "list", "ssh"])
+@pytest.mark.parametrize(
+    "command", ["watch", "status", "logs", "stop", "delete", "run", "probe", "list", "ssh"]
+)
 def test_the_other_commands(desk, command):
     after = ["--", "--gin_file=plan.gin"] if command == "run" else []
     code, out, err = desk.call(command, "scouts", "--zone=us-east5-a", "--dry-run", *after)
@@ -61,7 +63,9 @@ def test_a_dry_run_runs_nothing(desk):
 
 def test_flags_may_come_from_a_file_and_in_any_order(desk, tmp_path):
     (tmp_path / "pod.txt").write_text(f"--type=v6e-8\n--zone=us-east5-a\n--bucket={BUCKET}\n--reserved\n")
-    code, out, _ = desk.call("up", "--dry-run", f"@{tmp_path}/pod.txt", "scouts", "--internal-ips", "--", "x.gin")
+    code, out, _ = desk.call(
+        "up", "--dry-run", f"@{tmp_path}/pod.txt", "scouts", "--internal-ips", "--", "x.gin"
+    )
     assert code == 0
     create = next(line for line in out.splitlines() if "queued-resources create" in line)
     assert " --reserved " in create and " --internal-ips " in create and "--spot" not in create
@@ -78,7 +82,9 @@ def test_the_table_of_machines():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["v6e-2", "v6e", "v5p-9", "v4-4", "v5litepod-12", "tpu7x-8", "h100", "v6e-08", ""])
+@pytest.mark.parametrize(
+    "kind", ["v6e-2", "v6e", "v5p-9", "v4-4", "v5litepod-12", "tpu7x-8", "h100", "v6e-08", ""]
+)
 def test_types_that_there_are_not(kind):
     with pytest.raises(Problem, match=re.escape(f"--type={kind}: ")):
         machine(kind)

@@ -43,8 +43,14 @@ def refused(desk: Desk, *words: str) -> str:
         (("w", TYPE, *WHERE, "--max-hours=0", *AFTER), "--max-hours=0: expected a number above 0"),
         (("w", "--type=v5litepod-8", *WHERE, *AFTER), "has no v5litepod-8: it has none of this kind"),
         (("w", "--type=v6e-8", f"--bucket={BUCKET}", "--zone=us-west4-a", *AFTER), "has no v6e-8"),
-        (("w", TYPE, f"--bucket={BUCKET}", "--zone=us-east9-z", *AFTER), "the types of us-east9-z: there is no"),
-        (("w", TYPE, "--bucket=gs://nobodys", "--zone=us-east5-a", *AFTER), "the bucket gs://nobodys: there is no"),
+        (
+            ("w", TYPE, f"--bucket={BUCKET}", "--zone=us-east9-z", *AFTER),
+            "the types of us-east9-z: there is no",
+        ),
+        (
+            ("w", TYPE, "--bucket=gs://nobodys", "--zone=us-east5-a", *AFTER),
+            "the bucket gs://nobodys: there is no",
+        ),
     ],
 )
 def test_up_refuses(desk, words, says):
@@ -58,7 +64,14 @@ def test_no_bucket_at_all(desk, monkeypatch):
 
 @pytest.mark.parametrize(
     ("location", "fits"),
-    [("US-EAST5", True), ("US", True), ("us-east5", True), ("US-CENTRAL1", False), ("EU", False), ("NAM4", False)],
+    [
+        ("US-EAST5", True),
+        ("US", True),
+        ("us-east5", True),
+        ("US-CENTRAL1", False),
+        ("EU", False),
+        ("NAM4", False),
+    ],
 )
 def test_the_bucket_is_where_the_machines_are(desk, location, fits):
     desk.cloud.storage.make("other", location)
@@ -141,7 +154,9 @@ def test_plan(desk):
     (desk.checkout / "atgrpo_jax" / "plan.py").write_text(PLAN)
     large = refused(desk, *words, "--run_dir", "gs://x/y", "--gin_file=large.gin")
     assert "does not fit into 32 GB of a v6e-8's chip" in large
-    assert "plan refuses the config: error: no file wrong.gin" in refused(desk, *words, "--gin_file=wrong.gin")
+    assert "plan refuses the config: error: no file wrong.gin" in refused(
+        desk, *words, "--gin_file=wrong.gin"
+    )
     code, out, _ = desk.call(*words, "--gin_file=small.gin", "--run_dir=gs://x/y")
     assert (code, out.splitlines()[0]) == (0, "plan ['--device=v6e', '--gin_file=small.gin']")
     desk.end()
@@ -150,10 +165,16 @@ def test_plan(desk):
 @pytest.mark.parametrize(
     ("says", "line"),
     [
-        ("ERROR: (gcloud.x) RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPerProject' has been exceeded.", "no quota"),
+        (
+            "ERROR: (gcloud.x) RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPerProject' has been exceeded.",
+            "no quota",
+        ),
         ("ERROR: (gcloud.x) There is no more capacity in the zone", "no machine of this type is free"),
         ("ERROR: (gcloud.x) PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", "no right to do that"),
-        ("ERROR: (gcloud.x) You do not currently have an active account selected.", "run `gcloud auth login`"),
+        (
+            "ERROR: (gcloud.x) You do not currently have an active account selected.",
+            "run `gcloud auth login`",
+        ),
         ("ERROR: (gcloud.x) Something that nobody has seen", "gcloud refused (ERROR: (gcloud.x) Something"),
     ],
 )
@@ -213,7 +234,11 @@ def test_every_command_has_a_deadline(desk):
     shell.execute = noted
     from tpu import cli
 
-    for words in (["up", "w", TYPE, *WHERE, *AFTER], ["status", "w", *WHERE], ["delete", "w", *WHERE, "--every=0"]):
+    for words in (
+        ["up", "w", TYPE, *WHERE, *AFTER],
+        ["status", "w", *WHERE],
+        ["delete", "w", *WHERE, "--every=0"],
+    ):
         assert cli.main(words, lambda dry: shell) == 0
     assert len(deadlines) > 10 and max(deadlines) <= 600
 

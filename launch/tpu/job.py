@@ -42,6 +42,7 @@ class Job:
     )  # that each attempt's machines were there
     rescues: int = 0  # what `watch` did about trouble since the run last came further
     rescued: float = 0.0  # the time of a VM's newest word when it was prepared again
+    excused: int = 0  # failures of the run on these machines that something was done about
     step: int = -1  # the newest one that `watch` saw
     project: str = ""
     network: tuple[str, ...] = ()  # more flags for `queued-resources create`

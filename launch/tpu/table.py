@@ -98,7 +98,8 @@ def _quota(seen: Seen) -> bool:
 
 def _troubled(seen: Seen, patience: Patience) -> bool:
     """Whether the VMs are there and the run is not: it fails again and again, or nothing is heard."""
-    fails = any(host is not None and host.failures >= patience.failures for host in seen.hosts)
+    most = patience.failures + seen.job.excused
+    fails = any(host is not None and host.failures >= most for host in seen.hosts)
     return seen.what == "ready" and (fails or seen.silent > patience.silent)
 
 

@@ -151,8 +151,8 @@ class Watcher:
     def _recreate(self, seen: Seen) -> None:
         """Deletes what is there, and waits until it is gone. The next look finds nothing, and creates."""
         job = seen.job
-        trouble = seen.what == "ready"
-        jobs.update(self._cloud, job, hours=job.hours, rescues=job.rescues + 1 if trouble else job.rescues)
+        rescues = job.rescues + 1 if seen.what == "ready" else job.rescues
+        jobs.update(self._cloud, job, hours=job.hours, rescues=rescues, excused=0)
         self._gone(job)
         if seen.what == "failed":
             self._refused += 1
@@ -166,7 +166,9 @@ class Watcher:
     def _prepare(self, seen: Seen) -> None:
         """Has the VMs prepared again over ssh. What they said so far counts no more."""
         newest = max((state.time for state in seen.hosts if state is not None), default=seen.job.rescued)
-        job = jobs.update(self._cloud, seen.job, rescues=seen.job.rescues + 1, rescued=newest)
+        failures = max((state.failures for state in seen.hosts if state is not None), default=0)
+        changes = {"rescues": seen.job.rescues + 1, "rescued": newest, "excused": failures}
+        job = jobs.update(self._cloud, seen.job, **changes)
         self._same.pop("heard", None)
         hosts.prepare(self._cloud, job)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fake_cloud import vms  # noqa: E402  (this file is a program, too)
+from fake_cloud import vms
 
 STOP_S = 2.0  # for TimeoutStopSec
 RESTART_S = 0.05  # for RestartSec
