@@ -101,7 +101,6 @@ class Desk:
             "FAKE_CLOUD": str(self.cloud.folder),
             "FAKE_PYTHON": sys.executable,
             "ATGRPO_BUCKET": BUCKET,
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def start(self, *words: str, **more) -> subprocess.Popen:
@@ -130,7 +129,7 @@ class Desk:
             self.cloud._queued_resources_delete(name, self.cloud.resources()[name]["zone"], {"--force": True})
 
 
-def wait_for(what, seconds: float = 20.0) -> None:
+def wait_for(what, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not come about"

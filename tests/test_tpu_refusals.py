@@ -1,4 +1,4 @@
-"""What launch/tpu.py refuses before it spends, and what Google refuses: one line each, and nothing is made."""
+"""What launch/tpu.py refuses before it spends, and what Google refuses: one line, and nothing is made."""
 
 import subprocess
 import sys
@@ -209,7 +209,7 @@ def test_kinds_of_faults():
 def test_no_gcloud(desk):
     desk.environment["PATH"] = str(desk.checkout)
     done = desk.start("list")
-    _, err = done.communicate(timeout=20)
+    _, err = done.communicate(timeout=40)
     assert done.returncode == 2 and err.splitlines()[-1] == "error: gcloud is not installed or not on PATH"
 
 
@@ -263,5 +263,5 @@ def test_what_is_not_ours_is_left_alone(desk, command):
 @pytest.mark.parametrize("words", [["frobnicate"], ["up", "--typo=1"], ["up", "--spot", "--reserved"]])
 def test_flags_that_there_are_not(desk, words):
     done = desk.start(*words)
-    _, err = done.communicate(timeout=20)
+    _, err = done.communicate(timeout=40)
     assert done.returncode == 2 and "error: " in err and "Traceback" not in err

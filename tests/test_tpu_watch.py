@@ -14,7 +14,9 @@ from tpu.table import TABLE, Patience, Seen, decide
 from tpu.watch import MOST_STRANGE, Watcher, hours_since
 
 JOB = Job("w", BUCKET, "us-east5-a", "v6e-8", arguments=("--gin_file=plan.gin",), attempt=1)
-HOST = HostState(number=1, attempt=1, phase="running", exit=None, step=3, line="", failures=0, time=1.0)
+HOST = HostState(
+    number=1, attempt=1, phase="running", exit=None, step=3, line="", failures=0, since=1.0, time=1.0
+)
 ENDED = dataclasses.replace(HOST, phase="ended")
 
 
@@ -37,7 +39,7 @@ def host(**changes) -> tuple[HostState]:
 CASES = [
     (seen(**READY, hosts=(dataclasses.replace(ENDED, exit=0),)), "end", "done"),
     (seen(hosts=(dataclasses.replace(ENDED, exit=0),)), "end", "done"),  # and the machines are gone
-    (seen(**READY, hosts=host(exit=2, line="error: no file x.gin")), "end", "cannot help: error: no file x.gin"),
+    (seen(**READY, hosts=host(exit=2, line="error: no x.gin")), "end", "cannot help: error: no x.gin"),
     (seen(JOB.but(wanted="stop"), **READY), "end", "stopped"),
     (seen(JOB.but(hours={"1": 20.0, "2": 4.0}), **READY), "give up", "24.0 hours of --max-hours=24"),
     (seen(), "create", "no machines"),
@@ -48,7 +50,7 @@ CASES = [
     (seen(resource=resource("SUSPENDED")), "recreate", "were taken away (SUSPENDED)"),
     (seen(resource=resource("DELETING")), "recreate", "were taken away (DELETING)"),
     (seen(resource=resource("ACTIVE")), "recreate", "were taken away (ACTIVE)"),  # without VMs
-    (seen(resource=resource("ACTIVE"), node=Node("PREEMPTED", "", "")), "recreate", "(ACTIVE, VMs PREEMPTED)"),
+    (seen(resource=resource("ACTIVE"), node=Node("PREEMPTED", "", "")), "recreate", "VMs PREEMPTED"),
     (seen(resource=resource("ACTIVE"), node=Node("TERMINATED", "", "")), "recreate", "VMs TERMINATED"),
     (seen(resource=resource("ACTIVE"), node=Node("NEVER_SEEN", "", "")), "recreate", "VMs NEVER_SEEN"),
     (seen(resource=resource("CREATING")), "wait", "CREATING: Google looks at the request"),
@@ -58,15 +60,15 @@ CASES = [
     (seen(resource=resource("DANCING"), waited=601.0), "recreate", "not known here (DANCING)"),
     (seen(resource=resource("DANCING"), waited=599.0), "wait", "DANCING: not known here, so it waits"),
     (seen(resource=resource("")), "wait", "without a state: not known here"),
-    (seen(resource=resource("ACTIVE"), node=Node("REPAIRING", "", ""), waited=1201.0), "recreate", "REPAIRING"),
+    (seen(resource=resource("ACTIVE"), node=Node("REPAIRING", "", ""), waited=1201.0), "recreate", "ready"),
     (seen(resource=resource("ACTIVE"), node=Node("CREATING", "", "")), "wait", "VMs CREATING: the VMs start"),
     (seen(**READY, hosts=host(phase="setup failed", line="error: no network")), "prepare", "tries again"),
-    (seen(JOB.but(rescues=1), **READY, hosts=host(phase="setup failed", line="error: x")), "end", "prepared: error: x"),
+    (seen(JOB.but(rescues=1), **READY, hosts=host(phase="setup failed", line="error: x")), "end", ": error: x"),
     (seen(**READY, hosts=host(exit=143), stopped=301.0), "end", "somebody stopped the run"),
     (seen(**READY, hosts=host(exit=143), stopped=10.0), "wait", "stopped by SIGTERM"),
     (seen(**READY, silent=901.0), "prepare", "the VMs tell nothing: their service account"),
-    (seen(**READY, hosts=host(exit=134, failures=4, line="Aborted")), "prepare", "4 times within an hour: Aborted"),
-    (seen(JOB.but(rescues=1), **READY, silent=901.0), "recreate", "the VMs tell nothing"),
+    (seen(**READY, hosts=host(exit=134, failures=4, line="Aborted")), "prepare", "an hour: Aborted"),
+    (seen(JOB.but(rescues=1), **READY, silent=901.0), "recreate", "tell nothing"),
     (seen(JOB.but(rescues=2), **READY, silent=901.0), "end", "(on other VMs, too)"),
     (seen(**READY), "wait", "begin to prepare themselves"),
     (seen(**READY, hosts=(HOST,)), "wait", "READY: running, step 3"),
@@ -113,7 +115,9 @@ class Room:
 
     def says(self, attempt: int, **fields) -> None:
         """Writes what a VM says of itself, with the time."""
-        state = dataclasses.replace(HOST, attempt=attempt, time=self.clock.now, **fields)
+        state = dataclasses.replace(
+            HOST, attempt=attempt, since=self.clock.now, time=self.clock.now, **fields
+        )
         self.desk.object("w/hosts/0").mkdir(parents=True, exist_ok=True)
         self.desk.object("w/hosts/0/state.json").write_text(json.dumps(dataclasses.asdict(state)))
 
@@ -238,7 +242,7 @@ def test_stop_of_this_program_ends_it(room):
 
 
 def test_what_an_older_machine_said_is_not_believed(room):
-    """The state of the first machines says exit 143, and of the run before exit 2: the new ones have said nothing."""
+    """The first machines said exit 143, and the run before exit 2: the new ones have said nothing."""
     room.up("SUSPENDED", "ACTIVE")
     room.says(1, phase="ended", exit=143)
     looks = []
@@ -290,8 +294,9 @@ def test_a_run_that_fails_everywhere(room):
     failures = {1: 0, 2: 0}
 
     def then():
-        failures[room.attempt] += 1
-        room.says(room.attempt, line="Aborted", failures=failures[room.attempt])
+        if room.attempt:
+            failures[room.attempt] += 1
+        room.says(room.attempt, line="Aborted", failures=failures.get(room.attempt, 0))
 
     room.clock.then = then
     assert room.watch() == 2

@@ -41,7 +41,7 @@ class Job:
         default_factory=dict
     )  # that each attempt's machines were there
     rescues: int = 0  # what `watch` did about trouble since the run last came further
-    rescued: float = 0.0  # the time of a VM's newest word when it was prepared again
+    rescued: float = 0.0  # phases of VMs that began until then were before they were prepared again
     excused: int = 0  # failures of the run on these machines that something was done about
     step: int = -1  # the newest one that `watch` saw
     project: str = ""
@@ -154,7 +154,8 @@ class HostState:
     step: int
     line: str  # the error, if there is one
     failures: int  # of the run in the last hour
-    time: float
+    since: float  # when this phase began, by the VM's clock
+    time: float  # of this word, by the VM's clock
 
 
 def host_states(cloud: Cloud, job: Job, vms: int) -> list[HostState | None]:

@@ -147,7 +147,7 @@ class Reporter:
     def say(self, phase: dict[str, Any]) -> None:
         """Notes what this VM does, and reports it, even if a full disk cannot take the note."""
         try:
-            write(self._base / "phase.json", phase)
+            write(self._base / "phase.json", dict(phase, since=time.time()))
         except OSError as error:
             print(f"cannot write {self._base}: {error.strerror}", flush=True)
         self.report(phase)
@@ -167,6 +167,7 @@ class Reporter:
             "step": newest_step(job["run_dir"]) if job["train"] is not None else -1,
             "line": phase.get("line") or full(self._base),
             "failures": len(end.get("failures", [])) if ours else 0,
+            "since": phase.get("since") or time.time(),
             "time": time.time(),
         }
         folder = f"{job['bucket']}/atgrpo/{job['name']}/hosts/{vm['host']}"
@@ -203,7 +204,7 @@ def main(words: list[str]) -> int:
     what = words[1]
     if what == "before":
         unlock(Path(words[2]), words[3])
-        write(base / "phase.json", {"phase": "running", "line": ""})
+        write(base / "phase.json", {"phase": "running", "line": "", "since": time.time()})
     elif what == "train":
         train(base)
     elif what == "ended":

@@ -110,7 +110,7 @@ class Watcher:
         job = self._noted(job, resource, node, told)
         heard = [state and state.time for state in told]
         # What a VM said before it was prepared again counts no more.
-        now = tuple(state if state and state.time > job.rescued else None for state in told)
+        now = tuple(state if state and state.since > job.rescued else None for state in told)
         states = (resource and (resource.state, resource.attempt), node and node.state)
         stopped = any(state is not None and state.exit == 143 for state in now)
         return Seen(
@@ -165,7 +165,7 @@ class Watcher:
 
     def _prepare(self, seen: Seen) -> None:
         """Has the VMs prepared again over ssh. What they said so far counts no more."""
-        newest = max((state.time for state in seen.hosts if state is not None), default=seen.job.rescued)
+        newest = max((state.since for state in seen.hosts if state is not None), default=seen.job.rescued)
         failures = max((state.failures for state in seen.hosts if state is not None), default=0)
         changes = {"rescues": seen.job.rescues + 1, "rescued": newest, "excused": failures}
         job = jobs.update(self._cloud, seen.job, **changes)

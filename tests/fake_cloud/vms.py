@@ -24,7 +24,7 @@ def boot(cloud: Path, folder: Path, node: dict, runs: bool) -> None:
         (root / "metadata.json").write_text(json.dumps(node["metadata"] | {"agent-worker-number": str(host)}))
         (root / "environment.json").write_text(json.dumps(_environment(cloud, root)))
         python = root / "bin" / "python3"
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
         python.chmod(0o755)
         script = root / "startup.sh"
         script.write_text(node["metadata"].get("startup-script", ""))
@@ -46,7 +46,7 @@ def _environment(cloud: Path, root: Path) -> dict[str, str]:
         "FAKE_VM": str(root),
         "FAKE_PYTHON": sys.executable,
         "ATGRPO_ROOT": str(root),
-        "ATGRPO_EVERY": "0.3",
+        "ATGRPO_EVERY": "1",
         "ATGRPO_PAUSE": "0",
     }
 
@@ -64,6 +64,7 @@ def start(root: Path, words: list[str]) -> int:
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, serial, append, 0o644),
         (os.POSIX_SPAWN_DUP2, 1, 2),
+        *((os.POSIX_SPAWN_CLOSE, number) for number in range(3, 64)),  # systemd would not have the caller's
     ]
     # Not a Popen: the fake ends, or the test does, long before this process.
     group = os.posix_spawn(inside[0], inside, environment(root), file_actions=files, setsid=True)
