@@ -98,6 +98,7 @@ class Desk:
         self.environment = {
             "PATH": f"{FAKE}/bin:/usr/bin:/bin",
             "HOME": str(folder),
+            "CLOUDSDK_CONFIG": str(folder),  # a gcloud that is real, called by mistake, has no rights
             "FAKE_CLOUD": str(self.cloud.folder),
             "FAKE_PYTHON": sys.executable,
             "ATGRPO_BUCKET": BUCKET,

@@ -82,7 +82,7 @@ class FakeCloud:
     def gcloud(self, words: list[str], stdin: bytes = b"", vm: bool = False, cwd: str = ".") -> bytes:
         """Returns what gcloud prints. Raises Refused with what it writes on standard error."""
         with (self.folder / "calls.jsonl").open("a") as calls:
-            calls.write(json.dumps({"vm": vm, "words": words}) + "\n")
+            calls.write(json.dumps({"vm": vm, "words": words, "time": time.time()}) + "\n")
         self._fail_if_told(" ".join(words))
         name, places, flags = parsed(words)
         if name.startswith("storage"):

@@ -49,8 +49,8 @@ class Unit:
         env = vms.environment(self.root)
         for line in self.fields.get("Environment", []):
             env.update(word.split("=", 1) for word in shlex.split(line))
-        # Programs of a real VM are found where they always are; here the fakes are beside them.
-        env["PATH"] += ":" + vms.environment(self.root)["PATH"]
+        # The fakes come first: this machine may have a gcloud of its own, in the same place as a VM.
+        env["PATH"] = vms.environment(self.root)["PATH"] + ":" + env["PATH"]
         return env
 
     def run(self, command: str, more: dict[str, str]) -> int:

@@ -41,6 +41,7 @@ def _environment(cloud: Path, root: Path) -> dict[str, str]:
     return kept | {
         "PATH": f"{root}/bin:{HERE}/vm_bin:{HERE}/bin:/usr/bin:/bin",
         "HOME": f"{root}/home",
+        "CLOUDSDK_CONFIG": f"{root}/home",  # a gcloud that is real, called by mistake, has no rights
         "LANG": "C.UTF-8",
         "FAKE_CLOUD": str(cloud),
         "FAKE_VM": str(root),
