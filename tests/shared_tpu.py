@@ -49,6 +49,8 @@ for step in range(done, int(next((w[8:] for w in arguments if w.startswith("--st
         print("error: Experiment.steps = 0: must be positive" if code == 2 else "Aborted", file=sys.stderr)
         sys.stderr.flush()
         os._exit(code)
+for name in ("summary.json", "curves.png"):
+    (folder / name).write_text("{}")
 print("done", flush=True)
 """
 

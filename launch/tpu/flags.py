@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     add("--bucket", default=os.environ.get("ATGRPO_BUCKET"), help="gs://BUCKET; or set ATGRPO_BUCKET")
     add("--project", help="if it is not gcloud's own")
     add("--dry-run", action="store_true", help="prints every command and runs none")
-    add("--every", type=float, default=30.0, help="seconds between two looks (30)")
+    every = float(os.environ.get("ATGRPO_EVERY", "30"))
+    add("--every", type=float, default=every, help="seconds between two looks (30)")
     up = made.add_argument_group("up, create")
     add = up.add_argument
     add("--type", help="e.g. v6e-8")

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,10 @@ def tail(path: Path, most: int) -> bytes:
         return b""
 
 
-def full(base: Path) -> str:
+def full(base: Path, least: int = LEAST) -> str:
     """Returns what to say of a full disk, whose log could not take it; or ""."""
     left = shutil.disk_usage(base).free
-    return f"error: the VM's disk is full ({left / 1e6:.0f} MB left)" if left < LEAST else ""
+    return f"error: the VM's disk is full ({left / 1e6:.0f} MB left)" if left < least else ""
 
 
 def newest_step(run_dir: str) -> int:
@@ -140,8 +141,9 @@ def gcloud(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes
 class Reporter:
     """Copies what this VM does to the bucket. Nothing that goes wrong here ends the run."""
 
-    def __init__(self, base: Path):
+    def __init__(self, base: Path, storage: Callable[..., subprocess.CompletedProcess[bytes]] = gcloud):
         self._base = base
+        self._storage = storage
         self._copied = b""
 
     def say(self, phase: dict[str, Any]) -> None:
@@ -180,7 +182,7 @@ class Reporter:
     def _put(self, url: str, content: bytes) -> bool:
         """Writes an object from memory: a full disk does not matter. Returns whether it was written."""
         try:
-            done = gcloud("cp", "-", url, stdin=content)
+            done = self._storage("cp", "-", url, stdin=content)
         except subprocess.TimeoutExpired:
             print(f"cannot write {url}: no answer within {UPLOAD_S:g} s", flush=True)
             return False

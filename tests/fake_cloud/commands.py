@@ -25,6 +25,10 @@ _COPY = {
 
 # What a command is called: how many words it takes (at least and at most), and its own flags.
 COMMANDS = {
+    "auth login": (0, 1, {}),
+    "config set": (2, 2, {}),
+    "services enable": (1, 99, {"--async": False}),
+    "projects describe": (1, 1, {}),
     "compute tpus accelerator-types list": (0, 0, _LIST),
     "compute tpus queued-resources create": (1, 1, {
         "--accelerator-type": True, "--async": False, "--data-disk": True, "--description": True,
@@ -47,6 +51,11 @@ COMMANDS = {
     "compute tpus tpu-vm ssh": (1, 1, {
         **_SSH, "--command": True, "--output-directory": True, "--ssh-flag": True
     }),
+    "storage buckets create": (1, 99, {
+        "--location": True, "--uniform-bucket-level-access": False, "--default-storage-class": True,
+        "--public-access-prevention": False, "--soft-delete-duration": True,
+    }),
+    "storage buckets add-iam-policy-binding": (1, 1, {"--member": True, "--role": True}),
     "storage buckets describe": (1, 1, {"--raw": False}),
     "storage cat": (1, 99, {"--display-url": False, "--range": True}),
     "storage cp": (2, 99, _COPY),
