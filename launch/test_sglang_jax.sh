@@ -20,7 +20,7 @@ install() {
   "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
   # It uses uv, because pip takes minutes for so many packages.
-  "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" -e "$root[sglang-cpu]" 'pytest>=8'
+  "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" -e "${root}[sglang-cpu]" 'pytest>=8'
   echo "$stamp" > "$venv/.atgrpo"
 }
 

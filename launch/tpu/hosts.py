@@ -1,0 +1,38 @@
+"""What is done on the VMs over ssh. Every command here has a deadline."""
+
+from __future__ import annotations
+
+import shlex
+
+from tpu.cloud import Cloud
+from tpu.job import Job
+
+BASE = "/opt/atgrpo"  # as in tpu_host.sh
+# The script prepares the VM again and starts the run. As a unit of its own it outlives the ssh session.
+PREPARE = f"sudo systemd-run --collect --unit=atgrpo-setup bash {BASE}/host.sh"
+STOP = "sudo systemctl stop atgrpo"
+STOP_S = 120.0  # the run has 25 s to save; then its last state is copied
+
+
+def prepare(cloud: Cloud, job: Job) -> None:
+    """Makes all VMs read the job again and start its run."""
+    cloud.on_vms(job.name, job.zone, PREPARE)
+
+
+def stop(cloud: Cloud, job: Job) -> None:
+    """Stops the run on all VMs by SIGTERM. Returns when it has ended."""
+    cloud.on_vms(job.name, job.zone, STOP, deadline_s=STOP_S)
+
+
+def live_log(cloud: Cloud, job: Job, host: str) -> str:
+    """Returns the end of the log as it is on a VM, for one that cannot write to the bucket."""
+    return cloud.on_vms(job.name, job.zone, f"sudo tail -n 200 {BASE}/log.txt", host)
+
+
+def probe(cloud: Cloud, job: Job, deadline_s: float, more: list[str]) -> str:
+    """Runs the probe on all VMs, as the user of the run. Returns what it prints."""
+    code = f"{BASE}/{job.code}"
+    python = f"{code}/venv/bin/python"
+    words = [python, "-m", "atgrpo_jax.tools.probe", f"--bucket={job.folder}/probe", *more]
+    command = f"cd {code}/code && sudo -u atgrpo {shlex.join(words)}"
+    return cloud.on_vms(job.name, job.zone, command, deadline_s=deadline_s)

@@ -1,0 +1,1 @@
+"""A Google Cloud for tests of launch/tpu.py: gcloud, buckets, queued resources, and VMs that really run."""

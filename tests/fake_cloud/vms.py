@@ -1,0 +1,129 @@
+"""VMs of the fake cloud: a folder is the root of each, and the startup script really runs in it."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def boot(cloud: Path, folder: Path, node: dict, runs: bool) -> None:
+    """Makes the VMs of a resource, and starts the startup script on each."""
+    family, _, number = node["acceleratorType"].partition("-")
+    chips = int(number) // (2 if family in ("v4", "v5p") else 1)
+    for host in range(1 if (chips <= 8 and family not in ("v4", "v5p")) or chips <= 4 else chips // 4):
+        root = folder / str(host)
+        for name in ("bin", "dev", "tmp", "run/systemd/system", "home"):
+            (root / name).mkdir(parents=True)
+        (root / "metadata.json").write_text(json.dumps(node["metadata"] | {"agent-worker-number": str(host)}))
+        (root / "environment.json").write_text(json.dumps(_environment(cloud, root)))
+        python = root / "bin" / "python3"
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+        python.chmod(0o755)
+        script = root / "startup.sh"
+        script.write_text(node["metadata"].get("startup-script", ""))
+        if runs:
+            start(root, ["bash", str(script)])
+
+
+def _environment(cloud: Path, root: Path) -> dict[str, str]:
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key.startswith(("JAX_", "STORAGE_", "TENSORSTORE_"))
+    }
+    return kept | {
+        "PATH": f"{root}/bin:{HERE}/vm_bin:{HERE}/bin:/usr/bin:/bin",
+        "HOME": f"{root}/home",
+        "CLOUDSDK_CONFIG": f"{root}/home",  # a gcloud that is real, called by mistake, has no rights
+        "LANG": "C.UTF-8",
+        "FAKE_CLOUD": str(cloud),
+        "FAKE_VM": str(root),
+        "FAKE_PYTHON": sys.executable,
+        "ATGRPO_ROOT": str(root),
+        "ATGRPO_EVERY": "1",
+        "ATGRPO_PAUSE": "0",
+    }
+
+
+def environment(root: Path) -> dict[str, str]:
+    return json.loads((root / "environment.json").read_text())
+
+
+def start(root: Path, words: list[str]) -> int:
+    """Starts a process group of a VM, which ends with the VM at the latest. Returns its number."""
+    inside = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', str(root), *words]
+    serial = str(root / "serial.txt")
+    append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, serial, append, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        *((os.POSIX_SPAWN_CLOSE, number) for number in range(3, 64)),  # systemd would not have the caller's
+    ]
+    # Not a Popen: the fake ends, or the test does, long before this process.
+    group = os.posix_spawn(inside[0], inside, environment(root), file_actions=files, setsid=True)
+    note(root, group)
+    return group
+
+
+def note(root: Path, group: int, file: str = "groups.txt") -> None:
+    with (root / file).open("a") as groups:
+        groups.write(f"{group}\n")
+
+
+def run(root: Path, command: str) -> str:
+    """Runs what came over ssh. The VM's root is a folder here, so its paths begin with it."""
+    inside = command.replace("/opt/atgrpo", f"{root}/opt/atgrpo")
+    done = subprocess.run(
+        ["bash", "-c", inside], env=environment(root), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        from fake_cloud.commands import Refused
+
+        raise Refused(
+            f"{done.stderr}ERROR: (gcloud.compute.tpus.tpu-vm.ssh) exited with code {done.returncode}"
+        )
+    return done.stdout
+
+
+def destroy(folder: Path, grace_s: float) -> None:
+    """Ends all VMs in a folder: SIGTERM, after a while SIGKILL, and then the disks are gone.
+
+    SIGTERM goes to what is like systemd, which stops its units; SIGKILL goes to everything.
+    """
+    if not folder.exists():
+        return
+    groups = [int(line) for root in folder.iterdir() for line in _lines(root / "groups.txt")]
+    deadline = time.monotonic() + grace_s
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
+    while any(_lives(group) for group in groups) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for root in folder.iterdir():
+        for line in _lines(root / "groups.txt") + _lines(root / "mains.txt"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(line), signal.SIGKILL)
+    shutil.rmtree(folder)
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().split() if file.exists() else []
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    # A process that nobody waits for is a zombie, and has ended.
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{group}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True

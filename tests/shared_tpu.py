@@ -1,0 +1,139 @@
+"""What the tests of launch/tpu.py share: a checkout of its own, a fake cloud, and ways to call it."""
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fake_cloud.cloud import FakeCloud
+from fake_cloud.commands import Refused
+
+ROOT = Path(__file__).resolve().parents[1]
+FAKE = ROOT / "tests" / "fake_cloud"
+sys.path.insert(0, str(ROOT / "launch"))
+
+from tpu import cli, shell  # noqa: E402  (from launch/)
+
+BUCKET = "gs://runs-of-a-team"
+WHERE = ["--zone=us-east5-a", f"--bucket={BUCKET}"]
+
+# A program that behaves as train does: state in the bucket, a stop by SIGTERM, exit codes.
+STAND_IN = """
+import json, os, pathlib, signal, sys, time
+arguments = sys.argv[1:]
+run = next(word.partition("=")[2] for word in arguments if word.startswith("--run_dir="))
+folder = pathlib.Path(os.environ["FAKE_CLOUD"], "buckets", run.removeprefix("gs://"))
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "arguments.json").write_text(json.dumps(arguments))
+metrics = folder / "metrics.jsonl"
+done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+print("train begins after step", done, flush=True)
+for step in range(done, int(next((w[8:] for w in arguments if w.startswith("--steps=")), "3"))):
+    deadline = time.monotonic() + 0.02
+    while (folder / "hold").exists() and not stopped or time.monotonic() < deadline:
+        time.sleep(0.01)
+    if stopped:
+        print("stopped by SIGTERM; the last step is saved", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(143)
+    with metrics.open("a") as file:
+        file.write(json.dumps({"step": step}) + "\\n")
+    if (folder / "fail").exists():
+        code = int((folder / "fail").read_text())
+        print("error: Experiment.steps = 0: must be positive" if code == 2 else "Aborted", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(code)
+for name in ("summary.json", "curves.png"):
+    (folder / name).write_text("{}")
+print("done", flush=True)
+"""
+
+
+def make_checkout(folder: Path) -> Path:
+    """Makes a small git checkout with the launcher in it, and a stand-in for the package."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "launch" / "tpu", folder / "launch" / "tpu", ignore=ignored)
+    for name in ("tpu.py", "tpu_host.sh"):
+        shutil.copy(ROOT / "launch" / name, folder / "launch")
+    (folder / "atgrpo_jax").mkdir()
+    (folder / "atgrpo_jax" / "__init__.py").write_text("")
+    (folder / "atgrpo_jax" / "train.py").write_text(STAND_IN)
+    (folder / ".gitignore").write_text("__pycache__/\n")
+    who = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", *words], cwd=folder, env=os.environ | who, check=True)
+    return folder
+
+
+class FakeShell(shell.Shell):
+    """A shell whose commands are calls of the fake."""
+
+    def __init__(self, desk: "Desk", dry: bool = False):
+        super().__init__(dry, desk.checkout)
+        self._desk = desk
+
+    def execute(self, words, deadline_s, stdin):
+        assert words[0] == "gcloud"
+        try:
+            return 0, self._desk.cloud.gcloud(list(words[1:]), stdin, cwd=self.root).decode(), ""
+        except Refused as refused:
+            return refused.code, "", refused.text
+
+
+class Desk:
+    """A laptop: a checkout, and gcloud that is the fake."""
+
+    def __init__(self, folder: Path):
+        self.checkout = make_checkout(folder / "checkout")
+        self.cloud = FakeCloud(folder / "cloud").make()
+        self.cloud.storage.make(BUCKET.removeprefix("gs://"), "US-EAST5")
+        self.environment = {
+            "PATH": f"{FAKE}/bin:/usr/bin:/bin",
+            "HOME": str(folder),
+            "CLOUDSDK_CONFIG": str(folder),  # a gcloud that is real, called by mistake, has no rights
+            "FAKE_CLOUD": str(self.cloud.folder),
+            "FAKE_PYTHON": sys.executable,
+            "ATGRPO_BUCKET": BUCKET,
+        }
+
+    def start(self, *words: str, **more) -> subprocess.Popen:
+        """Starts launch/tpu.py as a person does."""
+        return subprocess.Popen(
+            [sys.executable, "-S", "launch/tpu.py", *words], cwd=self.checkout, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+        )  # fmt: skip
+
+    def call(self, *words: str) -> tuple[int, str, str]:
+        """Runs launch/tpu.py in this process, with a gcloud that is a function. Returns code, out, err."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main([words[0], "--every=0", f"--bucket={BUCKET}", *words[1:]], self.shell)
+        return code, out.getvalue(), err.getvalue()
+
+    def shell(self, dry: bool) -> "FakeShell":
+        return FakeShell(self, dry)
+
+    def object(self, name: str) -> Path:
+        return self.cloud.storage.path(f"{BUCKET}/atgrpo/{name}")
+
+    def end(self) -> None:
+        """Takes all VMs away."""
+        for name in self.cloud.resources():
+            self.cloud._queued_resources_delete(name, self.cloud.resources()[name]["zone"], {"--force": True})
+
+
+def wait_for(what, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)

