@@ -55,15 +55,19 @@ print("done", flush=True)
 """
 
 
-def make_checkout(folder: Path) -> Path:
-    """Makes a small git checkout with the launcher in it, and a stand-in for the package."""
+def make_checkout(folder: Path, stand_in: bool) -> Path:
+    """Makes a small git checkout with the launcher in it, and the package or a stand-in for it."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "launch" / "tpu", folder / "launch" / "tpu", ignore=ignored)
     for name in ("tpu.py", "tpu_host.sh"):
         shutil.copy(ROOT / "launch" / name, folder / "launch")
-    (folder / "atgrpo_jax").mkdir()
-    (folder / "atgrpo_jax" / "__init__.py").write_text("")
-    (folder / "atgrpo_jax" / "train.py").write_text(STAND_IN)
+    if stand_in:
+        (folder / "atgrpo_jax").mkdir()
+        (folder / "atgrpo_jax" / "__init__.py").write_text("")
+        (folder / "atgrpo_jax" / "train.py").write_text(STAND_IN)
+    else:
+        for name in ("atgrpo_jax", "gin"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     (folder / ".gitignore").write_text("__pycache__/\n")
     who = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     for words in (
@@ -93,8 +97,8 @@ class FakeShell(shell.Shell):
 class Desk:
     """A laptop: a checkout, and gcloud that is the fake."""
 
-    def __init__(self, folder: Path):
-        self.checkout = make_checkout(folder / "checkout")
+    def __init__(self, folder: Path, stand_in: bool = True):
+        self.checkout = make_checkout(folder / "checkout", stand_in)
         self.cloud = FakeCloud(folder / "cloud").make()
         self.cloud.storage.make(BUCKET.removeprefix("gs://"), "US-EAST5")
         self.environment = {

@@ -70,9 +70,9 @@ class FakeCloud:
             file.stem: json.loads(file.read_text()) for file in (self.folder / "resources").glob("*.json")
         }
 
-    def preempt(self, name: str) -> None:
-        """Takes the machines away: SIGTERM, two seconds later SIGKILL, and their disks are gone."""
-        vms.destroy(self.folder / "vms" / name, grace_s=2.0)
+    def preempt(self, name: str, grace_s: float = 2.0) -> None:
+        """Takes the machines away: SIGTERM, then SIGKILL, and their disks are gone."""
+        vms.destroy(self.folder / "vms" / name, grace_s)
         resource = self.resources()[name]
         resource.update(state="SUSPENDED", plan=[], vm_state="PREEMPTED")
         self._write(f"resources/{name}.json", resource)

@@ -36,7 +36,7 @@ def _environment(cloud: Path, root: Path) -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if key.startswith(("JAX_", "STORAGE_", "TENSORSTORE_"))
+        if key.startswith(("JAX_", "STORAGE_", "TENSORSTORE_", "GOOGLE_AUTH_TOKEN", "GCSFS_", "NO_GCE_"))
     }
     return kept | {
         "PATH": f"{root}/bin:{HERE}/vm_bin:{HERE}/bin:/usr/bin:/bin",
