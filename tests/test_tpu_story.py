@@ -140,8 +140,9 @@ def test_a_vm_without_network_says_so(desk):
     (desk.cloud.folder / "no_network").write_text("")
     up(desk, "--steps=1")
     comes(desk, phase="setup failed")
-    line = "error: no network: uv could not be fetched; leave out --internal-ips, or give the subnetwork Cloud NAT"
-    assert state(desk)["line"] == line
+    assert state(desk)["line"].startswith(
+        "error: no network: uv could not be fetched; leave out --internal-ips"
+    )
     (desk.cloud.folder / "no_network").unlink()
     (desk.cloud.folder / "no_packages").write_text("")
     watch = desk.start("watch", "w", "--every=0.5")  # it has the VM prepared again
