@@ -55,6 +55,18 @@ print("done", flush=True)
 """
 
 
+# The same for the probe, one of whose parts fails.
+STAND_IN_PROBE = """
+import pathlib, sys
+out = pathlib.Path(sys.argv[1].removeprefix("--out="))
+out.mkdir(parents=True, exist_ok=True)
+for name in ("probe.json", "probe.md"):
+    (out / name).write_text(repr(sys.argv[2:]))
+print("a page")
+sys.exit(1)
+"""
+
+
 def make_checkout(folder: Path) -> Path:
     """Makes a small git checkout with the launcher in it, and a stand-in for the package."""
     ignored = shutil.ignore_patterns("__pycache__")
@@ -64,6 +76,8 @@ def make_checkout(folder: Path) -> Path:
     (folder / "atgrpo_jax").mkdir()
     (folder / "atgrpo_jax" / "__init__.py").write_text("")
     (folder / "atgrpo_jax" / "train.py").write_text(STAND_IN)
+    (folder / "atgrpo_jax" / "tools").mkdir()
+    (folder / "atgrpo_jax" / "tools" / "probe.py").write_text(STAND_IN_PROBE)
     (folder / ".gitignore").write_text("__pycache__/\n")
     who = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     for words in (
