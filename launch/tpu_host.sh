@@ -8,7 +8,8 @@ set -euo pipefail
 root="${ATGRPO_ROOT:-}"
 base="$root/opt/atgrpo"
 units="$root/run/systemd/system" # gone after a reboot, so that this script decides what starts
-export HOME="${HOME:-/root}" DEBIAN_FRONTEND=noninteractive
+export HOME="${HOME:-/root}" DEBIAN_FRONTEND=noninteractive CLOUDSDK_CONFIG="$base/gcloud"
+export PATH="$PATH:/snap/bin" # where images of Ubuntu have gcloud
 
 # metadata KEY: prints what `queued-resources create` was given for this machine.
 metadata() {
@@ -74,6 +75,7 @@ start_reports() {
 [Unit]
 Description=copies what atgrpo does to the bucket
 [Service]
+Environment=PATH=/usr/local/bin:/usr/bin:/bin:/snap/bin CLOUDSDK_CONFIG=$base/gcloud
 ExecStart=$(command -v python3) $code/launch/tpu/on_vm.py $base report ${ATGRPO_EVERY:-30}
 Restart=always
 RestartSec=10
@@ -149,7 +151,7 @@ StartLimitIntervalSec=0
 User=atgrpo
 WorkingDirectory=$code
 Environment=HOME=$base/home PYTHONUNBUFFERED=1 TPU_LOG_DIR=$base/home/tpu_logs
-Environment=PATH=$place/venv/bin:/usr/local/bin:/usr/bin:/bin
+Environment=PATH=$place/venv/bin:/usr/local/bin:/usr/bin:/bin:/snap/bin CLOUDSDK_CONFIG=$base/gcloud
 ExecStartPre=+$(command -v python3) $code/launch/tpu/on_vm.py $base before $root/tmp/libtpu_lockfile $root/dev/(accel|vfio/)[0-9]+
 ExecStart=$(command -v python3) $code/launch/tpu/on_vm.py $base train
 ExecStopPost=+$(command -v python3) $code/launch/tpu/on_vm.py $base ended

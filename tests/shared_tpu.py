@@ -55,6 +55,18 @@ print("done", flush=True)
 """
 
 
+# The same for the probe, one of whose parts fails.
+STAND_IN_PROBE = """
+import pathlib, sys
+out = pathlib.Path(sys.argv[1].removeprefix("--out="))
+out.mkdir(parents=True, exist_ok=True)
+for name in ("probe.json", "probe.md"):
+    (out / name).write_text(repr(sys.argv[2:]))
+print("a page")
+sys.exit(1)
+"""
+
+
 def make_checkout(folder: Path, stand_in: bool) -> Path:
     """Makes a small git checkout with the launcher in it, and the package or a stand-in for it."""
     ignored = shutil.ignore_patterns("__pycache__")
@@ -65,6 +77,8 @@ def make_checkout(folder: Path, stand_in: bool) -> Path:
         (folder / "atgrpo_jax").mkdir()
         (folder / "atgrpo_jax" / "__init__.py").write_text("")
         (folder / "atgrpo_jax" / "train.py").write_text(STAND_IN)
+        (folder / "atgrpo_jax" / "tools").mkdir()
+        (folder / "atgrpo_jax" / "tools" / "probe.py").write_text(STAND_IN_PROBE)
     else:
         for name in ("atgrpo_jax", "gin"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)

@@ -1,6 +1,6 @@
 """launch/tpu.py --dry-run: what a person reads before paying, a file for each type in tests/golden/tpu/.
 
-``python tests/test_tpu_dry.py`` writes the files anew.
+``PYTHONPATH=. python tests/test_tpu_dry.py`` writes the files anew.
 """
 
 import re

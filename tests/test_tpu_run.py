@@ -1,4 +1,4 @@
-"""A real team trains on a VM of the fake cloud, with its run folder in a bucket, and loses its machines twice."""
+"""A real team trains on a VM of the fake cloud, its folder in a bucket, and loses its machines twice."""
 
 import json
 import os

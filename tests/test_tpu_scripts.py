@@ -1,4 +1,4 @@
-"""The files in launch/: old Pythons read them, shellcheck finds nothing, and what other launchers are given."""
+"""The files in launch/: old Pythons read them, shellcheck finds nothing, other launchers are given enough."""
 
 import ast
 import os

@@ -63,7 +63,7 @@ CASES = [
     (seen(resource=resource("ACTIVE"), node=Node("REPAIRING", "", ""), waited=1201.0), "recreate", "ready"),
     (seen(resource=resource("ACTIVE"), node=Node("CREATING", "", "")), "wait", "VMs CREATING: the VMs start"),
     (seen(**READY, hosts=host(phase="setup failed", line="error: no network")), "prepare", "tries again"),
-    (seen(JOB.but(rescues=1), **READY, hosts=host(phase="setup failed", line="error: x")), "end", ": error: x"),
+    (seen(JOB.but(rescues=1), **READY, hosts=host(phase="setup failed", line="x")), "end", "prepared: x"),
     (seen(**READY, hosts=host(exit=143), stopped=301.0), "end", "somebody stopped the run"),
     (seen(**READY, hosts=host(exit=143), stopped=10.0), "wait", "stopped by SIGTERM"),
     (seen(**READY, silent=901.0), "prepare", "the VMs tell nothing: their service account"),

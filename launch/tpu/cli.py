@@ -199,9 +199,10 @@ def probe(cloud: Cloud, flags: argparse.Namespace) -> int:
     job = found_job(cloud, flags)
     ours(cloud, job)
     print(hosts.probe(cloud, job, flags.deadline, flags.after), end="")
-    os.makedirs(flags.out, exist_ok=True)
-    cloud.copy([f"{job.folder}/probe/*"], os.path.abspath(flags.out))
-    print(f"the results are in {flags.out}/")
+    if not cloud.shell.dry:
+        os.makedirs(flags.out, exist_ok=True)
+    cloud.copy(hosts.results(job), os.path.abspath(flags.out))
+    print(f"the results are in {flags.out}/results/")
     return 0
 
 

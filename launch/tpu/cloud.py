@@ -166,9 +166,10 @@ class Cloud:
                 return []
             raise
 
-    def copy(self, urls: list[str], folder: str) -> None:
-        """Copies objects into a folder of this machine."""
-        self._gcloud("copying", "storage", "cp", *urls, folder, deadline_s=COPY_S, changes=True)
+    def copy(self, url: str, folder: str) -> None:
+        """Copies a folder of a bucket into one of this machine."""
+        words = ("storage", "cp", "--recursive", url, folder)
+        self._gcloud(f"copying {url}", *words, deadline_s=COPY_S, changes=True)
 
     def forget(self, url: str) -> None:
         """Deletes one object."""

@@ -30,9 +30,31 @@ def live_log(cloud: Cloud, job: Job, host: str) -> str:
 
 
 def probe(cloud: Cloud, job: Job, deadline_s: float, more: list[str]) -> str:
-    """Runs the probe on all VMs, as the user of the run. Returns what it prints."""
+    """Runs the probe on all VMs, as the user of the run. Returns the pages that it prints.
+
+    Each VM copies its results to the bucket, also if a part of the probe failed: the page says which.
+    """
     code = f"{BASE}/{job.code}"
+    out = f"{BASE}/home/probe"
     python = f"{code}/venv/bin/python"
-    words = [python, "-m", "atgrpo_jax.tools.probe", f"--bucket={job.folder}/probe", *more]
-    command = f"cd {code}/code && sudo -u atgrpo {shlex.join(words)}"
-    return cloud.on_vms(job.name, job.zone, command, deadline_s=deadline_s)
+    words = [
+        python,
+        "-m",
+        "atgrpo_jax.tools.probe",
+        f"--out={out}",
+        f"--bucket={job.folder}/probe/speed",
+        *more,
+    ]
+    number = rf"$(sed 's/[^0-9]*\([0-9]*\).*/\1/' {BASE}/vm.json)"
+    return cloud.on_vms(
+        job.name,
+        job.zone,
+        f'cd {code}/code && {{ sudo -H -u atgrpo {shlex.join(words)} || echo "exit code $?"; }} && '
+        f'sudo gcloud storage cp {out}/probe.json {out}/probe.md "{results(job)}/host-{number}/"',
+        deadline_s=deadline_s,
+    )
+
+
+def results(job: Job) -> str:
+    """Returns where the probe's results are."""
+    return f"{job.folder}/probe/results"

@@ -56,6 +56,15 @@ class Seen:
         return f"{self.resource.state or 'without a state'}{vms}"
 
     @property
+    def state(self) -> str:
+        return self.resource.state if self.resource else ""
+
+    @property
+    def error(self) -> str:
+        """Why Google could not make the machines."""
+        return self.resource.error if self.resource else ""
+
+    @property
     def exits(self) -> set[int]:
         return {host.exit for host in self.hosts if host is not None and host.exit is not None}
 
@@ -93,7 +102,7 @@ class Row:
 
 
 def _quota(seen: Seen) -> bool:
-    return seen.resource is not None and kind_of(seen.resource.error)[0] in ("quota", "rights")
+    return kind_of(seen.error)[0] in ("quota", "rights")
 
 
 def _troubled(seen: Seen, patience: Patience) -> bool:
@@ -118,11 +127,11 @@ TABLE = (
     Row(lambda s, p: s.hours_over, "give up",
         lambda s: f"the machines have had {s.job.used_hours:.1f} hours of --max-hours={s.job.max_hours:g}"),
     Row(lambda s, p: s.what == "gone", "create", lambda s: "no machines: asks for some"),
-    Row(lambda s, p: s.what == "failed" and _quota(s), "give up", lambda s: f"refused: {s.resource.error}"),
+    Row(lambda s, p: s.what == "failed" and _quota(s), "give up", lambda s: f"refused: {s.error}"),
     Row(lambda s, p: s.what == "failed", "recreate",
-        lambda s: f"no machines yet: {s.resource.error or s.states}"),
+        lambda s: f"no machines yet: {s.error or s.states}"),
     Row(lambda s, p: s.what == "lost", "recreate", lambda s: f"the machines were taken away ({s.states})"),
-    Row(lambda s, p: s.what == "coming", "wait", lambda s: f"{s.states}: {WAITING[s.resource.state]}"),
+    Row(lambda s, p: s.what == "coming", "wait", lambda s: f"{s.states}: {WAITING[s.state]}"),
     Row(lambda s, p: s.what == "unknown" and s.waited > p.unknown, "recreate",
         lambda s: f"still in a state that is not known here ({s.states})"),
     Row(lambda s, p: s.what == "unknown", "wait", lambda s: f"{s.states}: not known here, so it waits"),

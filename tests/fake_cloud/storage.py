@@ -87,7 +87,8 @@ class Storage:
                 local = Path(target)
                 (local / source.rpartition("/")[2] if local.is_dir() else local).write_bytes(content)
                 continue
-            file = self._enter(target, vm, "cp")
+            inside = source.rpartition("/")[2] if target.endswith("/") else ""
+            file = self._enter(target + inside, vm, "cp")
             if flags.get("--if-generation-match") == "0" and file.exists():
                 raise Refused(f"ERROR: (gcloud.storage.cp) HTTPError 412: {target}: conditionNotMet")
             self._write(file, content)

@@ -31,7 +31,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-AREAS = ("core", "wiring", "engine", "tasks", "sandbox", "data")
+AREAS = ("core", "wiring", "engine", "tasks", "sandbox", "data", "launch")
 COPIED = ("atgrpo_jax", "tests", "gin", "launch", "benchmarks", "docs", "pyproject.toml", "setup.py",
           "README.md", "BUILD.md")  # fmt: skip
 LEAST_S = 120.0  # that tests may take, however short they are without a fault

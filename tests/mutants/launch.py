@@ -1,0 +1,74 @@
+"""launch/tpu.py: what is refused, what `watch` does, and what runs on the VMs."""
+
+FAULTS = {
+    ("../launch/tpu/table.py", "test_tpu_watch.py"): [
+        ("lambda s, p: 2 in s.exits", "lambda s, p: 3 in s.exits", "exit code 2 is started again"),
+        ('s.job.wanted == "stop"', 's.job.wanted == "halt"', "a run that was stopped gets new machines"),
+        (
+            'return {"ready": "ready", "coming": "active"}.get(NODES.get(self.node.state, ""), "lost")',
+            'return {"ready": "ready", "coming": "active"}.get(NODES.get(self.node.state, ""), "ready")',
+            "VMs in a state that nobody knows are taken for READY",
+        ),
+        (
+            '        if self.node is None:\n            return "lost"\n',
+            '        if self.node is None:\n            return "active"\n',
+            "a resource without VMs is waited for",
+        ),
+        (
+            "143 in s.exits and s.stopped > p.stopped",
+            "143 in s.exits",
+            "a stop before the machines go away is taken for a person's",
+        ),
+        (
+            "most = patience.failures + seen.job.excused",
+            "most = patience.failures",
+            "VMs that were prepared anew are replaced at once",
+        ),
+    ],
+    ("../launch/tpu/watch.py", "test_tpu_watch.py"): [
+        ("state.attempt == resource.attempt", "state.attempt >= 0", "what an older machine said is believed"),
+        ("state.number == job.number", "state.number >= 0", "what an older run said is believed"),
+        (
+            "if state and state.since > job.rescued",
+            "if state",
+            "what a VM said before it was prepared anew is believed",
+        ),
+        (
+            "self._patience.every * 2**self._refused",
+            "self._patience.every",
+            "machines are asked for without a longer pause",
+        ),
+        (
+            "if seen.resource is not None and not seen.resource.ours:",
+            "if False:",
+            "machines of others are replaced",
+        ),
+    ],
+    ("../launch/tpu/ask.py", "test_tpu_watch.py test_tpu_dry.py"): [
+        ("attempt=job.attempt + 1", "attempt=job.attempt", "new machines have the attempt of the old ones"),
+        (
+            "if found is None and (cloud",
+            "if True and (cloud",
+            "new machines are asked for before the old ones are gone",
+        ),
+    ],
+    ("../launch/tpu/checks.py", "test_tpu_refusals.py"): [
+        ("if machine.type not in types:", "if False:", "a zone without the type is asked"),
+        (
+            "if place == here.upper() or here.startswith(WIDE.get(place, ())):",
+            "if True:",
+            "a bucket in another region is taken",
+        ),
+        ("if job.used_hours >= job.max_hours:", "if False:", "hours are not counted"),
+    ],
+    ("../launch/tpu/code.py", "test_tpu_refusals.py"): [
+        ("if changed and not dirty:", "if False:", "uncommitted changes are sent"),
+        ("    info.mtime = 0\n", "", "the same files have another digest each time"),
+    ],
+    ("../launch/tpu/on_vm.py", "test_tpu_vm.py"): [
+        ('before.get("exit") in (0, 2)', 'before.get("exit") in (0,)', "a boot starts what people must mend"),
+        ('128 + getattr(signal, f"SIG{status}", 0)', "1", "a signal is no exit code"),
+        ("if code not in DONE:", "if True:", "a stop is a failure"),
+        ("    lock.unlink()\n", "", "libtpu's lock stays"),
+    ],
+}
