@@ -115,9 +115,8 @@ class Room:
 
     def says(self, attempt: int, **fields) -> None:
         """Writes what a VM says of itself, with the time."""
-        state = dataclasses.replace(
-            HOST, attempt=attempt, since=self.clock.now, time=self.clock.now, **fields
-        )
+        moment = {"since": self.clock.now, "time": self.clock.now}
+        state = dataclasses.replace(HOST, attempt=attempt, **(moment | fields))
         self.desk.object("w/hosts/0").mkdir(parents=True, exist_ok=True)
         self.desk.object("w/hosts/0/state.json").write_text(json.dumps(dataclasses.asdict(state)))
 
@@ -319,13 +318,32 @@ def test_a_vm_that_cannot_be_prepared(room):
     assert "the VMs cannot be prepared: error: no network" in room.text
 
 
+def test_what_a_vm_said_before_it_was_prepared_again_is_not_believed(room):
+    """It says so every 30 s, until the script has begun again."""
+    room.up()
+    old = room.clock.now
+    looks = []
+
+    def then():
+        looks.append(room.attempt)
+        if len(looks) < 6:
+            room.says(1, phase="setup failed", line="error: no network", since=old)
+        else:
+            room.says(1, phase="ended", exit=0)
+
+    room.clock.then = then
+    then()
+    assert room.watch() == 0
+    assert len(room.desk.cloud.calls("ssh")) == 1
+
+
 def test_the_hours_end_it_all(room):
     room.up()
     room.desk.cloud._write("resources/w.json", room.desk.cloud.resources()["w"] | {"created": room.clock.now})
     room.clock.then = lambda: room.says(1, step=7)
     room.clock.sleep = lambda _: setattr(room.clock, "now", room.clock.now + 3600) or room.clock.then()
     assert room.watch() == 2
-    assert "give up" and "the machines have had 24.0 hours of --max-hours=24" in room.text
+    assert "the machines have had 24.0 hours of --max-hours=24" in room.text
     assert room.desk.cloud.resources() == {}
     assert (room.job.hours, room.job.wanted) == ({"1": 24.0}, "stop")
 
