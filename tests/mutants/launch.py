@@ -38,6 +38,8 @@ FAULTS = {
             "self._patience.every",
             "machines are asked for without a longer pause",
         ),
+    ],
+    ("../launch/tpu/watch.py", "test_tpu_refusals.py"): [
         (
             "if seen.resource is not None and not seen.resource.ours:",
             "if False:",
