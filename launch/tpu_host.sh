@@ -126,7 +126,7 @@ get_models() {
   while read -r model; do
     if [ -z "$model" ] || [ -e "$base/models/.${model##*/}" ]; then continue; fi
     echo "copying $model"
-    gcloud storage cp --recursive --quiet "$model" "$base/models" || fail "cannot copy $model to local disk"
+    gcloud storage cp --recursive --quiet "$model" "$base/models" < /dev/null || fail "cannot copy $model to local disk"
     touch "$base/models/.${model##*/}"
   done <<< "$(field models)"
 }

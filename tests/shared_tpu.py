@@ -17,9 +17,15 @@ FAKE = ROOT / "tests" / "fake_cloud"
 sys.path.insert(0, str(ROOT / "launch"))
 
 from tpu import cli, shell  # noqa: E402  (from launch/)
+from tpu.job import HostState  # noqa: E402
 
 BUCKET = "gs://runs-of-a-team"
 WHERE = ["--zone=us-east5-a", f"--bucket={BUCKET}"]
+
+# What a VM says of itself in the middle of a run.
+HOST = HostState(
+    number=1, attempt=1, phase="running", exit=None, step=3, line="", failures=0, since=1.0, time=1.0
+)
 
 # A program that behaves as train does: state in the bucket, a stop by SIGTERM, exit codes.
 STAND_IN = """

@@ -24,8 +24,8 @@ def desk(tmp_path):
     desk.end()
 
 
-def up(desk: Desk, *after: str) -> None:
-    code, _, err = desk.call("up", "w", "--type=v6e-8", *WHERE, "--spot", "--", *after)
+def up(desk: Desk, *after: str, flags: tuple[str, ...] = ()) -> None:
+    code, _, err = desk.call("up", "w", "--type=v6e-8", *WHERE, "--spot", *flags, "--", *after)
     assert code == 0, err
     desk.call("status", "w")  # this look finds them ACTIVE, and they boot
 
@@ -119,9 +119,14 @@ def test_a_run_that_crashes_and_one_that_people_must_mend(desk):
 
 
 def test_stop_saves_and_run_goes_on(desk):
+    """And a model folder of the job is on the VM's disk, where the run finds it as models/tiny."""
     set_file(desk, "hold")
-    up(desk, "--steps=2")
+    model = desk.cloud.storage.path(f"{BUCKET}/models/tiny")
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    up(desk, "--steps=2", flags=(f"--model={BUCKET}/models/tiny",))
     comes(desk, phase="running")
+    assert list((desk.cloud.folder / "vms/w/0/opt/atgrpo").glob("*/code/models/tiny/config.json"))
     wait_for(lambda: desk.object("w/run/arguments.json").exists())
     assert desk.call("stop", "w")[0] == 0
     assert (state(desk)["phase"], state(desk)["exit"]) == ("ended", 143)

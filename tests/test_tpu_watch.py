@@ -1,4 +1,4 @@
-"""`launch/tpu.py watch`: its table row by row, and what it does with a scripted cloud. No VM runs here."""
+"""`launch/tpu.py watch` with a scripted cloud. No VM runs here."""
 
 import dataclasses
 import json
@@ -6,84 +6,12 @@ import shutil
 
 import pytest
 from fake_cloud.cloud import FakeCloud
-from shared_tpu import BUCKET, WHERE, Desk, FakeShell
-from tpu.cloud import Cloud, Node, Resource
-from tpu.job import HostState, Job, read
+from shared_tpu import BUCKET, HOST, WHERE, Desk, FakeShell
+from tpu.cloud import Cloud
+from tpu.job import Job, read
 from tpu.shell import Problem
-from tpu.table import TABLE, Patience, Seen, decide
+from tpu.table import Patience
 from tpu.watch import MOST_STRANGE, Watcher, hours_since
-
-JOB = Job("w", BUCKET, "us-east5-a", "v6e-8", arguments=("--gin_file=plan.gin",), attempt=1)
-HOST = HostState(
-    number=1, attempt=1, phase="running", exit=None, step=3, line="", failures=0, since=1.0, time=1.0
-)
-ENDED = dataclasses.replace(HOST, phase="ended")
-
-
-def resource(state: str, error: str = "") -> Resource:
-    return Resource("w", state, True, 1, error, "v6e-8")
-
-
-READY = {"resource": resource("ACTIVE"), "node": Node("READY", "HEALTHY", "")}
-
-
-def seen(job: Job = JOB, **what) -> Seen:
-    fields = {"resource": None, "node": None, "hosts": (None,), "waited": 0.0, "silent": 0.0, "stopped": 0.0}
-    return Seen(job, **(fields | what))
-
-
-def host(**changes) -> tuple[HostState]:
-    return (dataclasses.replace(HOST, **changes),)
-
-
-CASES = [
-    (seen(**READY, hosts=(dataclasses.replace(ENDED, exit=0),)), "end", "done"),
-    (seen(hosts=(dataclasses.replace(ENDED, exit=0),)), "end", "done"),  # and the machines are gone
-    (seen(**READY, hosts=host(exit=2, line="error: no x.gin")), "end", "cannot help: error: no x.gin"),
-    (seen(JOB.but(wanted="stop"), **READY), "end", "stopped"),
-    (seen(JOB.but(hours={"1": 20.0, "2": 4.0}), **READY), "give up", "24.0 hours of --max-hours=24"),
-    (seen(), "create", "no machines"),
-    (seen(resource=resource("FAILED", "Quota 'TPUV6E' exceeded")), "give up", "refused: Quota 'TPUV6E'"),
-    (seen(resource=resource("FAILED", "no more capacity")), "recreate", "no machines yet: no more capacity"),
-    (seen(resource=resource("FAILED")), "recreate", "no machines yet: FAILED"),
-    (seen(resource=resource("SUSPENDING")), "recreate", "were taken away (SUSPENDING)"),
-    (seen(resource=resource("SUSPENDED")), "recreate", "were taken away (SUSPENDED)"),
-    (seen(resource=resource("DELETING")), "recreate", "were taken away (DELETING)"),
-    (seen(resource=resource("ACTIVE")), "recreate", "were taken away (ACTIVE)"),  # without VMs
-    (seen(resource=resource("ACTIVE"), node=Node("PREEMPTED", "", "")), "recreate", "VMs PREEMPTED"),
-    (seen(resource=resource("ACTIVE"), node=Node("TERMINATED", "", "")), "recreate", "VMs TERMINATED"),
-    (seen(resource=resource("ACTIVE"), node=Node("NEVER_SEEN", "", "")), "recreate", "VMs NEVER_SEEN"),
-    (seen(resource=resource("CREATING")), "wait", "CREATING: Google looks at the request"),
-    (seen(resource=resource("ACCEPTED")), "wait", "ACCEPTED: in the queue"),
-    (seen(resource=resource("WAITING_FOR_RESOURCES")), "wait", "until machines are free"),
-    (seen(resource=resource("PROVISIONING")), "wait", "machines were found"),
-    (seen(resource=resource("DANCING"), waited=601.0), "recreate", "not known here (DANCING)"),
-    (seen(resource=resource("DANCING"), waited=599.0), "wait", "DANCING: not known here, so it waits"),
-    (seen(resource=resource("")), "wait", "without a state: not known here"),
-    (seen(resource=resource("ACTIVE"), node=Node("REPAIRING", "", ""), waited=1201.0), "recreate", "ready"),
-    (seen(resource=resource("ACTIVE"), node=Node("CREATING", "", "")), "wait", "VMs CREATING: the VMs start"),
-    (seen(**READY, hosts=host(phase="setup failed", line="error: no network")), "prepare", "tries again"),
-    (seen(JOB.but(rescues=1), **READY, hosts=host(phase="setup failed", line="x")), "end", "prepared: x"),
-    (seen(**READY, hosts=host(exit=143), stopped=301.0), "end", "somebody stopped the run"),
-    (seen(**READY, hosts=host(exit=143), stopped=10.0), "wait", "stopped by SIGTERM"),
-    (seen(**READY, silent=901.0), "prepare", "the VMs tell nothing: their service account"),
-    (seen(**READY, hosts=host(exit=134, failures=4, line="Aborted")), "prepare", "an hour: Aborted"),
-    (seen(JOB.but(rescues=1), **READY, silent=901.0), "recreate", "tell nothing"),
-    (seen(JOB.but(rescues=2), **READY, silent=901.0), "end", "(on other VMs, too)"),
-    (seen(**READY), "wait", "begin to prepare themselves"),
-    (seen(**READY, hosts=(HOST,)), "wait", "READY: running, step 3"),
-    (seen(**READY, hosts=host(exit=134, failures=1)), "wait", "READY: running"),  # systemd starts it again
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("what", "do", "says"), CASES)
-def test_the_table(what, do, says):
-    row = decide(what, Patience())
-    assert row.do == do and says in row.says(what)
-
-
-def test_every_row_of_the_table_has_a_case():
-    assert {decide(what, Patience()) for what, _, _ in CASES} == set(TABLE)
 
 
 class Clock:
@@ -115,9 +43,8 @@ class Room:
 
     def says(self, attempt: int, **fields) -> None:
         """Writes what a VM says of itself, with the time."""
-        state = dataclasses.replace(
-            HOST, attempt=attempt, since=self.clock.now, time=self.clock.now, **fields
-        )
+        moment = {"since": self.clock.now, "time": self.clock.now}
+        state = dataclasses.replace(HOST, attempt=attempt, **(moment | fields))
         self.desk.object("w/hosts/0").mkdir(parents=True, exist_ok=True)
         self.desk.object("w/hosts/0/state.json").write_text(json.dumps(dataclasses.asdict(state)))
 
@@ -319,13 +246,32 @@ def test_a_vm_that_cannot_be_prepared(room):
     assert "the VMs cannot be prepared: error: no network" in room.text
 
 
+def test_what_a_vm_said_before_it_was_prepared_again_is_not_believed(room):
+    """It says so every 30 s, until the script has begun again."""
+    room.up()
+    old = room.clock.now
+    looks = []
+
+    def then():
+        looks.append(room.attempt)
+        if len(looks) < 6:
+            room.says(1, phase="setup failed", line="error: no network", since=old)
+        else:
+            room.says(1, phase="ended", exit=0)
+
+    room.clock.then = then
+    then()
+    assert room.watch() == 0
+    assert len(room.desk.cloud.calls("ssh")) == 1
+
+
 def test_the_hours_end_it_all(room):
     room.up()
     room.desk.cloud._write("resources/w.json", room.desk.cloud.resources()["w"] | {"created": room.clock.now})
     room.clock.then = lambda: room.says(1, step=7)
     room.clock.sleep = lambda _: setattr(room.clock, "now", room.clock.now + 3600) or room.clock.then()
     assert room.watch() == 2
-    assert "give up" and "the machines have had 24.0 hours of --max-hours=24" in room.text
+    assert "the machines have had 24.0 hours of --max-hours=24" in room.text
     assert room.desk.cloud.resources() == {}
     assert (room.job.hours, room.job.wanted) == ({"1": 24.0}, "stop")
 

@@ -11,6 +11,15 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+# Settings of the tests that reach the VMs: of JAX, and of a server that stands for the buckets.
+PASSED = (
+    "JAX_",
+    "STORAGE_EMULATOR_HOST",
+    "TENSORSTORE_GCS",
+    "GOOGLE_AUTH_TOKEN_FOR_TESTING",
+    "NO_GCE_CHECK",
+    "GCSFS_",
+)
 
 
 def boot(cloud: Path, folder: Path, node: dict, runs: bool) -> None:
@@ -33,11 +42,7 @@ def boot(cloud: Path, folder: Path, node: dict, runs: bool) -> None:
 
 
 def _environment(cloud: Path, root: Path) -> dict[str, str]:
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key.startswith(("JAX_", "STORAGE_", "TENSORSTORE_", "GOOGLE_AUTH_TOKEN", "GCSFS_", "NO_GCE_"))
-    }
+    kept = {key: value for key, value in os.environ.items() if key.startswith(PASSED)}
     return kept | {
         "PATH": f"{root}/bin:{HERE}/vm_bin:{HERE}/bin:/usr/bin:/bin",
         "HOME": f"{root}/home",

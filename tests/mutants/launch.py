@@ -1,7 +1,7 @@
 """launch/tpu.py: what is refused, what `watch` does, and what runs on the VMs."""
 
 FAULTS = {
-    ("../launch/tpu/table.py", "test_tpu_watch.py"): [
+    ("../launch/tpu/table.py", "test_tpu_table.py test_tpu_watch.py"): [
         ("lambda s, p: 2 in s.exits", "lambda s, p: 3 in s.exits", "exit code 2 is started again"),
         ('s.job.wanted == "stop"', 's.job.wanted == "halt"', "a run that was stopped gets new machines"),
         (
@@ -38,6 +38,8 @@ FAULTS = {
             "self._patience.every",
             "machines are asked for without a longer pause",
         ),
+    ],
+    ("../launch/tpu/watch.py", "test_tpu_refusals.py"): [
         (
             "if seen.resource is not None and not seen.resource.ours:",
             "if False:",
