@@ -77,8 +77,11 @@ def load(folder: str, shapes: Any) -> Any:
         flip = family.transposed(own)
         stacked = family.stacked(own)
         shape = struct.shape[1:] if stacked else struct.shape
-        names = family.tensor_names(own, struct.shape)
-        parts = [tensors.slices(instead.get(name, name), shape[:: -1 if flip else 1]) for name in names]
+        stored_shape = shape[::-1] if flip else shape
+        parts = [
+            tensors.slices(instead.get(name, name), stored_shape)
+            for name in family.tensor_names(own, struct.shape)
+        ]
 
         def one(part: Slices, index: tuple[slice, ...]) -> np.ndarray:
             values = part.read(index[::-1] if flip else index, struct.dtype)
