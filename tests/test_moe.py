@@ -83,7 +83,7 @@ def test_each_token_gets_the_experts_that_were_chosen_for_it():
 def test_each_setting_of_the_router_matters(params):
     tokens = jnp.arange(20)[None]
     base = forward(MODEL, params, tokens)[2]
-    for changes in ({"chosen": 1}, {"chosen": 6}, {"normed": False}):
+    for changes in ({"chosen": 1}, {"normed": False}):
         other = dataclasses.replace(MIXED, experts=dataclasses.replace(MIXED.experts, **changes))
         assert jnp.abs(forward(transformer(other, 64), params, tokens)[2] - base).max() > 1e-2
 
@@ -162,6 +162,7 @@ def test_a_sample_is_the_same_in_any_company(params):
     assert [s.logprobs for s in alone[0]] == [s.logprobs for s in among[0]]
 
 
+@pytest.mark.thorough
 def test_a_random_one_is_written_as_one_that_transformers_loads(params, tmp_path):
     hf.save(str(tmp_path), params, hf.description(MIXED, 64, (7,)))
     assert hf.architecture(str(tmp_path)) == dataclasses.replace(MIXED, vocab_size=64)

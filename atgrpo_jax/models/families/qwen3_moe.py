@@ -1,7 +1,7 @@
 """Defines Qwen3's mixtures of experts: Qwen3, but a router chooses a few of many MLPs for each token.
 
-No token is dropped, whatever the others choose. Axis letters beyond the package's: E experts, C
-experts that a token is given to, X = B T C, F width of one expert.
+No token is dropped, whatever the others choose. Axis letters beyond the package's: J adapters, E
+experts, C experts that a token is given to, X = B T C, F width of one expert.
 """
 
 import dataclasses
