@@ -32,6 +32,7 @@ BASES = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e4},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
 }
+MIXED = {"num_key_value_heads": 2, "head_dim": 16, "num_experts": 5, "moe_intermediate_size": 28}
 VARIANTS = {
     "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 untied": ("Qwen3", {"num_key_value_heads": 6, "head_dim": 8, "tie_word_embeddings": False}),
@@ -39,6 +40,11 @@ VARIANTS = {
     "qwen2 untied": ("Qwen2", {"num_key_value_heads": 3, "tie_word_embeddings": False}),
     "llama": ("Llama", {"num_key_value_heads": 6, "tie_word_embeddings": False}),
     "llama 3": ("Llama", {"num_key_value_heads": 3, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "qwen3 moe": ("Qwen3Moe", MIXED | {"norm_topk_prob": True, "num_experts_per_tok": 2}),
+    "qwen3 moe, shares as they are": (
+        "Qwen3Moe",
+        MIXED | {"norm_topk_prob": False, "num_experts_per_tok": 3},
+    ),
     "gemma 3": ("Gemma3", WINDOWED),
     "gemma 3 stretched": ("Gemma3", WINDOWED | {"rope_parameters": BASES, "query_pre_attn_scalar": 24}),
 }

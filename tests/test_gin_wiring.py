@@ -123,9 +123,10 @@ def test_every_field_that_may_be_none_can_be_dropped():
     fields |= {
         name for name, hint in part_fields(Architecture).items() if type(None) in typing.get_args(hint)
     }
-    assert fields == {"warm_start", "rope_scaling"}
+    assert fields == {"warm_start", "rope_scaling", "experts"}
     values = ["config.RopeScaling.factor = 4.0", "config.Architecture.rope_scaling = None"]
     assert load("smoke.gin", values) == SMOKE
+    assert load("smoke.gin", ["config.Experts.count = 4", "config.Architecture.experts = None"]) == SMOKE
 
 
 def test_values_after_none_set_the_part_again():

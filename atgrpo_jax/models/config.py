@@ -41,6 +41,22 @@ class RopeStretch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    """Describes a mixture of experts: MLPs of which a router chooses a few for each token."""
+
+    count: int = 128
+    chosen: int = 8  # for each token
+    width: int = 768  # of each expert
+    normed: bool = True  # whether the shares of the chosen ones are scaled so that their sum is 1
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("count", "chosen", "width"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "chosen", self.chosen <= self.count, f"must be at most count = {self.count}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Architecture:
     """Describes a decoder as the config.json of its folder does.
 
@@ -66,6 +82,7 @@ class Architecture:
     windows: tuple[int, ...] = ()
     local_rope_theta: float | None = None  # of layers with a window; theirs is not scaled
     query_scalar: int | None = None  # scores are divided by its square root; None means head_size
+    experts: Experts | None = None  # instead of one MLP, of width ``mlp_width``
 
     def __post_init__(self):
         check_types(self)
@@ -176,6 +193,9 @@ PRESETS: dict[str, Architecture] = {
     "smollm2-135m": _llama(30, 576, 1536, 9, 3, 64, 49_152, True, 1e5),
     "smollm2-360m": _llama(32, 960, 2560, 15, 5, 64, 49_152, True, 1e5),
     "smollm2-1.7b": _llama(24, 2048, 8192, 32, 32, 64, 49_152, True, 1.3e5),
+    "qwen3-30b-a3b": Architecture(
+        48, 2048, 6144, 32, 4, 128, 151_936, "qwen3_moe", tied=False, rope_theta=1e6, experts=Experts()
+    ),
     "gemma-3-270m": _gemma3(18, 640, 2048, 4),
     "gemma-3-1b": _gemma3(26, 1152, 6912, 4),
 }

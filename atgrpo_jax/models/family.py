@@ -33,7 +33,8 @@ class Family:
     axes: tuple[tuple[str, str], ...]  # as ``arrays.mesh.parameter_shardings`` takes them
     adapted: tuple[str, ...]  # linear layers that an adapter is on
     joined: tuple[tuple[str, ...], ...]  # linear layers with the same input; see ``join_layers``
-    kernels: Callable[[Architecture], dict[str, tuple[int, int]]]  # [in, out] of a block's linear layers
+    # [in, out] of a block's linear layers; of experts [E, in, out].
+    kernels: Callable[[Architecture], Mapping[str, tuple[int, ...]]]
     vectors: Callable[[Architecture], dict[str, int]]  # sizes of a block's norms and biases
     # Raises ValueError for an architecture that the family does not have.
     check: Callable[[Architecture], None]
@@ -45,10 +46,24 @@ class Family:
     spell: Callable[[dict[str, Any]], dict[str, Any]]
     # What the first block is given of the embeddings.
     embedded: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD
+    # How many parameters of a block's matrices a token is multiplied with; None means all.
+    multiplied: Callable[[Architecture], int] | None = None
     ends: tuple[int, ...] = ()  # ids that end a sequence where config.json does not say
 
+    def tensor_names(self, path: str, shape: tuple[int, ...]) -> list[str]:
+        """Returns a folder's names for a parameter of ours: one, or that of each expert."""
+        name = self.tensor_name(path)
+        return [name.format(expert) for expert in range(shape[0])] if self.stacked(path) else [name]
+
+    def stacked(self, path: str) -> bool:
+        """Returns whether a parameter of ours [E, ...] is a tensor for each expert in a folder."""
+        return "{}" in self.tensor_name(path)
+
     def tensor_name(self, path: str) -> str:
-        """Returns a folder's name for a parameter of ours, such as "layer_3/q/kernel"."""
+        """Returns a folder's name for a parameter of ours, such as "layer_3/q/kernel".
+
+        It has {} in the place of an expert's number, if it is one of each expert's.
+        """
         parts = path.split("/")
         layer = re.fullmatch(r"layer_(\d+)", parts[0])
         module = f"model.layers.{layer[1]}.{self.modules[parts[1]]}" if layer else self.modules[parts[0]]
@@ -65,6 +80,10 @@ class Family:
     def block_kernels(self, architecture: Architecture) -> int:
         """Returns the number of parameters in the matrices of one block."""
         return sum(map(math.prod, self.kernels(architecture).values()))
+
+    def block_multiplied(self, architecture: Architecture) -> int:
+        """Returns how many parameters of one block's matrices a token is multiplied with."""
+        return (self.multiplied or self.block_kernels)(architecture)
 
     def parameters(self, architecture: Architecture) -> int:
         """Returns the number of all parameters. Needs ``vocab_size``."""

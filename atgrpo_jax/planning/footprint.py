@@ -181,11 +181,13 @@ def activations(
 def _local(config: Architecture, mesh: MeshConfig) -> Architecture:
     """Returns one device's share of the model: each layer is split over ``mesh.tensor`` devices."""
     t = mesh.tensor
+    experts = config.experts
     return dataclasses.replace(
         config,
         heads=config.heads // t,
         kv_heads=max(config.kv_heads // t, 1),
         mlp_width=config.mlp_width // t,
+        experts=experts and dataclasses.replace(experts, width=experts.width // t),
         vocab_size=(config.vocab_size or t) // t,
     )
 

@@ -24,7 +24,7 @@ def work(
     tokens that a token sees. Blocks that are computed again count twice forward.
     """
     c = architecture
-    block = 2 * c.layers * family_of(c).block_kernels(c)
+    block = 2 * c.layers * family_of(c).block_multiplied(c)
     new = workload.candidates * workload.new
     seen = sum(_seen(workload, c.window(layer)) for layer in range(c.layers))
     blocks = block * (workload.prompt + new) + 4 * c.heads * c.head_size * seen

@@ -80,9 +80,9 @@ class OptimizerConfig:
 
 
 def _muon_matrices(params: Any) -> Any:
-    """Marks the parameters that Muon updates: kernels, which are matrices [in, out]."""
+    """Marks the parameters that Muon updates: kernels, which are matrices [in, out] or stacks of them."""
 
     def dimensions(path, leaf):
-        return optax.contrib.MuonDimensionNumbers() if path[-1].key == "kernel" else None
+        return optax.contrib.MuonDimensionNumbers(-2, -1) if path[-1].key == "kernel" else None
 
     return jax.tree_util.tree_map_with_path(dimensions, params)

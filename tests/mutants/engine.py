@@ -147,6 +147,16 @@ FAULTS = {
         ('"attn_logit_softcapping": (None,),\n', "", "a cap on scores passes"),
         ("(raw.get(\"rope_scaling\") or", "(None or", "the stretch is not written"),
     ],
+    ("models/families/qwen3_moe.py", "test_moe.py test_hf.py"): [
+        ("if experts.normed:", "if True:", "shares are always normed"),
+        ("jax.nn.softmax(scores_BTE.astype(jnp.float32))", "scores_BTE.astype(jnp.float32)", "shares are scores"),
+        ("[order_X // C]", "[order_X % len(order_X)]", "experts get other tokens"),
+        ("back_X = jnp.argsort(order_X)", "back_X = order_X", "outputs go to other tokens"),
+        ('"mlp.experts.{}.gate_proj"', '"mlp.experts.{}.up_proj"', "up is gate"),
+        ('"decoder_sparse_step": (1, None),\n', "", "layers without experts pass"),
+        ("of_experts * c.experts.chosen // c.experts.count", "of_experts", "a plan multiplies with all experts"),
+        ('(r"expert_down/kernel$", "EFD"), *dense.AXES)', '*dense.AXES)', "experts are not split"),
+    ],
     ("models/config.py", "test_gemma.py test_hf.py"): [
         ("return self.local_rope_theta, None", "return self.local_rope_theta, self.rope_scaling", "windowed layers are stretched, too"),
         ("self.windows[layer % self.period]", "self.windows[-1 - layer % self.period]", "the windows of other layers"),

@@ -73,6 +73,7 @@ def _embedded(x_BTD: jax.Array) -> jax.Array:
 
 def _check(c: Architecture) -> None:
     sizes = {size for size in c.windows if size}
+    require(c, "experts", c.experts is None, "gemma3_text has none")
     require(c, "windows", len(sizes) <= 1, "gemma3_text has windows of one size")
     scaling = c.rope_scaling
     require(c, "rope_scaling", not isinstance(scaling, RopeScaling), "gemma3_text has RopeStretch or None")

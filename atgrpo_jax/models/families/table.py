@@ -1,7 +1,7 @@
 """Lists the families, and makes the model of an architecture."""
 
 from atgrpo_jax.models.config import Architecture, Compute
-from atgrpo_jax.models.families import gemma3, llama
+from atgrpo_jax.models.families import gemma3, llama, qwen3_moe
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.transformer import Transformer
 
@@ -10,6 +10,7 @@ FAMILIES = {
     "qwen2": llama.QWEN2,
     "llama": llama.LLAMA,
     "gemma3_text": gemma3.GEMMA3,
+    "qwen3_moe": qwen3_moe.QWEN3_MOE,
 }
 _COMPUTE = Compute()
 

@@ -27,8 +27,8 @@ def architecture(folder: str) -> Architecture:
     family = family_in(said)
     said.only({"quantization_config": (None,), "compression_config": (None,)})
     stored_dtype(said)
-    own = family.read(said)
     try:
+        own = family.read(said)
         found = Architecture(
             family=family.name,
             layers=said.whole("num_hidden_layers", 2**12),

@@ -29,7 +29,7 @@ from atgrpo_jax.models.hf.config_json import (
     fields,
     stored_dtype,
 )
-from atgrpo_jax.models.hf.tensors import INDEX, SINGLE, Tensors, same
+from atgrpo_jax.models.hf.tensors import INDEX, SINGLE, Slices, Tensors, same
 
 # What config.json says, and the parameters both ways: all that callers need of a folder.
 __all__ = ["architecture", "check_same_model", "description", "end_ids", "load", "save"]
@@ -60,11 +60,11 @@ def load(folder: str, shapes: Any) -> Any:
     root = local_folder(folder)
     family = family_in(fields(root))
     tensors = Tensors(root)
-    leaves = {family.tensor_name(path): leaf for path, leaf in _leaves(shapes)}
-    names = set(leaves)
+    leaves = dict(_leaves(shapes))
+    names = {name for path, leaf in leaves.items() for name in family.tensor_names(path, leaf.shape)}
     stored = {name for name in tensors if not _BUFFERS.fullmatch(name)}
     if HEAD not in names and HEAD in stored:
-        stored = _tied(root, tensors, leaves[EMBEDDING].shape, stored)
+        stored = _tied(root, tensors, leaves["embedding"].shape, stored)
     instead = {EMBEDDING: HEAD} if HEAD in stored - names else {}  # stored under that name
     missing = sorted(names - stored - set(instead))
     extra = sorted(stored - names - set(instead.values()))
@@ -74,15 +74,26 @@ def load(folder: str, shapes: Any) -> Any:
         raise RunError(f"{root} has tensor {extra[0]}, which the model does not have ({len(extra)} such)")
 
     def read(path, struct: jax.ShapeDtypeStruct) -> jax.Array:
-        name = family.tensor_name(path_text(path))
-        flip = family.transposed(path_text(path))
-        part = tensors.slices(instead.get(name, name), struct.shape[:: -1 if flip else 1])
+        own = path_text(path)
+        flip = family.transposed(own)
+        stacked = family.stacked(own)
+        shape = struct.shape[1:] if stacked else struct.shape
+        stored_shape = shape[::-1] if flip else shape
+        parts = [
+            tensors.slices(instead.get(name, name), stored_shape)
+            for name in family.tensor_names(own, struct.shape)
+        ]
 
-        def own(index):
+        def one(part: Slices, index: tuple[slice, ...]) -> np.ndarray:
             values = part.read(index[::-1] if flip else index, struct.dtype)
             return values.T if flip else values
 
-        return jax.make_array_from_callback(struct.shape, struct.sharding, own)
+        def asked(index: Any) -> np.ndarray:
+            if not stacked:
+                return one(parts[0], index)
+            return np.stack([one(part, index[1:]) for part in parts[index[0]]])
+
+        return jax.make_array_from_callback(struct.shape, struct.sharding, asked)
 
     return jax.tree_util.tree_map_with_path(read, shapes)
 
@@ -146,7 +157,9 @@ def save(
     index: dict[str, str] = {}
     for number, leaves in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {family.tensor_name(path): _fetch(leaf, path, family, dtype) for path, leaf in leaves}
+        tensors: dict[str, np.ndarray] = {}
+        for path, leaf in leaves:
+            tensors |= _fetched(leaf, path, family, dtype)
         save_tensors(root / file, tensors)
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
@@ -195,14 +208,22 @@ def _shards(params: Any, dtype: np.dtype, most: int) -> Iterator[list[tuple[str,
     yield shard
 
 
-def _fetch(leaf: jax.Array, path: str, family: Family, dtype: str) -> np.ndarray:
+def _fetched(leaf: jax.Array, path: str, family: Family, dtype: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a parameter, by their names in a folder."""
     values = np.asarray(jax.device_get(leaf))
+    parts = values if family.stacked(path) else [values]
+    flip = family.transposed(path)
+    names = family.tensor_names(path, leaf.shape)
+    return {name: _as_written(name, part, flip, dtype) for name, part in zip(names, parts, strict=True)}
+
+
+def _as_written(name: str, values: np.ndarray, flip: bool, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):  # raised below, with its name
         written = values.astype(jnp.dtype(dtype), copy=False)
     if np.isfinite(values).all() and not np.isfinite(written).all():
         most = float(np.abs(values).max())
         raise RunError(
-            f"tensor {family.tensor_name(path)} has numbers up to {most:.3g}, which {dtype} cannot hold; "
+            f"tensor {name} has numbers up to {most:.3g}, which {dtype} cannot hold; "
             'say "dtype": "bfloat16" in the config.json of the folder that it comes from'
         )
-    return np.ascontiguousarray(written.T if family.transposed(path) else written)
+    return np.ascontiguousarray(written.T if flip else written)
