@@ -94,6 +94,7 @@ COMMANDS = {
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},
     "tools.prepare": {"source", "out"},
+    "tools.probe": {"size", "out", "bucket"},
 }  # fmt: skip
 # Asks each command for help, as python -m does; all of them import JAX once.
 ASK = """
