@@ -4,7 +4,8 @@ A kill leaves the objects that are there after some request. So one short run is
 that changes something, the objects are copied. What a start makes of each copy is looked at, and the run
 goes on from every state among these that differs.
 
-``python tests/test_bucket_runs.py`` goes on from all states; the test, from two of them.
+``python tests/test_bucket_runs.py`` goes on from all states; the test looks at two dozen copies, and goes on
+from one.
 """
 
 import hashlib
@@ -114,7 +115,7 @@ def check(server, place, some=None):
     assert not names_in(ROOT / "run") & {".lease"}
     copies = sorted((place / "copies").iterdir())
     states = {}
-    for copy in copies:
+    for copy in copies if some is None else copies[:: len(copies) // 24]:
         trial = place / "trial"
         shutil.copytree(copy, trial)
         server.store.folder = trial
@@ -132,10 +133,10 @@ def check(server, place, some=None):
 
 def test_killed_after_any_request_it_goes_on_to_the_same_run():
     """In a process of its own: with the eight devices of these tests XLA sums in another order."""
-    done = subprocess.run([sys.executable, __file__, "2"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     copies, states, chosen = map(int, re.findall(r"\d+", done.stdout.splitlines()[-1]))
-    assert copies > 100 and states > 7 and chosen == 2
+    assert copies > 100 and states > 3 and chosen == 1
 
 
 def main(some):

@@ -1,6 +1,6 @@
 """Looks at this machine in minutes: what it is, whether all computes what it should, and how fast.
 
-    python -m atgrpo_jax.tools.probe [--size=all] [--out=FOLDER] [--bucket=gs://BUCKET/FOLDER]
+    python -m atgrpo_jax.tools.probe --size=all [--out=FOLDER] [--bucket=gs://BUCKET/FOLDER]
 
 It writes probe.json and probe.md, and prints the latter: a page to paste into an issue. A part that
 fails is a line of the page, and the others go on. The exit code is then 1.
