@@ -9,7 +9,7 @@ import pytest
 from fakes import PARITY, SMALL
 
 from atgrpo_jax.models.attention import masked_attention
-from atgrpo_jax.models.config import Architecture, Compute
+from atgrpo_jax.models.config import Architecture, Compute, Experts
 from atgrpo_jax.models.families.table import FAMILIES, transformer
 from atgrpo_jax.models.transformer import init_params, join_layers, logits
 
@@ -99,7 +99,8 @@ def test_later_tokens_change_nothing_before_them(params):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_joined_layers_give_the_same(family):
-    model = transformer(dataclasses.replace(CONFIG, family=family), 64)
+    experts = Experts(count=4, chosen=2, width=8) if family == "qwen3_moe" else None
+    model = transformer(dataclasses.replace(CONFIG, family=family, experts=experts), 64)
     params = init_params(model, jax.random.key(1))
     params = jax.tree.map(
         lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
