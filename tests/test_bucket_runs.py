@@ -32,7 +32,7 @@ from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import train
-from atgrpo_jax.run.saved import claim
+from atgrpo_jax.run.saved import SavedRun, claim
 from atgrpo_jax.run.team_learner import TeamLearner
 
 pytestmark = pytest.mark.slow
@@ -113,6 +113,8 @@ def check(server, place, some=None):
     server.changed = lambda: None
     assert_same(left(x, RunFolder(ROOT / "run")), expected)
     assert not names_in(ROOT / "run") & {".lease"}
+    saved = SavedRun(str(ROOT / "run"))  # as evaluate and export open it
+    assert saved.newest() == x.steps and saved.weights(x.steps).keys() == set(x.policies)
     copies = sorted((place / "copies").iterdir())
     states = {}
     for copy in copies if some is None else copies[:: len(copies) // 24]:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 
 import jax
 import numpy as np
 import pytest
+import reference
 from fake_gcs import Fault
 from test_trees import shapes, tree
 
@@ -16,13 +18,15 @@ from atgrpo_jax.arrays.trees import Damaged
 from atgrpo_jax.common import buckets
 from atgrpo_jax.common.buckets import Changed
 from atgrpo_jax.common.copies import copied
-from atgrpo_jax.common.errors import RunError, Unreachable
+from atgrpo_jax.common.errors import ConfigError, RunError, Unreachable
 from atgrpo_jax.common.files import append_json_line, folder_path, names_in, read_json_lines
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.kept_source import make_importable
 from atgrpo_jax.run.lease import NAME, Lease
 from atgrpo_jax.tasks import data
 from atgrpo_jax.tasks.data import read_rows
+from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 
 def on_disk(store, path):
@@ -241,6 +245,32 @@ def test_a_folder_is_copied_and_only_what_changed_is_copied_again(store, bucket,
     assert sum("alt=media" in request for request in store.requests) == 2
     with pytest.raises(RunError, match="there is no such folder in the bucket"):
         copied(bucket / "other")
+
+
+def test_a_model_in_a_bucket_is_the_one_that_was_put_there(store, bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    local = tmp_path / "model"
+    reference.make(local, "Qwen3", {"num_key_value_heads": 2})
+    reference.make_tokenizer(local)
+    shutil.copytree(local, on_disk(store, bucket))
+    model, params = reference.ours(bucket)
+    theirs, expected = reference.ours(local)
+    assert model.architecture == theirs.architecture
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    tokenizer = FolderTokenizer(str(bucket))
+    assert tokenizer.folder == str(bucket)  # so a run says where its model came from, on any machine
+    assert tokenizer.digest() == FolderTokenizer(str(local)).digest()
+    with pytest.raises(RunError, match="other: there is no such folder in the bucket"):
+        FolderTokenizer(f"{bucket}/other")
+
+
+def test_a_gin_file_is_read_from_a_bucket(bucket):
+    buckets.write(bucket / "mine.gin", b'include "smoke.gin"\nexperiment.Experiment.steps = 3\n')
+    assert load(f"{bucket}/mine.gin") == load("smoke.gin", ["experiment.Experiment.steps = 3"])
+    with pytest.raises(ConfigError, match="other.gin cannot be read: .*No such object"):
+        load(f"{bucket}/other.gin")
+    with pytest.raises(ConfigError, match="names no folder in bucket a-bucket"):
+        load("gs://a-bucket")
 
 
 def test_problem_files_are_read_from_a_bucket(bucket, monkeypatch, tmp_path):

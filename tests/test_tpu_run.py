@@ -65,7 +65,7 @@ def test_a_team_that_loses_its_machines_learns_what_it_would_have_learned(desk, 
     assert up.returncode == 0, err
     watch = desk.start("watch", "w", "--delete", "--every=0.5")
     wait_for(lambda: len(steps(run)) >= 2, seconds=240)
-    desk.cloud.preempt("w")  # in a rollout: it hears SIGTERM, and saves
+    desk.cloud.preempt("w")  # in the middle of the run: it hears SIGTERM, and saves if it has the time
     reached = steps(run)[-1]
     wait_for(lambda: steps(run)[-1] > reached, seconds=240)
     wait_for(lambda: half_saved(run), seconds=60)

@@ -12,7 +12,12 @@ from shared_tpu import FAKE, ROOT
 
 LAUNCH = ROOT / "launch"
 PYTHON = [LAUNCH / "tpu.py", *sorted((LAUNCH / "tpu").glob("*.py"))]
-SHELL = [*sorted(LAUNCH.glob("*.sh")), FAKE / "bin" / "gcloud", *sorted((FAKE / "vm_bin").iterdir())]
+SHELL = [
+    *sorted(LAUNCH.glob("*.sh")),
+    ROOT / ".ci" / "run",
+    FAKE / "bin" / "gcloud",
+    *sorted((FAKE / "vm_bin").iterdir()),
+]
 
 
 @pytest.mark.parametrize("file", PYTHON, ids=lambda file: file.name)
@@ -34,13 +39,16 @@ def test_python_3_9_and_its_standard_library_are_enough(file):
 
 def test_an_old_python_runs_it():
     """Any that is here; the oldest that is meant is 3.9."""
-    found = [shutil.which(f"python3.{minor}") for minor in (9, 10)]
-    for python in filter(None, found):
+    found = filter(None, (shutil.which(f"python3.{minor}") for minor in (9, 10)))
+    # A name on PATH may stand for a Python that is not installed.
+    works = [python for python in found if subprocess.run([python, "-c", ""], check=False).returncode == 0]
+    if not works:
+        pytest.skip("no Python 3.9 or 3.10 here")
+    for python in works:
         done = subprocess.run(
             [python, LAUNCH / "tpu.py", "--help"], capture_output=True, text=True, check=False
         )
-        # A name on PATH may stand for a Python that is not installed.
-        assert done.returncode == 0 or "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_vm_uses_the_standard_library_alone():

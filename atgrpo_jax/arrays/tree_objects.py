@@ -14,6 +14,7 @@ from etils import epath
 
 from atgrpo_jax.arrays.tree_folders import ABOUT, STATE, Damaged
 from atgrpo_jax.common import buckets
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place
 
 ABANDONED_S = 24 * 3600.0  # no save takes a day
@@ -42,7 +43,7 @@ class TreeObjects:
         try:
             yield draft
         except BaseException:
-            with contextlib.suppress(Exception):  # the first error is the one to report
+            with contextlib.suppress(RunError):  # the first error is the one to report
                 _remove_all(draft.state)
             raise
 

@@ -196,7 +196,7 @@ def _told(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except api.NotFound as error:
-        if "bucket" in str(error).lower() and "No such object" not in str(error):
+        if "bucket does not exist" in str(error):
             raise RunError(f"{path}: there is no such bucket; make it, or give another one") from error
         raise FileNotFoundError(2, "No such object", str(path)) from error
     except api.PreconditionFailed as error:

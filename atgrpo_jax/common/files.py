@@ -91,7 +91,7 @@ def remove_file(path: Place) -> None:
         buckets.remove(path)
 
 
-def partial_of(path: Path) -> Path:
+def partial_of(path: Place) -> Place:
     """Returns the path at which a file is written before it is renamed to ``path``."""
     return path.with_name(f".{path.name}.partial")
 

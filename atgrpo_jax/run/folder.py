@@ -17,6 +17,7 @@ from atgrpo_jax.common.files import (
     make_folder,
     names_in,
     naming,
+    partial_of,
     read_file,
     read_json_lines,
     remove_file,
@@ -62,7 +63,7 @@ class RunFolder:
         if is_file(self.config):
             return True
         # A run that ended before it had a config may leave these.
-        begun = {".lock", ".config.gin.partial", lease.NAME, self.code.name}
+        begun = {".lock", partial_of(self.config).name, lease.NAME, self.code.name}
         no_folder = isinstance(self.path, Path) and self.path.exists() and not self.path.is_dir()
         if no_folder or names_in(self.path) - begun:
             raise RunError(
