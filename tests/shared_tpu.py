@@ -156,7 +156,7 @@ class Desk:
             self.cloud._queued_resources_delete(name, self.cloud.resources()[name]["zone"], {"--force": True})
 
 
-def wait_for(what, seconds: float = 60.0) -> None:
+def wait_for(what, seconds: float = 200.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not come about"

@@ -57,7 +57,7 @@ def test_a_run_survives_the_loss_of_its_machines(desk):
     desk.environment["HF_TOKEN"] = secret = "hf_a_secret_of_the_laptop"
     desk.cloud.plan("PROVISIONING ACTIVE", "WAITING_FOR_RESOURCES ACTIVE", delete_looks=1)
     made = desk.start("up", "w", "--type=v6e-8", *WHERE, "--spot", "--", *HOSTILE)
-    made.communicate(timeout=40)
+    made.communicate(timeout=200)
     assert made.returncode == 0
     watch = desk.start("watch", "w", "--delete", "--every=0.5")
     comes(desk, attempt=1, phase="running")
@@ -66,7 +66,7 @@ def test_a_run_survives_the_loss_of_its_machines(desk):
     assert state(desk)["exit"] == 143  # it was told in time, and saved
     assert not (desk.cloud.folder / "vms" / "w").exists()
     desk.object("w/run/hold").unlink()
-    out, err = watch.communicate(timeout=40)
+    out, err = watch.communicate(timeout=200)
     assert watch.returncode == 0, err
     said = [line.partition(" ")[2] for line in out.splitlines()]
     order = ["the machines were taken away", "no machines: asks for some", "done: the run has ended"]
@@ -100,7 +100,7 @@ def test_a_run_that_crashes_and_one_that_people_must_mend(desk):
     assert state(desk)["failures"] >= 1
     begun = desk.object("w/hosts/0/log-1.txt").read_text().count("train begins")
     watch = desk.start("watch", "w", "--every=0.5")
-    out, _ = watch.communicate(timeout=40)
+    out, _ = watch.communicate(timeout=200)
     assert watch.returncode == 2
     assert "starting again cannot help: error: Experiment.steps = 0: must be positive" in out
     # Not even after a boot of the VM.
@@ -151,7 +151,7 @@ def test_a_vm_without_network_says_so(desk):
     (desk.cloud.folder / "no_network").unlink()
     (desk.cloud.folder / "no_packages").write_text("")
     watch = desk.start("watch", "w", "--every=0.5")  # it has the VM prepared again
-    out, _ = watch.communicate(timeout=40)
+    out, _ = watch.communicate(timeout=200)
     assert watch.returncode == 2
     assert "tries again: error: no network" in out
     assert "cannot be prepared: error: the packages could not be installed; the lines above say why" in out

@@ -70,7 +70,7 @@ class FakeCloud:
             file.stem: json.loads(file.read_text()) for file in (self.folder / "resources").glob("*.json")
         }
 
-    def preempt(self, name: str, grace_s: float = 2.0) -> None:
+    def preempt(self, name: str, grace_s: float = vms.GRACE_S) -> None:
         """Takes the machines away: SIGTERM, then SIGKILL, and their disks are gone."""
         vms.destroy(self.folder / "vms" / name, grace_s)
         resource = self.resources()[name]
@@ -166,7 +166,7 @@ class FakeCloud:
             raise Refused(
                 "ERROR: (gcloud.compute.tpus.queued-resources.delete) FAILED_PRECONDITION: not suspended"
             )
-        vms.destroy(self.folder / "vms" / name, grace_s=2.0)
+        vms.destroy(self.folder / "vms" / name)
         looks = json.loads((self.folder / "plans.json").read_text())["delete_looks"]
         if looks == 0:
             (self.folder / "resources" / f"{name}.json").unlink()
@@ -226,7 +226,7 @@ class FakeCloud:
         if resource["state"] == "ACTIVE" and resource["vm_state"] == "READY" and not folder.exists():
             vms.boot(self.folder, folder, resource["node"], resource["boots"])
         if resource["state"] in ("SUSPENDING", "SUSPENDED"):
-            vms.destroy(folder, grace_s=2.0)
+            vms.destroy(folder)
         return resource
 
     def _found(self, name: str, zone: str, verb: str) -> dict:

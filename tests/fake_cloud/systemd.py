@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fake_cloud import vms
 
-STOP_S = 2.0  # for TimeoutStopSec
+STOP_S = 25.0  # TimeoutStopSec of the units
 RESTART_S = 0.05  # for RestartSec
 KNOWN = {
     "User", "WorkingDirectory", "Environment", "ExecStartPre", "ExecStart", "ExecStopPost", "StandardOutput",

@@ -57,6 +57,10 @@ def _environment(cloud: Path, root: Path) -> dict[str, str]:
     }
 
 
+GRACE_S = 30.0  # as long as a real machine has at least, and so for a slow one here, too
+STARTED = ("groups.txt", "mains.txt")  # have the numbers of all process groups of a VM
+
+
 def environment(root: Path) -> dict[str, str]:
     return json.loads((root / "environment.json").read_text())
 
@@ -98,10 +102,11 @@ def run(root: Path, command: str) -> str:
     return done.stdout
 
 
-def destroy(folder: Path, grace_s: float) -> None:
+def destroy(folder: Path, grace_s: float = GRACE_S) -> None:
     """Ends all VMs in a folder: SIGTERM, after a while SIGKILL, and then the disks are gone.
 
-    SIGTERM goes to what is like systemd, which stops its units; SIGKILL goes to everything.
+    SIGTERM goes to what is like systemd, which stops its units; SIGKILL goes to everything. Nobody waits
+    for longer than it takes all of them to end.
     """
     if not folder.exists():
         return
@@ -112,11 +117,15 @@ def destroy(folder: Path, grace_s: float) -> None:
             os.killpg(group, signal.SIGTERM)
     while any(_lives(group) for group in groups) and time.monotonic() < deadline:
         time.sleep(0.01)
-    for root in folder.iterdir():
-        for line in _lines(root / "groups.txt") + _lines(root / "mains.txt"):
+    started: set[int] = set()
+    while folder.exists():
+        for root in folder.iterdir():  # again each time: one of them may have started another one
+            started |= {int(line) for name in STARTED for line in _lines(root / name)}
+        for group in started:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(int(line), signal.SIGKILL)
-    shutil.rmtree(folder)
+                os.killpg(group, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # one that is dying has just written a file
+            shutil.rmtree(folder)
 
 
 def _lines(file: Path) -> list[str]:
