@@ -196,6 +196,12 @@ FAULTS = {
         ("status=SessionLog.START", "status=SessionLog.STOP", "repeated steps stay in TensorBoard"),
         ("own = [c for c in candidates if c.origin.key.role == role]", "own = list(candidates)", "roles' metrics are the team's"),
     ],
+    ("rollout/shares.py", "test_shares.py"): [
+        ("while (number := taken()) < count:", "while (number := taken()) <= count:", "an instance too many is played"),
+        ("while (number := taken()) < count:", "if (number := taken()) < count:", "nobody takes a second instance"),
+        ("played.extend(await play(number))", "played[:] = await play(number)", "episodes of earlier instances are lost"),
+        ("for _ in range(at_once)))", "for _ in range(1)))", "one instance at a time"),
+    ],
     ("rollout/wire.py", "test_wire.py"): [
         ("if candidate.origin not in origins:", "if not origins:", "all members have the origin of the first"),
         ("if candidate.origin not in origins:", "if True:", "an origin is there for every member"),
