@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
     devices = tpu_compiler.tpus(_DEVICE.value, experiment.mesh.devices) if _COMPILE.value else None
-    policies = TeamLearner(experiment, devices)
+    policies = TeamLearner(experiment, devices=devices)
     workload = workload_of(experiment)
     memory = footprint.memory(experiment, policies, workload)
     if devices is not None:

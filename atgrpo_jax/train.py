@@ -21,10 +21,29 @@ _RUN_DIR = flags.DEFINE_string(
     "files. It may be in a bucket. E.g. --run_dir=runs/small or --run_dir=gs://bucket/runs/small",
 )
 
+_HOSTS = flags.DEFINE_string(
+    "hosts",
+    None,
+    "How many hosts make this run together, each with one such process; auto on Cloud TPU, GKE and SLURM. "
+    "Needs --host and --coordinator unless it is auto. See docs/hosts.md. E.g. --hosts=2",
+)
+_HOST = flags.DEFINE_integer("host", None, "The number of this host, from 0. E.g. --host=1")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Where host 0 listens for the others. E.g. --coordinator=10.0.0.2:8476"
+)
+_HEARTBEAT = flags.DEFINE_float(
+    "heartbeat", 30.0, "Seconds. All hosts end if one of them was not heard of for so long.", 1.0
+)
+_PATIENCE = flags.DEFINE_float(
+    "patience", 3600.0, "Seconds. All hosts end if one of them lets the others wait for so long.", 1.0
+)
+
 
 def main(argv: list[str]) -> None:
     files = needed_gin_files(argv, _GIN_FILE)
     # Imported here because JAX takes seconds: Ctrl-C and SIGTERM are handled by now.
+    from atgrpo_jax.hosts.joining import joined, place_of
+    from atgrpo_jax.hosts.start import check_same_start
     from atgrpo_jax.run import gin_config
     from atgrpo_jax.run.folder import RunFolder
     from atgrpo_jax.run.loop import train
@@ -34,9 +53,13 @@ def main(argv: list[str]) -> None:
     look_for_no_missing_tpu()
     experiment = gin_config.load(files, _GIN_PARAM.value)
     folder = RunFolder(_RUN_DIR.value or Path("runs") / "_".join(Path(name).stem for name in files))
-    with claim(folder, experiment) as begun:
-        summary = train(begun, folder)
-    print(summary_text(summary))
+    place = place_of(_HOSTS.value, _HOST.value, _COORDINATOR.value)
+    with joined(place, _HEARTBEAT.value, _PATIENCE.value) as hosts:
+        check_same_start(hosts, gin_config.render(experiment))
+        with claim(folder, experiment, hosts) as begun:
+            summary = train(begun, folder, hosts)
+    if hosts.index == 0:
+        print(summary_text(summary))
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_the_update_compiles_for_a_tpu(device, mesh, sharing):
     x = dataclasses.replace(load("smoke.gin"), mesh=mesh, team=Team(sharing), model=model, warm_start=None)
     x = dataclasses.replace(x, compute=compute)
     x = dataclasses.replace(x, batch=BatchConfig(row_tokens=320, rows=4))
-    policies = TeamLearner(x, tpu_compiler.tpus(device, 4))
+    policies = TeamLearner(x, devices=tpu_compiler.tpus(device, 4))
     (update,) = policies.compile(policies.names[0], pack([], x.batch, "token", 1))
     assert update.as_text().count('custom_call_target="tpu_custom_call"') >= 3
     gradients = footprint.bytes_a_device(policies.shapes[policies.names[0]].params)

@@ -10,7 +10,7 @@ PACKAGE = Path(atgrpo_jax.__file__).parent
 # A room (a folder) imports from the rooms of the lines above it, and from itself.
 RANKS = [
     {"common", "answers"},
-    {"sandbox", "arrays", "tokens", "credit"},
+    {"sandbox", "arrays", "tokens", "credit", "hosts"},
     {"tasks", "models"},
     {"tasks.games", "models.families"},
     {"models.hf"},
@@ -106,6 +106,13 @@ def test_host_side_rooms_need_no_jax():
         roots = {target.split(".")[0] for target in imported(tree)}
         if room in NO_JAX:
             assert not roots & {"jax", "flax", "optax", "orbax"}, name
+
+
+def test_processes_of_jax_are_named_in_one_room():
+    """All others meet through ``Hosts``, and so work on one host and on several."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.parent.name != "hosts" and path.name != "machine.py":  # the probe prints it
+            assert not re.search(r"process_index|process_count|process_allgather|multihost", path.read_text()), path
 
 
 def test_gin_is_imported_in_one_place():

@@ -44,15 +44,19 @@ class TreeFolder:
         return _reading(self.file, self.file.read_bytes)
 
     @contextlib.contextmanager
-    def writing(self, size: int) -> Iterator["Draft"]:
+    def writing(self, size: int, by_others: bool = False) -> Iterator["Draft"]:
         """Yields a new folder beside the place. Removes it at the end, if it is still there.
+
+        Its path means the same to other processes, if ``by_others``. Orbax reads brackets and
+        backslashes in such a path as patterns.
 
         Raises OSError if the disk has no room for ``size`` bytes: TensorStore's own errors are long.
         """
         with _partial_folder(self.place) as (partial, descriptor):
             if shutil.disk_usage(self.place.parent).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place))
-            yield Draft(self.place, partial, _plain(partial, descriptor) / STATE)
+            path = partial.absolute() if by_others else _plain(partial, descriptor)
+            yield Draft(self.place, partial, path / STATE)
 
     @contextlib.contextmanager
     def reading(self, files: Mapping[str, Any]) -> Iterator[Path]:

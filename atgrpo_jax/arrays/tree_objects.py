@@ -37,8 +37,11 @@ class TreeObjects:
             raise Damaged(f"{self.file} cannot be read ({error.strerror})") from error
 
     @contextlib.contextmanager
-    def writing(self, size: int) -> Iterator["Draft"]:
-        """Yields a new name below the place. Removes what is below it, unless it was put."""
+    def writing(self, size: int, by_others: bool = False) -> Iterator["Draft"]:
+        """Yields a new name below the place. Removes what is below it, unless it was put.
+
+        Any process may write there, also without ``by_others``.
+        """
         draft = Draft(self.place, self.place / f"{STATE}.{uuid.uuid4().hex[:12]}")
         try:
             yield draft

@@ -20,12 +20,14 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
+from etils import epath
 
 from atgrpo_jax.arrays import tree_folders, tree_objects
 from atgrpo_jax.arrays.tree_folders import Damaged, TreeFolder
 from atgrpo_jax.arrays.tree_objects import TreeObjects
 from atgrpo_jax.common.errors import RunError, Unreachable
 from atgrpo_jax.common.files import Place
+from atgrpo_jax.common.hosts import ALONE, Hosts
 
 __all__ = [
     "Damaged",
@@ -40,24 +42,36 @@ __all__ = [
 ]
 
 
-def write_tree(place: Place, tree: Any, about: Mapping[str, Any], keep: bool = False) -> str:
+def write_tree(
+    place: Place, tree: Any, about: Mapping[str, Any], keep: bool = False, hosts: Hosts = ALONE
+) -> str:
     """Saves ``tree`` and the JSON object ``about`` as the folder ``place``. Returns their digest.
 
     A folder that is already at ``place`` is replaced. With ``keep`` it stays if it is an undamaged
-    tree; the caller knows that it is the same one.
+    tree; the caller knows that it is the same one. All ``hosts`` call this; each writes its own part
+    of the arrays, and host 0 all the rest.
 
     Raises OSError or RunError if the tree cannot be written.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    with _stored(place).writing(size) as draft:
+    draft: Any = None
+    with contextlib.ExitStack() as opened:
+
+        def begin() -> bytes:
+            nonlocal draft
+            draft = opened.enter_context(_stored(place).writing(size, hosts.count > 1))
+            return os.fspath(draft.state).encode()
+
+        def finish() -> bytes:
+            seen = {"about": dict(about), "leaves": _leaves(tree), "files": draft.files()}
+            digest = _digest_of(seen)
+            draft.put(json.dumps(seen | {"digest": digest}, indent=1).encode(), lambda: keep and _good(place))
+            return digest.encode()
+
+        state = epath.Path(hosts.told(f"{place.name}: draft", begin).decode())
         with _orbax(place, "written"):
-            ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(
-                draft.state, args=ocp.args.StandardSave(tree)
-            )
-        seen = {"about": dict(about), "leaves": _leaves(tree), "files": draft.files()}
-        digest = _digest_of(seen)
-        draft.put(json.dumps(seen | {"digest": digest}, indent=1).encode(), lambda: keep and _good(place))
-    return digest
+            ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(state, args=ocp.args.StandardSave(tree))
+        return hosts.told(f"{place.name}: saved", finish).decode()
 
 
 def read_tree(place: Place, shapes: Any) -> Any:
@@ -78,8 +92,10 @@ def read_tree(place: Place, shapes: Any) -> Any:
         )
 
 
-def about_tree(place: Place) -> tuple[dict[str, Any], str]:
+def about_tree(place: Place, files: bool = True) -> tuple[dict[str, Any], str]:
     """Returns the ``about`` with which a tree was saved, and its digest. Checks the whole tree.
+
+    Without ``files``, only saved.json is checked.
 
     Raises Damaged if any byte differs from what was saved, OSError if a file may not be read.
     """
@@ -89,12 +105,13 @@ def about_tree(place: Place) -> tuple[dict[str, Any], str]:
         digest = seen.pop("digest")
         same = digest == _digest_of(seen)
         about = seen["about"]
-        files = seen["files"]
+        digests = seen["files"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{stored.file} is not what was saved") from error
     if not same:
         raise Damaged(f"{stored.file} is not what was saved")
-    stored.check(files)
+    if files:
+        stored.check(digests)
     return about, digest
 
 

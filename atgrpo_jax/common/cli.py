@@ -124,6 +124,20 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
         raise RuntimeError("something called sys.exit() before the end; the run is not finished") from error
 
 
+def exit_code(error: BaseException) -> int:
+    """Returns the exit code of a process that ends with this error; see ``guarded``."""
+    if isinstance(error, Stopped):
+        return 128 + error.signum
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, UserError):
+        return error.exit_code
+    known = isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL)
+    )
+    return 2 if known else 1
+
+
 def _fail(line: str, code: int = 2) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(code)

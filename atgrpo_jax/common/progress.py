@@ -6,6 +6,7 @@ import time
 import tqdm
 
 PLAIN_SECONDS = 10.0  # seconds between two plain lines
+_speaker = 0  # number of this host, if a run has several
 
 
 class Progress:
@@ -23,7 +24,7 @@ class Progress:
         self._printed = 0.0
         self._bar = (
             tqdm.tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not _speaker
             else None
         )
 
@@ -37,6 +38,8 @@ class Progress:
     def advance(self, **shown: float) -> None:
         """Counts one more unit as done, and shows the numbers ``shown`` beside it."""
         self._done += 1
+        if _speaker:
+            return
         if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, False)
             self._bar.update()
@@ -54,9 +57,15 @@ class Progress:
             )
 
 
+def speak_as(host: int) -> None:
+    """Sets the number of this host. Hosts above 0 show no progress, and their lines have their number."""
+    global _speaker
+    _speaker = host
+
+
 def say(line: str) -> None:
     """Prints a line of its own, above the bar if there is one."""
-    tqdm.tqdm.write(line, file=sys.stderr)
+    tqdm.tqdm.write(f"host {_speaker}: {line}" if _speaker else line, file=sys.stderr)
     sys.stderr.flush()
 
 

@@ -43,6 +43,8 @@ class Stopping:
 
     def __init__(self):
         self.unsaved: Callable[[], bool] = lambda: False
+        self.asked: int | None = None  # the signal that asked to stop, as soon as it came
+        self._for_others = False  # whether ``ask`` sent that one
         self._pending: int | None = None  # the signal, once the main thread has heard it
         self._at_once = False
         self._left = False  # whether the stop has reached the code that cleans up
@@ -93,6 +95,16 @@ class Stopping:
             self._at_once = False
             self._left = self._pending is not None
         self._raise_if_pending()  # after a cancellation, or where something swallowed the exception
+
+    def ask(self, number: int) -> None:
+        """Asks the main thread to stop, as a first signal ``number`` does. For other threads.
+
+        It does nothing if the main thread was asked before. A signal that comes later does not count
+        as a second one.
+        """
+        if self.asked is None and self._before:
+            self._for_others = True
+            os.kill(os.getpid(), number)
 
     def _raise_if_pending(self) -> None:
         if self._again:
@@ -149,8 +161,11 @@ class Stopping:
         now = time.monotonic()
         if self._asked_s is None:
             self._asked_s = now
+            self.asked = number
             if not self._now():
                 self._tell()
+        elif self._for_others:
+            self._for_others = False
         elif now - self._asked_s > ONE_STOP_S and not self._again:
             self._asked_s = now
             self._again = True

@@ -10,16 +10,20 @@ Axis letters: P prompts, V vocabulary, B rows of a program, J adapters.
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from atgrpo_jax.arrays.mesh import mesh_of, replicated
 from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import LOWER, NotFinite
+from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.metric_names import of_policy
 from atgrpo_jax.common.types import Address, GroupKey, Sampling, seed_of
 from atgrpo_jax.engines.protocol import Engine, Request
@@ -32,6 +36,13 @@ PROMPTS = 8  # fixed prompts, asked after every push: they show whether a cache 
 LENGTH = 16  # tokens of each prompt
 DRAWS = 64  # tokens drawn after each prompt
 LAST = "the weights before the push"
+# How the metric of several hosts follows from theirs: the worst one counts.
+WORST: Mapping[str, Callable] = {
+    "gate_gap": max,
+    "gate_margin": min,
+    "gate_spread": min,
+    "gate_corrected": max,
+}
 
 
 def push(engine: Engine, weights: Mapping[str, Any], version: int) -> None:
@@ -75,16 +86,19 @@ class Gate:
         temperature: float,
         limit: float,
         seed: int,
+        hosts: Hosts = ALONE,
     ):
         """
         Args:
           temperature: temperature of the draws; the same as in training.
           limit: largest |learner - engine| logprob that passes, nats.
+          hosts: each of them has an engine, and checks its own.
         """
         self._models = models
         self._temperature = temperature
         self._limit = limit
         self._seed = seed
+        self._hosts = hosts
         common = min(model.vocab_size for model in models.values())
         self._ids = np.setdiff1d(np.arange(common), stop_ids)
         self._last: dict[str, np.ndarray] = {}
@@ -113,6 +127,8 @@ class Gate:
     ) -> dict[str, float]:
         """Checks every policy after a push of ``version``, and returns metrics of each.
 
+        With several hosts they are those of the worst one.
+
         Args:
           correct: whether a gap without a known cause passes, because importance weights
             (``Learner.corrected``) correct it.
@@ -122,14 +138,37 @@ class Gate:
         """
         prompts_PT = self._prompts(version)
         learned = learned or self.learned(weights, version)
-        drawn = coroutines.run(self._draw(engine, list(weights), prompts_PT, version))
-        metrics: dict[str, float] = {}
+        bases: dict[str, np.ndarray] = {}
         for name, own in weights.items():
-            others = {f"the weights of {other}": learned[other] for other in weights if other != name}
             if own.adapter is not None:
-                others["its base, without the adapter"] = self._learned(
-                    name, PolicyWeights(own.params), prompts_PT
-                )
+                bases[name] = self._learned(name, PolicyWeights(own.params), prompts_PT)
+
+        def work() -> bytes:
+            drawn = coroutines.run(self._draw(engine, list(weights), prompts_PT, version))
+            return json.dumps(self._judged(drawn, learned, bases, version, correct)).encode()
+
+        found = [json.loads(own) for own in self._hosts.meet(f"gate of version {version}", work)]
+        self._last = {name: logprobs_PV[:PROMPTS] for name, logprobs_PV in learned.items()}
+        metrics: dict[str, float] = {}
+        for name in weights:
+            worst = {key: pick(own[name][key] for own in found) for key, pick in WORST.items()}
+            metrics |= of_policy(name, worst)
+        return metrics
+
+    def _judged(
+        self,
+        drawn: Mapping[str, Draws],
+        learned: Mapping[str, np.ndarray],
+        bases: Mapping[str, np.ndarray],
+        version: int,
+        correct: bool,
+    ) -> dict[str, dict[str, float]]:
+        """Returns metrics of every policy's draws. Raises RunError as ``check`` does."""
+        metrics = {}
+        for name in learned:
+            others = {f"the weights of {other}": learned[other] for other in learned if other != name}
+            if name in bases:
+                others["its base, without the adapter"] = bases[name]
             if name in self._last:
                 others[LAST] = self._last[name]
             verdict = judge(drawn[name], learned[name], others, self._limit, self._seed)
@@ -140,14 +179,12 @@ class Gate:
                     f"{verdict.cause}. The largest |learner - engine| logprob is {verdict.gap:.3g} "
                     f"(Experiment.max_logprob_gap = {self._limit:.3g}); see docs/sglang.md"
                 )
-            found = {
+            metrics[name] = {
                 "gate_gap": verdict.gap,
                 "gate_margin": verdict.margin,
                 "gate_spread": verdict.spread,
                 "gate_corrected": float(corrected),
             }
-            metrics |= of_policy(name, found)
-        self._last = {name: logprobs_PV[:PROMPTS] for name, logprobs_PV in learned.items()}
         return metrics
 
     def _prompts(self, version: int) -> np.ndarray:
@@ -177,16 +214,22 @@ class Gate:
         return dict(zip(policies, await asyncio.gather(*map(all_of, policies)), strict=True))
 
     def _learned(self, name: str, weights: PolicyWeights, prompts_PT: np.ndarray) -> np.ndarray:
-        return np.asarray(next_logprobs(self._models[name], weights, prompts_PT, self._temperature))
+        mesh = mesh_of(weights.params) if self._hosts.count > 1 else None
+        return np.asarray(next_logprobs(self._models[name], weights, prompts_PT, self._temperature, mesh))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def next_logprobs(
-    model: Transformer, weights: PolicyWeights, tokens_BT: jax.Array, temperature: jax.Array
+    model: Transformer,
+    weights: PolicyWeights,
+    tokens_BT: jax.Array,
+    temperature: jax.Array,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Returns logprobs [B, V] float32 of the token after each row, at ``temperature``.
 
-    Temperature 0 gives the same as 1.
+    Temperature 0 gives the same as 1. All devices of ``mesh``, that of the weights, get the whole
+    result; it is where XLA leaves it if the mesh is not given.
     """
     B, T = tokens_BT.shape
 
@@ -205,4 +248,5 @@ def next_logprobs(
             scale_BJ=jnp.full((B, 1), weights.scale, jnp.float32),
         )
         scores_BV = logits(weights.params, hidden_BTD[:, -1])
-    return jax.nn.log_softmax(scores_BV / jnp.where(temperature > 0, temperature, 1.0))
+    logprobs_BV = jax.nn.log_softmax(scores_BV / jnp.where(temperature > 0, temperature, 1.0))
+    return logprobs_BV if mesh is None else jax.lax.with_sharding_constraint(logprobs_BV, replicated(mesh))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.types import Address, Sample, Sampling
 
 
@@ -34,6 +35,7 @@ class Served:
     lora: Any  # LoraConfig of the policies that are adapters
     longest_answer: int  # tokens; no sample is longer
     candidates: int  # how many samples most requests ask for
+    hosts: Hosts = ALONE  # each of them has an engine of its own
 
 
 class Planned(NamedTuple):

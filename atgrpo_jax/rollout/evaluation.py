@@ -13,6 +13,7 @@ from scipy import special
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.rollout.player import Player
@@ -196,14 +197,18 @@ def evaluate(
     episodes: int = 1,
     runner: Runner | None = None,
     on_episode: Callable[[], None] = lambda: None,
+    hosts: Hosts = ALONE,
+    at_once: int | None = None,
 ) -> Score:
     """Plays the first ``instances`` of ``split``, each ``episodes`` times, and scores the team.
+
+    Several ``hosts`` play together; see ``play_all``.
 
     Every role draws one candidate, which is executed.
     """
     propose = engine_propose(engine, sampling, 1, seed)
     player = Player(task, team, tokenizer, propose, sampling, seed, runner=runner, select="first")
-    played = play_all(player, step, split, range(instances), episodes, on_episode)
+    played = play_all(player, step, split, range(instances), episodes, on_episode, hosts, at_once)
     solved_IK = np.array([episode.solved for episode in played]).reshape(instances, episodes)
     return Score(solved_IK, sum(episode.turns for episode in played) / len(played))
 

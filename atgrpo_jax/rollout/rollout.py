@@ -8,11 +8,14 @@ from typing import Literal
 from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.checks import require
 from atgrpo_jax.common.errors import PromptTooLong
+from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Address, Episode, Outcome, Sample, Sampling
 from atgrpo_jax.credit.selection import Select
 from atgrpo_jax.engines.protocol import Engine, Request
+from atgrpo_jax.rollout import wire
 from atgrpo_jax.rollout.player import Player, Propose
+from atgrpo_jax.rollout.shares import share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,21 +90,52 @@ def play_all(
     indices: Iterable[int],
     episodes: int = 1,
     on_episode: Callable[[], None] = lambda: None,
+    hosts: Hosts = ALONE,
+    at_once: int | None = None,
 ) -> list[Episode]:
-    """Plays every instance ``episodes`` times, all at once.
+    """Plays every instance ``episodes`` times.
+
+    One host alone plays all of them at once. Several hosts meet here: each plays whole instances, takes the
+    next one when it is free, and gets the episodes of all.
+
+    Args:
+      indices: the instances, each once.
+      at_once: how many instances all hosts together play at the same time; all if not given.
 
     Returns the episodes in order of instance, then of episode number.
     """
+    indices = list(indices)
+    name = f"{split} rollout of step {step}"
 
     async def one(index: int, episode: int) -> Episode:
         played = await player.play(step, split, index, episode)
         on_episode()
         return played
 
+    async def instance(number: int) -> list[Episode]:
+        return await asyncio.gather(*(one(indices[number], e) for e in range(episodes)))
+
     async def everything() -> list[Episode]:
         return await asyncio.gather(*(one(i, e) for i in indices for e in range(episodes)))
 
-    return coroutines.run(everything())
+    played: list[Episode] = []
+
+    def alone() -> bytes:
+        played.extend(coroutines.run(everything()))
+        return b""
+
+    def shared() -> bytes:
+        most = min(at_once or len(indices), len(indices))
+        own = share(instance, hosts.counter(), len(indices), -(-most // hosts.count))
+        return wire.encode(coroutines.run(own))
+
+    if hosts.count == 1:
+        hosts.meet(name, alone, stops=True)
+        return played
+    for data in hosts.meet(name, shared, stops=True):
+        played += wire.decode(data)
+    place = {index: number for number, index in enumerate(indices)}
+    return sorted(played, key=lambda episode: (place[episode.instance], episode.episode))
 
 
 def train_indices(step: int, instances: int) -> range:

@@ -1,7 +1,12 @@
 """Plays the training episodes of a step, and says what that took."""
 
+import dataclasses
+import json
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.types import Episode
 from atgrpo_jax.engines.protocol import Engine, Usage
 from atgrpo_jax.rollout.player import Player
@@ -16,39 +21,81 @@ class Rollouts:
       engine: the one that ``player`` draws from; its usage goes into the metrics.
       instances: instances of each step.
       episodes: episodes of each instance.
+      hosts: those that play together.
+      at_once: instances that all of them together play at the same time; all if None.
     """
 
-    def __init__(self, player: Player, engine: Engine, instances: int, episodes: int):
+    def __init__(
+        self,
+        player: Player,
+        engine: Engine,
+        instances: int,
+        episodes: int,
+        hosts: Hosts = ALONE,
+        at_once: int | None = None,
+    ):
         self._player = player
         self._engine = engine
         self._instances = instances
         self._episodes = episodes
+        self._hosts = hosts
+        self._at_once = at_once
 
     def play(self, step: int) -> tuple[list[Episode], dict[str, float]]:
         """Plays the instances of step ``step``. Returns their episodes, and metrics."""
         began = time.monotonic()
         before = self._engine.usage
+        waited_before_s = self._hosts.waited_s
         own_before_s = self._player.clock.seconds
         indices = train_indices(step, self._instances)
-        episodes = play_all(self._player, step, "train", indices, self._episodes)
+        episodes = play_all(
+            self._player,
+            step,
+            "train",
+            indices,
+            self._episodes,
+            hosts=self._hosts,
+            at_once=self._at_once,
+        )
         seconds = time.monotonic() - began
-        used = self._engine.usage - before
-        metrics = {
-            "perf/rollout_s": seconds,
-            "perf/rollout_tokens_per_s": used.tokens / seconds,
-            "perf/rollout_environment_s": self._player.clock.seconds - own_before_s,
-            "perf/rollout_known_prompt": used.known_tokens / max(used.prompt_tokens, 1),
+        own = {
+            "used": dataclasses.asdict(self._engine.usage - before),
+            "environment_s": self._player.clock.seconds - own_before_s,
+            "waited_s": self._hosts.waited_s - waited_before_s,
         }
-        return episodes, metrics | _on_our_devices(used, seconds)
+        told = self._hosts.meet(f"usage of step {step}", lambda: json.dumps(own).encode())
+        found = [json.loads(data) for data in told]
+        return episodes, _metrics(found, seconds)
 
 
-def _on_our_devices(used: Usage, seconds: float) -> dict[str, float]:
-    """Returns the metrics of an engine that draws in this process; none for others."""
+def _metrics(found: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
+    """Returns the metrics of a rollout of so many seconds, from what each host says of its own.
+
+    Tokens are those of all hosts. Seconds that hosts spend at the same time are means over them.
+    """
+    used = sum((Usage(**own["used"]) for own in found), Usage())
+    metrics = {
+        "perf/rollout_s": seconds,
+        "perf/rollout_tokens_per_s": used.tokens / seconds,
+        "perf/rollout_environment_s": _mean(found, "environment_s"),
+        "perf/rollout_known_prompt": used.known_tokens / max(used.prompt_tokens, 1),
+    }
+    if len(found) > 1:
+        metrics["perf/rollout_waited_s"] = _mean(found, "waited_s")  # for the slowest host
+    return metrics | _on_our_devices(used, seconds, len(found))
+
+
+def _mean(found: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(own[name] for own in found) / len(found)
+
+
+def _on_our_devices(used: Usage, seconds: float, hosts: int) -> dict[str, float]:
+    """Returns the metrics of engines that draw in the hosts' processes; none for others."""
     if not used.slot_steps:
         return {}
     return {
-        "perf/rollout_idle_s": seconds - used.seconds,  # the devices waited
-        "perf/rollout_prefill_s": used.prefill_s,
-        "perf/rollout_decode_s": used.decode_s,
+        "perf/rollout_idle_s": seconds - used.seconds / hosts,  # the devices waited
+        "perf/rollout_prefill_s": used.prefill_s / hosts,
+        "perf/rollout_decode_s": used.decode_s / hosts,
         "perf/rollout_occupancy": used.tokens / used.slot_steps,
     }

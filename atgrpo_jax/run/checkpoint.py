@@ -1,13 +1,13 @@
 """Saves and restores all policies and optimizers together, and checks digests when reading."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 from atgrpo_jax.arrays import trees
 from atgrpo_jax.arrays.trees import Damaged
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place, make_folder, names_in
+from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.progress import say
 
 
@@ -18,11 +18,19 @@ class Checkpoints:
     stored: both follow from the step and the config's seed.
     """
 
-    def __init__(self, path: Place, identity: str, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        path: Place,
+        identity: str,
+        keep: int = 2,
+        read_only: bool = False,
+        hosts: Hosts = ALONE,
+    ):
         """Opens the folder ``path``, and makes it if it is not there.
 
         ``identity`` names the config; checkpoints of another config are refused. With ``read_only``
-        nothing in the folder is changed, so that a run may be going on in it.
+        nothing in the folder is changed, so that a run may be going on in it. All ``hosts`` of a run
+        save and restore together; only host 0 looks for what is there.
         """
         self._path = path
         self._identity = identity
@@ -30,7 +38,9 @@ class Checkpoints:
         self._base = path.with_name("base")
         self._base_digest: str | None = None
         self._base_params: Any = None  # once they are read
-        if not read_only:
+        self._hosts = hosts
+        self._checked: set[int] = set()  # steps whose files were found to be whole
+        if not read_only and hosts.index == 0:
             make_folder(path)
             trees.clean(path)
             trees.clean(path.parent)
@@ -42,23 +52,23 @@ class Checkpoints:
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
-    def newest(self, restore: Callable[[int], Any]) -> tuple[int, Any] | None:
-        """Returns the newest step that is not damaged, and the result of ``restore`` for it.
+    def newest(self) -> int | None:
+        """Returns the newest step whose checkpoint is not damaged; None if there is no checkpoint.
 
-        Returns None if there is no checkpoint. Damaged ones that are newer are reported and moved
-        aside. Raises RunError if all are damaged.
+        Damaged ones that are newer are reported and moved aside. Raises RunError if all are damaged,
+        or if the one that is taken belongs to another config.
         """
         damaged: dict[int, Damaged] = {}
         for step in reversed(self.steps()):
             try:
-                found = restore(step)
+                self._about(step)
             except Damaged as error:
                 damaged[step] = error
                 continue
             for bad, fault in damaged.items():
                 say(f"{fault}; moved to {self._move_aside(bad).name}, step {step} is taken instead")
             self.forget_old()
-            return step, found
+            return step
         if damaged:
             say("\n".join(map(str, damaged.values())))
             raise RunError(f"no checkpoint in {self._path} is whole; start the run anew in another folder")
@@ -70,11 +80,13 @@ class Checkpoints:
         ``version`` is that of the weights. ``base`` holds the weights that adapters are on. They
         never change, so they are written once, beside the checkpoints.
         """
+        hosts = self._hosts
         if base is not None and self._base_digest is None:
-            self._base_digest = trees.write_tree(self._base, base, {"identity": self._identity})
+            self._base_digest = trees.write_tree(self._base, base, {"identity": self._identity}, hosts=hosts)
         about = {"identity": self._identity, "step": step, "version": version, "base": self._base_digest}
-        trees.write_tree(self._path / str(step), tree, about)
-        self.forget_old()
+        trees.write_tree(self._path / str(step), tree, about, hosts=hosts)
+        if hosts.index == 0:
+            self.forget_old()
 
     def forget_old(self) -> None:
         """Removes all checkpoints that are not to be kept; folders that hold none stay."""
@@ -99,21 +111,32 @@ class Checkpoints:
         If there are adapters, call ``restore_base`` first. Raises RunError if the checkpoint is
         missing or belongs to another config or base, and Damaged if it is damaged.
         """
+        about = self._about(step)
+        if about["base"] != self._base_digest:
+            where = f"checkpoint {step} in {self._path}"
+            raise RunError(f"{where} belongs to another base than {self._base}; put its own back")
+        return trees.read_tree(self._path / str(step), shapes), about["version"]
+
+    def _about(self, step: int) -> dict[str, Any]:
+        """Returns what a checkpoint says about itself. Its files are checked, the first time only.
+
+        Raises as ``restore`` does.
+        """
         where = f"checkpoint {step} in {self._path}"
         if step not in self.steps():
             there = ", ".join(map(str, self.steps())) or "none"
             raise RunError(f"there is no {where} (steps: {there})")
         try:
-            about, _ = trees.about_tree(self._path / str(step))
+            whole = step in self._checked or self._hosts.index > 0  # host 0 has checked it for all
+            about, _ = trees.about_tree(self._path / str(step), files=not whole)
         except Damaged as error:
             raise Damaged(f"{where} is damaged: {error}") from error
         if about["identity"] != self._identity:
             raise RunError(f"{where} belongs to another config; move it away")
         if about.get("step") != step:
             raise Damaged(f"{where} is damaged: it is not of that step, but of {about.get('step')}")
-        if about["base"] != self._base_digest:
-            raise RunError(f"{where} belongs to another base than {self._base}; put its own back")
-        return trees.read_tree(self._path / str(step), shapes), about["version"]
+        self._checked.add(step)
+        return about
 
     def _move_aside(self, step: int) -> Place:
         """Moves a damaged checkpoint. It is not deleted: somebody may want to look at it."""

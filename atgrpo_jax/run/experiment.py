@@ -8,6 +8,7 @@ from typing import Any
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.copies import absolute
+from atgrpo_jax.common.hosts import ALONE, Hosts, check_alike
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.credit.groups import CreditConfig
@@ -140,10 +141,11 @@ class Experiment:
         return self.pretrained[initial] if isinstance(self.pretrained, Mapping) else self.pretrained
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Runner | None]:
+    def running(self, hosts: Hosts = ALONE) -> Iterator[Runner | None]:
         """Opens the sandbox that runs the roles' programs; gives None if the roles write none.
 
-        Raises RunError if this machine cannot keep programs apart as the sandbox's config asks.
+        Raises RunError if this machine cannot keep programs apart as the sandbox's config asks, or if
+        one of the ``hosts`` has another level than this one.
         """
         if not isinstance(self.task, ToolTask) or not self.task.tools:
             yield None
@@ -152,6 +154,7 @@ class Experiment:
         sandbox = dataclasses.replace(self.sandbox, packages=tuple(packages)).build(self.task.warm_up)
         with contextlib.closing(sandbox):
             say(sandbox.about())
+            check_alike(hosts, "the sandbox", lambda: {"the sandbox level": sandbox.level})
             yield sandbox
 
     def begun(self, recorded: "Experiment | None" = None) -> "Experiment":

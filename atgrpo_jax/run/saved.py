@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from atgrpo_jax.arrays.trees import Damaged
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import write_atomically
+from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
@@ -43,16 +44,30 @@ class SavedRun:
 
 
 @contextlib.contextmanager
-def claim(folder: RunFolder, given: Experiment) -> Iterator[Experiment]:
+def claim(folder: RunFolder, given: Experiment, hosts: Hosts = ALONE) -> Iterator[Experiment]:
     """Locks the folder for this run until the end of the ``with``, and writes the run's config there.
 
-    Yields that config: ``given``, with the date on which the run began. Raises RunError if the folder
-    holds another run or something else, or has more steps than ``given`` asks for.
+    Host 0 does this for all ``hosts``. Yields that config: ``given``, with the date on which the run
+    began. Raises RunError if the folder holds another run or something else, has more steps than
+    ``given`` asks for, or is not the same one for all hosts.
     """
-    folder.exists()  # raises before a lock file is left in a folder of somebody else
-    folder.lock()
+    begun = given
+
+    def take() -> bytes:
+        nonlocal begun
+        folder.exists()  # raises before a lock file is left in a folder of somebody else
+        folder.lock()
+        begun = _begun(folder, given)
+        return b""
+
     try:
-        yield _begun(folder, given)
+        hosts.told("run folder", take)
+        for index in not_seeing(hosts, folder.path):
+            raise RunError(
+                f"host {index} does not see {folder.path} of host 0; the run folder must be on a disk that "
+                "all hosts share, or in a bucket"
+            )
+        yield gin_config.load(str(folder.config)) if hosts.index else begun
     finally:
         folder.unlock()
 

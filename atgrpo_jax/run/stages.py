@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.common.finite import UNTOUCHED, check_finite
+from atgrpo_jax.common.hosts import ALONE, Hosts, told_json
 from atgrpo_jax.common.metric_names import together
 from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.common.types import Episode
@@ -34,29 +35,31 @@ class Stages:
     last complete step is kept, so that a stop can save it. ``done`` is the number of that step.
     """
 
-    def __init__(self, experiment: Experiment, folder: RunFolder):
+    def __init__(self, experiment: Experiment, folder: RunFolder, hosts: Hosts = ALONE):
         for split in SPLITS:
             check_split(experiment.task, split)  # a bad split is found before any time is spent
         self.experiment = experiment
         self.folder = folder
+        self.hosts = hosts
         self.done = 0
         self._complete: TeamState | None = None  # after step ``done``
         self._saved: int | None = None  # step of the newest checkpoint; None before the first
         self._compiles = CompileCounter()
-        self.learner = TeamLearner(experiment)
+        self.learner = TeamLearner(experiment, hosts)
         self._checkpoints = Checkpoints(
-            folder.checkpoints, experiment.identity(), experiment.keep_checkpoints
+            folder.checkpoints, experiment.identity(), experiment.keep_checkpoints, hosts=hosts
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
-            self._runner = opening.enter_context(experiment.running())
+            self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
-            self.rollouts = _rollouts(experiment, self.engine, self._runner)
+            self.rollouts = _rollouts(experiment, self.engine, self._runner, hosts)
             self._gate = Gate(
                 self.learner.models,
                 experiment.tokenizer.stop_ids,
                 experiment.rollout.temperature,
                 experiment.max_logprob_gap,
                 experiment.seed,
+                hosts,
             )
             self._opened = opening.pop_all()
         self._writer: MetricsWriter | None = None
@@ -73,25 +76,34 @@ class Stages:
         Returns the team after step ``done``.
         """
         learner = self.learner
-        found = self._checkpoints.newest(lambda step: learner.restore(self._checkpoints, step))
-        latest = -1 if found is None else found[0]
-        self.folder.rewind(latest)
-        self._writer = MetricsWriter(self.folder, first=latest + 1)
-        if found is None:
+        latest = told_json(self.hosts, "latest", self._take_up)
+        if latest < 0:
             team = learner.initial(self._runner)
             self.folder.check_ours()
-            proof = self.sync(team)
-            self._writer.write(0, together(proof, self._score(0, "validation"), self._score(0, "test")))
+            record = together(self.sync(team), self._score(0, "validation"), self._score(0, "test"))
+            self._write(0, record)
             self.checkpoint(0, team)
         else:
-            say(f"going on after step {latest} of {self.folder.path}")
-            self.done, team = found
-            self._saved = self.done
+            team = learner.restore(self._checkpoints, latest)
+            self.done = self._saved = latest
             self.sync(team)
         if self.experiment.loss.kl:
             learner.refer_to(learner.restore(self._checkpoints, 0))
         self._complete = team
         return team
+
+    def _take_up(self) -> int:
+        """Prepares the run folder to go on after its newest whole checkpoint.
+
+        Returns the step of that, or -1 if there is none. Only host 0 does this.
+        """
+        newest = self._checkpoints.newest()
+        latest = -1 if newest is None else newest
+        self.folder.rewind(latest)
+        self._writer = MetricsWriter(self.folder, first=latest + 1)
+        if latest >= 0:
+            say(f"going on after step {latest} of {self.folder.path}")
+        return latest
 
     def credit(self, team: TeamState, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
         """Audits the groups, which ``team`` drew. Returns them with their advantages, and metrics."""
@@ -152,12 +164,22 @@ class Stages:
         compiles = {"perf/compiles": float(self._compiles.count)}
         record = together(*metrics, episode_metrics(episodes), scores, compiles)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
-        self.folder.write_episodes(step, credited, self.experiment.tokenizer)
-        assert self._writer is not None
-        self._writer.write(step, record)
+        self._write(step, record, credited)
         self.done = step
         self._complete = team
         return record
+
+    def _write(self, step: int, record: dict[str, float], credited: Sequence[Credited] | None = None) -> None:
+        """Writes a step's episodes, if it has any, and its metrics. Host 0 does it for all."""
+
+        def write() -> bytes:
+            assert self._writer is not None
+            if credited is not None:
+                self.folder.write_episodes(step, credited, self.experiment.tokenizer)
+            self._writer.write(step, record)
+            return b""
+
+        self.hosts.told(f"record of step {step}", write)
 
     def checkpoint(self, step: int, team: TeamState) -> None:
         """Saves the team after step ``step`` if a checkpoint is due."""
@@ -206,12 +228,15 @@ class Stages:
                 instances=instances,
                 runner=self._runner,
                 on_episode=progress.advance,
+                hosts=self.hosts,
+                at_once=self.experiment.engine.at_once,
             )
-        say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
+        if self.hosts.index == 0:
+            say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
         return {f"{split}/{name}": value for name, value in score.record().items()}
 
 
-def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None) -> Rollouts:
+def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None, hosts: Hosts) -> Rollouts:
     """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
     settings = experiment.rollout
     candidates, episodes = (settings.candidates, 1) if settings.tree else (1, settings.candidates)
@@ -226,4 +251,6 @@ def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None) -> 
         select=settings.select,
         exclude=settings.exclude,
     )
-    return Rollouts(player, engine, settings.instances, episodes)
+    at_once = experiment.engine.at_once
+    instances_at_once = None if at_once is None else -(-at_once // settings.candidates)
+    return Rollouts(player, engine, settings.instances, episodes, hosts, instances_at_once)

@@ -1,5 +1,6 @@
 """Makes, restores and updates a team on the devices, and gives the engine its weights."""
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import check_tree
-from atgrpo_jax.arrays.mesh import check_mesh, provide_devices
+from atgrpo_jax.arrays.mesh import check_hosts, check_mesh, provide_devices
 from atgrpo_jax.common.copies import local_folder
+from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.metric_names import of_policy
 from atgrpo_jax.common.types import Batch, seed_of
 from atgrpo_jax.credit.groups import Credited
@@ -26,7 +28,7 @@ from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tokens.tokens import check_same_ids
-from atgrpo_jax.update.batch import minibatches
+from atgrpo_jax.update.batch import digest_of, minibatches
 from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
 from atgrpo_jax.update.updates import Updates
 from atgrpo_jax.update.warm_start import warm_start
@@ -46,19 +48,23 @@ class TeamLearner:
     ``shapes`` are the shapes of all policies' states.
     """
 
-    def __init__(self, experiment: Experiment, devices: Sequence[Any] | None = None):
+    def __init__(self, experiment: Experiment, hosts: Hosts = ALONE, devices: Sequence[Any] | None = None):
         """Makes the meshes and the learners.
 
         Args:
-          devices: the mesh is made of these; this machine's if not given. They need not exist, and
-            then only shapes and ``compile`` can be used.
+          hosts: those whose devices make the mesh.
+          devices: the mesh is made of these; those of all hosts if not given. They need not exist,
+            and then only shapes and ``compile`` can be used.
         """
         self._experiment = experiment
+        self._hosts = hosts
         if devices is None:
-            provide_devices(experiment.engine.devices_needed(experiment.mesh))
+            provide_devices(-(-experiment.engine.devices_needed(experiment.mesh) // hosts.count))
             devices = jax.devices()
         models = {name: _model(experiment, name) for name in experiment.initial_names}
         check_mesh(experiment.mesh, len(devices), divided(models))
+        if hosts.count > 1:
+            check_hosts(experiment.mesh, len(devices), hosts.count)
         self.names = experiment.policies
         # If there are adapters, there is only one mesh: that of their base.
         self.meshes: dict[str, Mesh] = {
@@ -112,6 +118,7 @@ class TeamLearner:
                 seed=experiment.seed,
                 source=repr(experiment.pretrained),
                 runner=runner,
+                hosts=self._hosts,
             )
             for name, own in params.items():
                 where = f"policy {name}, as the warm start left it"
@@ -174,6 +181,8 @@ class TeamLearner:
             for inputs, found in self._inputs(policy, team, items[policy], step):
                 state, of_update = learner.update(state, inputs)
                 records.append(of_update | found)
+                what = f"minibatch {len(records)} of policy {policy} in step {step}"
+                self._hosts.compare(what, functools.partial(digest_of, inputs.batch))
                 tokens_run += int((inputs.batch.segments > 0).sum())
             states[policy] = state
             dispatched[policy] = Updates(records, tokens_run)
@@ -242,6 +251,7 @@ class TeamLearner:
                 lora=experiment.lora,
                 longest_answer=experiment.rollout.max_tokens,
                 candidates=experiment.rollout.candidates if experiment.rollout.tree else 1,
+                hosts=self._hosts,
             )
         )
 

@@ -4,6 +4,7 @@ The shift by one token, from a token to the one that it predicts, happens only h
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -207,6 +208,14 @@ def token_weights(
     else:
         raise ValueError(f"aggregate {aggregate!r}: expected candidate, token or constant")
     return np.where(mask_GK, weights_GK, 0.0).astype(np.float32)
+
+
+def digest_of(batch: Batch) -> bytes:
+    """Returns a digest of all arrays."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in jax.tree.leaves(batch):
+        digest.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).data)
+    return digest.digest()
 
 
 def filled(batch: Batch) -> Any:

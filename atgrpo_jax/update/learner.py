@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import all_finite
-from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shardings, replicated
+from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shardings, put, replicated
 from atgrpo_jax.common.types import Batch
 from atgrpo_jax.models.head import logprob_gap, table, token_loss
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
@@ -137,7 +137,8 @@ class Learner:
     def _on_devices(self, inputs: UpdateInputs) -> UpdateInputs:
         batch = self._widened(inputs.batch)
         host = UpdateInputs(batch, np.float32(inputs.temperature), np.float32(inputs.rate))
-        return jax.device_put(host, self._inputs)._replace(reference=inputs.reference, base=inputs.base)
+        placed = put(host, self._inputs)
+        return placed._replace(reference=inputs.reference, base=inputs.base)
 
     def compile(self, inputs: UpdateInputs) -> list[jax.stages.Compiled]:
         """Compiles the programs of ``update`` ahead of time. Takes what ``lower`` takes."""

@@ -19,6 +19,7 @@ from atgrpo_jax.common import buckets
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import RunError, Unreachable
 from atgrpo_jax.common.files import Place, folder_path, make_folder
+from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
 from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.common.types import Episode, Sample, Sampling, hash_bytes, seed_of
 from atgrpo_jax.credit.groups import Credited
@@ -73,11 +74,13 @@ def warm_start(
     seed: int,
     source: str,
     runner: Runner | None = None,
+    hosts: Hosts = ALONE,
 ) -> dict[str, Any]:
     """Returns the parameters of every policy after cloning.
 
     They come from the cache if the same warm start was made before. A damaged one in the cache is
-    made again. If two processes make the same one at once, the first result stays.
+    made again. If two processes make the same one at once, the first result stays. Several ``hosts``
+    make it together; they use the cache only if all of them see it.
 
     Args:
       fresh: for each policy, a function that makes its parameters before cloning.
@@ -108,34 +111,46 @@ def warm_start(
     places = {name: (models[name], meshes[name]) for name in fresh}
     made = {(model, mesh): Learner(model, optimizer, cloning, mesh) for model, mesh in set(places.values())}
     learners = {name: made[place] for name, place in places.items()}
-    cached = _cached(path, {name: learners[name].shapes.params for name in fresh})
-    if cached is not None:
-        return cached
-    _check_writable(path.parent)
+    kept = _kept(path.parent, hosts)
+    if kept and hosts.told("cache of the warm start", lambda: b"whole" * _cached(path)):
+        return trees.read_tree(path, {name: learners[name].shapes.params for name in fresh})
     propose = demonstrations(task, tokenizer, config.candidates, seed)
     player = Player(task, team, tokenizer, propose, Sampling(), seed, runner=runner, select="random")
-    params = _clone(config, fresh, learners, player, batch)
-    proof = Gate(models, tokenizer.stop_ids, 1.0, 1.0, seed)
+    params = _clone(config, fresh, learners, player, batch, hosts)
+    proof = Gate(models, tokenizer.stop_ids, 1.0, 1.0, seed, hosts)
     proof.learned({name: PolicyWeights(own) for name, own in params.items()}, 0)
-    trees.write_tree(path, params, {"key": key}, keep=True)
+    if kept:
+        trees.write_tree(path, params, {"key": key}, keep=True, hosts=hosts)
     return params
 
 
-def _cached(path: Place, shapes: Any) -> dict[str, Any] | None:
-    """Returns the cached parameters, or None if there are none or they are damaged.
+def _kept(folder: Place, hosts: Hosts) -> bool:
+    """Returns whether the cache can be used: all hosts must see it. Makes its folder.
 
-    Prints a line for damaged ones, and one for those that are taken.
+    Raises RunError if it cannot be written: this is found before any work is done.
     """
+    hosts.told("folder of the cache", lambda: _check_writable(folder))
+    blind = not_seeing(hosts, folder)
+    if blind and hosts.index == 0:
+        say(
+            f"warm start: host {blind[0]} does not see {folder} of host 0, so it is not cached; give "
+            "WarmStartConfig.cache_dir a folder that all hosts share"
+        )
+    return not blind
+
+
+def _cached(path: Place) -> bool:
+    """Returns whether the warm start is there and whole. Says so, and if it is damaged."""
     # A folder that may not be read counts as empty here: ``_check_writable`` reports it.
     if not (os.path.exists(path) if isinstance(path, Path) else trees.is_tree(path)):
-        return None
+        return False
     try:
         trees.about_tree(path)
     except trees.Damaged as error:
         say(f"warm start: the cached one is damaged ({error}); it is made anew")
-        return None
+        return False
     say(f"warm start: from the cache, {path}")
-    return trees.read_tree(path, shapes)
+    return True
 
 
 def _check_writable(folder: Place) -> None:
@@ -159,11 +174,12 @@ def _check_writable(folder: Place) -> None:
         ) from error
 
 
-def _clone(config, fresh, learners, player, batch) -> dict[str, Any]:
+def _clone(config, fresh, learners, player, batch, hosts) -> dict[str, Any]:
     states = {name: learners[name].start_from(make()) for name, make in fresh.items()}
     with Progress("warm start", config.steps, "step") as progress:
         for step in range(1, config.steps + 1):
-            episodes = play_all(player, step, "train", train_indices(step, config.instances))
+            indices = train_indices(step, config.instances)
+            episodes = play_all(player, step, "train", indices, hosts=hosts)
             done = {}
             for policy, items in demonstrated(episodes).items():
                 packed = pack(items, batch, "token", 1)

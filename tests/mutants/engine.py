@@ -54,7 +54,7 @@ FAULTS = {
     ],
     ("engines/local/engine.py", LOCAL): [
         ("self._weights[policy] = (weights, version)\n        self._companies.clear()", "self._weights[policy] = (weights, version)", "old weights draw on"),
-        ("        self._lanes.clear()\n\n    def _copy", "\n    def _copy", "what is known of prompts outlives a push"),
+        ("        self._lanes.clear()\n\n    def _place", "\n    def _place", "what is known of prompts outlives a push"),
         ("company.policies.index(policy)", "0", "all adapters are the first one"),
         ("ticket.asked < late", "ticket.asked > late", "deadlines end who is on time"),
         ("if lane not in self._lanes.values():  # weights were pushed", "if False:  # weights were pushed", "a sample is of two versions"),

@@ -25,7 +25,7 @@ FAULTS = {
     ],
     ("rollout/rollouts.py", "test_trainer.py test_stages.py"): [
         ("train_indices(step, self._instances)", "train_indices(1, self._instances)", "all steps train on the same instances"),
-        ('play_all(self._player, step, "train"', 'play_all(self._player, step, "test"', "training on the test split"),
+        ('            "train",\n            indices', '            "test",\n            indices', "training on the test split"),
     ],
     ("run/loop.py", "test_trainer.py test_stages.py test_policies.py"): [
         ("proof = stages.sync(team)", "proof = {}", "the engine never gets new weights"),
@@ -180,7 +180,7 @@ FAULTS = {
     ],
     ("rollout/evaluation.py", "test_evaluation.py"): [
         ("reshape(instances, episodes)", "reshape(episodes, instances).T", "scores of other instances"),
-        ("play_all(player, step, split, range(instances), episodes, on_episode)", "play_all(player, step, \"train\", range(instances), episodes, on_episode)",
+        ("play_all(player, step, split, range(instances)", "play_all(player, step, \"train\", range(instances)",
          "evaluation plays training problems"),
         ("engine_propose(engine, sampling, 1, seed)", "engine_propose(engine, sampling, 2, seed)", "evaluation draws two"),
         ("[episode.solved for episode in played]", '[episode.end != "turn_limit" for episode in played]', "an end is success"),
@@ -204,7 +204,7 @@ FAULTS = {
     ],
     ("run/stages.py", "test_trainer.py test_stages.py test_policies.py test_train.py"): [
         ("self.folder.rewind(latest)", "self.folder.rewind(-1)", "a resumed run forgets what was before"),
-        ("self.done, team = found\n", "_, team = found\n", "a resumed run begins with step 1"),
+        ("self.done = self._saved = latest\n", "self._saved = latest\n", "a resumed run begins with step 1"),
     ],
     ("run/loop.py", "test_trainer.py test_policies.py test_report.py"): [
         ("signal, learned, proof, seconds", "learned, proof, seconds", "groups' metrics are lost"),

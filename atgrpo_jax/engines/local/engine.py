@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atgrpo_jax.arrays.mesh import copied
+from atgrpo_jax.arrays.mesh import copied, here, parts_here
 from atgrpo_jax.common.errors import PromptTooLong, RunError
 from atgrpo_jax.common.types import Sample
 from atgrpo_jax.engines.local.lane_arrays import Sizes
@@ -50,6 +50,7 @@ class LocalEngine:
         decode: Callable[[Sequence[int]], str] | None = None,
         default_shape: tuple[int, int] | None = None,
         copies: bool = False,
+        part: bool = False,
     ):
         """Makes an engine without weights.
 
@@ -63,10 +64,13 @@ class LocalEngine:
             sizes.
           copies: whether pushed weights are copied to ``meshes``; else they must be there already,
             and the arrays are shared with the caller.
+          part: whether the meshes span several hosts, and this engine draws on this host's part.
         """
         self._copies = copies
-        self._copied: dict[str, tuple[Any, Any]] = {}  # by policy: parameters as pushed, our copy
-        self._meshes = meshes
+        self._part = part
+        self._placed: dict[str, tuple[Any, Any]] = {}  # by policy: parameters as pushed, and as drawn with
+        self._spanning = meshes
+        self._meshes = _parts(meshes) if part else meshes
         self._models = models
         self._stop_ids = np.asarray(stop_ids, np.int32)
         self._config = config
@@ -84,23 +88,29 @@ class LocalEngine:
 
     def push_weights(self, policy: str, weights: PolicyWeights, version: int) -> None:
         """Takes new weights, forgets all stored prompts and restarts all samples in progress."""
-        if self._copies:
-            weights = self._copy(policy, weights)
+        if self._copies or self._part:
+            weights = self._place(policy, weights)
         self._weights[policy] = (weights, version)
         self._companies.clear()
         self._lanes.clear()
 
-    def _copy(self, policy: str, weights: PolicyWeights) -> PolicyWeights:
+    def _place(self, policy: str, weights: PolicyWeights) -> PolicyWeights:
         """Returns the weights on our mesh. Adapters with the same parameters share one copy of them."""
+        spanning = self._spanning[policy] if isinstance(self._spanning, Mapping) else self._spanning
         mesh = self._mesh(policy)
-        assert mesh is not None
+        assert mesh is not None and spanning is not None
         axes = self._model(policy).family.axes
-        known = (copy for pushed, copy in self._copied.values() if pushed is weights.params)
+
+        def place(tree: Any) -> Any:
+            tree = copied(tree, spanning, axes) if self._copies else tree
+            return parts_here(tree, mesh) if self._part else tree
+
+        known = (placed for pushed, placed in self._placed.values() if pushed is weights.params)
         params = next(known, None)
         if params is None:
-            params = copied(weights.params, mesh, axes)
-        self._copied[policy] = weights.params, params
-        adapter = None if weights.adapter is None else copied(weights.adapter, mesh, axes)
+            params = place(weights.params)
+        self._placed[policy] = weights.params, params
+        adapter = None if weights.adapter is None else place(weights.adapter)
         return weights._replace(params=params, adapter=adapter)
 
     def release(self) -> None:
@@ -109,6 +119,7 @@ class LocalEngine:
         if self._running:
             raise RunError("an update would free weights that the engine is drawing from")
         self._weights.clear()
+        self._placed.clear()
         self._companies.clear()
         self._lanes.clear()
 
@@ -262,6 +273,12 @@ class LocalEngine:
                 answer(ticket, self.version(ticket.request.policy))
             if ticket.future.done():
                 lane.drop(ticket)
+
+
+def _parts(meshes: Mesh | Mapping[str, Mesh] | None) -> Mesh | Mapping[str, Mesh] | None:
+    if isinstance(meshes, Mapping):
+        return {policy: here(mesh) for policy, mesh in meshes.items()}
+    return None if meshes is None else here(meshes)
 
 
 _join_layers = jax.jit(join_layers, static_argnums=1)

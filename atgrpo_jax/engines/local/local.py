@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from atgrpo_jax.arrays.mesh import MeshConfig, bytes_on, check_mesh
+from atgrpo_jax.arrays.mesh import MeshConfig, bytes_on, check_mesh, here
 from atgrpo_jax.common.checks import require
+from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.rounding import power_of_two
 from atgrpo_jax.engines.local.engine import LocalEngine
 from atgrpo_jax.engines.local.settings import Settings
@@ -44,18 +45,40 @@ class LocalEngineConfig(Settings, EngineConfig):
         return self.first_device >= mesh.devices  # which is 0 without a mesh of its own
 
     def build(self, served: Served) -> "LocalEngine":
-        """Builds the engine. Raises ConfigError if ``mesh`` does not fit the devices or the models."""
+        """Builds the engine. Raises ConfigError if ``mesh`` does not fit the devices or the models.
+
+        Each of several hosts has an engine on its part of the mesh, with its part of the slots.
+        """
         meshes = served.meshes if self.mesh is None else self._own_meshes(self.mesh, served)
         default_shape = served.longest_answer, served.candidates
+        hosts = served.hosts.count
+        if hosts > 1:
+            self._check_hosts(next(iter(meshes.values())), next(iter(served.meshes.values())))
         return LocalEngine(
             served.models,
             served.stop_ids,
-            self,
+            dataclasses.replace(self, slots=self.slots // hosts),
             meshes,
             served.decode,
             default_shape,
             copies=self.mesh is not None,
+            part=hosts > 1,
         )
+
+    def _check_hosts(self, mesh: Mesh, learners: Mesh) -> None:
+        """Raises ConfigError if several hosts cannot each draw on their part of ``mesh``."""
+        if set(mesh.devices.flat) != set(learners.devices.flat):
+            raise ConfigError(
+                f"LocalEngineConfig.mesh {self.mesh}: on several hosts it must have all devices, as the "
+                "learner's mesh has"
+            )
+        try:
+            here(mesh)
+        except ValueError as error:
+            raise ConfigError(
+                f"the engine's mesh, {dict(mesh.shape)}: {error}. Each host draws on its own devices, with "
+                "whole copies of the weights; give LocalEngineConfig.mesh more data and less fsdp"
+            ) from error
 
     def _own_meshes(self, mesh: MeshConfig, served: Served) -> dict[str, Mesh]:
         devices = jax.devices()[self.first_device :]
