@@ -38,6 +38,18 @@ def test_how_a_run_ended(base, status, code, failures):
     assert phase == {"phase": "ended", "line": "" if code == 0 else "error: no file"}
 
 
+@pytest.mark.parametrize(
+    "endpoints",
+    ["10.0.0.5,10.0.0.6", "unknown:unknown:10.0.0.5,unknown:unknown:10.0.0.6", "10.0.0.5, 10.0.0.6"],
+)
+def test_vms_find_each_other(endpoints):
+    vm = {"host": 1, "endpoints": endpoints}
+    assert on_vm.hosts_flags(vm, 2) == ["--hosts=2", "--host=1", "--coordinator=10.0.0.5:8482"]
+    assert on_vm.hosts_flags({"host": 0}, 1) == []  # and older files of one VM
+    with pytest.raises(SystemExit, match="error: the metadata server names 2 VMs .*, and not 4"):
+        on_vm.hosts_flags(vm, 4)
+
+
 def test_failures_of_the_last_hour_count_and_those_of_another_run_do_not(base):
     for _ in range(3):
         on_vm.ended(base, "1")
