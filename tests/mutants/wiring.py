@@ -269,6 +269,26 @@ FAULTS = {
     ("planning/devices.py", "test_probe.py"): [
         ("begins[max(found, key=len)]", "begins[min(found, key=len)]", "v5e is taken for v5p"),
     ],
+    ("planning/events.py", "test_hosts_planned.py"): [
+        ("iter(range(h, count, hosts))", "iter(range(h, count))", "fixed shares overlap"),
+        ("shares = [common if handed_out else", "shares = [common if not handed_out else", "handing out and fixed shares are mixed up"),
+        ("end = soon[-1][0] if len(soon) == ended else last", "end = last", "chunks do not end when samples do"),
+        ("(max(drawing_s, own_s) if full else drawing_s + own_s)", "(drawing_s + own_s)", "the host's work is never hidden"),
+        ("if not self._playing[instance]:", "if True:", "an instance is over with its first episode"),
+        ("np.log(self.mean) - self.sigma**2 / 2", "np.log(self.mean)", "the mean is the median"),
+    ],
+    ("planning/spread.py", "test_hosts_planned.py"): [
+        ("-(-most // self.hosts)", "most", "each host plays as many as all together"),
+        ("return self.instances\n        most", "pass\n        most", "one host waits with instances"),
+        ("/ (device.flops * utilisation * devices) / filled", "/ (device.flops * utilisation * devices)", "padding costs nothing"),
+        ("s.param_bytes / row * others / link", "s.param_bytes * others / link", "a device gets what its player needs"),
+        ("others = 1 - 1 / s.hosts", "others = 1", "one host sends itself weights"),
+    ],
+    ("planning/hosts.py", "test_hosts_planned.py"): [
+        ("    experiment.engine.check_hosts(mesh, hosts)\n", "", "an engine that spans hosts is planned"),
+        (" if gains[name] >= GAIN][:3]", "][:3]", "settings that do not help are named"),
+        ("key=lambda name: -gains[name]", "key=lambda name: gains[name]", "the settings that help least"),
+    ],
     ("arrays/layout.py", "test_mesh.py"): [
         ("return np.concatenate([_in_one((data // count, *row), part) for part in parts])",
          "return _in_one(shape, devices)", "a mesh is laid over slices as they come"),
