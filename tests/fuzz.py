@@ -51,6 +51,10 @@ AREAS = {
         "test_games_fuzz.py::test_a_level_is_refused_only_if_it_has_no_solution",
     ),
     "answers": ("test_server_answers.py",),
+    "wire": (
+        "test_wire.py::test_episodes_come_back_as_they_were",
+        "test_wire.py::test_a_message_that_is_not_whole_is_refused",
+    ),
 }
 
 

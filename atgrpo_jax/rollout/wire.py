@@ -186,14 +186,11 @@ def _append(values: array.array, more: Sequence[Any]) -> int:
 
 
 def _narrowed(logprobs: array.array) -> array.array:
-    """Returns the same numbers, bit by bit, as float32 if that is possible."""
+    """Returns the same numbers as float32 if that holds all of them exactly (NaN counts as not)."""
     wide = np.frombuffer(logprobs)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
-        again = narrow.astype(np.float64)
-    if not np.array_equal(again.view(np.int64), wide.view(np.int64)):
-        return logprobs
-    return array.array("f", narrow.tobytes())
+    return array.array("f", narrow.tobytes()) if np.array_equal(narrow, wide) else logprobs
 
 
 def _to_json(value: Any) -> str:

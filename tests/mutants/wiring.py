@@ -196,6 +196,25 @@ FAULTS = {
         ("status=SessionLog.START", "status=SessionLog.STOP", "repeated steps stay in TensorBoard"),
         ("own = [c for c in candidates if c.origin.key.role == role]", "own = list(candidates)", "roles' metrics are the team's"),
     ],
+    ("rollout/shares.py", "test_shares.py"): [
+        ("while (number := taken()) < count:", "while (number := taken()) <= count:", "an instance too many is played"),
+        ("while (number := taken()) < count:", "if (number := taken()) < count:", "nobody takes a second instance"),
+        ("played.extend(await play(number))", "played[:] = await play(number)", "episodes of earlier instances are lost"),
+        ("for _ in range(at_once)))", "for _ in range(1)))", "one instance at a time"),
+    ],
+    ("rollout/wire.py", "test_wire.py"): [
+        ("if candidate.origin not in origins:", "if not origins:", "all members have the origin of the first"),
+        ("if candidate.origin not in origins:", "if True:", "an origin is there for every member"),
+        ("if sample.drawn_logprobs is not None:", "if sample.drawn_logprobs:", "none and no drawn logprobs are alike"),
+        ("setdefault(settings, len(self.samplings))", "setdefault(settings, 0)", "all have the first settings"),
+        ("setdefault(tuple(reward.parts), len(self.parts))", "setdefault(tuple(sorted(reward.parts)), len(self.parts))",
+         "parts of rewards are sorted"),
+        ("if np.array_equal(narrow, wide) else", "if np.allclose(narrow, wide) else", "logprobs are rounded"),
+        ("narrow.tobytes()) if", "narrow.tobytes()) if len(narrow) == 1 and", "logprobs take eight bytes"),
+        ("ensure_ascii=False", "ensure_ascii=True", "two halves of a character become one character"),
+        ("if message[:_DIGEST] != _digest(rest):", "if not message[:_DIGEST]:", "a message cut short is read"),
+        ("if not data.startswith(FORM):", "if not data.startswith(FORM[:10]):", "other forms are read"),
+    ],
     ("rollout/team.py", "test_team.py"): [
         ("(step - 1) // self.alternate", "step // self.alternate", "turns are off by a step"),
         ("if policy not in self.frozen]", "]", "frozen policies are trained"),
@@ -249,5 +268,12 @@ FAULTS = {
     ],
     ("planning/devices.py", "test_probe.py"): [
         ("begins[max(found, key=len)]", "begins[min(found, key=len)]", "v5e is taken for v5p"),
+    ],
+    ("arrays/mesh.py", "test_mesh.py"): [
+        ("return np.concatenate([_arranged_in_slice(shape, part) for part in slices])",
+         "return _arranged_in_slice((self.data, self.fsdp, self.tensor), devices)", "a mesh is laid over slices as they come"),
+        ("if self.data % count or len({len(part) for part in slices}) > 1:", "if len({len(part) for part in slices}) > 1:", "fsdp goes over slices"),
+        ("for number in sorted(found)] or", "for number in found] or", "slices in the order of their devices"),
+        ("allow_split_physical_axes=True", "allow_split_physical_axes=False", "no mesh on v6e-64 with data = 4"),
     ],
 }  # fmt: skip
