@@ -110,8 +110,9 @@ def test_host_side_rooms_need_no_jax():
 
 def test_processes_of_jax_are_named_in_one_room():
     """All others meet through ``Hosts``, and so work on one host and on several."""
+    others = "machine.py", "layout.py"  # the probe prints it; which devices are near one another
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path.parent.name != "hosts" and path.name != "machine.py":  # the probe prints it
+        if path.parent.name != "hosts" and path.name not in others:
             assert not re.search("process_index|process_count|multihost", path.read_text()), path
 
 

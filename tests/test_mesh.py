@@ -17,6 +17,7 @@ class Described:
 
     id: int
     slice_index: int
+    process_index: int = 0
     platform: str = "cpu"
     device_kind: str = "described"
 
@@ -66,6 +67,28 @@ def test_policies_side_by_side_are_each_on_their_own_slices():
 def test_no_other_axis_goes_over_slices(config, devices):
     with pytest.raises(ConfigError, match=r"of 2 slices \(\d \+ \d\); only data goes over slices"):
         config.build(devices)
+
+
+def test_rows_lie_within_hosts_if_that_is_asked_for():
+    """On v5e-16, four hosts of 2 x 2 chips, JAX's own rows of four go over two of them."""
+    chips = tpu_compiler.tpus("v5e", 16)
+    config = MeshConfig(data=4, fsdp=2, tensor=2)
+
+    def hosts_in_rows(mesh):
+        return [{device.process_index for device in row.flat} for row in mesh.devices]
+
+    assert hosts_in_rows(config.build(chips)) == [{0, 1}, {0, 1}, {2, 3}, {2, 3}]
+    assert hosts_in_rows(config.build(chips, rows_in_hosts=True)) == [{0}, {1}, {2}, {3}]
+    wide = MeshConfig(data=16).build(chips, rows_in_hosts=True)
+    assert [device.process_index for device in wide.devices.flat] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    with pytest.raises(ConfigError, match=r"of 4 hosts \(4 \+ 4 \+ 4 \+ 4\); only data goes over hosts"):
+        MeshConfig(data=2, fsdp=8).build(chips, rows_in_hosts=True)
+
+
+def test_hosts_of_several_slices_are_in_order_of_their_slices():
+    chips = [Described(number, 1 - number // 2, number) for number in range(4)]
+    mesh = MeshConfig(data=4).build(chips, rows_in_hosts=True)
+    assert [device.id for device in mesh.devices.flat] == [2, 3, 0, 1]
 
 
 def test_a_mesh_is_made_of_chips_whose_axes_it_does_not_have():

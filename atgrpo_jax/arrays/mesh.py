@@ -5,16 +5,15 @@ import dataclasses
 import math
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from atgrpo_jax.arrays.layout import AXES, Apart, laid_out
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
@@ -22,7 +21,6 @@ from atgrpo_jax.common.errors import ConfigError
 # The axes of parameters, each by a regular expression for the end of its path: (r"q/kernel$", "DN").
 # The package's docstring explains the letters. A family of models says which they are.
 ParameterAxes = Sequence[tuple[str, str]]
-_AXES = "data", "fsdp", "tensor"
 MESH_AXES = {"D": "fsdp", "N": "tensor", "F": "tensor", "V": "tensor"}
 
 
@@ -55,53 +53,27 @@ class MeshConfig:
     def devices(self) -> int:
         return self.policies * self.side
 
-    def build(self, devices: Sequence[Any] | None = None, place: int = 0) -> Mesh:
+    def build(
+        self, devices: Sequence[Any] | None = None, place: int = 0, rows_in_hosts: bool = False
+    ) -> Mesh:
         """Returns the mesh of policy number ``place``, made of ``devices`` or else of all devices.
 
+        Only ``data`` goes over several slices; with ``rows_in_hosts``, only ``data`` goes over hosts.
+
         Raises ValueError if there are too few devices (``check_mesh`` gives a better message), and
-        ConfigError if they are of several slices and ``data`` cannot go over these.
+        ConfigError if ``data`` cannot go over the slices or hosts.
         """
         first = place % self.policies * self.side
-        arranged = self._arranged((devices or jax.devices())[first : first + self.side])
-        return Mesh(arranged, _AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
-
-    def _arranged(self, devices: Sequence[Any]) -> np.ndarray:
-        """Returns the devices as an array [data, fsdp, tensor].
-
-        Slices of TPUs, and machines with GPUs, are joined by a network that is slow beside their
-        own links. So only ``data`` goes over them, which moves least.
-        """
-        slices = _slices(devices)
-        count = len(slices)
-        if self.data % count or len({len(part) for part in slices}) > 1:
-            sizes = " + ".join(str(len(part)) for part in slices)
-            raise ConfigError(
-                f"mesh {self}: its devices are of {count} slices ({sizes}); "
-                f"only data goes over slices, so it must be a multiple of {count}, with equal slices"
-            )
-        shape = self.data // count, self.fsdp, self.tensor
-        return np.concatenate([_arranged_in_slice(shape, part) for part in slices])
+        devices = (devices or jax.devices())[first : first + self.side]
+        try:
+            arranged = laid_out((self.data, self.fsdp, self.tensor), devices, rows_in_hosts)
+        except Apart as error:
+            raise ConfigError(f"mesh {self}: {error}") from error
+        return Mesh(arranged, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
     def __str__(self) -> str:
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
-
-
-def _slices(devices: Sequence[Any]) -> list[list[Any]]:
-    """Returns the devices of each slice. All are of one slice if they do not say of which."""
-    found: dict[int, list[Any]] = defaultdict(list)
-    for device in devices:
-        found[getattr(device, "slice_index", 0)].append(device)
-    return [found[number] for number in sorted(found)] or [[]]
-
-
-def _arranged_in_slice(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
-    try:
-        return jax.make_mesh(shape, _AXES, devices=devices).devices
-    except NotImplementedError:
-        # No axis of the mesh is a whole axis of the chips. JAX cuts one of theirs without being
-        # asked only on v5e. On v6e-64, which is 8 x 8, this is data = 4, fsdp = 16.
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def platform_of(mesh: Mesh | None) -> Literal["cpu", "gpu", "tpu"]:
