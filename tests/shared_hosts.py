@@ -60,7 +60,7 @@ class Party:
         self._round = 0
         for index in range(count):
             note = self._noting(index)
-            watcher = Watcher(self.shelf, index, heartbeat_s, patience_s, note)
+            watcher = Watcher(self.shelf, index, count, heartbeat_s, patience_s, note)
             made = Joined(self.shelf, index, count, self._gather(index), watcher, patience_s)
             self.hosts.append(made)
             watcher.start()

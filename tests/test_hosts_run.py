@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import random
 import re
 import signal
@@ -121,3 +122,46 @@ def test_a_host_with_another_config_or_folder_is_one_line(tmp_path, folder, bind
     for index in range(2):
         *_, last = (tmp_path / f"host_{index}.txt").read_text().splitlines()
         assert re.fullmatch(f"error: {says}.*", last), last
+
+
+FAULTY = """
+import os
+import time
+
+from atgrpo_jax.tasks.games.plan_path import PlanPath
+
+
+class Faulty(PlanPath):
+    def act(self, *args):
+        if os.environ["FAULT"] == "raise":
+            raise ValueError("no such cell")
+        if os.environ["FAULT"] == "sleep":
+            time.sleep(600)
+        return super().act(*args)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "patience", "code", "says"),
+    [
+        ("raise", 300, 2, r".*Faulty.act raised ValueError.*no such cell.*"),
+        ("sleep", 15, 3, r"did not come to 'validation rollout of step 0' for \d+ s.*"),
+    ],
+)
+def test_a_task_that_fails_or_hangs_on_one_host_ends_all_and_is_named(tmp_path, fault, patience, code, says):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    (tmp_path / "faulty.gin").write_text(
+        'include "smoke.gin"\nimport faulty\nexperiment.Experiment.task = @faulty.Faulty()\n'
+    )
+    words = ["--gin_file=faulty.gin", f"--patience={patience}", *arguments(tmp_path)[1:]]
+    words.append("--gin_param=experiment.Experiment.warm_start = None")
+    port = free_port()
+    started = []
+    for index, own in enumerate(["none", fault]):
+        env = {"FAULT": own, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+        started += start(2, tmp_path, *words, env=env, only=index, port=port)
+    assert ended(started) == [code] * 2
+    for index in range(2):
+        *_, last = (tmp_path / f"host_{index}.txt").read_text().splitlines()
+        assert re.fullmatch(f"error: (host 1: )?{says}", last), last
