@@ -76,6 +76,19 @@ class MeshConfig:
         return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
 
 
+def parse_mesh(text: str) -> MeshConfig:
+    """Reads a mesh such as "data=2,fsdp=4". Raises ConfigError for any other text."""
+    axis = f"({'|'.join(field.name for field in dataclasses.fields(MeshConfig))})"
+    if not re.fullmatch(rf"({axis}=\d+)(,{axis}=\d+)*", text):
+        raise ConfigError(f"--mesh={text}: expected axes and sizes, e.g. data=2,fsdp=4,tensor=1")
+    pairs = [part.split("=") for part in text.split(",")]
+    sizes = {axis: int(size) for axis, size in pairs}
+    try:
+        return MeshConfig(**sizes)
+    except ValueError as error:
+        raise ConfigError(f"--mesh={text}: {error}") from error
+
+
 def platform_of(mesh: Mesh | None) -> Literal["cpu", "gpu", "tpu"]:
     """Returns the mesh's platform; without a mesh, the platform of JAX's first device."""
     return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
