@@ -1,6 +1,7 @@
 """Instances are handed out as hosts get free: each is played once, and nobody waits for a slow host."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_every_instance_is_played_by_one_host(passes, count, at_once):
     hosts = [Host(each) for each in passes]
     played = play(hosts, count, at_once)
     every = [(number, episode) for number in range(count) for episode in range(2)]
-    assert sorted(sum(played, [])) == every
+    assert sorted(itertools.chain(*played)) == every
     for host, own in zip(hosts, played, strict=True):
         assert sorted(number for number, _ in own[::2]) == sorted(host.begun)
         assert host.most <= at_once
