@@ -46,16 +46,21 @@ fail() {
 }
 
 get_job() {
-  local host attempt
+  local host attempt endpoints
   folder="$(metadata atgrpo-folder)"
   attempt="$(metadata atgrpo-attempt)"
-  host="$(metadata agent-worker-number)" || host=0
   fetch job.json "$base/job.json" || fail "cannot read $folder/job.json: ${said##*$'\n'}"
+  # Which VM this is, and the addresses of all. One VM alone may have neither.
+  if ! { host="$(metadata agent-worker-number)" && endpoints="$(metadata worker-network-endpoints)"; }; then
+    [ "$(field vms)" -eq 1 ] || fail "the metadata server does not say which VMs this machine has"
+    host=0
+    endpoints=""
+  fi
   digest="$(field code)"
   place="$base/$digest"
   code="$place/code"
-  printf '{"host": %d, "attempt": %d, "python": "%s"}\n' "$host" "$attempt" "$place/venv/bin/python" \
-    > "$base/vm.json"
+  printf '{"host": %d, "attempt": %d, "python": "%s", "endpoints": "%s"}\n' \
+    "$host" "$attempt" "$place/venv/bin/python" "$endpoints" > "$base/vm.json"
 }
 
 get_code() {

@@ -24,39 +24,81 @@ WHERE = ["--zone=us-east5-a", f"--bucket={BUCKET}"]
 
 # What a VM says of itself in the middle of a run.
 HOST = HostState(
-    number=1, attempt=1, phase="running", exit=None, step=3, line="", failures=0, since=1.0, time=1.0
+    host=0, number=1, attempt=1, phase="running", exit=None, step=3, line="", failures=0, since=1.0, time=1.0
 )
 
-# A program that behaves as train does: state in the bucket, a stop by SIGTERM, exit codes.
+# A program that behaves as train does: state in the bucket, a stop by SIGTERM, exit codes. Several hosts hold
+# connections to host 0: a stop of one is a stop of all, and if one dies, the others end with 134.
 STAND_IN = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, socket, sys, threading, time
 arguments = sys.argv[1:]
-run = next(word.partition("=")[2] for word in arguments if word.startswith("--run_dir="))
-folder = pathlib.Path(os.environ["FAKE_CLOUD"], "buckets", run.removeprefix("gs://"))
+def flag(name, default):
+    return next((word.partition("=")[2] for word in arguments if word.startswith(f"--{name}=")), default)
+hosts, host = int(flag("hosts", 1)), int(flag("host", 0))
+folder = pathlib.Path(os.environ["FAKE_CLOUD"], "buckets", flag("run_dir", "").removeprefix("gs://"))
 folder.mkdir(parents=True, exist_ok=True)
-(folder / "arguments.json").write_text(json.dumps(arguments))
+(folder / f"arguments{host or ''}.json").write_text(json.dumps(arguments))
 metrics = folder / "metrics.jsonl"
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+stopped, over, others = [], [], []
+def stop(*_):
+    if not stopped:
+        stopped.append(1)
+        for other in others:
+            other.send(b"s")
+def end(code, line):
+    print(line, file=sys.stderr, flush=True)
+    os._exit(code)
+def listen(other):
+    try:
+        word = other.recv(1)
+    except OSError:
+        word = b""
+    if word == b"s":
+        stop()
+    elif word == b"d":
+        over.append(1)
+    elif not (stopped or over):
+        end(134, "a host is dead")
+signal.signal(signal.SIGTERM, stop)
 print("train begins after step", done, flush=True)
-for step in range(done, int(next((w[8:] for w in arguments if w.startswith("--steps=")), "3"))):
+if hosts > 1:
+    address, _, port = flag("coordinator", "").rpartition(":")
+    if host == 0:
+        server = socket.create_server(("", int(port)))
+        others += [server.accept()[0] for _ in range(1, hosts)]
+    deadline = time.monotonic() + 60
+    while host and not others:
+        try:
+            others.append(socket.create_connection((address, int(port)), 1.0))
+            others[0].settimeout(None)
+        except OSError:
+            time.sleep(0.02)
+            if time.monotonic() > deadline:
+                end(1, "host 0 does not come")
+    for other in others:
+        threading.Thread(target=listen, args=(other,), daemon=True).start()
+    print("all hosts are there", flush=True)
+while host and not over and not stopped:
+    time.sleep(0.01)
+for step in range(done, 0 if host else int(flag("steps", 3))):
     deadline = time.monotonic() + 0.02
     while (folder / "hold").exists() and not stopped or time.monotonic() < deadline:
         time.sleep(0.01)
     if stopped:
-        print("stopped by SIGTERM; the last step is saved", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(143)
+        break
     with metrics.open("a") as file:
         file.write(json.dumps({"step": step}) + "\\n")
     if (folder / "fail").exists():
         code = int((folder / "fail").read_text())
-        print("error: Experiment.steps = 0: must be positive" if code == 2 else "Aborted", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(code)
+        end(code, "error: Experiment.steps = 0: must be positive" if code == 2 else "Aborted")
+if stopped:
+    end(143, "stopped by SIGTERM; the last step is saved")
 for name in ("summary.json", "curves.png"):
     (folder / name).write_text("{}")
+over.append(1)
+for other in others if host == 0 else []:
+    other.send(b"d")
 print("done", flush=True)
 """
 

@@ -25,7 +25,6 @@ import pytest
 from etils import epath
 from test_kill_points import SHORT
 
-from atgrpo_jax.arrays import trees
 from atgrpo_jax.common import buckets
 from atgrpo_jax.common.files import names_in, read_file
 from atgrpo_jax.run import gin_config

@@ -60,6 +60,31 @@ def test_rows_are_free_for_others_as_soon_as_a_sample_ends(params):
     assert 360 <= engine.usage.slot_steps <= 360 + 3 * 16
 
 
+def test_callers_that_were_answered_ask_again_before_the_next_chunk(params):
+    """A sample of 16 tokens, and two of 12, one after the other, asked for as by parallel roles."""
+    engine = LocalEngine(MODEL, (), dataclasses.replace(CONFIG, slots=4))
+    engine.push_weights("shared", PolicyWeights(params), version=7)
+
+    async def one(n):
+        return await engine.sample(request([n], n, k=1, max_tokens=n))
+
+    async def programs():  # as the player awaits them, also of a task that runs none
+        return ()
+
+    async def turns(*lengths):
+        for n in lengths:
+            await asyncio.gather(one(n))
+            for _ in range(2):  # roles
+                await asyncio.gather(programs(), programs())
+
+    async def everything():
+        await asyncio.gather(turns(16), turns(12, 12))
+
+    asyncio.run(everything())
+    assert engine.usage.tokens == 16 + 2 * 12
+    assert engine.usage.slot_steps == 4 * 2 * 12
+
+
 @pytest.mark.thorough
 def test_the_number_of_rows_changes_no_token(engine, params):
     requests = many(7)

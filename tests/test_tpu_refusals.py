@@ -33,7 +33,6 @@ def refused(desk: Desk, *words: str) -> str:
         (("a" * 41, TYPE, *WHERE, *AFTER), "is no name"),
         (("w", "--type=v6e-3", *WHERE, *AFTER), "--type=v6e-3: unknown; the types are v4-8"),
         (("w", "--type=tpu7x-8", *WHERE, *AFTER), "GKE only"),
-        (("w", "--type=v6e-16", *WHERE, *AFTER), "has 4 VMs, and a run cannot use several VMs together yet"),
         (("w", TYPE, "--bucket=runs", "--zone=us-east5-a", *AFTER), "expected gs://BUCKET"),
         (("w", TYPE, "--bucket=gs://runs/x", "--zone=us-east5-a", *AFTER), "without a folder"),
         (("w", TYPE, f"--bucket={BUCKET}", "--zone=us", *AFTER), "expected a zone, e.g. us-east5-a"),

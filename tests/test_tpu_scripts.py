@@ -91,34 +91,3 @@ def test_the_skypilot_file():
     assert "[tpu,gcs]" in task["setup"]
     for script in (task["setup"], task["run"]):
         subprocess.run(["bash", "-n", "-c", script], check=True)
-
-
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (143, True)])
-def test_slurm_queues_a_stopped_run_again(tmp_path, code, requeued):
-    """With srun and scontrol that only note their words, and an environment that is already made."""
-    (tmp_path / "launch").mkdir()
-    shutil.copy(LAUNCH / "common.sh", tmp_path / "launch")
-    (tmp_path / "setup.py").write_text("")
-    (tmp_path / "bin").mkdir()
-    for name, end in (("srun", code), ("scontrol", 0)):
-        program = tmp_path / "bin" / name
-        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "{name}" "$@" >> "{tmp_path}/did.txt"\nexit {end}\n')
-        program.chmod(0o755)
-    venv = tmp_path / ".venv"
-    venv.mkdir()
-    sums = subprocess.run(["cksum"], input=b"", capture_output=True, check=True).stdout.decode().strip()
-    (venv / ".atgrpo").write_text(f"{tmp_path} {sums} [gpu]\n")
-    environment = os.environ | {
-        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(tmp_path),
-        "SLURM_JOB_ID": "7",
-    }
-    environment.pop("ATGRPO_VENV", None)
-    words = ["--gin_file=a b.gin", "--run_dir=/shared/x"]
-    done = subprocess.run(
-        ["bash", LAUNCH / "slurm.sh", *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stderr
-    did = (tmp_path / "did.txt").read_text().splitlines()
-    train = ["srun", "--kill-on-bad-exit=1", f"{venv}/bin/python", "-m", "atgrpo_jax.train", *words]
-    assert did == train + (["scontrol", "requeue", "7"] if requeued else [])

@@ -24,8 +24,8 @@ def desk(tmp_path):
     desk.end()
 
 
-def up(desk: Desk, *after: str, flags: tuple[str, ...] = ()) -> None:
-    code, _, err = desk.call("up", "w", "--type=v6e-8", *WHERE, "--spot", *flags, "--", *after)
+def up(desk: Desk, *after: str, flags: tuple[str, ...] = (), kind: str = "v6e-8") -> None:
+    code, _, err = desk.call("up", "w", f"--type={kind}", *WHERE, "--spot", *flags, "--", *after)
     assert code == 0, err
     desk.call("status", "w")  # this look finds them ACTIVE, and they boot
 
@@ -43,6 +43,11 @@ def comes(desk: Desk, host: int = 0, **fields) -> None:
 def steps(desk: Desk) -> list[int]:
     file = desk.object("w/run/metrics.jsonl")
     return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def log(desk: Desk, host: int, attempt: int = 1) -> str:
+    file = desk.object(f"w/hosts/{host}/log-{attempt}.txt")
+    return file.read_text() if file.exists() else ""
 
 
 def set_file(desk: Desk, name: str, text: str = "") -> None:
@@ -194,5 +199,53 @@ def test_several_vms_have_the_same_versions_and_are_probed(desk, tmp_path):
     for host in range(4):
         found = (tmp_path / "probe" / "results" / f"host-{host}" / "probe.json").read_text()
         assert found == repr([f"--bucket={BUCKET}/atgrpo/w/probe/speed", "--size=all"])
-    code, _, err = desk.call("run", "w", "--", "--steps=1")
-    assert code == 2 and "has 4 VMs, and a run cannot use several VMs together yet" in err
+
+
+def test_two_vms_make_one_run(desk):
+    """A process that dies is started again by its VM, and so is the other one, which ends for it."""
+    set_file(desk, "hold")
+    up(desk, "--steps=3", kind="v5p-16")
+    for host in (0, 1):
+        comes(desk, host, phase="running")
+        wait_for(lambda host=host: "all hosts are there" in log(desk, host))
+    words = [json.loads(desk.object(f"w/run/arguments{host or ''}.json").read_text()) for host in (0, 1)]
+    port = words[0][-1].rpartition(":")[2]
+    ours = ["--steps=3", f"--run_dir={BUCKET}/atgrpo/w/run", "--hosts=2"]
+    assert words == [[*ours, f"--host={host}", f"--coordinator=127.0.0.1:{port}"] for host in (0, 1)]
+    desk.cloud.kill("w", 1)
+    for host in (0, 1):
+        wait_for(lambda host=host: log(desk, host).count("all hosts are there") == 2)
+    assert "a host is dead" in log(desk, 0)
+    assert state(desk, 0)["failures"] <= 3  # of which `watch` does nothing before the fourth
+    out = desk.call("status", "w")[1]
+    assert "host 0: running" in out and "host 1: running" in out
+    # A stop of one VM is a stop of both: the last step is saved.
+    assert desk.call("stop", "w")[0] == 0
+    for host in (0, 1):
+        comes(desk, host, phase="ended", exit=143)
+    desk.object("w/run/hold").unlink()
+    assert desk.call("run", "w")[0] == 0
+    watch = desk.start("watch", "w", "--delete", "--every=0.5")
+    out, err = watch.communicate(timeout=200)
+    assert watch.returncode == 0, err
+    assert steps(desk) == [0, 1, 2]
+    assert desk.cloud.calls("queued-resources create|ssh")[1:] == desk.cloud.calls("ssh")  # made once
+    lines = desk.call("logs", "w", "--host=all")[1].splitlines()
+    assert "[host 0] done" in lines and "[host 1] done" in lines
+
+
+def test_two_vms_that_are_taken_away_are_made_again(desk):
+    set_file(desk, "hold")
+    up(desk, "--steps=3", kind="v5p-16")
+    watch = desk.start("watch", "w", "--delete", "--every=0.5")
+    for host in (0, 1):
+        wait_for(lambda host=host: "all hosts are there" in log(desk, host))
+    desk.cloud.preempt("w")
+    assert [state(desk, host)["exit"] for host in (0, 1)] == [143, 143]
+    desk.object("w/run/hold").unlink()
+    out, err = watch.communicate(timeout=200)
+    assert watch.returncode == 0, err
+    assert "the machines were taken away" in out and "done: the run has ended" in out
+    assert steps(desk) == [0, 1, 2]
+    assert desk.cloud.resources() == {}
+    assert ["done" in log(desk, host, attempt=2) for host in (0, 1)] == [True, True]

@@ -20,12 +20,22 @@ READY = {"resource": resource("ACTIVE"), "node": Node("READY", "HEALTHY", "")}
 
 
 def seen(job: Job = JOB, **what) -> Seen:
-    fields = {"resource": None, "node": None, "hosts": (None,), "waited": 0.0, "silent": 0.0, "stopped": 0.0}
+    hosts = what.get("hosts", (None,))
+    silent = (0.0,) * len(hosts)
+    fields = {"resource": None, "node": None, "hosts": hosts, "waited": 0.0, "silent": silent, "stopped": 0.0}
     return Seen(job, **(fields | what))
 
 
 def host(**changes) -> tuple[HostState]:
     return (dataclasses.replace(HOST, **changes),)
+
+
+def two(first: dict, second: dict) -> tuple[HostState, HostState]:
+    """Two VMs, on which the run goes on but for these changes."""
+    return (*host(**first), *host(host=1, **second))
+
+
+STOPPED = {"phase": "ended", "exit": 143}
 
 
 CASES = [
@@ -58,13 +68,26 @@ CASES = [
     (seen(JOB.but(rescues=1), **READY, hosts=host(phase="setup failed", line="x")), "end", "prepared: x"),
     (seen(**READY, hosts=host(exit=143), stopped=301.0), "end", "somebody stopped the run"),
     (seen(**READY, hosts=host(exit=143), stopped=10.0), "wait", "stopped by SIGTERM"),
-    (seen(**READY, silent=901.0), "prepare", "the VMs tell nothing: their service account"),
+    (seen(**READY, silent=(901.0,)), "prepare", "the VMs tell nothing: their service account"),
     (seen(**READY, hosts=host(exit=134, failures=4, line="Aborted")), "prepare", "an hour: Aborted"),
-    (seen(JOB.but(rescues=1), **READY, silent=901.0), "recreate", "tell nothing"),
-    (seen(JOB.but(rescues=2), **READY, silent=901.0), "end", "(on other VMs, too)"),
+    (seen(JOB.but(rescues=1), **READY, silent=(901.0,)), "recreate", "tell nothing"),
+    (seen(JOB.but(rescues=2), **READY, silent=(901.0,)), "end", "(on other VMs, too)"),
     (seen(**READY), "wait", "begin to prepare themselves"),
     (seen(**READY, hosts=(HOST,)), "wait", "READY: running, step 3"),
     (seen(**READY, hosts=host(exit=134, failures=1)), "wait", "READY: running"),  # systemd starts it again
+    # Several VMs.
+    (seen(**READY, hosts=two({"phase": "ended", "exit": 0}, {})), "end", "done"),  # host 0 ends last
+    (seen(**READY, hosts=two({}, {"phase": "ended", "exit": 0})), "wait", "ended on 1 of 2 VMs"),
+    (seen(**READY, hosts=two({"line": "error: a"}, {"exit": 2, "line": "b"})), "end", "help: host 1: b"),
+    (seen(**READY, hosts=two({}, {"phase": "setup failed", "line": "x"})), "prepare", "again: host 1: x"),
+    (seen(**READY, hosts=two(STOPPED, STOPPED), stopped=301.0), "end", "somebody stopped the run"),
+    (seen(**READY, hosts=two(STOPPED, {}), stopped=299.0), "wait", "stopped by SIGTERM"),
+    (seen(**READY, hosts=two(STOPPED, {}), stopped=301.0), "prepare", "begun again on others"),
+    (seen(**READY, hosts=two({}, {}), silent=(0.0, 901.0)), "prepare", "host 1 tells nothing new"),
+    (seen(**READY, hosts=two({"failures": 1, "line": "host 1 is gone"}, {"failures": 4, "line": "error: y"})),
+     "prepare", "failed 4 times within an hour: host 1: error: y"),
+    (seen(**READY, hosts=(HOST, None)), "wait", "nothing said yet on 1 of 2 VMs, running on 1 of 2"),
+    (seen(**READY, hosts=two({}, {"step": 4})), "wait", "READY: running on 2 of 2 VMs, step 4"),
 ]  # fmt: skip
 
 

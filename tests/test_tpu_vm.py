@@ -38,6 +38,34 @@ def test_how_a_run_ended(base, status, code, failures):
     assert phase == {"phase": "ended", "line": "" if code == 0 else "error: no file"}
 
 
+@pytest.mark.parametrize(
+    "endpoints",
+    ["10.0.0.5,10.0.0.6", "unknown:unknown:10.0.0.5,unknown:unknown:10.0.0.6", "10.0.0.5, 10.0.0.6"],
+)
+def test_vms_find_each_other(endpoints):
+    vm = {"host": 1, "endpoints": endpoints}
+    assert on_vm.hosts_flags(vm, 2) == ["--hosts=2", "--host=1", "--coordinator=10.0.0.5:8482"]
+    assert on_vm.hosts_flags({"host": 0}, 1) == []  # and older files of one VM
+    with pytest.raises(SystemExit, match="error: the metadata server names 2 VMs .*, and not 4"):
+        on_vm.hosts_flags(vm, 4)
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("step 1\nerror: no file\nhint\n", "error: no file"),
+        ("error: old\nF1129 07:54 client.h:80] a task died\nFatal Python error: Aborted\nThread 1\n",
+         "F1129 07:54 client.h:80] a task died"),
+        ("step 1\nFatal Python error: Bus error\n  File a\n", "Fatal Python error: Bus error"),
+        ("Traceback\nValueError: x\n\n", "ValueError: x"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_line_that_says_what_went_wrong(base, log, line):
+    (base / "log.txt").write_text(log)
+    assert on_vm.last_line(base / "log.txt") == line
+
+
 def test_failures_of_the_last_hour_count_and_those_of_another_run_do_not(base):
     for _ in range(3):
         on_vm.ended(base, "1")

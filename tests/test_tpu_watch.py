@@ -37,16 +37,17 @@ class Room:
         self.clock = Clock()
         self.said: list[str] = []
 
-    def up(self, *plans: str, delete_looks: int = 0, **more) -> None:
+    def up(self, *plans: str, delete_looks: int = 0, type: str = "v6e-8") -> None:
         self.desk.cloud.plan(*plans, delete_looks=delete_looks, boots=False)
-        assert self.desk.call("up", "w", "--type=v6e-8", *WHERE, "--", "--gin_file=plan.gin")[0] == 0
+        assert self.desk.call("up", "w", f"--type={type}", *WHERE, "--", "--gin_file=plan.gin")[0] == 0
 
     def says(self, attempt: int, **fields) -> None:
         """Writes what a VM says of itself, with the time."""
         moment = {"since": self.clock.now, "time": self.clock.now}
         state = dataclasses.replace(HOST, attempt=attempt, **(moment | fields))
-        self.desk.object("w/hosts/0").mkdir(parents=True, exist_ok=True)
-        self.desk.object("w/hosts/0/state.json").write_text(json.dumps(dataclasses.asdict(state)))
+        folder = self.desk.object(f"w/hosts/{state.host}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state.json").write_text(json.dumps(dataclasses.asdict(state)) + "\n")
 
     def watch(self, delete: bool = False, shell: FakeShell | None = None) -> int:
         cloud = Cloud(shell or self.desk.shell(False))
@@ -322,6 +323,32 @@ def test_ssh_that_fails_is_tried_by_new_machines(room):
     room.desk.cloud.break_calls({"match": "ssh", "says": "ERROR: ssh exited with 255", "times": 99})
     assert room.watch() == 2
     assert room.job.attempt == 2
+
+
+def test_one_vm_of_two_that_says_nothing(room):
+    """The other one says something new at every look."""
+    room.up(type="v5p-16")
+    room.clock.then = lambda: room.says(max(room.attempt, 1), host=1)
+    assert room.watch() == 2
+    assert "host 0 tells nothing new" in room.text
+    assert (len(room.desk.cloud.calls("ssh")), room.job.attempt) == (1, 2)
+
+
+def test_a_run_that_was_stopped_on_one_vm_of_two_and_began_again(room):
+    """A VM was rebooted: its run waits for the other one's, which is started by preparing both again."""
+    room.up(type="v5p-16")
+
+    def then():
+        if room.desk.cloud.calls("ssh"):
+            room.says(1, phase="ended", exit=0)
+        else:
+            room.says(1)
+            room.says(1, host=1, phase="ended", exit=143, since=1.0)
+
+    room.clock.then = then
+    assert room.watch() == 0
+    assert "stopped on some of the VMs, and has begun again on others" in room.text
+    assert len(room.desk.cloud.calls("ssh")) == 1
 
 
 def test_a_job_that_there_is_not(room):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from atgrpo_jax.arrays.layout import AXES, Apart, laid_out
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
@@ -53,18 +54,23 @@ class MeshConfig:
     def devices(self) -> int:
         return self.policies * self.side
 
-    def build(self, devices: Sequence[Any] | None = None, place: int = 0) -> Mesh:
+    def build(
+        self, devices: Sequence[Any] | None = None, place: int = 0, rows_in_hosts: bool = False
+    ) -> Mesh:
         """Returns the mesh of policy number ``place``, made of ``devices`` or else of all devices.
 
-        Raises ValueError if there are too few devices. ``check_mesh`` gives a better message.
+        Only ``data`` goes over several slices; with ``rows_in_hosts``, only ``data`` goes over hosts.
+
+        Raises ValueError if there are too few devices (``check_mesh`` gives a better message), and
+        ConfigError if ``data`` cannot go over the slices or hosts.
         """
         first = place % self.policies * self.side
-        return jax.make_mesh(
-            (self.data, self.fsdp, self.tensor),
-            ("data", "fsdp", "tensor"),
-            axis_types=(jax.sharding.AxisType.Auto,) * 3,
-            devices=(devices or jax.devices())[first : first + self.side],
-        )
+        devices = (devices or jax.devices())[first : first + self.side]
+        try:
+            arranged = laid_out((self.data, self.fsdp, self.tensor), devices, rows_in_hosts)
+        except Apart as error:
+            raise ConfigError(f"mesh {self}: {error}") from error
+        return Mesh(arranged, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
     def __str__(self) -> str:
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

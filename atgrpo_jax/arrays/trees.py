@@ -70,7 +70,7 @@ def write_tree(
 
         state = epath.Path(hosts.told(f"{place.name}: draft", begin).decode())
         with _orbax(place, "written"):
-            ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(state, args=ocp.args.StandardSave(tree))
+            _checkpointer(hosts).save(state, args=ocp.args.StandardSave(tree))
         return hosts.told(f"{place.name}: saved", finish).decode()
 
 
@@ -87,9 +87,7 @@ def read_tree(place: Place, shapes: Any) -> Any:
         if saved.get(path) != wanted.get(path):
             raise RunError(f"{place} has other arrays: {path} is {saved.get(path)}, not {wanted.get(path)}")
     with stored.reading(seen["files"]) as state, _orbax(place, "read"):
-        return ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
-            state, args=ocp.args.StandardRestore(shapes)
-        )
+        return _checkpointer().restore(state, args=ocp.args.StandardRestore(shapes))
 
 
 def about_tree(place: Place, files: bool = True) -> tuple[dict[str, Any], str]:
@@ -167,6 +165,14 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
 
 def _digest_of(seen: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+
+
+def _checkpointer(hosts: Hosts = ALONE) -> ocp.Checkpointer:
+    """Returns Orbax's writer. It waits for other hosts with a deadline if they are named."""
+    several = set(range(hosts.count)) if hosts.count > 1 else None
+    options = ocp.options.MultiprocessingOptions(active_processes=several)
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 @contextlib.contextmanager

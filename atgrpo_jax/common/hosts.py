@@ -113,8 +113,8 @@ def check_alike(hosts: Hosts, name: str, facts: Callable[[], Mapping[str, Any]])
     """Raises RunError if ``facts`` of some host are not those of host 0; the line says which."""
     first, *others = (json.loads(told) for told in hosts.meet(name, lambda: json.dumps(facts()).encode()))
     for index, found in enumerate(others, start=1):
-        for fact in first:
-            if found[fact] != first[fact]:
-                raise RunError(
-                    f"host {index} has {fact} {found[fact]}, host 0 has {first[fact]}; they must be the same"
-                )
+        for fact in first | found:
+            own = found.get(fact, "of no kind")
+            expected = first.get(fact, "of no kind")
+            if own != expected:
+                raise RunError(f"host {index} has {fact} {own}, host 0 has {expected}; they must be the same")

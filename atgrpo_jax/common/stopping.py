@@ -30,9 +30,9 @@ class Stopping:
     """A context in which SIGTERM and SIGINT raise ``Stopped`` in the main thread.
 
     The signals raise at once where nothing can be lost: within ``stopping.interruptible()``, and
-    everywhere while ``stopping.unsaved()`` is false. Elsewhere the stop waits for the next such
-    place, and a line says so. A running event loop is cancelled. If its tasks do not end within a
-    second, ``Stopped`` is raised inside them.
+    everywhere while ``stopping.unsaved()`` is false, unless ``stopping.anywhere`` is. Elsewhere the
+    stop waits for the next such place, and a line says so. A running event loop is cancelled. If its
+    tasks do not end within a second, ``Stopped`` is raised inside them.
 
     Python runs no handler while the main thread is inside a call of C code, which may compile for
     minutes. So a second thread listens, too. It ends the process where nothing can be lost. A
@@ -43,6 +43,8 @@ class Stopping:
 
     def __init__(self):
         self.unsaved: Callable[[], bool] = lambda: False
+        self.anywhere = True  # whether a stop may be raised outside of ``interruptible()`` at all
+        self.before_exit: Callable[[], None] = lambda: None  # called before the process is ended
         self.asked: int | None = None  # the signal that asked to stop, as soon as it came
         self._for_others = False  # whether ``ask`` sent that one
         self._pending: int | None = None  # the signal, once the main thread has heard it
@@ -154,7 +156,7 @@ class Stopping:
 
     def _now(self) -> bool:
         """Returns whether a stop may be raised wherever the main thread is now."""
-        return self._at_once or not self.unsaved()
+        return self._at_once or (self.anywhere and not self.unsaved())
 
     def _note(self, number: int) -> None:
         """Records that a signal came, and knocks at once if it is a second one."""
@@ -186,6 +188,7 @@ class Stopping:
         late = self._again and waited_s > CLEAN_UP_S
         if late or (deaf and (self._again or not self.unsaved())):
             _say("stopped at once; the same command goes on from what is saved")
+            self.before_exit()
             os._exit(128 + number)
         if deaf and not self._told:
             self._tell()

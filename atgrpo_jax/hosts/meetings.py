@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable
 
+from atgrpo_jax.common.cli import exit_code
 from atgrpo_jax.common.errors import Stopped, UserError, one_line
 from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.hosts.gathering import Gather
@@ -53,7 +54,9 @@ class Joined:
         self._compared = hashlib.blake2b(digest_size=16)
 
     def heed(self, stopping: Stopping, unsaved: Callable[[], bool]) -> None:
-        stopping.unsaved = lambda: True  # between meetings nobody may leave
+        stopping.anywhere = False  # the others would wait for this host
+        stopping.unsaved = unsaved
+        stopping.before_exit = lambda: self._bye(Said("", "stopped", code=stopping.asked or 0))
         self._stopping = stopping
         self._unsaved = unsaved
         self._watcher.stopping = stopping
@@ -160,10 +163,7 @@ class Joined:
         return [gathered[i] if said.payload is None else said.payload for i, said in enumerate(found)]
 
     def leave(self, error: BaseException) -> BaseException:
-        """Tells the others why this host leaves the run. Returns the error to raise in its place.
-
-        Host 0, which keeps the store, waits until the others have left, or a few seconds.
-        """
+        """Tells the others why this host leaves the run. Returns the error to raise in its place."""
         others = [(i, s) for i, s in self._watcher.news.items() if i != self.index and s.state == "failed"]
         told: BaseException = error
         if isinstance(error, Stopped):
@@ -172,20 +172,23 @@ class Joined:
             said = failure(error)
             if others and not isinstance(error, OtherFailed):
                 told = OtherFailed(*others[0])  # the same fault, or one that follows from it
+        self._bye(said)
+        return told
+
+    def _bye(self, said: Said) -> None:
+        """Leaves. Host 0, which keeps the store, waits until the others have left, or a few seconds."""
         self._watcher.tell(said)
         self._store.put(f"byes/{self.index}", b"")
         until = time.monotonic() + BYE_S
         while self.index == 0 and time.monotonic() < until and len(self._store.under("byes")) < self.count:
             time.sleep(0.05)
-        return told
 
 
 def failure(error: BaseException) -> Said:
     """Returns what a host says of an error with which it fails."""
     if isinstance(error, OtherFailed):
         return Said("", "failed", str(error).partition(": ")[2], error.exit_code)
-    if isinstance(error, UserError):
-        return Said("", "failed", str(error), error.exit_code)
-    if isinstance(error, OSError):
-        return Said("", "failed", one_line(error), 2)
-    return Said("", "failed", f"{type(error).__name__}: {one_line(error)}; see its own output", 1)
+    text = str(error)
+    if not isinstance(error, (UserError, OSError)):
+        text = f"{type(error).__name__}: {one_line(error)}; see its own output"
+    return Said("", "failed", text, exit_code(error))

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,10 +23,20 @@ def check_same_start(hosts: Hosts, config: str) -> None:
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
             "the package's files with digest": _package(),
-            "a config with digest": hashlib.sha256(config.encode()).hexdigest()[:12],
+            **dict(_settings(config)),
         }
 
     check_alike(hosts, "start", facts)
+
+
+def _settings(config: str) -> Iterator[tuple[str, str]]:
+    """Yields names and values of a config, as gin writes it."""
+    name = "a config that begins with"
+    for line in config.splitlines():
+        own, equals, value = line.partition(" = ")
+        if equals:
+            name = own
+        yield (name, value) if equals else (f"{name}, line", line)
 
 
 def _package() -> str:

@@ -14,7 +14,6 @@ from tpu.ask import give_back
 from tpu.cloud import Cloud
 from tpu.flags import needed, parser
 from tpu.job import Job, check_bucket, check_name
-from tpu.machines import check_trains, machine
 from tpu.make import make, send_code
 from tpu.shell import Problem, Shell
 from tpu.states import WAITING
@@ -104,16 +103,12 @@ def create(cloud: Cloud, flags: argparse.Namespace) -> int:
             reason = resource.error if resource else "it is gone"
             raise Problem(f"no machines ({reason or state}): `delete {job.name}`, and try again")
         time.sleep(flags.every)
-    if machine(job.type).vms == 1:
-        print(f"a run: python launch/tpu.py run {job.name} --bucket={job.bucket} -- --gin_file=plan.gin")
-    else:
-        print(f"what it can do: python launch/tpu.py probe {job.name} --bucket={job.bucket}")
+    print(f"a run: python launch/tpu.py run {job.name} --bucket={job.bucket} -- --gin_file=plan.gin")
     return 0
 
 
 def run(cloud: Cloud, flags: argparse.Namespace) -> int:
     job = found_job(cloud, flags)
-    check_trains(machine(job.type))
     digest, archive = code.pack(flags.dirty, cloud.shell.root)
     arguments = tuple(flags.after) if flags.after else job.arguments
     if arguments is None:
@@ -151,20 +146,26 @@ def listing(cloud: Cloud, flags: argparse.Namespace) -> int:
 
 def logs(cloud: Cloud, flags: argparse.Namespace) -> int:
     job = found_job(cloud, flags)
+    chosen = show.chosen(job, flags.host)
     if flags.live:
         print(hosts.live_log(cloud, job, flags.host), end="")
+    elif flags.follow and len(chosen) > 1:
+        raise Problem("--follow shows the log of one VM: give its number by --host")
     elif flags.follow and not cloud.shell.dry:
-        return show.follow(cloud, job, flags.host, flags.every)
+        return show.follow(cloud, job, chosen[0], flags.every)
     else:
-        print(show.newest_log(cloud, job, flags.host, flags.attempt), end="")
+        print(show.logs(cloud, job, chosen, flags.attempt), end="")
     return 0
 
 
 def ssh(cloud: Cloud, flags: argparse.Namespace) -> int:
     job = found_job(cloud, flags)
+    chosen = show.chosen(job, flags.host)
     ours(cloud, job)
     if flags.after:
         print(cloud.on_vms(job.name, job.zone, " ".join(flags.after), flags.host), end="")
+    elif len(chosen) > 1:
+        raise Problem("a shell is on one VM: give its number by --host, or a command after --")
     else:
         cloud.shell_on_vm(job.name, job.zone, flags.host)
     return 0

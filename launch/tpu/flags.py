@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     other = made.add_argument_group("other commands")
     add = other.add_argument
     add("--delete", action="store_true", help="watch: deletes the machines at the end")
-    add("--host", default="0", help="logs, ssh: the number of a VM (0)")
+    add("--host", default="0", help="logs, ssh: the number of a VM (0), or all")
     add("--attempt", type=int, help="logs: of machines before")
     add("--follow", action="store_true", help="logs: prints what comes, until the run ends")
     add("--live", action="store_true", help="logs: over ssh, for VMs that cannot write to the bucket")

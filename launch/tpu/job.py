@@ -16,6 +16,7 @@ import re
 from typing import Any
 
 from tpu.cloud import Cloud
+from tpu.machines import machine
 from tpu.shell import Problem
 
 EXTRAS = "tpu,gcs"
@@ -75,6 +76,7 @@ class Job:
         fields["extras"] = EXTRAS
         fields["run_dir"] = self.run_dir
         fields["train"] = None if self.arguments is None else self.train
+        fields["vms"] = machine(self.type).vms
         return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     def but(self, **changes: Any) -> Job:
@@ -147,6 +149,7 @@ def check_bucket(bucket: str | None) -> str:
 class HostState:
     """What one VM last said (on_vm.py writes it)."""
 
+    host: int  # the VM's number
     number: int  # the run's
     attempt: int  # of the machines that said it
     phase: str  # "setup", "setup failed", "ready", "running" or "ended"
@@ -159,15 +162,15 @@ class HostState:
 
 
 def host_states(cloud: Cloud, job: Job, vms: int) -> list[HostState | None]:
-    """Returns what each VM last said, or None for those that have said nothing."""
-    return [_host_state(cloud.get(f"{job.folder}/hosts/{host}/state.json")) for host in range(vms)]
+    """Returns what each VM last said, or None for those that have said nothing. It is one command."""
+    text = cloud.get(f"{job.folder}/hosts/*/state.json") or ""
+    told = {state.host: state for line in text.splitlines() if (state := _host_state(line)) is not None}
+    return [told.get(host) for host in range(vms)]
 
 
-def _host_state(text: str | None) -> HostState | None:
-    if not text:
-        return None
+def _host_state(line: str) -> HostState | None:
     try:
-        fields = json.loads(text)
+        fields = json.loads(line)
         return HostState(**{field.name: fields[field.name] for field in dataclasses.fields(HostState)})
     except (ValueError, KeyError, TypeError):
         return None  # another version wrote it

@@ -54,15 +54,3 @@ def machine(name: str) -> Machine:
                 vms = 1 if chips in family.one_vm else chips // 4
                 return Machine(name, chips, vms, family.memory_gb, family.runtime, family.device)
     raise Problem(f"--type={name}: unknown; the types are {NAMES} (v4 and v5p count two cores a chip)")
-
-
-def check_trains(which: Machine) -> None:
-    """Raises Problem for a machine that no run can use yet: one with several VMs.
-
-    This is the only place that says so. Everything else already works on any number of VMs.
-    """
-    if which.vms > 1:
-        raise Problem(
-            f"--type={which.type} has {which.vms} VMs, and a run cannot use several VMs together yet; "
-            "take a type with one VM, e.g. v6e-8 or v5litepod-8 (`create` and `probe` work on any type)"
-        )

@@ -10,7 +10,7 @@ from tpu.ask import ask
 from tpu.cloud import Cloud
 from tpu.flags import needed
 from tpu.job import Job, check_bucket, check_name
-from tpu.machines import check_trains, machine
+from tpu.machines import machine
 from tpu.shell import Problem
 from tpu.states import Fault
 
@@ -51,8 +51,6 @@ def make(cloud: Cloud, flags: argparse.Namespace) -> Job:
     zone = needed(flags, "zone")
     bucket = check_bucket(flags.bucket)
     checks.region(zone)
-    if flags.command == "up":
-        check_trains(which)
     digest, archive = code.pack(flags.dirty, cloud.shell.root)
     if flags.plan and flags.after:
         checks.check_plan(which, flags.after, cloud.shell.root)

@@ -8,7 +8,8 @@ python3 on_vm.py BASE phase WORD [LINE]      notes what tpu_host.sh does, and sa
 python3 on_vm.py BASE report SECONDS         says it every so many seconds, until SIGTERM
 python3 on_vm.py BASE mayrun                 says what comes now, and ends with 0 if that is the run
 
-BASE has job.json, vm.json (host, attempt and the run's Python), log.txt, phase.json and ended.json.
+BASE has job.json, vm.json (host, attempt, addresses of all VMs, and the run's Python), log.txt, phase.json
+and ended.json.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ DONE = (0, 2, 143)  # exit codes after which nothing starts the run again; as in
 MOST = 8_000_000  # bytes of a log that are copied: its end
 LEAST = 50_000_000  # bytes of disk, below which a line says that it is full
 UPLOAD_S = 120.0
+PORT = 8482  # where the first VM listens for the others: the port that JAX itself takes on Cloud TPUs
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -61,10 +63,34 @@ def unlock(lock: Path, devices: str) -> None:
     lock.unlink()
 
 
+def addresses(endpoints: str) -> list[str]:
+    """Returns the addresses of all VMs, the first one first, from the metadata "worker-network-endpoints".
+
+    It is a list of addresses or, in its older form, of NAME:ID:ADDRESS.
+    """
+    return [worker.strip().rpartition(":")[2] for worker in endpoints.split(",") if worker.strip()]
+
+
+def hosts_flags(vm: dict[str, Any], vms: int) -> list[str]:
+    """Returns the flags of train by which the VMs find each other. One VM needs none.
+
+    Ends with 1 if the metadata names another number of VMs: preparing the VM again reads it again.
+    """
+    if vms == 1:
+        return []
+    named = addresses(vm["endpoints"])
+    if len(named) != vms:
+        sys.exit(f"error: the metadata server names {len(named)} VMs ({vm['endpoints']!r}), and not {vms}")
+    port = os.environ.get("ATGRPO_PORT", PORT)  # for tests, whose VMs share one machine
+    return [f"--hosts={vms}", f"--host={vm['host']}", f"--coordinator={named[0]}:{port}"]
+
+
 def train(base: Path) -> None:
     """Becomes the run, with the arguments of the job file. No shell sees them."""
-    python = read(base / "vm.json")["python"]
-    os.execv(python, [python, "-m", "atgrpo_jax.train", *read(base / "job.json")["train"]])
+    vm = read(base / "vm.json")
+    job = read(base / "job.json")
+    flags = hosts_flags(vm, job.get("vms", 1))
+    os.execv(vm["python"], [vm["python"], "-m", "atgrpo_jax.train", *job["train"], *flags])
 
 
 def ended(base: Path, status: str) -> dict[str, Any]:
@@ -94,9 +120,12 @@ def settled(base: Path) -> dict[str, Any]:
 
 
 def last_line(log: Path) -> str:
-    """Returns the log's last line that begins with "error:", or its last line."""
-    lines = [line for line in tail(log, 20_000).decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:")]
+    """Returns the log's last line that says what went wrong, or its last line.
+
+    The state of all threads follows after a line of C++ that is fatal.
+    """
+    lines = [line for line in tail(log, 200_000).decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"error:|F\d{4} |Fatal Python error: (?!Aborted)", line)]
     return (errors or lines or [""])[-1][:500]
 
 
@@ -162,6 +191,7 @@ class Reporter:
         end = read(self._base / "ended.json")
         ours = end.get("number") == job["number"]
         fields = {
+            "host": vm["host"],
             "number": job["number"],
             "attempt": vm["attempt"],
             "phase": phase.get("phase", "setup"),
@@ -177,7 +207,8 @@ class Reporter:
         # The log goes first: who reads the state finds the lines that belong to it.
         if log != self._copied and self._put(f"{folder}/log-{vm['attempt']}.txt", log):
             self._copied = log
-        self._put(f"{folder}/state.json", json.dumps(fields).encode())
+        # A line, since the states of all VMs are read together.
+        self._put(f"{folder}/state.json", json.dumps(fields).encode() + b"\n")
 
     def _put(self, url: str, content: bytes) -> bool:
         """Writes an object from memory: a full disk does not matter. Returns whether it was written."""

@@ -71,7 +71,33 @@ def _holds(state: str) -> str:
     return "  (holds quota until it is deleted)" if RESOURCES.get(state) in ("lost", "failed") else ""
 
 
-def newest_log(cloud: Cloud, job: Job, host: str, attempt: int | None) -> str:
+def chosen(job: Job, host: str) -> list[int]:
+    """Returns the numbers of the VMs that --host means. Raises Problem if there are no such VMs."""
+    vms = machine(job.type).vms
+    if host == "all":
+        return list(range(vms))
+    if not host.isdigit() or int(host) >= vms:
+        raise Problem(f"--host={host}: {job.name} has {vms} VMs; expected a number from 0, or all")
+    return [int(host)]
+
+
+def logs(cloud: Cloud, job: Job, hosts: list[int], attempt: int | None) -> str:
+    """Returns the logs of VMs, one after the other. Of several, each line begins with its host."""
+    if len(hosts) == 1:
+        return newest_log(cloud, job, hosts[0], attempt)
+    lines = []
+    for host in hosts:
+        try:
+            text = newest_log(cloud, job, host, attempt)
+        except Fault:
+            raise
+        except Problem as problem:
+            text = str(problem)
+        lines += [f"[host {host}] {line}\n" for line in text.splitlines()]
+    return "".join(lines)
+
+
+def newest_log(cloud: Cloud, job: Job, host: int, attempt: int | None) -> str:
     """Returns the text of a VM's log. Raises Problem if there is none."""
     number = job.attempt if attempt is None else attempt
     text = cloud.get(f"{job.folder}/hosts/{host}/log-{number}.txt")
@@ -83,13 +109,13 @@ def newest_log(cloud: Cloud, job: Job, host: str, attempt: int | None) -> str:
 
 
 def follow(
-    cloud: Cloud, job: Job, host: str, every: float, sleep: Callable[[float], None] = time.sleep
+    cloud: Cloud, job: Job, host: int, every: float, sleep: Callable[[float], None] = time.sleep
 ) -> int:
     """Prints a log as it grows, until the run has ended. Returns the run's exit code."""
     shown = ""
     while True:
         job = jobs.read(cloud, job.bucket, job.name) or job
-        state = jobs.host_states(cloud, job, int(host) + 1)[int(host)]
+        state = jobs.host_states(cloud, job, host + 1)[host]
         try:
             text = newest_log(cloud, job, host, None)
         except Fault:

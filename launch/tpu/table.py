@@ -32,7 +32,7 @@ class Seen:
     node: Node | None
     hosts: tuple[HostState | None, ...]  # of this run on these machines; None: nothing yet
     waited: float  # seconds that the states of resource and node have been the same
-    silent: float  # seconds since any VM said something new
+    silent: tuple[float, ...]  # seconds since each VM said something new
     stopped: float  # seconds that a VM has said that its run was stopped
 
     @property
@@ -66,25 +66,37 @@ class Seen:
 
     @property
     def exits(self) -> set[int]:
-        return {host.exit for host in self.hosts if host is not None and host.exit is not None}
+        return {host.exit for host in self.told if host.exit is not None}
 
     @property
     def done(self) -> bool:
-        return all(host is not None and host.exit == 0 for host in self.hosts)
+        """Whether the run is: its host 0 writes what it leaves, and ends last or with the others."""
+        return self.hosts[0] is not None and self.hosts[0].exit == 0
 
     @property
-    def line(self) -> str:
-        """The first error that a VM tells."""
-        return next(
-            (host.line for host in self.hosts if host is not None and host.line), "no reason is known"
-        )
+    def halved(self) -> bool:
+        """Whether some VMs have stopped the run and others have begun it again, e.g. after a boot."""
+        return 143 in self.exits and any(host.phase == "running" and host.exit is None for host in self.told)
+
+    @property
+    def told(self) -> list[HostState]:
+        return [host for host in self.hosts if host is not None]
+
+    def line(self, of: Callable[[HostState], bool]) -> str:
+        """Returns what one of these VMs tells, best one that names an error."""
+        lines = [self._named(host) + host.line for host in self.told if host.line and of(host)]
+        errors = [line for line in lines if "error:" in line]
+        return (errors or lines or ["no reason is known"])[0]
+
+    def _named(self, host: HostState) -> str:
+        return f"host {host.host}: " if len(self.hosts) > 1 else ""
 
     @property
     def hours_over(self) -> bool:
         return self.job.used_hours >= self.job.max_hours
 
     def phase(self, name: str) -> bool:
-        return any(host is not None and host.phase == name for host in self.hosts)
+        return any(host.phase == name for host in self.told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,28 +113,39 @@ class Row:
     code: int = 2
 
 
+def _unprepared(host: HostState) -> bool:
+    return host.phase == "setup failed"
+
+
 def _quota(seen: Seen) -> bool:
     return kind_of(seen.error)[0] in ("quota", "rights")
 
 
 def _troubled(seen: Seen, patience: Patience) -> bool:
-    """Whether the VMs are there and the run is not: it fails again and again, or nothing is heard."""
+    """Whether the VMs are there and the run is not: it fails again and again, a VM says nothing, or it
+    waits for VMs on which it was stopped."""
     most = patience.failures + seen.job.excused
-    fails = any(host is not None and host.failures >= most for host in seen.hosts)
-    return seen.what == "ready" and (fails or seen.silent > patience.silent)
+    fails = any(host.failures >= most for host in seen.told)
+    waits = seen.halved and seen.stopped > patience.stopped
+    return seen.what == "ready" and (fails or waits or max(seen.silent) > patience.silent)
 
 
 def _trouble(seen: Seen) -> str:
-    failing = [host for host in seen.hosts if host is not None and host.failures]
-    if failing:
-        return f"the run failed {failing[0].failures} times within an hour: {seen.line}"
+    failures = max((host.failures for host in seen.told), default=0)
+    if failures:
+        return f"the run failed {failures} times within an hour: {seen.line(lambda host: host.failures > 0)}"
+    if seen.halved:
+        return "the run was stopped on some of the VMs, and has begun again on others"
+    if seen.told:
+        return f"host {seen.silent.index(max(seen.silent))} tells nothing new"
     return "the VMs tell nothing: their service account may have no right to write to the bucket"
 
 
 # The first row that holds counts.
 TABLE = (
     Row(lambda s, p: s.done, "end", lambda s: "done: the run has ended with exit code 0", code=0),
-    Row(lambda s, p: 2 in s.exits, "end", lambda s: f"exit code 2, starting again cannot help: {s.line}"),
+    Row(lambda s, p: 2 in s.exits, "end", 
+        lambda s: f"exit code 2, starting again cannot help: {s.line(lambda host: host.exit == 2)}"),
     Row(lambda s, p: s.job.wanted == "stop", "end", lambda s: "stopped; `run` goes on with it", code=0),
     Row(lambda s, p: s.hours_over, "give up",
         lambda s: f"the machines have had {s.job.used_hours:.1f} hours of --max-hours={s.job.max_hours:g}"),
@@ -140,11 +163,13 @@ TABLE = (
     Row(lambda s, p: s.what == "active", "wait", lambda s: f"{s.states}: the VMs start"),
     # From here on the VMs are READY.
     Row(lambda s, p: s.phase("setup failed") and s.job.rescues == 0, "prepare",
-        lambda s: f"the VMs could not be prepared, tries again: {s.line}"),
-    Row(lambda s, p: s.phase("setup failed"), "end", lambda s: f"the VMs cannot be prepared: {s.line}"),
-    Row(lambda s, p: 143 in s.exits and s.stopped > p.stopped, "end",
+        lambda s: f"the VMs could not be prepared, tries again: {s.line(_unprepared)}"),
+    Row(lambda s, p: s.phase("setup failed"), "end",
+        lambda s: f"the VMs cannot be prepared: {s.line(_unprepared)}"),
+    Row(lambda s, p: 143 in s.exits and s.stopped <= p.stopped, "wait",
+        lambda s: "the run was stopped by SIGTERM: looks what happens"),
+    Row(lambda s, p: 143 in s.exits and not s.halved, "end",
         lambda s: "somebody stopped the run on the VM: leaves it"),
-    Row(lambda s, p: 143 in s.exits, "wait", lambda s: "the run was stopped by SIGTERM: looks what happens"),
     Row(lambda s, p: _troubled(s, p) and s.job.rescues == 0, "prepare", _trouble),
     Row(lambda s, p: _troubled(s, p) and s.job.rescues == 1, "recreate", _trouble),
     Row(_troubled, "end", lambda s: f"{_trouble(s)} (on other VMs, too)"),
@@ -158,10 +183,11 @@ def decide(seen: Seen, patience: Patience) -> Row:
 
 
 def progress(seen: Seen) -> str:
-    told = [host for host in seen.hosts if host is not None]
-    if not told:
+    """Returns what the VMs do, with their numbers if there are several."""
+    if not seen.told:
         return "READY: the VMs begin to prepare themselves"
-    step = max(host.step for host in told)
-    return f"READY: {', '.join(sorted({host.phase for host in told}))}" + (
-        f", step {step}" if step >= 0 else ""
-    )
+    phases = sorted(host.phase if host else "nothing said yet" for host in seen.hosts)
+    if len(phases) > 1:
+        phases = [f"{phase} on {phases.count(phase)} of {len(phases)} VMs" for phase in sorted(set(phases))]
+    step = max(host.step for host in seen.told)
+    return f"READY: {', '.join(phases)}" + (f", step {step}" if step >= 0 else "")

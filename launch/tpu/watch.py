@@ -101,17 +101,18 @@ class Watcher:
         resource = self._cloud.resource(job.name, job.zone, assumed)
         kind = RESOURCES.get(resource.state, "unknown") if resource else "gone"
         node = self._cloud.node(job.name, job.zone) if kind == "active" else None
-        told: list[HostState | None] = [None]
+        vms = machine(job.type).vms
+        told: list[HostState | None] = [None] * vms
         if resource is not None and not self._cloud.shell.dry:
             told = [
                 state if state and state.number == job.number and state.attempt == resource.attempt else None
-                for state in jobs.host_states(self._cloud, job, machine(job.type).vms)
+                for state in jobs.host_states(self._cloud, job, vms)
             ]
         job = self._noted(job, resource, node, told)
-        heard = [state and state.time for state in told]
         # What a VM said before it was prepared again counts no more.
         now = tuple(state if state and state.since > job.rescued else None for state in told)
         states = (resource and (resource.state, resource.attempt), node and node.state)
+        heard = [(states, state and state.time) for state in told]
         stopped = any(state is not None and state.exit == 143 for state in now)
         return Seen(
             job,
@@ -119,7 +120,7 @@ class Watcher:
             node,
             now,
             waited=self._since("states", states),
-            silent=self._since("heard", (states, heard)),
+            silent=tuple(self._since(f"host {host}", what) for host, what in enumerate(heard)),
             stopped=self._since("stopped", (states, stopped)) if stopped else 0.0,
         )
 
@@ -169,7 +170,7 @@ class Watcher:
         failures = max((state.failures for state in seen.hosts if state is not None), default=0)
         changes = {"rescues": seen.job.rescues + 1, "rescued": newest, "excused": failures}
         job = jobs.update(self._cloud, seen.job, **changes)
-        self._same.pop("heard", None)
+        self._same = {key: since for key, since in self._same.items() if not key.startswith("host ")}
         hosts.prepare(self._cloud, job)
 
     def _remove(self, job: Job) -> None:

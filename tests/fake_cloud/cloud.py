@@ -77,6 +77,10 @@ class FakeCloud:
         resource.update(state="SUSPENDED", plan=[], vm_state="PREEMPTED")
         self._write(f"resources/{name}.json", resource)
 
+    def kill(self, name: str, host: int) -> None:
+        """Kills the run's process on one VM."""
+        vms.kill_newest(self.folder / "vms" / name / str(host))
+
     # gcloud.
 
     def gcloud(self, words: list[str], stdin: bytes = b"", vm: bool = False, cwd: str = ".") -> bytes:

@@ -49,6 +49,8 @@ class Storage:
         return json.dumps({"name": url, "location": about["location"], "location_type": "region"})
 
     def cat(self, url: str, part: str | None, vm: bool) -> bytes:
+        if "*" in url:
+            return b"".join(self.cat(found, part, vm) for found in self.list(url, vm).split())
         file = self._enter(url, vm, "cat")
         if not file.is_file():
             raise Refused(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,12 +27,18 @@ def boot(cloud: Path, folder: Path, node: dict, runs: bool) -> None:
     """Makes the VMs of a resource, and starts the startup script on each."""
     family, _, number = node["acceleratorType"].partition("-")
     chips = int(number) // (2 if family in ("v4", "v5p") else 1)
-    for host in range(1 if (chips <= 8 and family not in ("v4", "v5p")) or chips <= 4 else chips // 4):
+    count = 1 if (chips <= 8 and family not in ("v4", "v5p")) or chips <= 4 else chips // 4
+    workers = [f"unknown:unknown:127.0.0.{host + 1}" for host in range(count)]
+    own = {"worker-network-endpoints": ",".join(workers)}
+    port = _free_port()
+    for host in range(count):
         root = folder / str(host)
         for name in ("bin", "dev", "tmp", "run/systemd/system", "home"):
             (root / name).mkdir(parents=True)
-        (root / "metadata.json").write_text(json.dumps(node["metadata"] | {"agent-worker-number": str(host)}))
-        (root / "environment.json").write_text(json.dumps(_environment(cloud, root)))
+        own["agent-worker-number"] = str(host)
+        (root / "metadata.json").write_text(json.dumps(node["metadata"] | own))
+        environment = _environment(cloud, root) | {"ATGRPO_PORT": port}
+        (root / "environment.json").write_text(json.dumps(environment))
         python = root / "bin" / "python3"
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
         python.chmod(0o755)
@@ -39,6 +46,12 @@ def boot(cloud: Path, folder: Path, node: dict, runs: bool) -> None:
         script.write_text(node["metadata"].get("startup-script", ""))
         if runs:
             start(root, ["bash", str(script)])
+
+
+def _free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return str(one.getsockname()[1])
 
 
 def _environment(cloud: Path, root: Path) -> dict[str, str]:
@@ -85,6 +98,11 @@ def start(root: Path, words: list[str]) -> int:
 def note(root: Path, group: int, file: str = "groups.txt") -> None:
     with (root / file).open("a") as groups:
         groups.write(f"{group}\n")
+
+
+def kill_newest(root: Path) -> None:
+    """Kills the newest process that a unit of a VM has started, and all that belongs to it."""
+    os.killpg(int(_lines(root / "mains.txt")[-1]), signal.SIGKILL)
 
 
 def run(root: Path, command: str) -> str:

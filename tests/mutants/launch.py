@@ -14,9 +14,20 @@ FAULTS = {
             '        if self.node is None:\n            return "active"\n',
             "a resource without VMs is waited for",
         ),
+        ("and not s.halved", "", "a VM that begins again waits for ever for one that was stopped"),
         (
-            "143 in s.exits and s.stopped > p.stopped",
-            "143 in s.exits",
+            "max(seen.silent) > patience",
+            "min(seen.silent) > patience",
+            "one VM that says nothing is not noticed",
+        ),
+        (
+            "self.hosts[0] is not None and self.hosts[0].exit == 0",
+            "any(host.exit == 0 for host in self.told)",
+            "the run is done before host 0 has written everything",
+        ),
+        (
+            "143 in s.exits and s.stopped <= p.stopped",
+            "False",
             "a stop before the machines go away is taken for a person's",
         ),
         (
@@ -67,10 +78,23 @@ FAULTS = {
         ("if changed and not dirty:", "if False:", "uncommitted changes are sent"),
         ("    info.mtime = 0\n", "", "the same files have another digest each time"),
     ],
+    ("../launch/hosts.sh", "test_launch_hosts.py"): [
+        ('|| [ "${codes[host]}" -eq 2 ]', "", "the death of a host hides the error for people of another"),
+        ("$((host * share)):$share", "0:$share", "all processes have the same GPUs"),
+        ('"--host=$host"', '"--host=0"', "all processes are host 0"),
+    ],
+    ("../launch/slurm.sh", "test_launch_hosts.py"): [
+        ("0 | 2) break", "0) break", "what people must mend is started again"),
+        ("+ SLURM_JOB_ID % 4096", "", "all jobs of a node listen at one port"),
+        ("for left in 2 1 0", "for left in 0", "a run that dies is not started again"),
+    ],
     ("../launch/tpu/on_vm.py", "test_tpu_vm.py"): [
         ('before.get("exit") in (0, 2)', 'before.get("exit") in (0,)', "a boot starts what people must mend"),
         ('128 + getattr(signal, f"SIG{status}", 0)', "1", "a signal is no exit code"),
         ("if code not in DONE:", "if True:", "a stop is a failure"),
         ("    lock.unlink()\n", "", "libtpu's lock stays"),
+        ("if len(named) != vms:", "if False:", "a machine of which only some VMs are known trains"),
+        ("f\"--host={vm['host']}\"", '"--host=0"', "all VMs are host 0"),
+        ("{named[0]}", "{named[-1]}", "hosts look for host 0 on the last VM"),
     ],
 }

@@ -84,7 +84,8 @@ class LocalEngineConfig(Settings, EngineConfig):
         devices = jax.devices()[self.first_device :]
         check_mesh(mesh, len(devices), divided(served.models), "LocalEngineConfig.mesh")
         places = {name: place for place, name in enumerate(dict.fromkeys(served.initial_names.values()))}
-        built = {name: mesh.build(devices, place) for name, place in places.items()}
+        several = served.hosts.count > 1
+        built = {name: mesh.build(devices, place, rows_in_hosts=several) for name, place in places.items()}
         return {policy: built[name] for policy, name in served.initial_names.items()}
 
     @property

@@ -1,0 +1,140 @@
+"""What tests of several hosts share: hosts that are threads, and real processes on this machine."""
+
+import concurrent.futures
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from atgrpo_jax.common.hosts import Hosts
+from atgrpo_jax.hosts.meetings import Joined
+from atgrpo_jax.hosts.watcher import Watcher
+
+# These processes compile as the tests' own do: quickly.
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+class Shelf:
+    """A ``Store`` for threads."""
+
+    def __init__(self):
+        self.values: dict[str, bytes] = {}
+        self.counts: dict[str, int] = {}
+        self._changed = threading.Condition()
+
+    def put(self, key, value):
+        with self._changed:
+            self.values[key] = value
+            self._changed.notify_all()
+
+    def wait(self, key, seconds):
+        with self._changed:
+            self._changed.wait_for(lambda: key in self.values, seconds)
+            return self.values.get(key)
+
+    def under(self, folder):
+        with self._changed:
+            found = {key: value for key, value in self.values.items() if key.startswith(f"{folder}/")}
+        return {key.removeprefix(f"{folder}/"): value for key, value in found.items()}
+
+    def remove(self, folder):
+        with self._changed:
+            for key in [key for key in self.values if key.startswith(f"{folder}/")]:
+                del self.values[key]
+
+    def count(self, key):
+        with self._changed:
+            self.counts[key] = self.counts.get(key, 0) + 1
+            return self.counts[key] - 1
+
+
+class Party:
+    """Hosts that are threads of this process. ``exits`` is what ended "processes" said."""
+
+    def __init__(self, count, patience_s=30.0, heartbeat_s=30.0):
+        self.shelf = Shelf()
+        self.exits: list[tuple[int, str, int]] = []
+        self.hosts: list[Hosts] = []
+        self._round = 0
+        for index in range(count):
+            note = self._noting(index)
+            watcher = Watcher(self.shelf, index, heartbeat_s, patience_s, note)
+            made = Joined(self.shelf, index, count, self._gather(index), watcher, patience_s)
+            self.hosts.append(made)
+            watcher.start()
+        self.watchers = [made._watcher for made in self.hosts]
+
+    def _noting(self, index):
+        return lambda line, code: self.exits.append((index, line, code))
+
+    def _gather(self, index):
+        def gather(data, sizes):
+            number = self.shelf.count(f"gathers of {index}")
+            self.shelf.put(f"gather/{number}/{index}", data)
+            found = [self.shelf.wait(f"gather/{number}/{other}", 10) for other in range(len(sizes))]
+            assert [len(part) for part in found] == list(sizes)
+            return found
+
+        return lambda: gather
+
+    def __call__(self, play):
+        """Runs ``play(hosts)`` on every host. Returns what each returned or raised."""
+
+        def one(hosts):
+            try:
+                return play(hosts)
+            except BaseException as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(len(self.hosts)) as threads:
+            return list(threads.map(one, self.hosts))
+
+    def close(self):
+        for watcher in self.watchers:
+            watcher.end()
+
+
+def until(true, seconds=10.0):
+    """Waits until something is true, and fails if that takes too long."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        return opened.getsockname()[1]
+
+
+def start(count, folder, *args, env=None, only=None, port=None):
+    """Starts the processes of a run, one for each host, or ``only`` one. Their output is in ``folder``."""
+    own = [f"--hosts={count}", f"--coordinator=localhost:{port or free_port()}", "--heartbeat=5", *args]
+    started = []
+    for index in range(count) if only is None else [only]:
+        started.append(process(folder / f"host_{index}.txt", *own, f"--host={index}", env=env))
+    return started
+
+
+def process(output, *args, env=None):
+    """Starts ``train`` in the folder of the file that its output goes to."""
+    with open(output, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "atgrpo_jax.train", *args],
+            cwd=output.parent,
+            env=os.environ | ENVIRONMENT | (env or {}),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def ended(started, seconds=120):
+    """Returns the exit codes of processes that end by themselves."""
+    try:
+        return [process.wait(seconds) for process in started]
+    finally:
+        for process in started:
+            process.kill()
