@@ -1,6 +1,5 @@
 """SGLang servers of a run on several hosts: host 0 gives them weights, and all hosts draw from them."""
 
-import concurrent.futures
 import threading
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import shared_sglang
 from fakes import small_model
 from scripted_server import ScriptedServer
+from shared_hosts import Party
 from shared_sglang import ADAPTERS, PARAMS, ask, groups_of, request
 
 from atgrpo_jax.common.errors import ConfigError, RunError
@@ -23,49 +23,19 @@ make = shared_sglang.make
 OTHERS = PolicyWeights(init_params(small_model(), jax.random.key(1)))
 
 
-class InThreads:
-    """A host whose others are in threads of this process. It has what an engine needs of ``Hosts``."""
-
-    def __init__(self, index, barrier, table):
-        self.index, self.count, self.barrier = index, barrier.parties, barrier
-        self.table = table  # what each host brings to a meeting
-
-    def told(self, name, work):
-        self.table[self.index] = name, work() if self.index == 0 else b""
-        self.barrier.wait()
-        found = dict(self.table)
-        self.barrier.wait()
-        assert {each for each, _ in found.values()} == {name}
-        return found[0][1]
+@pytest.fixture
+def party():
+    made = Party(2)
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def hosts():
-    barrier, table = threading.Barrier(2, timeout=20), {}
-    return [InThreads(index, barrier, table) for index in range(2)]
-
-
-def together(hosts, work):
-    """What ``work(index)`` returns or raises on each host. If one fails, so do the others where they meet."""
-
-    def run(index):
-        try:
-            return work(index)
-        except BaseException:
-            hosts[0].barrier.abort()
-            raise
-
-    with concurrent.futures.ThreadPoolExecutor(len(hosts)) as pool:
-        futures = [pool.submit(run, host.index) for host in hosts]
-    return [future.exception() or future.result() for future in futures]
-
-
-@pytest.fixture
-def engines(make, hosts):
+def engines(make, party):
     """Builds an engine on each host, and pushes the first weights."""
 
     def build(*servers, **settings):
-        made = together(hosts, lambda index: make(*servers, hosts=hosts[index], **settings))
+        made = party(lambda hosts: make(*servers, hosts=hosts, **settings))
         for error in made:
             if isinstance(error, BaseException):
                 raise error
@@ -75,9 +45,9 @@ def engines(make, hosts):
 
 
 @pytest.fixture
-def push(hosts):
+def push(party):
     def run(both, *args):
-        assert together(hosts, lambda index: both[index].push_weights(*args)) == [None, None]
+        assert party(lambda hosts: both[hosts.index].push_weights(*args)) == [None, None]
 
     return run
 
@@ -115,7 +85,7 @@ def test_names_of_adapters_are_told(folder, engines, push):
         assert told == [len(server.bodies(f"/{what}_lora_adapter")) for what in ("load", "unload")]
 
 
-def test_a_server_that_lost_its_weights_gets_them_from_the_host_that_draws(server, engines):
+def test_a_server_that_lost_its_weights_gets_them_from_the_host_that_draws(server, engines, party):
     """Other hosts may draw from it meanwhile: what it draws is not cut off."""
     both = engines(server)
     server.restart()
@@ -124,6 +94,10 @@ def test_a_server_that_lost_its_weights_gets_them_from_the_host_that_draws(serve
     assert updates(server)[1] == updates(server)[0] and updates(server)[0]["abort_all_requests"] is False
     ask(both[0], request())
     assert len(updates(server)) == 2 and both[0].retries == 0
+    server.restart()
+    drawn = party(lambda hosts: ask(both[hosts.index], request(instance=hosts.index))[0])  # both at once
+    assert [sample.version for group in drawn for sample in group] == [7] * 6
+    assert len(updates(server)) <= 4 and [engine.retries <= 2 for engine in both] == [True, True]
 
 
 def test_what_host_0_did_not_reach_gets_the_weights_later(folder, engines, push, monkeypatch):
@@ -139,7 +113,7 @@ def test_what_host_0_did_not_reach_gets_the_weights_later(folder, engines, push,
         assert groups_of(near) and groups_of(far)
 
 
-def test_if_host_0_cannot_write_the_others_end_and_no_leaf_is_left(server, engines, hosts, monkeypatch):
+def test_if_host_0_cannot_write_the_others_end_and_no_leaf_is_left(server, engines, party, monkeypatch):
     both = engines(server)
     taken = [[], []]  # shapes of leaves, by host
     here = threading.local()
@@ -154,15 +128,18 @@ def test_if_host_0_cannot_write_the_others_end_and_no_leaf_is_left(server, engin
         next(whole)
         raise OSError(28, "No space left on device")
 
-    def work(index):
-        here.index = index
-        both[index].push_weights("shared", OTHERS, 8)
+    def work(hosts):
+        here.index = hosts.index
+        try:
+            both[hosts.index].push_weights("shared", OTHERS, 8)
+        except RunError as error:
+            raise hosts.leave(error) from None
 
     monkeypatch.setattr(pushes, "whole_leaves", counted)
     monkeypatch.setattr(pushes.hf, "save", full)
-    own, other = together(hosts, work)
-    assert isinstance(own, RunError) and "cannot write weights for the servers" in str(own)
-    assert isinstance(other, threading.BrokenBarrierError)
+    own, other = party(work)
+    assert isinstance(own, RunError) and str(own).startswith("cannot write weights for the servers")
+    assert isinstance(other, RunError) and str(other) == f"host 0: {own}"
     assert taken[0] == taken[1] == [leaf.shape for leaf in jax.tree.leaves(PARAMS)]
 
 
@@ -172,6 +149,6 @@ def test_hosts_divide_what_the_servers_draw_at_the_same_time(server, engines):
     assert server.most == 2
 
 
-def test_several_hosts_start_no_servers(make, hosts):
+def test_several_hosts_start_no_servers(make, party):
     with pytest.raises(ConfigError, match="urls is empty: for a run on several hosts start servers yourself"):
-        make(hosts=hosts[0])
+        make(hosts=party.hosts[0])
