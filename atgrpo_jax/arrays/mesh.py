@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -256,6 +257,21 @@ def parts_here(tree: Any, mesh: Mesh) -> Any:
         )
 
     return jax.tree.map(one, tree)
+
+
+def whole_leaves(tree: Any) -> Iterator[jax.Array]:
+    """Yields the leaves of a tree, in JAX's order, as arrays that this host has whole.
+
+    Leaves that are split over several hosts are gathered on every device, one after the other. So
+    all of these hosts must take all leaves, and nobody should keep one.
+    """
+    for leaf in jax.tree.leaves(tree):
+        yield leaf if leaf.is_fully_addressable else _gather(mesh_of(leaf))(leaf).block_until_ready()
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
 
 
 def host_sharding(sharding: NamedSharding) -> NamedSharding:
