@@ -139,7 +139,7 @@ def process(output, *args, env=None, program=()):
         )
 
 
-def ended(started, seconds=120):
+def ended(started, seconds=400):
     """Returns the exit codes of processes that end by themselves."""
     try:
         return [process.wait(seconds) for process in started]

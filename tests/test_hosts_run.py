@@ -89,7 +89,7 @@ def test_two_processes_leave_the_bytes_of_one_whatever_ends_them(tmp_path, alone
     harm = [(1, signal.SIGTERM, 1), (1, signal.SIGKILL, 2), (0, signal.SIGKILL, 3)]
     for number, (host, signum, after) in enumerate(harm):
         started = start(2, tmp_path, *arguments(tmp_path))
-        until(functools.partial(under_way, tmp_path, after, started), 120)
+        until(functools.partial(under_way, tmp_path, after, started), 400)
         wait = rng.uniform(0, 1)
         time.sleep(wait)
         started[host].send_signal(signum)
