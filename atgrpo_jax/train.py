@@ -38,6 +38,13 @@ _PATIENCE = flags.DEFINE_float(
     "patience", 3600.0, "Seconds. All hosts end if one of them lets the others wait for so long.", 1.0
 )
 
+_OTHER_HOSTS = flags.DEFINE_bool(
+    "other_hosts",
+    False,
+    "Let a run go on with another number of hosts, another mesh or another engine. From then on it rounds in "
+    "another way, and the run folder records it. E.g. --other_hosts",
+)
+
 
 def main(argv: list[str]) -> None:
     files = needed_gin_files(argv, _GIN_FILE)
@@ -56,7 +63,7 @@ def main(argv: list[str]) -> None:
     place = place_of(_HOSTS.value, _HOST.value, _COORDINATOR.value)
     with joined(place, _HEARTBEAT.value, _PATIENCE.value) as hosts:
         check_same_start(hosts, gin_config.render(experiment))
-        with claim(folder, experiment, hosts) as begun:
+        with claim(folder, experiment, hosts, _OTHER_HOSTS.value) as begun:
             summary = train(begun, folder, hosts)
     if hosts.index == 0:
         print(summary_text(summary))

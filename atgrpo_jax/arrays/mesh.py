@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -74,6 +75,19 @@ class MeshConfig:
     def __str__(self) -> str:
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """Reads a mesh such as "data=2,fsdp=4". Raises ConfigError for any other text."""
+    axis = f"({'|'.join(field.name for field in dataclasses.fields(MeshConfig))})"
+    if not re.fullmatch(rf"({axis}=\d+)(,{axis}=\d+)*", text):
+        raise ConfigError(f"--mesh={text}: expected axes and sizes, e.g. data=2,fsdp=4,tensor=1")
+    pairs = [part.split("=") for part in text.split(",")]
+    sizes = {axis: int(size) for axis, size in pairs}
+    try:
+        return MeshConfig(**sizes)
+    except ValueError as error:
+        raise ConfigError(f"--mesh={text}: {error}") from error
 
 
 def platform_of(mesh: Mesh | None) -> Literal["cpu", "gpu", "tpu"]:
@@ -243,6 +257,21 @@ def parts_here(tree: Any, mesh: Mesh) -> Any:
         )
 
     return jax.tree.map(one, tree)
+
+
+def whole_leaves(tree: Any) -> Iterator[jax.Array]:
+    """Yields the leaves of a tree, in JAX's order, as arrays that this host has whole.
+
+    Leaves that are split over several hosts are gathered on every device, one after the other. So
+    all of these hosts must take all leaves, and nobody should keep one.
+    """
+    for leaf in jax.tree.leaves(tree):
+        yield leaf if leaf.is_fully_addressable else _gather(mesh_of(leaf))(leaf).block_until_ready()
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
 
 
 def host_sharding(sharding: NamedSharding) -> NamedSharding:

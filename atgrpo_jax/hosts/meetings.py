@@ -163,7 +163,9 @@ class Joined:
 
     def leave(self, error: BaseException) -> BaseException:
         """Tells the others why this host leaves the run. Returns the error to raise in its place."""
-        others = [(i, s) for i, s in list(self._watcher.news.items()) if i != self.index and s.state == "failed"]
+        others = [
+            (i, s) for i, s in list(self._watcher.news.items()) if i != self.index and s.state == "failed"
+        ]
         told: BaseException = error
         if isinstance(error, Stopped):
             said = Said("", "stopped", code=error.signum)
