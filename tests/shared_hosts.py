@@ -14,8 +14,6 @@ from atgrpo_jax.hosts.meetings import Joined
 from atgrpo_jax.hosts.watcher import Watcher
 
 HERE = Path(__file__).parent
-# These processes compile as the tests' own do: quickly.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 class Shelf:
@@ -133,7 +131,7 @@ def process(output, *args, env=None, program=()):
         return subprocess.Popen(
             [sys.executable, *words, *args],
             cwd=output.parent,
-            env=os.environ | ENVIRONMENT | (env or {}),
+            env=os.environ | (env or {}),
             stdout=file,
             stderr=subprocess.STDOUT,
         )
