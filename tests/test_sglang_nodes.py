@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shared_hosts import ENVIRONMENT, ended, process, start
+from shared_hosts import ended, process, start
 from test_hosts_run import left
 
 from atgrpo_jax.engines.sglang.processes import free_port
@@ -45,7 +45,7 @@ def serving(tmp_path_factory):
     port = free_port()
     with subprocess.Popen(
         [sys.executable, SERVER, str(port), folder],
-        env=os.environ | ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as server:  # fmt: skip
         assert server.stdout.readline() == "ready\n"
         yield f"http://127.0.0.1:{port}"

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from atgrpo_jax.common import coroutines
-from atgrpo_jax.rollout.shares import share
+from atgrpo_jax.rollout.shares import Shown, share
 
 
 class Counter:
@@ -89,3 +89,14 @@ def test_an_error_ends_the_host_at_once_and_what_it_plays():
     with pytest.raises(RuntimeError, match="instance 3"):
         play([host, other], 1000, at_once=4)
     assert sorted(host.ended) == host.begun == [0, 1, 2, 3]
+
+
+def test_a_bar_goes_on_with_what_other_hosts_take():
+    calls = []
+    shown = Shown(lambda: calls.append(1), at_once=4)
+    taken_and_shown = [(4, 1), (4, 2), (9, 5), (10, 6), (10, 6)]
+    for taken, most in taken_and_shown:
+        shown.played(taken)
+        assert len(calls) == most
+    shown.show(10)
+    assert len(calls) == 10

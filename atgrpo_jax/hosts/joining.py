@@ -88,9 +88,9 @@ def joined(
     if place is None:
         yield Alone()
         return
-    _start(place, heartbeat_s, min(patience_s, JOIN_S))
+    _start(place, heartbeat_s, JOIN_S)
     store = JaxStore()
-    watcher = Watcher(store, place.host, heartbeat_s, patience_s, _exit_now)
+    watcher = Watcher(store, place.host, place.hosts, heartbeat_s, patience_s, _exit_now)
     hosts = Joined(
         store,
         place.host,

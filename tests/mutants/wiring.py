@@ -233,7 +233,7 @@ FAULTS = {
         ("state_digest = digest(state)", "state_digest = digest(None)", "states have no names"),
     ],
     ("run/checkpoint.py", "test_checkpoint.py test_trainer.py"): [
-        ('if about["identity"] != self._identity:', "if False:", "another config's checkpoint is taken"),
+        ('if about["identity"] not in self._known:', "if False:", "another config's checkpoint is taken"),
         ("steps_in(self._path) - {0})", "steps_in(self._path))", "the start is not kept"),
         ("[: -self._keep]", "[: -9]", "all are kept"),
         ('if about.get("step") != step:', "if False:", "another step's checkpoint is taken"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from atgrpo_jax.arrays.mesh import whole_leaves
+from atgrpo_jax.arrays.spread import whole_leaves
 from atgrpo_jax.common.hosts import told_json
 from atgrpo_jax.engines.protocol import Served
 from atgrpo_jax.engines.sglang.fleet import Fleet
