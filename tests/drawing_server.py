@@ -1,24 +1,35 @@
 """A server that draws from the weights that it is given: python drawing_server.py PORT MODEL_FOLDER.
 
-It speaks as ``ScriptedServer`` does, and draws as the in-process engine does. Its samples depend on the
-seeds that it is sent, so two runs that draw from it can be compared. It ends when its input does.
+It speaks as ``ScriptedServer`` does. Its samples depend on the seeds that it is sent, so runs that draw from
+it can be compared. It ends when its input does.
 """
 
+import functools
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from aiohttp import web
 from scripted_server import ScriptedServer
 
-from atgrpo_jax.common.types import Address, GroupKey, Sampling
-from atgrpo_jax.engines.local.engine import LocalEngine
-from atgrpo_jax.engines.local.local import LocalEngineConfig
-from atgrpo_jax.engines.protocol import Request
+from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.transformer import PolicyWeights, init_params
+from atgrpo_jax.models.transformer import apply, init_params, logits
 
-KEY = GroupKey(0, "", 0, 0, 0, "")
+LENGTH = 192  # tokens of a prompt and its answer
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def next_scores(model, params, tokens_BT, length):
+    """The scores of all tokens after the first ``length`` of each row."""
+    mask = jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens_BT.shape)
+    hidden, _ = apply(
+        model, params, None, tokens_BT, positions, lambda q, k, v, *_: (masked_attention(q, k, v, mask), None)
+    )
+    return logits(params, hidden[:, length - 1])
 
 
 class DrawingServer(ScriptedServer):
@@ -26,38 +37,43 @@ class DrawingServer(ScriptedServer):
         architecture = hf.architecture(model_path)
         super().__init__(model_path, architecture.vocab_size, port=port)
         self.info["enable_deterministic_inference"] = True
-        model = transformer(architecture, architecture.vocab_size)
+        self.model = transformer(architecture, architecture.vocab_size)
+        self.stop_ids = hf.end_ids(model_path)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        self.shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-            jax.eval_shape(lambda: init_params(model, jax.random.key(0))),
-        )
-        stop_ids = tuple(hf.end_ids(model_path))
-        self.engine = LocalEngine(model, stop_ids, LocalEngineConfig(slots=32, max_prompt=192))
+        shapes = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
+        self.shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
     def _update_weights(self, body):
-        weights = PolicyWeights(hf.load(body["model_path"], self.shapes))
-        self.engine.push_weights("", weights, 0)
+        self.params = hf.load(body["model_path"], self.shapes)
         return super()._update_weights(body)
 
     async def group(self, request, body):
-        """Each sample has its own seed, and a name that says nothing else."""
-        each = body["sampling_params"]
-        sampling = Sampling(each[0]["temperature"], each[0]["max_new_tokens"])
-        addresses = tuple(Address(own["sampling_seed"], KEY, 0) for own in each)
-        drawn = await self.engine.sample(Request("", tuple(body["input_ids"][0]), addresses, sampling))
-        return web.json_response([self.as_answer(body, *pair) for pair in enumerate(drawn)])
+        """All samples have one prompt: their first tokens come from one row."""
+        prompt, *_ = body["input_ids"]
+        temperature, most = (body["sampling_params"][0][name] for name in ("temperature", "max_new_tokens"))
+        rngs = [np.random.default_rng(own["sampling_seed"]) for own in body["sampling_params"]]
+        drawn = [[] for _ in rngs]
+        tokens = np.zeros((len(rngs) if most > 1 else 1, LENGTH), np.int32)
+        tokens[:, : len(prompt)] = prompt
+        for length in range(len(prompt), len(prompt) + most):
+            scores = next_scores(self.model, self.params, tokens, length) / temperature
+            logprobs = np.asarray(jax.nn.log_softmax(scores))
+            for k, rng in enumerate(rngs):
+                row = k % len(tokens)
+                token = int(np.argmax(logprobs[row] + rng.gumbel(size=self.vocab_size)))
+                tokens[row, length] = token
+                if not drawn[k] or drawn[k][-1][1] not in self.stop_ids:
+                    drawn[k].append([float(logprobs[row, token]), token, None])
+        return web.json_response([self.as_answer(body, k, entries, most) for k, entries in enumerate(drawn)])
 
-    def as_answer(self, body, k, sample):
-        count = len(sample.tokens)
+    def as_answer(self, body, k, entries, most):
+        count = len(entries)
         answer = self.answer(body["input_ids"][k], f"{body['rid']}_{k}", count)
-        stopped = {"type": "stop", "matched": sample.tokens[-1]}
-        pairs = zip(sample.logprobs, sample.tokens, strict=True)
-        answer["output_ids"] = list(sample.tokens)
-        answer["meta_info"] |= {
-            "finish_reason": stopped if sample.finish == "stop" else {"type": "length", "length": count},
-            "output_token_logprobs": [[logprob, token, None] for logprob, token in pairs],
-        }
+        last = entries[-1][1]
+        stopped = {"type": "stop", "matched": last}
+        ended = stopped if last in self.stop_ids else {"type": "length", "length": most}
+        answer["output_ids"] = [entry[1] for entry in entries]
+        answer["meta_info"] |= {"finish_reason": ended, "output_token_logprobs": entries}
         return answer
 
 

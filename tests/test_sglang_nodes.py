@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ from shared_hosts import ended, process, start
 from test_hosts_run import left
 
 from atgrpo_jax.engines.sglang.processes import free_port
+from atgrpo_jax.engines.sglang.sglang import SGLangConfig
 from atgrpo_jax.models.config import Architecture
 from atgrpo_jax.models.hf import hf
+from atgrpo_jax.run import gin_config
 from atgrpo_jax.tokens.tokens import TinyTokenizer
 
-pytestmark = pytest.mark.slow
-
 SERVER = Path(__file__).with_name("drawing_server.py")
+DOCS = Path(__file__).parents[1] / "docs" / "sglang.md"
 MODEL = Architecture(layers=2, width=32, mlp_width=64, heads=2, kv_heads=1, head_size=16)  # smoke.gin's
 
 
@@ -61,8 +63,8 @@ sglang.SGLangConfig.urls = ("{url}",)
 sglang.SGLangConfig.folder = "{folder}/shared"
 mesh.MeshConfig.fsdp = 2
 objectives.LossConfig.minibatches = 1
-evaluation.EvaluationConfig.instances = 2
-evaluation.EvaluationConfig.validation_instances = 2
+evaluation.EvaluationConfig.instances = 1
+evaluation.EvaluationConfig.validation_instances = 1
 experiment.Experiment.warm_start = None
 experiment.Experiment.task = @lengths.Lengths()
 """
@@ -80,6 +82,16 @@ def one(tmp_path_factory, serving):
     return folder
 
 
+def test_the_lines_of_the_docs_are_a_config(tmp_path):
+    lines = re.search(r"```\n(from .*?)```", DOCS.read_text(), re.DOTALL)[1]
+    model = 'MODEL = "/shared/Qwen3-8B"\n'  # for the paper's files, which need that folder
+    assert model in lines
+    (tmp_path / "nodes.gin").write_text(lines.replace(model, ""))
+    engine = gin_config.load(["smoke.gin", str(tmp_path / "nodes.gin")], []).engine
+    assert engine == SGLangConfig(urls=("http://10.0.0.2:30000",), folder="/shared/weights")
+
+
+@pytest.mark.slow
 def test_one_node_learns_and_another_serves(one):
     records = [json.loads(line) for line in (one / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 3
@@ -90,6 +102,7 @@ def test_one_node_learns_and_another_serves(one):
     assert not list((one / "shared").iterdir())
 
 
+@pytest.mark.slow
 def test_two_nodes_learn_and_another_serves(one, serving, tmp_path):
     """Their parameters are split over both. They leave what one node with two devices leaves."""
     started = start(2, tmp_path, *arguments(tmp_path, serving))
