@@ -1,6 +1,6 @@
 """Scores a team on held-out instances: that of a run, or a model folder that plays all roles.
 
-python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--gin_param=...]
+python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--mesh=...] [--gin_param=...]
 python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=...] [--against=FOLDER]
 
 ``--against`` plays a second team on the same instances and prints the paired difference.
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags
 
+from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import gin_files, gin_flags, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
@@ -26,13 +27,16 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.saved import SavedRun
+from atgrpo_jax.run.saved import SavedRun, moved
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "The devices, instead of those of the training. E.g. --mesh=data=1,fsdp=4,tensor=1"
+)
 _STEP = flags.DEFINE_integer(
     "step", None, "Which checkpoint of the run; the newest if it is not given. E.g. --step=100"
 )
@@ -74,7 +78,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError(
                 "--run_dir has a config of its own: no --gin_file; --gin_param changes single parameters"
             )
-        evaluate_run(SavedRun(_RUN_DIR.value))
+        evaluate_run(SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value)))
     else:
         evaluate_folders(_MODEL.value, files)
 
@@ -102,6 +106,8 @@ def _played(trained: Experiment) -> Experiment:
     if not _GIN_PARAM.value:
         return trained
     experiment = gin_config.load(str(RunFolder(_RUN_DIR.value).config), _GIN_PARAM.value)
+    if _MESH.value:
+        experiment = moved(experiment, parse_mesh(_MESH.value))
     free = {name: getattr(trained, name) for name in ("task", "evaluation", "sandbox")}
     settled = experiment_difference(dataclasses.replace(experiment, **free), trained)
     if settled or experiment.task.workflow.order != trained.task.workflow.order:

@@ -1,6 +1,6 @@
 """Writes a trained team for other tools, a folder OUT/<policy> for every policy.
 
-python -m atgrpo_jax.export --run_dir=runs/plan_model --out=trained [--step=N] [--merge]
+python -m atgrpo_jax.export --run_dir=runs/plan_model --out=trained [--step=N] [--mesh=...] [--merge]
 
 A folder holds a Hugging Face model, or a PEFT adapter if the policy is one. ``--merge`` writes
 adapters merged into their base. Without it, a base that was not read from a model folder, or that a
@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 
 from atgrpo_jax.arrays.finite_trees import check_tree
+from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.family import Family
@@ -26,6 +27,9 @@ from atgrpo_jax.tools.read_back import check_read_back
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan_model")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist yet. E.g. --out=trained")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "The devices, instead of those of the training. E.g. --mesh=data=1,fsdp=4,tensor=1"
+)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if it is not given. E.g. --step=30")
 _MERGE = flags.DEFINE_bool("merge", False, "Write adapters merged into their base. E.g. --merge")
 
@@ -37,7 +41,7 @@ def main(argv: list[str]) -> None:
     out = Path(_OUT.value).expanduser()
     if out.exists():
         raise RunError(f"{out} exists; give another --out")
-    saved = SavedRun(_RUN_DIR.value)
+    saved = SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value))
     step = saved.newest() if _STEP.value is None else _STEP.value
     everything = saved.weights(step)
     bases = {name: saved.learner.source(name) for name in everything}

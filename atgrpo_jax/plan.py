@@ -14,13 +14,12 @@ compiler's figure for memory then replaces the estimates. This takes minutes ins
 """
 
 import dataclasses
-import re
 import sys
 
 import jax
 from absl import flags
 
-from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import gin_flags, needed_gin_files, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.progress import say
@@ -121,19 +120,6 @@ def planned(experiment: Experiment) -> Experiment:
         return dataclasses.replace(experiment, **changes)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def parse_mesh(text: str) -> MeshConfig:
-    """Reads a mesh such as "data=2,fsdp=4". Raises ConfigError for any other text."""
-    axis = f"({'|'.join(field.name for field in dataclasses.fields(MeshConfig))})"
-    if not re.fullmatch(rf"({axis}=\d+)(,{axis}=\d+)*", text):
-        raise ConfigError(f"--mesh={text}: expected axes and sizes, e.g. data=2,fsdp=4,tensor=1")
-    pairs = [part.split("=") for part in text.split(",")]
-    sizes = {axis: int(size) for axis, size in pairs}
-    try:
-        return MeshConfig(**sizes)
-    except ValueError as error:
-        raise ConfigError(f"--mesh={text}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -38,6 +38,21 @@ _PATIENCE = flags.DEFINE_float(
     "patience", 3600.0, "Seconds. All hosts end if one of them lets the others wait for so long.", 1.0
 )
 
+_OTHER_HOSTS = flags.DEFINE_bool(
+    "other_hosts",
+    False,
+    "Let a run go on with another number of hosts, another mesh or another engine. From then on it rounds in "
+    "another way, and the run folder records it. E.g. --other_hosts",
+)
+
+_GATHER = flags.DEFINE_enum(
+    "gather",
+    "devices",
+    ("devices", "cpu"),
+    "What long messages between hosts travel through: their devices, or their CPUs, which leaves "
+    "accelerators alone. E.g. --gather=cpu",
+)
+
 
 def main(argv: list[str]) -> None:
     files = needed_gin_files(argv, _GIN_FILE)
@@ -54,9 +69,9 @@ def main(argv: list[str]) -> None:
     experiment = gin_config.load(files, _GIN_PARAM.value)
     folder = RunFolder(_RUN_DIR.value or Path("runs") / "_".join(Path(name).stem for name in files))
     place = place_of(_HOSTS.value, _HOST.value, _COORDINATOR.value)
-    with joined(place, _HEARTBEAT.value, _PATIENCE.value) as hosts:
+    with joined(place, _HEARTBEAT.value, _PATIENCE.value, _GATHER.value == "cpu") as hosts:
         check_same_start(hosts, gin_config.render(experiment))
-        with claim(folder, experiment, hosts) as begun:
+        with claim(folder, experiment, hosts, _OTHER_HOSTS.value) as begun:
             summary = train(begun, folder, hosts)
     if hosts.index == 0:
         print(summary_text(summary))

@@ -9,6 +9,8 @@ import signal
 import tempfile
 import uuid
 
+# XLA's passes took a quarter of the tests' time. What the README tells people to run compiles as theirs does.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands that tests start, too: libtpu looks for a TPU, loudly
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Compiled once for all tests of a run, and for the processes that they start. Tests make many learners
@@ -26,8 +28,6 @@ from etils import epath
 pytest.register_assert_rewrite("shared_code", "shared_learner", "shared_sandbox")  # whose asserts say why
 
 jax.config.update("jax_num_cpu_devices", 8)
-# XLA's passes took a quarter of the tests' time. Processes that tests start compile as a user's do.
-jax.config.update("jax_disable_most_optimizations", True)
 # A shell that starts something in the background has it ignore Ctrl-C, and so all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

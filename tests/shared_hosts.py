@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from atgrpo_jax.common.hosts import Hosts
 from atgrpo_jax.hosts.meetings import Joined
 from atgrpo_jax.hosts.watcher import Watcher
 
-# These processes compile as the tests' own do: quickly.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+HERE = Path(__file__).parent
 
 
 class Shelf:
@@ -60,7 +60,7 @@ class Party:
         self._round = 0
         for index in range(count):
             note = self._noting(index)
-            watcher = Watcher(self.shelf, index, heartbeat_s, patience_s, note)
+            watcher = Watcher(self.shelf, index, count, heartbeat_s, patience_s, note)
             made = Joined(self.shelf, index, count, self._gather(index), watcher, patience_s)
             self.hosts.append(made)
             watcher.start()
@@ -110,28 +110,34 @@ def free_port():
         return opened.getsockname()[1]
 
 
-def start(count, folder, *args, env=None, only=None, port=None):
-    """Starts the processes of a run, one for each host, or ``only`` one. Their output is in ``folder``."""
+def start(count, folder, *args, env=None, only=None, port=None, counted=False):
+    """Starts the processes of a run, one for each host, or ``only`` one. Their output is in ``folder``.
+
+    With ``counted``, collectives_0.txt and so on get what counted.py counts.
+    """
     own = [f"--hosts={count}", f"--coordinator=localhost:{port or free_port()}", "--heartbeat=5", *args]
     started = []
     for index in range(count) if only is None else [only]:
-        started.append(process(folder / f"host_{index}.txt", *own, f"--host={index}", env=env))
+        program = ["counted.py", folder / f"collectives_{index}.txt"] if counted else []
+        output = folder / f"host_{index}.txt"
+        started.append(process(output, *own, f"--host={index}", env=env, program=program))
     return started
 
 
-def process(output, *args, env=None):
-    """Starts ``train`` in the folder of the file that its output goes to."""
+def process(output, *args, env=None, program=()):
+    """Starts ``train``, or a program beside this file, in the folder of the file that its output goes to."""
+    words = [HERE / program[0], *program[1:]] if program else ["-m", "atgrpo_jax.train"]
     with open(output, "w") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "atgrpo_jax.train", *args],
+            [sys.executable, *words, *args],
             cwd=output.parent,
-            env=os.environ | ENVIRONMENT | (env or {}),
+            env=os.environ | (env or {}),
             stdout=file,
             stderr=subprocess.STDOUT,
         )
 
 
-def ended(started, seconds=120):
+def ended(started, seconds=400):
     """Returns the exit codes of processes that end by themselves."""
     try:
         return [process.wait(seconds) for process in started]

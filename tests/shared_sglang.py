@@ -9,6 +9,7 @@ import pytest
 from fakes import SMALL, small_model
 from scripted_server import ScriptedServer
 
+from atgrpo_jax.common.hosts import ALONE
 from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.protocol import Request, Served
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
@@ -45,7 +46,7 @@ def make(tmp_path):
     """Builds engines, and closes them."""
     made = []
 
-    def build(*servers, weights=None, initial_names=None, **settings):
+    def build(*servers, weights=None, initial_names=None, hosts=ALONE, **settings):
         initial_names = initial_names or {"shared": "shared"}
         defaults = {
             "urls": tuple(s.url for s in servers),
@@ -63,6 +64,7 @@ def make(tmp_path):
             lora=LoraConfig(rank=2),
             longest_answer=4,
             candidates=3,
+            hosts=hosts,
         )
         engine = SGLangConfig(**defaults | settings).build(served)
         made.append(engine)

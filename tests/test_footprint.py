@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.arrays.mesh import MeshConfig, parse_mesh
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import Address, GroupKey
 from atgrpo_jax.engines.local.decoding import programs
@@ -17,7 +17,6 @@ from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.config import Architecture, Compute, preset
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.transformer import join_layers
-from atgrpo_jax.plan import parse_mesh
 from atgrpo_jax.planning import devices, footprint, times, tpu_compiler
 from atgrpo_jax.planning.workload import Workload, workload_of
 from atgrpo_jax.rollout.team import Team

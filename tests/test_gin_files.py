@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from reference import SIZES, make, make_tokenizer
 
+from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.models.config import preset
 from atgrpo_jax.models.hf import hf
@@ -53,8 +54,18 @@ def test_there_is_one_for_every_cell():
     teams = {team for _, team in PAIRS}
     assert set(map(name_of, FILES)) == paper | teams | set(map(name_of, ALONE)) and len(paper) == 14
     used = re.findall(r'^include "(parts/.*)"', "".join(path.read_text() for path in (*FILES, *PARTS)), re.M)
-    assert set(used) == set(map(name_of, PARTS))
+    assert set(used) | {"parts/pod.gin"} == set(map(name_of, PARTS))  # that one comes after a run's own files
     assert not (GIN_FOLDER / "__init__.py").exists()  # it would hide the gin library
+
+
+def test_the_settings_for_several_hosts_are_for_the_machine_that_they_name():
+    """All 16 devices learn and draw; a copy of the weights fits on one host of four."""
+    bindings = ["local.LocalEngineConfig.slots = 64"]
+    pod = load(["plan.gin", "parts/pod.gin"], bindings)
+    assert pod.mesh.devices == pod.engine.mesh.devices == 16
+    assert 4 % (pod.engine.mesh.fsdp * pod.engine.mesh.tensor) == 0
+    two = load(["plan.gin", "parts/pod.gin"], [*bindings, "FSDP = 2", "COPIES = 2", "TENSOR = 1", "ROWS = 8"])
+    assert (two.mesh, two.engine.mesh, two.batch.rows) == (MeshConfig(fsdp=2), MeshConfig(data=2), 8)
 
 
 @pytest.fixture(scope="module")

@@ -33,10 +33,10 @@ def test_a_parameter_reaches_every_field():
     assert load("smoke.gin", values) == SMOKE
 
 
-def test_a_mesh_is_the_learners_unless_a_file_says_that_it_is_the_engines(tmp_path):
+@pytest.mark.parametrize("said", ["", "experiment.Experiment.mesh = @mesh.MeshConfig()\n"])
+def test_a_mesh_is_the_learners_unless_a_file_says_that_it_is_the_engines(tmp_path, said):
     (tmp_path / "apart.gin").write_text(
-        'include "smoke.gin"\n'
-        "experiment.Experiment.mesh = @mesh.MeshConfig()\n"
+        f'include "smoke.gin"\n{said}'
         "mesh.MeshConfig.data = 2\n"
         "local.LocalEngineConfig.mesh = @drawing/mesh.MeshConfig()\n"
         "drawing/mesh.MeshConfig.data = 4\n"

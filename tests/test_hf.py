@@ -155,6 +155,24 @@ def test_a_description_is_read_back_as_the_config(name, tmp_path):
     assert hf.architecture(str(tmp_path)) == config
 
 
+def test_leaves_are_taken_when_they_are_written(tmp_path):
+    """Then somebody who has them in pieces need not have them whole all at once."""
+    config = Architecture(layers=1, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=16, vocab_size=50)
+    shapes = jax.eval_shape(lambda: init_params(transformer(config, 50), jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
+    files = []  # that are there when a leaf is taken
+
+    def leaves():
+        for leaf in jax.tree.leaves(params):
+            files.append(len(list(tmp_path.glob("*.safetensors"))))
+            yield leaf
+
+    hf.save(str(tmp_path), shapes, hf.description(config, 50, (7,)), shard_bytes=9_000, whole=leaves())
+    jax.tree.map(np.testing.assert_array_equal, ours(tmp_path)[1], params)
+    assert files == sorted(files) and {0, 1, 2, 3} < set(files)
+
+
 @pytest.mark.thorough
 def test_a_model_that_comes_from_no_folder_is_written_as_one_that_transformers_loads(tmp_path):
     config = Architecture(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=16, vocab_size=50)

@@ -191,7 +191,7 @@ def test_a_folder_that_is_not_shared_is_found(party, tmp_path):
 def test_what_was_said_travels_as_it_is():
     said = [
         Said("gate", "here", payload=b"\n\0\xff", size=3),
-        Said("gate", "failed", "näh\n", 2, "ab", 5, None),
+        Said("gate", "failed", "näh\n", 2, "ab", 1, 5, None),
         Said("", "stopped", code=15),
     ]
     assert unpacked(packed(said)) == said
@@ -219,5 +219,6 @@ def test_exit_codes_of_failures_are_those_of_their_processes():
     assert failure(RuntimeError("a"))[2:4] == ("RuntimeError: a; see its own output", 1)
     assert failure(RunError("a")).code == 2 and failure(Unreachable("a")).code == 1
     assert failure(ValueError("a")).code == 1
-    assert failure(OtherFailed(3, Said("", "failed", "gone", 1)))[2:4] == ("gone", 1)
+    told = failure(OtherFailed(3, Said("", "failed", "gone", 1)))
+    assert str(OtherFailed(0, told)) == "host 3: gone" and told.code == 1
     assert json.loads(Said("a", "here").to_bytes().partition(b"\n")[0])[1] is True

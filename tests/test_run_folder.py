@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 
@@ -5,11 +6,14 @@ import numpy as np
 import pytest
 from fakes import group
 
+from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.files import read_json_lines
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.run.saved import claim
+from atgrpo_jax.run.shapes import earlier, settle
 from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 
@@ -216,3 +220,33 @@ def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path):
     ):
         claim(folder, load("smoke.gin", ["experiment.Experiment.steps = 4"])).__enter__()
     assert folder.config.read_bytes() == before
+
+
+def test_a_run_goes_on_with_another_number_of_hosts_or_mesh_only_if_it_is_told_to(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    one = load("smoke.gin")
+    two = dataclasses.replace(one, mesh=MeshConfig(data=2))
+    settle(folder, two, None, 2, 0, False)
+    settle(folder, two, two, 2, 4, False)
+    assert [line["hosts"] for line in read_json_lines(folder.shapes)] == [2]
+    with pytest.raises(RunError, match="made by 2 hosts, and there are 1 now; with --other_hosts it goes on"):
+        settle(folder, two, two, 1, 4, False)
+    with pytest.raises(RunError, match="MeshConfig.data = 2 there, 1 given.*or --other_hosts to go on"):
+        settle(folder, one, two, 2, 4, False)
+    with pytest.raises(RunError, match=r"Experiment.seed = 0 there, 3 given\); give another --run_dir$"):
+        settle(folder, dataclasses.replace(one, seed=3), two, 2, 4, True)
+    settle(folder, one, two, 1, 4, True)
+    lines = read_json_lines(folder.shapes)
+    assert lines[1] == {"after_step": 4, "hosts": 1, "mesh": str(one.mesh), "before": two.identity()}
+    assert earlier(folder) == (two.identity(),)
+
+
+def test_a_run_of_one_host_has_no_record_of_hosts(tmp_path):
+    folder = RunFolder(tmp_path)
+    x = load("smoke.gin")
+    settle(folder, x, None, 1, 0, False)
+    settle(folder, x, x, 1, 3, False)
+    assert not folder.shapes.exists() and earlier(folder) == ()
+    with pytest.raises(RunError, match="made by 1 hosts, and there are 2 now"):
+        settle(folder, x, x, 2, 3, False)

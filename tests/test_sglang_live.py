@@ -340,10 +340,10 @@ def test_a_server_with_a_fault_is_caught_by_name(full, fault, monkeypatch):
     push(full, OLD, 1)
     gate.check(full, OLD, 1)
     if fault == "a skipped push":
-        monkeypatch.setattr(hf, "save", lambda f, _, *rest: SAVE(f, BASE, *rest))
+        monkeypatch.setattr(hf, "save", lambda f, _, *rest, whole: SAVE(f, BASE, *rest))
         says = "it draws from the weights before the push"
     elif fault == "other weights":
-        monkeypatch.setattr(hf, "save", lambda f, _, *rest: SAVE(f, params(3), *rest))
+        monkeypatch.setattr(hf, "save", lambda f, _, *rest, whole: SAVE(f, params(3), *rest))
         says = "other weights than any of the learner's"
     elif fault == "a kept cache":
         post = servers.Server.post

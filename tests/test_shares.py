@@ -1,11 +1,12 @@
 """Instances are handed out as hosts get free: each is played once, and nobody waits for a slow host."""
 
 import asyncio
+import itertools
 
 import pytest
 
 from atgrpo_jax.common import coroutines
-from atgrpo_jax.rollout.shares import share
+from atgrpo_jax.rollout.shares import Shown, share
 
 
 class Counter:
@@ -58,7 +59,7 @@ def test_every_instance_is_played_by_one_host(passes, count, at_once):
     hosts = [Host(each) for each in passes]
     played = play(hosts, count, at_once)
     every = [(number, episode) for number in range(count) for episode in range(2)]
-    assert sorted(sum(played, [])) == every
+    assert sorted(itertools.chain(*played)) == every
     for host, own in zip(hosts, played, strict=True):
         assert sorted(number for number, _ in own[::2]) == sorted(host.begun)
         assert host.most <= at_once
@@ -88,3 +89,14 @@ def test_an_error_ends_the_host_at_once_and_what_it_plays():
     with pytest.raises(RuntimeError, match="instance 3"):
         play([host, other], 1000, at_once=4)
     assert sorted(host.ended) == host.begun == [0, 1, 2, 3]
+
+
+def test_a_bar_goes_on_with_what_other_hosts_take():
+    calls = []
+    shown = Shown(lambda: calls.append(1), at_once=4)
+    taken_and_shown = [(4, 1), (4, 2), (9, 5), (10, 6), (10, 6)]
+    for taken, most in taken_and_shown:
+        shown.played(taken)
+        assert len(calls) == most
+    shown.show(10)
+    assert len(calls) == 10

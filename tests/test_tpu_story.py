@@ -214,7 +214,8 @@ def test_two_vms_make_one_run(desk):
     assert words == [[*ours, f"--host={host}", f"--coordinator=127.0.0.1:{port}"] for host in (0, 1)]
     desk.cloud.kill("w", 1)
     for host in (0, 1):
-        wait_for(lambda host=host: log(desk, host).count("all hosts are there") == 2)
+        wait_for(lambda host=host: log(desk, host).count("all hosts are there") >= 2)
+        comes(desk, host, phase="running")
     assert "a host is dead" in log(desk, 0)
     assert state(desk, 0)["failures"] <= 3  # of which `watch` does nothing before the fourth
     out = desk.call("status", "w")[1]

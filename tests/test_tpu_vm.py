@@ -50,6 +50,22 @@ def test_vms_find_each_other(endpoints):
         on_vm.hosts_flags(vm, 4)
 
 
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("step 1\nerror: no file\nhint\n", "error: no file"),
+        ("error: old\nF1129 07:54 client.h:80] a task died\nFatal Python error: Aborted\nThread 1\n",
+         "F1129 07:54 client.h:80] a task died"),
+        ("step 1\nFatal Python error: Bus error\n  File a\n", "Fatal Python error: Bus error"),
+        ("Traceback\nValueError: x\n\n", "ValueError: x"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_line_that_says_what_went_wrong(base, log, line):
+    (base / "log.txt").write_text(log)
+    assert on_vm.last_line(base / "log.txt") == line
+
+
 def test_failures_of_the_last_hour_count_and_those_of_another_run_do_not(base):
     for _ in range(3):
         on_vm.ended(base, "1")

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atgrpo_jax.arrays.layout import AXES, Apart, laid_out
@@ -76,6 +75,19 @@ class MeshConfig:
         return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
 
 
+def parse_mesh(text: str) -> MeshConfig:
+    """Reads a mesh such as "data=2,fsdp=4". Raises ConfigError for any other text."""
+    axis = f"({'|'.join(field.name for field in dataclasses.fields(MeshConfig))})"
+    if not re.fullmatch(rf"({axis}=\d+)(,{axis}=\d+)*", text):
+        raise ConfigError(f"--mesh={text}: expected axes and sizes, e.g. data=2,fsdp=4,tensor=1")
+    pairs = [part.split("=") for part in text.split(",")]
+    sizes = {axis: int(size) for axis, size in pairs}
+    try:
+        return MeshConfig(**sizes)
+    except ValueError as error:
+        raise ConfigError(f"--mesh={text}: {error}") from error
+
+
 def platform_of(mesh: Mesh | None) -> Literal["cpu", "gpu", "tpu"]:
     """Returns the mesh's platform; without a mesh, the platform of JAX's first device."""
     return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
@@ -110,24 +122,6 @@ def check_mesh(config: MeshConfig, devices: int, divided: Iterable[Divided], wha
     possible = (mesh for mesh in _meshes(devices, config.policies) if _misfit(mesh, devices, divided) is None)
     best = min(possible, key=lambda mesh: (distance(mesh), -mesh.devices))
     raise ConfigError(f"{what} {config}: {reason}; the nearest possible is {best}")
-
-
-def check_hosts(config: MeshConfig, devices: int, hosts: int) -> None:
-    """Raises ConfigError if several hosts, with so many devices in all, cannot share a mesh."""
-    if config.policies > 1:
-        raise ConfigError(
-            f"mesh {config}: on several hosts all policies are on one mesh, and are updated one after the "
-            "other; set MeshConfig.policies = 1"
-        )
-    if config.devices != devices:
-        raise ConfigError(
-            f"mesh {config}: has {config.devices} devices, and the {hosts} hosts have {devices}; it must "
-            "have all of them"
-        )
-    if (devices // hosts) % config.tensor:
-        raise ConfigError(
-            f"mesh {config}: tensor must divide the {devices // hosts} devices of a host; use fsdp for more"
-        )
 
 
 def _meshes(devices: int, policies: int) -> Iterator[MeshConfig]:
@@ -194,55 +188,6 @@ def copied(tree: Any, mesh: Mesh, axes: ParameterAxes) -> Any:
 def _spec(path: tuple, leaf: Any, axes: ParameterAxes) -> PartitionSpec:
     own = next((letters for rule, letters in axes if re.search(rule, path_text(path))), "")
     return PartitionSpec(*map(MESH_AXES.get, own)) if len(own) == leaf.ndim else PartitionSpec()
-
-
-def mesh_of(tree: Any) -> Mesh:
-    """Returns the mesh that parameters are on."""
-    return jax.tree.leaves(tree)[0].sharding.mesh
-
-
-def put(tree: Any, shardings: Any) -> Any:
-    """Returns arrays of the NumPy arrays in ``tree``, which all hosts have alike.
-
-    ``shardings`` has one for each array, or for each subtree. Each host puts its own parts on its
-    devices. ``jax.device_put`` would compare the arrays of all hosts first.
-    """
-
-    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-
-    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
-        return jax.device_put(tree, shardings)
-    return jax.tree.map(one, tree, jax.tree.broadcast(shardings, tree))
-
-
-def here(mesh: Mesh) -> Mesh:
-    """Returns the part of a mesh that is this host's: some of its rows along data.
-
-    Raises ValueError if this host has only parts of such rows.
-    """
-    own = set(jax.local_devices())
-    rows = [row for row in mesh.devices if set(row.flat) <= own]
-    if len(rows) * mesh.devices[0].size != len(own & set(mesh.devices.flat)) or not rows:
-        raise ValueError("fsdp x tensor do not lie within a host")
-    return Mesh(np.stack(rows), mesh.axis_names, axis_types=mesh.axis_types)
-
-
-def parts_here(tree: Any, mesh: Mesh) -> Any:
-    """Returns arrays that are whole on ``mesh``, this host's part of the mesh that ``tree`` is on.
-
-    They share the memory of ``tree``, which must not be split over data.
-    """
-
-    def one(leaf: jax.Array) -> jax.Array:
-        by_device = {shard.device: shard.data for shard in leaf.addressable_shards}
-        sharding = NamedSharding(mesh, leaf.sharding.spec)  # type: ignore[attr-defined]
-        return jax.make_array_from_single_device_arrays(
-            leaf.shape, sharding, [by_device[device] for device in mesh.devices.flat]
-        )
-
-    return jax.tree.map(one, tree)
 
 
 def host_sharding(sharding: NamedSharding) -> NamedSharding:

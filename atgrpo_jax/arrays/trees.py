@@ -74,8 +74,10 @@ def write_tree(
         return hosts.told(f"{place.name}: saved", finish).decode()
 
 
-def read_tree(place: Place, shapes: Any) -> Any:
+def read_tree(place: Place, shapes: Any, hosts: Hosts = ALONE) -> Any:
     """Returns the saved tree, with the shapes, dtypes and shardings of ``shapes``.
+
+    All ``hosts`` call this; each reads its own part.
 
     Call ``about_tree`` first, which checks the files. Raises RunError if the saved shapes differ.
     """
@@ -87,7 +89,7 @@ def read_tree(place: Place, shapes: Any) -> Any:
         if saved.get(path) != wanted.get(path):
             raise RunError(f"{place} has other arrays: {path} is {saved.get(path)}, not {wanted.get(path)}")
     with stored.reading(seen["files"]) as state, _orbax(place, "read"):
-        return _checkpointer().restore(state, args=ocp.args.StandardRestore(shapes))
+        return _checkpointer(hosts).restore(state, args=ocp.args.StandardRestore(shapes))
 
 
 def about_tree(place: Place, files: bool = True) -> tuple[dict[str, Any], str]:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from atgrpo_jax.arrays.mesh import mesh_of, replicated
+from atgrpo_jax.arrays.mesh import replicated
+from atgrpo_jax.arrays.spread import mesh_of
 from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import LOWER, NotFinite

@@ -88,14 +88,14 @@ def joined(
     if place is None:
         yield Alone()
         return
-    _start(place, heartbeat_s, min(patience_s, JOIN_S))
+    _start(place, heartbeat_s, JOIN_S)
     store = JaxStore()
-    watcher = Watcher(store, place.host, heartbeat_s, patience_s, _exit_now)
+    watcher = Watcher(store, place.host, place.hosts, heartbeat_s, patience_s, _exit_now)
     hosts = Joined(
         store,
         place.host,
         place.hosts,
-        lambda: by_devices("cpu" if cpu else None),
+        lambda: by_devices(place.host, "cpu" if cpu else None),
         watcher,
         patience_s,
     )

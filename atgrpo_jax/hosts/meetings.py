@@ -14,12 +14,10 @@ from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.hosts.gathering import Gather
 from atgrpo_jax.hosts.said import OtherFailed, Said, packed, unpacked, verdict
 from atgrpo_jax.hosts.store import Store
-from atgrpo_jax.hosts.watcher import GRACE_S, Watcher
+from atgrpo_jax.hosts.watcher import GRACE_S, HUNG_CODE, Watcher
 
 SHORT = 1 << 15  # bytes; longer payloads do not go through the store, which host 0 keeps
-HUNG_CODE = 3  # exit code if a host does not come to a meeting
 LOOK_S = 0.5  # time between two looks for hosts that have left
-BYE_S = 5.0  # time that host 0, which keeps the store, waits for the others before it leaves
 
 
 class Joined:
@@ -56,7 +54,7 @@ class Joined:
     def heed(self, stopping: Stopping, unsaved: Callable[[], bool]) -> None:
         stopping.anywhere = False  # the others would wait for this host
         stopping.unsaved = unsaved
-        stopping.before_exit = lambda: self._bye(Said("", "stopped", code=stopping.asked or 0))
+        stopping.before_exit = lambda: self._watcher.bye(Said("", "stopped", code=stopping.asked or 0))
         self._stopping = stopping
         self._unsaved = unsaved
         self._watcher.stopping = stopping
@@ -69,14 +67,17 @@ class Joined:
         return lambda: self._store.count(key)
 
     def told(self, name: str, work: Callable[[], bytes | None]) -> bytes:
-        return self.meet(name, work if self.index == 0 else lambda: None)[0]
+        return self._met(name, work if self.index == 0 else lambda: None, stops=False)[0]
 
     def meet(self, name: str, work: Callable[[], bytes | None], stops: bool = False) -> list[bytes]:
+        return self._met(name, work, stops or not self._unsaved())
+
+    def _met(self, name: str, work: Callable[[], bytes | None], stops: bool) -> list[bytes]:
         self._number += 1
         error: BaseException | None = None
         data = b""
         try:
-            data = self._done(work, stops or not self._unsaved())
+            data = self._done(work, stops)
             said = Said(name, "here", size=len(data), payload=data if len(data) <= SHORT else None)
         except Stopped as stopped:
             said = Said(name, "stopped", code=stopped.signum)
@@ -86,10 +87,11 @@ class Joined:
             self._watcher.tell(said)  # the others may be at work for long
         said = said._replace(compared=self._compared.hexdigest())
         came_s = time.monotonic()
+        self._watcher.left_s = None
         found = self._exchanged(said)
-        self._watcher.met_s = time.monotonic()
-        self.waited_s += self._watcher.met_s - came_s
         self._watcher.where = name
+        self._watcher.left_s = time.monotonic()
+        self.waited_s += self._watcher.left_s - came_s
         try:
             verdict(found)
         except OtherFailed as other:
@@ -136,7 +138,7 @@ class Joined:
         pause = 0.001
         while True:
             found = {int(key): Said.from_bytes(data) for key, data in self._store.under(here).items()}
-            left = {index: said for index, said in self._watcher.news.items() if said.state == "failed"}
+            left = {index: said for index, said in list(self._watcher.news.items()) if said.state == "failed"}
             found = left | found
             missing = [index for index in range(self.count) if index not in found]
             waited = time.monotonic() - began
@@ -152,7 +154,7 @@ class Joined:
 
     def _hung(self, index: int, name: str, waited: float) -> Said:
         text = f"did not come to {name!r} for {waited:.0f} s (--patience); start all hosts again"
-        return Said("", "hung", text, HUNG_CODE)
+        return Said("", "failed", text, HUNG_CODE)
 
     def _payloads(self, data: bytes, found: list[Said]) -> list[bytes]:
         long = [said.size if said.payload is None else 0 for said in found]
@@ -164,7 +166,9 @@ class Joined:
 
     def leave(self, error: BaseException) -> BaseException:
         """Tells the others why this host leaves the run. Returns the error to raise in its place."""
-        others = [(i, s) for i, s in self._watcher.news.items() if i != self.index and s.state == "failed"]
+        others = [
+            (i, s) for i, s in list(self._watcher.news.items()) if i != self.index and s.state == "failed"
+        ]
         told: BaseException = error
         if isinstance(error, Stopped):
             said = Said("", "stopped", code=error.signum)
@@ -172,22 +176,14 @@ class Joined:
             said = failure(error)
             if others and not isinstance(error, OtherFailed):
                 told = OtherFailed(*others[0])  # the same fault, or one that follows from it
-        self._bye(said)
+        self._watcher.bye(said)
         return told
-
-    def _bye(self, said: Said) -> None:
-        """Leaves. Host 0, which keeps the store, waits until the others have left, or a few seconds."""
-        self._watcher.tell(said)
-        self._store.put(f"byes/{self.index}", b"")
-        until = time.monotonic() + BYE_S
-        while self.index == 0 and time.monotonic() < until and len(self._store.under("byes")) < self.count:
-            time.sleep(0.05)
 
 
 def failure(error: BaseException) -> Said:
     """Returns what a host says of an error with which it fails."""
     if isinstance(error, OtherFailed):
-        return Said("", "failed", str(error).partition(": ")[2], error.exit_code)
+        return Said("", "failed", error.text, error.exit_code, of=error.index)
     text = str(error)
     if not isinstance(error, (UserError, OSError)):
         text = f"{type(error).__name__}: {one_line(error)}; see its own output"

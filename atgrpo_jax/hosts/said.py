@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from atgrpo_jax.common.errors import RunError, Stopped
 
-State = Literal["here", "stopped", "failed", "hung"]
+State = Literal["here", "stopped", "failed"]
 
 
 class Said(NamedTuple):
@@ -17,6 +17,7 @@ class Said(NamedTuple):
     text: str = ""  # what failed
     code: int = 0  # the signal if it was stopped, the exit code if it failed
     compared: str = ""  # the digest of what all hosts must have alike
+    of: int | None = None  # the host that failed, if it is not the one that says it
     size: int = 0  # of the payload, bytes
     payload: bytes | None = b""
 
@@ -35,8 +36,9 @@ class OtherFailed(RunError):
     """Raised on every host because one of them failed. The line names it."""
 
     def __init__(self, index: int, said: Said):
-        super().__init__(f"host {index}: {said.text}")
-        self.index = index
+        self.index = index if said.of is None else said.of
+        super().__init__(f"host {self.index}: {said.text}")
+        self.text = said.text
         self.exit_code = said.code
 
 
@@ -47,7 +49,7 @@ def verdict(found: Sequence[Said]) -> None:
     that differs from host 0, else Stopped if one was stopped.
     """
     for index, said in enumerate(found):
-        if said.state in ("failed", "hung"):
+        if said.state == "failed":
             raise OtherFailed(index, said)
     stopped = [said.code for said in found if said.state == "stopped"]
     first = found[0]

@@ -14,12 +14,15 @@ from collections.abc import Callable
 
 from atgrpo_jax.common.errors import Unreachable
 from atgrpo_jax.common.stopping import Stopping
-from atgrpo_jax.hosts.said import Said
+from atgrpo_jax.hosts.said import OtherFailed, Said
 from atgrpo_jax.hosts.store import Store
 
 LOOK_S = 0.3  # time between two looks at the news
 BEAT_S = 2.0  # time between two beats of this host
-GRACE_S = 10.0  # time for the main thread to end by itself after another host has failed
+GRACE_S = 5.0  # time for the main thread to end by itself after another host has failed
+BYE_S = 8.0  # time that host 0, which keeps the store, waits for the others before it leaves
+BYES = "byes"
+HUNG_CODE = 3  # exit code if a host does not come to a meeting
 NEWS = "news"
 BEATS = "beats"
 
@@ -31,6 +34,7 @@ class Watcher:
         self,
         store: Store,
         index: int,
+        count: int,
         heartbeat_s: float,
         patience_s: float,
         exit_now: Callable[[str, int], None],
@@ -44,9 +48,10 @@ class Watcher:
         self.stopping: Stopping | None = None
         self.news: dict[int, Said] = {}
         self.where = "the start"  # the meeting that this host came from last
-        self.met_s = time.monotonic()  # time of that
+        self.left_s: float | None = time.monotonic()  # time of that; None while this host is at a meeting
         self._store = store
         self._index = index
+        self._count = count
         self._heartbeat_s = heartbeat_s
         self._patience_s = patience_s
         self._exit_now = exit_now
@@ -69,9 +74,19 @@ class Watcher:
         self.news[self._index] = said
         self._store.put(f"{NEWS}/{self._index}", said.to_bytes())
 
+    def bye(self, said: Said) -> None:
+        """Tells the others that this host leaves. Host 0 waits until they have left, or a few seconds."""
+        self.tell(said)
+        self._store.put(f"{BYES}/{self._index}", b"")
+        until = time.monotonic() + BYE_S
+        while self._index == 0 and time.monotonic() < until:
+            if len(self._store.under(BYES)) == self._count:
+                break
+            time.sleep(0.05)
+
     def ask(self) -> None:
         """Asks this host to stop if another one stops or has failed. A second time does nothing."""
-        others = [said for index, said in self.news.items() if index != self._index]
+        others = [said for index, said in list(self.news.items()) if index != self._index]
         if others and self.stopping is not None:
             signals = [said.code for said in others if said.state == "stopped"]
             self.stopping.ask(signals[0] if signals else signal.SIGTERM)
@@ -96,20 +111,25 @@ class Watcher:
 
     def _end_with_the_others(self) -> None:
         now = time.monotonic()
-        for index, said in self.news.items():
-            if index != self._index and said.state in ("failed", "hung"):
+        for index, said in list(self.news.items()):
+            if index != self._index and said.state == "failed":
                 self._failed_s = self._failed_s or now
-                if now - self._failed_s > GRACE_S:
-                    self._exit_now(f"host {index}: {said.text}", said.code)
+                hangs = said.of == self._index  # the others gave this host up
+                if hangs or now - self._failed_s > GRACE_S:
+                    self._end(said, str(OtherFailed(index, said)))
+
+    def _end(self, said: Said, line: str) -> None:
+        self.bye(said)
+        self._exit_now(line, said.code)
 
     def _end_after_patience(self) -> None:
-        waited = time.monotonic() - self.met_s
-        if waited > self._patience_s + 2 * GRACE_S:
-            self._exit_now(
-                f"host {self._index}: no meeting for {waited:.0f} s after {self.where!r}; this host is at "
-                f"{position()}; start all hosts again",
-                3,
+        left_s = self.left_s
+        if left_s is not None and time.monotonic() - left_s > self._patience_s + 2 * GRACE_S:
+            text = (
+                f"no meeting for {time.monotonic() - left_s:.0f} s after {self.where!r}; this host is at "
+                f"{position()}; start all hosts again"
             )
+            self._end(Said("", "failed", text, HUNG_CODE), f"host {self._index}: {text}")
 
     def _listen(self) -> None:
         """Beats, and names hosts that do not. JAX ends all hosts if one of them has died."""

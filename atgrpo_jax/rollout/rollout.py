@@ -15,7 +15,7 @@ from atgrpo_jax.credit.selection import Select
 from atgrpo_jax.engines.protocol import Engine, Request
 from atgrpo_jax.rollout import wire
 from atgrpo_jax.rollout.player import Player, Propose
-from atgrpo_jax.rollout.shares import share
+from atgrpo_jax.rollout.shares import Shown, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,8 @@ def play_all(
 ) -> list[Episode]:
     """Plays every instance ``episodes`` times.
 
-    One host alone plays all of them at once. Several hosts meet here: each plays whole instances, takes the
-    next one when it is free, and gets the episodes of all.
+    One host alone plays all of them at once. Several hosts meet here: each plays whole instances,
+    takes the next one when it is free, and gets the episodes of all.
 
     Args:
       indices: the instances, each once.
@@ -107,35 +107,52 @@ def play_all(
     indices = list(indices)
     name = f"{split} rollout of step {step}"
 
-    async def one(index: int, episode: int) -> Episode:
-        played = await player.play(step, split, index, episode)
-        on_episode()
-        return played
+    async def instance(index: int, on_episode: Callable[[], None] = on_episode) -> list[Episode]:
+        async def one(episode: int) -> Episode:
+            played = await player.play(step, split, index, episode)
+            on_episode()
+            return played
 
-    async def instance(number: int) -> list[Episode]:
-        return await asyncio.gather(*(one(indices[number], e) for e in range(episodes)))
-
-    async def everything() -> list[Episode]:
-        return await asyncio.gather(*(one(i, e) for i in indices for e in range(episodes)))
-
-    played: list[Episode] = []
-
-    def alone() -> bytes:
-        played.extend(coroutines.run(everything()))
-        return b""
-
-    def shared() -> bytes:
-        most = min(at_once or len(indices), len(indices))
-        own = share(instance, hosts.counter(), len(indices), -(-most // hosts.count))
-        return wire.encode(coroutines.run(own))
+        return await asyncio.gather(*(one(e) for e in range(episodes)))
 
     if hosts.count == 1:
-        hosts.meet(name, alone, stops=True)
+        played: list[Episode] = []
+
+        async def everything() -> None:
+            for found in await asyncio.gather(*map(instance, indices)):
+                played.extend(found)
+
+        hosts.meet(name, lambda: coroutines.run(everything()), stops=True)
         return played
-    for data in hosts.meet(name, shared, stops=True):
-        played += wire.decode(data)
+
+    each = -(-min(at_once or len(indices), len(indices)) // hosts.count)
+
+    def on_instance() -> None:
+        for _ in range(episodes):
+            on_episode()
+
+    shown = Shown(on_instance, each * hosts.count)
+
+    def shared() -> bytes:
+        take = hosts.counter()
+        taken = 0
+
+        def number() -> int:
+            nonlocal taken
+            taken = take()
+            return taken
+
+        async def play(number: int) -> list[Episode]:
+            found = await instance(indices[number], lambda: None)
+            shown.played(min(taken, len(indices)))
+            return found
+
+        return wire.encode(coroutines.run(share(play, number, len(indices), each)))
+
+    found = [episode for data in hosts.meet(name, shared, stops=True) for episode in wire.decode(data)]
+    shown.show(len(indices))
     place = {index: number for number, index in enumerate(indices)}
-    return sorted(played, key=lambda episode: (place[episode.instance], episode.episode))
+    return sorted(found, key=lambda episode: (place[episode.instance], episode.episode))
 
 
 def train_indices(step: int, instances: int) -> range:

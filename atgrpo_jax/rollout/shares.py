@@ -6,6 +6,30 @@ from collections.abc import Awaitable, Callable
 from atgrpo_jax.common.types import Episode
 
 
+class Shown:
+    """Calls ``on_done`` about as often as all hosts together have played an instance.
+
+    A host knows what it played, and how many instances all hosts have taken. At most ``at_once`` of
+    these are still being played.
+    """
+
+    def __init__(self, on_done: Callable[[], None], at_once: int):
+        self._on_done = on_done
+        self._at_once = at_once
+        self._own = 0
+        self._shown = 0
+
+    def played(self, taken: int) -> None:
+        """Notes that an instance was played here, after so many were taken by all hosts."""
+        self._own += 1
+        self.show(max(self._own, taken - self._at_once))
+
+    def show(self, done: int) -> None:
+        while self._shown < done:
+            self._shown += 1
+            self._on_done()
+
+
 async def share(
     play: Callable[[int], Awaitable[list[Episode]]], taken: Callable[[], int], count: int, at_once: int
 ) -> list[Episode]:

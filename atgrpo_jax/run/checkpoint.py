@@ -1,6 +1,7 @@
 """Saves and restores all policies and optimizers together, and checks digests when reading."""
 
 import itertools
+from collections.abc import Collection
 from typing import Any
 
 from atgrpo_jax.arrays import trees
@@ -25,15 +26,18 @@ class Checkpoints:
         keep: int = 2,
         read_only: bool = False,
         hosts: Hosts = ALONE,
+        earlier: Collection[str] = (),
     ):
         """Opens the folder ``path``, and makes it if it is not there.
 
-        ``identity`` names the config; checkpoints of another config are refused. With ``read_only``
+        ``identity`` names the config, and ``earlier`` what it was before it changed in this run;
+        checkpoints of another config are refused. With ``read_only``
         nothing in the folder is changed, so that a run may be going on in it. All ``hosts`` of a run
         save and restore together; only host 0 looks for what is there.
         """
         self._path = path
         self._identity = identity
+        self._known = {identity, *earlier}
         self._keep = keep
         self._base = path.with_name("base")
         self._base_digest: str | None = None
@@ -99,7 +103,7 @@ class Checkpoints:
         if self._base_params is None:
             try:
                 _, self._base_digest = trees.about_tree(self._base)
-                self._base_params = trees.read_tree(self._base, shapes)
+                self._base_params = trees.read_tree(self._base, shapes, self._hosts)
             except RunError as error:
                 why = f"the base of the adapters cannot be read: {error}; start the run anew"
                 raise RunError(why) from error
@@ -115,7 +119,7 @@ class Checkpoints:
         if about["base"] != self._base_digest:
             where = f"checkpoint {step} in {self._path}"
             raise RunError(f"{where} belongs to another base than {self._base}; put its own back")
-        return trees.read_tree(self._path / str(step), shapes), about["version"]
+        return trees.read_tree(self._path / str(step), shapes, self._hosts), about["version"]
 
     def _about(self, step: int) -> dict[str, Any]:
         """Returns what a checkpoint says about itself. Its files are checked, the first time only.
@@ -131,7 +135,7 @@ class Checkpoints:
             about, _ = trees.about_tree(self._path / str(step), files=not whole)
         except Damaged as error:
             raise Damaged(f"{where} is damaged: {error}") from error
-        if about["identity"] != self._identity:
+        if about["identity"] not in self._known:
             raise RunError(f"{where} belongs to another config; move it away")
         if about.get("step") != step:
             raise Damaged(f"{where} is damaged: it is not of that step, but of {about.get('step')}")

@@ -38,6 +38,7 @@ class RunFolder:
 
     config.gin  metrics.jsonl  tensorboard/  episodes/step_*.jsonl.gz  checkpoints/  code/
     summary.json  curves.png  evaluations.jsonl (a line for each later evaluation)
+    hosts.jsonl (on how many hosts, and which mesh)
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -52,6 +53,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.evaluations = self.path / "evaluations.jsonl"
+        self.shapes = self.path / "hosts.jsonl"  # see shapes.py
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.code = self.path / FOLDER  # source of parts that a notebook or script defined
@@ -63,7 +65,7 @@ class RunFolder:
         if is_file(self.config):
             return True
         # A run that ended before it had a config may leave these.
-        begun = {".lock", partial_of(self.config).name, lease.NAME, self.code.name}
+        begun = {".lock", partial_of(self.config).name, lease.NAME, self.code.name, self.shapes.name}
         no_folder = isinstance(self.path, Path) and self.path.exists() and not self.path.is_dir()
         if no_folder or names_in(self.path) - begun:
             raise RunError(

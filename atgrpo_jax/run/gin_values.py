@@ -82,12 +82,16 @@ class Values:
         self._count += 1
         return Setting(value, source, line, self._count)
 
-    def referred(self) -> set[Maker]:
-        """Returns the makers of all parts that some value refers to."""
+    def referred(self, scoped: bool = True) -> set[Maker]:
+        """Returns the makers of all parts that some value refers to.
+
+        Without ``scoped``, references to a part in a scope do not count.
+        """
         settings = [setting for fields in self.fields.values() for setting in fields.values()]
         settings += self.macros.values()
         inner = [item for setting in settings for item in inside(setting.value)]
-        return {item.maker for item in inner if isinstance(item, Reference)}
+        found = (item for item in inner if isinstance(item, Reference))
+        return {item.maker for item in found if scoped or not item.scopes}
 
 
 def inside(value: Any) -> Iterator[Macro | Reference]:

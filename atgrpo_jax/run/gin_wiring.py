@@ -47,6 +47,10 @@ def wire(values: Values) -> None:
         _refuse_rivals(values, loose, fields)
         if not any(_place(values, maker, fields, dropped) for maker in loose):
             _refuse(values, loose[0], fields)
+    for maker in _shared(values):
+        free = [field for field in _fields(values) if _is_default(field, maker)]
+        if len(free) == 1:
+            _refer(values, free[0], maker)
 
 
 def _loose(values: Values) -> list[Maker]:
@@ -54,6 +58,23 @@ def _loose(values: Values) -> list[Maker]:
     referred = values.referred()
     makers = [maker for (scope, maker), fields in values.fields.items() if fields and not scope]
     return [maker for maker in makers if maker is not Experiment and maker not in referred]
+
+
+def _shared(values: Values) -> list[Maker]:
+    """Returns the makers that have values without a scope, and that values refer to in scopes only.
+
+    These values count in all scopes. They may also be meant for a field of their own: those of a mesh
+    for the learner's, beside the engine's in a scope.
+    """
+    scoped = values.referred() - values.referred(scoped=False)
+    return [
+        maker for (scope, maker), fields in values.fields.items() if fields and not scope and maker in scoped
+    ]
+
+
+def _is_default(field: _Field, maker: Maker) -> bool:
+    """Returns whether a field that nothing sets holds such a part by default."""
+    return field.setting is None and type(default_of(field.owner, field.name)) is maker
 
 
 def _fields(values: Values) -> Iterator[_Field]:

@@ -1,30 +1,44 @@
 """Opens the folder of a run: to train in it, or to read it, also while it is trained in."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 
+from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.arrays.trees import Damaged
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
+from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
-from atgrpo_jax.run.experiment import Experiment, experiment_difference
+from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.shapes import earlier, settle
 from atgrpo_jax.run.team_learner import TeamLearner
 
 
 class SavedRun:
-    """A run that is read from its folder. Raises RunError if the folder holds no run."""
+    """A run that is read from its folder. Raises RunError if the folder holds no run.
 
-    def __init__(self, path: str):
+    Its parameters are put on ``mesh``, or else on a mesh as in training.
+    """
+
+    def __init__(self, path: str, mesh: MeshConfig | None = None):
         self.folder = RunFolder(path)
         if not self.folder.exists():
             raise RunError(f"{self.folder.path} holds no run")
         self.experiment = gin_config.load(str(self.folder.config))
+        self._checkpoints = Checkpoints(
+            self.folder.checkpoints,
+            self.experiment.identity(),
+            read_only=True,
+            earlier=earlier(self.folder),
+        )
+        if mesh is not None:
+            self.experiment = moved(self.experiment, mesh)
         self.learner = TeamLearner(self.experiment)
-        self._checkpoints = Checkpoints(self.folder.checkpoints, self.experiment.identity(), read_only=True)
 
     def newest(self) -> int:
         """Returns the step of the newest checkpoint. Raises RunError if there is none."""
@@ -43,13 +57,30 @@ class SavedRun:
             ) from error
 
 
+def moved(experiment: Experiment, mesh: MeshConfig) -> Experiment:
+    """Returns the experiment on another mesh, which its engine shares if it draws in this process.
+
+    Raises ConfigError if it cannot be there.
+    """
+    engine = experiment.engine
+    if isinstance(engine, LocalEngineConfig):
+        engine = dataclasses.replace(engine, mesh=None, first_device=0)
+    try:
+        return dataclasses.replace(experiment, mesh=mesh, engine=engine)
+    except ValueError as error:
+        raise ConfigError(f"--mesh: {error}") from error
+
+
 @contextlib.contextmanager
-def claim(folder: RunFolder, given: Experiment, hosts: Hosts = ALONE) -> Iterator[Experiment]:
+def claim(
+    folder: RunFolder, given: Experiment, hosts: Hosts = ALONE, other_hosts: bool = False
+) -> Iterator[Experiment]:
     """Locks the folder for this run until the end of the ``with``, and writes the run's config there.
 
     Host 0 does this for all ``hosts``. Yields that config: ``given``, with the date on which the run
     began. Raises RunError if the folder holds another run or something else, has more steps than
-    ``given`` asks for, or is not the same one for all hosts.
+    ``given`` asks for, or is not the same one for all hosts. It may have been made by another number
+    of hosts, or on another mesh, only if ``other_hosts``.
     """
     begun = given
 
@@ -57,7 +88,7 @@ def claim(folder: RunFolder, given: Experiment, hosts: Hosts = ALONE) -> Iterato
         nonlocal begun
         folder.exists()  # raises before a lock file is left in a folder of somebody else
         folder.lock()
-        begun = _begun(folder, given)
+        begun = _begun(folder, given, hosts.count, other_hosts)
         return b""
 
     try:
@@ -72,19 +103,16 @@ def claim(folder: RunFolder, given: Experiment, hosts: Hosts = ALONE) -> Iterato
         folder.unlock()
 
 
-def _begun(folder: RunFolder, given: Experiment) -> Experiment:
+def _begun(folder: RunFolder, given: Experiment, hosts: int, other_hosts: bool) -> Experiment:
     known = folder.exists()  # asked again: a run may have begun in between
     recorded = gin_config.load(str(folder.config)) if known else None
     experiment = given.begun(recorded)
-    if recorded:
-        differs = experiment_difference(experiment, recorded)
-        if differs:
-            raise RunError(f"{folder.path} holds a run of another config ({differs}); give another --run_dir")
     done = max(steps_in(folder.checkpoints), default=0)
     if done > experiment.steps:
         raise RunError(
             f"{folder.path} holds {done} steps already, more than Experiment.steps = {experiment.steps}; "
             "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
         )
+    settle(folder, experiment, recorded, hosts, done, other_hosts)
     write_atomically(folder.config, gin_config.render(experiment).encode())
     return experiment

@@ -22,6 +22,7 @@ from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
+from atgrpo_jax.run.shapes import earlier
 from atgrpo_jax.run.team_learner import TeamLearner, TeamState
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.calls import check_split
@@ -47,7 +48,11 @@ class Stages:
         self._compiles = CompileCounter()
         self.learner = TeamLearner(experiment, hosts)
         self._checkpoints = Checkpoints(
-            folder.checkpoints, experiment.identity(), experiment.keep_checkpoints, hosts=hosts
+            folder.checkpoints,
+            experiment.identity(),
+            experiment.keep_checkpoints,
+            hosts=hosts,
+            earlier=earlier(folder),
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
             self._runner = opening.enter_context(experiment.running(hosts))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import check_tree
-from atgrpo_jax.arrays.mesh import check_hosts, check_mesh, provide_devices
+from atgrpo_jax.arrays.mesh import check_mesh, provide_devices
+from atgrpo_jax.arrays.spread import check_hosts
 from atgrpo_jax.common.copies import local_folder
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.metric_names import of_policy

@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import all_finite
-from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shardings, put, replicated
+from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shardings, replicated
+from atgrpo_jax.arrays.spread import put
 from atgrpo_jax.common.types import Batch
 from atgrpo_jax.models.head import logprob_gap, table, token_loss
 from atgrpo_jax.models.lora import LoraConfig, init_adapter

@@ -113,7 +113,7 @@ def warm_start(
     learners = {name: made[place] for name, place in places.items()}
     kept = _kept(path.parent, hosts)
     if kept and hosts.told("cache of the warm start", lambda: b"whole" * _cached(path)):
-        return trees.read_tree(path, {name: learners[name].shapes.params for name in fresh})
+        return trees.read_tree(path, {name: learners[name].shapes.params for name in fresh}, hosts)
     propose = demonstrations(task, tokenizer, config.candidates, seed)
     player = Player(task, team, tokenizer, propose, Sampling(), seed, runner=runner, select="random")
     params = _clone(config, fresh, learners, player, batch, hosts)

@@ -120,9 +120,12 @@ def settled(base: Path) -> dict[str, Any]:
 
 
 def last_line(log: Path) -> str:
-    """Returns the log's last line that begins with "error:", or its last line."""
-    lines = [line for line in tail(log, 20_000).decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:")]
+    """Returns the log's last line that says what went wrong, or its last line.
+
+    The state of all threads follows after a line of C++ that is fatal.
+    """
+    lines = [line for line in tail(log, 200_000).decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"error:|F\d{4} |Fatal Python error: (?!Aborted)", line)]
     return (errors or lines or [""])[-1][:500]
 
 

@@ -188,4 +188,23 @@ FAULTS = {
     ("models/hf/config_json.py", "test_hf.py test_hf_oddities.py test_folders.py"): [
         ('rms_epsilon=said.positive("rms_norm_eps", 1e-6),', "rms_epsilon=1e-6,", "the folder's epsilon is not heard"),
     ],
+    ("engines/sglang/pushes.py", "test_sglang_hosts.py test_sglang_weights.py"): [
+        ("collections.deque(leaves, maxlen=0)", "pass", "host 0 leaves the others alone with leaves to gather"),
+        ("server.state = fleet.state if holds else None", "server.state = fleet.state", "servers that were not reached seem to be"),
+        ("        if holds:\n", "        if not holds:\n", "other hosts load the adapters once more"),
+        ("self._published.forget(each)", "pass", "weights that nobody needs any more stay"),
+        ("if weights.adapter is None or weights.params is not self._base:", "if True:", "the base is written with every adapter"),
+    ],
+    ("engines/sglang/sglang.py", "test_sglang_hosts.py"): [
+        ("if served.hosts.index == 0:", "if True:", "every host writes weights"),
+        ("// served.hosts.count)", "// 1)", "every host asks for as much as one alone"),
+        ("if served.hosts.count > 1 and not self._all():", "if False:", "every host starts servers"),
+    ],
+    ("engines/sglang/fleets.py", "test_sglang_hosts.py test_sglang_weights.py"): [
+        ("aborts=served.hosts.count == 1", "aborts=True", "a host cuts off what others draw"),
+    ],
+    ("models/hf/hf.py", "test_hf.py::test_leaves_are_taken_when_they_are_written"): [
+        ("_fetched(next(whole), path", "_fetched(jax.tree.leaves(params)[0], path", "leaves are not those that are given"),
+        ("shards = list(_shards(", "whole = whole and iter(list(whole))\n    shards = list(_shards(", "all leaves are taken at once"),
+    ],
 }  # fmt: skip

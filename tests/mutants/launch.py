@@ -78,6 +78,16 @@ FAULTS = {
         ("if changed and not dirty:", "if False:", "uncommitted changes are sent"),
         ("    info.mtime = 0\n", "", "the same files have another digest each time"),
     ],
+    ("../launch/hosts.sh", "test_launch_hosts.py"): [
+        ('|| [ "${codes[host]}" -eq 2 ]', "", "the death of a host hides the error for people of another"),
+        ("$((host * share)):$share", "0:$share", "all processes have the same GPUs"),
+        ('"--host=$host"', '"--host=0"', "all processes are host 0"),
+    ],
+    ("../launch/slurm.sh", "test_launch_hosts.py"): [
+        ("0 | 2) break", "0) break", "what people must mend is started again"),
+        ("+ SLURM_JOB_ID % 4096", "", "all jobs of a node listen at one port"),
+        ("for left in 2 1 0", "for left in 0", "a run that dies is not started again"),
+    ],
     ("../launch/tpu/on_vm.py", "test_tpu_vm.py"): [
         ('before.get("exit") in (0, 2)', 'before.get("exit") in (0,)', "a boot starts what people must mend"),
         ('128 + getattr(signal, f"SIG{status}", 0)', "1", "a signal is no exit code"),

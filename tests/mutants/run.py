@@ -83,7 +83,7 @@ def misfits(root: Path, among: Sequence[Fault]) -> Iterator[str]:
             yield f"{fault.name}: {fault.old!r} is there {count} times"
         elif fault.old == fault.new:
             yield f"{fault.name}: changes nothing"
-        elif error := _no_python(mutated(root, fault)):
+        elif fault.file.endswith(".py") and (error := _no_python(mutated(root, fault))):
             yield f"{fault.name}: {error}"
         if fault.name in names:
             yield f"{fault.name}: there are two of that name"

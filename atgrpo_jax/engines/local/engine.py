@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atgrpo_jax.arrays.mesh import copied, here, parts_here
+from atgrpo_jax.arrays.mesh import copied
+from atgrpo_jax.arrays.spread import here, parts_here
 from atgrpo_jax.common.errors import PromptTooLong, RunError
 from atgrpo_jax.common.types import Sample
 from atgrpo_jax.engines.local.lane_arrays import Sizes

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from atgrpo_jax.arrays.mesh import MeshConfig, bytes_on, check_mesh, here
+from atgrpo_jax.arrays.mesh import MeshConfig, bytes_on, check_mesh
+from atgrpo_jax.arrays.spread import here
 from atgrpo_jax.common.checks import require
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.rounding import power_of_two

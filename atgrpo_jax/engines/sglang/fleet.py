@@ -41,6 +41,9 @@ class Fleet:
     start_s: float  # seconds that a server may take to start, or to take weights
     # Starts a server's process on ``folder``; None if the servers are not ours.
     launch: "Callable[[Fleet, Server], ServerProcess] | None" = None
+    # Whether what a server draws is cut off when it is given weights. Several hosts may give a server
+    # the same weights, one after the other; then each lets it end what others have asked for.
+    aborts: bool = True
     state: str = ""  # name of the weights
     folder: Path | None = None  # where servers read the weights
     # From a policy to its adapter's name on the servers, and folder.
@@ -93,7 +96,7 @@ class Fleet:
         All callers wait for the same task, which goes on if they are cancelled. Raises Unreachable
         or ServerError if this try fails, and RunError if no later one could succeed.
         """
-        while not self._holds(server):
+        while not self.holds(server):
             if server.mending is None:
                 until, why = server.down
                 if time.monotonic() < until:
@@ -111,7 +114,8 @@ class Fleet:
                 if server.late and not await server.answers(HEALTH, 4 * ASK_S):
                     raise Unreachable(f"{server.url}{HEALTH}: no answer: it draws nothing")
                 await self._check(server)
-            await give(server, self.state, self.folder, dict(self.adapters.values()), self.start_s)
+            wanted = dict(self.adapters.values())
+            await give(server, self.state, self.folder, wanted, self.start_s, self.aborts)
         except Refused as error:
             raise ServerError(str(error)) from error
         except Unreachable as error:
@@ -156,7 +160,8 @@ class Fleet:
             if not isinstance(failure, Unreachable) or len(failures) == len(servers):
                 raise failure
 
-    def _holds(self, server: Server) -> bool:
+    def holds(self, server: Server) -> bool:
+        """Returns whether the server holds all that it must, as far as is known here."""
         return server.state == self.state and server.adapters == {name for name, _ in self.adapters.values()}
 
     def _start(self, server: Server) -> None:

@@ -57,6 +57,7 @@ def make_fleets(
             served.longest_answer,
             start_s,
             launch,
+            aborts=served.hosts.count == 1,
         )
     return fleets
 

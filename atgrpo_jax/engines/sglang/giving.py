@@ -10,7 +10,12 @@ from atgrpo_jax.engines.sglang.servers import Refused, Server, ServerError
 
 
 async def give(
-    server: Server, state: str, folder: Path | None, wanted: Mapping[str, Path], seconds: float
+    server: Server,
+    state: str,
+    folder: Path | None,
+    wanted: Mapping[str, Path],
+    seconds: float,
+    abort: bool,
 ) -> None:
     """Gives a server the weights and adapters that it lacks, and removes old adapters.
 
@@ -21,6 +26,7 @@ async def give(
       folder: where the server reads the weights.
       wanted: from an adapter's name on the servers to its folder.
       seconds: that the server may take for each.
+      abort: whether what it draws is cut off; else it ends that first.
     """
     if server.state != state:
         server.state = None
@@ -28,7 +34,7 @@ async def give(
             "model_path": str(folder),
             "weight_version": state,
             "flush_cache": True,
-            "abort_all_requests": True,
+            "abort_all_requests": abort,
         }
         await _tell(server, "/update_weights_from_disk", body, seconds)
         held = await server.weights()

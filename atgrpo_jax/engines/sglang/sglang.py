@@ -9,20 +9,16 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import itertools
 import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import aiohttp
 import jax
 import jax.numpy as jnp
 
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.common.errors import PromptTooLong, RunError
+from atgrpo_jax.common.errors import ConfigError, PromptTooLong, RunError
 from atgrpo_jax.common.types import Sample
 from atgrpo_jax.engines.protocol import EngineConfig, Request, Served, Usage, check_prompt_ids, check_pushed
 from atgrpo_jax.engines.sglang.addresses import parsed, texts
@@ -31,11 +27,10 @@ from atgrpo_jax.engines.sglang.draws import Drawer
 from atgrpo_jax.engines.sglang.fleet import Fleet
 from atgrpo_jax.engines.sglang.fleets import make_fleets, start_server
 from atgrpo_jax.engines.sglang.processes import check_command
-from atgrpo_jax.engines.sglang.published import Published, folder_bytes
+from atgrpo_jax.engines.sglang.published import Published
+from atgrpo_jax.engines.sglang.pushes import Pushes
 from atgrpo_jax.engines.sglang.secrets import api_key, kept
 from atgrpo_jax.engines.sglang.servers import HERE, Server
-from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.hf.adapters import save_adapter
 from atgrpo_jax.models.transformer import PolicyWeights, init_params
 
 _HANG_UP_S = 1.0  # seconds, at the end, to tell servers that nobody waits for samples any more
@@ -55,9 +50,9 @@ class SGLangConfig(EngineConfig):
     # Command line that starts a server. Arguments for model, address and adapters are added to it.
     command: str = f"{sys.executable} -m sglang.launch_server"
     # Folder where servers read new weights. If empty, it is in this host's memory. Servers on other
-    # hosts need a folder that they share with this one.
+    # hosts need a folder that they share with this one, or with the first of several hosts.
     folder: str = ""
-    groups: int = 64  # groups that are drawn at the same time, for each server of a model
+    groups: int = 64  # groups that all hosts draw at the same time, for each server of a model
     deadline_s: float = 600.0  # seconds for a group, all tries together
     # Failed tries at a group before the run stops. Tries that reached no server do not count.
     attempts: int = 4
@@ -101,6 +96,12 @@ class SGLangConfig(EngineConfig):
         return SGLangConfig()  # other servers draw the same
 
     def build(self, served: Served) -> "SGLangEngine":
+        """Builds the engine. Raises ConfigError if several hosts would each start servers."""
+        if served.hosts.count > 1 and not self._all():
+            raise ConfigError(
+                "SGLangConfig.urls is empty: for a run on several hosts start servers yourself, and give "
+                "their addresses (docs/sglang.md)"
+            )
         return SGLangEngine(served, self)
 
 
@@ -113,15 +114,14 @@ class SGLangEngine:
         self._config = config
         self.usage = Usage()
         self._versions: dict[str, int] = {}
-        self._base: Any = None  # the base parameters that servers hold, under adapters
-        self._run = uuid.uuid4().hex[:8]  # in names of weights: each run has its own
-        self._count = itertools.count()
         key = api_key(config.api_key_file, config.api_key_variable)
         with contextlib.ExitStack() as stack:
             stack.enter_context(kept(key))
-            self._published = Published(config.folder)
-            stack.callback(self._published.close)
-            self._check_room()
+            published = None
+            if served.hosts.index == 0:  # for all hosts
+                published = Published(config.folder)
+                stack.callback(published.close)
+                published.check_room(_bytes_on_their_way(served))
             self._loop = Background()
             stack.callback(self._loop.close)
             self._session = self._loop.wait(_session(key))
@@ -129,17 +129,15 @@ class SGLangEngine:
             self._drawer = Drawer(served, self._router, config.deadline_s, config.attempts)
             self.fleets: dict[str, Fleet] = {}
             stack.callback(lambda: self._loop.wait(self._hang_up()))
-            launch = functools.partial(start_server, config.command, served.lora, self._published.root)
-            self.fleets = make_fleets(
-                served,
-                config.urls,
-                self._session,
-                config.start_timeout_s,
-                None if config._all() else launch,
-            )
+            launch = None
+            if not config._all():
+                assert published is not None
+                launch = functools.partial(start_server, config.command, served.lora, published.root)
+            self.fleets = make_fleets(served, config.urls, self._session, config.start_timeout_s, launch)
+            self._pushes = Pushes(served, self.fleets, published, self._loop.wait)
             stack.callback(self._stop_servers)
             self._rooms = {
-                name: asyncio.Semaphore(config.groups * len(fleet.servers))
+                name: asyncio.Semaphore(-(-config.groups * len(fleet.servers) // served.hosts.count))
                 for name, fleet in self.fleets.items()
             }
             if config._all():
@@ -189,34 +187,7 @@ class SGLangEngine:
         weights, or if none is reached in time.
         """
         began = time.monotonic()
-        fleet = self.fleets[self._served.initial_names[policy]]
-        served = self._served
-        name = f"{policy}-{version}-{next(self._count)}"
-        old: list[Path | None] = []
-        size = 0
-        if weights.adapter is None or weights.params is not self._base:
-            dtype = served.models[policy].compute.dtype
-            old.append(fleet.folder)
-            fleet.folder = self._published.write(
-                f"{name}-model",
-                lambda f: hf.save(f, weights.params, served.sources[policy], dtype, served.stop_ids),
-            )
-            fleet.state = f"{self._run}/{name}"
-            size += folder_bytes(fleet.folder)
-        if weights.adapter is not None:
-            self._base = weights.params
-            base = str(fleet.folder)
-            adapter = weights.adapter
-            family = served.models[policy].family
-            path = self._published.write(
-                f"{name}-adapter", lambda f: save_adapter(f, adapter, served.lora, family, base)
-            )
-            old.append(fleet.adapters[policy][1] if policy in fleet.adapters else None)
-            fleet.adapters[policy] = (f"{self._run}-{name}", path)  # a new name for every version
-            size += folder_bytes(path)
-        self._loop.wait(fleet.update())
-        for folder in old:
-            self._published.forget(folder)
+        size = self._pushes.push(policy, weights, version)
         self._versions[policy] = version
         self.usage += Usage(push_s=time.monotonic() - began, push_bytes=size)
 
@@ -230,16 +201,6 @@ class SGLangEngine:
         self._check(request)
         work = asyncio.run_coroutine_threadsafe(self._sample(request), self._loop.loop)
         return await asyncio.wrap_future(work)
-
-    def _check_room(self) -> None:
-        """Raises RunError if there is no room for two versions of all models, during a push."""
-        sizes = {}
-        for policy, initial in self._served.initial_names.items():
-            model = self._served.models[policy]
-            shapes = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
-            count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-            sizes[initial] = 2 * count * jnp.dtype(model.compute.dtype).itemsize
-        self._published.check_room(sum(sizes.values()))
 
     def _check(self, request: Request) -> None:
         """Raises RunError for a request that servers cannot serve, and PromptTooLong.
@@ -268,6 +229,17 @@ class SGLangEngine:
             samples, used = await drawer.draw(request, self.fleets[name], version)
         self.usage += used
         return samples
+
+
+def _bytes_on_their_way(served: Served) -> int:
+    """Returns the bytes of two versions of all models: so many there are during a push."""
+    sizes = {}
+    for policy, initial in served.initial_names.items():
+        model = served.models[policy]
+        shapes = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        sizes[initial] = 2 * count * jnp.dtype(model.compute.dtype).itemsize
+    return sum(sizes.values())
 
 
 async def _session(key: str) -> aiohttp.ClientSession:

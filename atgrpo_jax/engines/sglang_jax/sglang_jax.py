@@ -88,8 +88,14 @@ class SGLangJaxConfig(EngineConfig):
 
         Only the main thread may call it, because only that one gets the signal of a failed Engine.
 
-        Raises RunError if sglang-jax is not installed, cannot serve a model, or does not start.
+        Raises RunError if sglang-jax is not installed, cannot serve a model, or does not start, and
+        ConfigError on several hosts.
         """
+        if served.hosts.count > 1:
+            raise ConfigError(
+                "SGLangJaxConfig: its Engines are for a run on one host; draw with LocalEngineConfig, or "
+                "from servers with SGLangConfig.urls"
+            )
         check_installed()
         for policy, model in served.models.items():
             check_model(policy, model, self, served.meshes[policy])

@@ -121,6 +121,7 @@ def save(
     dtype: str | None = None,
     stop_ids: Sequence[int] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    whole: Iterator[Any] | None = None,
 ) -> None:
     """Writes a folder that ``transformers`` loads: weights, and the ``COPIED`` files of ``source``.
 
@@ -129,6 +130,8 @@ def save(
       dtype: that of the written tensors; that of ``source`` if not given.
       stop_ids: ids that end a sequence; those of ``source`` if not given.
       shard_bytes: most bytes of one file; one file's tensors are on the host at a time.
+      whole: gives the leaves of ``params`` in their order, each when it is to be written, as arrays
+        that this host has whole; they are ``params``' own if not given.
 
     Raises RunError if ``dtype`` cannot hold a weight, and OSError if the disk is full.
     """
@@ -154,12 +157,13 @@ def save(
     family = family_in(said)
     dtype = dtype or stored_dtype(said)
     shards = list(_shards(params, jnp.dtype(dtype), shard_bytes))
+    whole = iter(jax.tree.leaves(params)) if whole is None else whole
     index: dict[str, str] = {}
     for number, leaves in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors: dict[str, np.ndarray] = {}
-        for path, leaf in leaves:
-            tensors |= _fetched(leaf, path, family, dtype)
+        for path, _ in leaves:
+            tensors |= _fetched(next(whole), path, family, dtype)
         save_tensors(root / file, tensors)
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:

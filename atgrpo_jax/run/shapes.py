@@ -1,0 +1,69 @@
+"""Records on how many hosts and which mesh a run is made: its bytes depend on both.
+
+A run goes on with the same ones. If a person asks for others, the run folder keeps a line on it, and
+checkpoints from before are still its own.
+"""
+
+import dataclasses
+from typing import Any
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.files import append_json_line, is_file, read_json_lines, remove_file
+from atgrpo_jax.run.experiment import Experiment, experiment_difference
+from atgrpo_jax.run.folder import RunFolder
+
+
+def settle(
+    folder: RunFolder, ours: Experiment, recorded: Experiment | None, hosts: int, done: int, other: bool
+) -> None:
+    """Checks that a run can go on as ``ours`` on so many hosts, and records it.
+
+    Args:
+      recorded: the experiment that the folder holds; None for a new run.
+      done: the step of the newest checkpoint.
+      other: whether another number of hosts, another mesh or another local engine is allowed.
+
+    Raises RunError if anything else than that differs, or that and it is not allowed.
+    """
+    if recorded is None:
+        if is_file(folder.shapes):  # of a run that ended before it had a config
+            remove_file(folder.shapes)
+        if hosts > 1:  # without the file it is one host
+            _record(folder, ours, None, hosts, 0)
+        return
+    theirs = recorded
+    if other:
+        theirs = dataclasses.replace(recorded, mesh=ours.mesh, engine=ours.engine)
+    differs = experiment_difference(ours, theirs)
+    if differs:
+        hint = "" if other else _hint(ours, recorded)
+        raise RunError(
+            f"{folder.path} holds a run of another config ({differs}); give another --run_dir{hint}"
+        )
+    before = read_json_lines(folder.shapes)[-1]["hosts"] if is_file(folder.shapes) else 1
+    if before != hosts and not other:
+        raise RunError(
+            f"{folder.path} was made by {before} hosts, and there are {hosts} now; with --other_hosts it "
+            "goes on with other rounding, and the folder records it"
+        )
+    if before != hosts or ours.identity() != recorded.identity():
+        _record(folder, ours, recorded, hosts, done)
+
+
+def earlier(folder: RunFolder) -> tuple[str, ...]:
+    """Returns the identities that the run had before its mesh changed."""
+    lines = read_json_lines(folder.shapes) if is_file(folder.shapes) else []
+    return tuple(line["before"] for line in lines if "before" in line)
+
+
+def _record(folder: RunFolder, ours: Experiment, recorded: Experiment | None, hosts: int, done: int) -> None:
+    line: dict[str, Any] = {"after_step": done, "hosts": hosts, "mesh": str(ours.mesh)}
+    if recorded is not None:
+        line["before"] = recorded.identity()
+    append_json_line(folder.shapes, line)
+
+
+def _hint(ours: Experiment, recorded: Experiment) -> str:
+    """Returns what to do if only the mesh or the engine differ; "" if more does."""
+    moved = dataclasses.replace(recorded, mesh=ours.mesh, engine=ours.engine)
+    return "" if experiment_difference(ours, moved) else ", or --other_hosts to go on with other bytes"
