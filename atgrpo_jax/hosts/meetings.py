@@ -31,7 +31,6 @@ class Joined:
         gather: Callable[[], Gather],
         watcher: Watcher,
         patience_s: float,
-        idle: Callable[[], bool] = lambda: True,
     ):
         """
         Args:
