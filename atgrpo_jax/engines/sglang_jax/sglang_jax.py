@@ -88,9 +88,15 @@ class SGLangJaxConfig(EngineConfig):
 
         Only the main thread may call it, because only that one gets the signal of a failed Engine.
 
-        Raises RunError if sglang-jax is not installed, cannot serve a model, or does not start.
+        Raises RunError if sglang-jax is not installed, cannot serve a model, or does not start, and
+        ConfigError if the run has several hosts.
         """
         check_installed()
+        if served.hosts.count > 1:
+            raise ConfigError(
+                "SGLangJaxConfig: sglang-jax draws in a run on one host; on several hosts use "
+                "LocalEngineConfig or SGLangConfig"
+            )
         for policy, model in served.models.items():
             check_model(policy, model, self, served.meshes[policy])
         return SGLangJaxEngine(served, self)
