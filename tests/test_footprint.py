@@ -237,13 +237,18 @@ def test_the_command(tmp_path):
     assert compiled.returncode == 0, compiled.stderr
     assert "the update beside its state, as compiled" in compiled.stdout and "GB: fits" in compiled.stdout
     assert "TFLOP" in compiled.stdout
-    large = plan("--device=v5e", "--preset=qwen3-1.7b")
+    large = plan("--device=v5e", "--preset=qwen3-1.7b", "--hosts=1")
     assert large.returncode == 1 and "GB: does not fit" in large.stdout
+    assert "over 1 hosts with 1 devices each, if answers have 5 tokens" in large.stdout
     for flags, says in (
         (["--mesh=fsdp=8"], "must be a multiple of mesh data x fsdp = 8"),
         (
             ["--mesh=tensor=5", "--gin_param=config.Architecture.vocab_size = 384"],
             "does not divide; the nearest possible is data = 1, fsdp = 1, tensor = 3",
+        ),
+        (
+            ["--hosts=3"],
+            "--hosts=3: mesh data = 1, fsdp = 1, tensor = 1 has 1 devices, not as many on each host",
         ),
         (["--preset=qwen9"], "--preset=qwen9: expected one of"),
     ):

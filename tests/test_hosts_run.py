@@ -15,7 +15,7 @@ from shared_hosts import ended, free_port, process, start, until
 
 from atgrpo_jax.run.saved import SavedRun
 
-STEPS = 4
+STEPS = 3
 BINDINGS = (
     "experiment.Experiment.checkpoint_every = 1",
     "mesh.MeshConfig.data = 2",
@@ -80,13 +80,13 @@ def check_same(folder, alone):
 
 @pytest.mark.slow
 def test_two_processes_leave_the_bytes_of_one_whatever_ends_them(tmp_path, alone):
-    """A SIGTERM to host 1 and kill -9 of either host come at random moments of a step.
+    """A SIGTERM to host 1 and kill -9 of any host come at random moments of a step.
 
     In the run that ends by itself, nothing of JAX compares or gathers arrays of all hosts: what waits for
     other hosts are the meetings, and the programs that all of them run.
     """
     rng = random.Random(time.time_ns())
-    harm = [(1, signal.SIGTERM, 1), (1, signal.SIGKILL, 2), (0, signal.SIGKILL, 3)]
+    harm = [(1, signal.SIGTERM, 1), (rng.randrange(2), signal.SIGKILL, 2)]
     for number, (host, signum, after) in enumerate(harm):
         started = start(2, tmp_path, *arguments(tmp_path))
         until(functools.partial(under_way, tmp_path, after, started), 400)

@@ -78,7 +78,7 @@ def test_where_it_is_not_installed_an_error_says_what_to_do(monkeypatch):
 
 def test_several_hosts_are_refused(monkeypatch):
     monkeypatch.setattr(sglang_jax, "check_installed", lambda: None)
-    with pytest.raises(ConfigError, match="sglang-jax draws in a run on one host"):
+    with pytest.raises(ConfigError, match="its Engines are for a run on one host"):
         SIZES.build(SimpleNamespace(hosts=SimpleNamespace(count=2)))
 
 

@@ -34,7 +34,10 @@ class Hosts(Protocol):
         ...
 
     def told(self, name: str, work: Callable[[], bytes | None]) -> bytes:
-        """Runs ``work`` on host 0 alone, as ``meet`` does. Returns what it gave, on all hosts."""
+        """Runs ``work`` on host 0 alone. Returns what it gave, on all hosts.
+
+        Errors are as in ``meet``. No stop ends the work.
+        """
         ...
 
     def compare(self, what: str, digest: Callable[[], bytes]) -> None:

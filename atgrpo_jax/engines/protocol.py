@@ -48,6 +48,15 @@ class Planned(NamedTuple):
     longest_answer: int  # tokens
 
 
+class Drawing(NamedTuple):
+    """Says how an engine draws on the devices of the run's own hosts."""
+
+    mesh: MeshConfig  # of all hosts
+    copied: bool  # whether each push copies the weights to it
+    slots: int  # samples that are drawn at the same time, on all hosts
+    chunk: int  # most tokens of a sample before a host looks which samples have ended
+
+
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """Says which engine draws a run's samples, and how.
@@ -77,6 +86,13 @@ class EngineConfig:
         Raises ConfigError if it does not know.
         """
         return {}
+
+    def check_hosts(self, mesh: MeshConfig, hosts: int) -> None:
+        """Raises ConfigError if several hosts, whose learner has ``mesh``, cannot each draw."""
+
+    def drawing(self, mesh: MeshConfig) -> Drawing | None:
+        """Returns how samples are drawn on this run's devices; None if others draw them."""
+        return None
 
     def same_samples(self) -> "EngineConfig":
         """Returns the config without what changes no sample. Runs may go on with another one of that."""

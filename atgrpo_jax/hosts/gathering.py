@@ -7,30 +7,39 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from atgrpo_jax.common.errors import RunError
+
 PIECE = 1 << 20  # bytes of a host that travel at once; each device needs so many for every host
 
 # The bytes of this host, and how many those of each host are -> the bytes of each host.
 Gather = Callable[[bytes, Sequence[int]], list[bytes]]
 
 
-def by_devices(platform: str | None = None, piece: int = PIECE) -> Gather:
+def by_devices(host: int, platform: str | None = None, piece: int = PIECE) -> Gather:
     """Returns a function that gathers bytes by one program of all hosts.
+
+    Raises RunError if JAX gives this ``host`` another number.
 
     Args:
       platform: the kind of devices that it runs on; JAX's default if not given. "cpu" leaves the
         accelerators alone.
       piece: bytes of a host that travel at once. All hosts must have the same.
     """
+    if jax.process_index() != host:
+        raise RunError(
+            f"--host={host}: the devices of this host are those of number {jax.process_index()}; give the "
+            "hosts the numbers that the platform gives them"
+        )
     devices = sorted(jax.devices(platform), key=lambda device: (device.process_index, device.id))
     by_host = np.array(devices).reshape(jax.process_count(), -1)
     mesh = Mesh(by_host, ("hosts", "local"))
     own = NamedSharding(mesh, PartitionSpec("hosts"))
     everywhere = jax.jit(lambda pieces: pieces, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    return functools.partial(_gather, everywhere, own, jax.process_index(), piece)
+    return functools.partial(_gather, everywhere, own, piece)
 
 
 def _gather(
-    everywhere: Callable, own: NamedSharding, index: int, piece: int, data: bytes, sizes: Sequence[int]
+    everywhere: Callable, own: NamedSharding, piece: int, data: bytes, sizes: Sequence[int]
 ) -> list[bytes]:
     found = [bytearray() for _ in sizes]
     for begin in range(0, max(sizes), piece):

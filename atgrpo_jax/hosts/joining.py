@@ -95,7 +95,7 @@ def joined(
         store,
         place.host,
         place.hosts,
-        lambda: by_devices("cpu" if cpu else None),
+        lambda: by_devices(place.host, "cpu" if cpu else None),
         watcher,
         patience_s,
     )

@@ -67,14 +67,17 @@ class Joined:
         return lambda: self._store.count(key)
 
     def told(self, name: str, work: Callable[[], bytes | None]) -> bytes:
-        return self.meet(name, work if self.index == 0 else lambda: None)[0]
+        return self._met(name, work if self.index == 0 else lambda: None, stops=False)[0]
 
     def meet(self, name: str, work: Callable[[], bytes | None], stops: bool = False) -> list[bytes]:
+        return self._met(name, work, stops or not self._unsaved())
+
+    def _met(self, name: str, work: Callable[[], bytes | None], stops: bool) -> list[bytes]:
         self._number += 1
         error: BaseException | None = None
         data = b""
         try:
-            data = self._done(work, stops or not self._unsaved())
+            data = self._done(work, stops)
             said = Said(name, "here", size=len(data), payload=data if len(data) <= SHORT else None)
         except Stopped as stopped:
             said = Said(name, "stopped", code=stopped.signum)

@@ -13,17 +13,18 @@ class Device:
     kinds: tuple[str, ...]  # how JAX's name of such a device begins (``device_kind``)
     memory: float  # bytes
     flops: float  # FLOP a second, in bfloat16 matrix products
-    bandwidth: float  # bytes a second
+    bandwidth: float  # bytes a second, of its memory
+    link: float  # bytes a second to devices of other hosts: between TPU chips, or a GPU's network card
 
 
 DEVICES = {
-    "v4": Device("TPU v4", ("TPU v4",), 32e9, 275e12, 1.23e12),
-    "v5e": Device("TPU v5e", ("TPU v5 lite", "TPU v5e"), 16e9, 197e12, 0.82e12),
-    "v5p": Device("TPU v5p", ("TPU v5p", "TPU v5"), 95e9, 459e12, 2.77e12),
-    "v6e": Device("TPU v6e", ("TPU v6 lite", "TPU v6e"), 32e9, 918e12, 1.64e12),
-    "a100": Device("NVIDIA A100", ("NVIDIA A100",), 80e9, 312e12, 2.04e12),
-    "h100": Device("NVIDIA H100", ("NVIDIA H100",), 80e9, 989e12, 3.35e12),
-    "h200": Device("NVIDIA H200", ("NVIDIA H200",), 141e9, 989e12, 4.8e12),
+    "v4": Device("TPU v4", ("TPU v4",), 32e9, 275e12, 1.23e12, 300e9),
+    "v5e": Device("TPU v5e", ("TPU v5 lite", "TPU v5e"), 16e9, 197e12, 0.82e12, 200e9),
+    "v5p": Device("TPU v5p", ("TPU v5p", "TPU v5"), 95e9, 459e12, 2.77e12, 600e9),
+    "v6e": Device("TPU v6e", ("TPU v6 lite", "TPU v6e"), 32e9, 918e12, 1.64e12, 400e9),
+    "a100": Device("NVIDIA A100", ("NVIDIA A100",), 80e9, 312e12, 2.04e12, 25e9),
+    "h100": Device("NVIDIA H100", ("NVIDIA H100",), 80e9, 989e12, 3.35e12, 50e9),
+    "h200": Device("NVIDIA H200", ("NVIDIA H200",), 141e9, 989e12, 4.8e12, 50e9),
 }
 
 

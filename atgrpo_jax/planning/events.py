@@ -59,6 +59,7 @@ class Speed:
     sample_s: float = 0.0  # more of a decoding step for each sample that is drawn in it
     prompt_s: float = 0.0  # to compute the prompt of a draw
     chunk_s: float = 0.0  # of the host, for each chunk
+    live_s: float = 0.0  # of the host, for each sample in a chunk
     turn_s: float = 0.0  # of the host, between an answer and the next question
     take_s: float = 0.0  # to take an instance from the counter
 
@@ -158,6 +159,7 @@ class _Host:
         self._queue.extend((self._number, int(length)) for length in lengths_K)
         self._number += 1
         self._prompts += 1
+        self._own_s += self._speed.turn_s
 
     def draw(self) -> float:
         """Fills the free slots and draws a chunk. Returns the seconds that it takes."""
@@ -170,10 +172,15 @@ class _Host:
             return 0.0
         steps = self._chunk(max(live // ENDED, 1))
         self._step += steps
-        seconds = self._own_s + self._speed.chunk_s + self._prompts * self._speed.prompt_s
+        speed = self._speed
+        drawing_s = self._prompts * speed.prompt_s + steps * (speed.step_s + live * speed.sample_s)
+        own_s = self._own_s
         self._own_s = 0.0
         self._prompts = 0
-        return seconds + steps * (self._speed.step_s + live * self._speed.sample_s)
+        # Only if slots are empty, the lane waits for those who may ask again.
+        full = live == speed.slots
+        chunk_s = speed.chunk_s + live * speed.live_s
+        return chunk_s + (max(drawing_s, own_s) if full else drawing_s + own_s)
 
     def _chunk(self, ended: int) -> int:
         """Returns how many steps it takes until so many samples have ended, or the chunk is full."""
@@ -197,7 +204,6 @@ class _Host:
 
     def _go_on(self, instance: int, episode: int, draw: int) -> None:
         """Plays on after a draw was answered."""
-        self._own_s += self._speed.turn_s
         if draw + 1 < self._asked.draws_IE[instance, episode]:
             self._ask(instance, episode, draw + 1)
             return

@@ -86,11 +86,11 @@ def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, c
     segments = [_segment(item, weights_K) for item, weights_K in zip(items, weights_GK, strict=True)]
 
     row_tokens = config.row(max((len(s.tokens) for s in segments), default=0))
-    rows = _first_fit(segments, row_tokens)
+    rows = first_fit([len(s.tokens) for s in segments], row_tokens)
     micro = power_of_two(max(-(-len(rows) // config.rows), 1))
     batch = _padding(micro * config.rows, row_tokens)
     for r, row in enumerate(rows):
-        _fill(batch, r, row)
+        _fill(batch, r, [segments[i] for i in row])
     return each(lambda x: x.reshape(micro, config.rows, -1), batch)
 
 
@@ -252,16 +252,16 @@ def _segment(item: Credited, weights_K: np.ndarray) -> Segment:
     return Segment._make([*map(np.concatenate, zip(*read, strict=True)), fields])
 
 
-def _first_fit(segments: list[Segment], row_tokens: int) -> list[list[Segment]]:
-    rows: list[list[Segment]] = []
+def first_fit(sizes: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Returns rows of indices of ``sizes``, whose sums are at most ``row_tokens``; the largest go first."""
+    rows: list[list[int]] = []
     free: list[int] = []
-    for segment in sorted(segments, key=lambda s: -len(s.tokens)):
-        size = len(segment.tokens)
-        r = next((r for r, room in enumerate(free) if room >= size), None)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        r = next((r for r, room in enumerate(free) if room >= sizes[i]), None)
         if r is None:
-            rows.append([segment])
-            free.append(row_tokens - size)
+            rows.append([i])
+            free.append(row_tokens - sizes[i])
         else:
-            rows[r].append(segment)
-            free[r] -= size
+            rows[r].append(i)
+            free[r] -= sizes[i]
     return rows

@@ -91,7 +91,7 @@ FAULTS = {
         ("for first, last in (prompt, (start, end)):", "for first, last in ((start, end),):",
          "tiles of a branch do not meet the prompt's"),
         ("while tokens < longest:", "while tokens <= longest:", "rows double too early"),
-        ("if room >= size), None)", "if room > size), None)", "what just fits gets another row"),
+        ("if room >= sizes[i]), None)", "if room > sizes[i]), None)", "what just fits gets another row"),
     ],
     ("credit/selection.py", "test_selection.py test_trainer.py"): [
         ("best = max(scores.values())", "best = min(scores.values())", "the worst is executed"),

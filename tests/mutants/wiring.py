@@ -74,7 +74,7 @@ FAULTS = {
         ("Address(seed, key, k) for k in range(candidates)", "Address(seed, key, 0) for k in range(candidates)",
          "all siblings have one address"),
         ("range((step - 1) * instances, step * instances)", "range(step, step + instances)", "steps share instances"),
-        ("for i in indices for e in range(episodes)", "for e in range(episodes) for i in indices", "results are in another order"),
+        ("*map(instance, indices)", "*map(instance, reversed(indices))", "results are in another order"),
     ],
     ("rollout/player.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
         ("if taken.done and (not workflow.parallel or key is keys[-1]):", "if taken.done:", "parallel turns are cut short"),
@@ -232,6 +232,26 @@ FAULTS = {
     ("rollout/player.py", "test_rollout.py test_rollout_faults.py"): [
         ("state_digest = digest(state)", "state_digest = digest(None)", "states have no names"),
     ],
+    ("hosts/said.py", "test_hosts_meetings.py"): [
+        ("if said.compared != first.compared", "if False", "hosts go on with different batches"),
+        ("if said.name != first.name", "if False", "hosts at different meetings exchange bytes"),
+        ("if said.of is None else said.of", "", "the host that tells of a failure is blamed for it"),
+    ],
+    ("hosts/meetings.py", "test_hosts_meetings.py"): [
+        ("found = dict.fromkeys(range(self.count), own) | found | late", "found = found | late", "the hung host is not told apart"),
+        ("self._store.remove(here)", "pass", "old meetings fill the store"),
+        ("            self._watcher.tell(said)  # the others may be at work for long\n", "", "others hear of a failure at the meeting only"),
+        ("if said.payload is None else said.payload", "", "short messages are lost"),
+    ],
+    ("hosts/watcher.py", "test_hosts_meetings.py"): [
+        ("if hangs or now - self._failed_s > GRACE_S:", "if False:", "who waits for a failed host's devices waits for ever"),
+        ("left_s = self.left_s\n", "left_s = None\n", "a run without meetings goes on"),
+        ("self._named.add(key)\n", "", "a silent host is named each second"),
+    ],
+    ("run/shapes.py", "test_run_folder.py"): [
+        ("if before != hosts and not other:", "if False:", "another number of hosts goes on unasked"),
+        ('line["before"] = recorded.identity()', "pass", "checkpoints from before are another run's"),
+    ],
     ("run/checkpoint.py", "test_checkpoint.py test_trainer.py"): [
         ('if about["identity"] not in self._known:', "if False:", "another config's checkpoint is taken"),
         ("steps_in(self._path) - {0})", "steps_in(self._path))", "the start is not kept"),
@@ -268,6 +288,26 @@ FAULTS = {
     ],
     ("planning/devices.py", "test_probe.py"): [
         ("begins[max(found, key=len)]", "begins[min(found, key=len)]", "v5e is taken for v5p"),
+    ],
+    ("planning/events.py", "test_hosts_planned.py"): [
+        ("iter(range(h, count, hosts))", "iter(range(h, count))", "fixed shares overlap"),
+        ("shares = [common if handed_out else", "shares = [common if not handed_out else", "handing out and fixed shares are mixed up"),
+        ("end = soon[-1][0] if len(soon) == ended else last", "end = last", "chunks do not end when samples do"),
+        ("(max(drawing_s, own_s) if full else drawing_s + own_s)", "(drawing_s + own_s)", "the host's work is never hidden"),
+        ("if not self._playing[instance]:", "if True:", "an instance is over with its first episode"),
+        ("np.log(self.mean) - self.sigma**2 / 2", "np.log(self.mean)", "the mean is the median"),
+    ],
+    ("planning/spread.py", "test_hosts_planned.py"): [
+        ("-(-most // self.hosts)", "most", "each host plays as many as all together"),
+        ("return self.instances\n        most", "pass\n        most", "one host waits with instances"),
+        ("/ (device.flops * utilisation * devices) / filled", "/ (device.flops * utilisation * devices)", "padding costs nothing"),
+        ("s.param_bytes / row * others / link", "s.param_bytes * others / link", "a device gets what its player needs"),
+        ("others = 1 - 1 / s.hosts", "others = 1", "one host sends itself weights"),
+    ],
+    ("planning/hosts.py", "test_hosts_planned.py"): [
+        ("    experiment.engine.check_hosts(mesh, hosts)\n", "", "an engine that spans hosts is planned"),
+        (" if gains[name] >= GAIN][:3]", "][:3]", "settings that do not help are named"),
+        ("key=lambda name: -gains[name]", "key=lambda name: gains[name]", "the settings that help least"),
     ],
     ("arrays/layout.py", "test_mesh.py"): [
         ("return np.concatenate([_in_one((data // count, *row), part) for part in parts])",

@@ -14,9 +14,14 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.rounding import power_of_two
 from atgrpo_jax.engines.local.engine import LocalEngine
 from atgrpo_jax.engines.local.settings import Settings
-from atgrpo_jax.engines.protocol import EngineConfig, Planned, Served
+from atgrpo_jax.engines.protocol import Drawing, EngineConfig, Planned, Served
 from atgrpo_jax.models.divided import divided
 from atgrpo_jax.models.transformer import Transformer
+
+_WHOLE = (
+    "Each host draws on its own devices, with whole copies of the weights; give LocalEngineConfig.mesh "
+    "more data and less fsdp"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,8 @@ class LocalEngineConfig(Settings, EngineConfig):
         default_shape = served.longest_answer, served.candidates
         hosts = served.hosts.count
         if hosts > 1:
-            self._check_hosts(next(iter(meshes.values())), next(iter(served.meshes.values())))
+            self.check_hosts(MeshConfig(**next(iter(served.meshes.values())).shape), hosts)
+            _check_here(next(iter(meshes.values())))
         return LocalEngine(
             served.models,
             served.stop_ids,
@@ -66,20 +72,20 @@ class LocalEngineConfig(Settings, EngineConfig):
             part=hosts > 1,
         )
 
-    def _check_hosts(self, mesh: Mesh, learners: Mesh) -> None:
-        """Raises ConfigError if several hosts cannot each draw on their part of ``mesh``."""
-        if set(mesh.devices.flat) != set(learners.devices.flat):
+    def check_hosts(self, mesh: MeshConfig, hosts: int) -> None:
+        own = self.mesh or mesh
+        if own.devices != mesh.devices or self.first_device:
             raise ConfigError(
                 f"LocalEngineConfig.mesh {self.mesh}: on several hosts it must have all devices, as the "
                 "learner's mesh has"
             )
-        try:
-            here(mesh)
-        except ValueError as error:
+        if own.data % hosts:
             raise ConfigError(
-                f"the engine's mesh, {dict(mesh.shape)}: {error}. Each host draws on its own devices, with "
-                "whole copies of the weights; give LocalEngineConfig.mesh more data and less fsdp"
-            ) from error
+                f"the engine's mesh, {own}: fsdp x tensor do not lie within one of {hosts} hosts. {_WHOLE}"
+            )
+
+    def drawing(self, mesh: MeshConfig) -> Drawing:
+        return Drawing(self.mesh or mesh, self.mesh is not None, self.slots, self.chunk)
 
     def _own_meshes(self, mesh: MeshConfig, served: Served) -> dict[str, Mesh]:
         devices = jax.devices()[self.first_device :]
@@ -121,6 +127,14 @@ class LocalEngineConfig(Settings, EngineConfig):
         tokens = self.prompt_cache + min(self.answer_cache or most, most)
         numbers = 2 * config.layers * config.kv_heads // split * config.head_size
         return tokens * numbers * jnp.dtype(model.compute.dtype).itemsize + 3 * 4 * slots * model.vocab_size
+
+
+def _check_here(mesh: Mesh) -> None:
+    """Raises ConfigError if JAX's order of the devices has no whole rows of ``mesh`` on this host."""
+    try:
+        here(mesh)
+    except ValueError as error:
+        raise ConfigError(f"the engine's mesh, {dict(mesh.shape)}: {error}. {_WHOLE}") from error
 
 
 def _joined_bytes(model: Transformer) -> int:

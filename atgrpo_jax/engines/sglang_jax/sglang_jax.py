@@ -89,13 +89,13 @@ class SGLangJaxConfig(EngineConfig):
         Only the main thread may call it, because only that one gets the signal of a failed Engine.
 
         Raises RunError if sglang-jax is not installed, cannot serve a model, or does not start, and
-        ConfigError if the run has several hosts.
+        ConfigError on several hosts.
         """
         check_installed()
         if served.hosts.count > 1:
             raise ConfigError(
-                "SGLangJaxConfig: sglang-jax draws in a run on one host; on several hosts use "
-                "LocalEngineConfig or SGLangConfig"
+                "SGLangJaxConfig: its Engines are for a run on one host; draw with LocalEngineConfig, or "
+                "from servers with SGLangConfig.urls"
             )
         for policy, model in served.models.items():
             check_model(policy, model, self, served.meshes[policy])
