@@ -15,8 +15,8 @@ from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import EngineConfig
 from atgrpo_jax.planning import hosts, times
 from atgrpo_jax.planning.devices import DEVICES
+from atgrpo_jax.planning.estimate import HostWork, Setup, estimate, setup_of, speed_of
 from atgrpo_jax.planning.events import Asked, Skew, Speed, rollout
-from atgrpo_jax.planning.spread import HostWork, Setup, estimate, setup_of, speed_of
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.gin_config import load

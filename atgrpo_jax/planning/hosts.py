@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from atgrpo_jax.arrays.mesh import check_hosts
+from atgrpo_jax.arrays.spread import check_hosts
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.planning.devices import Device
+from atgrpo_jax.planning.estimate import Estimate, Setup, estimate, setup_of
 from atgrpo_jax.planning.events import Skew
-from atgrpo_jax.planning.spread import Estimate, Setup, estimate, setup_of
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
 

@@ -297,7 +297,7 @@ FAULTS = {
         ("if not self._playing[instance]:", "if True:", "an instance is over with its first episode"),
         ("np.log(self.mean) - self.sigma**2 / 2", "np.log(self.mean)", "the mean is the median"),
     ],
-    ("planning/spread.py", "test_hosts_planned.py"): [
+    ("planning/estimate.py", "test_hosts_planned.py"): [
         ("-(-most // self.hosts)", "most", "each host plays as many as all together"),
         ("return self.instances\n        most", "pass\n        most", "one host waits with instances"),
         ("/ (device.flops * utilisation * devices) / filled", "/ (device.flops * utilisation * devices)", "padding costs nothing"),
