@@ -14,6 +14,7 @@ from atgrpo_jax.hosts.meetings import Joined
 from atgrpo_jax.hosts.watcher import Watcher
 
 HERE = Path(__file__).parent
+LENGTHS = HERE / "lengths.gin"
 
 
 class Shelf:
@@ -127,11 +128,12 @@ def start(count, folder, *args, env=None, only=None, port=None, counted=False):
 def process(output, *args, env=None, program=()):
     """Starts ``train``, or a program beside this file, in the folder of the file that its output goes to."""
     words = [HERE / program[0], *program[1:]] if program else ["-m", "atgrpo_jax.train"]
+    path = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # for the task in lengths.py
     with open(output, "w") as file:
         return subprocess.Popen(
             [sys.executable, *words, *args],
             cwd=output.parent,
-            env=os.environ | (env or {}),
+            env=os.environ | {"PYTHONPATH": path} | (env or {}),
             stdout=file,
             stderr=subprocess.STDOUT,
         )

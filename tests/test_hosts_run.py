@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from shared_hosts import ended, free_port, process, start, until
+from shared_hosts import LENGTHS, ended, free_port, process, start, until
 
 from atgrpo_jax.run.saved import SavedRun
 
@@ -33,7 +33,8 @@ def arguments(folder, *bindings, steps=STEPS):
         f"warm_start.WarmStartConfig.cache_dir = '{folder}/cache'",
         *bindings,
     )
-    return ["--gin_file=smoke.gin", *(f"--gin_param={one}" for one in own), f"--run_dir={folder}/run"]
+    files = ["--gin_file=smoke.gin", f"--gin_file={LENGTHS}"]
+    return [*files, *(f"--gin_param={one}" for one in own), f"--run_dir={folder}/run"]
 
 
 def lines(folder):
@@ -72,6 +73,7 @@ def alone(tmp_path_factory):
 def check_same(folder, alone):
     records, episodes = left(folder)
     expected, expected_episodes = left(alone)
+    assert [record["policy/shared/updates"] for record in expected[1:]] == [1.0] * STEPS
     assert records == expected
     assert episodes == expected_episodes
     for ours, theirs in zip(weights(folder), weights(alone), strict=True):
@@ -164,7 +166,7 @@ def test_a_task_that_fails_or_hangs_on_one_host_ends_all_and_is_named(tmp_path, 
     (tmp_path / "faulty.gin").write_text(
         'include "smoke.gin"\nimport faulty\nexperiment.Experiment.task = @faulty.Faulty()\n'
     )
-    words = ["--gin_file=faulty.gin", f"--patience={patience}", *arguments(tmp_path)[1:]]
+    words = ["--gin_file=faulty.gin", f"--patience={patience}", *arguments(tmp_path)[2:]]
     words.append("--gin_param=experiment.Experiment.warm_start = None")
     port = free_port()
     started = []

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from fakes import CharTokenizer, small_model
 from shared_sglang_jax import MODEL, SIZES, STOP, request
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.types import Sample, Sampling
-from atgrpo_jax.engines.sglang_jax import release
+from atgrpo_jax.engines.sglang_jax import release, sglang_jax
 from atgrpo_jax.engines.sglang_jax.release import check_installed
 from atgrpo_jax.engines.sglang_jax.samples import check_sampling, cut, parameters, read
 from atgrpo_jax.engines.sglang_jax.session import check_same, their_name
@@ -73,6 +74,12 @@ def test_where_it_is_not_installed_an_error_says_what_to_do(monkeypatch):
     found("0.0.2")
     with pytest.raises(RunError, match=r"knows sglang-jax 0.1.0rc0, and 0.0.2 is installed"):
         check_installed()
+
+
+def test_several_hosts_are_refused(monkeypatch):
+    monkeypatch.setattr(sglang_jax, "check_installed", lambda: None)
+    with pytest.raises(ConfigError, match="its Engines are for a run on one host"):
+        SIZES.build(SimpleNamespace(hosts=SimpleNamespace(count=2)))
 
 
 def test_models_and_devices_it_cannot_serve_are_refused_before_it_starts():

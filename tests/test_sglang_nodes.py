@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shared_hosts import ended, process, start
+from shared_hosts import LENGTHS, ended, process, start
 from test_hosts_run import left
 
 from atgrpo_jax.engines.sglang.processes import free_port
@@ -21,18 +21,6 @@ from atgrpo_jax.tokens.tokens import TinyTokenizer
 SERVER = Path(__file__).with_name("drawing_server.py")
 DOCS = Path(__file__).parents[1] / "docs" / "sglang.md"
 MODEL = Architecture(layers=2, width=32, mlp_width=64, heads=2, kv_heads=1, head_size=16)  # smoke.gin's
-
-
-LENGTHS = """
-import dataclasses
-from atgrpo_jax.common.types import Reward
-from atgrpo_jax.tasks.games.plan_path import PlanPath
-
-class Lengths(PlanPath):
-    def act(self, state, role, text, runs=()):
-        step = super().act(state, role, text, runs)
-        return dataclasses.replace(step, reward=Reward.of(0.0, length=len(text)))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +41,7 @@ def serving(tmp_path_factory):
 
 
 def arguments(folder, url):
-    """Those of ``train`` in the folder. A random policy has something to learn: texts are paid by length."""
     lines = f"""
-import lengths
 from atgrpo_jax.engines.sglang import sglang
 experiment.Experiment.engine = @sglang.SGLangConfig()
 experiment.Experiment.steps = 2
@@ -66,11 +52,11 @@ objectives.LossConfig.minibatches = 1
 evaluation.EvaluationConfig.instances = 1
 evaluation.EvaluationConfig.validation_instances = 1
 experiment.Experiment.warm_start = None
-experiment.Experiment.task = @lengths.Lengths()
 """
     (folder / "nodes.gin").write_text(lines)
-    (folder / "lengths.py").write_text(LENGTHS)
-    return ["--gin_file=smoke.gin", "--gin_file=nodes.gin", f"--run_dir={folder}/run"]
+    return [
+        "--gin_file=smoke.gin", f"--gin_file={LENGTHS}", "--gin_file=nodes.gin", f"--run_dir={folder}/run"
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

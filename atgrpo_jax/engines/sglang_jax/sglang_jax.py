@@ -91,12 +91,12 @@ class SGLangJaxConfig(EngineConfig):
         Raises RunError if sglang-jax is not installed, cannot serve a model, or does not start, and
         ConfigError on several hosts.
         """
+        check_installed()
         if served.hosts.count > 1:
             raise ConfigError(
                 "SGLangJaxConfig: its Engines are for a run on one host; draw with LocalEngineConfig, or "
                 "from servers with SGLangConfig.urls"
             )
-        check_installed()
         for policy, model in served.models.items():
             check_model(policy, model, self, served.meshes[policy])
         return SGLangJaxEngine(served, self)
