@@ -34,11 +34,11 @@ class HostWork:
     live_s: float = 2e-5  # more of that for each sample
     turn_s: float = 1e-3  # to score a group and write the next prompt
     take_s: float = 5e-4  # to take an instance from the counter
-    own_token_s: float = 2.5e-7  # to encode a token that was sampled here
-    token_s: float = 4e-7  # for each token of all hosts: to decode, audit and pack it
-    group_s: float = 4e-4  # for each group of all hosts
-    record_token_s: float = 5e-6  # for each token of all hosts: host 0 writes, the others wait
-    record_group_s: float = 5e-4
+    own_token_s: float = 1.5e-7  # to encode a token that was sampled here
+    token_s: float = 3e-7  # for each token of all hosts: to decode, audit and pack it
+    group_s: float = 3e-4  # for each group of all hosts
+    record_token_s: float = 1.1e-6  # for each token of all hosts: host 0 writes, the others wait
+    record_group_s: float = 2e-4
     meeting_s: float = 5e-3
     gather_rate: float = 1e8  # bytes a second that a host receives
     token_bytes: float = 11.0  # of a message with episodes
