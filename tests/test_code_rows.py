@@ -207,7 +207,7 @@ def test_a_row_with_anything_in_it_is_refused_by_its_field_or_can_be_played(base
     with warnings.catch_warnings():  # a preamble may hold "\\d", of which Python only warns
         warnings.simplefilter("ignore")
         compile(first.before, "before", "exec", dont_inherit=True)
-    assert not passed(problem, [ProgramResult("ok", "\0")] * 9, 8)[0]
+    assert not passed(problem, [ProgramResult("ok", "\0 is what no row expects")] * 9, 8)[0]
 
 
 def test_a_tester_may_write_a_tuple_for_a_list(sandbox):
