@@ -82,6 +82,18 @@ def test_generators_print_a_line_a_game():
     assert all(game["instances_per_s"] > 0 and game["oracle_ms"] <= game["oracle_ms_most"] for game in games)
 
 
+@pytest.mark.slow
+def test_hosts_print_efficiencies_and_what_settings_change():
+    path = ROOT / "benchmarks" / "hosts.py"
+    line = [sys.executable, path, "--case=v5e", "--hosts=1,2"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    curves = {(row["scaling"], row["hosts"]): row["efficiency"] for row in rows if "scaling" in row}
+    assert curves["strong", 1] == curves["weak", 1] == 1
+    assert 0.5 < curves["strong", 2] < curves["weak", 2] <= 1.01
+    assert any(row.get("change", "").startswith("instances handed out") for row in rows)
+
+
 def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monkeypatch):
     for folder in ("benchmarks", "benchmarks/peers"):
         monkeypatch.syspath_prepend(ROOT / folder)

@@ -15,7 +15,7 @@ from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import EngineConfig
 from atgrpo_jax.planning import hosts, times
 from atgrpo_jax.planning.devices import DEVICES
-from atgrpo_jax.planning.estimate import HostWork, Setup, estimate, setup_of, speed_of
+from atgrpo_jax.planning.estimate import COLLECTIVE_S, HostWork, Setup, estimate, setup_of, speed_of
 from atgrpo_jax.planning.events import Asked, Skew, Speed, rollout
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.rollout.team import Team
@@ -185,6 +185,7 @@ def test_larger_players_take_shorter_steps_and_more_instances_wait_less():
         return estimate(setup, V5E, 0.5, skew, work=NO_WORK)
 
     found = played(one)
+    assert one.layers == 2 and COLLECTIVE_S == 1e-5  # 40 microseconds a step of a larger player
     large = played(dataclasses.replace(one, players=2, shards=2))
     assert large.stages["rollout"] < 0.7 * found.stages["rollout"]
     many = played(dataclasses.replace(one, instances=128, slots=512))

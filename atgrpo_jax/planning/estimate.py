@@ -23,6 +23,7 @@ from atgrpo_jax.update.batch import first_fit
 
 GATE_DRAWS = 9 * 64  # tokens that the gate draws on each host
 MEETINGS = 8  # of a step
+COLLECTIVE_S = 1e-5  # of a sum over a player's devices, two in each layer; assumed, not measured
 PACKED = 1024  # groups that are packed to see how full rows are
 
 
@@ -33,12 +34,12 @@ class HostWork:
     chunk_s: float = 1e-3  # to fill slots, call the devices and read what they drew
     live_s: float = 2e-5  # more of that for each sample
     turn_s: float = 1e-3  # to score a group and write the next prompt
-    take_s: float = 5e-4  # to take an instance from the counter
-    own_token_s: float = 2.5e-7  # to encode a token that was sampled here
-    token_s: float = 4e-7  # for each token of all hosts: to decode, audit and pack it
-    group_s: float = 4e-4  # for each group of all hosts
-    record_token_s: float = 5e-6  # for each token of all hosts: host 0 writes, the others wait
-    record_group_s: float = 5e-4
+    take_s: float = 1e-3  # to take an instance from the counter
+    own_token_s: float = 1.5e-7  # to encode a token that was sampled here
+    token_s: float = 3e-7  # for each token of all hosts: to decode, audit and pack it
+    group_s: float = 3e-4  # for each group of all hosts
+    record_token_s: float = 1.1e-6  # for each token of all hosts: host 0 writes, the others wait
+    record_group_s: float = 2e-4
     meeting_s: float = 5e-3
     gather_rate: float = 1e8  # bytes a second that a host receives
     token_bytes: float = 11.0  # of a message with episodes
@@ -70,6 +71,7 @@ class Setup:
     epochs: int
     fsdp: int  # the learner's
     policies: int  # with parameters of their own; they are drawn and updated in turn
+    layers: float
     numbers: float  # parameters that a token is multiplied with
     group_flop: float  # to learn from a group whose answers are as long as the mean
     prompt_flop: float  # to compute a prompt
@@ -104,6 +106,7 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
     flops = []
     prompts = []
     caches = []
+    layers = []
     for policy in policies:
         model = experiment.architecture(experiment.initial_name(policy))
         vocab = model.vocab_size or experiment.tokenizer.vocab_size
@@ -111,6 +114,7 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
         numbers.append(multiplied + vocab * model.width)
         flops.append(times.work(model, compute, vocab, mean, 1)["update"])
         prompts.append(2 * multiplied * workload.prompt)
+        layers.append(model.layers)
         caches.append(2 * model.layers * model.kv_heads * model.head_size)
     return Setup(
         hosts=hosts,
@@ -134,6 +138,7 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
         epochs=experiment.loss.epochs,
         fsdp=experiment.mesh.fsdp,
         policies=len({experiment.initial_name(policy) for policy in policies}),
+        layers=float(np.mean(layers)),
         numbers=float(np.mean(numbers)),
         group_flop=float(np.mean(flops)),
         prompt_flop=float(np.mean(prompts)),
@@ -207,12 +212,13 @@ def speed_of(s: Setup, device: Device, utilisation: float, skew: Skew, work: Hos
     flops = device.flops * utilisation
     bytes_read = s.numbers * s.itemsize / tensor
     computing = s.slots / s.hosts / s.shards * 2 * s.numbers / tensor / flops
-    gathering = bytes_read * (1 - 1 / fsdp) / (device.link * utilisation)
+    between = bytes_read * (1 - 1 / fsdp) / (device.link * utilisation)
+    between += 2 * s.layers * COLLECTIVE_S * (tensor > 1)
     seen = s.prompt / s.samples + skew.mean / 2  # a prompt is read once for its samples
     return Speed(
         slots=s.slots // s.hosts,
         chunk=s.chunk,
-        step_s=s.policies * (max(bytes_read / (device.bandwidth * utilisation), computing) + gathering),
+        step_s=s.policies * (max(bytes_read / (device.bandwidth * utilisation), computing) + between),
         sample_s=s.token_bytes * seen / tensor / (device.bandwidth * utilisation) / s.shards,
         prompt_s=s.groups * s.prompt_flop / (flops * s.devices),
         chunk_s=work.chunk_s,
