@@ -32,10 +32,16 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Where host 0 listens for the others. E.g. --coordinator=10.0.0.2:8476"
 )
 _HEARTBEAT = flags.DEFINE_float(
-    "heartbeat", 30.0, "Seconds. All hosts end if one of them was not heard of for so long.", 1.0
+    "heartbeat",
+    30.0,
+    "Seconds. All hosts end if one of them was not heard of for so long. E.g. --heartbeat=60",
+    1.0,
 )
 _PATIENCE = flags.DEFINE_float(
-    "patience", 3600.0, "Seconds. All hosts end if one of them lets the others wait for so long.", 1.0
+    "patience",
+    3600.0,
+    "Seconds. All hosts end if one of them lets the others wait for so long. E.g. --patience=600",
+    1.0,
 )
 
 _OTHER_HOSTS = flags.DEFINE_bool(

@@ -119,4 +119,9 @@ def player_of(case, asked: Asked, hosts) -> tuple[Player, Clock, object]:
     task = Lasting(tuple(asked.draws_IE[:, 0].tolist()))
     propose = engine_propose(drawing, sampling, samples, 0)
     player = Player(task, Team("shared"), tokenizer, propose, sampling, 0)
-    return player, clock, drawing.close
+
+    def close() -> None:
+        engine.Lane = Lane
+        drawing.close()
+
+    return player, clock, close

@@ -86,11 +86,13 @@ def test_what_ends_before_its_end_does_not_end_with_0(code):
 
 
 COMMANDS = {
-    "train": {"gin_file", "gin_param", "run_dir"},
+    "train": {"gin_file", "gin_param", "run_dir", "hosts", "host", "coordinator", "heartbeat", "patience",
+              "other_hosts", "gather"},
     "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "against", "split", "instances",
-                 "episodes", "temperature"},
-    "export": {"run_dir", "out", "step", "merge"},
-    "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation"},
+                 "episodes", "temperature", "mesh"},
+    "export": {"run_dir", "out", "step", "merge", "mesh"},
+    "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation", "hosts", "answer",
+             "sigma"},
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},
     "tools.prepare": {"source", "out"},
