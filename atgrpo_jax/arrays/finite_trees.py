@@ -16,12 +16,9 @@ def all_finite(tree: Any) -> jax.Array:
 
 def not_finite(tree: Any) -> list[str]:
     """Returns the paths of arrays with a number that is not finite. Waits for the devices once."""
-    found = {
-        path_text(path): _finite(_on_device(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if _real(leaf)
-    }
-    return [name for name, finite in jax.device_get(found).items() if not finite]
+    real = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if _real(leaf)]
+    found = jax.device_get(_finite([_on_device(leaf) for _, leaf in real]))
+    return [path_text(path) for (path, _), finite in zip(real, found, strict=True) if not finite]
 
 
 def check_tree(tree: Any, where: str, do: str) -> None:
@@ -37,8 +34,8 @@ def check_tree(tree: Any, where: str, do: str) -> None:
 
 
 @jax.jit
-def _finite(leaf: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(leaf))
+def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
 
 
 def _real(leaf: Any) -> bool:

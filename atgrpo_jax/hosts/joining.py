@@ -126,6 +126,9 @@ def _start(place: HostPlace, heartbeat_s: float, join_s: float) -> None:
             )
         _exit_now(f"host {place.host}: {line}; start all hosts, each with its own --host", 1)
 
+    # CPU devices start programs in no order. Two processes with several of them each then waited for one
+    # another in different programs. Accelerators run theirs in the order in which they get them.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     timer = threading.Timer(join_s, late)
     timer.daemon = True
     timer.start()
