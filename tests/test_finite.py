@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import Longest
 
+from atgrpo_jax.arrays import finite_trees
 from atgrpo_jax.arrays.finite_trees import all_finite, check_tree, not_finite
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import append_json_line
@@ -267,3 +268,12 @@ def test_trees_are_looked_at_in_every_dtype(dtype, value):
         NotFinite, match="here: 1 of 3 tensors hold numbers that are not finite, b/c for one; x"
     ):
         check_tree(tree, "here", "x")
+
+
+def test_a_tree_is_looked_at_by_one_program(monkeypatch):
+    """Devices of several hosts would wait for one another in different ones."""
+    calls = []
+    real = finite_trees._finite
+    monkeypatch.setattr(finite_trees, "_finite", lambda leaves: calls.append(len(leaves)) or real(leaves))
+    tree = {"b": jnp.ones(2), "a": jnp.array([1.0, jnp.nan]), "c": jnp.arange(3)}
+    assert finite_trees.not_finite(tree) == ["a"] and calls == [2]
