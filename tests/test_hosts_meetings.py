@@ -1,6 +1,7 @@
 """Meetings of hosts that are threads: what they exchange, and how they end together."""
 
 import json
+import re
 import time
 
 import pytest
@@ -142,7 +143,7 @@ def test_a_host_that_does_not_come_is_named(party):
 
     zero, one, two = made(play)
     for error in (zero, one):
-        assert str(error).startswith("host 2: did not come to 'rollout of step 4' for 0 s (--patience)")
+        assert re.match(r"host 2: did not come to 'rollout of step 4' for \d+ s \(--patience\)", str(error))
         assert error.exit_code == 3
     assert two is None
 
@@ -161,7 +162,7 @@ def test_a_run_without_meetings_ends_and_says_where_it_is(party, monkeypatch):
     until(lambda: made.exits)
     index, line, code = made.exits[0]
     assert (index, code) == (0, 3)
-    assert line.startswith("host 0: no meeting for 0 s after 'the start'; this host is at ")
+    assert re.match(r"host 0: no meeting for \d+ s after 'the start'; this host is at ", line)
 
 
 def test_a_silent_host_is_named_once(party, monkeypatch, capsys):
@@ -171,7 +172,7 @@ def test_a_silent_host_is_named_once(party, monkeypatch, capsys):
     made.watchers[1].end()
     time.sleep(1.5)
     said = capsys.readouterr().err
-    assert said.count("host 1 was not heard of for 1 s; after 1 s it counts as dead") == 1
+    assert len(re.findall(r"host 1 was not heard of for \d+ s; after 1 s it counts as dead", said)) == 1
 
 
 def test_facts_that_differ_are_one_line(party):
