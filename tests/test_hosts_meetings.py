@@ -156,6 +156,14 @@ def test_who_waits_for_the_devices_of_a_failed_host_is_ended(party, monkeypatch)
     assert made.exits[0] == (0, "host 1: out of memory", 2)
 
 
+def test_a_host_that_is_deaf_when_another_one_failed_ends_with_its_line(party):
+    made = party(2)
+    made.hosts[1].leave(RunError("out of memory"))
+    until(lambda: 1 in made.watchers[0].news)
+    made.watchers[0].leave_at_once()
+    assert made.exits[0] == (0, "host 1: out of memory", 2)
+
+
 def test_a_run_without_meetings_ends_and_says_where_it_is(party, monkeypatch):
     monkeypatch.setattr(watching, "GRACE_S", 0.1)
     made = party(1, patience_s=0.1)

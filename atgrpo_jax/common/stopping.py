@@ -187,8 +187,8 @@ class Stopping:
         deaf = self._pending is None or self._order is not None
         late = self._again and waited_s > CLEAN_UP_S
         if late or (deaf and (self._again or not self.unsaved())):
-            _say("stopped at once; the same command goes on from what is saved")
             self.before_exit()
+            _say("stopped at once; the same command goes on from what is saved")
             os._exit(128 + number)
         if deaf and not self._told:
             self._tell()

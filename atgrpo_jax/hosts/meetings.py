@@ -53,7 +53,7 @@ class Joined:
     def heed(self, stopping: Stopping, unsaved: Callable[[], bool]) -> None:
         stopping.anywhere = False  # the others would wait for this host
         stopping.unsaved = unsaved
-        stopping.before_exit = lambda: self._watcher.bye(Said("", "stopped", code=stopping.asked or 0))
+        stopping.before_exit = self._watcher.leave_at_once
         self._stopping = stopping
         self._unsaved = unsaved
         self._watcher.stopping = stopping

@@ -84,6 +84,17 @@ class Watcher:
                 break
             time.sleep(0.05)
 
+    def leave_at_once(self) -> None:
+        """Tells the others that this host ends now, since it was asked to stop and does not hear it.
+
+        If it was asked because another host has failed, this ends the process, with that host's line.
+        """
+        for index, said in list(self.news.items()):
+            if index != self._index and said.state == "failed":
+                self._end(said, str(OtherFailed(index, said)))
+        asked = None if self.stopping is None else self.stopping.asked
+        self.bye(Said("", "stopped", code=asked or signal.SIGTERM))
+
     def ask(self) -> None:
         """Asks this host to stop if another one stops or has failed. A second time does nothing."""
         others = [said for index, said in list(self.news.items()) if index != self._index]
