@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
-from atgrpo_jax.common.cli import gin_files, gin_flags, run_main
+from atgrpo_jax.common.cli import gin_files, gin_flags, mesh_flag, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.common.progress import Progress
@@ -34,9 +34,7 @@ from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan")
-_MESH = flags.DEFINE_string(
-    "mesh", None, "The devices, instead of those of the training. E.g. --mesh=data=1,fsdp=4,tensor=1"
-)
+_MESH = mesh_flag()
 _STEP = flags.DEFINE_integer(
     "step", None, "Which checkpoint of the run; the newest if it is not given. E.g. --step=100"
 )

@@ -15,7 +15,7 @@ from absl import flags
 
 from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.arrays.mesh import parse_mesh
-from atgrpo_jax.common.cli import refuse_arguments, run_main
+from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.hf import hf
@@ -27,9 +27,7 @@ from atgrpo_jax.tools.read_back import check_read_back
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan_model")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist yet. E.g. --out=trained")
-_MESH = flags.DEFINE_string(
-    "mesh", None, "The devices, instead of those of the training. E.g. --mesh=data=1,fsdp=4,tensor=1"
-)
+_MESH = mesh_flag()
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if it is not given. E.g. --step=30")
 _MERGE = flags.DEFINE_bool("merge", False, "Write adapters merged into their base. E.g. --merge")
 

@@ -42,8 +42,9 @@ class Shelf:
 
     def remove(self, folder):
         with self._changed:
-            for key in [key for key in self.values if key.startswith(f"{folder}/")]:
-                del self.values[key]
+            for kept in (self.values, self.counts):
+                for key in [key for key in kept if key.startswith(f"{folder}/")]:
+                    del kept[key]
 
     def count(self, key):
         with self._changed:

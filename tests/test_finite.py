@@ -12,7 +12,6 @@ from fakes import Longest
 from atgrpo_jax.arrays import finite_trees
 from atgrpo_jax.arrays.finite_trees import all_finite, check_tree, not_finite
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.common.finite import NotFinite, check_finite
 from atgrpo_jax.common.types import Outcome, Reward
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
@@ -150,7 +149,6 @@ def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from_scored_or_exported(
     with Stages(x, folder) as stages:
         bad = poisoned(stages.begin(), value)
         Checkpoints(folder.checkpoints, x.identity()).save(1, bad.policies)
-        append_json_line(folder.metrics, {"step": 1})
     folder.config.write_text(render(x))
     says = r"checkpoint 1, policy shared: 1 of \d+ tensors .* not finite, params/\S+ for one; delete that"
     with Stages(x, folder) as stages, pytest.raises(NotFinite, match=says):

@@ -21,6 +21,7 @@ from atgrpo_jax.common.files import Place, naming, sync_folder
 
 ABOUT = "saved.json"
 STATE = "state"
+PATTERN = frozenset("[]*?\\")
 _PARTIAL = ".partial"
 
 T = TypeVar("T")
@@ -47,14 +48,16 @@ class TreeFolder:
     def writing(self, size: int, by_others: bool = False) -> Iterator["Draft"]:
         """Yields a new folder beside the place. Removes it at the end, if it is still there.
 
-        Its path means the same to other processes, if ``by_others``. Orbax reads brackets and
-        backslashes in such a path as patterns.
+        Its path means the same to other processes, if ``by_others``.
 
-        Raises OSError if the disk has no room for ``size`` bytes: TensorStore's own errors are long.
+        Raises RunError if that path cannot be used, and OSError if the disk has no room for ``size``
+        bytes: TensorStore's own errors are long.
         """
         with _partial_folder(self.place) as (partial, descriptor):
             if shutil.disk_usage(self.place.parent).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.place))
+            if by_others:
+                check_no_pattern(partial)
             path = partial.absolute() if by_others else _plain(partial, descriptor)
             yield Draft(self.place, partial, path / STATE)
 
@@ -130,6 +133,15 @@ def names_of_trees(folder: Path) -> set[str]:
         return {found.name for found in folder.iterdir() if found.is_dir()}
     except FileNotFoundError:
         return set()
+
+
+def check_no_pattern(path: Path) -> None:
+    """Raises RunError for signs that Orbax reads as a pattern. See ``_plain`` for runs on one host."""
+    found = PATTERN & set(str(path.absolute()))
+    if found:
+        raise RunError(
+            f"{path}: on several hosts no {' '.join(sorted(found))} may be in the path; give another folder"
+        )
 
 
 def clean(folder: Path) -> None:

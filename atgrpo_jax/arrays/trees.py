@@ -23,7 +23,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from atgrpo_jax.arrays import tree_folders, tree_objects
-from atgrpo_jax.arrays.tree_folders import Damaged, TreeFolder
+from atgrpo_jax.arrays.tree_folders import Damaged, TreeFolder, check_no_pattern
 from atgrpo_jax.arrays.tree_objects import TreeObjects
 from atgrpo_jax.common.errors import RunError, Unreachable
 from atgrpo_jax.common.files import Place
@@ -32,6 +32,7 @@ from atgrpo_jax.common.hosts import ALONE, Hosts
 __all__ = [
     "Damaged",
     "about_tree",
+    "check_no_pattern",
     "clean",
     "is_tree",
     "move_tree",

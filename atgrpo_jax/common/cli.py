@@ -37,6 +37,13 @@ def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     )
 
 
+def mesh_flag() -> flags.FlagHolder:
+    """Defines --mesh, for entry points that read a run."""
+    return flags.DEFINE_string(
+        "mesh", None, "The devices, instead of those of the training. E.g. --mesh=data=1,fsdp=4,tensor=1"
+    )
+
+
 def gin_files(argv: list[str], flag: flags.FlagHolder) -> list[str]:
     """Returns the gin files of --gin_file, and then those of the words that belong to no flag.
 
@@ -112,7 +119,7 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except UserError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        if error.filename is None and error.errno not in _FULL:
+        if exit_code(error) == 1:
             raise
         what = "write" if error.errno in _FULL else "use"
         _fail(f"cannot {what} {error.filename or 'a file'}: {error.strerror}")

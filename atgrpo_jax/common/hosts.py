@@ -65,9 +65,10 @@ class Alone:
 
     def __init__(self):
         self._interruptible: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+        self._unsaved: Callable[[], bool] = lambda: False
 
     def meet(self, name: str, work: Callable[[], bytes | None], stops: bool = False) -> list[bytes]:
-        with self._interruptible() if stops else contextlib.nullcontext():
+        with self._interruptible() if stops or not self._unsaved() else contextlib.nullcontext():
             return [work() or b""]
 
     def told(self, name: str, work: Callable[[], bytes | None]) -> bytes:
@@ -82,6 +83,7 @@ class Alone:
 
     def heed(self, stopping: Stopping, unsaved: Callable[[], bool]) -> None:
         stopping.unsaved = unsaved
+        self._unsaved = unsaved
         self._interruptible = stopping.interruptible
 
 

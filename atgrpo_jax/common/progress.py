@@ -69,6 +69,12 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def say_at_once(line: str) -> None:
+    """Writes a line of its own from any thread, even if the main thread has written half of one."""
+    sys.stderr.write(f"\n{line}\n")
+    sys.stderr.flush()
+
+
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

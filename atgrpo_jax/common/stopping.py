@@ -16,6 +16,7 @@ from typing import Literal
 
 from atgrpo_jax.common.coroutines import run_here, running_loop
 from atgrpo_jax.common.errors import Stopped
+from atgrpo_jax.common.progress import say_at_once
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # All in seconds.
@@ -188,14 +189,14 @@ class Stopping:
         late = self._again and waited_s > CLEAN_UP_S
         if late or (deaf and (self._again or not self.unsaved())):
             self.before_exit()
-            _say("stopped at once; the same command goes on from what is saved")
+            say_at_once("stopped at once; the same command goes on from what is saved")
             os._exit(128 + number)
         if deaf and not self._told:
             self._tell()
 
     def _tell(self) -> None:
         self._told = True
-        _say("stopping when this step is complete and saved; a second signal stops at once")
+        say_at_once("stopping when this step is complete and saved; a second signal stops at once")
 
     def _knock(self, number: int, order: Literal["look again", "ask again", "at once"]) -> None:
         main = threading.main_thread().ident
@@ -203,12 +204,6 @@ class Stopping:
         self._knocked_s = time.monotonic()
         self._order = order
         signal.pthread_kill(main, number)
-
-
-def _say(line: str) -> None:
-    """Writes a line of its own, even if the main thread has written only half of one."""
-    sys.stderr.write(f"\n{line}\n")
-    sys.stderr.flush()
 
 
 def _on_the_way_out() -> bool:

@@ -15,7 +15,7 @@ PIECE = 1 << 20  # bytes of a host that travel at once; each device needs so man
 Gather = Callable[[bytes, Sequence[int]], list[bytes]]
 
 
-def by_devices(host: int, platform: str | None = None, piece: int = PIECE) -> Gather:
+def by_devices(host: int, platform: str | None = None) -> Gather:
     """Returns a function that gathers bytes by one program of all hosts.
 
     Raises RunError if JAX gives this ``host`` another number.
@@ -23,7 +23,6 @@ def by_devices(host: int, platform: str | None = None, piece: int = PIECE) -> Ga
     Args:
       platform: the kind of devices that it runs on; JAX's default if not given. "cpu" leaves the
         accelerators alone.
-      piece: bytes of a host that travel at once. All hosts must have the same.
     """
     if jax.process_index() != host:
         raise RunError(
@@ -35,18 +34,16 @@ def by_devices(host: int, platform: str | None = None, piece: int = PIECE) -> Ga
     mesh = Mesh(by_host, ("hosts", "local"))
     own = NamedSharding(mesh, PartitionSpec("hosts"))
     everywhere = jax.jit(lambda pieces: pieces, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    return functools.partial(_gather, everywhere, own, piece)
+    return functools.partial(_gather, everywhere, own)
 
 
-def _gather(
-    everywhere: Callable, own: NamedSharding, piece: int, data: bytes, sizes: Sequence[int]
-) -> list[bytes]:
+def _gather(everywhere: Callable, own: NamedSharding, data: bytes, sizes: Sequence[int]) -> list[bytes]:
     found = [bytearray() for _ in sizes]
-    for begin in range(0, max(sizes), piece):
-        part = np.zeros((1, piece), np.uint8)
-        cut = data[begin : begin + piece]
+    for begin in range(0, max(sizes), PIECE):
+        part = np.zeros((1, PIECE), np.uint8)
+        cut = data[begin : begin + PIECE]
         part[0, : len(cut)] = np.frombuffer(cut, np.uint8)
-        pieces = jax.make_array_from_process_local_data(own, part, (len(sizes), piece))
+        pieces = jax.make_array_from_process_local_data(own, part, (len(sizes), PIECE))
         for whole, one in zip(found, np.asarray(everywhere(pieces)), strict=True):
             whole += one.tobytes()
     return [bytes(whole[:size]) for whole, size in zip(found, sizes, strict=True)]

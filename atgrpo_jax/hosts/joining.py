@@ -19,7 +19,7 @@ from atgrpo_jax.common.hosts import Alone, Hosts
 from atgrpo_jax.hosts.gathering import by_devices
 from atgrpo_jax.hosts.meetings import Joined
 from atgrpo_jax.hosts.store import JaxStore
-from atgrpo_jax.hosts.watcher import Watcher, say_now
+from atgrpo_jax.hosts.watcher import Watcher
 
 JOIN_S = 300.0  # time for all hosts to start
 
@@ -153,7 +153,7 @@ def _check_free(port: int) -> None:
 
 
 def _exit_now(line: str, code: int) -> None:
-    say_now(f"error: {line}")
+    progress.say_at_once(f"error: {line}")
     os._exit(code)
 
 

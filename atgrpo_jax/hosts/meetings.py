@@ -62,7 +62,7 @@ class Joined:
         self._compared.update(what.encode() + digest())
 
     def counter(self) -> Callable[[], int]:
-        key = f"meetings/{self._number}.counter"
+        key = f"counters/{self._number}/taken"
         return lambda: self._store.count(key)
 
     def told(self, name: str, work: Callable[[], bytes | None]) -> bytes:
@@ -118,7 +118,7 @@ class Joined:
             if self._number > 1:  # everybody has read that one
                 self._store.remove(f"met/{self._number - 1}")
             self._store.remove(here)
-            self._store.remove(f"{here}.counter")
+            self._store.remove(f"counters/{self._number}")
             return found
         began = time.monotonic()
         while True:

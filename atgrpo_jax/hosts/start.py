@@ -1,8 +1,8 @@
 """Compares the hosts before they make a run together: the same programs must come out on all."""
 
 import hashlib
+import importlib.metadata
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,21 +22,32 @@ def check_same_start(hosts: Hosts, config: str) -> None:
             "Python": platform.python_version(),
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
+            "libtpu": _version("libtpu"),
             "the package's files with digest": _package(),
-            **dict(_settings(config)),
+            **settings(config),
         }
 
     check_alike(hosts, "start", facts)
 
 
-def _settings(config: str) -> Iterator[tuple[str, str]]:
-    """Yields names and values of a config, as gin writes it."""
+def settings(config: str) -> dict[str, str]:
+    """Returns values by name, of a config as gin writes it. A value may go on over several lines."""
+    found: dict[str, str] = {}
     name = "a config that begins with"
     for line in config.splitlines():
         own, equals, value = line.partition(" = ")
         if equals:
             name = own
-        yield (name, value) if equals else (f"{name}, line", line)
+            line = value
+        found[name] = found.get(name, "") + line.strip()
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of no version"
 
 
 def _package() -> str:

@@ -1,7 +1,7 @@
 """The small store that all hosts of a run share: keys and bytes, kept by host 0.
 
-It is that of JAX's coordination service. JAX offers no public name for it; tests/test_hosts_store.py
-holds the ones that are used here.
+It is that of JAX's coordination service. JAX offers no public name for it; tests/test_hosts_joining.py
+uses those that are named here.
 """
 
 from typing import Any, Protocol

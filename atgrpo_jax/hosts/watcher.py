@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from atgrpo_jax.common.errors import Unreachable
+from atgrpo_jax.common.progress import say_at_once
 from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.hosts.said import OtherFailed, Said
 from atgrpo_jax.hosts.store import Store
@@ -156,7 +157,7 @@ class Watcher:
             silent = now - self._beats[key][1]
             if silent > 0.6 * self._heartbeat_s and key not in self._named and int(key) not in self.news:
                 self._named.add(key)
-                say_now(
+                say_at_once(
                     f"host {key} was not heard of for {silent:.0f} s; after {self._heartbeat_s:.0f} s it "
                     "counts as dead, and all hosts end"
                 )
@@ -173,9 +174,3 @@ def position() -> str:
     if frame is None:
         return "no line of Python"
     return f"{os.path.basename(frame.f_code.co_filename)}, line {frame.f_lineno} ({frame.f_code.co_name})"
-
-
-def say_now(line: str) -> None:
-    """Writes a line of its own, even if the main thread has written only half of one."""
-    sys.stderr.write(f"\n{line}\n")
-    sys.stderr.flush()

@@ -92,6 +92,7 @@ def play_all(
     on_episode: Callable[[], None] = lambda: None,
     hosts: Hosts = ALONE,
     at_once: int | None = None,
+    stops: bool = False,
 ) -> list[Episode]:
     """Plays every instance ``episodes`` times.
 
@@ -101,6 +102,7 @@ def play_all(
     Args:
       indices: the instances, each once.
       at_once: how many instances all hosts together play at the same time; all if not given.
+      stops: whether a stop may end this while complete steps are not saved; see ``Hosts.meet``.
 
     Returns the episodes in order of instance, then of episode number.
     """
@@ -122,7 +124,7 @@ def play_all(
             for found in await asyncio.gather(*map(instance, indices)):
                 played.extend(found)
 
-        hosts.meet(name, lambda: coroutines.run(everything()), stops=True)
+        hosts.meet(name, lambda: coroutines.run(everything()), stops=stops)
         return played
 
     each = -(-min(at_once or len(indices), len(indices)) // hosts.count)
@@ -149,7 +151,7 @@ def play_all(
 
         return wire.encode(coroutines.run(share(play, number, len(indices), each)))
 
-    found = [episode for data in hosts.meet(name, shared, stops=True) for episode in wire.decode(data)]
+    found = [episode for data in hosts.meet(name, shared, stops=stops) for episode in wire.decode(data)]
     shown.show(len(indices))
     place = {index: number for number, index in enumerate(indices)}
     return sorted(found, key=lambda episode: (place[episode.instance], episode.episode))

@@ -56,6 +56,7 @@ class Rollouts:
             self._episodes,
             hosts=self._hosts,
             at_once=self._at_once,
+            stops=True,
         )
         seconds = time.monotonic() - began
         own = {

@@ -31,9 +31,9 @@ class Checkpoints:
         """Opens the folder ``path``, and makes it if it is not there.
 
         ``identity`` names the config, and ``earlier`` what it was before it changed in this run;
-        checkpoints of another config are refused. With ``read_only``
-        nothing in the folder is changed, so that a run may be going on in it. All ``hosts`` of a run
-        save and restore together; only host 0 looks for what is there.
+        checkpoints of another config are refused. With ``read_only`` nothing in the folder is
+        changed, so that a run may be going on in it. All ``hosts`` of a run save and restore
+        together; only host 0 looks for what is there.
         """
         self._path = path
         self._identity = identity

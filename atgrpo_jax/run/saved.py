@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from atgrpo_jax.arrays.mesh import MeshConfig
-from atgrpo_jax.arrays.trees import Damaged
+from atgrpo_jax.arrays.trees import Damaged, check_no_pattern
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
@@ -86,6 +87,8 @@ def claim(
 
     def take() -> bytes:
         nonlocal begun
+        if hosts.count > 1 and isinstance(folder.path, Path):
+            check_no_pattern(folder.path)
         folder.exists()  # raises before a lock file is left in a folder of somebody else
         folder.lock()
         begun = _begun(folder, given, hosts.count, other_hosts)

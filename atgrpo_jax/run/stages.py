@@ -18,6 +18,7 @@ from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose
 from atgrpo_jax.rollout.rollouts import Rollouts
+from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
@@ -47,6 +48,7 @@ class Stages:
         self._saved: int | None = None  # step of the newest checkpoint; None before the first
         self._compiles = CompileCounter()
         self.learner = TeamLearner(experiment, hosts)
+        check_machines(hosts, experiment)
         self._checkpoints = Checkpoints(
             folder.checkpoints,
             experiment.identity(),
@@ -81,34 +83,31 @@ class Stages:
         Returns the team after step ``done``.
         """
         learner = self.learner
-        latest = told_json(self.hosts, "latest", self._take_up)
-        if latest < 0:
+        newest = told_json(self.hosts, "newest checkpoint", self._checkpoints.newest)
+        restored = None if newest is None else learner.restore(self._checkpoints, newest)
+        self.hosts.told("run folder", lambda: self._take_up(newest))
+        if restored is None:
             team = learner.initial(self._runner)
             self.folder.check_ours()
             record = together(self.sync(team), self._score(0, "validation"), self._score(0, "test"))
             self._write(0, record)
             self.checkpoint(0, team)
         else:
-            team = learner.restore(self._checkpoints, latest)
-            self.done = self._saved = latest
+            team = restored
+            self.done = self._saved = newest
             self.sync(team)
         if self.experiment.loss.kl:
             learner.refer_to(learner.restore(self._checkpoints, 0))
         self._complete = team
         return team
 
-    def _take_up(self) -> int:
-        """Prepares the run folder to go on after its newest whole checkpoint.
-
-        Returns the step of that, or -1 if there is none. Only host 0 does this.
-        """
-        newest = self._checkpoints.newest()
+    def _take_up(self, newest: int | None) -> None:
+        """Prepares the run folder to go on after step ``newest``, or to begin. Only host 0 does this."""
         latest = -1 if newest is None else newest
         self.folder.rewind(latest)
         self._writer = MetricsWriter(self.folder, first=latest + 1)
-        if latest >= 0:
-            say(f"going on after step {latest} of {self.folder.path}")
-        return latest
+        if newest is not None:
+            say(f"going on after step {newest} of {self.folder.path}")
 
     def credit(self, team: TeamState, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
         """Audits the groups, which ``team`` drew. Returns them with their advantages, and metrics."""

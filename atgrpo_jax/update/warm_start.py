@@ -129,6 +129,8 @@ def _kept(folder: Place, hosts: Hosts) -> bool:
 
     Raises RunError if it cannot be written: this is found before any work is done.
     """
+    if hosts.count > 1 and isinstance(folder, Path):
+        trees.check_no_pattern(folder)
     hosts.told("folder of the cache", lambda: _check_writable(folder))
     blind = not_seeing(hosts, folder)
     if blind and hosts.index == 0:

@@ -223,7 +223,7 @@ FAULTS = {
     ],
     ("run/stages.py", "test_trainer.py test_stages.py test_policies.py test_train.py"): [
         ("self.folder.rewind(latest)", "self.folder.rewind(-1)", "a resumed run forgets what was before"),
-        ("self.done = self._saved = latest\n", "self._saved = latest\n", "a resumed run begins with step 1"),
+        ("self.done = self._saved = newest\n", "self._saved = newest\n", "a resumed run begins with step 1"),
     ],
     ("run/loop.py", "test_trainer.py test_policies.py test_report.py"): [
         ("signal, learned, proof, seconds", "learned, proof, seconds", "groups' metrics are lost"),
