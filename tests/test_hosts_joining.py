@@ -14,6 +14,7 @@ from atgrpo_jax.arrays.spread import check_hosts
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.hosts.joining import HostPlace, _check_free, place_of
 from atgrpo_jax.hosts.start import settings
+from atgrpo_jax.run.alike import model_digest
 
 
 def test_two_processes_meet():
@@ -102,3 +103,14 @@ def test_settings_of_a_config_have_names():
         "a.B.c": "1",
         "a.B.long": "\\('x','y')",
     }
+
+
+def test_another_model_in_a_folder_has_another_digest(tmp_path):
+    def digest(config, weights):
+        (tmp_path / "config.json").write_text(config)
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        return model_digest(tmp_path)
+
+    first = digest("{}", b"12")
+    assert digest("{}", b"12") == first
+    assert len({first, digest("[]", b"12"), digest("{}", b"123")}) == 3

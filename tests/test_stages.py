@@ -10,6 +10,7 @@ from shared_trainer import experiment, honest
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import NotFinite
+from atgrpo_jax.common.hosts import Alone
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import stages as stages_module
@@ -194,3 +195,57 @@ def test_a_start_that_fails_closes_what_was_opened(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="no gate today"):
         Stages(x, RunFolder(tmp_path))
     assert x.engine.built[-1].closed
+
+
+class Noted(Alone):
+    """Notes the names of meetings, and whether a stop may end their work at the cost of a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = {}
+
+    def meet(self, name, work, stops=False):
+        self.noted[name] = stops
+        return super().meet(name, work, stops)
+
+
+def test_a_stop_may_end_a_rollout_and_nothing_else_of_a_step(tmp_path):
+    hosts = Noted()
+    x = experiment(honest(), evaluation=EvaluationConfig(instances=2, validation_instances=2, every=1))
+    with Stages(x, RunFolder(tmp_path), hosts) as stages:
+        team = stages.begin()
+        hosts.noted.clear()
+        one_step(stages, team, 1)
+    assert hosts.noted["train rollout of step 1"] and not hosts.noted["validation rollout of step 1"]
+    assert [name for name, stops in hosts.noted.items() if stops] == ["train rollout of step 1"]
+
+
+def test_what_a_host_alone_does_may_be_stopped_while_nothing_is_unsaved():
+    """As ``Hosts.meet`` says: ``stops`` counts only if complete steps would be lost."""
+    entered = []
+
+    class Stop:
+        @contextlib.contextmanager
+        def interruptible(self):
+            entered.append(1)
+            yield
+
+    unsaved = True
+    hosts = Alone()
+    hosts.heed(Stop(), lambda: unsaved)
+    hosts.meet("gate", lambda: None)
+    assert not entered
+    hosts.meet("rollout", lambda: None, stops=True)
+    unsaved = False
+    hosts.meet("gate", lambda: None)
+    assert len(entered) == 2
+
+
+def test_a_folder_stays_as_it_is_if_the_newest_checkpoint_cannot_be_restored(begun, monkeypatch):
+    stages, _ = begun()
+    stages.folder.metrics.write_text(stages.folder.metrics.read_text() + '{"step": 1}\n')
+    before = stages.folder.metrics.read_bytes()
+    monkeypatch.setattr(stages.learner, "restore", lambda *_: (_ for _ in ()).throw(RunError("no")))
+    with pytest.raises(RunError, match="no"):
+        stages.begin()
+    assert stages.folder.metrics.read_bytes() == before

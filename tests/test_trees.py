@@ -206,3 +206,12 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path):
     with pytest.raises(OSError) as raised:
         write_tree(tmp_path / "file" / "place", tree(), {})
     assert str(tmp_path / "file") in raised.value.filename
+
+
+def test_several_hosts_refuse_paths_that_orbax_reads_as_patterns(tmp_path):
+    """On one host such a path works: it goes through /proc."""
+    place = tmp_path / "a[1]" / "tree"
+    write_tree(place, tree(), {})
+    with pytest.raises(RunError, match=r"a\[1\].*: on several hosts no \[ \] may be in the path"):
+        trees.check_no_pattern(place)
+    trees.check_no_pattern(tmp_path)
