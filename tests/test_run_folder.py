@@ -2,6 +2,7 @@ import dataclasses
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from fakes import group
@@ -12,7 +13,8 @@ from atgrpo_jax.common.files import read_json_lines
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load, render
-from atgrpo_jax.run.saved import claim
+from atgrpo_jax.run.loop import train
+from atgrpo_jax.run.saved import SavedRun, claim
 from atgrpo_jax.run.shapes import earlier, settle
 from atgrpo_jax.tokens.tokens import TinyTokenizer
 
@@ -250,3 +252,25 @@ def test_a_run_of_one_host_has_no_record_of_hosts(tmp_path):
     assert not folder.shapes.exists() and earlier(folder) == ()
     with pytest.raises(RunError, match="made by 1 hosts, and there are 2 now"):
         settle(folder, x, x, 2, 3, False)
+
+
+@pytest.mark.thorough
+def test_a_run_trains_on_on_another_mesh_and_is_read_on_any(tmp_path):
+    def given(*bindings):
+        cache = f"warm_start.WarmStartConfig.cache_dir = '{tmp_path}'"
+        return load("smoke.gin", ["warm_start.WarmStartConfig.steps = 1", cache, *bindings])
+
+    folder = RunFolder(tmp_path / "run")
+    with claim(folder, given("experiment.Experiment.steps = 1")) as x:
+        train(x, folder)
+    longer = given("experiment.Experiment.steps = 2", "mesh.MeshConfig.data = 2")
+    with pytest.raises(RunError, match="--other_hosts"), claim(folder, longer):
+        pass
+    with claim(folder, longer, other_hosts=True) as x:
+        train(x, folder)
+    assert [record["step"] for record in folder.read_metrics()] == [0, 1, 2]
+    meshes = None, MeshConfig(), MeshConfig(fsdp=2)
+    for step in (1, 2):  # of before and after
+        found = [jax.device_get(SavedRun(folder.path, mesh).weights(step)) for mesh in meshes]
+        jax.tree.map(np.testing.assert_array_equal, *found[:2])
+        jax.tree.map(np.testing.assert_array_equal, *found[1:])
