@@ -93,8 +93,8 @@ def opened(x, root):
         with claim(folder, x):
             pass
     checkpoints = Checkpoints(folder.checkpoints, x.identity(), x.keep_checkpoints)
-    found = checkpoints.newest(lambda step: trees.about_tree(folder.checkpoints / str(step)))
-    folder.rewind(-1 if found is None else found[0])
+    found = checkpoints.newest()
+    folder.rewind(-1 if found is None else found)
     trees.clean(root / "cache" / "warm_start")
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
