@@ -108,8 +108,9 @@ def _played(trained: Experiment) -> Experiment:
         experiment = moved(experiment, parse_mesh(_MESH.value))
     free = {name: getattr(trained, name) for name in ("task", "evaluation", "sandbox")}
     settled = experiment_difference(dataclasses.replace(experiment, **free), trained)
-    if settled or experiment.task.workflow.order != trained.task.workflow.order:
-        settled = settled or f"Workflow.order = {experiment.task.workflow.order}"
+    roles = experiment.task.workflow.roles
+    if settled or set(roles) != set(trained.task.workflow.roles):
+        settled = settled or f"its roles to {', '.join(roles)}"
         raise ConfigError(f"--gin_param may change the task and the evaluation of a run, not {settled}")
     return experiment
 

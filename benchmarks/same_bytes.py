@@ -125,8 +125,7 @@ math.Math.files = {{
     "validation": "{{folder}}/validation.jsonl",
     "test": "{{folder}}/test.jsonl",
 }}
-workflow.Workflow.order = ("tool", "reasoner")
-workflow.Workflow.parallel = True
+workflow.Workflow.order = (("tool", "reasoner"),)
 tokens.TinyTokenizer.words = {(*PROGRAM, *BOX)}
 warm_start.WarmStartConfig.steps = 30
 batch.BatchConfig.row_tokens = 1536

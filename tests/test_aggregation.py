@@ -15,8 +15,8 @@ AGENTS = pytest.mark.parametrize("agents", [3, 5, 7])
 def aggregation(agents, turns=2):
     """As in gin/paper/aggregation_*.gin."""
     numbers = range(1, agents // 2 + 1)
-    order = [*(f"reasoner{i}" for i in numbers), *(f"tool{i}" for i in numbers), "judge"]
-    return Math(workflow=Workflow(tuple(order), turns=turns))
+    others = *(f"reasoner{i}" for i in numbers), *(f"tool{i}" for i in numbers)
+    return Math(workflow=Workflow((others, "judge"), turns=turns))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def words(role, answer):
 def turn(sandbox, task, state, answers):
     """Steps of a turn, by role; ``answers`` of those not named is 7."""
     steps = {}
-    for role in task.workflow.order:
+    for role in task.workflow.speakers:
         steps[role] = fakes.say(sandbox, task, state, role, words(role, answers.get(role, 7)))
         state = steps[role].state
     return steps
@@ -56,16 +56,16 @@ def test_an_episode_by_hand(sandbox, agents):
     broken = {f"tool{i}": (0.0, 0.1) for i in range(2, 4)}
     judged = {"judge": (-1.0 if agents == 3 else 0.0, 0.2)}
     expected = {"reasoner1": (1.0, 1.0), "tool1": (0.0, 0.2), **wrong, **broken, **judged}
-    assert pay(first) == {role: expected[role] for role in task.workflow.order}
+    assert pay(first) == {role: expected[role] for role in task.workflow.speakers}
     assert all(first[r].outcome is Outcome.INVALID for r in broken if r in first)
     assert not any(step.done or step.solved for step in first.values())
     # All come round: each is paid what it has gained, the team once, and agreement ends it.
     second = turn(sandbox, task, first["judge"].state, {})
     gained = {role: (0.0, 0.8) for role in (*wrong, "tool1", "judge")} | {role: (0.0, 0.9) for role in broken}
     expected = {"reasoner1": (1.0, 0.0)} | gained
-    assert pay(second) == {role: expected[role] for role in task.workflow.order}
+    assert pay(second) == {role: expected[role] for role in task.workflow.speakers}
     assert [role for role, step in second.items() if step.done] == ["judge"] and second["judge"].solved
-    for role in task.workflow.order:
+    for role in task.workflow.speakers:
         assert first[role].reward.local + second[role].reward.local == pytest.approx(1.0)
     assert sum(step.reward.team for step in (*first.values(), *second.values())) == 1.0
 
@@ -73,7 +73,7 @@ def test_an_episode_by_hand(sandbox, agents):
 @AGENTS
 def test_only_agreement_of_all_ends_it_early_and_it_may_be_wrong(sandbox, agents):
     task = aggregation(agents)
-    eight = dict.fromkeys(task.workflow.order, 8)
+    eight = dict.fromkeys(task.workflow.speakers, 8)
     agreed = turn(sandbox, task, SEVEN, eight)["judge"]
     assert (agreed.done, agreed.solved, agreed.reward.team) == (True, False, 0.0)
     for odd in ({"tool1": 7}, {"tool1": None}, {"reasoner1": None}, {"judge": 7}):
@@ -83,7 +83,7 @@ def test_only_agreement_of_all_ends_it_early_and_it_may_be_wrong(sandbox, agents
 @AGENTS
 def test_the_judge_decides_the_last_turn(sandbox, agents):
     task = aggregation(agents, turns=1)
-    wrong = dict.fromkeys(task.workflow.order[:-1], 8)
+    wrong = dict.fromkeys(task.workflow.speakers[:-1], 8)
     judge = turn(sandbox, task, SEVEN, wrong)["judge"]
     assert (judge.reward.team, judge.reward.local, judge.solved) == (1.0, pytest.approx(1.0), True)
     judge = turn(sandbox, task, SEVEN, {"judge": 8})["judge"]
@@ -98,10 +98,10 @@ def test_the_judge_decides_the_last_turn(sandbox, agents):
 def test_who_hears_whom(sandbox, agents):
     task = aggregation(agents)
     state = SEVEN
-    for role in task.workflow.order[:-1]:
+    for role in task.workflow.speakers[:-1]:
         assert "Its answer" not in task.prompt(state, role)[0]["content"]
         state = fakes.say(sandbox, task, state, role, words(role, 7)).state
     assert task.prompt(state, "judge")[0]["content"].count("Its answer: 7") == agents - 1
     state = fakes.say(sandbox, task, state, "judge", words("judge", 8)).state
-    for role in task.workflow.order[:-1]:
+    for role in task.workflow.speakers[:-1]:
         assert task.prompt(state, role)[0]["content"].count("Its answer") == agents

@@ -33,7 +33,7 @@ from atgrpo_jax.tools.check_task import check
         Sudoku(),
         Sudoku(size=9, least_empty=30, most_empty=45, prompts="sudoku/full"),
     ],
-    ids=lambda task: f"{type(task).__name__}, {' '.join(task.workflow.order)}, {task.prompts}",
+    ids=lambda task: f"{type(task).__name__}, {' '.join(task.workflow.speakers)}, {task.prompts}",
 )
 def test_the_games_keep_the_contract(task):
     assert check(task, instances=6) == []

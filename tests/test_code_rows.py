@@ -200,7 +200,7 @@ def test_a_row_with_anything_in_it_is_refused_by_its_field_or_can_be_played(base
         isinstance(text, str) for pair in problem.tests for text in pair
     )
     state = State(problem)
-    for role in TASK.workflow.order:
+    for role in TASK.workflow.speakers:
         assert TASK.prompt(state, role)[0]["content"].encode()
         assert isinstance(TASK.demonstration(state, role, random.Random(0)), str)
     first, *_ = programs(problem, "pass", 8, 2)

@@ -24,7 +24,7 @@ def with_tool(name):
 @pytest.mark.parametrize("name", GAMES)
 def test_a_tool_proposes_what_its_program_prints(name):
     task, scouted = with_tool(name), GAMES[name][0]()
-    decider = task.workflow.order[-1]
+    decider = task.workflow.speakers[-1]
     assert isinstance(task, ToolTask) and task.tools == ("tool",) and scouted.tools == ()
     state = task.initial(task.instance("train", 0))
     words = scouted.demonstration(state, "scout", random.Random(1))
@@ -76,7 +76,7 @@ def test_what_becomes_of_a_program_is_paid_and_shown(name, text, run, local, out
     state = task.initial(task.instance("train", 0))
     step = task.act(state, "tool", text, [run] if run else [])
     assert step.reward.local == pytest.approx(local / 4) and step.outcome is outcome
-    shown = task.prompt(step.state, task.workflow.order[-1])[0]["content"]
+    shown = task.prompt(step.state, task.workflow.speakers[-1])[0]["content"]
     assert "No list was found in that." in shown and (run is None or run.stderr in shown)
 
 
@@ -95,7 +95,7 @@ SHAPES = ("9, ", "[", "[[1, 2], ", "(0, 1), ", "R", "'R', ", "a", "[R]", "0\n", 
 def test_what_others_are_shown_of_a_proposal_is_bounded(name):
     task = with_tool(name)
     state = task.initial(task.instance("train", 0))
-    decider = task.workflow.order[-1]
+    decider = task.workflow.speakers[-1]
 
     def shown(length, shape, around):
         before, after = around

@@ -50,13 +50,13 @@ def task(name):
 def test_games_take_any_text(name, text, printed, times, data):
     game = task(name)
     state = game.initial(game.instance("train", data.draw(st.integers(0, 20))))
-    for role in game.workflow.order:
+    for role in game.workflow.speakers:
         said = f"```python\n{text}\n```" if role == "tool" else text * times
         runs = [ProgramResult("ok", printed * times, printed, True)]
         step = game.act(state, role, said, runs if role == "tool" else ())
         assert repr(step) == repr(game.act(state, role, said, runs if role == "tool" else ()))
         assert -1 <= step.reward.local <= 1 and step.reward.team in (0.0, 1.0)
-        shown = game.prompt(step.state, game.workflow.order[-1])[0]["content"]
+        shown = game.prompt(step.state, game.workflow.speakers[-1])[0]["content"]
         assert len(shown) < 12_000
         state = step.state
 

@@ -119,17 +119,21 @@ def test_a_cell_of_the_paper_is_composed(cell, model_folder, problems):
     task, team, size = cell
     x = built(files_of(cell), model_folder, problems)
     kinds = {"single": "shared", "shared": "shared", "lora": "lora", "roles": "full"}
-    order = x.task.workflow.order
+    order = x.task.workflow.speakers
     assert x.mesh.devices == 8 and x.steps == 400 and x.warm_start is None
     assert x.team.sharing == kinds.get(team, "shared")
     assert x.policies == (tuple(sorted(order)) if x.team.sharing in ("lora", "full") else ("shared",))
     assert x.optimizer.offload == ((team, size) == ("roles", "8b") and task in ("math", "code"))
     if team == "single":
-        assert len(order) == x.task.workflow.turns == 1 and not x.task.workflow.parallel
+        assert len(order) == x.task.workflow.turns == 1
     if team.startswith("aggregation"):
         *others, judge = order
         half = len(others) // 2
-        assert judge == "judge" and not x.task.workflow.parallel and len(order) == int(team[-1])
+        assert (
+            judge == "judge"
+            and x.task.workflow.stages == (tuple(others), ("judge",))
+            and len(order) == int(team[-1])
+        )
         assert others == [f"{kind}{i + 1}" for kind in ("reasoner", "tool") for i in range(half)]
 
 

@@ -53,7 +53,7 @@ def test_what_is_not_set_is_as_in_the_fields_default(tmp_path):
         "experiment.Experiment.task = @math.Math()\nworkflow.Workflow.turns = 1\n"
     )
     task = load(str(tmp_path / "small.gin")).task
-    assert task.workflow == Workflow(order=("tool", "reasoner"), turns=1, parallel=True)
+    assert task.workflow == Workflow(order=(("tool", "reasoner"),), turns=1)
 
 
 def test_a_file_that_refers_to_its_parts_keeps_its_meaning(tmp_path):
@@ -67,7 +67,7 @@ def test_a_file_that_refers_to_its_parts_keeps_its_meaning(tmp_path):
         "math.Math.workflow = @workflow.Workflow()\n"
         'workflow.Workflow.order = ("tool", "reasoner")\n'
     )
-    assert not load(str(tmp_path / "old.gin")).task.workflow.parallel
+    assert load(str(tmp_path / "old.gin")).task.workflow.stages == (("tool",), ("reasoner",))
 
 
 def test_the_one_candidate_with_values_is_taken(tmp_path):

@@ -31,7 +31,7 @@ def test_the_audit_names_the_first_member_and_field_that_differ(change):
     field = next(iter(change))
     odd = candidate(origin=dataclasses.replace(ORIGIN, **change))
     mixed = Group((candidate(k=0), candidate(k=1), odd, candidate(k=3)), 0)
-    with pytest.raises(GroupError, match=rf"1/train/3/0/0/a: candidate 2 differs in {field} "):
+    with pytest.raises(GroupError, match=rf"1/train/3/0/0/0/a: candidate 2 differs in {field} "):
         audit(mixed, version=0, seed=0)
 
 
@@ -53,7 +53,7 @@ def test_the_audit_refuses_stale_weights():
 def test_the_audit_refuses_what_the_engine_drew_for_another_request(drawn):
     """The rollout recorded the same origin for all; the engine says of one that it was asked otherwise."""
     odd = dataclasses.replace(candidate(origin=drawn, k=1), origin=ORIGIN)
-    with pytest.raises(GroupError, match="1/train/3/0/0/a: the engine drew candidate 1 for another request"):
+    with pytest.raises(GroupError, match="0/0/0/a: the engine drew candidate 1 for another request"):
         audit(Group((candidate(), odd, candidate(k=2)), 0), version=0, seed=0)
 
 
@@ -182,5 +182,5 @@ def test_an_episode_that_the_engine_failed_has_no_return():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_reward_that_is_not_finite_is_named(baseline, value):
     played = episodes(group(1.0, value, chosen=1)) + episodes(group(2.0, 1.0), episode=1)
-    with pytest.raises(GroupError, match=r"1/train/3/0/0/a: Reward.* mixed is (nan|inf); must be finite"):
+    with pytest.raises(GroupError, match=r"1/train/3/0/0/0/a: Reward.* mixed is (nan|inf); must be finite"):
         credit(played, alpha=1.0, baseline=baseline, normalise="std")

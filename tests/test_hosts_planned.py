@@ -134,7 +134,7 @@ def test_what_is_in_flight():
     few = LocalEngineConfig(slots=16, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     one = setup(engine=few)
     assert (one.players, one.shards, one.at_once, one.in_flight) == (1, 2, 2, 8)
-    one = setup(task=Sum(Workflow(("a", "b"), turns=2, parallel=True)))
+    one = setup(task=Sum(Workflow((("a", "b"),), turns=2)))
     assert (one.turns, one.draws, one.groups) == (2, 1, 2)
     assert one.at_once == 4 and one.in_flight == 16  # of the 32 samples that are asked for
 

@@ -220,9 +220,9 @@ def chi_square(counts, probs):
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (request([1] * 33), r"a prompt of 33 tokens at 1/train/0/0/0/a: .*max_prompt = 32"),
+        (request([1] * 33), r"a prompt of 33 tokens at 1/train/0/0/0/0/a: .*max_prompt = 32"),
         (request([]), "a prompt of 0 tokens"),
-        (request([1, 64]), "token id 64 at 1/train/0/0/0/a: the vocabulary has 64"),
+        (request([1, 64]), "token id 64 at 1/train/0/0/0/0/a: the vocabulary has 64"),
         (request([1, -2]), "token id -2"),
         (request([1], policy="ghost"), "no weights were pushed for policy 'ghost'"),
     ],

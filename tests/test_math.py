@@ -269,7 +269,7 @@ def test_every_weight_matters(sandbox, weight):
 
 
 def test_the_last_turn_ends_it(sandbox):
-    task = Math(workflow=Workflow(("tool", "reasoner"), turns=2, parallel=True))
+    task = Math(workflow=Workflow((("tool", "reasoner"),), turns=2))
     state = SEVEN
     for turn in (1, 2):
         state = say(sandbox, state, "tool", program("print(1)"), task).state
@@ -388,7 +388,7 @@ def test_bad_rows_are_named(tmp_path, line, says):
     ("wrong", "says"),
     [
         ({"workflow": Workflow(("critic",))}, r"not \['critic'\]"),
-        ({"workflow": Workflow(("judge", "reasoner"))}, "a judge is one, speaks last"),
+        ({"workflow": Workflow(("judge", "reasoner"))}, "a judge is one, and hears the others"),
         ({"files": {"dev": "x"}}, "files of split 'dev'"),
         ({"files": {"train": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
         ({"match": -1.0}, "Math.match"),

@@ -56,7 +56,7 @@ def rendered(name):
     state = task.initial(task.instance("train", 1))
     shown = []
     for turn in (1, 2):
-        for role in task.workflow.order:
+        for role in task.workflow.speakers:
             content = task.prompt(state, role)[0]["content"]
             shown.append(f"######## turn {turn}, {role}\n{content}\n")
             text, printed = texts[role], ""

@@ -98,7 +98,7 @@ def test_entries_that_a_server_repeats_are_left_out(server, make):
 def test_nonsense_again_and_again_stops_the_run(server, make):
     engine = make(server, attempts=2)
     server.faults = ["wrong id"] * 5
-    with pytest.raises(RunError, match=r"no sample at 1/train/0/0/0/a after 2 tries; .* outside the voc"):
+    with pytest.raises(RunError, match=r"no sample at 1/train/0/0/0/0/a after 2 tries; .* outside the voc"):
         ask(engine, request())
 
 
@@ -114,7 +114,7 @@ def test_a_server_that_ends_samples_where_we_do_not_stops_the_run(server, make):
 def test_requests_that_would_end_a_server_are_not_sent(server, make):
     engine = make(server)
     for wrong, says in (
-        (request(prompt=(5, 64)), "token id 64 at 1/train/0/0/0/a: the vocabulary has 64"),
+        (request(prompt=(5, 64)), "token id 64 at 1/train/0/0/0/0/a: the vocabulary has 64"),
         (request(prompt=(-1,)), "token id -1"),
         (request(prompt=()), "token id -1"),
         (request(prompt=(5,) * 252), r"a prompt of 252 tokens .* and 4 to draw: .* have room for 256"),

@@ -141,7 +141,7 @@ def test_a_fleet_that_hangs_ends_the_run_in_words(folder, make, impatient, count
         for server in silent:
             server.hang()
             stack.callback(server.go_on)
-        says = r"no sample at 1/train/0/0/0/a within .*deadline_s = 1.5 s; .*: no answer any more, it hangs"
+        says = r"no sample at 1/train/0/0/0/0/a within .*deadline_s = 1.5 s; .*: no answer any more, it hangs"
         with pytest.raises(RunError, match=says):
             ask(engine, request())
 

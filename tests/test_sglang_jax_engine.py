@@ -270,9 +270,9 @@ def test_a_deadline_and_a_cancellation_leave_nothing_behind(engine, params, monk
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (request([1] * 153), r"a prompt of 153 tokens at 1/train/0/0/0/a: must be 1 to 152"),
+        (request([1] * 153), r"a prompt of 153 tokens at 1/train/0/0/0/0/a: must be 1 to 152"),
         (request([]), "a prompt of 0 tokens"),
-        (request([1, 96]), "token id 96 at 1/train/0/0/0/a: the vocabulary has 96"),
+        (request([1, 96]), "token id 96 at 1/train/0/0/0/0/a: the vocabulary has 96"),
         (request([1], policy="ghost"), "has no policy 'ghost'"),
         (request([1], banned=(2,)), "Sampling.banned"),
     ],

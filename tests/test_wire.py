@@ -41,7 +41,8 @@ FIELDS = {
     Candidate: "origin: Origin, sample: Sample, text: str, outcome: Outcome, reward: Reward | None",
     Origin: "key: GroupKey, prompt_ids: tuple[int, ...], state_digest: str, policy: str, version: int, "
     "sampling: Sampling",
-    GroupKey: "step: int, split: str, instance: int, episode: int, turn: int, role: str",
+    GroupKey: "step: int, split: str, instance: int, episode: int, turn: int, role: str, "
+    "seat: int | None, stage: int",
     Sampling: "temperature: float, max_tokens: int, top_k: int, top_p: float, min_p: float, min_tokens: int, "
     "banned: tuple[int, ...], stop: tuple[str, ...], pattern: str",
     Sample: "tokens: tuple[int, ...], logprobs: tuple[float, ...], "
@@ -162,7 +163,7 @@ def test_a_message_that_is_not_whole_is_refused(data):
 
 
 def test_a_message_of_another_version_is_refused():
-    other = wire.encode([]).replace(b"episodes 1", b"episodes 0")
+    other = wire.encode([]).replace(b"episodes 2", b"episodes 1")
     with pytest.raises(RunError, match="run the same version on all hosts"):
         wire.decode(other)
 

@@ -65,9 +65,17 @@ class GroupKey:
     episode: int  # always 0 in tree sampling; the number of the episode in trajectory sampling
     turn: int
     role: str
+    seat: int | None = None  # of a role that has several; see ``tasks.workflow.Workflow``
+    stage: int = 0  # of the turn
+
+    @property
+    def speaker(self) -> str:
+        """Returns the name under which the task knows who speaks: the role's, or its seat's."""
+        return self.role if self.seat is None else f"{self.role}{self.seat}"
 
     def path(self) -> str:
-        return f"{self.step}/{self.split}/{self.instance}/{self.episode}/{self.turn}/{self.role}"
+        place = f"{self.step}/{self.split}/{self.instance}/{self.episode}"
+        return f"{place}/{self.turn}/{self.stage}/{self.speaker}"
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -96,12 +96,13 @@ class Setup:
 
 def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew: Skew, hosts: int) -> Setup:
     """Returns the numbers of a run whose mesh spans so many hosts. ``drawing`` is its engine's."""
-    roles = experiment.task.workflow.order
-    parallel = experiment.task.workflow.parallel
+    workflow = experiment.task.workflow
+    stages = len(workflow.stages)
+    speakers = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
     rollout = experiment.rollout
     mean = dataclasses.replace(workload, new=max(round(skew.mean), 1))
     compute = experiment.compute
-    policies = [experiment.team.policy(role) for role in roles]
+    policies = [experiment.team.policy(role) for role in speakers]
     numbers = []
     flops = []
     prompts = []
@@ -126,9 +127,9 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
         chunk=drawing.chunk,
         instances=rollout.instances,
         episodes=1 if rollout.tree else rollout.candidates,
-        turns=experiment.task.workflow.turns,
-        draws=1 if parallel else len(roles),
-        groups=len(roles) if parallel else 1,
+        turns=workflow.turns,
+        draws=stages,
+        groups=-(-len(speakers) // stages),
         samples=workload.candidates,
         prompt=workload.prompt,
         most=workload.new,

@@ -50,19 +50,20 @@ def seconds(
 ) -> Mapping[str, tuple[float, float, str]]:
     """Returns stage -> (FLOP, least seconds, what limits it).
 
-    The groups are divided evenly among the roles.
+    The groups are divided evenly among all who speak in a turn.
     """
-    roles = experiment.task.workflow.order
+    workflow = experiment.task.workflow
+    speakers = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
     updates: dict[Any, float] = defaultdict(float)  # mesh -> seconds; meshes work side by side
-    samples = workload.groups / len(roles) * workload.candidates
+    samples = workload.groups / len(speakers) * workload.candidates
     together = experiment.engine.at_once or samples
     steps = math.ceil(samples / together) * workload.new
-    for role in roles:
+    for role in speakers:
         policy = experiment.team.policy(role)
         model = experiment.architecture(experiment.initial_name(policy))
         vocab = model.vocab_size or experiment.tokenizer.vocab_size
-        done = work(model, experiment.compute, vocab, workload, workload.groups / len(roles))
+        done = work(model, experiment.compute, vocab, workload, workload.groups / len(speakers))
         rate = device.flops * utilisation * experiment.mesh.side
         numbers = model.layers * family_of(model).block_kernels(model) + vocab * model.width
         read = jnp.dtype(experiment.compute.dtype).itemsize * numbers

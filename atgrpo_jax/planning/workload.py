@@ -16,8 +16,8 @@ from atgrpo_jax.update.warm_start import demonstrations
 class Workload:
     """Holds the number and the lengths of a training step's groups.
 
-    It is assumed that all episodes last all turns, and that all answers are as long as the limit
-    allows.
+    It is assumed that all episodes last all turns, that everybody speaks in each, and that all answers
+    are as long as the limit allows.
     """
 
     groups: int  # of all roles in one step
@@ -53,11 +53,11 @@ def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
         episodes = coroutines.run(play(runner))
     origins = [group.origin for episode in episodes for group in episode.groups]
     lengths = [len(origin.prompt_ids) for origin in origins]
-    roles = len(experiment.task.workflow.order)
-    turns = experiment.task.workflow.turns
+    workflow = experiment.task.workflow
+    speakers = sum(map(len, workflow.stages)) * workflow.turns
     tree = experiment.rollout.tree
     return Workload(
-        groups=experiment.rollout.instances * roles * turns * (1 if tree else experiment.rollout.candidates),
+        groups=experiment.rollout.instances * speakers * (1 if tree else experiment.rollout.candidates),
         prompt=float(np.mean(lengths)),
         longest_prompt=max(lengths),
         new=experiment.rollout.max_tokens,

@@ -24,6 +24,7 @@ from atgrpo_jax.credit.selection import Select, choose
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult, Runner
 from atgrpo_jax.tasks.calls import calling, kind, place, scored
+from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.protocol import Task, ToolTask, Transition, digest
 from atgrpo_jax.tokens.tokens import Tokenizer
 
@@ -65,29 +66,31 @@ class Player:
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """Plays one episode of the team on ``task.instance(split, index)``."""
-        workflow = self.task.workflow
-        state = self._start(step, split, index)
+        course = Course(self.task, self._start(step, split, index))
         groups: list[Group] = []
 
-        def finish(turns, end) -> Episode:
-            return Episode(split, index, episode, tuple(groups), end == "solved", turns, end)
+        def finish(end) -> Episode:
+            return Episode(split, index, episode, tuple(groups), end == "solved", course.turns, end)
 
-        for turn in range(workflow.turns):
-            keys = [GroupKey(step, split, index, episode, turn, role) for role in workflow.order]
-            if workflow.parallel:
-                draws = await asyncio.gather(*(self._draw(state, key, bool(groups)) for key in keys))
-            for i, key in enumerate(keys):
-                drawn = draws[i] if workflow.parallel else await self._draw(state, key, bool(groups))
-                group, steps = await self._score(state, drawn)
+        while speakers := self._next(course, f"step {step}, {split} instance {index}, episode {episode}"):
+            keys = []
+            for speaker in speakers:
+                role, seat = self.task.workflow.seat(speaker)
+                keys.append(GroupKey(step, split, index, episode, course.turn, role, seat, course.stage))
+            draws = await asyncio.gather(*(self._draw(course.state, key, bool(groups)) for key in keys))
+            for drawn in draws:
+                group, steps = await self._score(course.state, drawn)
                 groups.append(group)
                 if group.chosen is None:
-                    return finish(turn + 1, "engine_error")
+                    return finish("engine_error")
                 taken = steps[group.chosen]
                 assert taken is not None
-                state = taken.state
-                if taken.done and (not workflow.parallel or key is keys[-1]):
-                    return finish(turn + 1, "solved" if taken.solved else "ended")
-        return finish(workflow.turns, "turn_limit")
+                course.take(taken)
+        return finish(course.end)
+
+    def _next(self, course: Course, where: str) -> Sequence[str]:
+        with self.clock, calling(self.task, "speaks", f"{where}, turn {course.turn}"):
+            return course.next()
 
     def _start(self, step: int, split: str, index: int) -> Any:
         """Returns the first state of an instance.
@@ -110,7 +113,7 @@ class Player:
         Raises NotFinite for a sample whose logprobs are not finite.
         """
         with self.clock, calling(self.task, "prompt", place(key)):
-            messages = self.task.prompt(state, key.role)
+            messages = self.task.prompt(state, key.speaker)
             state_digest = digest(state)
         with self.clock:
             prompt_ids = self.tokenizer.prompt_ids(messages)
@@ -175,7 +178,7 @@ class Player:
         Programs of one round run at the same time. The task may choose a round's programs by the
         results of earlier rounds.
         """
-        if not isinstance(self.task, ToolTask) or key.role not in self.task.tools:
+        if not isinstance(self.task, ToolTask) or key.speaker not in self.task.tools:
             return ()
         assert self.runner is not None, "a task whose roles write programs needs somewhere to run them"
         runs: list[ProgramResult] = []
@@ -188,16 +191,16 @@ class Player:
     ) -> Sequence[Program]:
         assert isinstance(self.task, ToolTask)
         with self.clock, calling(self.task, "programs", place(key)):
-            return self.task.programs(state, key.role, text, runs)
+            return self.task.programs(state, key.speaker, text, runs)
 
     def _act(
         self, state: Any, key: GroupKey, text: str, sample: Sample, runs: Sequence[ProgramResult]
     ) -> tuple[Transition, Outcome]:
         with calling(self.task, "act", place(key)):
             if isinstance(self.task, ToolTask):
-                step = self.task.act(state, key.role, text, runs)
+                step = self.task.act(state, key.speaker, text, runs)
             else:
-                step = self.task.act(state, key.role, text)
+                step = self.task.act(state, key.speaker, text)
         step = scored(step, self.task, key, self.team.alpha)
         if any(run.end == "crash" for run in runs):
             return step, Outcome.TOOL_CRASH

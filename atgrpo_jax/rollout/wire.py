@@ -31,7 +31,7 @@ from atgrpo_jax.common.types import (
 )
 
 # To be counted up whenever the bytes of a message change (tests/test_wire.py knows the fields).
-FORM = b"atgrpo_jax episodes 1\n"
+FORM = b"atgrpo_jax episodes 2\n"
 _DIGEST = 16  # bytes
 _SIZES = struct.Struct("<QQc")  # tokens, logprobs, type code of the logprobs ("f" or "d")
 

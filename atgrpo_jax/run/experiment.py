@@ -89,7 +89,7 @@ class Experiment:
         )
         shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
         require(self, "tokenizer", shown, "its chat template does not show what a message says")
-        self.team.policies(self.task.workflow.order)
+        self.team.policies(self.task.workflow.roles)
         for name in ("model", "pretrained"):
             given = getattr(self, name)
             exact = not isinstance(given, Mapping) or set(given) == set(self.initial_names)
@@ -116,17 +116,17 @@ class Experiment:
 
     @property
     def policies(self) -> tuple[str, ...]:
-        return self.team.policies(self.task.workflow.order)
+        return self.team.policies(self.task.workflow.roles)
 
     @property
     def initial_names(self) -> tuple[str, ...]:
         """Returns the names of the different starting weights; all adapters share one, "base"."""
-        roles = self.task.workflow.order
+        roles = self.task.workflow.roles
         return self.team.starting(roles).policies(roles)
 
     def initial_name(self, policy: str) -> str:
         """Returns the name in ``initial_names`` of the weights that a policy starts from."""
-        adapter = policy in self.policies and self.team.kind(policy, self.task.workflow.order) == "lora"
+        adapter = policy in self.policies and self.team.kind(policy, self.task.workflow.roles) == "lora"
         return BASE if adapter else policy
 
     def architecture(self, initial: str) -> Architecture:

@@ -113,7 +113,7 @@ class TeamLearner:
                 models={name: self._learner(name).model for name in experiment.initial_names},
                 meshes={name: self.meshes[name] for name in experiment.initial_names},
                 task=experiment.task,
-                team=experiment.team.starting(experiment.task.workflow.order),
+                team=experiment.team.starting(experiment.task.workflow.roles),
                 tokenizer=experiment.tokenizer,
                 batch=experiment.batch,
                 seed=experiment.seed,
@@ -174,7 +174,7 @@ class TeamLearner:
             items[item.group.origin.policy].append(item)
         states = dict(team.policies)
         dispatched: dict[str, Updates] = {}
-        for policy in experiment.team.updated(step, experiment.task.workflow.order):
+        for policy in experiment.team.updated(step, experiment.task.workflow.roles):
             learner = self._learners[policy]
             state = states[policy]
             records = []

@@ -20,7 +20,7 @@ def place(key: GroupKey) -> str:
     """Returns the place in a run, in words."""
     return (
         f"step {key.step}, {key.split} instance {key.instance}, episode {key.episode}, "
-        f"turn {key.turn}, role {key.role}"
+        f"turn {key.turn}, role {key.speaker}"
     )
 
 

@@ -46,7 +46,7 @@ def settle(task: Any, names: Sequence[str], split: str = "train") -> None:
     try:
         missing = sorted(set(names) - set(_templates(task.prompts)))
         require(task, "prompts", not missing, f"no template {', '.join(missing)} in {_folder(task.prompts)}")
-        for role in task.workflow.order:
+        for role in task.workflow.speakers:
             task.prompt(first, role)
     except TemplateError as error:
         require(task, "prompts", False, str(error))

@@ -38,7 +38,10 @@ class Play(Protocol):
         states."""
         ...
 
-    def prompt(self, state: Any, role: str) -> Sequence[Message]: ...
+    def prompt(self, state: Any, role: str) -> Sequence[Message]:
+        """Returns what ``role`` is shown. Here and below, a role with several seats is named with the
+        seat's number (``Workflow.seats``): "worker0"."""
+        ...
 
     def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
         """Returns an answer for the warm start. It is imperfect on purpose."""
@@ -49,6 +52,19 @@ class Play(Protocol):
 class Task(Play, Protocol):
     def act(self, state: Any, role: str, text: str) -> Transition:
         """Returns what happens when ``role`` says ``text``. Never raises, whatever the text."""
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """What a task has beside, if not everybody speaks whenever the workflow names them."""
+
+    def speaks(self, state: Any, role: str) -> bool:
+        """Returns whether ``role`` speaks, now that the workflow comes to it. It is a pure function.
+
+        All of a stage are asked in the state at its start. If nobody speaks in a whole turn, the
+        episode is over.
+        """
         ...
 
 

@@ -22,6 +22,7 @@ from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.sandbox.protocol import Runner
+from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.protocol import Task, ToolTask, digest
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import Tokenizer
@@ -65,20 +66,15 @@ async def _lengths(
     texts = (None, _wordy(experiment.tokenizer, experiment.rollout.max_tokens), _PRINTS)
     for index, said in itertools.product(range(instances), texts):
         try:
-            state = judge.initial(index)
-            done = False
-            for turn in range(experiment.task.workflow.turns):
-                for role in experiment.task.workflow.order:
-                    place = f"train {index}, turn {turn}, {role}"
-                    text = said or judge.demonstration(state, role, place, random.Random(index))
-                    prompt = judge.prompt(state, role, place)
+            course = Course(experiment.task, judge.initial(index))
+            while speakers := judge.next(course, f"train {index}"):
+                for role in speakers:
+                    place = f"train {index}, turn {course.turn}, {role}"
+                    text = said or judge.demonstration(course.state, role, place, random.Random(index))
+                    prompt = judge.prompt(course.state, role, place)
                     longest = max(longest, len(experiment.tokenizer.prompt_ids(prompt)))
                     answers = max(answers, 0 if said else len(experiment.tokenizer.answer_ids(text)))
-                    step = await judge.step(state, role, text, place)
-                    state = step.state
-                    done = step.done
-                if done:
-                    break
+                    course.take(await judge.step(course.state, role, text, place))
         except Broken:
             continue
     say(f"the longest prompt has {longest} tokens, the longest demonstration {answers}")
@@ -108,7 +104,8 @@ def digests(task: Task | ToolTask, instances: int) -> list[str]:
     for split in SPLITS:
         for index in range(available(task, split, instances)):
             instance = task.instance(split, index)
-            prompts = [task.prompt(task.initial(instance), role) for role in task.workflow.order]
+            course = Course(task, task.initial(instance))
+            prompts = [task.prompt(course.state, role) for role in course.next()]
             lines.append(f"{split} {index} {digest(instance)} {digest(prompts)}")
     return lines
 

@@ -8,6 +8,7 @@ from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.sandbox.protocol import Runner
+from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.protocol import Task, ToolTask, Transition, digest, missing
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tools.farming import Farming
@@ -97,27 +98,21 @@ class _Contract:
 
     async def _play(self, index: int) -> None:
         """Plays an instance along demonstrations, and tries all texts in every state on the way."""
-        task = self._task
         state = self._calls.initial(index)
         one = repr(state)
         other = repr(self._calls.initial(index))
         if one != other:
             self._calls.found("the first state is pure", f"train {index}: {_differ(one, other)}")
-        for turn in range(task.workflow.turns):
-            done = False
-            for role in task.workflow.order:
-                place = f"train {index}, turn {turn}, {role}"
+        course = Course(self._task, state)
+        while speakers := self._calls.next(course, f"train {index}"):
+            for role in speakers:
+                place = f"train {index}, turn {course.turn}, {role}"
                 if index < 3:
-                    self._robustness.survive(state, role, place)
-                step = await self._look(state, role, place)
-                if index == turn == 0:
-                    self._robustness.grow(state, role, place)
-                state = step.state
-                done = step.done
-                if done and not task.workflow.parallel:
-                    return
-            if done:
-                return
+                    self._robustness.survive(course.state, role, place)
+                step = await self._look(course.state, role, place)
+                if index == course.turn == 0:
+                    self._robustness.grow(course, role, place)
+                course.take(step)
 
     async def _look(self, state: Any, role: str, place: str) -> Transition:
         before = digest(state)

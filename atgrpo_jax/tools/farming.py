@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.types import seed_of
+from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tools.hostile import spoilt
 from atgrpo_jax.tools.one_call import Calls
@@ -38,7 +39,7 @@ class Farming:
                     worst[role] = min(total, worst.get(role, math.inf))
                 else:
                     best[role] = max(total, best.get(role, -math.inf))
-        for role in self._task.workflow.order:
+        for role in self._task.workflow.speakers:
             if best.get(role, -math.inf) > worst.get(role, math.inf) + 1e-9:  # beyond rounding
                 self._calls.found(
                     "failing pays less than solving",
@@ -51,30 +52,22 @@ class Farming:
         Returns None if the task raised. Answers are spoilt with a probability that each episode
         draws. In about a quarter of the episodes a role takes the best-paid of four answers."""
         task = self._task
-        state = self._calls.initial(index)
-        solved = False
+        course = Course(task, self._calls.initial(index))
         team = 0.0
-        local = dict.fromkeys(task.workflow.order, 0.0)
+        local = dict.fromkeys(task.workflow.speakers, 0.0)
         spoil, tries = rng.choice(((0.0, 1), (0.3, 1), (1.0, 1), (0.5, 4)))
-        for turn in range(task.workflow.turns):
-            done = False
-            for role in task.workflow.order:
-                place = f"train {index}, turn {turn}, {role}"
-                texts = [self._said(state, role, place, spoil, rng) for _ in range(tries)]
-                step = await self._best(state, role, texts, place)
+        while speakers := self._calls.next(course, f"train {index}"):
+            for role in speakers:
+                place = f"train {index}, turn {course.turn}, {role}"
+                texts = [self._said(course.state, role, place, spoil, rng) for _ in range(tries)]
+                step = await self._best(course.state, role, texts, place)
                 if step is None:
                     return None
-                state = step.state
-                solved = step.solved
-                done = step.done
+                course.take(step)
                 local[role] += step.reward.local
                 team += step.reward.team
-                if done and not task.workflow.parallel:
-                    break
-            if done:
-                break
         self._bounded(f"train {index}", team, local)
-        return {role: team + own for role, own in local.items()}, solved
+        return {role: team + own for role, own in local.items()}, course.end == "solved"
 
     def _said(self, state: Any, role: str, place: str, spoil: float, rng: random.Random) -> str:
         text = self._calls.demonstration(state, role, place, rng)

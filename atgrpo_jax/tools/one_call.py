@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Message, Outcome, Reward
 from atgrpo_jax.sandbox.protocol import ProgramResult, Runner
+from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.protocol import ToolTask, Transition
 
 # Largest absolute value of a reward's team or local part, and of their sums over an episode.
@@ -68,6 +69,10 @@ class Calls:
     def initial(self, index: int) -> Any:
         instance = self.instance("train", index)
         return self.called("the first state can be made", f"train {index}", self.task.initial, instance)
+
+    def next(self, course: Course, place: str) -> Sequence[str]:
+        """Returns who speaks next. Raises Broken if the task cannot say so."""
+        return self.called("speaks says True or False", f"{place}, turn {course.turn}", course.next)
 
     def prompt(self, state: Any, role: str, place: str) -> Sequence[Message]:
         """Returns a prompt of the task. Raises Broken if it is no list of messages."""

@@ -1,5 +1,6 @@
 """Tries hostile texts, endings of programs, and texts that grow, on the roles of a task."""
 
+import copy
 import itertools
 import random
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.sandbox.protocol import ProgramResult
+from atgrpo_jax.tasks.course import Course, speaks
 from atgrpo_jax.tasks.protocol import ToolTask, Transition
 from atgrpo_jax.tools.children import in_child
 from atgrpo_jax.tools.hostile import ENDS, EVALUATES, HOSTILE, OUTPUTS, SHAPES
@@ -68,8 +70,12 @@ class Robustness:
                 deadly.update(HOSTILE)
                 return
 
-    def grow(self, state: Any, role: str, place: str) -> None:
-        """Checks long texts and outputs: time may grow as they do, and prompts must not grow."""
+    def grow(self, course: Course, role: str, place: str) -> None:
+        """Checks long texts and outputs: time may grow as they do, and prompts must not grow.
+
+        ``role`` is the next speaker of the course.
+        """
+        state = course.state
         good = self._calls.demonstration(state, role, place, random.Random(seed_of(place)))
         kinds = ("text", "output") if isinstance(self._task, ToolTask) else ("text",)
 
@@ -84,7 +90,7 @@ class Robustness:
             began = time.process_time()
             step = acted(self._task, state, role, text, run)
             seconds = time.process_time() - began
-            return seconds, next_prompts(self._task, step, role, seed_of(place))
+            return seconds, next_prompts(self._task, course, step, seed_of(place))
 
         def call(given: tuple[str, str]) -> list[tuple[str, str]]:
             try:
@@ -116,20 +122,24 @@ def acted(task: Any, state: Any, role: str, text: str, run: ProgramResult) -> Tr
     return task.act(state, role, text, runs)
 
 
-def next_prompts(task: Any, step: Transition, role: str, seed: int) -> dict[str, int]:
-    """Returns the length of each role's next prompt, in characters.
+def next_prompts(task: Any, course: Course, step: Transition, seed: int) -> dict[str, int]:
+    """Returns the length of each speaker's next prompt, in characters.
 
-    The turn in which ``role`` took ``step`` is first played to its end along demonstrations.
+    The next speaker of the course takes ``step``, and then the turn is played to its end along
+    demonstrations. The course stays as it is.
     """
-    order = task.workflow.order
-    for other in order[order.index(role) + 1 :]:
-        if step.done:
-            break
-        text = task.demonstration(step.state, other, random.Random(seed))
-        step = acted(task, step.state, other, text, ProgramResult("ok", text, "", True))
+    course = copy.copy(course)
+    turn = course.turn
+    course.take(step)
+    while (waiting := course.waiting or course.next()) and course.turn == turn:
+        for other in waiting:
+            text = task.demonstration(course.state, other, random.Random(seed))
+            course.take(acted(task, course.state, other, text, ProgramResult("ok", text, "", True)))
     lengths = {}
-    for other in order:
-        lengths[other] = sum(len(message["content"]) for message in task.prompt(step.state, other))
+    for other in task.workflow.speakers:
+        if speaks(task, course.state, other):
+            shown = task.prompt(course.state, other)
+            lengths[other] = sum(len(message["content"]) for message in shown)
     return lengths
 
 
@@ -151,10 +161,10 @@ def growth(tried: Callable[[int], tuple[float, dict[str, int]]]) -> Iterator[tup
                 "time grows as texts do",
                 f"takes {quick:.2g} s for {short:,} characters, {slow:.2g} s for {long:,}",
             )
-    if any(after[role] > before[role] + ROOM for role in after):
+    if any(after[role] > before[role] + ROOM for role in after if role in before):
         longer = tried(4 * long)[1]
         for role in after:
-            if longer[role] > after[role] + ROOM:
+            if longer.get(role, 0) > after[role] + ROOM:
                 yield (
                     "prompts are bounded",
                     f"of {4 * long:,} characters makes {role}'s next prompt {longer[role]:,} long: cut what "

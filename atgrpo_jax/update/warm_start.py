@@ -206,7 +206,7 @@ def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int)
 def _demonstration(task, tokenizer, state, key, k, seed) -> Sample:
     rng = random.Random(seed_of("demonstration", seed, key.path(), k))
     with calling(task, "demonstration", place(key)):
-        text = task.demonstration(state, key.role, rng)
+        text = task.demonstration(state, key.speaker, rng)
     tokens = tokenizer.answer_ids(text)
     return Sample(tokens, (0.0,) * len(tokens), "stop", version=0)
 

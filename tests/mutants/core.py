@@ -105,7 +105,9 @@ FAULTS = {
         ('{self.seed}/{self.group.path()}/{self.k}', '{self.seed}/{self.group.path()}', "siblings draw the same"),
         ('{self.seed}/{self.group.path()}/{self.k}', '{self.group.path()}/{self.k}', "all seeds draw the same"),
         ("{self.step}/{self.split}/{self.instance}", "{self.split}/{self.instance}", "all steps draw the same"),
-        ("/{self.turn}/{self.role}", "/{self.role}", "all turns draw the same"),
+        ("{place}/{self.turn}/{self.stage}/", "{place}/{self.stage}/", "all turns draw the same"),
+        ("/{self.stage}/{self.speaker}", "/{self.speaker}", "who speaks twice in a turn draws the same"),
+        ("/{self.stage}/{self.speaker}", "/{self.stage}/{self.role}", "all seats draw the same"),
     ],
     ("update/optimizer.py", OPTIMIZER): [
         ("optax.clip_by_global_norm(self.clip_norm)", "optax.clip_by_global_norm(1e9)", "gradients are not clipped"),

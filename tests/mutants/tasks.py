@@ -106,7 +106,7 @@ FAULTS = {
         ("done and now.right == 1.0", "done", "agreement is success"),
         ("team = now.right - state.now.right", "team = now.right", "the team is paid every turn in full"),
         ("good = other is not None and passes(problem, other, test)", "good = other is not None", "every test is a good one"),
-        ("rounds = state.rounds if self.workflow.parallel or role == CODER else", "rounds = () if self.workflow.parallel or role == CODER else", "roles see nothing of before"),
+        ("rounds = (*state.rounds, state.now) if sees_now else state.rounds", "rounds = (state.now,) if sees_now else ()", "roles see nothing of before"),
         ("state.problem.solution or (state.now.code if state.now.right == 1.0 else \"\")", "state.problem.solution or state.now.code", "a wrong program judges tests"),
     ],
     ("tasks/code/written_tests.py", "test_code_rewards.py"): [

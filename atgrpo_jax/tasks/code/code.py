@@ -95,7 +95,7 @@ class Code:
     turn. It is solved if the program passes all golden tests then.
     """
 
-    workflow: Workflow = Workflow(order=("coder", "tester"), turns=4, parallel=True)
+    workflow: Workflow = Workflow(order=(("coder", "tester"),), turns=4)
     prompts: str = "code/full"
     # Files of problems for each split; see docs/data.md. If empty, small problems are made up.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -115,16 +115,19 @@ class Code:
 
     def __post_init__(self):
         check_types(self)
-        unknown = sorted(set(self.workflow.order) - set(ROLES))
+        speakers = self.workflow.speakers
+        unknown = sorted(set(speakers) - set(ROLES))
         require(self, "workflow", not unknown, f"roles are {' and '.join(ROLES)}, not {unknown}")
-        require(self, "workflow", self.workflow.order[0] == CODER, "the coder speaks first")
+        require(self, "workflow", speakers[0] == CODER, "the coder speaks first")
+        once = sum(map(len, self.workflow.stages)) == len(speakers)
+        require(self, "workflow", once, "somebody speaks twice in a turn")
         for name in ("tests", "timeouts"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
         for name in ("builds", "runs", "golden", "form", "quality"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
         object.__setattr__(self, "files", absolute(self.files))
-        prompts.settle(self, self.workflow.order, next(iter(self.files), "train"))
+        prompts.settle(self, speakers, next(iter(self.files), "train"))
 
     def instance(self, split: str, index: int) -> Problem:
         """Returns a problem of the files, or a made-up one. Raises ValueError for a split without
@@ -141,11 +144,12 @@ class Code:
 
     @property
     def tools(self) -> tuple[str, ...]:
-        return self.workflow.order
+        return self.workflow.speakers
 
     def prompt(self, state: State, role: str) -> list[Message]:
         problem = state.problem
-        rounds = state.rounds if self.workflow.parallel or role == CODER else (*state.rounds, state.now)
+        sees_now = role != CODER and CODER not in self.workflow.stages[-1]
+        rounds = (*state.rounds, state.now) if sees_now else state.rounds
         values = {
             "question": problem.question,
             "form": problem.form,
@@ -176,7 +180,7 @@ class Code:
         team = now.right - state.now.right
         after = dataclasses.replace(state, now=now)
         done = False
-        if role == self.workflow.order[-1]:
+        if role == self.workflow.last:
             agrees = now.case is not None and now.case.agrees
             done = agrees or len(state.rounds) + 1 == self.workflow.turns
             if not done:

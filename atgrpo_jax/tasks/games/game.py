@@ -91,14 +91,16 @@ class Game(abc.ABC):
         check_types(self)
         require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
         roles = {SCOUT, TOOL, self.decider}
-        unknown = sorted(set(self.workflow.order) - roles)
+        speakers = self.workflow.speakers
+        unknown = sorted(set(speakers) - roles)
         require(self, "workflow", not unknown, f"roles are {', '.join(sorted(roles))}, not {unknown}")
-        last = self.workflow.order[-1] == self.decider
+        last = self.workflow.last == self.decider
         require(self, "workflow", last, f"the last role decides: it must be {self.decider}")
-        require(self, "workflow", not self.workflow.parallel, "the decider must see what was proposed")
+        one_by_one = [(speaker,) for speaker in speakers] == list(self.workflow.stages)
+        require(self, "workflow", one_by_one, "the decider must see what was proposed")
         for name in ("progress", "shortest", "illegal", "invalid", "proposal", "code"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
-        proposers = len(self.workflow.order) - 1
+        proposers = len(speakers) - 1
         best = self.proposal * (1 + self.progress + self.shortest) + self.code * bool(self.tools)
         failed = self.progress + best * proposers
         cost = max(self.invalid, self.illegal)
@@ -111,7 +113,7 @@ class Game(abc.ABC):
             f"failing could pay {failed:.3g} and solving only {solved:.3g}; lower proposal, shortest, code, "
             "illegal or invalid",
         )
-        prompts.settle(self, self.workflow.order, next(iter(self.sources), "train"))
+        prompts.settle(self, speakers, next(iter(self.sources), "train"))
 
     # What each game defines
 
@@ -152,7 +154,7 @@ class Game(abc.ABC):
 
     @property
     def tools(self) -> tuple[str, ...]:
-        return tuple(role for role in self.workflow.order if role == TOOL)
+        return tuple(role for role in self.workflow.speakers if role == TOOL)
 
     def longest(self, state: Any) -> int:
         """Returns how many items of a list are carried out at most. No shortest solution has

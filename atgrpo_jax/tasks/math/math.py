@@ -82,7 +82,7 @@ class Math:
     last turn. It is solved if the team's answer is right then.
     """
 
-    workflow: Workflow = Workflow(order=("tool", "reasoner"), turns=4, parallel=True)
+    workflow: Workflow = Workflow(order=(("tool", "reasoner"),), turns=4)
     prompts: str = "math/full"
     # Files of problems for each split; see docs/data.md. If empty, sums are made up.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -99,11 +99,14 @@ class Math:
 
     def __post_init__(self):
         check_types(self)
-        unknown = sorted({role for role in self.workflow.order if kind_of(role) not in KINDS})
+        speakers = self.workflow.speakers
+        unknown = sorted({role for role in speakers if kind_of(role) not in KINDS})
         require(self, "workflow", not unknown, f"roles are {', '.join(KINDS)} and a number, not {unknown}")
-        judges = [role for role in self.workflow.order if kind_of(role) == JUDGE]
-        last = not judges or (judges == [self.workflow.order[-1]] and not self.workflow.parallel)
-        require(self, "workflow", last, "a judge is one, speaks last, and hears the others: not parallel")
+        judges = tuple(role for role in speakers if kind_of(role) == JUDGE)
+        last = not judges or judges == self.workflow.stages[-1]
+        require(self, "workflow", last, "a judge is one, and hears the others: it speaks last, and alone")
+        once = sum(map(len, self.workflow.stages)) == len(speakers)
+        require(self, "workflow", once, "somebody speaks twice in a turn")
         require(self, "terms", self.terms >= 2, "must be at least 2")
         require(self, "largest", self.largest >= 2, "must be at least 2")
         require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")
@@ -112,7 +115,7 @@ class Math:
         missing = find_spec("sympy") is None
         require(self, "files", not missing, 'needs sympy: pip install "atgrpo_jax[math]"')
         object.__setattr__(self, "files", absolute(self.files))
-        prompts.settle(self, list(map(kind_of, self.workflow.order)), next(iter(self.files), "train"))
+        prompts.settle(self, list(map(kind_of, speakers)), next(iter(self.files), "train"))
 
     def instance(self, split: str, index: int) -> Problem:
         """Returns a problem of the files, or a made-up one. Raises ValueError for a split without
@@ -129,7 +132,7 @@ class Math:
 
     @property
     def tools(self) -> tuple[str, ...]:
-        return self.workflow.order  # all of them, because answers are compared in the sandbox
+        return self.workflow.speakers  # all of them, because answers are compared in the sandbox
 
     packages = ("sympy",)
     warm_up = WARM_UP
@@ -160,7 +163,7 @@ class Math:
         parts = changes(said.parts, () if before is None else before.parts)
         team = float(_right(after)) - float(_right(state))
         done = False
-        if role == self.workflow.order[-1]:
+        if role == self.workflow.last:
             likes = {said.like for said in after.said}
             agreed = len(after.said) > 1 and len(likes) == 1 and None not in likes
             done = agreed or len(after.turns) + 1 == self.workflow.turns
