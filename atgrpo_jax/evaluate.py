@@ -150,8 +150,11 @@ def scores(
 ) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
     """Scores each contender in turn; prints its score, and how it differs from the first one."""
     instances = available(experiment.task, _SPLIT.value, _INSTANCES.value or experiment.evaluation.instances)
-    sampling = experiment.evaluation.sampling(experiment.rollout.sampling, _TEMPERATURE.value)
-    settings = {"split": _SPLIT.value, "instances": instances} | dataclasses.asdict(sampling)
+    sampling = experiment.evaluated(_TEMPERATURE.value)
+    settings: dict[str, object] = {"split": _SPLIT.value, "instances": instances}
+    by_role = {role: dataclasses.asdict(own) for role, own in sampling.items()}
+    alike = len(set(sampling.values())) == 1
+    settings |= next(iter(by_role.values())) if alike else {"sampling": by_role}
     first: Score | None = None
     with contextlib.closing(policies.engine()) as engine, experiment.running() as runner:
         for contender in contenders:
@@ -174,7 +177,7 @@ def scores(
                     on_episode=progress.advance,
                 )
             print(f"{title}: {score}; {drawn_by(sampling)}", flush=True)
-            if sampling.temperature == 0 and _EPISODES.value > 1:
+            if all(own.temperature == 0 for own in sampling.values()) and _EPISODES.value > 1:
                 print(f"the {_EPISODES.value} episodes of an instance are equal draws: greedy", flush=True)
             if first is None:
                 first = score

@@ -27,7 +27,15 @@ from atgrpo_jax.update.batch import BatchConfig
 
 SEEDS = 3
 SKEW = Skew(mean=512.0, sigma=0.8, ends=0.15)
-WORKLOAD = Workload(groups=1024, prompt=600, longest_prompt=1000, new=2048, candidates=4)
+WORKLOAD = Workload(
+    groups=1024,
+    prompt=600,
+    longest_prompt=1000,
+    new=2048,
+    candidates=4,
+    longest_answer=2048,
+    longest_group=9192,
+)
 UTILISATION = 0.4
 
 

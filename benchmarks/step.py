@@ -39,7 +39,7 @@ def main() -> None:
             item.credited(step, item.prompt_ids(step), drawn), item.batch(), "candidate", item.new_tokens
         )
         packed = time.perf_counter()
-        state, metrics = learner.update(state, UpdateInputs(batch, 1.0))
+        state, metrics = learner.update(state, UpdateInputs(batch))
         jax.block_until_ready((state, metrics))
         ended = time.perf_counter()
         seconds["rollout"].append(sampled - began)

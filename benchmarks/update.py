@@ -40,7 +40,7 @@ def main() -> None:
         items = item.credited(step, item.prompt_ids(step), item.random_samples(step))
         batch = pack(items, item.batch(), "candidate", item.new_tokens)
         began = time.perf_counter()
-        state, metrics = learner.update(state, UpdateInputs(batch, 1.0))
+        state, metrics = learner.update(state, UpdateInputs(batch))
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - began)
         compiled = compiles.count if step < args.warmup else compiled

@@ -43,9 +43,9 @@ def learner(loss=None, mesh=None, optimizer=OPTIMIZER, model=MODEL) -> Learner:
     return Learner(model, optimizer, loss.objective(), (mesh or MeshConfig()).build())
 
 
-def train(ours, state, batches, temperature=1.0, reference=None, correction=None):
+def train(ours, state, batches, reference=None, correction=None):
     """The updates on some batches, as ``TeamLearner.update`` makes them: (state, their ``Updates``)."""
-    given = [UpdateInputs(batch, temperature, reference=reference) for batch in batches]
+    given = [UpdateInputs(batch, reference=reference) for batch in batches]
     corrected = [(inputs, {}) for inputs in given]
     if correction is not None:
         corrected = [ours.corrected(state.params, inputs, correction) for inputs in given]
@@ -60,9 +60,7 @@ def train(ours, state, batches, temperature=1.0, reference=None, correction=None
 def micro_loss(objective, params, micro, reference_BT=None, packed=PACKED):
     """The loss of a micro-batch, by the model's hidden states and the head."""
     hidden_BTD, head = packed.hidden(PolicyWeights(params), micro)
-    return token_loss(
-        head, objective.tokens, table(params), hidden_BTD, micro.trained, reference_BT, jnp.float32(1.0)
-    )[0]
+    return token_loss(head, objective.tokens, table(params), hidden_BTD, micro.trained, reference_BT)[0]
 
 
 def loss_and_gradient(batch: Batch):
@@ -102,9 +100,14 @@ def assert_same(one, other, tolerance=PARITY):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
 
 
-def own_logprobs(params, batch: Batch, temperature: float) -> np.ndarray:
+def at_temperature(batch: Batch, temperature: float) -> Batch:
+    temperatures = np.full_like(batch.trained.temperatures, temperature)
+    return batch._replace(trained=batch.trained._replace(temperatures=temperatures))
+
+
+def own_logprobs(params, batch: Batch) -> np.ndarray:
     micro = jax.tree.map(lambda x: x[0], batch)
-    return np.asarray(batch_logprobs(PolicyWeights(params), micro, jnp.float32(temperature))[0])[None]
+    return np.asarray(batch_logprobs(PolicyWeights(params), micro)[0])[None]
 
 
 def sharded_update(mesh, model=MODEL):
@@ -112,4 +115,4 @@ def sharded_update(mesh, model=MODEL):
     batch = packed(items(lengths=((30, 25, 20), (9, 40, 1), (6, 2, 7))), BatchConfig(row_tokens=128, rows=4))
     assert (batch.pairs >= 0).sum() > 3
     ours = learner(mesh=mesh, model=model)
-    return ours.update(ours.init(jax.random.key(0)), UpdateInputs(batch, 1.0))
+    return ours.update(ours.init(jax.random.key(0)), UpdateInputs(batch))

@@ -209,10 +209,15 @@ def test_evaluations_draw_legal_answers_and_do_not_explore():
     assert config.sampling(rollout, 0.0) == Sampling(temperature=0.0, **rules)
     patterned = config.sampling(RolloutConfig(pattern="[a-z]+", max_tokens=9).sampling)
     assert patterned == Sampling(0.5, 9, pattern="[a-z]+")
-    assert drawn_by(patterned) == "drawn at temperature 0.5, pattern '[a-z]+', at most 9 tokens"
-    assert drawn_by(Sampling(0.0, 9)) == "drawn greedily, at most 9 tokens"
+    assert (
+        drawn_by({"a": patterned, "b": patterned})
+        == "drawn at temperature 0.5, pattern '[a-z]+', at most 9 tokens"
+    )
+    assert drawn_by({"a": Sampling(0.0, 9)}) == "drawn greedily, at most 9 tokens"
     says = "drawn at temperature 0.5, min_tokens 2, banned (3,), stop ('!',), at most 9 tokens"
-    assert drawn_by(config.sampling(rollout)) == says
+    assert drawn_by({"a": config.sampling(rollout)}) == says
+    different = {"a": Sampling(0.0, 9), "b": Sampling(0.0, 4)}
+    assert drawn_by(different) == "a drawn greedily, at most 9 tokens; b drawn greedily, at most 4 tokens"
 
 
 def test_a_split_without_instances_is_named():

@@ -183,7 +183,9 @@ def test_what_cannot_be_compiled_ahead(monkeypatch):
 def test_work_by_hand():
     """One layer of width 4 with one head: 2 x (4 x 16 + 3 x 32) FLOP a token in the block."""
     config = Architecture(layers=1, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4)
-    workload = Workload(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
+    workload = Workload(
+        groups=3, prompt=10, longest_prompt=12, new=2, candidates=5, longest_answer=2, longest_group=22
+    )
     block, head = 2 * (4 * 16 + 3 * 32), 2 * 4 * 100
     seen = 10 * 10 / 2 + 10 * (10 + 2 / 2)
     forward = block * 20 + 16 * seen + head * 10
@@ -197,7 +199,9 @@ def test_a_window_is_less_work():
     config = Architecture(
         layers=2, width=4, mlp_width=8, heads=1, kv_heads=1, head_size=4, family="gemma3_text", windows=(4, 0)
     )
-    workload = Workload(groups=3, prompt=10, longest_prompt=12, new=2, candidates=5)
+    workload = Workload(
+        groups=3, prompt=10, longest_prompt=12, new=2, candidates=5, longest_answer=2, longest_group=22
+    )
     block, head = 2 * (4 * 16 + 3 * 32), 2 * 4 * 100
     seen = (4 * 4 / 2 + 6 * 4 + 10 * 4) + (10 * 10 / 2 + 10 * (10 + 2 / 2))
     forward = 2 * block * 20 + 16 * seen + head * 10

@@ -94,7 +94,7 @@ def test_a_window_counts_positions_and_not_places(params, tokens):
     lengths = (3, 9, 12) if tokens == 48 else (20, 30, 25)
     groups = items(lengths=(lengths, (1, 2, 3)))
     micro = micro_of(groups, BatchConfig(row_tokens=tokens, rows=1) if tokens > 100 else BatchConfig(48, 2))
-    logprobs, _ = batch_logprobs(PolicyWeights(params), micro, jnp.float32(1.0))
+    logprobs, _ = batch_logprobs(PolicyWeights(params), micro)
     found = np.asarray(logprobs)[micro.trained.weights > 0]
     expected = []
     for item in groups:
@@ -144,8 +144,8 @@ def test_kernels_are_taken_for_layers_without_a_window():
     for attention in ("tiles", "fused"):
         model = transformer(wider, 64, Compute(attention=attention))
         rows = Packed(model, MeshConfig().build())
-        program = jax.jit(rows.logprobs).lower(PolicyWeights(params), micro, jnp.float32(1.0))
-        found.append(program.compile()(PolicyWeights(params), micro, jnp.float32(1.0))[0])
+        program = jax.jit(rows.logprobs).lower(PolicyWeights(params), micro)
+        found.append(program.compile()(PolicyWeights(params), micro)[0])
         engine = LocalEngine(model, (STOP,), config)
         engine.push_weights("shared", PolicyWeights(params), 7)
         drawn.append(draw(engine, request(range(4, 24), 0, max_tokens=20))[0])
@@ -171,7 +171,7 @@ def test_samples_have_the_learners_logprobs_across_the_windows_edge(params, mesh
         members = tuple(Candidate(origin, s, "", Outcome.OK, None) for s in samples)
         item = Credited(Group(members, 0), np.ones(3, np.float32), np.ones(3, bool))
         micro = jax.tree.map(lambda x: x[0], pack([item], BatchConfig(128, 1), "token", 1))
-        logprobs, _ = batch_logprobs(PolicyWeights(params), micro, jnp.float32(1.0))
+        logprobs, _ = batch_logprobs(PolicyWeights(params), micro)
         trained = micro.trained.weights > 0
         np.testing.assert_allclose(
             np.asarray(logprobs)[trained], micro.trained.old_logprobs[trained], rtol=0, atol=1e-4

@@ -11,7 +11,6 @@ from atgrpo_jax.common.types import Trained
 from atgrpo_jax.models.head import CHUNK_BYTES, Head, token_logprobs, token_loss
 
 B, T, D, V = 4, 192, 16, 24
-TEMPERATURE = jnp.float32(0.7)
 
 
 def inputs(tied):
@@ -23,7 +22,9 @@ def inputs(tied):
         row[used:] = 0
     ints = (rng.integers(0, high, (B, T)).astype(np.int32) for high in (T, V))
     floats = (rng.standard_normal((B, T)).astype(np.float32) for _ in range(2))
-    return table, hidden, Trained(*ints, *floats, weights), rng.standard_normal((B, T)).astype(np.float32)
+    temperatures = np.where(weights > 0, rng.choice((0.7, 1.0, 1.5), (B, T)), 0).astype(np.float32)
+    trained = Trained(*ints, *floats, weights, temperatures, np.zeros((B, T), np.int32))
+    return table, hidden, trained, rng.standard_normal((B, T)).astype(np.float32)
 
 
 def objective(logprobs_BX, entropy_BX, reference_BX, trained):
@@ -35,7 +36,8 @@ def objective(logprobs_BX, entropy_BX, reference_BX, trained):
 
 def whole(tied, table, hidden, trained):
     h_BTD = jnp.take_along_axis(hidden, trained.sources[..., None], axis=1)
-    logp = jax.nn.log_softmax(h_BTD @ (table.T if tied else table) / TEMPERATURE)
+    temperatures = jnp.where(trained.weights > 0, trained.temperatures, 1.0)[..., None]
+    logp = jax.nn.log_softmax(h_BTD @ (table.T if tied else table) / temperatures)
     return jnp.take_along_axis(logp, trained.targets[..., None], -1)[..., 0], -jnp.sum(
         jnp.exp(logp) * logp, -1
     )
@@ -52,7 +54,7 @@ PLACES = [(mesh, 1) for mesh in MESHES] + [(mesh, CHUNK_BYTES) for mesh in (ALON
 def test_equals_the_whole_one(tied, mesh, chunk_bytes):
     table, hidden, trained, _ = inputs(tied)
     found = jax.jit(token_logprobs, static_argnums=0)(
-        Head(mesh.build(), tied, chunk_bytes=chunk_bytes), table, hidden, trained, TEMPERATURE
+        Head(mesh.build(), tied, chunk_bytes=chunk_bytes), table, hidden, trained
     )
     for ours, reference in zip(found, whole(tied, table, hidden, trained), strict=True):
         ours, reference = (np.where(trained.weights > 0, x, 0) for x in (ours, reference))
@@ -75,7 +77,7 @@ def test_loss_and_gradient_equal_those_of_the_whole_one(tied, mesh, reference, c
 
     def ours(table, hidden):
         head = Head(mesh.build(), tied, chunk_bytes=chunk_bytes)
-        return token_loss(head, objective, table, hidden, trained, others, TEMPERATURE)
+        return token_loss(head, objective, table, hidden, trained, others)
 
     (loss, metrics), gradients = jax.jit(jax.value_and_grad(expected, (0, 1), has_aux=True))(table, hidden)
     (our_loss, our_metrics), ours_ = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(table, hidden)
@@ -91,7 +93,7 @@ def test_a_table_that_is_not_trained_gets_no_gradient():
 
     def loss(table, hidden, trains):
         head = Head(MeshConfig().build(), True, trains)
-        return token_loss(head, objective, table, hidden, trained, None, TEMPERATURE)[0]
+        return token_loss(head, objective, table, hidden, trained, None)[0]
 
     frozen, d_hidden = jax.grad(loss, (0, 1))(table, hidden, False)
     assert not frozen.any()

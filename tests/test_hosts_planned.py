@@ -113,7 +113,9 @@ def experiment(**changes):
     return dataclasses.replace(x, **({"mesh": MeshConfig(fsdp=8), "engine": engine} | changes))
 
 
-WORKLOAD = Workload(groups=32, prompt=20, longest_prompt=24, new=8, candidates=4)
+WORKLOAD = Workload(
+    groups=32, prompt=20, longest_prompt=24, new=8, candidates=4, longest_answer=8, longest_group=56
+)
 FLAT = Skew(mean=5, sigma=0)
 V5E = DEVICES["v5e"]
 NO_WORK = HostWork(

@@ -3,13 +3,13 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import PARITY
 from shared_learner import (
     MODEL,
     assert_same,
+    at_temperature,
     batch_logprobs,
     items,
     learner,
@@ -54,15 +54,16 @@ def test_prefix_shared_equals_separate_rows():
 @pytest.mark.thorough
 def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
     group = items()[2]
-    batch = packed([group], BatchConfig(row_tokens=64, rows=1))
+    batch = at_temperature(packed([group], BatchConfig(row_tokens=64, rows=1)), 0.7)
     params = learner().init(jax.random.key(0)).params
     micro = jax.tree.map(lambda x: x[0], batch)
-    logprobs, entropy = batch_logprobs(PolicyWeights(params), micro, jnp.float32(0.7))
+    logprobs, entropy = batch_logprobs(PolicyWeights(params), micro)
     start = 0
     for candidate in group.group.candidates:
         alone = Credited(Group((candidate,), 0), group.advantages_K[:1], np.ones(1, bool))
-        row = jax.tree.map(lambda x: x[0], packed([alone], BatchConfig(row_tokens=32, rows=1)))
-        expected, expected_entropy = batch_logprobs(PolicyWeights(params), row, jnp.float32(0.7))
+        plain = at_temperature(packed([alone], BatchConfig(row_tokens=32, rows=1)), 0.7)
+        row = jax.tree.map(lambda x: x[0], plain)
+        expected, expected_entropy = batch_logprobs(PolicyWeights(params), row)
         n = len(candidate.sample.tokens)
         mine = slice(start, start + n)
         np.testing.assert_allclose(logprobs[0, mine], expected[0, :n], **PARITY)
@@ -81,9 +82,9 @@ def test_logprobs_of_a_branch_equal_those_of_its_plain_row():
     ids=["longer rows", "a row at a time", "a group a row"],
 )
 def test_padding_packing_and_micro_batches_change_nothing(config):
-    state, metrics = learner().update(learner().init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
+    state, metrics = learner().update(learner().init(jax.random.key(0)), UpdateInputs(packed(items())))
     other, other_metrics = learner().update(
-        learner().init(jax.random.key(0)), UpdateInputs(packed(items(), config), 1.0)
+        learner().init(jax.random.key(0)), UpdateInputs(packed(items(), config))
     )
     assert_same(state.params, other.params)
     assert_same(metrics, other_metrics)
@@ -92,9 +93,9 @@ def test_padding_packing_and_micro_batches_change_nothing(config):
 @pytest.mark.thorough
 def test_computing_again_changes_nothing_but_the_memory():
     model = transformer(MODEL.architecture, 64, Compute(remat="block"))
-    state, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
+    state, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(packed(items())))
     again = learner(model=model)
-    other, _ = again.update(again.init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))
+    other, _ = again.update(again.init(jax.random.key(0)), UpdateInputs(packed(items())))
     assert_same(state.params, other.params)
 
     def kept(model):  # bytes that the backward pass finds ready
@@ -120,7 +121,7 @@ def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
 
     def update(scan):
         ours = learner(model=model(scan))
-        return ours.update(ours.init(jax.random.key(0)), UpdateInputs(packed(items()), 1.0))[0].params
+        return ours.update(ours.init(jax.random.key(0)), UpdateInputs(packed(items())))[0].params
 
     assert_same(update(False), update(True))
 
@@ -129,7 +130,7 @@ def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
         params = jax.eval_shape(lambda: init_params(made, jax.random.key(0)))
         micro = jax.tree.map(lambda x: x[0], packed(items()))
         logprobs = jax.jit(Packed(made, MeshConfig().build()).logprobs)
-        return len(logprobs.lower(PolicyWeights(params), micro, jnp.float32(1.0)).as_text().splitlines())
+        return len(logprobs.lower(PolicyWeights(params), micro).as_text().splitlines())
 
     # A layer more is a parameter of each kind more to stack, and not a block's worth of operations.
     assert program(True, 4) - program(True, 2) < (program(False, 4) - program(False, 2)) / 3
@@ -138,8 +139,8 @@ def test_one_block_for_all_layers_changes_nothing_but_the_program(remat):
 def test_only_filled_micro_batches_are_run():
     batch = packed(items(), BatchConfig(row_tokens=48, rows=1))
     empty = each(lambda a: np.concatenate([a, np.zeros_like(a)]), batch)
-    one, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(batch, 1.0))
-    other, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(empty, 1.0))
+    one, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(batch))
+    other, _ = learner().update(learner().init(jax.random.key(0)), UpdateInputs(empty))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -159,18 +160,17 @@ def test_permuting_candidates_changes_nothing():
 def test_an_update_takes_its_old_states_memory():
     """Two copies of parameters and moments would not fit where one does."""
     state = learner().init(jax.random.key(0))
-    learner().update(state, UpdateInputs(packed(items()), 1.0))
+    learner().update(state, UpdateInputs(packed(items())))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def test_nothing_recompiles_for_another_temperature_or_fill():
     ours = learner()
     config = BatchConfig(row_tokens=48, rows=1)
-    state, _ = ours.update(ours.init(jax.random.key(0)), UpdateInputs(packed(items(), config), 1.0))
+    state, _ = ours.update(ours.init(jax.random.key(0)), UpdateInputs(packed(items(), config)))
     counter = CompileCounter()
     lengths = ((7, 7), (1, 1, 1), (2, 9), (3, 3, 3))
     for seed, temperature, groups in ((1, 0.7, 4), (2, 1.3, 3), (3, 1.0, 1)):
-        state, _ = ours.update(
-            state, UpdateInputs(packed(items(seed, lengths[:groups]), config), temperature)
-        )
+        batch = at_temperature(packed(items(seed, lengths[:groups]), config), temperature)
+        state, _ = ours.update(state, UpdateInputs(batch))
     assert counter.count == 0

@@ -11,6 +11,7 @@ from shared_learner import (
     MODEL,
     ROWS,
     assert_same,
+    at_temperature,
     batch_logprobs,
     items,
     learner,
@@ -40,7 +41,7 @@ def test_the_loss_is_that_of_the_formula():
         for k, candidate in enumerate(item.group.candidates):
             one = Credited(Group((candidate,), 0), item.advantages_K[k : k + 1], np.ones(1, bool))
             row = jax.tree.map(lambda x: x[0], packed([one]))
-            logprobs, _ = batch_logprobs(PolicyWeights(params), row, jnp.float32(1.0))
+            logprobs, _ = batch_logprobs(PolicyWeights(params), row)
             new = np.asarray(logprobs)[row.trained.weights > 0]
             ratio = np.exp(new - np.array(candidate.sample.logprobs))
             a = float(item.advantages_K[k])
@@ -72,9 +73,7 @@ def test_every_option_changes_the_result(change):
     def near_the_policy(batch, params, seed):
         """Old logprobs such that ratios lie around all the bounds: between 0.5 and 5."""
         own = [
-            batch_logprobs(PolicyWeights(params), jax.tree.map(lambda x, a=a: x[a], batch), jnp.float32(1.0))[
-                0
-            ]
+            batch_logprobs(PolicyWeights(params), jax.tree.map(lambda x, a=a: x[a], batch))[0]
             for a in range(len(batch.tokens))
         ]
         noise = np.random.default_rng(seed).uniform(-1.6, 0.7, batch.tokens.shape)
@@ -89,7 +88,7 @@ def test_every_option_changes_the_result(change):
             aggregate=loss.aggregate, constant=16,
         )  # fmt: skip
         near = [near_the_policy(batch, state.params, i) for i, batch in enumerate(batches)]
-        return train(ours, state, near, 1.0, reference, loss.correction)[0].params
+        return train(ours, state, near, reference, loss.correction)[0].params
 
     base = LossConfig(minibatches=2)
     changed = dataclasses.replace(base, **change)
@@ -102,18 +101,18 @@ def test_metrics_of_a_policy_that_sampled_its_own_tokens():
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    logprobs, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
+    logprobs, _ = batch_logprobs(PolicyWeights(state.params), micro)
     own = with_old_logprobs(batch, np.asarray(logprobs)[None])
-    metrics = jax.device_get(train(ours, state, [own, own], 1.0)[1]).metrics()
+    metrics = jax.device_get(train(ours, state, [own, own])[1]).metrics()
     assert metrics["logprob_gap"] < 1e-5
     assert metrics["updates"] == 2
     assert metrics["trained_tokens"] == 2 * (batch.segments > 0).sum()
     state = ours.init(jax.random.key(0))
-    _, metrics = ours.update(state, UpdateInputs(own, 1.0))
+    _, metrics = ours.update(state, UpdateInputs(own))
     np.testing.assert_allclose(metrics["ratio"], 1.0, rtol=1e-5)
     assert metrics["clip_fraction"] == 0
     off = with_old_logprobs(batch, own.trained.old_logprobs - 0.25)
-    _, far = ours.update(ours.init(jax.random.key(0)), UpdateInputs(off, 1.0))
+    _, far = ours.update(ours.init(jax.random.key(0)), UpdateInputs(off))
     np.testing.assert_allclose(far["logprob_gap"], 0.25, rtol=1e-4)
 
 
@@ -123,7 +122,8 @@ def test_the_objective_by_hand():
     weights_BT, entropy_BT = jnp.array([[0.5, 0.25]]), jnp.array([[3.0, 2.0]])
     reference_BT = logprobs_BT + jnp.log(jnp.array([[2.0, 0.5]]))
     ints = jnp.zeros((1, 2), jnp.int32)
-    trained = Trained(ints, ints, old_BT, jnp.array([[1.0, -4.0]]), weights_BT)
+    ones = jnp.ones((1, 2))
+    trained = Trained(ints, ints, old_BT, jnp.array([[1.0, -4.0]]), weights_BT, ones, ints)
     distance = 0.5 * (2 - 1 - np.log(2)) + 0.25 * (0.5 - 1 - np.log(0.5))
     for entropy, kl in ((0.0, 0.0), (0.1, 0.0), (0.1, 0.3)):
         objective = LossConfig(entropy=entropy, kl=kl).objective()
@@ -138,12 +138,14 @@ def test_the_objective_by_hand():
 def test_an_update_is_at_the_temperature_of_the_samples(correction):
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
-    sampled = with_old_logprobs(batch, own_logprobs(state.params, batch, 0.7))
-    _, updates = train(ours, state, [sampled], 0.7, correction=correction)
+    cooler = at_temperature(batch, 0.7)
+    sampled = with_old_logprobs(cooler, own_logprobs(state.params, cooler))
+    _, updates = train(ours, state, [sampled], correction=correction)
     metrics = jax.device_get(updates).metrics()
     assert metrics["logprob_gap"] < 1e-5
     np.testing.assert_allclose(metrics["ratio"], 1.0, rtol=1e-5)
-    _, updates = train(ours, ours.init(jax.random.key(0)), [sampled], 1.0, correction=correction)
+    warmer = at_temperature(sampled, 1.0)
+    _, updates = train(ours, ours.init(jax.random.key(0)), [warmer], correction=correction)
     assert jax.device_get(updates).metrics()["logprob_gap"] > 0.1
 
 
@@ -151,10 +153,10 @@ def test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own
     ours, batch = learner(), packed(items())
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    own = np.asarray(batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))[0])[None]
+    own = np.asarray(batch_logprobs(PolicyWeights(state.params), micro)[0])[None]
     trained = batch.trained.weights > 0
     off = np.where(trained, np.random.default_rng(0).uniform(-1, 1, own.shape), 0).astype(np.float32)
-    inputs = UpdateInputs(with_old_logprobs(batch, own - off), 1.0)
+    inputs = UpdateInputs(with_old_logprobs(batch, own - off))
     (corrected, *_), found = ours.corrected(state.params, inputs, most=1.5)
     factor = np.minimum(np.exp(off), 1.5)
     assert factor.max() == 1.5 and factor.min() < 0.5
@@ -167,8 +169,8 @@ def test_importance_weights_are_truncated_and_change_nothing_for_the_policys_own
     )
 
     mine = with_old_logprobs(batch, own)
-    plain, _ = train(ours, state, [mine, mine], 1.0)
-    again, metrics = train(ours, ours.init(jax.random.key(0)), [mine, mine], 1.0, correction=2.0)
+    plain, _ = train(ours, state, [mine, mine])
+    again, metrics = train(ours, ours.init(jax.random.key(0)), [mine, mine], correction=2.0)
     assert_same(plain.params, again.params)
     np.testing.assert_allclose(jax.device_get(metrics).metrics()["correction"], 1.0, **PARITY)
 
@@ -179,7 +181,7 @@ def test_cloning_learns_its_demonstrations():
     state, batch = ours.init(jax.random.key(0)), packed(items(), aggregate="token")
     losses = []
     for _ in range(30):
-        state, metrics = ours.update(state, UpdateInputs(batch, 1.0))
+        state, metrics = ours.update(state, UpdateInputs(batch))
         losses.append(float(metrics["loss"]))
     assert losses[0] > 3.5 and losses[-1] < 1.0
 
@@ -190,10 +192,10 @@ def test_advantages_move_logprobs_their_way():
     ours, batch = learner(optimizer=OptimizerConfig(learning_rate=1e-3)), packed(groups)
     state = ours.init(jax.random.key(0))
     micro = jax.tree.map(lambda x: x[0], batch)
-    before, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
+    before, _ = batch_logprobs(PolicyWeights(state.params), micro)
     batch = with_old_logprobs(batch, np.asarray(before)[None])
-    state, _ = ours.update(state, UpdateInputs(batch, 1.0))
-    after, _ = batch_logprobs(PolicyWeights(state.params), micro, jnp.float32(1.0))
+    state, _ = ours.update(state, UpdateInputs(batch))
+    after, _ = batch_logprobs(PolicyWeights(state.params), micro)
     trained = micro.trained.weights > 0
     moved = np.asarray(after - before)[trained] * micro.trained.advantages[trained]
     assert moved.mean() > 0

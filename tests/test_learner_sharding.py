@@ -78,7 +78,7 @@ def test_policies_on_meshes_of_their_own_are_updated_at_the_same_time():
     many = each(lambda a: np.concatenate([a] * 300), packed(items()))
 
     def updated():
-        return [ours.update(ours.init(jax.random.key(0)), UpdateInputs(many, 1.0)) for ours in learners]
+        return [ours.update(ours.init(jax.random.key(0)), UpdateInputs(many)) for ours in learners]
 
     jax.block_until_ready(updated())  # compiled
     (one, _), (other, _) = updated()
@@ -92,7 +92,7 @@ def test_nothing_but_the_batch_moves_to_the_devices():
     ours = learner(LossConfig(kl=0.1))
     state = ours.init(jax.random.key(0))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        ours.update(state, UpdateInputs(packed(items()), 1.0, reference=jax.device_get(state.params)))
+        ours.update(state, UpdateInputs(packed(items()), reference=jax.device_get(state.params)))
 
 
 @pytest.mark.thorough
@@ -103,8 +103,8 @@ def test_the_optimizer_state_may_wait_on_the_host():
     )
     one, other = stays.init(jax.random.key(0)), waits.init(jax.random.key(0))
     for seed in range(2):
-        one, _ = stays.update(one, UpdateInputs(packed(items(seed)), 1.0))
-        other, _ = waits.update(other, UpdateInputs(packed(items(seed)), 1.0))
+        one, _ = stays.update(one, UpdateInputs(packed(items(seed))))
+        other, _ = waits.update(other, UpdateInputs(packed(items(seed))))
         kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(other.opt_state) if leaf.ndim}
         assert kinds == {"pinned_host"}
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))

@@ -67,8 +67,7 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
         item = Credited(Group(members, 0), np.ones(3, np.float32), np.ones(3, bool))
         batch = pack([item], BatchConfig(row_tokens=64, rows=1), "token", 1)
         micro = jax.tree.map(lambda x: x[0], batch)
-        temperature = jnp.float32(one.sampling.temperature)
-        logprobs, _ = batch_logprobs(PolicyWeights(params), micro, temperature)
+        logprobs, _ = batch_logprobs(PolicyWeights(params), micro)
         trained = micro.trained.weights > 0
         np.testing.assert_allclose(
             np.asarray(logprobs)[trained], micro.trained.old_logprobs[trained], **PARITY

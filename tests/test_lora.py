@@ -93,17 +93,17 @@ def test_an_update_moves_the_adapter_and_nothing_else(params, batch):
     before = jax.device_get(params)
     weights = made.weights(state.params, params)
     micro = jax.tree.map(lambda x: x[0], batch)
-    start, _ = batch_logprobs(weights, micro, jnp.float32(1.0))
-    plain, _ = batch_logprobs(PolicyWeights(params), micro, jnp.float32(1.0))
+    start, _ = batch_logprobs(weights, micro)
+    plain, _ = batch_logprobs(PolicyWeights(params), micro)
     # Two programs, so not to the bit; in one they are (test_a_fresh_adapter_changes_nothing_bit_for_bit).
     np.testing.assert_allclose(start, plain, **PARITY)
-    state, metrics = made.update(state, UpdateInputs(batch, 1.0, base=params))
+    state, metrics = made.update(state, UpdateInputs(batch, base=params))
     assert metrics["grad_norm"] > 0
     jax.tree.map(np.testing.assert_array_equal, params, before)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, fresh)
     # b is zero at first, so a has no gradient yet.
     assert all(layer["b"] > 0 for block in moved.values() for layer in block.values())
-    after, _ = batch_logprobs(made.weights(state.params, params), micro, jnp.float32(1.0))
+    after, _ = batch_logprobs(made.weights(state.params, params), micro)
     assert jnp.abs(after - plain).max() > 0
 
 
@@ -116,10 +116,10 @@ def test_a_policy_computes_with_its_adapter_times_alpha_over_rank(params, batch,
         lambda x: x + 0.1, init_adapter(params, jax.random.key(3), 4, ADAPTED)
     )  # b is not zero
     weights = learner(rank=4, alpha=alpha).weights(own, params)
-    logprobs, _ = batch_logprobs(weights, micro, jnp.float32(1.0))
-    merged, _ = batch_logprobs(PolicyWeights(merge(params, own, alpha / 4)), micro, jnp.float32(1.0))
+    logprobs, _ = batch_logprobs(weights, micro)
+    merged, _ = batch_logprobs(PolicyWeights(merge(params, own, alpha / 4)), micro)
     np.testing.assert_allclose(logprobs, merged, **PARITY)
-    plain, _ = batch_logprobs(PolicyWeights(params), micro, jnp.float32(1.0))
+    plain, _ = batch_logprobs(PolicyWeights(params), micro)
     assert jnp.abs(merged - plain).max() > 0.1 and config.scale == alpha / 4
 
 
@@ -129,7 +129,7 @@ def test_the_rate_scales_an_update(params, batch):
     for rate in (1.0, 0.5):
         state = made.init(jax.random.key(1))
         fresh = jax.device_get(state.params)
-        state, _ = made.update(state, UpdateInputs(batch, 1.0, base=params, rate=rate))
+        state, _ = made.update(state, UpdateInputs(batch, base=params, rate=rate))
         steps.append(jax.tree.map(lambda a, b: a - b, state.params, fresh))
     jax.tree.map(lambda one, half: np.testing.assert_allclose(half, 0.5 * one, **PARITY), *steps)
 

@@ -114,7 +114,7 @@ def updated(algorithm, lora=None, params=None):
     state = learner.init(jax.random.key(0))
     before = jax.tree.map(np.asarray, state.params)
     batch = packed(items(lengths=((9, 3, 2), (4, 8, 5))), BATCH)
-    state, metrics = learner.update(state, UpdateInputs(batch, 1.0, base=params))
+    state, metrics = learner.update(state, UpdateInputs(batch, base=params))
     return before, state.params, metrics
 
 
@@ -237,7 +237,7 @@ def test_a_plan_counts_all_weights_and_the_products_of_the_chosen_experts():
     assert family_of(preset("qwen3-8b")).block_multiplied(preset("qwen3-8b")) == 192_937_984
     large = dataclasses.replace(MIXED, experts=dataclasses.replace(MIXED.experts, count=60), vocab_size=64)
     small = dataclasses.replace(MIXED, vocab_size=64)
-    workload = Workload(1, 8, 8, 8, 2)
+    workload = Workload(1, 8, 8, 8, 2, 8, 24)
     few, many = (work(model, Compute(), 64, workload, 1)["rollout"] for model in (small, large))
     assert many - few == 2 * MIXED.layers * 32 * 54 * 24  # the router alone: 54 columns, 24 tokens
 

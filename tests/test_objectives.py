@@ -127,7 +127,7 @@ def check_against_plain_rows(loss, term, scale):
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-2
     optimizer = OPTIMIZER.build()
     step, _ = optimizer.update(gradient, optimizer.init(params), params)
-    state, metrics = ours.update(ours.init(jax.random.key(0)), UpdateInputs(packed(groups), 1.0))
+    state, metrics = ours.update(ours.init(jax.random.key(0)), UpdateInputs(packed(groups)))
     np.testing.assert_allclose(metrics["loss"], value, **PARITY)
     assert_same(state.params, optax.apply_updates(params, step))
     return metrics

@@ -215,6 +215,8 @@ class Trained(NamedTuple):
     old_logprobs: Any  # float32; the sampler's log-probability of the target
     advantages: Any  # float32
     weights: Any  # float32; the token's share in the loss
+    temperatures: Any  # float32; the one at which the token was sampled
+    objectives: Any  # int32; number of the objective that is the token's, of those of the update
 
 
 class Batch(NamedTuple):
@@ -233,6 +235,11 @@ class Batch(NamedTuple):
     # In a row of n tiles, query tile i and key tile j have the number i n + j; X = n (n + 1) / 2.
     pairs: Any
     trained: Trained
+
+
+def of_role(value: Any, role: str) -> Any:
+    """Returns a role's value of what is either one value for all roles or a mapping from each."""
+    return value[role] if isinstance(value, Mapping) else value
 
 
 def receipts(

@@ -3,17 +3,18 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from atgrpo_jax.common.checks import check_types
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.types import Address, Candidate, Episode, Group, Origin, receipts
+from atgrpo_jax.common.types import Address, Candidate, Episode, Group, Origin, of_role, receipts
 from atgrpo_jax.credit.advantages import Normalise, group_relative
 
 Baseline = Literal["group", "instance"]
+Alpha = float | Mapping[str, float]
 
 
 class GroupError(RunError):
@@ -80,7 +81,7 @@ def audit(group: Group, version: int, seed: int) -> None:
 
 
 def credit(
-    episodes: Sequence[Episode], *, alpha: float, baseline: Baseline, normalise: Normalise
+    episodes: Sequence[Episode], *, alpha: Alpha, baseline: Baseline, normalise: Normalise
 ) -> tuple[list[Credited], dict[str, float]]:
     """Returns all groups with the advantages of their candidates, and metrics.
 
@@ -88,6 +89,8 @@ def credit(
     (same instance, turn and role). "instance" is trajectory-level GRPO: it compares an episode's
     return with those of the other episodes of the instance, and gives the advantage to every
     sample of the episode. A return is the sum of the mixed rewards of the executed candidates.
+
+    ``alpha`` is that of all roles, or a mapping from each role.
 
     Groups without signal are included; their mask is false. Raises GroupError that names the
     candidate if a mixed reward is not finite.
@@ -116,7 +119,7 @@ def credit(
     return credited, metrics
 
 
-def _by_instance(episodes: Sequence[Episode], alpha: float, normalise: Normalise):
+def _by_instance(episodes: Sequence[Episode], alpha: Alpha, normalise: Normalise):
     sets: dict[tuple, list[Episode]] = collections.defaultdict(list)
     for episode in episodes:
         sets[episode.split, episode.instance].append(episode)
@@ -137,14 +140,14 @@ def _by_instance(episodes: Sequence[Episode], alpha: float, normalise: Normalise
     return credited, mask_GK, signal_G
 
 
-def _rewards(group: Group, alpha: float) -> list[float | None]:
+def _rewards(group: Group, alpha: Alpha) -> list[float | None]:
     return [_reward(candidate, alpha) for candidate in group.candidates]
 
 
-def _reward(candidate: Candidate, alpha: float) -> float | None:
+def _reward(candidate: Candidate, alpha: Alpha) -> float | None:
     if candidate.reward is None:
         return None
-    mixed = candidate.reward.mixed(alpha)
+    mixed = candidate.reward.mixed(of_role(alpha, candidate.origin.key.role))
     if not math.isfinite(mixed):
         raise GroupError(
             f"{candidate.origin.key.path()}: {candidate.reward} mixed is {mixed}; must be finite"
@@ -152,7 +155,7 @@ def _reward(candidate: Candidate, alpha: float) -> float | None:
     return mixed
 
 
-def _return(episode: Episode, alpha: float) -> float | None:
+def _return(episode: Episode, alpha: Alpha) -> float | None:
     """Returns the sum of the executed candidates' mixed rewards; None if the engine failed."""
     if episode.end == "engine_error":
         return None

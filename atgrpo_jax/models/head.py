@@ -70,16 +70,18 @@ def tied(params: Any) -> bool:
 
 
 def token_logprobs(
-    head: Head, table: jax.Array, hidden_BTD: jax.Array, trained: Trained, temperature: jax.Array
+    head: Head, table: jax.Array, hidden_BTD: jax.Array, trained: Trained
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the logprob of each trained token, and the entropy of softmax(logits / temperature).
+
+    The temperature is the token's own.
 
     Both are [B, T] float32 in the order of ``trained``. Padding is zero after the last chunk that
     is visited, and arbitrary before its end. They cannot be differentiated.
     """
 
-    def shard(table, hidden_BTD, trained, temperature):
-        project = _Projection(head, table, hidden_BTD, temperature)
+    def shard(table, hidden_BTD, trained):
+        project = _Projection(head, table, hidden_BTD)
 
         size, count = project.chunks(trained)
 
@@ -94,9 +96,9 @@ def token_logprobs(
         return jax.lax.fori_loop(0, count, visit, (zeros, zeros))
 
     by_row = P(ROWS)
-    specs = (_table_spec(head), by_row, by_row, P())
+    specs = (_table_spec(head), by_row, by_row)
     sharded = jax.shard_map(shard, mesh=head.mesh, in_specs=specs, out_specs=by_row, check_vma=False)
-    return sharded(table, hidden_BTD, trained, temperature)
+    return sharded(table, hidden_BTD, trained)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -107,26 +109,25 @@ def token_loss(
     hidden_BTD: jax.Array,
     trained: Trained,
     reference_BT: jax.Array | None,
-    temperature: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the ``token_objective`` of what ``token_logprobs`` returns, and its metrics.
 
     Adds the metric ``logprob_gap``, the largest |logprob - old logprob|. Only the loss can be
     differentiated, in ``table`` and ``hidden_BTD``.
     """
-    return _loss(head, token_objective, table, hidden_BTD, trained, reference_BT, temperature)[0]
+    return _loss(head, token_objective, table, hidden_BTD, trained, reference_BT)[0]
 
 
 def _backward(head, token_objective, gradients, cotangents):
     d_table, d_hidden = (None if g is None else (g * cotangents[0]).astype(g.dtype) for g in gradients)
-    return d_table, d_hidden, None, None, None
+    return d_table, d_hidden, None, None
 
 
-def _loss(head, token_objective, table, hidden_BTD, trained, reference_BT, temperature):
+def _loss(head, token_objective, table, hidden_BTD, trained, reference_BT):
     """Returns ((loss, metrics), (gradient of the table, gradient of the hidden states))."""
 
-    def shard(table, hidden_BTD, trained, reference_BT, temperature):
-        project = _Projection(head, table, hidden_BTD, temperature)
+    def shard(table, hidden_BTD, trained, reference_BT):
+        project = _Projection(head, table, hidden_BTD)
 
         size, count = project.chunks(trained)
 
@@ -139,7 +140,7 @@ def _loss(head, token_objective, table, hidden_BTD, trained, reference_BT, tempe
             of_chunk = functools.partial(token_objective, reference_BX=reference_BX, trained=part)
             loss, pull, sums = jax.vjp(of_chunk, logprobs_BX, entropy_BX, has_aux=True)
             d_logprobs_BX, d_entropy_BX = pull(jnp.ones_like(loss))
-            d_logits_XV = found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel()) / temperature
+            d_logits_XV = found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel()) / _temperatures(part)
             gap = jnp.maximum(gap, logprob_gap(logprobs_BX, part))
             d_table, d_hidden_BTD = project.add(d_logits_XV, h_XD, part, d_table, d_hidden_BTD)
             return jax.tree.map(jnp.add, totals, (loss, sums)), gap, d_table, d_hidden_BTD
@@ -165,10 +166,10 @@ def _loss(head, token_objective, table, hidden_BTD, trained, reference_BT, tempe
     return jax.shard_map(
         shard,
         mesh=head.mesh,
-        in_specs=(of_table, by_row, by_row, by_row, P()),
+        in_specs=(of_table, by_row, by_row, by_row),
         out_specs=(P(), (of_table, by_row)),
         check_vma=False,
-    )(table, hidden_BTD, trained, reference_BT, temperature)
+    )(table, hidden_BTD, trained, reference_BT)
 
 
 token_loss.defvjp(_loss, _backward)
@@ -225,9 +226,8 @@ class _Distribution:
 class _Projection:
     """Projects one device's rows, chunk by chunk."""
 
-    def __init__(self, head: Head, table: jax.Array, hidden_BTD: jax.Array, temperature: jax.Array):
+    def __init__(self, head: Head, table: jax.Array, hidden_BTD: jax.Array):
         self.head = head
-        self.temperature = temperature
         self.hidden_BTD = hidden_BTD
         self.table = table.astype(hidden_BTD.dtype)
         self.rows_B1 = jnp.arange(len(hidden_BTD))[:, None]
@@ -235,8 +235,8 @@ class _Projection:
     def __call__(self, part: Trained) -> tuple[jax.Array, _Distribution]:
         """Returns the hidden states [X, D] that predict a chunk's tokens, and the distributions."""
         h_XD = self.hidden_BTD[self.rows_B1, part.sources].reshape(-1, self.hidden_BTD.shape[-1])
-        logits_XV = _matmul(h_XD, self.table.T if self.head.tied else self.table) / self.temperature
-        return h_XD, _Distribution(logits_XV, part.targets.reshape(-1))
+        logits_XV = _matmul(h_XD, self.table.T if self.head.tied else self.table)
+        return h_XD, _Distribution(logits_XV / _temperatures(part), part.targets.reshape(-1))
 
     def add(self, d_logits_XV, h_XD, part: Trained, d_table, d_hidden_BTD):
         """Returns the gradients of table and hidden states with a chunk's part added."""
@@ -254,6 +254,11 @@ class _Projection:
         size = _chunk_size(B, T, V, self.head.chunk_bytes)
         used = jnp.max(jnp.where(trained.weights > 0, jnp.arange(1, T + 1), 0))
         return size, -(-used // size)
+
+
+def _temperatures(part: Trained) -> jax.Array:
+    """Returns [X, 1]; 1 for padding, which has none."""
+    return jnp.where(part.temperatures > 0, part.temperatures, 1.0).reshape(-1, 1)
 
 
 def _chunk_size(B: int, T: int, V: int, chunk_bytes: int) -> int:

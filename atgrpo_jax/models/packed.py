@@ -30,12 +30,10 @@ class Packed:
         self._model = model
         self._mesh = mesh
 
-    def logprobs(
-        self, weights: PolicyWeights, micro: Batch, temperature: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def logprobs(self, weights: PolicyWeights, micro: Batch) -> tuple[jax.Array, jax.Array]:
         """Returns [B, T] logprobs of the trained tokens and entropies there; not differentiable."""
         hidden_BTD, head = self.hidden(weights, micro)
-        return token_logprobs(head, table(weights.params), hidden_BTD, micro.trained, temperature)
+        return token_logprobs(head, table(weights.params), hidden_BTD, micro.trained)
 
     def hidden(self, weights: PolicyWeights, micro: Batch) -> tuple[jax.Array, Head]:
         """Returns the last hidden states [B, T, D], and how ``head.token_loss`` projects them."""

@@ -132,7 +132,7 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
         groups=-(-len(speakers) // stages),
         samples=workload.candidates,
         prompt=workload.prompt,
-        most=workload.new,
+        most=workload.longest_answer,
         row_tokens=experiment.batch.row(round(workload.longest_prompt + workload.candidates * skew.mean)),
         rows=experiment.batch.rows,
         minibatches=experiment.loss.minibatches,

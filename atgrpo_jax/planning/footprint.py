@@ -95,7 +95,7 @@ def _engine(
             },
             adapted=policies.adapted,
             mesh=experiment.mesh,
-            longest_answer=workload.new,
+            longest_answer=workload.longest_answer,
         )
     )
 
@@ -210,9 +210,7 @@ def _residuals(config: Architecture, compute: Compute, rows: int, row: int, lora
         def loss(trained):
             weights = PolicyWeights(trained) if lora is None else PolicyWeights(base, trained)
             hidden_BTD, head = packed.hidden(weights, micro)
-            return token_loss(
-                head, cloning.tokens, table(weights.params), hidden_BTD, micro.trained, None, jnp.float32(1)
-            )[0]
+            return token_loss(head, cloning.tokens, table(weights.params), hidden_BTD, micro.trained, None)[0]
 
         return jax.vjp(loss, trained)[1]
 

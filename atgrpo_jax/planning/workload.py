@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 
 import numpy as np
 
@@ -23,13 +24,10 @@ class Workload:
     groups: int  # of all roles in one step
     prompt: float  # tokens, mean
     longest_prompt: int  # tokens
-    new: int  # tokens of one candidate
-    candidates: int  # of each group
-
-    @property
-    def longest_group(self) -> int:
-        """Returns the tokens of the longest group."""
-        return self.longest_prompt + self.candidates * self.new
+    new: int  # tokens of one candidate; the mean over speakers, rounded up
+    candidates: int  # of each group; the mean over speakers, rounded up
+    longest_answer: int  # tokens
+    longest_group: int  # tokens
 
 
 def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
@@ -54,12 +52,20 @@ def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
     origins = [group.origin for episode in episodes for group in episode.groups]
     lengths = [len(origin.prompt_ids) for origin in origins]
     workflow = experiment.task.workflow
-    speakers = sum(map(len, workflow.stages)) * workflow.turns
+    speakers = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
+    settings = [experiment.of_role(role) for role in speakers]
     tree = experiment.rollout.tree
+    candidates = [own.candidates if tree else 1 for own in settings]
+    new = [own.sampling.max_tokens for own in settings]
+    answers = [k * tokens for k, tokens in zip(candidates, new, strict=True)]
+    mean = math.ceil(sum(candidates) / len(speakers))
+    episodes = 1 if tree else experiment.rollout.candidates
     return Workload(
-        groups=experiment.rollout.instances * speakers * (1 if tree else experiment.rollout.candidates),
+        groups=experiment.rollout.instances * len(speakers) * workflow.turns * episodes,
         prompt=float(np.mean(lengths)),
         longest_prompt=max(lengths),
-        new=experiment.rollout.max_tokens,
-        candidates=experiment.rollout.candidates if tree else 1,
+        new=math.ceil(sum(answers) / (mean * len(speakers))),
+        candidates=mean,
+        longest_answer=experiment.longest_answer,
+        longest_group=max(lengths) + max(answers),
     )

@@ -6,7 +6,7 @@ Axis letters: I instances, K episodes of an instance.
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import special
@@ -57,8 +57,15 @@ class EvaluationConfig:
         return dataclasses.replace(rollout, temperature=own, top_k=0, top_p=1.0, min_p=0.0)
 
 
-def drawn_by(sampling: Sampling) -> str:
-    """Describes sampling settings in words: temperature, token limit and what is not default."""
+def drawn_by(sampling: Mapping[str, Sampling]) -> str:
+    """Describes roles' sampling settings in words: temperature, token limit, what is not default."""
+    told = {role: _told(own) for role, own in sampling.items()}
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return "; ".join(f"{role} {words}" for role, words in told.items())
+
+
+def _told(sampling: Sampling) -> str:
     greedy = sampling.temperature == 0
     rules = [f"drawn {'greedily' if greedy else f'at temperature {sampling.temperature:g}'}"]
     for field in dataclasses.fields(sampling):
@@ -188,7 +195,7 @@ def evaluate(
     team: Team,
     tokenizer: Tokenizer,
     engine: Engine,
-    sampling: Sampling,
+    sampling: Sampling | Mapping[str, Sampling],
     *,
     seed: int,
     step: int,

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError
@@ -18,6 +18,7 @@ from atgrpo_jax.common.types import (
     Outcome,
     Sample,
     Sampling,
+    of_role,
     seed_of,
 )
 from atgrpo_jax.credit.selection import Select, choose
@@ -57,7 +58,7 @@ class Player:
     team: Team
     tokenizer: Tokenizer
     propose: Propose
-    sampling: Sampling
+    sampling: Sampling | Mapping[str, Sampling]  # of all roles, or of each
     seed: int
     runner: Runner | None = None  # runs the programs that roles write
     select: Select = "mixed"
@@ -130,7 +131,7 @@ class Player:
                     state_digest,
                     policy,
                     version if sample.finish == "error" else sample.version,
-                    self.sampling,
+                    of_role(self.sampling, key.role),
                 ),
                 sample,
             )
@@ -169,7 +170,7 @@ class Player:
                     "were given, or its repr is another each time; they must return a new one"
                 )
             seed = seed_of("select", self.seed, key.path())
-            chosen = choose([c.reward for c in candidates], self.select, self.team.alpha, seed)
+            chosen = choose([c.reward for c in candidates], self.select, self.team.alpha_of(key.role), seed)
         return Group(tuple(candidates), chosen), steps
 
     async def _run(self, state: Any, key: GroupKey, text: str) -> Sequence[ProgramResult]:
@@ -201,7 +202,7 @@ class Player:
                 step = self.task.act(state, key.speaker, text, runs)
             else:
                 step = self.task.act(state, key.speaker, text)
-        step = scored(step, self.task, key, self.team.alpha)
+        step = scored(step, self.task, key, self.team.alpha_of(key.role))
         if any(run.end == "crash" for run in runs):
             return step, Outcome.TOOL_CRASH
         return step, Outcome.TRUNCATED if sample.finish == "length" else step.outcome

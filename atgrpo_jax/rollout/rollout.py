@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from atgrpo_jax.common import coroutines
@@ -10,7 +10,7 @@ from atgrpo_jax.common.checks import require
 from atgrpo_jax.common.errors import PromptTooLong
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.progress import say
-from atgrpo_jax.common.types import Address, Episode, Outcome, Sample, Sampling
+from atgrpo_jax.common.types import Address, Episode, Outcome, Sample, Sampling, of_role
 from atgrpo_jax.credit.selection import Select
 from atgrpo_jax.engines.protocol import Engine, Request
 from atgrpo_jax.rollout import wire
@@ -62,8 +62,15 @@ class RolloutConfig(Sampling):
         return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
 
 
-def engine_propose(engine: Engine, sampling: Sampling, candidates: int, seed: int) -> Propose:
+def engine_propose(
+    engine: Engine,
+    sampling: Sampling | Mapping[str, Sampling],
+    candidates: int | Mapping[str, int],
+    seed: int,
+) -> Propose:
     """Returns a function that draws the samples of a group from an engine, each at its own address.
+
+    ``sampling`` and ``candidates`` are those of all roles, or mappings from each role.
 
     If a prompt is too long for the engine because of what roles have said, the samples are errors,
     as when an engine fails. If no role has spoken yet, the task itself made the prompt too long,
@@ -71,14 +78,15 @@ def engine_propose(engine: Engine, sampling: Sampling, candidates: int, seed: in
     """
 
     async def propose(state, key, prompt_ids, policy, spoken):
-        addresses = tuple(Address(seed, key, k) for k in range(candidates))
+        count = of_role(candidates, key.role)
+        addresses = tuple(Address(seed, key, k) for k in range(count))
         try:
-            return await engine.sample(Request(policy, prompt_ids, addresses, sampling))
+            return await engine.sample(Request(policy, prompt_ids, addresses, of_role(sampling, key.role)))
         except PromptTooLong as error:
             if not spoken:
                 raise
             say(f"{error}; the episode ends there")
-            return [Sample((), (), "error", engine.version(policy))] * candidates
+            return [Sample((), (), "error", engine.version(policy))] * count
 
     return propose
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from atgrpo_jax.common.checks import check_types, require
 
@@ -29,6 +29,10 @@ class Team:
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     # Steps for which one policy alone is updated before the next one; 0 updates all in every step.
     alternate: int = 0
+    # From a role to those of its settings that are not the team's: any of ``Sampling`` and of the
+    # loss (clip_low, clip_high, dual_clip, kl, entropy), and "candidates" and "alpha".
+    # E.g. {"tester": {"max_tokens": 100, "temperature": 0.7, "candidates": 4, "kl": 0.01}}
+    roles: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_types(self)
@@ -47,6 +51,10 @@ class Team:
         """Returns the name of the policy that speaks for ``role``."""
         spec = self._spec(role)
         return spec if spec == "shared" else spec.partition(":")[2] or role
+
+    def alpha_of(self, role: str) -> float:
+        """Returns the weight of the team part in a role's mixed reward."""
+        return self.roles.get(role, {}).get("alpha", self.alpha)
 
     def kind(self, policy: str, roles: Sequence[str]) -> Kind:
         """Returns whether all weights of a policy are trained ("full") or an adapter ("lora")."""
@@ -68,6 +76,9 @@ class Team:
             require(
                 self, "sharing", before == kind, f"policy {self.policy(role)} is both {before} and {kind}"
             )
+        unknown = sorted(set(self.roles) - set(roles))
+        rule = f"there is no role {', '.join(unknown)}; there are {', '.join(roles)}"
+        require(self, "roles", not unknown, rule)
         for name in ("frozen", "rates"):
             known = set(getattr(self, name)) <= set(kinds)
             require(self, name, known, f"the policies are {', '.join(sorted(kinds))}")

@@ -10,7 +10,7 @@ from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.copies import absolute
 from atgrpo_jax.common.hosts import ALONE, Hosts, check_alike
 from atgrpo_jax.common.progress import say
-from atgrpo_jax.common.types import hash_bytes
+from atgrpo_jax.common.types import Sampling, hash_bytes
 from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import EngineConfig
@@ -20,6 +20,7 @@ from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import BASE, Team
+from atgrpo_jax.run.role_settings import RoleSettings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.protocol import Task, ToolTask, missing
@@ -90,6 +91,8 @@ class Experiment:
         shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
         require(self, "tokenizer", shown, "its chat template does not show what a message says")
         self.team.policies(self.task.workflow.roles)
+        for role in self.task.workflow.roles:
+            self.of_role(role)  # checks what the team says of the role
         for name in ("model", "pretrained"):
             given = getattr(self, name)
             exact = not isinstance(given, Mapping) or set(given) == set(self.initial_names)
@@ -117,6 +120,41 @@ class Experiment:
     @property
     def policies(self) -> tuple[str, ...]:
         return self.team.policies(self.task.workflow.roles)
+
+    def of_role(self, role: str) -> RoleSettings:
+        """Returns how a role draws and learns."""
+        return role_settings(self.team, self.rollout, self.loss, role)
+
+    @property
+    def by_role(self) -> dict[str, RoleSettings]:
+        return {role: self.of_role(role) for role in self.task.workflow.roles}
+
+    def evaluated(self, temperature: float | None = None) -> dict[str, Sampling]:
+        """Returns how each role draws in an evaluation; see ``EvaluationConfig.sampling``."""
+        by_role = self.by_role.items()
+        return {role: self.evaluation.sampling(own.sampling, temperature) for role, own in by_role}
+
+    @property
+    def longest_answer(self) -> int:
+        """Returns the most tokens of an answer of any role."""
+        return max(settings.sampling.max_tokens for settings in self.by_role.values())
+
+    @property
+    def most_candidates(self) -> int:
+        """Returns the largest group that is drawn at once."""
+        if not self.rollout.tree:
+            return 1
+        return max(settings.candidates for settings in self.by_role.values())
+
+    @property
+    def losses(self) -> tuple[LossConfig, ...]:
+        """Returns the different losses of the roles; batches know them by their number."""
+        return tuple(dict.fromkeys(settings.loss for settings in self.by_role.values()))
+
+    @property
+    def refers(self) -> bool:
+        """Returns whether a loss compares with the starting policies."""
+        return any(loss.kl for loss in self.losses)
 
     @property
     def initial_names(self) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ class Stages:
             team = restored
             self.done = self._saved = newest
             self.sync(team)
-        if self.experiment.loss.kl:
+        if self.experiment.refers:
             learner.refer_to(learner.restore(self._checkpoints, 0))
         self._complete = team
         return team
@@ -117,7 +117,7 @@ class Stages:
         settings = self.experiment.credit
         return credit(
             episodes,
-            alpha=self.experiment.team.alpha,
+            alpha={role: self.experiment.team.alpha_of(role) for role in self.experiment.by_role},
             baseline=settings.baseline,
             normalise=settings.normalise,
         )
@@ -218,7 +218,7 @@ class Stages:
         settings = self.experiment.evaluation
         most = settings.instances if split == "test" else settings.validation_instances
         instances = available(self.experiment.task, split, most)
-        sampling = settings.sampling(self.experiment.rollout.sampling)
+        sampling = self.experiment.evaluated()
         with Progress(f"{split} after step {step}", instances, "episode") as progress:
             score = evaluate(
                 self.experiment.task,
@@ -243,18 +243,21 @@ class Stages:
 def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None, hosts: Hosts) -> Rollouts:
     """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
     settings = experiment.rollout
-    candidates, episodes = (settings.candidates, 1) if settings.tree else (1, settings.candidates)
+    by_role = experiment.by_role
+    sampling = {role: own.sampling for role, own in by_role.items()}
+    candidates = {role: own.candidates if settings.tree else 1 for role, own in by_role.items()}
+    episodes = 1 if settings.tree else settings.candidates
     player = Player(
         experiment.task,
         experiment.team,
         experiment.tokenizer,
-        engine_propose(engine, settings.sampling, candidates, experiment.seed),
-        settings.sampling,
+        engine_propose(engine, sampling, candidates, experiment.seed),
+        sampling,
         experiment.seed,
         runner=runner,
         select=settings.select,
         exclude=settings.exclude,
     )
     at_once = experiment.engine.at_once
-    instances_at_once = None if at_once is None else -(-at_once // settings.candidates)
+    instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
     return Rollouts(player, engine, settings.instances, episodes, hosts, instances_at_once)

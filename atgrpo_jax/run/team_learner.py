@@ -31,6 +31,7 @@ from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tokens.tokens import check_same_ids
 from atgrpo_jax.update.batch import digest_of, minibatches
 from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
+from atgrpo_jax.update.objectives import by_number
 from atgrpo_jax.update.updates import Updates
 from atgrpo_jax.update.warm_start import warm_start
 
@@ -87,7 +88,7 @@ class TeamLearner:
         mesh = self.meshes[initial]
         key = experiment.architecture(initial), adapter, mesh
         if key not in self._made:
-            objective = experiment.loss.objective()
+            objective = by_number([loss.objective() for loss in experiment.losses])
             lora = experiment.lora if adapter else None
             self._made[key] = Learner(
                 _model(experiment, initial), experiment.optimizer, objective, mesh, lora
@@ -212,12 +213,12 @@ class TeamLearner:
             epochs=experiment.loss.epochs,
             seed=seed_of("minibatches", experiment.seed, step),
             aggregate=experiment.loss.aggregate,
-            constant=experiment.rollout.sampling.max_tokens,
+            constant=experiment.rollout.max_tokens,
+            objectives={role: experiment.losses.index(own.loss) for role, own in experiment.by_role.items()},
         )
-        temperature = experiment.rollout.sampling.temperature
         rate = experiment.team.rates.get(policy, 1.0)
         reference = self.reference.get(policy)
-        given = (UpdateInputs(batch, temperature, rate, reference, team.base) for batch in batches)
+        given = (UpdateInputs(batch, rate, reference, team.base) for batch in batches)
         most = experiment.loss.correction
         if most is None:
             return ((inputs, {}) for inputs in given)
@@ -227,9 +228,9 @@ class TeamLearner:
 
     def compile(self, name: str, batch: Batch) -> list[jax.stages.Compiled]:
         """Calls ``Learner.compile`` for one policy, with the run's settings."""
-        reference = self.shapes[name].params if self._experiment.loss.kl else None
+        reference = self.shapes[name].params if self._experiment.refers else None
         base = self.base_shapes() if name in self.adapted else None
-        return self._learners[name].compile(UpdateInputs(batch, None, None, reference, base))
+        return self._learners[name].compile(UpdateInputs(batch, None, reference, base))
 
     def weights(self, team: TeamState) -> dict[str, PolicyWeights]:
         """Returns the weights that the team's policies draw and are scored with."""
@@ -250,8 +251,8 @@ class TeamLearner:
                 stop_ids=experiment.tokenizer.stop_ids,
                 decode=experiment.tokenizer.decode,
                 lora=experiment.lora,
-                longest_answer=experiment.rollout.max_tokens,
-                candidates=experiment.rollout.candidates if experiment.rollout.tree else 1,
+                longest_answer=experiment.longest_answer,
+                candidates=experiment.most_candidates,
                 hosts=self._hosts,
             )
         )

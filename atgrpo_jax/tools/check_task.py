@@ -62,8 +62,8 @@ async def _lengths(
 ) -> list[Violation]:
     judge = Calls(experiment.task, runner)
     longest = 0
-    answers = 0
-    texts = (None, _wordy(experiment.tokenizer, experiment.rollout.max_tokens), _PRINTS)
+    answers: dict[str, int] = {}  # by role: tokens of the longest demonstration
+    texts = (None, _wordy(experiment.tokenizer, experiment.longest_answer), _PRINTS)
     for index, said in itertools.product(range(instances), texts):
         try:
             course = Course(experiment.task, judge.initial(index))
@@ -73,18 +73,24 @@ async def _lengths(
                     text = said or judge.demonstration(course.state, role, place, random.Random(index))
                     prompt = judge.prompt(course.state, role, place)
                     longest = max(longest, len(experiment.tokenizer.prompt_ids(prompt)))
-                    answers = max(answers, 0 if said else len(experiment.tokenizer.answer_ids(text)))
+                    if not said:
+                        name = experiment.task.workflow.seat(role)[0]
+                        size = len(experiment.tokenizer.answer_ids(text))
+                        answers[name] = max(answers.get(name, 0), size)
                     course.take(await judge.step(course.state, role, text, place))
         except Broken:
             continue
-    say(f"the longest prompt has {longest} tokens, the longest demonstration {answers}")
-    limit = experiment.engine.longest_prompt(experiment.rollout.max_tokens)
+    most = max(answers.values(), default=0)
+    say(f"the longest prompt has {longest} tokens, the longest demonstration {most}")
+    limit = experiment.engine.longest_prompt(experiment.longest_answer)
     if limit is not None and longest > limit:
         rule = f"prompts fit {type(experiment.engine).__name__}"
         judge.found(rule, f"one of {longest} tokens, and {limit} are allowed")
-    if answers > experiment.rollout.max_tokens:
-        rule = "demonstrations fit RolloutConfig.max_tokens"
-        judge.found(rule, f"one of {answers} tokens, and {experiment.rollout.max_tokens} are allowed")
+    for role, size in answers.items():
+        limit = experiment.of_role(role).sampling.max_tokens
+        if size > limit:
+            rule = "demonstrations fit RolloutConfig.max_tokens"
+            judge.found(rule, f"one of {role} of {size} tokens, and {limit} are allowed")
     return judge.problems
 
 

@@ -5,7 +5,7 @@ The shift by one token, from a token to the one that it predicts, happens only h
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -63,7 +63,13 @@ def whole_tiles(tokens: int) -> int:
     return tokens if tokens <= TILE else round_up(tokens, TILE)
 
 
-def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, constant: int) -> Batch:
+def pack(
+    items: Sequence[Credited],
+    config: BatchConfig,
+    aggregate: Aggregate,
+    constant: int,
+    objectives: Mapping[str, int] = {},
+) -> Batch:
     """Packs groups into micro-batches. Each group becomes one segment of a row.
 
     A segment is the prompt once, then the trained candidates as branches. Segments go first-fit,
@@ -74,6 +80,7 @@ def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, c
     Args:
       items: groups of one policy; groups whose mask is all false are left out.
       aggregate, constant: see ``token_weights``.
+      objectives: from a role to the number of its tokens' objective; 0 for roles that are not named.
     """
     items = [item for item in items if item.mask_K.any()]
     size = max((len(item.mask_K) for item in items), default=1)
@@ -83,7 +90,9 @@ def pack(items: Sequence[Credited], config: BatchConfig, aggregate: Aggregate, c
         mask_GK[g, : len(item.mask_K)] = item.mask_K
         lengths_GK[g, : len(item.mask_K)] = [len(c.sample.tokens) for c in item.group.candidates]
     weights_GK = token_weights(lengths_GK, mask_GK, aggregate, constant)
-    segments = [_segment(item, weights_K) for item, weights_K in zip(items, weights_GK, strict=True)]
+    segments = []
+    for item, weights_K in zip(items, weights_GK, strict=True):
+        segments.append(_segment(item, weights_K, objectives.get(item.group.origin.key.role, 0)))
 
     row_tokens = config.row(max((len(s.tokens) for s in segments), default=0))
     rows = first_fit([len(s.tokens) for s in segments], row_tokens)
@@ -110,7 +119,7 @@ def _padding(rows: int, row_tokens: int) -> Batch:
         return np.zeros((rows, row_tokens), np.float32)
 
     pairs = np.full((rows, tiles * (tiles + 1) // 2), -1, np.int32)
-    trained = Trained(ints(), ints(), floats(), floats(), floats())
+    trained = Trained(ints(), ints(), floats(), floats(), floats(), floats(), ints())
     return Batch(ints(), ints(), ints(), ints(), pairs, trained)
 
 
@@ -165,6 +174,7 @@ def minibatches(
     seed: int,
     aggregate: Aggregate,
     constant: int,
+    objectives: Mapping[str, int] = {},
 ) -> Iterator[Batch]:
     """Yields the minibatches of ``epochs`` passes over the groups that give a gradient.
 
@@ -176,7 +186,7 @@ def minibatches(
         order = np.random.default_rng([seed, epoch]).permutation(len(items))
         for part in np.array_split(order, max(min(count, len(items)), 1)):
             if len(part):
-                yield pack([items[i] for i in part], config, aggregate, constant)
+                yield pack([items[i] for i in part], config, aggregate, constant, objectives)
 
 
 def token_weights(
@@ -234,8 +244,9 @@ def answers(micro: Batch) -> jax.Array:
     return jnp.where(real_BT, jnp.cumsum(begins_BT & real_BT, axis=1, dtype=jnp.int32), 0)
 
 
-def _segment(item: Credited, weights_K: np.ndarray) -> Segment:
+def _segment(item: Credited, weights_K: np.ndarray, objective: int) -> Segment:
     prompt = item.group.origin.prompt_ids
+    temperature = item.group.origin.sampling.temperature
     P = start = len(prompt)
     read = [(prompt, np.arange(P), np.zeros(P))]
     trained = []
@@ -245,8 +256,8 @@ def _segment(item: Credited, weights_K: np.ndarray) -> Segment:
         read.append((sample.tokens, P + np.arange(n), np.full(n, k + 1)))
         # The prompt's last token predicts a branch's first; every other token predicts the next.
         sources = np.concatenate([[P - 1], start + np.arange(n - 1)])
-        constants = np.full(n, item.advantages_K[k]), np.full(n, weights_K[k])
-        trained.append((sources, sample.tokens, sample.logprobs, *constants))
+        constants = item.advantages_K[k], weights_K[k], temperature, objective
+        trained.append((sources, sample.tokens, sample.logprobs, *(np.full(n, c) for c in constants)))
         start += n
     fields = Trained._make(map(np.concatenate, zip(*trained, strict=True)))
     return Segment._make([*map(np.concatenate, zip(*read, strict=True)), fields])

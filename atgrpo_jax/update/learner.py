@@ -32,7 +32,6 @@ class UpdateInputs(NamedTuple):
     """All that an update takes beside the state: NumPy arrays and floats, or arrays on the devices."""
 
     batch: Any  # Batch [A, B, T]; the micro-batches that are empty come last
-    temperature: Any  # the one at which the tokens were sampled
     rate: Any = 1.0  # factor of the optimizer's learning rate
     reference: Any = None  # trained part of the policy that the KL term is to; None without that term
     base: Any = None  # the parameters that an adapter is on; None without an adapter
@@ -78,7 +77,7 @@ class Learner:
         )
         rows = batch_sharding(mesh)
         plain = replicated(mesh)
-        self._inputs = inputs = UpdateInputs(rows, plain, plain)
+        self._inputs = inputs = UpdateInputs(rows, plain)
         self._jit_fresh = jax.jit(self._fresh, out_shardings=self.shardings.params)
         self._jit_start = jax.jit(self._optimizer.init, out_shardings=self.shardings.opt_state)
         self._jit_update = jax.jit(
@@ -137,7 +136,7 @@ class Learner:
 
     def _on_devices(self, inputs: UpdateInputs) -> UpdateInputs:
         batch = self._widened(inputs.batch)
-        host = UpdateInputs(batch, np.float32(inputs.temperature), np.float32(inputs.rate))
+        host = UpdateInputs(batch, np.float32(inputs.rate))
         placed = put(host, self._inputs)
         return placed._replace(reference=inputs.reference, base=inputs.base)
 
@@ -151,7 +150,7 @@ class Learner:
         Arrays may be shapes, and the mesh's devices need not exist.
         """
         number = jax.ShapeDtypeStruct((), jnp.float32)
-        inputs = inputs._replace(temperature=number, rate=number)
+        inputs = inputs._replace(rate=number)
         if not self._offload:
             return [self._jit_update.lower(self.shapes, inputs)]
         gradients = self._jit_gradients.lower(self.shapes.params, inputs)
@@ -201,7 +200,7 @@ class Learner:
         weights = self.weights(params, inputs.base)
 
         def logprobs(micro):
-            return self._packed.logprobs(weights, micro, inputs.temperature)[0]
+            return self._packed.logprobs(weights, micro)[0]
 
         with exact_products(self.model.compute):
             return jax.lax.map(logprobs, inputs.batch)
@@ -222,10 +221,10 @@ class Learner:
 
     def _gradients(self, params: Any, inputs: UpdateInputs) -> tuple[Any, dict[str, jax.Array]]:
         """Returns the gradients of the sum over all micro-batches, and metrics."""
-        batch, temperature, _, reference, base = inputs
+        batch, _, reference, base = inputs
 
         def logprobs(params, micro):
-            return self._packed.logprobs(self.weights(params, base), micro, temperature)[0]
+            return self._packed.logprobs(self.weights(params, base), micro)[0]
 
         def loss(params, micro):
             trained = micro.trained
@@ -242,7 +241,6 @@ class Learner:
                 hidden_BTD,
                 trained,
                 reference_BT,
-                temperature,
             )
             gap = sums.pop("logprob_gap")
             if self._objective.prepare is not None:  # which may have moved the old logprobs

@@ -5,6 +5,8 @@ of a chunk.
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -36,6 +38,35 @@ class Objective(NamedTuple):
 
     tokens: TokenObjective
     prepare: Prepare | None = None  # costs a forward pass
+
+
+def by_number(objectives: Sequence[Objective]) -> Objective:
+    """Returns the sum of objectives, each over the tokens that have its number."""
+    if len(objectives) == 1:
+        return objectives[0]
+
+    def tokens(logprobs_BX, entropy_BX, reference_BX, trained):
+        loss = jnp.float32(0)
+        metrics: dict[str, jax.Array] = {}
+        for number, objective in enumerate(objectives):
+            weights_BX = jnp.where(trained.objectives == number, trained.weights, 0.0)
+            own = trained._replace(weights=weights_BX)
+            value, sums = objective.tokens(logprobs_BX, entropy_BX, reference_BX, own)
+            loss += value
+            metrics |= {name: metrics.get(name, 0.0) + total for name, total in sums.items()}
+        return loss, metrics
+
+    def prepare(logprobs_BT, trained, answers_BT):
+        changed = trained
+        for number, objective in enumerate(objectives):
+            if objective.prepare is not None:
+                own = objective.prepare(logprobs_BT, trained, answers_BT)
+                pick = functools.partial(jnp.where, trained.objectives == number)
+                changed = Trained._make(map(pick, own, changed))
+        return changed
+
+    prepares = any(objective.prepare is not None for objective in objectives)
+    return Objective(tokens, prepare if prepares else None)
 
 
 @dataclasses.dataclass(frozen=True)

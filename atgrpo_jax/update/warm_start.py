@@ -185,7 +185,7 @@ def _clone(config, fresh, learners, player, batch, hosts) -> dict[str, Any]:
             done = {}
             for policy, items in demonstrated(episodes).items():
                 packed = pack(items, batch, "token", 1)
-                states[policy], metrics = learners[policy].update(states[policy], UpdateInputs(packed, 1.0))
+                states[policy], metrics = learners[policy].update(states[policy], UpdateInputs(packed))
                 done[policy] = Updates([metrics], 0)
             done = jax.device_get(done)
             for policy, updates in done.items():

@@ -82,7 +82,8 @@ FAULTS = {
         ("batch.trained.sources[r, first:last] += start", "batch.trained.sources[r, first:last] += 0",
          "the second group of a row is predicted by the first"),
         ("for k in np.flatnonzero(item.mask_K):", "for k in range(len(item.mask_K)):", "masked candidates are read"),
-        ("np.full(n, item.advantages_K[k])", "np.full(n, item.advantages_K[0])", "the first one's advantage for all"),
+        ("constants = item.advantages_K[k],", "constants = item.advantages_K[0],", "the first one's advantage for all"),
+        ("weights_K[k], temperature, objective", "weights_K[k], 1.0, objective", "updates are at temperature 1"),
         ("default_rng([seed, epoch])", "default_rng([seed, 0])", "all epochs in one order"),
         ("for epoch in range(epochs):", "for epoch in range(1):", "one epoch"),
         ("max(min(count, len(items)), 1)", "1", "one minibatch"),
@@ -156,7 +157,6 @@ FAULTS = {
         ("jnp.maximum(gap_so_far, gap)", "gap", "the gap of the last micro-batch"),
         ("None if reference is None else logprobs(reference, micro)", "None if reference is None else logprobs(params, micro)",
          "the reference is the policy itself"),
-        ("np.float32(inputs.temperature)", "np.float32(1)", "updates are at temperature 1"),
     ],
     ("update/loss.py", "test_loss.py test_learner_loss.py::test_the_objective_by_hand"): [
         ("(bounded_exp(d_BT) - 1 - d_BT)", "(bounded_exp(d_BT) - 1)", "an estimate of KL that can be negative"),

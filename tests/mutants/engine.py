@@ -101,7 +101,7 @@ FAULTS = {
         ("_put(dv, j, _at(dv, j) + new_v)", "_put(dv, j, new_v)", "values' gradients of one tile alone"),
     ],
     ("models/head.py", "test_head.py test_oracle.py"): [
-        ("found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel()) / temperature", "found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel())", "gradients without the temperature"),
+        ("found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel()) / _temperatures(part)", "found.gradient(d_logprobs_BX.ravel(), d_entropy_BX.ravel())", "gradients without the temperature"),
         ("d_entropy_X1 * (logp_XV + self.entropy[:, None])", "d_entropy_X1 * logp_XV", "entropy's gradient without its mean"),
         ("self.entropy = self.log_total - weighted_X / total_X", "self.entropy = self.log_total", "entropy without its logits"),
         (".at[self.rows_B1, part.sources].add(d_h_BXD)", ".at[self.rows_B1, part.sources].set(d_h_BXD)", "the prompt's last token hears one branch"),

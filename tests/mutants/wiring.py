@@ -2,7 +2,7 @@
 
 FAULTS = {
     ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
-        ("alpha=self.experiment.team.alpha", "alpha=1.0", "the team's alpha is not heard"),
+        ("self.experiment.team.alpha_of(role) for", "1.0 for", "the team's alpha is not heard"),
         ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
         ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
         ("exclude=settings.exclude", 'exclude=("engine_error",)', "exclusions are not heard"),
@@ -10,8 +10,8 @@ FAULTS = {
         ("learner.refer_to(learner.restore(self._checkpoints, 0))", "learner.refer_to(learner.restore(self._checkpoints, self.done))",
          "after a resume the reference is the step that the run goes on from"),
         ("audit(group, team.version, self.experiment.seed)", "audit(group, group.origin.version, self.experiment.seed)", "any version passes the audit"),
-        ("(settings.candidates, 1) if settings.tree else (1, settings.candidates)", "(settings.candidates, 1) if settings.tree else (1, 1)", "one trajectory an instance"),
-        ("(settings.candidates, 1) if settings.tree else (1, settings.candidates)", "(settings.candidates, 1) if settings.tree else (settings.candidates, settings.candidates)", "trajectories branch"),
+        ("episodes = 1 if settings.tree else settings.candidates", "episodes = 1", "one trajectory an instance"),
+        ("own.candidates if settings.tree else 1 for role", "own.candidates for role", "trajectories branch"),
         ('most = settings.instances if split == "test" else settings.validation_instances', "most = settings.instances",
          "validation has the test's number of instances"),
         ("                split=split,\n", '                split="train",\n', "scores are of the training split"),
@@ -34,9 +34,9 @@ FAULTS = {
         ("stages.checkpoint(step, team)\n", "pass\n", "nothing is saved on the way"),
     ],
     ("rollout/rollout.py", "test_stages.py test_trainer.py"): [
-        ("Request(policy, prompt_ids, addresses, sampling)", "Request(policy, prompt_ids[:-1], addresses, sampling)", "the engine is asked for another prompt than is recorded"),
-        ("Request(policy, prompt_ids, addresses, sampling)", "Request(policy, prompt_ids, addresses[::-1], sampling)", "samples are at each other's addresses"),
-        ("addresses = tuple(Address(seed, key, k) for k in range(candidates))", "addresses = tuple(Address(0 * seed + 1, key, k) for k in range(candidates))", "the samples are another run's"),
+        ("Request(policy, prompt_ids, addresses, of_role(", "Request(policy, prompt_ids[:-1], addresses, of_role(", "the engine is asked for another prompt than is recorded"),
+        ("Request(policy, prompt_ids, addresses, of_role(", "Request(policy, prompt_ids, addresses[::-1], of_role(", "samples are at each other's addresses"),
+        ("addresses = tuple(Address(seed, key, k) for k in range(count))", "addresses = tuple(Address(0 * seed + 1, key, k) for k in range(count))", "the samples are another run's"),
     ],
     ("run/team_learner.py", "test_policies.py test_oracle.py test_trainer.py test_stages.py"): [
         ("gate.check_gap(policy", "(lambda *given: None)(policy", "sampler and learner are not compared"),
@@ -45,14 +45,14 @@ FAULTS = {
         ("epochs=experiment.loss.epochs", "epochs=1", "epochs are not heard"),
         ('seed_of("minibatches", experiment.seed, step)', 'seed_of("minibatches", experiment.seed)', "one order for all steps"),
         ("aggregate=experiment.loss.aggregate", 'aggregate="candidate"', "the aggregate is not heard"),
-        ("constant=experiment.rollout.sampling.max_tokens", "constant=16", "the divisor is not that of the rollout"),
+        ("constant=experiment.rollout.max_tokens", "constant=16", "the divisor is not that of the rollout"),
         ("self.reference.get(policy)", "None", "the KL term is left out"),
         ("items[item.group.origin.policy].append(item)", "items[experiment.policies[0]].append(item)",
          "one policy gets all groups"),
         ("return TeamState(states, team.base, team.version + 1), metrics", "return team._replace(version=team.version + 1), metrics", "updates are thrown away"),
         ("return TeamState(states, team.base, team.version + 1), metrics", "return TeamState(states, team.base, team.version), metrics", "new weights keep the old version"),
         ("experiment.team.updated(step, experiment.task.workflow.roles)", "experiment.policies", "frozen policies are trained"),
-        ("temperature = experiment.rollout.sampling.temperature", "temperature = 1.0", "updates are at temperature 1"),
+        ("objectives={role: experiment.losses.index(own.loss) for role, own in experiment.by_role.items()},", "", "all roles have the first one's loss"),
         ("experiment.team.rates.get(policy, 1.0)", "1.0", "rates are not heard"),
         ("most = experiment.loss.correction\n", "most = None\n", "correction is not heard"),
         ("base = jax.tree.map(jnp.copy, base)", "pass", "the base is the array of a trained policy"),
@@ -71,7 +71,7 @@ FAULTS = {
         ("self.batch.rows % rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
     ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
-        ("Address(seed, key, k) for k in range(candidates)", "Address(seed, key, 0) for k in range(candidates)",
+        ("Address(seed, key, k) for k in range(count)", "Address(seed, key, 0) for k in range(count)",
          "all siblings have one address"),
         ("range((step - 1) * instances, step * instances)", "range(step, step + instances)", "steps share instances"),
         ("*map(instance, indices)", "*map(instance, reversed(indices))", "results are in another order"),
@@ -97,7 +97,7 @@ FAULTS = {
         ('if any(run.end == "crash" for run in runs):', "if False:", "a failing sandbox is the candidate's fault"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", self.seed)', "ties go to one place"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", key.path())', "ties do not know the seed"),
-        ("self.team.alpha, seed)", "1.0, seed)", "alpha is not heard in selection"),
+        ("self.team.alpha_of(key.role), seed)", "1.0, seed)", "alpha is not heard in selection"),
         ("policy = self.team.policy(key.role)", "policy = self.team.policy(self.task.workflow.roles[0])", "all roles speak by one policy"),
     ],
     ("engines/gate.py", "test_weight_sync.py"): [

@@ -107,9 +107,8 @@ class Item:
 
         Prompts count once a group, attention for what a token sees, the head on sampled tokens only.
         """
-        workload = Workload(
-            self.prompts, self.prompt_tokens, self.prompt_tokens, self.new_tokens, self.candidates
-        )
+        P, N, K = self.prompt_tokens, self.new_tokens, self.candidates
+        workload = Workload(self.prompts, P, P, N, K, N, P + K * N)
         flop = work(self.model, self.compute, self.vocab_size, workload, self.prompts)
         done = {phase: amount / 1e9 for phase, amount in flop.items()}
         return done | {"step": sum(done.values())}

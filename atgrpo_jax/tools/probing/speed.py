@@ -159,7 +159,7 @@ def _updates(
 
     def update(_: int) -> Any:
         nonlocal state
-        state, metrics = learner.update(state, UpdateInputs(batch, 1.0))
+        state, metrics = learner.update(state, UpdateInputs(batch))
         kept.append(metrics)
         return state, metrics
 
