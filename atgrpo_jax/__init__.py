@@ -9,17 +9,19 @@ Words, each with one meaning:
 
     instance     a problem of a task, named by its split and number
     episode      one play of an instance, from its first turn to its end
-    turn         one round of an episode, in which each role of the workflow speaks once
+    turn         one round of an episode: the stages of the workflow, one after the other
+    stage        those who speak at the same time, in the same state
     role         who speaks: a name, a prompt, a part of the reward
+    seat         one of several who speak for one role, with its policy and its prompt
     policy       parameters that speak for one role or several
     team         all roles, and which policy speaks for which
     sample       the tokens that an engine drew once, with their log-probabilities
     candidate    a sample with its text, reward and outcome; one of K from the same prompt and state
-    group        the K candidates of one (turn, role) of an episode
+    group        the K candidates of one who speaks, once, in an episode
     executed     the group's candidate whose state the episode goes on from
     reward       alpha * team + local: what all roles share, and what one role earned
     advantage    a candidate's reward relative to its group
-    address      where a sample belongs (seed, step, instance, episode, turn, role, k); it fixes the noise
+    address      where a sample belongs (seed, step, instance, episode, turn, stage, seat, k); it fixes the noise
     minibatch    the groups of one optimizer step
     row          T tokens: prompts, each once, and after each the answers to it; groups are packed in rows
     micro-batch  B rows that are computed at once; a minibatch is A of them
