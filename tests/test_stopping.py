@@ -172,7 +172,7 @@ def test_a_main_thread_that_hears_nothing_is_ended():
     assert process.stdout.readline() == "ready\n"
     time.sleep(1.0)  # until it is in that call
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "stopped at once; the same command goes on from what is saved" in err
 
