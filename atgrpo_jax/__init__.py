@@ -21,7 +21,7 @@ Words, each with one meaning:
     executed     the group's candidate whose state the episode goes on from
     reward       alpha * team + local: what all roles share, and what one role earned
     advantage    a candidate's reward relative to its group
-    address      where a sample belongs (seed, step, instance, episode, turn, stage, seat, k); it fixes the noise
+    address      where a sample belongs (seed, step, instance, episode, turn, ..., k); it fixes the noise
     minibatch    the groups of one optimizer step
     row          T tokens: prompts, each once, and after each the answers to it; groups are packed in rows
     micro-batch  B rows that are computed at once; a minibatch is A of them

@@ -25,6 +25,7 @@ from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by, evaluate
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import SavedRun, moved
@@ -91,7 +92,11 @@ def evaluate_run(saved: SavedRun) -> None:
             yield f"step {number}", number, saved.weights(number)
 
     for (_, number, _), score, settings in scores(experiment, saved.learner, contenders()):
+        alpha = {role: experiment.team.alpha_of(role) for role in experiment.by_role}
+        content = written(number, score.episodes, (), experiment.tokenizer, alpha)
+        name = saved.folder.write_evaluation(_SPLIT.value, content)
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
+        record["episodes"] = f"evaluations/{name}"
         append_json_line(saved.folder.evaluations, record)
 
 

@@ -216,7 +216,7 @@ def read_run(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         record = json.loads(line)
         kept = {name: value for name, value in record.items() if not name.startswith("perf/")}
         found[str(record["step"])] = {"metrics": kept}
-    for file in sorted((folder / "episodes").iterdir()):
+    for file in sorted((folder / "episodes").glob("step_??????.jsonl.gz")):
         step = str(int(file.name.removeprefix("step_").removesuffix(".jsonl.gz")))
         found[step] |= read_episodes(file)
     last = max(found, key=int)
@@ -228,7 +228,11 @@ def read_run(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def read_episodes(file: Path) -> dict[str, dict[str, Any]]:
-    groups = [json.loads(line) for line in gzip.open(file, "rt")]
+    groups = []
+    for line in gzip.open(file, "rt"):
+        episode = json.loads(line)
+        shared = {name: value for name, value in episode.items() if name != "groups"}
+        groups += [shared | group for group in episode["groups"]]
     bare = [{name: value for name, value in group.items() if name != "state"} for group in groups]
     return {
         "episodes": {file.name: digest(file.read_bytes())},

@@ -46,7 +46,7 @@ def run(experiment, path, team, steps=2):
         start = jax.device_get(team.policies)
         for step in range(stages.done + 1, steps + 1):
             team, _ = one_step(stages, team, step)
-            groups = stages.folder.read_episodes(step)
+            groups = [group for episode in stages.folder.read_episodes(step) for group in episode["groups"]]
             played.append([candidate["text"] for group in groups for candidate in group["candidates"]])
         return start, jax.device_get(team.policies), jax.device_get(team.base), played
 

@@ -5,18 +5,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from fakes import group
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import read_json_lines
-from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.run.loop import train
 from atgrpo_jax.run.saved import SavedRun, claim
 from atgrpo_jax.run.shapes import earlier, settle
-from atgrpo_jax.tokens.tokens import TinyTokenizer
 
 
 @pytest.fixture
@@ -58,39 +55,23 @@ def test_a_cut_last_line_is_left_out_but_another_bad_line_is_an_error(folder):
 def test_rewind_forgets_what_comes_after(folder):
     records(folder, 0, 1, 2, 3)
     before = folder.metrics.read_text().splitlines(keepends=True)
-    item = Credited(group(1.0, 2.0), np.array([-1, 1], np.float32), np.ones(2, bool))
     for step in (1, 2, 3):
-        folder.write_episodes(step, [item], TinyTokenizer())
+        folder.write_episodes(step, b"")
+        folder.write_episodes(step, b"", "validation")
     (folder.episodes / ".step_000004.jsonl.gz.partial").write_bytes(b"cut short")
+    (folder.episodes / ".step_000004.test.jsonl.gz.partial").write_bytes(b"cut short")
     folder.rewind(2)
     assert folder.metrics.read_text() == "".join(before[:3])
     assert sorted(p.name for p in folder.episodes.iterdir()) == [
-        "step_000001.jsonl.gz",
-        "step_000002.jsonl.gz",
+        f"step_00000{step}.{kind}" for step in (1, 2) for kind in ("jsonl.gz", "validation.jsonl.gz")
     ]
 
 
-def test_episode_records(folder):
-    item = Credited(group(1.0, None, chosen=0), np.array([0.5, 0.0], np.float32), np.array([True, False]))
-    folder.write_episodes(1, [item], TinyTokenizer())
-    (record,) = folder.read_episodes(1)
-    assert (record["role"], record["instance"], record["turn"], record["version"]) == ("a", 3, 0, 0)
-    assert record["prompt_ids"] == [5, 6, 7]
-    assert record["executed"] == 0
-    first, second = record["candidates"]
-    assert (first["local"], first["parts"], first["advantage"]) == (1.0, {"number": 1.0}, 0.5)
-    assert (first["tokens"], first["logprobs"], first["trained"]) == ([1, 2], [-0.5, -0.6], True)
-    assert (second["team"], second["local"], second["trained"]) == (None, None, False)
-
-
-def test_the_same_episodes_are_the_same_bytes(folder, tmp_path):
-    item = Credited(group(1.0, 2.0), np.array([-1, 1], np.float32), np.ones(2, bool))
-    folder.write_episodes(1, [item], TinyTokenizer())
-    other = RunFolder(tmp_path / "other")
-    other.lock()
-    other.write_episodes(1, [item], TinyTokenizer())
-    one, two = (f.episodes / "step_000001.jsonl.gz" for f in (folder, other))
-    assert one.read_bytes() == two.read_bytes()
+def test_later_evaluations_have_numbers(folder):
+    names = [folder.write_evaluation(split, b"") for split in ("test", "test", "validation", "test")]
+    assert names == [
+        "0001_test.jsonl.gz", "0002_test.jsonl.gz", "0001_validation.jsonl.gz", "0003_test.jsonl.gz",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.gin.partial"], []])
@@ -128,7 +109,7 @@ def test_a_folder_that_was_taken_away_is_not_written_to(folder, tmp_path, replac
     shutil.rmtree(folder.path)
     if replaced:
         RunFolder(folder.path).lock()
-    for write in (folder.check_ours, lambda: folder.write_episodes(1, [], TinyTokenizer())):
+    for write in (folder.check_ours, lambda: folder.write_episodes(1, b"")):
         with pytest.raises(RunError, match="was removed or replaced while this run was going on"):
             write()
     assert not folder.episodes.exists()

@@ -1,7 +1,6 @@
 """Whole runs as a user starts them: real processes, killed and resumed."""
 
 import dataclasses
-import gzip
 import json
 import re
 import resource
@@ -78,8 +77,8 @@ def metrics(folder):
     ]
 
 
-def episodes(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.episodes.iterdir())}
+def episodes(folder, pattern="*"):
+    return {p.name: p.read_bytes() for p in sorted(folder.episodes.glob(pattern))}
 
 
 def assert_same_run(one, other, step=STEPS):
@@ -109,11 +108,12 @@ def test_episodes_hold_every_group_of_the_step(whole):
     folder, _, _ = whole
     records = folder.read_metrics()
     for step in range(1, STEPS + 1):
-        with gzip.open(folder.episodes / f"step_{step:06d}.jsonl.gz", "rt") as file:
-            groups = [json.loads(line) for line in file]
+        played = list(folder.read_episodes(step))
+        assert {episode["instance"] for episode in played} == set(range((step - 1) * 8, step * 8))
+        assert sum(episode["solved"] for episode in played) / 8 == records[step]["rollout/success"]
+        groups = [group for episode in played for group in episode["groups"]]
         assert len(groups) == records[step]["groups/total"]
         assert {g["version"] for g in groups} == {step - 1}
-        assert {g["instance"] for g in groups} == set(range((step - 1) * 8, step * 8))
         for g in groups:
             assert len(g["candidates"]) == 4
             drawn = {tuple(c["tokens"]) for c in g["candidates"]}
@@ -126,6 +126,18 @@ def test_the_next_run_takes_the_warm_start_from_the_cache_and_equals_the_first(w
     _, err = finish(train(place, "again"))
     assert "warm start: from the cache" in err and "warm start 60/60" not in err
     assert_same_run(RunFolder(place / "again"), folder)
+
+
+def test_evaluations_keep_their_episodes(whole):
+    folder = whole[0]
+    for record in folder.read_metrics():
+        for split in ("validation", "test"):
+            if f"{split}/success" in record:
+                played = list(folder.read_episodes(record["step"], split))
+                solved = [episode["solved"] for episode in played]
+                assert sum(solved) / len(solved) == pytest.approx(record[f"{split}/success"])
+                (candidate,) = played[0]["groups"][0]["candidates"]
+                assert candidate["text"] and candidate["advantage"] is None and not candidate["trained"]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +250,8 @@ def test_a_finished_run_can_be_made_longer(whole, place):
     finish(train(place, "longer"))
     ours, theirs = metrics(RunFolder(place / "longer")), metrics(whole[0])
     assert [r["rollout/success"] for r in ours[1:]] == [r["rollout/success"] for r in theirs[1:]]
-    assert episodes(RunFolder(place / "longer")) == episodes(whole[0])
+    trained = "step_??????.jsonl.gz"
+    assert episodes(RunFolder(place / "longer"), trained) == episodes(whole[0], trained)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from atgrpo_jax.common.types import (
     GroupKey,
     Origin,
     Outcome,
+    Ran,
     Reward,
     Sample,
     Sampling,
@@ -30,15 +31,16 @@ from atgrpo_jax.credit.groups import credit
 from atgrpo_jax.rollout import wire
 from atgrpo_jax.rollout.rollout import play_all
 from atgrpo_jax.rollout.team import Team
-from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.metrics import episode_metrics
 
 # What a message holds. If a field is new here, ``wire`` must learn it, and ``wire.FORM`` must change.
 FIELDS = {
     Episode: "split: str, instance: int, episode: int, groups: tuple[Group, ...], solved: bool, turns: int, "
-    "end: Literal['solved', 'ended', 'turn_limit', 'engine_error']",
+    "end: Literal['solved', 'ended', 'turn_limit', 'engine_error'], problem: str",
     Group: "candidates: tuple[Candidate, ...], chosen: int | None",
-    Candidate: "origin: Origin, sample: Sample, text: str, outcome: Outcome, reward: Reward | None",
+    Candidate: "origin: Origin, sample: Sample, text: str, outcome: Outcome, reward: Reward | None, "
+    "note: str, programs: tuple[Ran, ...]",
     Origin: "key: GroupKey, prompt_ids: tuple[int, ...], state_digest: str, policy: str, version: int, "
     "sampling: Sampling",
     GroupKey: "step: int, split: str, instance: int, episode: int, turn: int, role: str, "
@@ -97,7 +99,10 @@ class Odd(random.Random):
         return self.choice(self.logprobs)
 
     def origin(self):
-        key = GroupKey(self.count(), self.text(), self.count(), self.count(), self.count(), self.text())
+        numbers = [self.count() for _ in range(4)]
+        step, instance, episode, turn = numbers
+        seat = self.choice([None, 0, 7])
+        key = GroupKey(step, self.text(), instance, episode, turn, self.text(), seat, self.count())
         return Origin(key, self.few(self.id), self.text(), self.text(), self.count(), self.choice(SAMPLINGS))
 
     def sample(self):
@@ -119,7 +124,10 @@ class Odd(random.Random):
         def member():
             outcome = self.choice(list(Outcome))
             reward = self.choice([None, self.reward()])
-            return Candidate(self.choice(origins), self.sample(), self.text(), outcome, reward)
+            ran = self.few(lambda: Ran(self.text(), self.text(), self.text()))
+            return Candidate(
+                self.choice(origins), self.sample(), self.text(), outcome, reward, self.text(), ran
+            )
 
         return Group(self.few(member), self.choice([None, 0, 3]))
 
@@ -127,7 +135,8 @@ class Odd(random.Random):
         end = self.choice(["solved", "ended", "turn_limit", "engine_error"])
         solved = self.choice([True, False])
         groups = self.few(self.group)
-        return Episode(self.text(), self.count(), self.count(), groups, solved, self.count(), end)
+        turns = self.count()
+        return Episode(self.text(), self.count(), self.count(), groups, solved, turns, end, self.text())
 
 
 def logprobs_of(many):
@@ -203,19 +212,16 @@ def test_a_logprob_takes_four_bytes_if_float32_holds_all_of_them():
     assert of(*narrow, -0.1) - of(*narrow, -0.5) == 4 * (len(narrow) + 1)  # no float32 is -0.1
 
 
-def test_who_reads_them_sees_no_difference(tmp_path):
+def test_who_reads_them_sees_no_difference():
     """What is scored, credited and written of episodes that were played; some failed, some are excluded."""
     script = {(t, r): ["1", "2...", "x", None] for t in range(2) for r in "ab"}
     made, _ = player(script, Sum(), k=4, team=Team({"a": "full", "b": "lora"}))
     played = play_all(made, 1, "train", range(3), 2)
     back = wire.decode(wire.encode(played))
     assert back == played and repr(back) == repr(played)
-    written = []
-    for name, some in (("one", played), ("other", back)):
+    found = []
+    for some in (played, back):
         credited, metrics = credit(some, alpha=1.0, baseline="instance", normalise="std")
-        folder = RunFolder(tmp_path / name)
-        folder.write_episodes(1, credited, CharTokenizer())
-        written.append(
-            (metrics, episode_metrics(some), (folder.episodes / "step_000001.jsonl.gz").read_bytes())
-        )
-    assert written[0] == written[1]
+        content = written(1, some, credited, CharTokenizer(), {"a": 1.0, "b": 1.0})
+        found.append((metrics, episode_metrics(some), content))
+    assert found[0] == found[1]

@@ -166,6 +166,14 @@ class Origin:
     sampling: Sampling
 
 
+class Ran(NamedTuple):
+    """What a program left that a candidate wrote or asked for, cut to its two ends."""
+
+    end: str  # ``sandbox.protocol.End``
+    stdout: str
+    stderr: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     origin: Origin
@@ -173,6 +181,8 @@ class Candidate:
     text: str
     outcome: Outcome
     reward: Reward | None  # None for an excluded candidate, which must never count as reward 0
+    note: str = ""  # the task's, for people
+    programs: tuple[Ran, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +208,7 @@ class Episode:
     solved: bool  # an episode that ends by the turn limit is not solved
     turns: int
     end: Literal["solved", "ended", "turn_limit", "engine_error"]
+    problem: str = ""  # a name of the instance: its ``id`` if it has one, else its digest
 
 
 # Tokens along each side of an attention tile. A row is at most one tile long or a multiple of it.

@@ -6,7 +6,7 @@ Axis letters: I instances, K episodes of an instance.
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import special
@@ -14,7 +14,7 @@ from scipy import special
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.hosts import ALONE, Hosts
-from atgrpo_jax.common.types import Sampling
+from atgrpo_jax.common.types import Episode, Sampling
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose, play_all
@@ -81,6 +81,7 @@ class Score:
 
     solved_IK: np.ndarray  # bool
     mean_turns: float  # turns of an episode
+    episodes: Sequence[Episode] = ()
 
     @property
     def success(self) -> float:
@@ -217,7 +218,7 @@ def evaluate(
     player = Player(task, team, tokenizer, propose, sampling, seed, runner=runner, select="first")
     played = play_all(player, step, split, range(instances), episodes, on_episode, hosts, at_once)
     solved_IK = np.array([episode.solved for episode in played]).reshape(instances, episodes)
-    return Score(solved_IK, sum(episode.turns for episode in played) / len(played))
+    return Score(solved_IK, sum(episode.turns for episode in played) / len(played), played)
 
 
 def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from atgrpo_jax.common.types import (
     GroupKey,
     Origin,
     Outcome,
+    Ran,
     Sample,
     Sampling,
     of_role,
@@ -26,8 +27,11 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult, Runner
 from atgrpo_jax.tasks.calls import calling, kind, place, scored
 from atgrpo_jax.tasks.course import Course
+from atgrpo_jax.tasks.prompts import shortened
 from atgrpo_jax.tasks.protocol import Task, ToolTask, Transition, digest
 from atgrpo_jax.tokens.tokens import Tokenizer
+
+KEPT = 2000  # characters of a note, and of what a program printed, that are written down
 
 # Draws the samples of one group: (state, key, prompt ids, policy, whether any role has spoken in
 # this episode) -> K samples.
@@ -67,11 +71,13 @@ class Player:
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """Plays one episode of the team on ``task.instance(split, index)``."""
-        course = Course(self.task, self._start(step, split, index))
+        problem, state = self._start(step, split, index)
+        course = Course(self.task, state)
         groups: list[Group] = []
 
         def finish(end) -> Episode:
-            return Episode(split, index, episode, tuple(groups), end == "solved", course.turns, end)
+            solved = end == "solved"
+            return Episode(split, index, episode, tuple(groups), solved, course.turns, end, problem)
 
         while speakers := self._next(course, f"step {step}, {split} instance {index}, episode {episode}"):
             keys = []
@@ -93,8 +99,8 @@ class Player:
         with self.clock, calling(self.task, "speaks", f"{where}, turn {course.turn}"):
             return course.next()
 
-    def _start(self, step: int, split: str, index: int) -> Any:
-        """Returns the first state of an instance.
+    def _start(self, step: int, split: str, index: int) -> tuple[str, Any]:
+        """Returns the name of an instance, and its first state.
 
         Raises RunError if there is no such instance.
         """
@@ -106,7 +112,7 @@ class Player:
                 rule = 'there is none; "train" must go on for ever, e.g. by index % count'
                 raise RunError(f"{where}: {kind(self.task)}.instance raised {error!r}: {rule}") from error
         with calling(self.task, "initial", where):
-            return self.task.initial(instance)
+            return str(getattr(instance, "id", "") or digest(instance)), self.task.initial(instance)
 
     async def _draw(self, state: Any, key: GroupKey, spoken: bool) -> list[tuple[Origin, Sample]]:
         """Draws K samples of the prompt that ``key.role`` sees in ``state``, each with its origin.
@@ -152,17 +158,20 @@ class Player:
         given = [text for text, (_, sample) in zip(texts, drawn, strict=True) if sample.finish != "error"]
         runs = await asyncio.gather(*(self._run(state, key, text) for text in given))
         left = iter(runs)
-        candidates = []
+        candidates: list[Candidate] = []
         steps = []
         with self.clock:
             for text, (origin, sample) in zip(texts, drawn, strict=True):
                 step = None
                 outcome = Outcome.ENGINE_ERROR
+                ran: Sequence[ProgramResult] = ()
                 if sample.finish != "error":
-                    step, outcome = self._act(state, key, text, sample, next(left))
+                    ran = next(left)
+                    step, outcome = self._act(state, key, text, sample, ran)
                 counts = step is not None and outcome.value not in self.exclude
                 reward = step.reward if step is not None and counts else None
-                candidates.append(Candidate(origin, sample, text, outcome, reward))
+                note = "" if step is None else shortened(step.note, KEPT)
+                candidates.append(Candidate(origin, sample, text, outcome, reward, note, _kept(ran)))
                 steps.append(step)
             if digest(state) != before:
                 raise RunError(
@@ -206,6 +215,10 @@ class Player:
         if any(run.end == "crash" for run in runs):
             return step, Outcome.TOOL_CRASH
         return step, Outcome.TRUNCATED if sample.finish == "length" else step.outcome
+
+
+def _kept(runs: Sequence[ProgramResult]) -> tuple[Ran, ...]:
+    return tuple(Ran(run.end, shortened(run.stdout, KEPT), shortened(run.stderr, KEPT)) for run in runs)
 
 
 def _check_logprobs(sample: Sample, where: str) -> None:

@@ -25,6 +25,7 @@ from atgrpo_jax.common.types import (
     GroupKey,
     Origin,
     Outcome,
+    Ran,
     Reward,
     Sample,
     Sampling,
@@ -82,7 +83,16 @@ class _Writer:
     def episode(self, episode: Episode) -> list[Any]:
         groups = [self._group(group) for group in episode.groups]
         number = episode.episode
-        return [episode.split, episode.instance, number, groups, episode.solved, episode.turns, episode.end]
+        return [
+            episode.split,
+            episode.instance,
+            number,
+            groups,
+            episode.solved,
+            episode.turns,
+            episode.end,
+            episode.problem,
+        ]
 
     def _group(self, group: Group) -> list[Any]:
         origins: list[Origin] = []
@@ -105,7 +115,8 @@ class _Writer:
     def _candidate(self, candidate: Candidate, origin: int) -> list[Any]:
         sample = self._sample(candidate.sample)
         reward = None if candidate.reward is None else self._reward(candidate.reward)
-        return [origin, sample, candidate.text, candidate.outcome.value, reward]
+        programs = [list(ran) for ran in candidate.programs]
+        return [origin, sample, candidate.text, candidate.outcome.value, reward, candidate.note, programs]
 
     def _sample(self, sample: Sample) -> list[Any]:
         tokens = _append(self.tokens, sample.tokens)
@@ -135,9 +146,9 @@ class _Reader:
         self._parts = parts
         self._samplings = [Sampling(*settings) for settings in samplings]
 
-    def episode(self, split, instance, number, groups, solved, turns, end) -> Episode:
+    def episode(self, split, instance, number, groups, solved, turns, end, problem) -> Episode:
         played = tuple([self._group(*row) for row in groups])
-        return Episode(split, instance, number, played, solved, turns, end)
+        return Episode(split, instance, number, played, solved, turns, end, problem)
 
     def _group(self, origins, candidates, chosen) -> Group:
         made: list[Origin] = []
@@ -152,9 +163,10 @@ class _Reader:
         prompt_ids = self._tokens.next(prompt)
         return Origin(GroupKey(*key), prompt_ids, digest, policy, version, self._samplings[sampling])
 
-    def _candidate(self, origin, sample, text, outcome, reward) -> Candidate:
+    def _candidate(self, origin, sample, text, outcome, reward, note, programs) -> Candidate:
         scored = None if reward is None else self._reward(*reward)
-        return Candidate(origin, self._sample(*sample), text, Outcome(outcome), scored)
+        ran = tuple([Ran(*one) for one in programs])
+        return Candidate(origin, self._sample(*sample), text, Outcome(outcome), scored, note, ran)
 
     def _sample(self, tokens, logprobs, finish, version, drawn, receipt) -> Sample:
         ids = self._tokens.next(tokens)

@@ -1,43 +1,41 @@
 """Writes and reads the files of a run. All but the growing ones appear whole or not at all."""
 
 import fcntl
-import gzip
-import io
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import (
+    Place,
     folder_path,
     is_file,
     make_folder,
     names_in,
     naming,
     partial_of,
-    read_file,
     read_json_lines,
     remove_file,
     write_atomically,
 )
-from atgrpo_jax.credit.groups import Credited
-from atgrpo_jax.run import lease
+from atgrpo_jax.run import episodes, lease
 from atgrpo_jax.run.kept_source import FOLDER
 from atgrpo_jax.run.lease import Lease
-from atgrpo_jax.tokens.tokens import Tokenizer
 
-_EPISODES = re.compile(r"step_([0-9]{6,})\.jsonl\.gz")
+_EPISODES = re.compile(r"step_([0-9]{6,})(?:\.[a-z]+)?\.jsonl\.gz")
 _PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 
 
 class RunFolder:
     """The folder of one run, on a disk or in a bucket. It has the paths of all its files.
 
-    config.gin  metrics.jsonl  tensorboard/  episodes/step_*.jsonl.gz  checkpoints/  code/
-    summary.json  curves.png  evaluations.jsonl (a line for each later evaluation)
+    config.gin  metrics.jsonl  tensorboard/  checkpoints/  code/
+    episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
+    summary.json  curves.png  evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
     hosts.jsonl (on how many hosts, and which mesh)
     """
 
@@ -53,6 +51,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.evaluations = self.path / "evaluations.jsonl"
+        self.evaluated = self.path / "evaluations"
         self.shapes = self.path / "hosts.jsonl"  # see shapes.py
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
@@ -154,24 +153,28 @@ class RunFolder:
             if undone and is_file(self.episodes / name):
                 remove_file(self.episodes / name)
 
-    def write_episodes(self, step: int, credited: Sequence[Credited], tokenizer: Tokenizer) -> None:
-        """Writes episodes/step_NNNNNN.jsonl.gz: one line for each group, in the order played.
-
-        The same groups always give the same bytes.
-        """
-        buffer = io.BytesIO()
-        # Other hosts wait meanwhile: level 9 would take eight times as long and save a fifth.
-        with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=1) as file:
-            for item in credited:
-                file.write(json.dumps(_group_record(item, tokenizer)).encode() + b"\n")
+    def write_episodes(self, step: int, content: bytes, split: str = "train") -> None:
+        """Writes what ``episodes.written`` made of a step's episodes, or of those of an evaluation."""
         self.check_ours()
         make_folder(self.episodes)
-        write_atomically(self.episodes / f"step_{step:06d}.jsonl.gz", buffer.getvalue())
+        write_atomically(self.episodes_of(step, split), content)
 
-    def read_episodes(self, step: int) -> Iterator[dict[str, Any]]:
-        data = read_file(self.episodes / f"step_{step:06d}.jsonl.gz")
-        for line in gzip.decompress(data).splitlines():
-            yield json.loads(line)
+    def read_episodes(self, step: int, split: str = "train") -> Iterator[dict[str, Any]]:
+        """Yields what is written down of a step's episodes; see ``episodes``."""
+        return episodes.read(self.episodes_of(step, split))
+
+    def write_evaluation(self, split: str, content: bytes) -> str:
+        """Writes the episodes of a later evaluation. Returns the name of the file in evaluations/."""
+        make_folder(self.evaluated)
+        taken = names_in(self.evaluated)
+        numbers = (f"{number:04d}_{split}.jsonl.gz" for number in itertools.count(1))
+        name = next(name for name in numbers if name not in taken)
+        write_atomically(self.evaluated / name, content)
+        return name
+
+    def episodes_of(self, step: int, split: str = "train") -> Place:
+        """Returns the path of a step's episodes, or of those of its evaluation on another split."""
+        return self.episodes / f"step_{step:06d}{'' if split == 'train' else f'.{split}'}.jsonl.gz"
 
 
 def _is_number(value: Any) -> bool:
@@ -179,42 +182,3 @@ def _is_number(value: Any) -> bool:
         return type(value) in (int, float) and isinstance(float(value), float)
     except OverflowError:
         return False
-
-
-def _group_record(item: Credited, tokenizer: Tokenizer) -> dict[str, Any]:
-    group = item.group
-    origin = item.group.origin
-    key = origin.key
-    return {
-        "step": key.step,
-        "split": key.split,
-        "instance": key.instance,
-        "episode": key.episode,
-        "turn": key.turn,
-        "stage": key.stage,
-        "role": key.role,
-        "seat": key.seat,
-        "policy": origin.policy,
-        "version": origin.version,
-        "temperature": origin.sampling.temperature,
-        "state": origin.state_digest,
-        "prompt": tokenizer.decode(origin.prompt_ids),
-        "prompt_ids": origin.prompt_ids,
-        "executed": group.chosen,
-        "candidates": [
-            {
-                "text": c.text,
-                "tokens": c.sample.tokens,
-                "logprobs": c.sample.logprobs,
-                "drawn_logprobs": c.sample.drawn_logprobs,
-                "finish": c.sample.finish,
-                "outcome": c.outcome.value,
-                "team": c.reward.team if c.reward else None,
-                "local": c.reward.local if c.reward else None,
-                "parts": dict(c.reward.parts) if c.reward else None,
-                "advantage": float(advantage),
-                "trained": bool(trained),
-            }
-            for c, advantage, trained in zip(group.candidates, item.advantages_K, item.mask_K, strict=True)
-        ],
-    }

@@ -20,6 +20,7 @@ from atgrpo_jax.rollout.rollout import engine_propose
 from atgrpo_jax.rollout.rollouts import Rollouts
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
@@ -168,22 +169,40 @@ class Stages:
         compiles = {"perf/compiles": float(self._compiles.count)}
         record = together(*metrics, episode_metrics(episodes), scores, compiles)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
-        self._write(step, record, credited)
+        self._write(step, record, episodes, credited)
         self.done = step
         self._complete = team
         return record
 
-    def _write(self, step: int, record: dict[str, float], credited: Sequence[Credited] | None = None) -> None:
+    def _write(
+        self,
+        step: int,
+        record: dict[str, float],
+        episodes: Sequence[Episode] = (),
+        credited: Sequence[Credited] = (),
+    ) -> None:
         """Writes a step's episodes, if it has any, and its metrics. Host 0 does it for all."""
 
         def write() -> bytes:
             assert self._writer is not None
-            if credited is not None:
-                self.folder.write_episodes(step, credited, self.experiment.tokenizer)
+            if episodes:
+                self._write_episodes(step, episodes, credited)
             self._writer.write(step, record)
             return b""
 
         self.hosts.told(f"record of step {step}", write)
+
+    def _write_episodes(
+        self,
+        step: int,
+        episodes: Sequence[Episode],
+        credited: Sequence[Credited] = (),
+        split: str = "train",
+    ) -> None:
+        experiment = self.experiment
+        alpha = {role: experiment.team.alpha_of(role) for role in experiment.by_role}
+        content = written(step, episodes, credited, experiment.tokenizer, alpha)
+        self.folder.write_episodes(step, content, split)
 
     def checkpoint(self, step: int, team: TeamState) -> None:
         """Saves the team after step ``step`` if a checkpoint is due."""
@@ -235,6 +254,12 @@ class Stages:
                 hosts=self.hosts,
                 at_once=self.experiment.engine.at_once,
             )
+
+        def write() -> bytes:
+            self._write_episodes(step, score.episodes, split=split)
+            return b""
+
+        self.hosts.told(f"episodes of {split} after step {step}", write)
         if self.hosts.index == 0:
             say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
         return {f"{split}/{name}": value for name, value in score.record().items()}

@@ -86,6 +86,8 @@ def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Transition:
     where = f"{place(key)}: {kind(task)}.act gave"
     if not isinstance(step, Transition):
         raise RunError(f"{where} {_described(step)}, expected a tasks.protocol.Transition")
+    if not isinstance(step.note, str):
+        raise RunError(f"{where} Transition.note = {_described(step.note)}, expected a text")
     reward = step.reward
     if not isinstance(reward, Reward):
         raise RunError(f"{where} Transition.reward = {_described(reward)}, expected a common.types.Reward")

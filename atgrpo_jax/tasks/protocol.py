@@ -12,13 +12,18 @@ from atgrpo_jax.tasks.workflow import Workflow
 
 @dataclasses.dataclass(frozen=True)
 class Transition:
-    """The result of one action. ``done`` ends the episode; only ``solved`` is success."""
+    """The result of one action. ``done`` ends the episode; only ``solved`` is success.
+
+    ``note`` is for people who read the episode, and is cut to 2,000 characters. Nothing is trained
+    on it, and no role sees it.
+    """
 
     state: Any
     reward: Reward
     outcome: Outcome
     done: bool
     solved: bool
+    note: str = ""
 
 
 class Play(Protocol):
@@ -29,7 +34,8 @@ class Play(Protocol):
     def workflow(self) -> Workflow: ...
 
     def instance(self, split: str, index: int) -> Any:
-        """Returns a problem: hashable and immutable. Raises IndexError past the end of a split that
+        """Returns a problem: hashable and immutable. If it has a field ``id``, that is its name where
+        episodes are written down. Raises IndexError past the end of a split that
         is finite; "train" must not end."""
         ...
 

@@ -21,6 +21,7 @@ from atgrpo_jax.tasks.code.code_problems import (
     passed,
     programs,
     read,
+    told,
     verdicts,
 )
 from atgrpo_jax.tasks.code.written_tests import (
@@ -186,7 +187,8 @@ class Code:
             if not done:
                 kept = Round(now.code, now.right)
                 after = State(state.problem, (*state.rounds, now), kept)
-        return Transition(after, Reward.of(team, **parts), outcome, done, done and now.right == 1.0)
+        note = told(state.problem, runs, self.tests) if role == CODER and runs else ""
+        return Transition(after, Reward.of(team, **parts), outcome, done, done and now.right == 1.0, note)
 
     def _code(self, state: State, text: str, runs: Sequence[ProgramResult]) -> tuple[Round, Outcome]:
         code = python_block(text)

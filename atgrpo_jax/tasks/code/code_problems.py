@@ -104,6 +104,18 @@ def verdicts(problem: Problem, runs: Sequence[ProgramResult], most: int) -> list
     return found[: len(problem.tests[:most])]
 
 
+def told(problem: Problem, runs: Sequence[ProgramResult], most: int) -> str:
+    """Returns a line for people on how the tests went; they are counted from 1."""
+    found = verdicts(problem, runs, most)
+    count = len(problem.tests[:most])
+    parts = [f"{found.count('right')} of {count} golden tests passed"]
+    for verdict in ("wrong", "timeout"):
+        failed = [str(number) for number, one in enumerate(found, start=1) if one == verdict]
+        parts += [f"{verdict}: {', '.join(failed)}"] if failed else []
+    parts += [f"not run: {len(found) + 1} to {count}"] if len(found) < count else []
+    return "; ".join(parts)
+
+
 def printed(problem: Problem, run: ProgramResult, expected: str) -> bool:
     """Returns whether a program ended well and printed what it should."""
     return run.end == "ok" and same_output(
