@@ -32,6 +32,12 @@ setup(
         "atgrpo_jax": ["py.typed"],
         "atgrpo_jax.gin": ["**/*.gin"],
         "atgrpo_jax.tasks": ["templates/*/*/*.txt"],
+        "atgrpo_jax.viewing": [
+            "*.html",
+            "*.css",
+            "*.js",
+            "*.txt",
+        ],  # uPlot is there as its authors publish it
     },
     install_requires=[
         "absl-py>=2.1",

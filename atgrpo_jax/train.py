@@ -70,6 +70,7 @@ def main(argv: list[str]) -> None:
     from atgrpo_jax.run.loop import train
     from atgrpo_jax.run.report import summary_text
     from atgrpo_jax.run.saved import claim
+    from atgrpo_jax.viewing.page import write_page
 
     look_for_no_missing_tpu()
     experiment = gin_config.load(files, _GIN_PARAM.value)
@@ -80,6 +81,7 @@ def main(argv: list[str]) -> None:
         with claim(folder, experiment, hosts, _OTHER_HOSTS.value) as begun:
             summary = train(begun, folder, hosts)
     if hosts.index == 0:
+        write_page(folder, folder.report)
         print(summary_text(summary))
 
 

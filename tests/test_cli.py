@@ -93,6 +93,7 @@ COMMANDS = {
     "export": {"run_dir", "out", "step", "merge", "mesh"},
     "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation", "hosts", "answer",
              "sigma"},
+    "report": {"run_dir", "out", "step", "text", "episodes", "mb"},
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},
     "tools.prepare": {"source", "out"},

@@ -101,7 +101,11 @@ def opened(x, root):
         name = str(path.relative_to(root))
         if path.is_file() and "tensorboard" not in name:
             digest.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    replaced = {".summary.json.partial", ".curves.png.partial"}  # at the end, when they are written again
+    replaced = {
+        ".summary.json.partial",
+        ".curves.png.partial",
+        ".report.html.partial",
+    }  # at the end, when they are written again
     assert litter(root) <= replaced
     return digest.hexdigest()
 

@@ -18,10 +18,10 @@ RANKS = [
     {"engines.local", "engines.sglang", "engines.sglang_jax", "rollout"},
     {"update"},
     {"run"},
-    {"planning"},
+    {"planning", "viewing"},
     {"tools.probing"},
     {"tools"},
-    {""},  # train, evaluate, export, plan: the commands
+    {""},  # train, evaluate, export, plan, report: the commands
 ]
 NO_JAX = {
     "common",

@@ -127,7 +127,15 @@ def test_the_wheel_alone_trains_and_checks_a_task(python, tmp_path):
     run(python, "-m", "atgrpo_jax.train", "--gin_file=smoke.gin", *short, cwd=tmp_path, **variables)
     folder = tmp_path / "runs" / "smoke"
     there = {path.name for path in folder.iterdir()}
-    assert {"config.gin", "metrics.jsonl", "episodes", "checkpoints", "summary.json", "curves.png"} <= there
+    assert {
+        "config.gin",
+        "metrics.jsonl",
+        "episodes",
+        "checkpoints",
+        "summary.json",
+        "curves.png",
+        "report.html",
+    } <= there
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 2
 

@@ -95,7 +95,7 @@ def test_a_run_leaves_what_it_says(whole, place):
     names = {p.name for p in folder.path.iterdir()}
     assert names >= {
         "config.gin", "metrics.jsonl", "tensorboard", "episodes", "checkpoints", "summary.json",
-        "curves.png",
+        "curves.png", "report.html",
     }  # fmt: skip
     assert list(folder.tensorboard.iterdir())
     records = folder.read_metrics()

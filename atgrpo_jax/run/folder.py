@@ -35,7 +35,8 @@ class RunFolder:
 
     config.gin  metrics.jsonl  tensorboard/  checkpoints/  code/
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
-    summary.json  curves.png  evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
+    summary.json  curves.png  report.html
+    evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
     hosts.jsonl (on how many hosts, and which mesh)
     """
 
@@ -55,6 +56,7 @@ class RunFolder:
         self.shapes = self.path / "hosts.jsonl"  # see shapes.py
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
+        self.report = self.path / "report.html"
         self.code = self.path / FOLDER  # source of parts that a notebook or script defined
         self._lock: int | None = None  # on a disk: the open file that is locked
         self._lease: Lease | None = None  # in a bucket

@@ -67,8 +67,9 @@ def summary_text(summary: dict[str, Any]) -> str:
             f"  after   {score('after')}, {summary['steps']} steps, "
             f"{duration(summary['train_seconds'])} of training",
             f"Run folder: {summary['run_dir']}",
-            "  curves.png  metrics.jsonl  episodes/  checkpoints/  tensorboard/  config.gin",
+            "  report.html  curves.png  metrics.jsonl  episodes/  checkpoints/  tensorboard/  config.gin",
             "Next:",
+            f"  open {summary['run_dir']}/report.html in a browser",
             f"  python -m atgrpo_jax.evaluate --run_dir={summary['run_dir']}",
             f"  tensorboard --logdir={summary['run_dir']}/tensorboard",
         )

@@ -153,6 +153,18 @@ FAULTS = {
         ("[bool(m) for m in item.mask_K]", "[True] * count", "all are called trained"),
         ("reward.mixed(alpha) if reward", "reward.mixed(1.0) if reward", "alpha is not heard in records"),
     ],
+    ("viewing/contents.py", "test_report.py"): [
+        ("[count - 1, 0] if count > 1", "[0, count - 1] if count > 1", "the first comes before the last"),
+        ("i * count // most", "i", "samples are the first ones"),
+        ('"".join(pieces) == candidate["text"]', "True", "tokens that make no text are shown"),
+    ],
+    ("viewing/page.py", "test_report.py"): [
+        ("if left < 0 and parts:", "if False:", "a page has no limit"),
+        ("html.escape(title)", "title", "a folder's name is HTML"),
+    ],
+    ("viewing/text.py", "test_report.py"): [
+        ('safe = "".join(c if c.isprintable() or c == "\\n" else repr(c)[1:-1] for c in text)', "safe = text", "what was said moves the cursor"),
+    ],
     ("run/folder.py", "test_run_folder.py test_policies.py"): [
         ("fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "two processes train in one folder"),
         ("records[: step + 1]", "records[:step]", "the last step's record is lost"),

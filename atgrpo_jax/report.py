@@ -1,0 +1,64 @@
+"""Writes a page that shows a run: curves, steps, and episodes as trees. It needs no network.
+
+    python -m atgrpo_jax.report --run_dir=runs/plan
+
+The page is RUN_DIR/report.html, or --out. The run may still be going on. --text prints one node of
+a run instead: an episode, a turn, or what one role said there.
+
+    python -m atgrpo_jax.report --run_dir=runs/plan --text=12/train/352
+"""
+
+from absl import flags
+
+from atgrpo_jax.common.cli import refuse_arguments, run_main
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.files import folder_path
+from atgrpo_jax.common.progress import Progress
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.viewing.contents import kept
+from atgrpo_jax.viewing.page import write_page
+from atgrpo_jax.viewing.text import FORM, node
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
+_OUT = flags.DEFINE_string(
+    "out", None, "The page to write; RUN_DIR/report.html if not given. E.g. --out=a.html"
+)
+_STEP = flags.DEFINE_list(
+    "step", None, "Steps whose episodes are shown; those that tell most if not given. E.g. --step=0,100,300"
+)
+_TEXT = flags.DEFINE_string("text", None, f"Prints a node: {FORM}. E.g. --text=12/train/352")
+_EPISODES = flags.DEFINE_integer(
+    "episodes", 64, "Most episodes of a step that are shown, evenly chosen. E.g. --episodes=200", 1
+)
+_MB = flags.DEFINE_float("mb", 16.0, "About how large the page may become, in megabytes. E.g. --mb=50", 0.1)
+
+
+def main(argv: list[str]) -> None:
+    refuse_arguments(argv)
+    if _RUN_DIR.value is None:
+        raise ConfigError("--run_dir is missing, e.g. --run_dir=runs/plan")
+    folder = RunFolder(_RUN_DIR.value)
+    if not folder.exists():
+        raise RunError(f"{folder.path} holds no run")
+    if _TEXT.value is not None:
+        print(node(folder, _TEXT.value))
+        return
+    steps = tuple(map(_number, _STEP.value or ()))
+    files = kept(folder)
+    unknown = sorted(set(steps) - {file.step for file in files})
+    if unknown:
+        raise ConfigError(f"--step: there are no episodes of step {', '.join(map(str, unknown))}")
+    path = folder.report if _OUT.value is None else folder_path(_OUT.value)
+    with Progress("episodes", max(len(files), 1), "file") as progress:
+        names = write_page(folder, path, steps, _EPISODES.value, _MB.value, progress.advance)
+    print(f"{path}: episodes of {len(names)} of {len(files)} files. Open it in a browser.")
+
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise ConfigError(f"--step={text}: expected numbers of steps, as in --step=0,100")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_main(main)

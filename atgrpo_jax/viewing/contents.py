@@ -1,0 +1,124 @@
+"""Chooses what of a run a page shows, and makes it small."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from atgrpo_jax.common.errors import RunError, UserError
+from atgrpo_jax.common.files import names_in
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.tokens.tokens import Tokenizer
+
+_FILE = re.compile(r"step_([0-9]{6,})(?:\.([a-z]+))?\.jsonl\.gz")
+FINE = 5  # significant digits of the numbers that a page shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Names a file of episodes."""
+
+    step: int
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.step}"
+
+
+def kept(folder: RunFolder) -> list[Kept]:
+    """Returns the files of episodes that a run has: those of training, then of other splits, by step."""
+    found = filter(None, map(_FILE.fullmatch, names_in(folder.episodes)))
+    files = [Kept(int(match[1]), match[2] or "train") for match in found]
+    return sorted(files, key=lambda file: (file.split != "train", file.split, file.step))
+
+
+def by_interest(files: Sequence[Kept]) -> Iterator[Kept]:
+    """Yields all files, such that those that come early tell most about the whole run.
+
+    They are the last and the first of each split, then those halfway between two that were named.
+    """
+    splits: dict[str, list[Kept]] = {}
+    for file in files:
+        splits.setdefault(file.split, []).append(file)
+    orders = [[own[i] for i in _halving(len(own))] for own in splits.values()]
+    for place in range(max(map(len, orders), default=0)):
+        for order in orders:
+            if place < len(order):
+                yield order[place]
+
+
+def _halving(count: int) -> list[int]:
+    """Returns 0 ... count - 1: the last, the first, the middle, the middles of both halves, ..."""
+    order = dict.fromkeys([count - 1, 0] if count > 1 else [0] if count else [])
+    parts = [(0, count - 1)]
+    while parts:
+        parts = [half for low, high in parts for half in _halves(low, high, order)]
+    return list(order)
+
+
+def _halves(low: int, high: int, order: dict[int, None]) -> list[tuple[int, int]]:
+    if high - low < 2:
+        return []
+    middle = (low + high) // 2
+    order[middle] = None
+    return [(low, middle), (middle, high)]
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Returns at most so many of 0 ... count - 1, at equal distances, the first one included."""
+    return list(range(count)) if count <= most else [i * count // most for i in range(most)]
+
+
+def tokenizer_of(folder: RunFolder) -> tuple[Tokenizer | None, str]:
+    """Returns the run's tokenizer; or none, and why there is none."""
+    try:
+        return gin_config.load(str(folder.config)).tokenizer, ""
+    except (UserError, ImportError, OSError) as error:
+        return None, f"Single tokens are not shown, because the config cannot be built here: {error}"
+
+
+def shown(episode: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Returns what a page shows of an episode: with the text of each token, without token ids."""
+    groups = []
+    for group in episode["groups"]:
+        plain = {name: value for name, value in group.items() if name not in ("prompt_ids", "candidates")}
+        groups.append(plain | {"candidates": [_candidate(c, tokenizer) for c in group["candidates"]]})
+    return episode | {"groups": groups}
+
+
+def _candidate(candidate: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    left_out = ("tokens", "logprobs", "drawn_logprobs")
+    plain = {name: _short(value) for name, value in candidate.items() if name not in left_out}
+    pieces = [] if tokenizer is None else [tokenizer.decode([token]) for token in candidate["tokens"]]
+    if pieces and "".join(pieces) == candidate["text"]:  # else a character lies across tokens
+        plain["pieces"] = pieces
+    elif tokenizer is not None and pieces[:-1] and "".join(pieces[:-1]) == candidate["text"]:
+        plain["pieces"] = pieces[:-1]  # the last one is the stop token, which the text leaves out
+    return plain | {"logprobs": [_short(float(x)) for x in candidate["logprobs"]]}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{FINE}g}")
+    if isinstance(value, Mapping):
+        return {name: _short(one) for name, one in value.items()}
+    return value
+
+
+def series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Returns each metric's values by step; None where a step has none."""
+    names = sorted({name for record in records for name in record} - {"step"})
+    return {name: [_short(record.get(name)) for record in records] for name in names}
+
+
+def summary_of(folder: RunFolder) -> dict[str, Any]:
+    """Returns the summary of a run that has ended; else nothing."""
+    try:
+        return json.loads(folder.summary.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RunError(f"{folder.summary}: not JSON ({error}); delete it, train writes it again") from error

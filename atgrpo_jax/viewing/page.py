@@ -1,0 +1,91 @@
+"""Writes the page of a run: everything in one file, which loads nothing from elsewhere."""
+
+import base64
+import gzip
+import html
+import importlib.resources
+import json
+from collections.abc import Callable
+from typing import Any
+
+from atgrpo_jax.common.files import read_file, write_atomically
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.viewing.contents import by_interest, evenly, kept, series, shown, summary_of, tokenizer_of
+
+# What a browser may do with the page: nothing but run what is in it.
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write_page(
+    folder: RunFolder,
+    path: Any,
+    steps: tuple[int, ...] = (),
+    most_episodes: int = 64,
+    most_mb: float = 16.0,
+    on_file: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Writes the page. Returns the names of the files of episodes that are in it.
+
+    Args:
+      steps: whose episodes are shown; those that tell most about the run if none are given.
+      most_episodes: of each file; evenly chosen if there are more.
+      most_mb: about how large the page may become.
+    """
+    tokenizer, missing = tokenizer_of(folder)
+    there = [file for file in kept(folder) if not steps or file.step in steps]
+    parts: dict[str, str] = {}
+    files = []
+    left = most_mb * 1e6
+    for file in by_interest(there):
+        episodes = list(folder.read_episodes(file.step, file.split))
+        chosen = [shown(episodes[i], tokenizer) for i in evenly(len(episodes), most_episodes)]
+        packed = _packed(chosen)
+        left -= len(packed)
+        if left < 0 and parts:
+            break
+        parts[file.name] = packed
+        files.append(
+            {"name": file.name, "step": file.step, "split": file.split,
+             "shown": len(chosen), "of": len(episodes)}
+        )  # fmt: skip
+        on_file()
+    records = folder.read_metrics()
+    contents = {
+        "title": folder.path.name,
+        "summary": summary_of(folder),
+        "config": read_file(folder.config).decode(),
+        "steps": [record["step"] for record in records],
+        "series": series(records),
+        "files": sorted(files, key=lambda file: (file["split"], file["step"])),
+        "kept": len(there),
+        "missing": missing,
+    }
+    write_atomically(path, _page(folder.path.name, contents, parts).encode())
+    return list(parts)
+
+
+def _page(title: str, contents: dict[str, Any], parts: dict[str, str]) -> str:
+    def own(name: str) -> str:
+        return importlib.resources.files("atgrpo_jax.viewing").joinpath(name).read_text(encoding="utf-8")
+
+    data = "\n".join(
+        f'<script type="text/plain" id="{name}">{packed}</script>'
+        for name, packed in [("contents", _packed(contents)), *parts.items()]
+    )
+    filled = {
+        "TITLE": html.escape(title),
+        "POLICY": POLICY,
+        "STYLE": own("uPlot.min.css") + own("page.css"),
+        "LIBRARY": own("uPlot.iife.min.js"),
+        "DATA": data,
+        "SCRIPT": own("page.js"),
+    }
+    page = own("page.html")
+    for name, value in filled.items():
+        page = page.replace(f"{{{{{name}}}}}", value, 1)
+    return page
+
+
+def _packed(value: Any) -> str:
+    """Returns a value as base64 of gzipped JSON: nothing in it can end a script, whatever it says."""
+    return base64.b64encode(gzip.compress(json.dumps(value).encode(), 9, mtime=0)).decode()

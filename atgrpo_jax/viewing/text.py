@@ -1,0 +1,99 @@
+"""Shows one node of a run as a text, for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.run.folder import RunFolder
+
+FORM = "STEP/SPLIT/INSTANCE[/EPISODE[/TURN[/STAGE[/SPEAKER]]]], e.g. 12/train/352 or 0/test/3/0/1/0/mover"
+
+
+def node(folder: RunFolder, name: str) -> str:
+    """Returns a text about all that lies under a node of a run: an episode, a turn, a group.
+
+    Raises ConfigError if the name has another form, and RunError if there is no such node.
+    """
+    step, split, instance, *deeper = _levels(name)
+    path = folder.episodes_of(step, split)
+    try:
+        episodes = list(folder.read_episodes(step, split))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is not there: no episodes of {split} in step {step} are kept") from error
+    found = [episode for episode in episodes if episode["instance"] == instance]
+    if not found:
+        there = sorted({episode["instance"] for episode in episodes})
+        raise RunError(f"{path} has no instance {instance}; it has {there[0]} to {there[-1]}")
+    texts = [_episode(episode, deeper) for episode in found if _under(episode, "episode", deeper[:1])]
+    texts = [text for text in texts if text]
+    if not texts:
+        raise RunError(f"{path} has nothing at {name}; without its last part, the whole is shown")
+    return "\n\n".join(texts)
+
+
+def _levels(name: str) -> tuple[Any, ...]:
+    parts = name.split("/")
+    numbers = [*parts[:1], *parts[2:6]]
+    if not 3 <= len(parts) <= 7 or not all(part.isdigit() for part in numbers):
+        raise ConfigError(f"{name!r} is no node; expected {FORM}")
+    return int(parts[0]), parts[1], *map(int, parts[2:6]), *parts[6:]
+
+
+def _under(record: Mapping[str, Any], field: str, wanted: list[Any]) -> bool:
+    return not wanted or record[field] == wanted[0]
+
+
+def _episode(episode: Mapping[str, Any], deeper: list[Any]) -> str:
+    groups = [
+        group
+        for group in episode["groups"]
+        if _under(group, "turn", deeper[1:2])
+        and _under(group, "stage", deeper[2:3])
+        and (not deeper[3:] or speaker(group) == deeper[3])
+    ]
+    if not groups:
+        return ""
+    head = (
+        f"{episode['split']}, step {episode['step']}, instance {episode['instance']}, "
+        f"episode {episode['episode']}: {episode['end']} after {episode['turns']} turns"
+    )
+    return "\n\n".join([head, *map(_group, groups)])
+
+
+def speaker(group: Mapping[str, Any]) -> str:
+    """Returns the name of who spoke: the role's, or its seat's."""
+    return group["role"] if group["seat"] is None else f"{group['role']}{group['seat']}"
+
+
+def _group(group: Mapping[str, Any]) -> str:
+    head = (
+        f"== turn {group['turn']}, stage {group['stage']}, {speaker(group)}, policy {group['policy']}, "
+        f"weights {group['version']}"
+    )
+    candidates = [_candidate(c, k, k == group["executed"]) for k, c in enumerate(group["candidates"])]
+    return "\n".join([head, _indented(group["prompt"]), *candidates])
+
+
+def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
+    said = [f"-- candidate {k}{', executed' if executed else ''}: {candidate['outcome']}"]
+    if candidate["mixed"] is not None:
+        parts = ", ".join(f"{name} {value:.3g}" for name, value in candidate["parts"].items())
+        said.append(
+            f"   reward {candidate['mixed']:.3g} (team {candidate['team']:.3g}, local "
+            f"{candidate['local']:.3g}: {parts})"
+        )
+    if candidate["advantage"] is not None:
+        said.append(f"   advantage {candidate['advantage']:.3g}")
+    said.append(_indented(candidate["text"]))
+    if candidate["note"]:
+        said.append(_indented(f"note: {candidate['note']}"))
+    for number, ran in enumerate(candidate["programs"]):
+        said.append(f"   program {number} ended: {ran['end']}")
+        said += [_indented(ran[name], 6) for name in ("stdout", "stderr") if ran[name]]
+    return "\n".join(said)
+
+
+def _indented(text: str, by: int = 3) -> str:
+    """Returns a text whose control characters are spelt out: nothing that was said moves the cursor."""
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "\n".join(" " * by + line for line in safe.split("\n"))
