@@ -153,6 +153,17 @@ FAULTS = {
         ("[bool(m) for m in item.mask_K]", "[True] * count", "all are called trained"),
         ("reward.mixed(alpha) if reward", "reward.mixed(1.0) if reward", "alpha is not heard in records"),
     ],
+    ("viewing/comparing.py", "test_compare.py"): [
+        ("ddof=1)) / math.sqrt(len(scores_S))", "ddof=0)) / math.sqrt(len(scores_S))", "an interval over seeds is too narrow"),
+        ("freedom = total**2 / sum(part**2 / (n - 1)", "freedom = total**2 / sum(part**2 / n", "another number of degrees of freedom"),
+        ("set.intersection(*", "set.union(*", "instances of one run alone are paired"),
+        ("return difference(*scores), len(common)", "return difference(*scores[::-1]), len(common)", "the sign is the other way round"),
+        ("if seeds.count(run.seed) > 1:", "if False:", "a copy counts as a seed"),
+    ],
+    ("viewing/folders.py", "test_compare.py"): [
+        ("fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN | fcntl.LOCK_NB", "no run is running"),
+        ('return "ended" if run.done >= run.steps > 0 else "stopped"', 'return "ended"', "all have ended"),
+    ],
     ("viewing/contents.py", "test_report.py"): [
         ("[count - 1, 0] if count > 1", "[0, count - 1] if count > 1", "the first comes before the last"),
         ("i * count // most", "i", "samples are the first ones"),

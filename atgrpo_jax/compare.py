@@ -1,0 +1,41 @@
+"""Compares runs: scores with intervals, paired differences, curves, and what their configs differ in.
+
+    python -m atgrpo_jax.compare runs/plan runs/lora_0 runs/lora_1 runs/lora_2
+
+Runs that differ in their seed alone are one group. All groups are compared with the first one.
+"""
+
+from absl import flags
+
+from atgrpo_jax.common.cli import run_main
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.files import folder_path, write_atomically
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.viewing.comparing import curve_of, differences, figure, grouped, settings, table
+from atgrpo_jax.viewing.folders import outline
+
+_OUT = flags.DEFINE_string("out", "compare.png", "The figure to write. E.g. --out=compare.png")
+_CURVE = flags.DEFINE_string(
+    "curve", None, "The metric of the figure; a success if not given. E.g. --curve=groups/signal"
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) < 3:
+        raise ConfigError("give two or more run folders, e.g. compare runs/plan runs/lora")
+    folders = [RunFolder(path) for path in argv[1:]]
+    for folder in folders:
+        if not folder.exists():
+            raise RunError(f"{folder.path} holds no run")
+    groups = grouped([outline(folder) for folder in folders])
+    print(table(groups))
+    for title, lines in (("Differences", differences(groups)), ("Settings", settings(groups))):
+        if lines:
+            print("\n".join(["", f"{title}:", *(f"  {line}" for line in lines)]))
+    path = folder_path(_OUT.value)
+    write_atomically(path, figure(groups, _CURVE.value or curve_of(groups)))
+    print(f"\n{path}: curves")
+
+
+if __name__ == "__main__":
+    run_main(main)

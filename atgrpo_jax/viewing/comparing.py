@@ -1,0 +1,226 @@
+"""Compares runs, or groups of runs that differ in their seed alone.
+
+Axis letters: I instances, S seeds, X places along a curve.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.progress import duration
+from atgrpo_jax.rollout.evaluation import TAIL, Difference, Score, difference
+from atgrpo_jax.viewing.folders import Outline
+
+# The first one that has points enough is drawn. Instances of the first two were not trained on.
+CURVES = ("test/success", "validation/success", "rollout/success")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs of one config, each with a seed of its own."""
+
+    letter: str
+    runs: Sequence[Outline]
+
+    @property
+    def title(self) -> str:
+        names = [run.name for run in self.runs]
+        return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
+
+    def after(self) -> list[float]:
+        """Returns the test success of each run at its end. Raises RunError if a run has none."""
+        return [_test(run)[1] for run in self.runs]
+
+
+def grouped(runs: Sequence[Outline]) -> list[Group]:
+    """Returns groups of runs with the same settings, in the order in which they are named.
+
+    Raises RunError if two runs of one group have the same seed: they are copies of each other.
+    """
+    found: dict[Any, list[Outline]] = {}
+    for run in runs:
+        found.setdefault(run.kind, []).append(run)
+    for members in found.values():
+        seeds = [run.seed for run in members]
+        for run in members:
+            if seeds.count(run.seed) > 1:
+                same = ", ".join(str(r.folder.path) for r in members if r.seed == run.seed)
+                raise RunError(f"{same} have the same config and seed {run.seed}; name one of them")
+    return [Group(chr(ord("A") + i % 26), members) for i, members in enumerate(found.values())]
+
+
+def _test(run: Outline) -> tuple[int, float]:
+    found = run.last("test/success")
+    if found is None or found[0] == 0 < run.steps:
+        raise RunError(
+            f"{run.folder.path} has no test score after training: it is at step {run.done} of {run.steps}"
+        )
+    return found
+
+
+def table(groups: Sequence[Group]) -> str:
+    """Returns a row for each group: scores before and after, tokens, time."""
+    rows = [("", "run", "seeds", "steps", "test before", "test after", "95 % interval", "tokens", "time")]
+    for group in groups:
+        scores = group.after()
+        low, high = over_seeds(scores) if len(scores) > 1 else _own_interval(group.runs[0])
+        rows.append(
+            (
+                group.letter,
+                group.title,
+                str(len(group.runs)),
+                "/".join(sorted({str(run.done) for run in group.runs})),
+                _percent(np.mean([run.records[0].get("test/success", math.nan) for run in group.runs])),
+                _percent(np.mean(scores)),
+                f"{_percent(low)} to {_percent(high)}",
+                f"{np.mean([_total(run, 'rollout/tokens') for run in group.runs]):,.0f}",
+                duration(float(np.mean([_total(run, "perf/step_s") for run in group.runs]))),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def differences(groups: Sequence[Group]) -> list[str]:
+    """Returns lines that compare each group with the first one."""
+    first, *others = groups
+    lines = []
+    for other in others:
+        pair = f"{other.letter} - {first.letter}"
+        if len(first.runs) > 1 and len(other.runs) > 1:
+            mean, low, high = welch(other.after(), first.after())
+            lines.append(
+                f"{pair}: {mean:+.1%} (95 % interval {low:+.1%} to {high:+.1%}) over seeds: what other "
+                "seeds would give"
+            )
+        found, common = paired(other, first)
+        if found is None:
+            lines.append(f"{pair}: no test instance is the same in both, so they cannot be paired")
+        else:
+            lines.append(f"{pair}: {found} of {common} that both were tested on: these runs alone")
+    return lines
+
+
+def paired(one: Group, other: Group) -> tuple[Difference | None, int]:
+    """Returns the difference of two groups on the test instances that all runs have in common.
+
+    Each instance counts with the mean over the group's runs. Also returns how many instances that
+    are; if there are none, there is no difference.
+    """
+    ours, theirs = ([run.solved()[1] for run in group.runs] for group in (one, other))
+    common = sorted(set.intersection(*(set(solved) for solved in [*ours, *theirs])))
+    if not common:
+        return None, 0
+    scores = [
+        Score(np.array([[solved[key] for solved in runs] for key in common]), 0.0) for runs in (ours, theirs)
+    ]
+    return difference(*scores), len(common)
+
+
+def over_seeds(scores_S: Sequence[float]) -> tuple[float, float]:
+    """Returns Student's 95 % interval of the mean of what several seeds gave, within 0 to 1."""
+    spread = float(np.std(scores_S, ddof=1)) / math.sqrt(len(scores_S))
+    reach = float(special.stdtrit(len(scores_S) - 1, 1 - TAIL)) * spread
+    mean = float(np.mean(scores_S))
+    return max(0.0, mean - reach), min(1.0, mean + reach)
+
+
+def welch(ours_S: Sequence[float], theirs_S: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the difference of two means over seeds, and its 95 % interval (Welch 1947).
+
+    Seeds that all gave the same have no variance; then the interval is the mean alone.
+    """
+    mean = float(np.mean(ours_S) - np.mean(theirs_S))
+    parts = [float(np.var(scores, ddof=1)) / len(scores) for scores in (ours_S, theirs_S)]
+    total = sum(parts)
+    if total == 0:
+        return mean, mean, mean
+    counts = len(ours_S), len(theirs_S)
+    freedom = total**2 / sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+    reach = float(special.stdtrit(freedom, 1 - TAIL)) * math.sqrt(total)
+    return mean, mean - reach, mean + reach
+
+
+def settings(groups: Sequence[Group]) -> list[str]:
+    """Returns a line for each setting in which groups differ."""
+    configs = [dict(group.runs[0].kind) for group in groups]
+    names = sorted({name for config in configs for name in config})
+    lines = []
+    for name in names:
+        values = [config.get(name, "not set") for config in configs]
+        if len(set(values)) > 1:
+            told = ", ".join(f"{group.letter} {value}" for group, value in zip(groups, values, strict=True))
+            lines.append(f"{name}: {told}")
+    return lines
+
+
+def figure(groups: Sequence[Group], curve: str) -> bytes:
+    """Returns a PNG of a metric over steps, tokens and seconds; bands are over seeds."""
+    from matplotlib.figure import Figure  # it takes half a second
+
+    made = Figure(figsize=(14, 4.5), layout="constrained")
+    panels = zip(
+        made.subplots(1, 3), ("step", "tokens drawn", "seconds"), (None, "rollout/tokens", "perf/step_s"),
+        strict=True,
+    )  # fmt: skip
+    for axis, title, metric in panels:
+        for number, group in enumerate(groups):
+            lines = [_line(run, curve, metric) for run in group.runs]
+            lines = [line for line in lines if len(line[0])]
+            colour = f"C{number}"
+            for places, values in lines:
+                axis.plot(places, values, color=colour, linewidth=0.8, alpha=0.5 if len(lines) > 1 else 1)
+            if len(lines) > 1:
+                grid = np.linspace(0, min(places[-1] for places, _ in lines), 50)
+                all_SX = np.array([np.interp(grid, places, values) for places, values in lines])
+                axis.fill_between(grid, all_SX.min(0), all_SX.max(0), color=colour, alpha=0.15)
+                axis.plot(grid, all_SX.mean(0), color=colour, linewidth=2)
+            axis.plot([], [], color=colour, label=f"{group.letter} {group.title}")
+        axis.set_xlabel(title)
+        axis.grid(alpha=0.3)
+    made.axes[0].set_ylabel(curve)
+    made.axes[0].legend(fontsize=8)
+    buffer = io.BytesIO()
+    made.savefig(buffer, dpi=110)
+    return buffer.getvalue()
+
+
+def curve_of(groups: Sequence[Group]) -> str:
+    """Returns the name of the best curve that all runs have more than two points of."""
+
+    def points(run: Outline, name: str) -> int:
+        return sum(name in record for record in run.records)
+
+    runs = [run for group in groups for run in group.runs]
+    rich = [name for name in CURVES if min(points(run, name) for run in runs) > 2]
+    return (rich or list(CURVES[-1:]))[0]
+
+
+def _line(run: Outline, curve: str, metric: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where a curve's points are, along steps or the running sum of a metric; and their values."""
+    amounts = [1.0 if metric is None else record.get(metric, 0.0) for record in run.records]
+    places = np.cumsum(amounts) - amounts[0] if amounts else np.zeros(0)
+    present = [i for i, record in enumerate(run.records) if curve in record]
+    return places[present], np.array([run.records[i][curve] for i in present])
+
+
+def _own_interval(run: Outline) -> tuple[float, float]:
+    step, _ = _test(run)
+    record: Mapping[str, Any] = run.records[step]
+    return record["test/low"], record["test/high"]
+
+
+def _total(run: Outline, metric: str) -> float:
+    return float(sum(record.get(metric, 0.0) for record in run.records))
+
+
+def _percent(value: Any) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"

@@ -1,0 +1,121 @@
+"""Reads what run folders say of themselves, to list and to compare them. It builds no experiment."""
+
+import dataclasses
+import fcntl
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from atgrpo_jax.common.files import is_file, names_in, read_file
+from atgrpo_jax.run import lease
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.viewing.contents import kept
+
+SEED = "experiment.Experiment.seed"
+STEPS = "experiment.Experiment.steps"
+# Settings that change nothing of what is learnt. Runs that differ in these alone are one group.
+IDLE = re.compile(r".*\.(cache_dir|checkpoint_every|keep_checkpoints|workers)|" + re.escape(SEED))
+STALE_S = 120.0  # a run in a bucket whose lease is older than this has ended
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """What a run folder says: its settings, by name, and its metrics."""
+
+    folder: RunFolder
+    settings: Mapping[str, str]
+    records: Sequence[Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+    @property
+    def seed(self) -> str:
+        return self.settings.get(SEED, "?")
+
+    @property
+    def steps(self) -> int:
+        """Returns how many steps the run is to have."""
+        text = self.settings.get(STEPS, "")
+        return int(text) if text.isdigit() else 0
+
+    @property
+    def done(self) -> int:
+        """Returns the last step that is complete; -1 before the first record."""
+        return len(self.records) - 1
+
+    @property
+    def kind(self) -> tuple[tuple[str, str], ...]:
+        """Returns the settings that runs of one group, with several seeds, have in common."""
+        return tuple(sorted(item for item in self.settings.items() if not IDLE.fullmatch(item[0])))
+
+    def last(self, metric: str) -> tuple[int, float] | None:
+        """Returns the newest value of a metric, with its step."""
+        found = ((r["step"], r[metric]) for r in reversed(self.records) if metric in r)
+        return next(found, None)
+
+    def solved(self, split: str = "test") -> tuple[int, dict[tuple[int, str], bool]]:
+        """Returns the last step with an evaluation of ``split``, and which of its instances were solved.
+
+        An instance is named by its number and its problem. There are none if nothing is kept.
+        """
+        steps = [file.step for file in kept(self.folder) if file.split == split]
+        if not steps:
+            return -1, {}
+        step = max(steps)
+        episodes = self.folder.read_episodes(step, split)
+        return step, {(e["instance"], e["problem"]): e["solved"] for e in episodes}
+
+
+def outline(folder: RunFolder) -> Outline:
+    """Reads a run folder. Raises RunError for metrics that cannot be read."""
+    text = read_file(folder.config).decode()
+    found = re.findall(r"^([\w./]+) = (.*)$", text, re.MULTILINE)
+    return Outline(folder, dict(found), folder.read_metrics())
+
+
+def runs_in(path: Any) -> Iterator[RunFolder]:
+    """Yields the run folders in a folder, or the folder itself if it is one, sorted by name."""
+    whole = RunFolder(path)
+    if is_file(whole.config):
+        yield whole
+        return
+    for name in sorted(names_in(whole.path)):
+        inner = RunFolder(whole.path / name)
+        if is_file(inner.config):
+            yield inner
+
+
+def is_running(folder: RunFolder) -> bool:
+    """Returns whether a process is training in the folder."""
+    if not isinstance(folder.path, Path):
+        mine = folder.path / lease.NAME
+        return mine.exists() and age_s(folder, lease.NAME) < STALE_S
+    try:
+        with open(folder.path / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def age_s(folder: RunFolder, name: str = "metrics.jsonl") -> float:
+    """Returns the seconds since a file of the folder was written; infinity if it is not there."""
+    try:
+        return time.time() - epath.Path(folder.path / name).stat().mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def state(run: Outline) -> str:
+    """Returns "running", "ended", or "stopped" for one that did not reach its last step."""
+    if is_running(run.folder):
+        return "running"
+    return "ended" if run.done >= run.steps > 0 else "stopped"

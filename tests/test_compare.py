@@ -1,0 +1,133 @@
+"""Runs that are listed and compared: by hand, and by simulation where intervals are promised."""
+
+import asyncio
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from fakes import CharTokenizer, Sum
+from shared_rollout import player
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.run import episodes, gin_config
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.saved import claim
+from atgrpo_jax.viewing import comparing
+from atgrpo_jax.viewing.folders import outline, runs_in, state
+
+
+def made(path, solved, seed=0, steps=2, rate=1e-3):
+    """The folder of a run that solved these test instances at its end."""
+    folder = RunFolder(path)
+    values = f"experiment.Experiment.seed = {seed}", f"experiment.Experiment.steps = {steps}"
+    x = gin_config.load("smoke.gin", [*values, f"optimizer.OptimizerConfig.learning_rate = {rate}"])
+    with claim(folder, x):
+        pass
+    score = {"test/success": float(np.mean(solved)), "test/low": 0.1, "test/high": 0.9}
+    records = [{"step": 0, "test/success": 0.25}, {"step": 1, "rollout/success": 0.5, "rollout/tokens": 100}]
+    records.append({"step": 2, "rollout/success": 0.5, "rollout/tokens": 100, "perf/step_s": 3.0} | score)
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records[: steps + 1]))
+    player_, _ = player({(t, r): ["1"] * 3 for t in range(2) for r in "ab"}, Sum())
+    one = asyncio.run(player_.play(0, "test", 0))
+    played = [dataclasses.replace(one, instance=i, problem=str(i), solved=s) for i, s in enumerate(solved)]
+    content = episodes.written(2, played, (), CharTokenizer(), {"a": 1.0, "b": 1.0})
+    folder.write_episodes(2, content, "test")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of one config, and two of another one that solves one instance of four more."""
+    place = tmp_path_factory.mktemp("runs")
+    made(place / "a0", [True, False, False, False])
+    made(place / "a1", [True, True, False, False], seed=1)
+    made(place / "b0", [True, True, False, False], rate=2e-3)
+    made(place / "b1", [True, True, True, False], seed=1, rate=2e-3)
+    return place
+
+
+def groups(place, *names):
+    return comparing.grouped([outline(RunFolder(place / name)) for name in names])
+
+
+def test_runs_that_differ_in_their_seed_alone_are_a_group(runs):
+    found = groups(runs, "a0", "b0", "a1", "b1")
+    assert [(group.letter, group.title) for group in found] == [("A", "a0, a1"), ("B", "b0, b1")]
+    assert comparing.settings(found) == ["optimizer.OptimizerConfig.learning_rate: A 0.001, B 0.002"]
+    rows = comparing.table(found).splitlines()
+    cells = ["A", "a0, a1", "2", "2", "25.0%", "37.5%", "0.0% to 100.0%", "200", "3 s"]
+    assert re.split(" {2,}", rows[1]) == cells
+
+
+def test_two_runs_are_paired_by_the_instances_that_both_were_tested_on(runs):
+    first, other = groups(runs, "a0", "b1")
+    found, common = comparing.paired(other, first)
+    assert (found.mean, found.better, found.worse, common) == (0.5, 2, 0, 4)
+    assert found.low < 0.5 < found.high
+    made(runs / "few", [False, True], rate=3e-3)
+    first, other = groups(runs, "a0", "few")
+    found, common = comparing.paired(other, first)
+    assert (found.mean, common) == (0.0, 2)  # one better, one worse of the two in common
+
+
+def test_groups_are_paired_by_their_means_and_compared_over_seeds(runs):
+    lines = comparing.differences(groups(runs, "a0", "a1", "b0", "b1"))
+    assert lines[0].startswith("B - A: +25.0% (95 % interval -51.") and "over seeds" in lines[0]
+    assert lines[1].startswith("B - A: +25.0%") and "of 4 that both" in lines[1]
+
+
+def test_runs_without_common_instances_say_so(runs):
+    folder = made(runs / "none", [True], rate=4e-3)
+    for path in folder.episodes.iterdir():
+        path.unlink()
+    assert "no test instance is the same" in comparing.differences(groups(runs, "a0", "none"))[0]
+
+
+def test_what_cannot_be_compared_is_named(runs):
+    made(runs / "copy", [True] * 4)
+    with pytest.raises(RunError, match=r"a0, .*copy have the same config and seed 0"):
+        groups(runs, "a0", "copy")
+    made(runs / "young", [True] * 4, rate=5e-3, steps=1)
+    with pytest.raises(RunError, match="young has no test score after training: it is at step 1 of 1"):
+        comparing.table(groups(runs, "a0", "young"))
+
+
+def test_welchs_interval_by_hand():
+    mean, low, high = comparing.welch([0.5, 0.7], [0.2, 0.4])
+    # Variances 0.02 / 2 each, so the error is sqrt(0.02) with 2 degrees of freedom, whose t is 4.3027.
+    assert mean == pytest.approx(0.3)
+    assert (low, high) == pytest.approx((0.3 - 4.3027 * 0.02**0.5, 0.3 + 4.3027 * 0.02**0.5), abs=1e-4)
+
+
+def test_intervals_over_seeds_cover_what_they_promise():
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(0.5, 0.1, (4000, 5)), rng.normal(0.6, 0.05, (4000, 4))
+    covered = [low <= 0.1 <= high for _, low, high in map(comparing.welch, two, one)]
+    assert 0.94 < np.mean(covered) < 0.97
+    covered = [low <= 0.5 <= high for low, high in map(comparing.over_seeds, one)]
+    assert 0.94 < np.mean(covered) < 0.96
+
+
+def test_a_figure_has_a_line_a_run_over_what_it_cost(runs):
+    found = groups(runs, "a0", "a1", "b0")
+    assert comparing.curve_of(found) == "rollout/success"  # the others have two points
+    png = comparing.figure(found, "rollout/success")
+    assert png.startswith(b"\x89PNG") and len(png) > 10_000
+    places, values = comparing._line(found[0].runs[0], "rollout/success", "rollout/tokens")
+    assert places.tolist() == [100, 200] and values.tolist() == [0.5, 0.5]
+
+
+def test_runs_are_found_and_their_state_is_told(tmp_path):
+    folder = made(tmp_path / "runs" / "one", [True])
+    (tmp_path / "runs" / "letter.txt").write_text("dear")
+    (tmp_path / "runs" / "empty").mkdir()
+    assert [found.path.name for found in runs_in(tmp_path / "runs")] == ["one"]
+    assert [found.path.name for found in runs_in(folder.path)] == ["one"]
+    assert state(outline(folder)) == "ended"
+    folder.lock()
+    assert state(outline(RunFolder(folder.path))) == "running"
+    folder.unlock()
+    folder.metrics.write_text('{"step": 0}\n')
+    assert state(outline(folder)) == "stopped"
