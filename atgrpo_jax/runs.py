@@ -1,6 +1,8 @@
 """Lists the runs in a folder: state, step, success, age.
 
-python -m atgrpo_jax.runs runs
+    python -m atgrpo_jax.runs runs
+
+The folder is ``runs`` if none is named.
 """
 
 from atgrpo_jax.common.cli import run_main
