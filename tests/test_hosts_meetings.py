@@ -1,17 +1,24 @@
 """Meetings of hosts that are threads: what they exchange, and how they end together."""
 
 import json
+import os
 import re
+import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from shared_hosts import Party, until
 
 from atgrpo_jax.common.errors import ConfigError, RunError, Stopped, Unreachable
 from atgrpo_jax.common.hosts import ALONE, check_alike, not_seeing, told_json
+from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.hosts import watcher as watching
 from atgrpo_jax.hosts.meetings import SHORT, failure
 from atgrpo_jax.hosts.said import OtherFailed, Said, packed, unpacked, verdict
+from atgrpo_jax.run.alike import check_machines
+from atgrpo_jax.tasks.data import FILES_READ, read_rows
 
 
 @pytest.fixture
@@ -111,6 +118,36 @@ def test_if_host_0_leaves_the_others_hear_of_it(party):
     assert str(zero) == "disk full" and str(one) == "host 0: disk full"
 
 
+@pytest.mark.parametrize("unsaved", [False, True])
+def test_a_stop_ends_what_host_0_does_alone_if_nothing_is_lost(party, unsaved):
+    """Host 0 is the main thread, which gets the signal. It waits, e.g. for servers that are dead."""
+    made = party(2)
+    own, other = made.hosts
+    told = []
+
+    def at_host_1():
+        try:
+            told.append(other.told("weights", lambda: b"never here"))
+        except Stopped as stopped:
+            told.append(stopped.signum)
+
+    waiting = threading.Thread(target=at_host_1)
+    stop = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    with Stopping() as stopping:
+        own.heed(stopping, lambda: unsaved)
+        waiting.start()
+        stop.start()
+        began = time.monotonic()
+        try:
+            told.append(own.told("weights", lambda: time.sleep(2)))
+        except Stopped as stopped:
+            told.append(stopped.signum)
+        seconds = time.monotonic() - began
+    waiting.join()
+    assert told == ([b""] if unsaved else [signal.SIGTERM]) * 2
+    assert (seconds < 1.5) is not unsaved
+
+
 def test_the_same_error_of_all_hosts_is_that_of_one(party):
     def play(hosts):
         until(lambda: hosts.index == 0 or 0 in hosts._watcher.news)
@@ -187,6 +224,30 @@ def test_facts_that_differ_are_one_line(party):
     facts = [{"jax": "0.10.2", "devices": 4}, {"jax": "0.10.1", "devices": 4}]
     for error in party(2)(lambda hosts: check_alike(hosts, "start", lambda: facts[hosts.index])):
         assert str(error) == "host 1 has jax 0.10.1, host 0 has 0.10.2; they must be the same"
+
+
+def test_problems_and_templates_that_differ_are_one_line(party, tmp_path):
+    """``read`` is what a host has read; here all hosts read in one process."""
+    file = tmp_path / "train.jsonl"
+    found = []
+    for text in ('{"a": 1}\n', '{"a": 2}\n'):
+        file.write_text(text)
+        assert len(list(read_rows(str(file), {"a": int}))) == 1
+        found.append({str(file): FILES_READ[str(file)]})
+    task = SimpleNamespace(prompts="short", prompts_digest="ab")
+    setups = [SimpleNamespace(initial_names=(), task=task)] * 2
+
+    def play(hosts):
+        check_machines(hosts, setups[hosts.index], found[hosts.index])
+
+    own, other = (read[str(file)] for read in found)
+    says = f"host 1 has the problem file {file} with digest {other}, host 0 has {own}; they must be the same"
+    assert own != other and [str(error) for error in party(2)(play)] == [says] * 2
+    found[1] = found[0]
+    assert party(2)(play) == [None] * 2
+    setups[1] = SimpleNamespace(initial_names=(), task=SimpleNamespace(prompts="short", prompts_digest="cd"))
+    says = "host 1 has the templates short with digest cd, host 0 has ab; they must be the same"
+    assert [str(error) for error in party(2)(play)] == [says] * 2
 
 
 def test_a_folder_that_is_not_shared_is_found(party, tmp_path):

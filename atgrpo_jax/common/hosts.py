@@ -36,7 +36,8 @@ class Hosts(Protocol):
     def told(self, name: str, work: Callable[[], bytes | None]) -> bytes:
         """Runs ``work`` on host 0 alone. Returns what it gave, on all hosts.
 
-        Errors are as in ``meet``. No stop ends the work.
+        Stops and errors are as in ``meet``. What the work writes must be whole at any moment, as after
+        kill -9.
         """
         ...
 

@@ -66,7 +66,7 @@ class Joined:
         return lambda: self._store.count(key)
 
     def told(self, name: str, work: Callable[[], bytes | None]) -> bytes:
-        return self._met(name, work if self.index == 0 else lambda: None, stops=False)[0]
+        return self._met(name, work if self.index == 0 else lambda: None, not self._unsaved())[0]
 
     def meet(self, name: str, work: Callable[[], bytes | None], stops: bool = False) -> list[bytes]:
         return self._met(name, work, stops or not self._unsaved())

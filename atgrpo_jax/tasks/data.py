@@ -2,11 +2,13 @@
 
 import functools
 import gzip
+import hashlib
 import json
 import random
 import re
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.common import copies
@@ -29,6 +31,9 @@ _MARKS = re.compile(r"(?<=[a-zA-Z][a-zA-Z])[,;:](?=\s|$)|[.?](?=[\s\"')]|$)")
 _SIGNS = re.compile(r"\\[a-zA-Z]+|\w+|[^\w\s]")
 
 Files = tuple[tuple[str, tuple[str, ...]], ...]  # (split, its paths) for each split
+# Digests of the files that this process has read, by the names that tasks gave them. The hosts of a run
+# compare them.
+FILES_READ: dict[str, str] = {}
 
 
 def absolute(given: Mapping[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
@@ -118,6 +123,7 @@ def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[
     if not file.is_file():
         raise ValueError(f"{path}: no such file")
     try:
+        note_read(path, file)
         with (gzip.open if file.suffix == ".gz" else open)(
             file, "rt", encoding=encoding, newline="\n"
         ) as lines:
@@ -126,6 +132,12 @@ def read_rows(path: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, dict[
                     yield number, _row(line, f"{path}:{number}", fields)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def note_read(name: str, file: Path) -> None:
+    """Notes what a file of problems, or one that belongs to it, has in it now."""
+    with file.open("rb") as opened:
+        FILES_READ[name] = hashlib.file_digest(opened, "sha256").hexdigest()[:12]
 
 
 def _row(line: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from atgrpo_jax.tasks.code.fields import characters, shown
 from atgrpo_jax.tasks.code.python_source import parsed
+from atgrpo_jax.tasks.data import note_read
 
 # Names that every answer may use: those that the harnesses of LiveCodeBench and APPS import, except
 # names that would hide one of Python's builtins.
@@ -33,6 +34,7 @@ def _preambles(file: Path) -> Any:
     if not file.is_file():
         raise ValueError(f"preamble: no file {file}, and no field 'before'")
     try:
+        note_read(str(file), file)
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"preamble: {file} cannot be read ({error})") from error
