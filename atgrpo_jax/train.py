@@ -11,7 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_flags, look_for_no_missing_tpu, needed_gin_files, run_main
+from atgrpo_jax.common.cli import gin_flags, host_flags, look_for_no_missing_tpu, needed_gin_files, run_main
+from atgrpo_jax.common.errors import ConfigError
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string(
@@ -21,16 +22,7 @@ _RUN_DIR = flags.DEFINE_string(
     "files. It may be in a bucket. E.g. --run_dir=runs/small or --run_dir=gs://bucket/runs/small",
 )
 
-_HOSTS = flags.DEFINE_string(
-    "hosts",
-    None,
-    "How many hosts make this run together, each with one such process; auto on Cloud TPU, GKE and SLURM. "
-    "Needs --host and --coordinator unless it is auto. See docs/hosts.md. E.g. --hosts=2",
-)
-_HOST = flags.DEFINE_integer("host", None, "The number of this host, from 0. E.g. --host=1")
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "Where host 0 listens for the others. E.g. --coordinator=10.0.0.2:8476"
-)
+_HOSTS, _HOST, _COORDINATOR = host_flags()
 _HEARTBEAT = flags.DEFINE_float(
     "heartbeat",
     30.0,
@@ -59,6 +51,13 @@ _GATHER = flags.DEFINE_enum(
     "accelerators alone. E.g. --gather=cpu",
 )
 
+_LOCKSTEP = flags.DEFINE_bool(
+    "lockstep",
+    False,
+    "Let every host issue the same number of programs on its devices between two that all hosts run "
+    "together: for machines on which the probe asks for it. E.g. --lockstep",
+)
+
 
 def main(argv: list[str]) -> None:
     files = needed_gin_files(argv, _GIN_FILE)
@@ -76,7 +75,10 @@ def main(argv: list[str]) -> None:
     experiment = gin_config.load(files, _GIN_PARAM.value)
     folder = RunFolder(_RUN_DIR.value or Path("runs") / "_".join(Path(name).stem for name in files))
     place = place_of(_HOSTS.value, _HOST.value, _COORDINATOR.value)
-    with joined(place, _HEARTBEAT.value, _PATIENCE.value, _GATHER.value == "cpu") as hosts:
+    if _LOCKSTEP.value and not experiment.gate:  # which lets every host arrange all weights
+        raise ConfigError("--lockstep needs Experiment.gate = True")
+    cpu = _GATHER.value == "cpu"
+    with joined(place, _HEARTBEAT.value, _PATIENCE.value, cpu, _LOCKSTEP.value) as hosts:
         check_same_start(hosts, gin_config.render(experiment))
         with claim(folder, experiment, hosts, _OTHER_HOSTS.value) as begun:
             summary = train(begun, folder, hosts)

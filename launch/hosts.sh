@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on this machine as several hosts would together: N processes make one run. It is for trying.
 #   bash launch/hosts.sh 2 --gin_file=smoke.gin --gin_param="mesh.MeshConfig.data = 2"
+#   bash launch/hosts.sh 2 probe --only_rounds    tries whether several hosts can work together (docs/probe.md)
 # On real hosts each one starts its own process, with the same arguments but for --host (docs/hosts.md):
 #   python -m atgrpo_jax.train --hosts=2 --host=0 --coordinator=ADDRESS_OF_HOST_0:PORT ARGS
 #   python -m atgrpo_jax.train --hosts=2 --host=1 --coordinator=ADDRESS_OF_HOST_0:PORT ARGS
@@ -16,9 +17,14 @@ fail() {
   exit 2
 }
 
-[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || fail "call it as: bash launch/hosts.sh N [--] ARGS, with a number of hosts"
+[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || fail "call it as: bash launch/hosts.sh N [probe] [--] ARGS, with a number of hosts"
 n="$1"
 shift
+module=atgrpo_jax.train
+if [ "${1:-}" = probe ]; then
+  module=atgrpo_jax.tools.probe
+  shift
+fi
 if [ "${1:-}" = -- ]; then shift; fi
 
 # gpus: prints the numbers or names of the GPUs that may be used, a line each.
@@ -55,7 +61,7 @@ start() {
     mine="${found[*]:$((host * share)):$share}"
     export CUDA_VISIBLE_DEVICES="${mine// /,}"
   fi
-  exec setsid "$venv/bin/python" -m atgrpo_jax.train \
+  exec setsid "$venv/bin/python" -m "$module" \
     "--hosts=$n" "--host=$host" "--coordinator=localhost:$port" "${@:2}" < /dev/null
 }
 

@@ -1,6 +1,7 @@
 """One of several processes that meet: python joined.py COUNT INDEX ADDRESS. Prints what it saw as JSON."""
 
 import json
+import os
 import sys
 
 import jax
@@ -9,6 +10,7 @@ from atgrpo_jax.common.hosts import told_json
 from atgrpo_jax.hosts.joining import HostPlace, joined
 from atgrpo_jax.hosts.meetings import SHORT
 from atgrpo_jax.hosts.store import JaxStore
+from atgrpo_jax.tools.probing import rounds
 
 count, index, address = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 jax.config.update("jax_num_cpu_devices", 2)
@@ -45,4 +47,5 @@ with joined(HostPlace(count, index, address), 10.0, 60.0) as hosts:
         store.remove("words")
     hosts.meet("words gone", lambda: None)
     seen["left"] = sorted(store.under("words")) + sorted(store.under("counters"))
+    seen["rounds"] = [result.fault or "ok" for result in rounds.results(hosts, lambda last: os._exit(9))]
 print(json.dumps(seen))

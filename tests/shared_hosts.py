@@ -53,17 +53,21 @@ class Shelf:
 
 
 class Party:
-    """Hosts that are threads of this process. ``exits`` is what ended "processes" said."""
+    """Hosts that are threads of this process. ``exits`` is what ended "processes" said.
 
-    def __init__(self, count, patience_s=30.0, heartbeat_s=30.0):
+    With ``lockstep``, ``done`` has for each host what it did on its "devices": "idle" and "gather".
+    """
+
+    def __init__(self, count, patience_s=30.0, heartbeat_s=30.0, lockstep=False):
         self.shelf = Shelf()
         self.exits: list[tuple[int, str, int]] = []
         self.hosts: list[Hosts] = []
-        self._round = 0
+        self.done: list[list[str]] = [[] for _ in range(count)]
         for index in range(count):
             note = self._noting(index)
             watcher = Watcher(self.shelf, index, count, heartbeat_s, patience_s, note)
-            made = Joined(self.shelf, index, count, self._gather(index), watcher, patience_s)
+            idle = self._idle(index) if lockstep else None
+            made = Joined(self.shelf, index, count, self._gather(index), watcher, patience_s, idle)
             self.hosts.append(made)
             watcher.start()
         self.watchers = [made._watcher for made in self.hosts]
@@ -71,8 +75,12 @@ class Party:
     def _noting(self, index):
         return lambda line, code: self.exits.append((index, line, code))
 
+    def _idle(self, index):
+        return lambda: lambda: self.done[index].append("idle")
+
     def _gather(self, index):
         def gather(data, sizes):
+            self.done[index].append("gather")
             number = self.shelf.count(f"gathers of {index}")
             self.shelf.put(f"gather/{number}/{index}", data)
             found = [self.shelf.wait(f"gather/{number}/{other}", 10) for other in range(len(sizes))]

@@ -107,6 +107,9 @@ print("done", flush=True)
 STAND_IN_PROBE = """
 import pathlib, sys
 out = pathlib.Path(sys.argv[1].removeprefix("--out="))
+for word in sys.argv:
+    if word.startswith("--host="):
+        out = out / word.replace("--host=", "host-")
 out.mkdir(parents=True, exist_ok=True)
 for name in ("probe.json", "probe.md"):
     (out / name).write_text(repr(sys.argv[2:]))

@@ -87,7 +87,7 @@ def test_what_ends_before_its_end_does_not_end_with_0(code):
 
 COMMANDS = {
     "train": {"gin_file", "gin_param", "run_dir", "hosts", "host", "coordinator", "heartbeat", "patience",
-              "other_hosts", "gather"},
+              "other_hosts", "gather", "lockstep"},
     "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "against", "split", "instances",
                  "episodes", "temperature", "mesh"},
     "export": {"run_dir", "out", "step", "merge", "mesh"},
@@ -99,7 +99,7 @@ COMMANDS = {
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},
     "tools.prepare": {"source", "out"},
-    "tools.probe": {"size", "out", "bucket"},
+    "tools.probe": {"size", "out", "bucket", "hosts", "host", "coordinator", "only_rounds"},
 }  # fmt: skip
 # Asks each command for help, as python -m does; all of them import JAX once.
 ASK = """

@@ -37,6 +37,7 @@ def test_two_processes_meet():
     assert all(same for name, same in seen[0].items() if name.startswith("bytes"))
     assert seen[0]["told"] == {"host": 0} and seen[0]["none yet"]
     assert seen[0]["words"] == {"0": "two", "1": "two"} and seen[0]["left"] == []
+    assert seen[0]["rounds"] == ["ok"] * 5  # of the probe, by real programs
 
 
 def test_flags_say_which_host_this_is():

@@ -68,6 +68,27 @@ def test_every_number_is_given_once_and_each_meeting_counts_anew(party):
         assert sorted(first + second) == list(range(100))
 
 
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_in_lockstep_all_hosts_have_issued_as_many_programs_before_one_of_all(party, lockstep):
+    made = party(3, lockstep=lockstep)
+    issued = [0, 0, 0]
+
+    def play(hosts):
+        hosts.even_out(lambda: issued[hosts.index])
+
+        def work():
+            issued[hosts.index] += [2, 0, 3][hosts.index]
+            return b"x" * (SHORT + 1)
+
+        hosts.meet("rollout", work)
+        hosts.meet("gate", lambda: None)  # nothing is issued in it: all have the same number
+        hosts.meet("rollout", work)
+
+    assert made(play) == [None] * 3
+    idle = [["idle"] * (3 - own) * lockstep for own in (2, 0, 3)]
+    assert made.done == [[*own, "gather", *own, "gather"] for own in idle]
+
+
 def test_nothing_of_old_meetings_is_kept(party):
     made = party(2)
     made(lambda hosts: [hosts.meet(f"{i}", lambda: hosts.counter()() and None) for i in range(20)])

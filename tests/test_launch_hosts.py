@@ -100,6 +100,13 @@ def test_each_process_is_told_its_number_and_where_host_0_listens(launch):
         ]
 
 
+def test_hosts_make_a_probe(launch):
+    assert launch.run("2", "probe", "--only_rounds")[0] == 0
+    *own, address, last = words(launch.folder, 1)
+    assert own == ["-m", "atgrpo_jax.tools.probe", "--hosts=2", "--host=1"] and last == "--only_rounds"
+    assert address.startswith("--coordinator=localhost:")
+
+
 @pytest.mark.parametrize(
     ("ends", "code"),
     [
@@ -172,7 +179,7 @@ def test_gpus_are_dealt_out_evenly(tmp_path):
 def test_a_number_of_hosts_is_needed(launch, arguments):
     code, out, err = launch.run(*arguments)
     assert (code, out) == (2, [])
-    assert err == ["error: call it as: bash launch/hosts.sh N [--] ARGS, with a number of hosts"]
+    assert err == ["error: call it as: bash launch/hosts.sh N [probe] [--] ARGS, with a number of hosts"]
 
 
 # srun as far as launch/slurm.sh needs it: a task a node, each with its number; the highest code of all.

@@ -1,5 +1,6 @@
 """launch/tpu.py from `up` to the end, with VMs that really run launch/tpu_host.sh and systemd's rules."""
 
+import ast
 import json
 
 import pytest
@@ -198,7 +199,9 @@ def test_several_vms_have_the_same_versions_and_are_probed(desk, tmp_path):
     assert out.startswith("a page\nexit code 1\n" * 4)
     for host in range(4):
         found = (tmp_path / "probe" / "results" / f"host-{host}" / "probe.json").read_text()
-        assert found == repr([f"--bucket={BUCKET}/atgrpo/w/probe/speed", "--size=all"])
+        *own, address = ast.literal_eval(found)
+        assert own == [f"--bucket={BUCKET}/atgrpo/w/probe/speed", "--size=all", "--hosts=4", f"--host={host}"]
+        assert address.startswith("--coordinator=")
 
 
 def test_two_vms_make_one_run(desk):

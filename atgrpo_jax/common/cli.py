@@ -37,6 +37,22 @@ def gin_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     )
 
 
+def host_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+    """Defines --hosts, --host and --coordinator, for entry points that several hosts run together."""
+    return (
+        flags.DEFINE_string(
+            "hosts",
+            None,
+            "How many hosts do this together, each with one such process; auto on Cloud TPU, GKE and SLURM. "
+            "Needs --host and --coordinator unless it is auto. See docs/hosts.md. E.g. --hosts=2",
+        ),
+        flags.DEFINE_integer("host", None, "The number of this host, from 0. E.g. --host=1"),
+        flags.DEFINE_string(
+            "coordinator", None, "Where host 0 listens for the others. E.g. --coordinator=10.0.0.2:8476"
+        ),
+    )
+
+
 def mesh_flag() -> flags.FlagHolder:
     """Defines --mesh, for entry points that read a run."""
     return flags.DEFINE_string(

@@ -52,6 +52,14 @@ class Hosts(Protocol):
         """
         ...
 
+    def even_out(self, issued: Callable[[], int]) -> None:
+        """Takes the number of programs that this host has issued on its own devices, in meetings.
+
+        With --lockstep, a host that has issued fewer than others issues idle ones at the end of a
+        meeting.
+        """
+        ...
+
     def heed(self, stopping: Stopping, unsaved: Callable[[], bool]) -> None:
         """Takes stops from ``stopping``. ``unsaved`` says whether complete steps would be lost now."""
         ...
@@ -81,6 +89,9 @@ class Alone:
     def counter(self) -> Callable[[], int]:
         numbers = iter(range(2**62))
         return lambda: next(numbers)
+
+    def even_out(self, issued: Callable[[], int]) -> None:
+        pass
 
     def heed(self, stopping: Stopping, unsaved: Callable[[], bool]) -> None:
         stopping.unsaved = unsaved

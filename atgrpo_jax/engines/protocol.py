@@ -125,6 +125,7 @@ class Usage:
     known_tokens: int = 0  # prompt tokens whose keys and values were already cached
     push_s: float = 0.0  # seconds to give weights to servers
     push_bytes: int = 0  # bytes of weights written for servers
+    programs: int = 0  # programs issued on our own devices
 
     def _with(self, other: "Usage", sign: int) -> "Usage":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)

@@ -16,6 +16,7 @@ from atgrpo_jax.common import progress
 from atgrpo_jax.common.cli import exit_code
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.hosts import Alone, Hosts
+from atgrpo_jax.hosts import programs
 from atgrpo_jax.hosts.gathering import by_devices
 from atgrpo_jax.hosts.meetings import Joined
 from atgrpo_jax.hosts.store import JaxStore
@@ -73,7 +74,11 @@ def _detected() -> HostPlace:
 
 @contextlib.contextmanager
 def joined(
-    place: HostPlace | None, heartbeat_s: float, patience_s: float, cpu: bool = False
+    place: HostPlace | None,
+    heartbeat_s: float,
+    patience_s: float,
+    cpu: bool = False,
+    lockstep: bool = False,
 ) -> Iterator[Hosts]:
     """Joins the other hosts until the end of the ``with``. Without ``place`` this host is alone.
 
@@ -81,6 +86,7 @@ def joined(
       heartbeat_s: all hosts end if one of them was not heard of for so long.
       patience_s: the longest time that a host waits for another one at a meeting.
       cpu: whether long messages travel through the hosts' CPU devices.
+      lockstep: whether all hosts issue the same number of programs between common ones.
 
     An error in the ``with`` reaches the other hosts. This process then ends with its exit code, and
     does not wait for them as JAX would.
@@ -98,6 +104,7 @@ def joined(
         lambda: by_devices(place.host, "cpu" if cpu else None),
         watcher,
         patience_s,
+        programs.idle if lockstep else None,
     )
     progress.speak_as(place.host)
     watcher.start()

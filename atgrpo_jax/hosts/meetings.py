@@ -31,11 +31,13 @@ class Joined:
         gather: Callable[[], Gather],
         watcher: Watcher,
         patience_s: float,
+        idle: Callable[[], Callable[[], None]] | None = None,
     ):
         """
         Args:
           gather: makes what gathers long payloads, when it is first needed.
           patience_s: the longest time that a host waits for another one.
+          idle: makes a program of this host that computes nothing of use, for runs in lockstep.
         """
         self.index = index
         self.count = count
@@ -45,6 +47,10 @@ class Joined:
         self._gather: Gather | None = None
         self._watcher = watcher
         self._patience_s = patience_s
+        self._make_idle = idle
+        self._idle: Callable[[], None] | None = None
+        self._idled = 0  # idle programs so far
+        self._issued: Callable[[], int] = lambda: 0
         self._stopping: Stopping | None = None
         self._unsaved: Callable[[], bool] = lambda: False
         self._number = 0  # of the meeting
@@ -57,6 +63,9 @@ class Joined:
         self._stopping = stopping
         self._unsaved = unsaved
         self._watcher.stopping = stopping
+
+    def even_out(self, issued: Callable[[], int]) -> None:
+        self._issued = issued
 
     def compare(self, what: str, digest: Callable[[], bytes]) -> None:
         self._compared.update(what.encode() + digest())
@@ -84,7 +93,8 @@ class Joined:
             error = own
             said = failure(own)._replace(name=name)
             self._watcher.tell(said)  # the others may be at work for long
-        said = said._replace(compared=self._compared.hexdigest())
+        programs = self._issued() + self._idled if self._make_idle else 0
+        said = said._replace(compared=self._compared.hexdigest(), programs=programs)
         came_s = time.monotonic()
         self._watcher.left_s = None
         found = self._exchanged(said)
@@ -100,7 +110,16 @@ class Joined:
         except Stopped:
             self._watcher.stopping = None  # everybody knows
             raise
+        self._catch_up(max(said.programs for said in found) - programs)
         return self._payloads(data, found)
+
+    def _catch_up(self, behind: int) -> None:
+        """Issues as many idle programs, so that all hosts come with the same number to what follows."""
+        for _ in range(behind):
+            assert self._make_idle is not None
+            self._idle = self._idle or self._make_idle()
+            self._idle()
+        self._idled += behind
 
     def _done(self, work: Callable[[], bytes | None], stops: bool) -> bytes:
         if self._stopping is None or not stops:

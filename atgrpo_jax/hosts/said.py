@@ -18,6 +18,7 @@ class Said(NamedTuple):
     code: int = 0  # the signal if it was stopped, the exit code if it failed
     compared: str = ""  # the digest of what all hosts must have alike
     of: int | None = None  # the host that failed, if it is not the one that says it
+    programs: int = 0  # that this host has issued on its own devices, if that counts
     size: int = 0  # of the payload, bytes
     payload: bytes | None = b""
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -31,7 +32,7 @@ def _facts(experiment: Experiment, read: Mapping[str, str]) -> dict[str, str]:
         if folder is not None:
             facts[f"the model folder {folder} with digest"] = model_digest(local_folder(folder))
     facts |= {f"the problem file {name} with digest": digest for name, digest in read.items()}
-    task = experiment.task
+    task: Any = experiment.task
     if hasattr(task, "prompts_digest"):
         facts[f"the templates {task.prompts} with digest"] = task.prompts_digest[:12]
     return facts

@@ -60,6 +60,7 @@ class Stages:
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
             self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
+            hosts.even_out(lambda: self.engine.usage.programs)
             self.rollouts = _rollouts(experiment, self.engine, self._runner, hosts)
             self._gate = Gate(
                 self.learner.models,

@@ -6,6 +6,7 @@ import shlex
 
 from tpu.cloud import Cloud
 from tpu.job import Job
+from tpu.machines import machine
 
 BASE = "/opt/atgrpo"  # as in tpu_host.sh
 # The script prepares the VM again and starts the run. As a unit of its own it outlives the ssh session.
@@ -30,27 +31,28 @@ def live_log(cloud: Cloud, job: Job, host: str) -> str:
 
 
 def probe(cloud: Cloud, job: Job, deadline_s: float, more: list[str]) -> str:
-    """Runs the probe on all VMs, as the user of the run. Returns the pages that it prints.
+    """Runs the probe on all VMs together, as the user of the run. Returns the pages that it prints.
 
     Each VM copies its results to the bucket, also if a part of the probe failed: the page says which.
     """
     code = f"{BASE}/{job.code}"
     out = f"{BASE}/home/probe"
-    python = f"{code}/venv/bin/python"
     words = [
-        python,
-        "-m",
-        "atgrpo_jax.tools.probe",
+        "python3",
+        f"{code}/code/launch/tpu/on_vm.py",
+        BASE,
+        "probe",
         f"--out={out}",
         f"--bucket={job.folder}/probe/speed",
         *more,
     ]
     number = rf"$(sed 's/[^0-9]*\([0-9]*\).*/\1/' {BASE}/vm.json)"
+    found = f"{out}/host-{number}" if machine(job.type).vms > 1 else out
     return cloud.on_vms(
         job.name,
         job.zone,
         f'cd {code}/code && {{ sudo -H -u atgrpo {shlex.join(words)} || echo "exit code $?"; }} && '
-        f'sudo gcloud storage cp {out}/probe.json {out}/probe.md "{results(job)}/host-{number}/"',
+        f'sudo gcloud storage cp {found}/probe.json {found}/probe.md "{results(job)}/host-{number}/"',
         deadline_s=deadline_s,
     )
 

@@ -3,6 +3,7 @@
 python3 on_vm.py BASE mayrun                 ends with 0 if the run should be started
 python3 on_vm.py BASE before LOCK DEVICES    removes libtpu's lock file, if no process holds a chip
 python3 on_vm.py BASE train                  becomes the run
+python3 on_vm.py BASE probe ARGUMENTS        becomes the probe
 python3 on_vm.py BASE ended                  notes how the run ended, and says so to the bucket
 python3 on_vm.py BASE phase WORD [LINE]      notes what tpu_host.sh does, and says so to the bucket
 python3 on_vm.py BASE report SECONDS         says it every so many seconds, until SIGTERM
@@ -87,10 +88,14 @@ def hosts_flags(vm: dict[str, Any], vms: int) -> list[str]:
 
 def train(base: Path) -> None:
     """Becomes the run, with the arguments of the job file. No shell sees them."""
+    become(base, "atgrpo_jax.train", read(base / "job.json")["train"])
+
+
+def become(base: Path, module: str, words: list[str]) -> None:
+    """Becomes a command of the package, which all VMs run together."""
     vm = read(base / "vm.json")
-    job = read(base / "job.json")
-    flags = hosts_flags(vm, job.get("vms", 1))
-    os.execv(vm["python"], [vm["python"], "-m", "atgrpo_jax.train", *job["train"], *flags])
+    flags = hosts_flags(vm, read(base / "job.json").get("vms", 1))
+    os.execv(vm["python"], [vm["python"], "-m", module, *words, *flags])
 
 
 def ended(base: Path, status: str) -> dict[str, Any]:
@@ -240,6 +245,8 @@ def main(words: list[str]) -> int:
         write(base / "phase.json", {"phase": "running", "line": "", "since": time.time()})
     elif what == "train":
         train(base)
+    elif what == "probe":
+        become(base, "atgrpo_jax.tools.probe", words[2:])
     elif what == "ended":
         Reporter(base).say(ended(base, os.environ.get("EXIT_STATUS", "1")))
     elif what == "phase":

@@ -173,7 +173,9 @@ class Lane:
         """Computes missing prompt pages, then draws a chunk of tokens in all slots. Blocks."""
         began = time.monotonic()
         cache = self._programs.empty() if self._cache is None else self._cache
+        issued = 1 + (self._cache is None)  # programs: the chunk, and the one that makes an empty cache
         for work in missing_pages(self._shards, self._sizes):
+            issued += 1
             cache = self._programs.prefill(cache, params, adapters, self._on_devices(work))
         jax.block_until_ready(cache.last_DNw)
         prefilled = time.monotonic()
@@ -184,7 +186,10 @@ class Lane:
         self._asked = Usage()
         slot_steps = int(drawn.steps) * self._sizes.shards * self._sizes.slots
         times = Usage(
-            prefill_s=prefilled - began, decode_s=time.monotonic() - prefilled, slot_steps=slot_steps
+            prefill_s=prefilled - began,
+            decode_s=time.monotonic() - prefilled,
+            slot_steps=slot_steps,
+            programs=issued,
         )
         return drawn, asked + times
 
