@@ -1,0 +1,59 @@
+"""Runs in the shape of pods: hosts between which the learner's parameters are split, one update each."""
+
+import json
+
+import pytest
+from shared_hosts import LENGTHS, ended, process, start
+from test_hosts_run import left, weights
+
+# The smallest run that makes an update: no warm start, one instance for each score.
+BINDINGS = (
+    "experiment.Experiment.steps = 1",
+    "experiment.Experiment.warm_start = None",
+    "config.Architecture.layers = 1",
+    "workflow.Workflow.turns = 1",
+    "objectives.LossConfig.minibatches = 1",
+    "evaluation.EvaluationConfig.instances = 1",
+    "evaluation.EvaluationConfig.validation_instances = 1",
+)
+
+
+def arguments(folder, **numbers):
+    """Returns the arguments of a run in ``folder``, with pod.gin's numbers."""
+    own = [*BINDINGS, "ROWS = 4", *(f"{name} = {number}" for name, number in numbers.items())]
+    files = ["smoke.gin", LENGTHS, "parts/pod.gin"]
+    words = [*(f"--gin_file={one}" for one in files), *(f"--gin_param={one}" for one in own)]
+    return [*words, f"--run_dir={folder}/run"]
+
+
+def check_updated(folder):
+    *_, last = (json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines())
+    assert (last["step"], last["policy/shared/updates"]) == (1, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_four_processes_leave_the_same_bytes_twice_and_draw_those_of_one(tmp_path):
+    """Each has a device. Groups of two have all parameters between them."""
+    numbers = {"DATA": 2, "FSDP": 2, "COPIES": 4, "TENSOR": 1}
+    folders = [tmp_path / name for name in ("once", "again", "alone")]
+    for folder in folders:
+        folder.mkdir()
+    once, again, alone = folders
+    for folder in (once, again):
+        assert ended(start(4, folder, "--heartbeat=60", *arguments(folder, **numbers))) == [0] * 4
+    assert ended([process(alone / "alone.txt", *arguments(alone, **numbers))]) == [0]
+    check_updated(once)
+    assert left(once) == left(again)
+    for one, other in zip(weights(once), weights(again), strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert left(once)[1] == left(alone)[1]  # episodes
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_two_processes_with_two_devices_each_split_what_learns_and_hold_whole_what_draws(tmp_path):
+    """The parameters are split over four devices of both; a copy that draws is on the two of a process."""
+    words = arguments(tmp_path, DATA=1, FSDP=4, COPIES=2, TENSOR=2)
+    assert ended(start(2, tmp_path, "--heartbeat=60", *words)) == [0, 0]
+    check_updated(tmp_path)
