@@ -1,5 +1,6 @@
 """The rounds of a probe on several hosts, which are threads, with machines that do not allow everything."""
 
+import functools
 import threading
 
 import jax
@@ -60,10 +61,9 @@ class Machine:
             if len(self.ends) == 2:
                 self._over.set()
 
-        kinds = {kind: lambda *given, kind=kind: gather(kind, *given) for kind in ("cpu", "devices")}
         results = []
         try:
-            made = Programs(own, common, kinds)
+            made = Programs(own, common, lambda kind: functools.partial(gather, kind))
             for result in Rounds(self.party.hosts[index], made, end, 30 if not self.even else 1).results():
                 results.append(result)
         except Ended:

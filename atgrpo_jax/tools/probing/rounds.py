@@ -11,7 +11,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -55,12 +55,15 @@ class Programs(NamedTuple):
 
     own: Callable[[int], None]  # on this host's devices
     common: Callable[[int], None]  # on those of all hosts
-    gathers: Mapping[str, Gather]
+    gather: Callable[[str], Gather]  # as ``Setting.gather`` says
 
 
 def programs(hosts: Hosts) -> Programs:
-    gathers = {"devices": by_devices(hosts.index), "cpu": by_devices(hosts.index, "cpu")}
-    return Programs(summing(jax.local_devices()), summing(jax.devices()), gathers)
+    @functools.cache
+    def gather(kind: str) -> Gather:
+        return by_devices(hosts.index, "cpu" if kind == "cpu" else None)
+
+    return Programs(summing(jax.local_devices()), summing(jax.devices()), gather)
 
 
 def results(hosts: Hosts, end: Callable[[Sequence[Result]], None]) -> Iterator[Result]:
@@ -133,7 +136,8 @@ class Rounds:
             self._run(number, "idle programs", most - count)
         with self._noting(number, "the gather"):
             given = [_bytes(host, number) for host in range(hosts.count)]
-            if self._programs.gathers[setting.gather](given[hosts.index], [SIZE] * hosts.count) != given:
+            gather = self._programs.gather(setting.gather)
+            if gather(given[hosts.index], [SIZE] * hosts.count) != given:
                 raise RunError("other bytes than were given")
         with self._noting(number, "the common program"):
             self._programs.common(number)
