@@ -76,15 +76,25 @@ def test_logprobs_are_the_learners_at_the_sampling_temperature(engine, params):
 
 def test_usage_counts_what_was_computed_and_what_was_asked_for(engine):
     """Twelve rows are computed, each step of the longest sample; three were asked for."""
+    calls = []
+
+    def noted(name, call):
+        return lambda *args: calls.append(name) or call(*args)
+
     (samples,) = draw(engine, request([1] * 10))
     lengths = [len(sample.tokens) for sample in samples]
     first = engine.usage
+    assert first.programs >= 3  # one makes an empty cache
+    (lane,) = engine._lanes.values()
+    named = lane._programs._asdict().items()
+    lane._programs = lane._programs._replace(**{name: noted(name, call) for name, call in named})
     assert first.tokens == sum(lengths) and first.slot_steps == 12 * max(lengths)
     assert (first.prompt_tokens, first.known_tokens) == (10, 0)
     draw(engine, request([1] * 10), request([1] * 8 + [2] * 3, 1))
     used = engine.usage - first
     assert (used.prompt_tokens, used.known_tokens) == (21, 18)  # a whole prompt; a page of eight
     assert used.seconds == used.prefill_s + used.decode_s > 0
+    assert used.programs == len(calls) and set(calls) == {"prefill", "decode"}
 
 
 @pytest.mark.thorough

@@ -44,6 +44,7 @@ FAULTS = {
         ("self._slots.have[at] = drawn.have[at]", "pass", "rows forget how many tokens they have"),
         ("slots.rules.temperature[at] = sampling.temperature", "slots.rules.temperature[at] = 1.0", "temperature is not heard"),
         ("back.ticket.waiting.appendleft(back.k)", "pass", "who makes room never comes back"),
+        ("            issued += 1\n", "", "programs for prompts are not counted"),
         ("ticket.done[branch.k] = branch", "ticket.done[len(ticket.done)] = branch", "samples in the order of their ends"),
     ],
     ("engines/local/inputs.py", LOCAL): [
