@@ -1,6 +1,7 @@
 """What tests of several hosts share: hosts that are threads, and real processes on this machine."""
 
 import concurrent.futures
+import json
 import os
 import socket
 import subprocess
@@ -9,9 +10,13 @@ import threading
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from atgrpo_jax.common.hosts import Hosts
 from atgrpo_jax.hosts.meetings import Joined
 from atgrpo_jax.hosts.watcher import Watcher
+from atgrpo_jax.run.saved import SavedRun
 
 HERE = Path(__file__).parent
 LENGTHS = HERE / "lengths.gin"
@@ -155,3 +160,18 @@ def ended(started, seconds=400):
     finally:
         for process in started:
             process.kill()
+
+
+def left(folder):
+    """Returns what a run leaves: metrics that do not depend on the machine, and the bytes of episodes."""
+    records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        for name in [name for name in record if name.startswith("perf/")]:
+            del record[name]
+    episodes = {path.name: path.read_bytes() for path in (folder / "run" / "episodes").iterdir()}
+    return records, episodes
+
+
+def weights(folder):
+    saved = SavedRun(str(folder / "run"))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(saved.weights(saved.newest()))]

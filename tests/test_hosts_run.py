@@ -1,25 +1,22 @@
 """Runs of two processes, each with a device: they leave what one process with two devices leaves."""
 
 import functools
-import json
 import os
 import random
 import re
 import signal
 import time
 
-import jax
 import numpy as np
 import pytest
-from shared_hosts import LENGTHS, ended, free_port, process, start, until
-
-from atgrpo_jax.run.saved import SavedRun
+from shared_hosts import LENGTHS, ended, free_port, left, process, start, until, weights
 
 STEPS = 3
 BINDINGS = (
     "experiment.Experiment.checkpoint_every = 1",
     "mesh.MeshConfig.data = 2",
     "objectives.LossConfig.minibatches = 1",
+    "rollout.RolloutConfig.instances = 9",  # one of two hosts plays more of them, and runs more programs
     "evaluation.EvaluationConfig.instances = 2",
     "evaluation.EvaluationConfig.validation_instances = 2",
     "warm_start.WarmStartConfig.steps = 2",
@@ -41,21 +38,6 @@ def under_way(folder, stage, started):
     """Whether host 0 has said a word of a stage, or somebody has ended."""
     ended_early = any(process.poll() is not None for process in started)
     return stage in (folder / "host_0.txt").read_text() or ended_early
-
-
-def left(folder):
-    """Returns what a run leaves: metrics that do not depend on the machine, and the bytes of episodes."""
-    records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        for name in [name for name in record if name.startswith("perf/")]:
-            del record[name]
-    episodes = {path.name: path.read_bytes() for path in (folder / "run" / "episodes").iterdir()}
-    return records, episodes
-
-
-def weights(folder):
-    saved = SavedRun(str(folder / "run"))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(saved.weights(saved.newest()))]
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from shared_hosts import LENGTHS, ended, process, start
-from test_hosts_run import left, weights
+from shared_hosts import LENGTHS, ended, left, process, start, weights
 
 # The smallest run that makes an update: no warm start, one instance for each score.
 BINDINGS = (
@@ -17,6 +16,7 @@ BINDINGS = (
     "evaluation.EvaluationConfig.instances = 1",
     "evaluation.EvaluationConfig.validation_instances = 1",
 )
+FOUR = {"DATA": 2, "FSDP": 2, "COPIES": 4, "TENSOR": 1}
 
 
 def arguments(folder, **numbers):
@@ -32,23 +32,38 @@ def check_updated(folder):
     assert (last["step"], last["policy/shared/updates"]) == (1, 1.0)
 
 
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Makes a run of four processes with a device each; groups of two have all parameters between them."""
+
+    def make(name):
+        folder = tmp_path_factory.mktemp(name)
+        assert ended(start(4, folder, "--heartbeat=60", *arguments(folder, **FOUR))) == [0] * 4
+        check_updated(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def once(four):
+    return four("once")
+
+
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_four_processes_leave_the_same_bytes_twice_and_draw_those_of_one(tmp_path):
-    """Each has a device. Groups of two have all parameters between them."""
-    numbers = {"DATA": 2, "FSDP": 2, "COPIES": 4, "TENSOR": 1}
-    folders = [tmp_path / name for name in ("once", "again", "alone")]
-    for folder in folders:
-        folder.mkdir()
-    once, again, alone = folders
-    for folder in (once, again):
-        assert ended(start(4, folder, "--heartbeat=60", *arguments(folder, **numbers))) == [0] * 4
-    assert ended([process(alone / "alone.txt", *arguments(alone, **numbers))]) == [0]
-    check_updated(once)
+def test_four_processes_draw_the_bytes_of_one(once, tmp_path):
+    assert ended([process(tmp_path / "alone.txt", *arguments(tmp_path, **FOUR))]) == [0]
+    assert left(once)[1] == left(tmp_path)[1] != {}
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_four_processes_leave_the_same_bytes_twice(once, four):
+    again = four("again")
     assert left(once) == left(again)
     for one, other in zip(weights(once), weights(again), strict=True):
         assert one.tobytes() == other.tobytes()
-    assert left(once)[1] == left(alone)[1]  # episodes
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shared_hosts import LENGTHS, ended, process, start
-from test_hosts_run import left
+from shared_hosts import LENGTHS, ended, left, process, start
 
 from atgrpo_jax.engines.sglang.processes import free_port
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
