@@ -70,10 +70,12 @@ setup(
         "sglang-tpu": ["sglang-jax[tpu]==0.1.0rc0"],
         "sglang-cpu": ["sglang-jax[cpu]==0.1.0rc0"],
         "math": ["sympy>=1.13,<2"],  # compares answers to mathematical problems
+        "search": ["bm25s>=0.3.16,<0.4"],  # finds documents for questions
         "patterns": ["outlines-core>=0.2.14,<0.3"],  # for ``Sampling.pattern``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.tools.model_folder --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
+            "bm25s>=0.3.16,<0.4",
             "build>=1.2",  # tests/test_package.py, with the setuptools of this environment
             "gcsfs>=2025.3",
             "gguf>=0.19",

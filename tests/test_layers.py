@@ -14,7 +14,7 @@ RANKS = [
     {"tasks", "models"},
     {"tasks.games", "models.families"},
     {"models.hf"},
-    {"tasks.math", "tasks.code", "engines"},
+    {"tasks.math", "tasks.code", "tasks.search", "engines"},
     {"engines.local", "engines.sglang", "engines.sglang_jax", "rollout"},
     {"update"},
     {"run"},
@@ -33,6 +33,7 @@ NO_JAX = {
     "tasks.games",
     "tasks.math",
     "tasks.code",
+    "tasks.search",
     "rollout",
 }
 NUMERICS = {

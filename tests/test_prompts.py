@@ -15,6 +15,8 @@ from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.games.sudoku import Sudoku
 from atgrpo_jax.tasks.math.math import Math
+from atgrpo_jax.tasks.protocol import ToolTask
+from atgrpo_jax.tasks.search.search import Search
 from atgrpo_jax.tasks.workflow import Workflow
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,6 +24,10 @@ GOLDEN = Path(__file__).parent / "golden"
 GAME = {"scout": "[R, R, D]", "tool": "[R, R, D]", "mover": "[R, D]"}
 DIGITS = {"scout": "[[0, 0, 1], [0, 1, 2]]", "tool": "[[0, 0, 1]]", "filler": "[[0, 0, 1], [0, 1, 2]]"}
 TEST = "```input\n1 2\n```\n```output\n3\n```"
+SEARCH = {
+    "planner": "<ask> the boss of Ada", "searcher": "<search> the boss of Ada",
+    "reasoner": "<answer> Bob", "agent": "<search> the boss of Ada",
+}  # fmt: skip
 ASSERT = "```python\nassert f(1) == 3\n```"
 
 
@@ -47,6 +53,9 @@ CASES = {
     ),
     "code_full": (Code(), {"coder": "```python\nprint(4)\n```", "tester": TEST}),
     "code_call": (CALL, {"coder": "```python\ndef f(x):\n    return 4\n```", "tester": ASSERT}),
+    "search_short": (Search(), SEARCH),
+    "search_full": (Search(prompts="search/full", results=2), SEARCH),
+    "search_agent": (Search(prompts="search/full", workflow=Workflow(("agent",), turns=2)), SEARCH),
     "sudoku_tool": (Sudoku(prompts="sudoku/full", workflow=Workflow(("tool", "filler"))), DIGITS),
 }
 
@@ -62,6 +71,9 @@ def rendered(name):
             text, printed = texts[role], ""
             if role == "tool":
                 text, printed = f"```python\nprint({text!r})\n```", text
+            if not isinstance(task, ToolTask):
+                state = task.act(state, role, text).state
+                continue
             runs = []
             while len(task.programs(state, role, text, runs)):
                 runs += [ProgramResult("ok", printed, "", True)] * len(task.programs(state, role, text, runs))

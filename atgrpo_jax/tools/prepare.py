@@ -24,7 +24,9 @@ from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.tasks.code import code_problems
 from atgrpo_jax.tasks.games.sokoban_levels import level_of
 from atgrpo_jax.tasks.math import math_problems
+from atgrpo_jax.tasks.search.questions import problem_in, question_of
 from atgrpo_jax.tools.downloads import Unusable, json_of, list_of, rows_in, said
+from atgrpo_jax.tools.passages import hotpotqa, musique
 from atgrpo_jax.tools.sources import apps, codecontests, livecodebench
 from atgrpo_jax.tools.truths import check_truth, truth_of
 
@@ -99,6 +101,10 @@ def _sokoban(row: dict[str, Any]) -> None:
     level_of(row["grid"])
 
 
+def _search(row: dict[str, Any]) -> None:
+    problem_in(question_of(row), None, False)
+
+
 # Source -> a function that makes a row, and one that raises if the task cannot use the row.
 SOURCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "apps": (apps, _code),
@@ -107,6 +113,9 @@ SOURCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[d
     "answers": (answers, _math),
     "olympiadbench": (olympiadbench, _math),
     "boxoban": (boxoban, _sokoban),
+    "hotpotqa": (hotpotqa, _search),
+    "2wikimultihopqa": (hotpotqa, _search),
+    "musique": (musique, _search),
 }
 
 

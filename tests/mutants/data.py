@@ -40,6 +40,11 @@ FAULTS = {
         ('raise Unusable("private tests are not plain data")', "return super().find_class(module, name)", "a download runs code"),
         ('return f"in ({expected[0]!r}, {expected!r})"', 'return f"== {expected!r}"', "a list of one must be a list"),
     ],
+    ("tools/passages.py", "test_prepare_passages.py"): [
+        ("for title in titles for one in documents", "for one in documents for title in titles", "supporting passages are in another order"),
+        ("dict.fromkeys((*hops, *marked))", "dict.fromkeys(marked)", "hops are in another order"),
+        ('if row.get("answerable") is False:', "if False:", "questions that cannot be answered"),
+    ],
     ("tools/truths.py", "test_prepare_answers.py test_math.py"): [
         ("if len(found) > 1:", "if False:", "several answers are one"),
     ],

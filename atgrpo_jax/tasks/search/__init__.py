@@ -1,0 +1,1 @@
+"""Questions that a team answers by searching a corpus."""
