@@ -7,6 +7,7 @@ import re
 import pytest
 
 from atgrpo_jax.common.types import Outcome
+from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.search import worlds
 from atgrpo_jax.tasks.search.corpus import Corpus, Document
@@ -14,7 +15,8 @@ from atgrpo_jax.tasks.search.questions import Problem
 from atgrpo_jax.tasks.search.search import Search, State, read_tag, topic, words
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tokens.tokens import TinyTokenizer
-from atgrpo_jax.tools.check_task import check
+from atgrpo_jax.tools.check_task import check, check_experiment
+from atgrpo_jax.tools.hostile import EVALUATES, HOSTILE, SHAPES
 
 TASK = Search()
 ALONE = Search(workflow=Workflow(("agent",), turns=4))
@@ -148,6 +150,15 @@ def test_what_a_role_says(text, tags, found):
     assert read_tag(text, tags) == found
 
 
+@pytest.mark.parametrize(("task", "role"), [(TASK, "planner"), (TASK, "searcher"), (ALONE, "agent")])
+def test_no_query_raises(task, role):
+    tag = "ask" if role == "planner" else "search"
+    for text in (*HOSTILE, *EVALUATES, *(shape * 9999 for shape in SHAPES)):
+        said = f"<{tag}>{text}"
+        assert task.act(TWO, role, said) == task.act(TWO, role, said)
+        assert set(CORPUS.search(text, 2)) <= {0, 1, 2}
+
+
 def follow(problem):
     """The answer to a made-up question, found word by word in the texts of its world."""
     facts = dict(re.fullmatch(r"(.*) is (\w+)", one.text).groups() for one in problem.corpus.documents)
@@ -168,6 +179,8 @@ def test_made_up_questions_have_the_answer_that_their_world_gives():
             texts = [problem.corpus.documents[number].text for number in problem.gold]
             assert texts[0].startswith(f"the {problem.question.rpartition('the ')[2]} is ")
             assert texts[-1].endswith(f" is {problem.answers[0]}")
+            people = [re.findall(r"of (\w+) is", text)[0] for text in texts] + [*problem.answers]
+            assert len(set(people)) == hops + 1  # else the question has a shorter way
     hops = {TASK.instance("train", index).question.count("the ") for index in range(40)}
     assert hops == {1, 2, 3}
     assert Search(hops=(2,)).instance("train", 0).question.count("the ") == 2
@@ -254,11 +267,14 @@ def test_a_search_refuses(wrong, says):
 @pytest.mark.parametrize(
     "task",
     [
-        TASK,
         Search(prompts="search/full", workflow=Workflow(("agent",), turns=2), results=2, partial=0.3),
         Search(prompts="search/full", workflow=Workflow(("searcher", "reasoner"), seats={"searcher": 2})),
     ],
-    ids=["team", "agent", "seats"],
+    ids=["agent", "seats"],
 )
 def test_search_keeps_the_contract(task):
     assert check(task, instances=2, episodes=20) == []
+
+
+def test_the_team_of_the_gin_file_keeps_the_contract():
+    assert check_experiment(load("search.gin"), 2) == []

@@ -9,7 +9,6 @@ answers without searching.
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.copies import absolute as absolute_path
@@ -19,7 +18,7 @@ from atgrpo_jax.tasks.data import absolute, files_of, pick, rows_of
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.search import worlds
 from atgrpo_jax.tasks.search.corpus import Document, library
-from atgrpo_jax.tasks.search.questions import Problem, key, pooled, problem_in, read, read_corpus
+from atgrpo_jax.tasks.search.questions import Problem, Question, key, pooled, problem_in, read, read_corpus
 from atgrpo_jax.tasks.search.scores import exact, f1, stands_in
 from atgrpo_jax.tasks.workflow import Workflow
 
@@ -156,7 +155,7 @@ class Search:
             return worlds.made_up(self.hops, self.people, self.relations, self.seed, split, index)
         return self._problem(pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index))
 
-    def _problem(self, question: Any) -> Problem:
+    def _problem(self, question: Question) -> Problem:
         corpus = read_corpus(tuple(self.corpus)) if self.corpus else None
         if self.pool:
             corpus = pooled(files_of(self.files))
