@@ -216,6 +216,19 @@ def test_demonstrations_without_errors_solve_every_question(task):
         assert course.end == "solved"
 
 
+def test_one_query_does_for_one_hop_only():
+    """The question itself as the query, and the last word of what it finds as the answer."""
+    for hops, least, most in ((1, 40, 40), (2, 0, 10), (3, 0, 10)):
+        task = Search(hops=(hops,), workflow=Workflow(("searcher", "reasoner"), turns=1))
+        solved = 0
+        for index in range(40):
+            problem = task.instance("test", index)
+            found = problem.corpus.documents[problem.corpus.search(problem.question, 1)[0]]
+            said = f"<search> {problem.question}", f"<answer> {found.text.split()[-1]}"
+            solved += played(task, task.initial(problem), *said)[1] == "solved"
+        assert least <= solved <= most
+
+
 def test_prompts_and_answers_are_short_for_a_tiny_model():
     tokenizer = TinyTokenizer(words=words())
     state = dataclasses.replace(TASK.initial(TASK.instance("train", 1)), found=(0, 1, 2))
