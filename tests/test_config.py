@@ -15,6 +15,7 @@ from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.gin_config import load, render
+from atgrpo_jax.run.gin_names import GONE, name_of, parameters
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.workflow import Workflow
@@ -66,6 +67,11 @@ def test_a_user_task_of_ones_own(tmp_path, monkeypatch):
         ("plan_path.PlanPat.size = 3", "there is no plan_path.PlanPat; did you mean plan_path.PlanPath"),
         ("plan_pat.PlanPath.size = 3", "there is no plan_pat.PlanPath; did you mean plan_path.PlanPath?"),
         ("PlanPath.size = 3", "there is no PlanPath; did you mean plan_path.PlanPath?"),
+        (
+            "workflow.Workflow.parallel = True",
+            'workflow.Workflow has no parallel any more: if it is True, write workflow.Workflow.order = '
+            '(("a", "b"),) for what was ("a", "b"); then, or if it is False, delete it (docs/workflows.md)',
+        ),
         ("splits.in_split.x = 1", "splits.in_split has no x; there are: instance, split"),
         (
             "experiment.Experiment.task = @sudoku.Sudok()",
@@ -99,6 +105,13 @@ def test_bad_bindings_are_one_clear_line(binding, says):
     message = str(raised.value)
     assert message.startswith("--gin_param") and says in message
     assert "\n" not in message and len(message) < 400
+
+
+def test_what_is_said_to_be_gone_is_gone():
+    for name in GONE:
+        *_, kind, field = name.split(".")
+        maker = {"Workflow": Workflow}[kind]
+        assert name == f"{name_of(maker)}.{field}" and field not in parameters(maker)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from atgrpo_jax.common.buckets import bucket_path, is_url
 from atgrpo_jax.common.errors import ConfigError, one_line
 from atgrpo_jax.common.files import Place, read_file
 from atgrpo_jax.run.experiment import Experiment, first_difference
-from atgrpo_jax.run.gin_names import Maker, known_modules, nearest, nearest_makers, parameters
+from atgrpo_jax.run.gin_names import Maker, known_modules, nearest, nearest_makers, unknown
 from atgrpo_jax.run.gin_values import Macro, Reference, Values, made
 from atgrpo_jax.run.gin_wiring import wire
 from atgrpo_jax.run.gin_writing import text_of
@@ -197,10 +197,8 @@ class _Reader:
                 self._offers[name] = self._reading[-1].parent
             return
         maker = self._maker(statement.selector, at)
-        known = parameters(maker)
-        if known is not None and statement.arg_name not in known:
-            close = nearest(statement.arg_name, known)
-            raise ConfigError(f"{at.place}: {statement.selector} has no {statement.arg_name}{close}")
+        if why := unknown(maker, statement.arg_name):
+            raise ConfigError(f"{at.place}: {statement.selector}{why}")
         self.values.set_field(statement.scope, maker, statement.arg_name, value, at.source, at.line)
 
     def _resolved(self, value: Any, at: _Statement) -> Any:

@@ -17,6 +17,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 # A class or function that a gin file names: it makes a part of the experiment.
 Maker = Callable[..., Any]
+# Parameters that older files set, and what to do about them now.
+GONE = {
+    "workflow.Workflow.parallel": 'if it is True, write workflow.Workflow.order = (("a", "b"),) for what '
+    'was ("a", "b"); then, or if it is False, delete it (docs/workflows.md)',
+}
 
 
 @functools.cache
@@ -51,6 +56,16 @@ def parameters(maker: Maker) -> list[str] | None:
         return [field.name for field in dataclasses.fields(maker) if field.init]
     found = inspect.signature(maker).parameters
     return None if any(p.kind is p.VAR_KEYWORD for p in found.values()) else list(found)
+
+
+def unknown(maker: Maker, name: str) -> str | None:
+    """Returns the end of an error's line for a parameter that a maker does not have; None if it does."""
+    known = parameters(maker)
+    if known is None or name in known:
+        return None
+    if instead := GONE.get(f"{name_of(maker)}.{name}"):
+        return f" has no {name} any more: {instead}"
+    return f" has no {name}{nearest(name, known)}"
 
 
 def lacking(maker: Maker, given: Iterable[str]) -> list[str]:

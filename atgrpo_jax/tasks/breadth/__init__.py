@@ -1,0 +1,1 @@
+"""The task of many small problems at once. Imports ``tasks`` itself."""
