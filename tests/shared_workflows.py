@@ -1,4 +1,4 @@
-"""The tasks of docs/workflows.md, and engines that answer as the tasks demonstrate."""
+"""The tasks of docs/workflows.md, and answers as tasks demonstrate them."""
 
 import random
 import re
@@ -6,7 +6,7 @@ import sys
 import types
 from pathlib import Path
 
-from fakes import AnsweringEngine, CharTokenizer
+from fakes import CharTokenizer
 
 from atgrpo_jax.common.types import Sample
 
@@ -28,17 +28,21 @@ def _module():
 talk = _module()
 
 
-def demonstrating(task):
-    """An engine whose samples depend on their address alone, and are what ``task`` demonstrates to start with."""
+def demonstrated(task):
+    """What an ``AnsweringEngine`` says: what ``task`` demonstrates at the start of the episode.
+
+    A sample depends on its address alone.
+    """
 
     def answer(engine, request):
         samples = []
         for address in request.addresses:
             key = address.group
             state = task.initial(task.instance(key.split, key.instance))
-            rng = random.Random(str(address))
-            tokens = CharTokenizer().answer_ids(task.demonstration(state, key.speaker, rng))
-            samples.append(Sample(tokens, (-1.0,) * len(tokens), "stop", 0))
+            text = task.demonstration(state, key.speaker, random.Random(str(address)))
+            tokens = CharTokenizer().answer_ids(text)
+            version = engine.versions.get(request.policy, 0)
+            samples.append(Sample(tokens, (-1.0,) * len(tokens), "stop", version))
         return samples
 
-    return AnsweringEngine(answer)
+    return answer

@@ -69,7 +69,7 @@ def test_a_user_task_of_ones_own(tmp_path, monkeypatch):
         ("PlanPath.size = 3", "there is no PlanPath; did you mean plan_path.PlanPath?"),
         (
             "workflow.Workflow.parallel = True",
-            'workflow.Workflow has no parallel any more: if it is True, write workflow.Workflow.order = '
+            "workflow.Workflow has no parallel any more: if it is True, write workflow.Workflow.order = "
             '(("a", "b"),) for what was ("a", "b"); then, or if it is False, delete it (docs/workflows.md)',
         ),
         ("splits.in_split.x = 1", "splits.in_split has no x; there are: instance, split"),

@@ -16,13 +16,12 @@ import dataclasses
 import random
 import re
 import string
-from collections.abc import Sequence
 from typing import Any
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import Message, Outcome, Reward
 from atgrpo_jax.tasks import prompts
-from atgrpo_jax.tasks.breadth.problems import KINDS, SPECIALISTS, Instance, Problem, made_up
+from atgrpo_jax.tasks.breadth.problems import KINDS, SPECIALISTS, Instance, made_up
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.texts import last_list
 from atgrpo_jax.tasks.workflow import Workflow
@@ -275,9 +274,7 @@ class Breadth:
             return rng.choice(self._specialists if self._errs(rng) else self._knowing(problem.kind))
         if name == AGGREGATOR:
             known = zip(state.answers, _solution(state), strict=True)
-            return "".join(
-                self._demonstrated(truth if said is None else said, rng) for said, truth in known
-            )
+            return "".join(self._demonstrated(truth if said is None else said, rng) for said, truth in known)
         if name in SPECIALISTS and problem.kind not in SPECIALISTS[name]:
             return f" {rng.randint(0, self.largest)}"
         return self._demonstrated(problem.answer, rng)

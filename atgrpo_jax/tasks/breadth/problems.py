@@ -44,7 +44,14 @@ class Instance:
 
 @functools.lru_cache(maxsize=4096)
 def made_up(
-    kinds: tuple[str, ...], numbers: int, largest: int, count: int, open_: int, seed: int, split: str, index: int
+    kinds: tuple[str, ...],
+    numbers: int,
+    largest: int,
+    count: int,
+    open_: int,
+    seed: int,
+    split: str,
+    index: int,
 ) -> Instance:
     """Returns ``count`` problems of a split, of which at least one and at most ``open_`` are open.
 
@@ -62,7 +69,8 @@ def words() -> tuple[str, ...]:
     letters = "abcdefgh"
     return (
         "worker", "aggregator", "planner", "router", *SPECIALISTS, *(f" {kind}" for kind in KINDS), " is",
-        *(f" {digit}" for digit in range(10)), *(f"\n{name}" for name in letters), *(f" {name}" for name in letters),
+        *(f" {digit}" for digit in range(10)),
+        *(f"\n{name}" for name in letters), *(f" {name}" for name in letters),
     )  # fmt: skip
 
 
