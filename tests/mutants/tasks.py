@@ -19,6 +19,21 @@ FAULTS = {
         ("(run.built + (run.end == \"ok\")) / 2", "run.built", "a program that fails is paid in full"),
         ('text = ""\n                outcome = Outcome.TOOL_TIMEOUT', "outcome = Outcome.TOOL_TIMEOUT", "what a program printed before its limit counts"),
     ],
+    ("tasks/breadth/problems.py", "test_breadth.py"): [
+        ("        if in_split(problem, split):", "        if True:", "held-out problems are trained on"),
+        ("count if open_ == count else rng.randint(1, open_)", "open_", "as many problems as may be are open"),
+        ("(self.numbers) % self.modulus", "(self.numbers)", "sums are not reduced"),
+    ],
+    ("tasks/breadth/breadth.py", "test_breadth.py"): [
+        ("if answers[place] is None:", "if True:", "a worker changes what was known"),
+        ("self._each(self.waste) * (len(named) - hit) / len(named)", "0.0", "it costs nothing to name what is known"),
+        ("return state.called == name", "return bool(state.called)", "all specialists speak"),
+        ("return state.named[seat] if seat < len(state.named) else None", "return seat", "all workers speak"),
+        ("knows = state.instance.problems[place].kind in SPECIALISTS[after.called]", "knows = True", "any specialist is the right one"),
+        ("        solved = right == self.count\n", "        solved = right > 0\n", "one right answer is success"),
+        ('problem["kind"] = ""', "pass", "specialists are told what they do not know"),
+        ("getattr(self, name) + cost <= 1 + 1e-9", "True", "weights of breadth by which failing pays more"),
+    ],
     ("tasks/games/grid.py", "test_plan_path.py test_sokoban.py"): [
         ('"U": (-1, 0), "D": (1, 0)', '"U": (1, 0), "D": (-1, 0)', "up is down"),
         ('f"{cell[0]}{cell[1]}" if max(cell) < 10', 'f"{cell[1]}{cell[0]}" if max(cell) < 10', "columns before rows"),

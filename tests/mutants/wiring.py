@@ -196,6 +196,7 @@ FAULTS = {
         ("if len(modules) == 1 or name in homes]", "if len(modules) == 1]", "a word of two files is none"),
         ("if field.init]\n    found", "]\n    found", "fields that are computed can be set"),
         ("cutoff=0.6)", "cutoff=0.99)", "no name is near"),
+        ('GONE.get(f"{name_of(maker)}.{name}")', 'GONE.get(name)', "nothing is said of fields that are gone"),
     ],
     ("run/gin_values.py", "test_config.py test_gin_wiring.py"): [
         ("for depth in range(len(scopes) + 1):", "for depth in range(1):", "values of scopes are lost"),
