@@ -267,7 +267,7 @@ def test_an_unknown_split_is_refused():
         TASK.instance("dev", 0)
 
 
-@pytest.mark.parametrize("wrong", [{"turns": 0}, {"order": ()}, {"order": ("a", "a")}, {"order": "mover"}])
+@pytest.mark.parametrize("wrong", [{"turns": 0}, {"order": ()}, {"order": (("a", "a"),)}, {"order": "mover"}])
 def test_workflow_refuses(wrong):
     with pytest.raises(ValueError, match=r"Workflow\."):
         Workflow(**({"order": ("a",)} | wrong))
