@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from atgrpo_jax.run.python import load_experiment as load_experiment
     from atgrpo_jax.run.python import train_team as train_team
     from atgrpo_jax.sandbox.pool import SandboxConfig as SandboxConfig
+    from atgrpo_jax.tasks.breadth.breadth import Breadth as Breadth
     from atgrpo_jax.tasks.code.code import Code as Code
     from atgrpo_jax.tasks.games.plan_path import PlanPath as PlanPath
     from atgrpo_jax.tasks.games.sokoban import Sokoban as Sokoban
@@ -96,6 +97,7 @@ _HOMES = {
     "run.experiment": ("Experiment",),
     "run.python": ("load_experiment", "train_team"),
     "sandbox.pool": ("SandboxConfig",),
+    "tasks.breadth.breadth": ("Breadth",),
     "tasks.code.code": ("Code",),
     "tasks.games.plan_path": ("PlanPath",),
     "tasks.games.sokoban": ("Sokoban",),
