@@ -23,7 +23,7 @@ from atgrpo_jax.tasks.workflow import Workflow
 GOLDEN = Path(__file__).parent / "golden"
 # Texts of two turns, by role; a tool's is what its program prints.
 GAME = {"scout": "[R, R, D]", "tool": "[R, R, D]", "mover": "[R, D]"}
-SIGHT = {"seer": "[12 22 31]", "mover": "[D]"}
+SIGHT = {"seer": "[12 22 31]", "mover": "[R]"}
 DIGITS = {"scout": "[[0, 0, 1], [0, 1, 2]]", "tool": "[[0, 0, 1]]", "filler": "[[0, 0, 1], [0, 1, 2]]"}
 TEST = "```input\n1 2\n```\n```output\n3\n```"
 SEARCH = {

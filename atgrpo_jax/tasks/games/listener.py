@@ -1,8 +1,8 @@
 """Says how good a map is: what becomes of a walker who believes it.
 
-A map is the set of cells that the walker takes for blocked; all others are free for him. He takes,
-at random, one of the steps that are shortest on his map. A wall that is not on it stops him. This
-is computed, not drawn, so it is one number for each map.
+A map is the set of cells that the walker takes for blocked; all others are free to it. It takes,
+at random, one of the steps that are shortest on its map. A wall that is not on the map stops it.
+This is computed, not drawn, so a map always has the same worth.
 """
 
 import functools

@@ -9,7 +9,7 @@ import itertools
 import random
 import re
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import Message, Outcome, Reward, seed_of
@@ -119,7 +119,7 @@ class SplitSight:
         """Returns an answer for the warm start, from what the role may know. Each word or move is
         random with some probability."""
         if role == SEER:
-            cells = list(itertools.product(range(self.size), repeat=2))
+            cells = [(r, c) for r in range(self.size) for c in range(self.size)]
             named = self.oracle(state.instance, state.position)
             return _listed(rng.choice(cells) if self._errs(rng) else cell for cell in named)
         believed = map_of(state.instance, self.known(state))
@@ -207,7 +207,7 @@ class SplitSight:
         return rng.random() < self.demonstration_error
 
     def _inside(self, cell: Cell) -> bool:
-        return 0 <= min(cell) and max(cell) < self.size
+        return min(cell) >= 0 and max(cell) < self.size
 
 
 def walked(instance: Instance, cell: Cell, items: list[str]) -> tuple[Cell, bool]:
