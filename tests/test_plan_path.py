@@ -251,7 +251,7 @@ def test_a_demonstrated_mover_repeats_a_proposal_that_arrives():
         ({"proposal": 1.0}, r"failing could pay 2.1 and solving"),
         ({"illegal": -0.1}, r"PlanPath.illegal"),
         ({"workflow": Workflow(("scout",))}, r"the last role decides: it must be mover"),
-        ({"workflow": Workflow(("scout", "mover"), parallel=True)}, r"must see what was proposed"),
+        ({"workflow": Workflow((("scout", "mover"),))}, r"must see what was proposed"),
         ({"prompts": "nowhere"}, r"PlanPath.prompts = 'nowhere': no prompts in 'nowhere'"),
         ({"workflow": Workflow(("tool", "mover"))}, r"no template tool in .*plan_path/short"),
         ({"workflow": Workflow(("mover", "judge"))}, r"not \['judge'\]"),
@@ -267,7 +267,7 @@ def test_an_unknown_split_is_refused():
         TASK.instance("dev", 0)
 
 
-@pytest.mark.parametrize("wrong", [{"turns": 0}, {"order": ()}, {"order": ("a", "a")}, {"order": "mover"}])
+@pytest.mark.parametrize("wrong", [{"turns": 0}, {"order": ()}, {"order": (("a", "a"),)}, {"order": "mover"}])
 def test_workflow_refuses(wrong):
     with pytest.raises(ValueError, match=r"Workflow\."):
         Workflow(**({"order": ("a",)} | wrong))
