@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from atgrpo_jax.tasks.code.code import Code as Code
     from atgrpo_jax.tasks.games.plan_path import PlanPath as PlanPath
     from atgrpo_jax.tasks.games.sokoban import Sokoban as Sokoban
+    from atgrpo_jax.tasks.games.split_sight import SplitSight as SplitSight
     from atgrpo_jax.tasks.games.sudoku import Sudoku as Sudoku
     from atgrpo_jax.tasks.math.math import Math as Math
     from atgrpo_jax.tasks.protocol import Transition as Transition
@@ -101,6 +102,7 @@ _HOMES = {
     "tasks.code.code": ("Code",),
     "tasks.games.plan_path": ("PlanPath",),
     "tasks.games.sokoban": ("Sokoban",),
+    "tasks.games.split_sight": ("SplitSight",),
     "tasks.games.sudoku": ("Sudoku",),
     "tasks.math.math": ("Math",),
     "tasks.protocol": ("Transition",),

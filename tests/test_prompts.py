@@ -13,6 +13,7 @@ from atgrpo_jax.tasks.code.code import Code
 from atgrpo_jax.tasks.code.code_problems import Problem
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.games.sokoban import Sokoban
+from atgrpo_jax.tasks.games.split_sight import SplitSight
 from atgrpo_jax.tasks.games.sudoku import Sudoku
 from atgrpo_jax.tasks.math.math import Math
 from atgrpo_jax.tasks.protocol import ToolTask
@@ -22,6 +23,7 @@ from atgrpo_jax.tasks.workflow import Workflow
 GOLDEN = Path(__file__).parent / "golden"
 # Texts of two turns, by role; a tool's is what its program prints.
 GAME = {"scout": "[R, R, D]", "tool": "[R, R, D]", "mover": "[R, D]"}
+SIGHT = {"seer": "[12 22 31]", "mover": "[R]"}
 DIGITS = {"scout": "[[0, 0, 1], [0, 1, 2]]", "tool": "[[0, 0, 1]]", "filler": "[[0, 0, 1], [0, 1, 2]]"}
 TEST = "```input\n1 2\n```\n```output\n3\n```"
 SEARCH = {
@@ -44,6 +46,13 @@ CASES = {
     "sokoban_short": (Sokoban(), GAME),
     "sokoban_full": (Sokoban(prompts="sokoban/full", view="symbols"), GAME),
     "sokoban_tool": (Sokoban(prompts="sokoban/full", workflow=Workflow(("tool", "mover"))), GAME),
+    "split_sight_short": (SplitSight(), SIGHT),
+    "split_sight_full": (SplitSight(prompts="split_sight/full"), SIGHT),
+    "split_sight_halves": (SplitSight(prompts="split_sight/full", split="halves", words=1), SIGHT),
+    "split_sight_alone": (
+        SplitSight(prompts="split_sight/full", split="none", workflow=Workflow(("mover",))),
+        SIGHT,
+    ),
     "sudoku_short": (Sudoku(), DIGITS),
     "sudoku_full": (Sudoku(prompts="sudoku/full"), DIGITS),
     "math_full": (Math(), {"tool": "13", "reasoner": "Surely \\boxed{12}."}),

@@ -81,7 +81,7 @@ class PlanPath(Game):
     def instance(self, split: str, index: int) -> Instance:
         """Returns a generated grid. Raises ValueError for an unknown split, or if no solvable grid
         is found."""
-        return _draw(self.size, self.obstacles, self.seed, split, index)
+        return draw(self.size, self.obstacles, self.seed, split, index)
 
     def initial(self, instance: Instance) -> State:
         return State(instance, instance.start)
@@ -207,7 +207,11 @@ def _draw_row(size: int, obstacles: float, rng: random.Random) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _draw(size: int, obstacles: float, seed: int, split: str, index: int) -> Instance:
+def draw(size: int, obstacles: float, seed: int, split: str, index: int, least_moves: int = 1) -> Instance:
+    """Returns a random grid of a split, in which the goal is at least ``least_moves`` moves away.
+
+    Raises ValueError for an unknown split, or if none is found.
+    """
     rng = random.Random(seed_of("plan_path", seed, split, index))
     for _ in range(MAX_DRAWS):
         rows = tuple(_draw_row(size, obstacles, rng) for _ in range(size))
@@ -216,9 +220,10 @@ def _draw(size: int, obstacles: float, seed: int, split: str, index: int) -> Ins
             continue
         start, goal = rng.sample(free, 2)
         instance = Instance(rows, start, goal)
-        if in_split(instance, split) and start in distances(instance):
+        if in_split(instance, split) and distances(instance).get(start, 0) >= least_moves:
             return instance
+    far = f" with a way of at least {least_moves} moves" if least_moves > 1 else ""
     raise ValueError(
-        f"PlanPath.obstacles = {obstacles}: no solvable {size}x{size} grid for split {split} "
-        f"in {MAX_DRAWS} draws; lower it or enlarge PlanPath.size"
+        f"obstacles = {obstacles}: no solvable {size}x{size} grid{far} for split {split} in {MAX_DRAWS} "
+        "draws; lower obstacles or enlarge size"
     )
