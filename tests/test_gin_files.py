@@ -23,7 +23,8 @@ GIN_FOLDER = gin_folder()
 PARTS = sorted(GIN_FOLDER.glob("parts/*.gin"))
 FILES = sorted(set(GIN_FOLDER.rglob("*.gin")) - set(PARTS))
 ALONE = [path for path in FILES if path.parent == GIN_FOLDER]
-SMALL = ("plan", "sokoban", "sudoku", "math_model", "code_model", "search", "search_model")
+SMALL = ("plan", "sokoban", "sudoku", "math_model", "code_model", "search", "search_model",
+         "reasoning_gym", "frozen_lake")  # fmt: skip
 TASKS = ("plan_path", "sokoban", "sudoku", "math", "code")
 TEAMS = ("single", "shared", "lora", "roles")
 PAIRS = [(f"{task}.gin", f"teams/{team}.gin") for task, team in itertools.product(SMALL, TEAMS)]

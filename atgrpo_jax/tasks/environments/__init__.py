@@ -1,0 +1,1 @@
+"""Holds environments that other people wrote, as tasks. See docs/environments.md."""
