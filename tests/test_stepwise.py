@@ -154,7 +154,9 @@ class Moody(Climb):
 
 
 def test_a_game_that_is_not_deterministic_is_refused_with_the_step():
-    says = "StepWise.game = Moody.*is not deterministic under its seed: with seed 0 its text differs at step 2"
+    says = (
+        "StepWise.game = Moody.*is not deterministic under its seed: with seed 0 its text differs at step 2"
+    )
     with pytest.raises(ValueError, match=says):
         StepWise(Moody(), TURNS)
 
@@ -261,22 +263,27 @@ def test_the_last_action_that_is_named_is_taken():
     assert lake.read("up" + "." * 300) is None
 
 
-@pytest.mark.parametrize(
-    ("game", "solving", "shown"),
-    [
-        (Gymnasium("CliffWalking-v1", actions=("up", "right", "down", "left"), success=-1.0, returns=(-100.0, 0.0)),
-         ("up", *["right"] * 11, "down"), "<x>"),
-        (Gymnasium("Blackjack-v1", actions=("stick", "hit"), view="observation", returns=(-1.0, 1.0)), (), "("),
-    ],
-    ids=["CliffWalking", "Blackjack"],
-)  # fmt: skip
-def test_other_games_of_gymnasium(game, solving, shown):
-    task = StepWise(game, Workflow(("player",), turns=20), apart="seed")
-    first = task._replays.scene(3, ())
-    assert first.text.startswith(shown) or "x" in first.text
-    if solving:
-        assert task._replays.scene(3, solving).solved
-        assert not task._replays.scene(3, ("right",)).done  # a cliff leads back to the start
+def played(game):
+    return StepWise(game, Workflow(("player",), turns=20), apart="seed")
+
+
+def test_cliff_walking_ends_at_its_goal_alone():
+    moves = ("up", "right", "down", "left")
+    cliff = played(Gymnasium("CliffWalking-v1", actions=moves, success=-1.0, returns=(-100.0, 0.0)))
+    assert cliff._replays.scene(3, ()).text.endswith("x  C  C  C  C  C  C  C  C  C  C  T")
+    around = ("up", *["right"] * 11, "down")
+    assert cliff._replays.scene(3, around).solved
+    fallen = cliff._replays.scene(3, ("right",))
+    assert not fallen.done and fallen.values == (0.0,)  # it costs 100, and leads back to the start
+
+
+def test_blackjack_keeps_the_contract():
+    """A hand is won or lost by chance; the observation is the hand, the dealer's card, and a usable ace."""
+    game = Gymnasium("Blackjack-v1", actions=("stick", "hit"), view="observation", returns=(-1.0, 1.0))
+    task = played(game)
+    assert task._replays.scene(3, ()).text == "(7, 10, 0)"
+    ends = [task._replays.scene(seed, ("stick",)) for seed in range(20)]
+    assert {(scene.solved, scene.values[0]) for scene in ends} >= {(True, 1.0), (False, 0.0)}
     assert check(task, instances=1, episodes=5) == []
 
 

@@ -162,6 +162,39 @@ FAULTS = {
         ("if name not in there.numbers:", "if False:", "documents that are not there are tracebacks"),
         ("contents = dict.fromkeys((document.title, document.text) for document in found)", "contents = [(document.title, document.text) for document in found]", "a pool has documents twice"),
     ],
+    ("tasks/environments/reasoning.py", "test_reasoning_gym.py"): [
+        ("float(now.right) - float(state.last.right), **parts", "float(now.right), **parts", "the team is paid every turn in full"),
+        ("self.partial * (now.score - state.last.score)", "self.partial * now.score", "a score is paid every turn in full"),
+        ("((found[1] == ACCEPT) == state.last.right)", "(found[1] == ACCEPT)", "every acceptance is a right verdict"),
+        ("return Transition(state, Reward.of(0.0, **parts), outcome, done, done and state.last.right)", "return Transition(state, Reward.of(0.0, **parts), outcome, done, accepted)", "acceptance is success"),
+        ("said = text.rpartition(THOUGHT)[2]", "said = text", "what was thought is an answer"),
+    ],
+    ("tasks/environments/reasoning_problems.py", "test_reasoning_gym.py"): [
+        ("sys.addaudithook(refuse)", "pass", "answers may be programs"),
+        ('if run.end == "ok" and len(run.stdout) < 40 else', "if True else", "a scorer that failed has scored"),
+    ],
+    ("tasks/environments/draws.py", "test_reasoning_gym.py test_stepwise.py"): [
+        ("if content not in known and in_split(content, split):", "if in_split(content, split):", "held-out instances come twice"),
+        ("if content not in known and in_split(content, split):", "if content not in known:", "splits share instances of others' environments"),
+    ],
+    ("tasks/environments/rules.py", "test_stepwise.py"): [
+        ("if other != scene:", "if False:", "a game by chance is played"),
+        ("game = copy.deepcopy(before)", "game = before", "siblings step one game on"),
+        ("if self._rules.scene(game) != scenes[-1]:", "if False:", "copies that share their state are used"),
+        ("if len(self._kept) > self._most:", "if False:", "all games ever seen are kept"),
+    ],
+    ("tasks/environments/stepwise.py", "test_stepwise.py"): [
+        ("whole * then.solved, progress", "1.0 * then.done, progress", "the end of a game is success"),
+        ("invalid=-self.invalid / self.workflow.turns)", "invalid=0.0)", "what is no action costs nothing"),
+        ("scene.seat == self._seat(role)", "True", "both players move at once"),
+    ],
+    ("tasks/environments/gymnasium_games.py", "test_stepwise.py"): [
+        ("return table.terminated and table.last >= self.success", "return table.terminated", "every end is success"),
+        ("if flat[near] != \"H\" and near not in left:", "if near not in left:", "the shortest way leads through holes"),
+    ],
+    ("tasks/environments/textarena_games.py", "test_stepwise.py"): [
+        ("random.setstate(before)", "pass", "a game draws from everybody's chance"),
+    ],
     ("tasks/parts.py", "test_math.py test_aggregation.py"): [
         ("name: value - paid.get(name, 0.0)", "name: value", "rewards are paid every turn in full"),
     ],
