@@ -1,5 +1,6 @@
 """reasoning-gym's generators as a task: what is paid, what splits share, and what scorers may evaluate."""
 
+import dataclasses
 import random
 
 import pytest
@@ -88,6 +89,11 @@ def test_a_scorer_that_never_ends_is_a_timeout():
     assert step.outcome is Outcome.TOOL_TIMEOUT and step.reward.team == 0
 
 
+def test_a_generator_that_makes_another_problem_in_the_sandbox_is_no_fault_of_the_solver():
+    step = SUMS.act(START, "solver", "5", scored(-1.0))
+    assert step.outcome is Outcome.TOOL_CRASH and step.reward.team == 0 and step.reward.local == 0
+
+
 def test_tags_hold_the_answer():
     tagged = ReasoningGym(config=DIGITS, form="tags", prompts="reasoning_gym/full")
     (program,) = tagged.programs(START, "solver", "<answer>1</answer> no: <answer> 5 </answer> so.", [])
@@ -173,6 +179,8 @@ def test_scorers_run_in_the_sandbox_and_evaluate_no_programs(sandbox):
     )
     for text in cheat:
         assert say(sandbox, spiral, state, "solver", text).state.last.score == 0
+    other = State(dataclasses.replace(state.problem, question="Is this another one?"))
+    assert say(sandbox, spiral, other, "solver", "1").outcome is Outcome.TOOL_CRASH
     reach = ReasoningGym(name="countdown")
     state = reach.initial(reach.instance("train", 0))
     assert say(sandbox, reach, state, "solver", state.problem.answer).reward.team == 1

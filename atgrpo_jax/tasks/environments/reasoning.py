@@ -21,6 +21,7 @@ from atgrpo_jax.tasks.environments.reasoning_problems import (
     WARM_UP,
     Generator,
     Problem,
+    another,
     score_of,
     scorer,
 )
@@ -171,6 +172,8 @@ class ReasoningGym:
         outcome = Outcome.INVALID if answer is None else Outcome.OK
         if run.end == "timeout":
             outcome = Outcome.TOOL_TIMEOUT
+        elif another(run):
+            outcome = Outcome.TOOL_CRASH  # the generator's fault, and so no sample to learn from
         alone = CHECKER not in self.workflow.roles
         after = State(state.problem, (*state.attempts, now))
         return Transition(after, reward, outcome, alone, alone and now.right)

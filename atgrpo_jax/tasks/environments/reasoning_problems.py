@@ -60,13 +60,14 @@ class Generator:
 # The scorer is other people's code, and some scorers evaluate the text that they are given. It runs
 # in the sandbox. There, what is compiled from a text while an answer is scored may compute numbers
 # and literals, and nothing else, so that no text changes its own score.
+ANOTHER = -1.0  # is printed if the sandbox makes another problem from the seed than the run's process
 _SCORER = """
 import ast, builtins, sys
 import reasoning_gym
 
 data = reasoning_gym.create_dataset({name!r}, size=1, seed={seed}, **{config})
 entry = data[0]
-assert entry["question"] == {question}, "the sandbox makes another problem of this seed"
+same = entry["question"] == {question}
 CALLED = {{"abs", "min", "max", "round", "int", "float", "sum", "len", "pow", "list", "tuple", "set"}}
 REFUSED = (ast.Attribute, ast.Lambda, ast.NamedExpr, ast.JoinedStr, ast.comprehension, ast.stmt, ast.Starred)
 reading = False
@@ -96,7 +97,7 @@ def refuse(event, args):
         raise ValueError("an answer may not be a program")
 
 def score(answer):
-    return float(data.score_answer(answer, entry))
+    return max(0.0, float(data.score_answer(answer, entry))) if same else {another}
 
 sys.addaudithook(refuse)
 """
@@ -105,9 +106,18 @@ sys.addaudithook(refuse)
 def scorer(generator: Generator, problem: Problem, answer: str) -> Program:
     """Returns a program that prints the score of an answer."""
     source = _SCORER.format(
-        name=generator.name, seed=problem.seed, config=generator.config, question=ascii(problem.question)
+        name=generator.name,
+        seed=problem.seed,
+        config=generator.config,
+        question=ascii(problem.question),
+        another=ANOTHER,
     )
     return Program(source, harness=f"print(score({answer!a}))", names=("score",))
+
+
+def another(run: ProgramResult) -> bool:
+    """Returns whether a scorer had another problem before it, so that nothing is known of the answer."""
+    return run.end == "ok" and run.stdout.strip() == str(ANOTHER)
 
 
 def score_of(run: ProgramResult) -> float:
