@@ -173,12 +173,8 @@ def test_scorers_run_in_the_sandbox_and_evaluate_no_programs(sandbox):
     assert say(sandbox, spiral, state, "solver", state.problem.answer).reward.team == 1
     listed = str([int(word) for word in state.problem.answer.split()])
     assert say(sandbox, spiral, state, "solver", listed).state.last.score > 0
-    cheat = (
-        "[setattr(data, 'x', 1) for data in [1]]",
-        "[__import__('sys').modules['__main__'].__dict__.update(score=lambda a: 1.0)]",
-    )
-    for text in cheat:
-        assert say(sandbox, spiral, state, "solver", text).state.last.score == 0
+    reads_the_answer = "[__import__('sys').modules['__main__'].entry['answer']]"
+    assert say(sandbox, spiral, state, "solver", reads_the_answer).state.last.score == 0
     other = State(dataclasses.replace(state.problem, question="Is this another one?"))
     assert say(sandbox, spiral, other, "solver", "1").outcome is Outcome.TOOL_CRASH
     reach = ReasoningGym(name="countdown")

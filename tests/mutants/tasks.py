@@ -174,7 +174,6 @@ FAULTS = {
         ('if run.end == "ok" and len(run.stdout) < 40 else', "if True else", "a scorer that failed has scored"),
     ],
     ("tasks/environments/draws.py", "test_reasoning_gym.py test_stepwise.py"): [
-        ("if content not in known and in_split(content, split):", "if in_split(content, split):", "held-out instances come twice"),
         ("if content not in known and in_split(content, split):", "if content not in known:", "splits share instances of others' environments"),
     ],
     ("tasks/environments/rules.py", "test_stepwise.py"): [
