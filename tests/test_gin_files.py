@@ -28,7 +28,7 @@ SMALL = ("plan", "sokoban", "sudoku", "math_model", "code_model", "search", "sea
 TASKS = ("plan_path", "sokoban", "sudoku", "math", "code")
 TEAMS = ("single", "shared", "lora", "roles")
 PAIRS = [(f"{task}.gin", f"teams/{team}.gin") for task, team in itertools.product(SMALL, TEAMS)]
-PAIRS.append(("math_model.gin", "teams/aggregation.gin"))
+PAIRS += [("math_model.gin", f"teams/{team}.gin") for team in ("aggregation", "debate", "maker_checker")]
 CELLS = [
     *itertools.product(TASKS, TEAMS, ("1.7b", "8b")),
     *(("math", f"aggregation_{n}", "8b") for n in (3, 5, 7)),

@@ -388,7 +388,7 @@ def test_bad_rows_are_named(tmp_path, line, says):
     ("wrong", "says"),
     [
         ({"workflow": Workflow(("critic",))}, r"not \['critic'\]"),
-        ({"workflow": Workflow(("judge", "reasoner"))}, "a judge is one, and hears the others"),
+        ({"workflow": Workflow(("judge", "reasoner"))}, "a judge or checker is one, and hears the others"),
         ({"files": {"dev": "x"}}, "files of split 'dev'"),
         ({"files": {"train": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
         ({"match": -1.0}, "Math.match"),

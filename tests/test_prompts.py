@@ -60,6 +60,21 @@ CASES = {
         Math(workflow=Workflow(("reasoner1", "reasoner2", "tool", "judge"), turns=3)),
         {"reasoner1": "\\boxed{1}", "reasoner2": "No idea.", "tool": "2", "judge": "\\boxed{1}"},
     ),
+    "math_checker": (
+        Math(workflow=Workflow(("reasoner", "checker"), turns=3)),
+        {"reasoner": "Surely \\boxed{12}.", "checker": "Two is missing. \\boxed{reject}"},
+    ),
+    "math_debate": (
+        Math(
+            prompts="math/debate",
+            workflow=Workflow(("reasoner", "judge"), turns=3, seats={"reasoner": 2}),
+        ),
+        {"reasoner0": "Surely \\boxed{12}.", "reasoner1": "No idea.", "judge": "\\boxed{12}"},
+    ),
+    "math_short": (
+        Math(prompts="math/short", workflow=Workflow(("reasoner", "checker"), turns=3)),
+        {"reasoner": "\\boxed{12}", "checker": "\\boxed{reject}"},
+    ),
     "code_full": (Code(), {"coder": "```python\nprint(4)\n```", "tester": TEST}),
     "code_call": (CALL, {"coder": "```python\ndef f(x):\n    return 4\n```", "tester": ASSERT}),
     "search_short": (Search(), SEARCH),

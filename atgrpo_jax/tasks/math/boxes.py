@@ -1,9 +1,11 @@
-"""Finds the answer that a text puts into a box, as answers of MATH are."""
+"""Finds the answer, or the verdict, that a text puts into a box, as answers of MATH are."""
 
 import re
 
 from atgrpo_jax.tasks.math.math_problems import LONGEST
 
+ACCEPT, REJECT = "accept", "reject"
+_VERDICT = re.compile(rf"(?:\\text\s*\{{)?\s*({ACCEPT}|{REJECT})(?:s|ed)?[\s.]*\}}?", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace does not count
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"(?:(?!\\boxed|\\fbox)[^$\n])*(?=\$)|(?:(?!\\[\])]|\\boxed|\\fbox)\S)*")
@@ -34,6 +36,12 @@ def boxed(text: str, several: bool = False) -> str | None:
         if not several or sum(map(len, parts)) > LONGEST:
             break
     return short_enough(", ".join(reversed(parts)))
+
+
+def verdict(text: str) -> str | None:
+    """Returns ``ACCEPT`` or ``REJECT``, if the last box in a text holds that word; else None."""
+    found = _VERDICT.fullmatch(boxed(text) or "")
+    return found and found[1].lower()
 
 
 def _braces(text: str) -> dict[int, int]:

@@ -251,17 +251,26 @@ def key(problem: Problem) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def made_up(terms: int, largest: int, seed: int, split: str, index: int) -> Problem:
-    """Returns a made-up problem: a sum of products."""
+def made_up(least: int, terms: int, largest: int, signs: str, seed: int, split: str, index: int) -> Problem:
+    """Returns a made-up problem: a sum of products, or what else ``signs`` allow."""
     rng = random.Random(seed_of("math", terms, largest, seed, split, index))
     while True:
-        count = rng.randint(2, terms)
+        count = rng.randint(least, terms)
         numbers = [rng.randint(2, largest) for _ in range(count)]
-        signs = [rng.choice("+-*") for _ in range(count - 1)]
-        text = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True))
-        problem = Problem(text, f"What is {text}?", str(_value(numbers, signs)))
+        chosen = [rng.choice(signs) for _ in range(count - 1)]
+        text = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(chosen, numbers[1:], strict=True))
+        problem = Problem(text, f"What is {text}?", str(_value(numbers, chosen)))
         if in_split(problem, split):
             return problem
+
+
+def totals(problem: Problem) -> list[str]:
+    """Returns the values of the beginnings of a made-up sum, from its first two numbers on."""
+    words = problem.id.split()
+    numbers = list(map(int, words[::2]))
+    return [
+        str(_value(numbers[:count], words[1 : 2 * count - 1 : 2])) for count in range(2, len(numbers) + 1)
+    ]
 
 
 def _value(numbers: Sequence[int], signs: Sequence[str]) -> int:
