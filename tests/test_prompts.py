@@ -3,14 +3,20 @@
 ``python tests/test_prompts.py`` writes the files anew.
 """
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from atgrpo_jax.sandbox.protocol import ProgramResult
 from atgrpo_jax.tasks import prompts
+from atgrpo_jax.tasks.breadth.breadth import Breadth
 from atgrpo_jax.tasks.code.code import Code
 from atgrpo_jax.tasks.code.code_problems import Problem
+from atgrpo_jax.tasks.course import speaks
+from atgrpo_jax.tasks.environments.gymnasium_games import FrozenLake
+from atgrpo_jax.tasks.environments.reasoning import ReasoningGym
+from atgrpo_jax.tasks.environments.stepwise import StepWise
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.games.sokoban import Sokoban
 from atgrpo_jax.tasks.games.split_sight import SplitSight
@@ -33,12 +39,26 @@ SEARCH = {
 ASSERT = "```python\nassert f(1) == 3\n```"
 
 
+PLANNED = Breadth(
+    open=2, workflow=Workflow(("planner", "worker", "aggregator"), turns=1, seats={"worker": 2})
+)
+BREADTH = {
+    "planner": "[a b]", "worker0": "3", "worker1": "4", "aggregator": "[1 2 3 4]",
+    "router": "adder", "reader": "1", "sorter": "2", "adder": "3",
+}  # fmt: skip
+GCD = ReasoningGym(name="gcd", config={"max_value": 20})
+VERDICTS = {"solver": "4", "checker": "reject"}
+LAKE = StepWise(game=FrozenLake(size=4), workflow=Workflow(("adviser", "player"), turns=3))
+WALK = {"adviser": "right", "player": "right"}
+
+
 class Call(Code):
     def instance(self, split, index):
         return Problem("f", "Add two.", "call", (("assert f(1) == 3", ""),), "def f(x):", names=("f",))
 
 
 CALL = Call()
+SILENT = {"breadth_planner", "breadth_full", "breadth_router"}  # those who do not speak have no prompt
 CASES = {
     "plan_path_short": (PlanPath(), GAME),
     "plan_path_full": (PlanPath(prompts="plan_path/full", view="symbols"), GAME),
@@ -80,6 +100,20 @@ CASES = {
     "search_short": (Search(), SEARCH),
     "search_full": (Search(prompts="search/full", results=2), SEARCH),
     "search_agent": (Search(prompts="search/full", workflow=Workflow(("agent",), turns=2)), SEARCH),
+    "breadth_planner": (PLANNED, BREADTH),
+    "breadth_full": (dataclasses.replace(PLANNED, prompts="breadth/full"), BREADTH),
+    "breadth_router": (
+        Breadth(
+            prompts="breadth/full",
+            count=2,
+            workflow=Workflow(("router", ("reader", "sorter", "adder")), turns=2),
+        ),
+        BREADTH,
+    ),
+    "reasoning_gym_short": (GCD, VERDICTS),
+    "reasoning_gym_full": (dataclasses.replace(GCD, prompts="reasoning_gym/full"), VERDICTS),
+    "stepwise_short": (LAKE, WALK),
+    "stepwise_full": (dataclasses.replace(LAKE, prompts="stepwise/full"), WALK),
     "sudoku_tool": (Sudoku(prompts="sudoku/full", workflow=Workflow(("tool", "filler"))), DIGITS),
 }
 
@@ -90,6 +124,8 @@ def rendered(name):
     shown = []
     for turn in (1, 2):
         for role in task.workflow.speakers:
+            if name in SILENT and not speaks(task, state, role):
+                continue
             content = task.prompt(state, role)[0]["content"]
             shown.append(f"######## turn {turn}, {role}\n{content}\n")
             text, printed = texts[role], ""
