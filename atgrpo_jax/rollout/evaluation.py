@@ -16,6 +16,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.types import Episode, Sampling
 from atgrpo_jax.engines.protocol import Engine
+from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose, play_all
 from atgrpo_jax.rollout.team import Team
@@ -207,15 +208,18 @@ def evaluate(
     on_episode: Callable[[], None] = lambda: None,
     hosts: Hosts = ALONE,
     at_once: int | None = None,
+    partners: Partners | None = None,
 ) -> Score:
     """Plays the first ``instances`` of ``split``, each ``episodes`` times, and scores the team.
 
     Several ``hosts`` play together; see ``play_all``.
 
-    Every role draws one candidate, which is executed.
+    Every role draws one candidate, which is executed. ``partners`` answer for roles that have some.
     """
     propose = engine_propose(engine, sampling, 1, seed)
-    player = Player(task, team, tokenizer, propose, sampling, seed, runner=runner, select="first")
+    player = Player(
+        task, team, tokenizer, propose, sampling, seed, runner=runner, select="first", partners=partners
+    )
     played = play_all(player, step, split, range(instances), episodes, on_episode, hosts, at_once)
     solved_IK = np.array([episode.solved for episode in played]).reshape(instances, episodes)
     return Score(solved_IK, sum(episode.turns for episode in played) / len(played), played)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 from atgrpo_jax.arrays.finite_trees import check_tree
+from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.finite import UNTOUCHED, check_finite
 from atgrpo_jax.common.hosts import ALONE, Hosts, told_json
 from atgrpo_jax.common.metric_names import together
@@ -14,6 +15,8 @@ from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.engines.protocol import Engine
+from atgrpo_jax.partners.answers import Cost, Partners, costs_since
+from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose
@@ -41,6 +44,12 @@ class Stages:
     def __init__(self, experiment: Experiment, folder: RunFolder, hosts: Hosts = ALONE):
         for split in SPLITS:
             check_split(experiment.task, split)  # a bad split is found before any time is spent
+        partners = experiment.team.partners
+        if partners and hosts.count > 1:
+            raise ConfigError(
+                f"Team.partners ({', '.join(partners)}): what partners answer is recorded by one host, and "
+                f"this run has {hosts.count}; start it with one process (docs/partners.md)"
+            )
         self.experiment = experiment
         self.folder = folder
         self.hosts = hosts
@@ -58,10 +67,13 @@ class Stages:
             earlier=earlier(folder),
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
+            self._partners = opening.enter_context(
+                opened(partners, folder.partners, "step", experiment.seed, folder.check_ours)
+            )
             self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
             hosts.even_out(lambda: self.engine.usage.programs)
-            self.rollouts = _rollouts(experiment, self.engine, self._runner, hosts)
+            self.rollouts = _rollouts(experiment, self.engine, self._runner, self._partners, hosts)
             self._gate = Gate(
                 self.learner.models,
                 experiment.tokenizer.stop_ids,
@@ -119,7 +131,7 @@ class Stages:
         settings = self.experiment.credit
         return credit(
             episodes,
-            alpha={role: self.experiment.team.alpha_of(role) for role in self.experiment.by_role},
+            alpha=self.experiment.alphas,
             baseline=settings.baseline,
             normalise=settings.normalise,
         )
@@ -201,8 +213,7 @@ class Stages:
         split: str = "train",
     ) -> None:
         experiment = self.experiment
-        alpha = {role: experiment.team.alpha_of(role) for role in experiment.by_role}
-        content = written(step, episodes, credited, experiment.tokenizer, alpha)
+        content = written(step, episodes, credited, experiment.tokenizer, experiment.alphas)
         self.folder.write_episodes(step, content, split)
 
     def checkpoint(self, step: int, team: TeamState) -> None:
@@ -239,6 +250,7 @@ class Stages:
         most = settings.instances if split == "test" else settings.validation_instances
         instances = available(self.experiment.task, split, most)
         sampling = self.experiment.evaluated()
+        costs_before = self._partners.costs if self._partners is not None else {}
         with Progress(f"{split} after step {step}", instances, "episode") as progress:
             score = evaluate(
                 self.experiment.task,
@@ -254,6 +266,7 @@ class Stages:
                 on_episode=progress.advance,
                 hosts=self.hosts,
                 at_once=self.experiment.engine.at_once,
+                partners=self._partners,
             )
 
         def write() -> bytes:
@@ -263,10 +276,17 @@ class Stages:
         self.hosts.told(f"episodes of {split} after step {step}", write)
         if self.hosts.index == 0:
             say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
-        return {f"{split}/{name}": value for name, value in score.record().items()}
+        values = score.record()
+        spent = dict(costs_since(self._partners, costs_before))
+        if spent:
+            total = sum(spent.values(), Cost())
+            values |= {"partner_answers": float(total.answers), "partner_tokens": float(total.tokens)}
+        return {f"{split}/{name}": value for name, value in values.items()}
 
 
-def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None, hosts: Hosts) -> Rollouts:
+def _rollouts(
+    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None, hosts: Hosts
+) -> Rollouts:
     """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
     settings = experiment.rollout
     by_role = experiment.by_role
@@ -283,6 +303,7 @@ def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None, hos
         runner=runner,
         select=settings.select,
         exclude=settings.exclude,
+        partners=partners,
     )
     at_once = experiment.engine.at_once
     instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
