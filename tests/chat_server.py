@@ -1,4 +1,4 @@
-"""An HTTP server that speaks the part of the OpenAI API that partners need, and breaks it as a script says."""
+"""An HTTP server that speaks what partners need of the OpenAI API, and breaks it as a script says."""
 
 import json
 

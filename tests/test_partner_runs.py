@@ -7,29 +7,36 @@ team part. It answers another text whenever the same prompt is asked again.
 import collections
 import dataclasses
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from chat_server import MODEL, ChatServer, completion, refusal
-from fakes import quickly_compiled  # noqa: F401
-from shared_trainer import TEXTS, TOKENIZER, Paid, experiment, honest
+from fakes import CharTokenizer, Sum, quickly_compiled  # noqa: F401
+from shared_trainer import TEXTS, TOKENIZER, experiment, fixed, honest
 
-from atgrpo_jax import evaluate as evaluate_command
-from atgrpo_jax.common.errors import ConfigError, RunError, Unreachable
+from atgrpo_jax import evaluate
+from atgrpo_jax.common.errors import ConfigError, Unreachable
 from atgrpo_jax.common.hosts import Alone
+from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
-from atgrpo_jax.rollout.rollout import RolloutConfig
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import RolloutConfig, play_all
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.loop import train
-from atgrpo_jax.run.saved import claim
+from atgrpo_jax.run.loop import one_step
 from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.update.warm_start import demonstrated, demonstrations
+
+ANSWERS = 16  # five for the scores of step 0, four for step 1, seven for step 2 with the last scores
+NOWHERE = types.SimpleNamespace(url="http://127.0.0.1:1/v1")  # nobody listens there
 
 
 class Forgetful(ChatServer):
@@ -60,7 +67,7 @@ def server():
         yield server
 
 
-def with_partner(server, partner=None, **changes):
+def with_partner(server, partner=None, answer=None, **changes):
     made = Partner(server.url, MODEL, tries=1, **partner or {})
     settings = {
         "team": Team(partners={"b": made}),
@@ -68,7 +75,7 @@ def with_partner(server, partner=None, **changes):
         "steps": 2,
         "checkpoint_every": 1,
     }
-    return experiment(honest(), **settings | changes)
+    return experiment(answer or honest(), **settings | changes)
 
 
 def left(path):
@@ -78,9 +85,23 @@ def left(path):
     return metrics, {p.name: p.read_bytes() for p in folder.episodes.iterdir()}
 
 
-def params(path, x):
+def run(x, path):
+    """Goes on to the last step, as ``train`` does, but for the summary. Returns the parameters."""
     with Stages(x, RunFolder(path)) as stages:
-        return jax.device_get(stages.begin().policies["shared"].params)
+        team = stages.begin()
+        for step in range(stages.done + 1, x.steps + 1):
+            team, _ = one_step(stages, team, step)
+        return jax.device_get(team.policies["shared"].params)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    path = tmp_path_factory.mktemp("whole")
+    with Forgetful() as server:
+        run(with_partner(server), path)
+        assert len(server.prompts) == ANSWERS
+    return path
 
 
 def test_a_partner_is_played_and_never_trained(server, tmp_path, capsys):
@@ -108,7 +129,8 @@ def test_a_partner_is_played_and_never_trained(server, tmp_path, capsys):
     texts = [item.group.candidates[0].text for item in credited[1::2]]
     counted = {name: record[f"groups/{name}"] for name in ("total", "signal", "zero_variance", "too_small")}
     assert counted == {"total": 2.0, "signal": 1.0, "zero_variance": 0.0, "too_small": 0.0}
-    assert record["outcome/ok"] == pytest.approx(2 / 3) and record["outcome/truncated"] == pytest.approx(1 / 3)
+    outcomes = {name: share for name, share in record.items() if name.startswith("outcome/")}
+    assert outcomes == {"outcome/ok": 4 / 6, "outcome/truncated": 2 / 6}  # of a's candidates
     assert (record["rollout/candidates"], record["rollout/tokens"]) == (6.0, 2 * 8.0)
     assert record["role/b/team"] == np.mean([float(text[1]) for text in texts])
     names = "answers", "prompt_tokens", "answer_tokens", "truncated", "empty", "refused"
@@ -128,7 +150,8 @@ def test_a_truncated_answer_is_carried_out_unless_that_is_excluded(server, tmp_p
         rollout = RolloutConfig(
             instances=2, candidates=3, max_tokens=4, exclude=(*exclude, "engine_error"), select="first"
         )
-        with Stages(with_partner(server, rollout=rollout), RunFolder(tmp_path / end)) as stages:
+        x = with_partner(server, answer=fixed, rollout=rollout)
+        with Stages(x, RunFolder(tmp_path / end)) as stages:
             episodes, metrics = stages.rollouts.play(1)
         assert {episode.end for episode in episodes} == {end}
         assert {e.groups[1].candidates[0].outcome.value for e in episodes} == {"truncated"}
@@ -147,60 +170,68 @@ def test_returns_hold_the_team_part_of_what_a_partner_did(server, tmp_path):
     assert [c.mask_K.tolist() for c in credited] == [[True], [False]] * 3
 
 
-def test_a_run_goes_on_without_the_server_for_what_it_has_recorded(server, tmp_path, capsys):
-    """Stopped in an update, when all of the step is recorded; then the server is gone."""
-    x = with_partner(server)
-    train(x, RunFolder(tmp_path / "whole"))
-    with Forgetful() as other:
-        ours = with_partner(other)
-        with Stages(ours, RunFolder(tmp_path / "stopped")) as stages:
-            stages.begin()
-            stages.rollouts.play(1)
-    with Stages(ours, RunFolder(tmp_path / "stopped")) as stages:
-        team = stages.begin()
-        episodes, played = stages.rollouts.play(1)
-        assert played["perf/partner_asked"] == 0.0 and played["role/b/answers"] == 2.0
-        team, learned = stages.learner.update(team, stages.credit(team, episodes)[0], 1)
-        stages.sync(team)
-        with pytest.raises(Unreachable, match="role b: .*; start the server again, and the same command"):
-            stages.rollouts.play(2)
-    assert "going on with the 7 answers that are recorded" in capsys.readouterr().err
-    ours = with_partner(server)  # at another address
-    train(ours, RunFolder(tmp_path / "stopped"))
-    assert len(left(tmp_path / "stopped")[0]) == 3
-
-
-@pytest.mark.parametrize("lives", [1, 6, 8, 11])
-def test_a_run_whose_server_died_goes_on_to_the_same_bytes(tmp_path, lives):
-    """It has 18 answers: five for step 0, then two for each step and two for its validation, and the test."""
-    with Forgetful() as server:
-        x = with_partner(server)
-        train(x, RunFolder(tmp_path / "whole"))
-        assert len(server.prompts) == 16
+@pytest.mark.parametrize(("lives", "at"), [(6, "1/train/1"), (12, "2/validation/1")])
+def test_a_run_whose_server_died_goes_on_to_the_same_bytes(whole, tmp_path, lives, at):
+    """It dies in a rollout, after one of two answers, or in the scores of a step whose update is done."""
     with Forgetful(lives) as server:
-        x = with_partner(server)
-        with pytest.raises(Unreachable, match="status 500: out of memory .at .*; start the server again"):
-            train(x, RunFolder(tmp_path / "died"))
-        before = len(RunFolder(tmp_path / "died").read_metrics())
-        server.lives = 16 - lives
-        server.seen_before = dict(server.seen)
-        train(x, RunFolder(tmp_path / "died"))
-    assert before < 3 and left(tmp_path / "died") == left(tmp_path / "whole")
+        x = with_partner(server, {"at_once": 1})
+        with pytest.raises(
+            Unreachable, match=f"status 500: out of memory .at {at}.*; start the server again"
+        ):
+            run(x, tmp_path)
+    with pytest.raises(Unreachable, match=f"Cannot connect.* .at {at}"):
+        run(x, tmp_path)  # as far as the records go
+    assert len(server.prompts) == lives + 1
+    with Forgetful() as another:
+        another.seen = server.seen
+        run(with_partner(another), tmp_path)  # at another address
+        assert len(another.prompts) == ANSWERS - lives
+    assert left(tmp_path) == left(whole)
 
 
-def test_a_whole_run_is_made_again_from_its_records_alone(server, tmp_path):
-    x = with_partner(server)
-    train(x, RunFolder(tmp_path / "first"))
-    server.__exit__()
+def test_a_whole_run_is_made_again_from_its_records_alone(whole, tmp_path, capsys):
     (tmp_path / "again").mkdir()
-    shutil.copytree(tmp_path / "first" / "partners", tmp_path / "again" / "partners")
+    shutil.copytree(whole / "partners", tmp_path / "again" / "partners")
     folder = RunFolder(tmp_path / "again")
     assert not folder.exists()
-    train(x, folder)
-    assert left(tmp_path / "again") == left(tmp_path / "first")
-    first, again = (params(tmp_path / name, x) for name in ("first", "again"))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    server.__enter__()
+    x = with_partner(NOWHERE)
+    params = run(x, folder.path)
+    assert left(folder.path) == left(whole)
+    jax.tree.map(np.testing.assert_array_equal, params, run(x, whole))
+    assert "/models: Cannot connect" in (said := capsys.readouterr().err)
+    assert f"going on with the {ANSWERS} answers that are recorded" in said
+
+
+@pytest.fixture
+def evaluating():
+    """Scores the newest step of a run as the command does, with these flags; returns what is printed."""
+    flags.FLAGS.mark_as_parsed()
+
+    def scored(x, path, capsys, **given):
+        with Stages(x, RunFolder(path)) as stages:
+            team = stages.begin()
+            contender = "step 2", 2, stages.learner.weights(team)
+        with flagsaver.flagsaver(split="validation", instances=2, **given):
+            ((_, score, _),) = evaluate.scores(x, stages.learner, iter([contender]), RunFolder(path).partners)
+        return score, capsys.readouterr().out
+
+    yield scored
+    flags.FLAGS.unparse_flags()
+
+
+def test_evaluate_uses_the_runs_answers_and_records_its_own(whole, tmp_path, evaluating, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    score, said = evaluating(with_partner(NOWHERE), tmp_path / "run", capsys)
+    assert score.success == RunFolder(whole).read_metrics()[2]["validation/success"]
+    nothing = "0 of them asked for now (0.0 s in all) and the others recorded before"
+    assert f"partner of role b: 2 answers, {nothing}; 22 tokens of prompts, 6 of answers" in said
+    with Forgetful() as server:
+        _, said = evaluating(with_partner(server), tmp_path / "run", capsys, episodes=2)
+        assert "partner of role b: 4 answers, 2 of them asked for now" in said and len(server.prompts) == 2
+    _, said = evaluating(with_partner(NOWHERE), tmp_path / "run", capsys, episodes=2)
+    assert f"4 answers, {nothing}" in said
+    names = sorted(path.name for path in (tmp_path / "run" / "partners").iterdir())
+    assert names == ["evaluated_000002.jsonl", *(f"step_00000{step}.jsonl" for step in range(3))]
 
 
 class Two(Alone):
@@ -208,7 +239,9 @@ class Two(Alone):
 
 
 def test_several_hosts_are_refused_in_a_line(server, tmp_path):
-    with pytest.raises(ConfigError, match=r"Team.partners \(b\): .* recorded by one host, and this run has 2"):
+    with pytest.raises(
+        ConfigError, match=r"Team.partners \(b\): .* recorded by one host, and this run has 2"
+    ):
         Stages(with_partner(server), RunFolder(tmp_path), Two())
     assert not server.asked
 
@@ -227,6 +260,11 @@ def test_nobody_clones_a_partner():
     assert x.policies == ("a",) and x.initial_names == ("a",)
     start = x.team.starting(("a", "b"))
     assert start.policies(("a", "b")) == ("a",) and start.policy("b") == ""
+    task, tokenizer = Sum(), CharTokenizer()
+    propose = demonstrations(task, tokenizer, 2, 0)
+    played = play_all(Player(task, start, tokenizer, propose, Sampling(), 0), 1, "train", range(3))
+    assert {g.origin.key.role for e in played for g in e.groups} == {"a", "b"}
+    assert set(demonstrated(played)) == {"a"}
 
 
 def test_config_keeps_a_partner_and_may_change_what_changes_no_answer(tmp_path):

@@ -100,9 +100,9 @@ def test_what_is_recorded_is_not_asked_again_also_without_the_server(server, tmp
     with asking(server, tmp_path, "evaluated") as partners:
         assert ask(partners, 2, 0, 1) == [first[2], first[0], first[1]]
         assert partners.costs["critic"] == Cost(answers=3, prompt_tokens=33, answer_tokens=9)
-        with pytest.raises(Unreachable, match="critic: http.*/chat/completions: Cannot connect.*tries = 1"):
-            with asking(server, tmp_path, tries=1) as partners:
-                ask(partners, 3)
+    gone = pytest.raises(Unreachable, match="critic: http.*/chat/completions: Cannot connect.*tries = 1")
+    with gone, asking(server, tmp_path, tries=1) as partners:
+        ask(partners, 3)
     said = capsys.readouterr().err
     assert "/models: Cannot connect" in said and "going on with the 3 answers that are recorded" in said
     server.__enter__()
@@ -142,7 +142,8 @@ def test_a_record_that_a_crash_cut_short_is_asked_for_again(server, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"finish": "end"}, {"text": 3}, {"prompt_tokens": -1}, {"answer_tokens": True}, {"more": 1}, {"at": None}],
+    [{"finish": "end"}, {"text": 3}, {"prompt_tokens": -1}, {"answer_tokens": True}, {"more": 1},
+     {"at": None}],
 )  # fmt: skip
 def test_records_that_are_none_are_named(tmp_path, change):
     good = {
@@ -363,14 +364,14 @@ def test_keys_are_sent_and_shown_to_nobody(tmp_path, monkeypatch, capsys):
             with asking(server, tmp_path / "answers", **given) as partners:
                 ask(partners, 0)
                 words += repr(vars(partners))
-        with pytest.raises(RunError, match="401: no such key: None; it wants a key: partners.Partner.api"):
-            with asking(server):
-                pass
+        none = pytest.raises(RunError, match="401: no such key: None; it wants a key: partners.Partner.api")
+        with none, asking(server):
+            pass
         monkeypatch.setenv("PARTNER_KEY", "another")
-        with pytest.raises(RunError, match="no such key: Bearer [*]{7}; it does not take the key in PA") as e:
-            with asking(server, api_key_variable="PARTNER_KEY"):
-                pass
-        words += "".join(traceback.format_exception(e.value))
+        wrong = pytest.raises(RunError, match="no such key: Bearer [*]{7}; it does not take the key in PART")
+        with wrong as refused, asking(server, api_key_variable="PARTNER_KEY"):
+            pass
+        words += "".join(traceback.format_exception(refused.value))
     said = capsys.readouterr()
     words += said.out + said.err + "".join(map(str, lines(tmp_path / "answers")))
     assert "s3cret" not in words and "another" not in words
@@ -393,7 +394,9 @@ def test_refuses(wrong, says):
         Partner(**{"url": "http://127.0.0.1:1/v1", "model": MODEL} | wrong)
 
 
-@pytest.mark.parametrize("url", ["http://me:hunter2@127.0.0.1/v1", "http://a/v1?key=hunter2", "http://a#hunter2"])
+@pytest.mark.parametrize(
+    "url", ["http://me:hunter2@127.0.0.1/v1", "http://a/v1?key=hunter2", "http://a#hunter2"]
+)
 def test_passwords_in_addresses_are_refused_and_not_shown(url):
     with pytest.raises(ValueError, match="a user, password or query in it") as refused:
         Partner(url, MODEL)

@@ -96,21 +96,22 @@ def credit(
     ``alpha`` is that of all roles, or a mapping from each role.
 
     Groups without signal are included; their mask is false. So are the groups of partners, which
-    count in no baseline and in no metric; only the team part of what they did counts in the return
-    of an episode. Raises GroupError that names the
-    candidate if a mixed reward is not finite.
+    count in no baseline and in no metric. Only the team part of what partners did counts in the
+    return of an episode.
+
+    Raises GroupError that names the candidate if a mixed reward is not finite.
     """
     groups = [group for episode in episodes for group in episode.groups]
     if baseline == "group":
         drawn = [group for group in groups if not group.by_partner]
         rewards_GK, mask_GK = _table([_rewards(group, alpha) for group in drawn])
         advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
-        credited_G = [
+        trained = [
             Credited(g, a[: len(g.candidates)], (m & s)[: len(g.candidates)])
             for g, a, m, s in zip(drawn, advantages_GK, mask_GK, signal_G, strict=True)
         ]
-        rest = iter(credited_G)
-        credited = [_untrained(group) if group.by_partner else next(rest) for group in groups]
+        others = iter(trained)
+        credited = [_untrained(group) if group.by_partner else next(others) for group in groups]
     else:
         credited, mask_GK, signal_G = _by_instance(episodes, alpha, normalise)
     members_G = mask_GK.sum(1)

@@ -78,7 +78,7 @@ class Team:
         require(self, "partners", bool(drawn), "nothing is left to train")
         if isinstance(self.sharing, Mapping):
             same = set(self.sharing) == set(drawn)
-            others = " that have no partner" if self.partners else ""
+            others = " that have no partner:" if self.partners else ""
             require(self, "sharing", same, f"must name exactly the roles{others} {', '.join(drawn)}")
         kinds: dict[str, str] = {}
         for role in drawn:
