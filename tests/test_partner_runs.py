@@ -16,6 +16,7 @@ from absl import flags
 from absl.testing import flagsaver
 from chat_server import MODEL, ChatServer, completion, refusal
 from fakes import CharTokenizer, Sum, quickly_compiled  # noqa: F401
+from shared_trainer import MODEL as TINY
 from shared_trainer import TEXTS, TOKENIZER, experiment, fixed, honest
 
 from atgrpo_jax import evaluate
@@ -23,6 +24,9 @@ from atgrpo_jax.common.errors import ConfigError, Unreachable
 from atgrpo_jax.common.hosts import Alone
 from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.credit.groups import CreditConfig
+from atgrpo_jax.models.families.table import transformer
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.models.transformer import init_params
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.player import Player
@@ -238,6 +242,28 @@ class Two(Alone):
     count = 2
 
 
+def test_a_frozen_policy_stays_what_its_folder_holds(tmp_path):
+    """A partner that is a model folder: drawn here, never trained; the other policy learns."""
+    model = transformer(TINY, TOKENIZER.vocab_size)
+    held = {}
+    for number, name in enumerate("ab"):
+        held[name] = init_params(model, jax.random.key(number))
+        about = hf.description(TINY, TOKENIZER.vocab_size, TOKENIZER.stop_ids)
+        hf.save(str(tmp_path / name), held[name], about)
+    x = experiment(
+        honest(),
+        team=Team("full", frozen=("b",)),
+        pretrained={name: str(tmp_path / name) for name in "ab"},
+        steps=1,
+    )
+    with Stages(x, RunFolder(tmp_path / "run")) as stages:
+        team, record = one_step(stages, stages.begin(), 1)
+        after = jax.device_get({name: state.params for name, state in team.policies.items()})
+    jax.tree.map(np.testing.assert_array_equal, after["b"], jax.device_get(held["b"]))
+    assert not np.array_equal(after["a"]["embedding"], held["a"]["embedding"])
+    assert "policy/b/loss" not in record and record["policy/a/updates"] == 1.0
+
+
 def test_several_hosts_are_refused_in_a_line(server, tmp_path):
     with pytest.raises(
         ConfigError, match=r"Team.partners \(b\): .* recorded by one host, and this run has 2"
@@ -265,6 +291,12 @@ def test_nobody_clones_a_partner():
     played = play_all(Player(task, start, tokenizer, propose, Sampling(), 0), 1, "train", range(3))
     assert {g.origin.key.role for e in played for g in e.groups} == {"a", "b"}
     assert set(demonstrated(played)) == {"a"}
+
+
+def test_settings_of_a_role_are_not_for_a_partner():
+    team = Team(partners={"b": Partner("http://a/v1", MODEL)}, roles={"b": {"temperature": 0.5}})
+    with pytest.raises(ValueError, match="Team.roles = .*: b has a partner, which is asked as partners.P"):
+        experiment(honest(), team=team)
 
 
 def test_config_keeps_a_partner_and_may_change_what_changes_no_answer(tmp_path):
