@@ -122,6 +122,8 @@ def test_an_answer_is_that_of_its_address_and_of_all_that_was_asked(server, tmp_
         ask(partners, 0)
     with asking(server, tmp_path, **other) as partners:
         ask(partners, instance, messages=messages)
+    with asking(server, tmp_path, **other) as partners:
+        ask(partners, instance, messages=messages)
     with asking(server, tmp_path, at_once=2, deadline_s=9.0, most_answers=9) as partners:
         ask(partners, 0)
     assert len(server.prompts) == 2
