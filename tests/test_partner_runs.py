@@ -302,7 +302,6 @@ def test_settings_of_a_role_are_not_for_a_partner():
 def test_config_keeps_a_partner_and_may_change_what_changes_no_answer(tmp_path):
     file = tmp_path / "team.gin"
     file.write_text(
-        "from atgrpo_jax.partners import partners\n"
         'include "smoke.gin"\n'
         'team.Team.partners = {"scout": @scout/partners.Partner()}\n'
         'scout/partners.Partner.url = "http://10.0.0.2:30000/v1/"\n'

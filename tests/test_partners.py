@@ -403,3 +403,11 @@ def test_passwords_in_addresses_are_refused_and_not_shown(url):
     with pytest.raises(ValueError, match="a user, password or query in it") as refused:
         Partner(url, MODEL)
     assert "hunter2" not in str(refused.value)
+
+
+def test_answers_are_kept_in_a_bucket_too(server, bucket):
+    with asking(server, bucket / "partners") as partners:
+        first = ask(partners, 0, 1, 2)
+    with asking(server, bucket / "partners", "evaluated") as partners:
+        assert ask(partners, 0, 1, 2) == first
+    assert len(server.prompts) == 3
