@@ -25,7 +25,6 @@ from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.engines import gate
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import PolicyWeights
-from atgrpo_jax.partners.answers import costs_since
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by, evaluate
 from atgrpo_jax.rollout.team import Team
@@ -181,7 +180,6 @@ def scores(
         for contender in contenders:
             name, step, weights = contender
             gate.push(engine, weights, step)
-            costs_before = partners.costs if partners is not None else {}
             title = f"{_SPLIT.value} after {name}"
             with Progress(title, instances * _EPISODES.value, "episode") as progress:
                 score = evaluate(
@@ -202,7 +200,7 @@ def scores(
             print(f"{title}: {score}; {drawn_by(sampling)}", flush=True)
             if all(own.temperature == 0 for own in sampling.values()) and _EPISODES.value > 1:
                 print(f"the {_EPISODES.value} episodes of an instance are equal draws: greedy", flush=True)
-            for role, cost in costs_since(partners, costs_before):
+            for role, cost in score.spent.items():
                 print(f"partner of role {role}: {cost}", flush=True)
             if first is None:
                 first = score

@@ -20,6 +20,7 @@ from shared_trainer import MODEL as TINY
 from shared_trainer import TEXTS, TOKENIZER, experiment, fixed, honest
 
 from atgrpo_jax import evaluate
+from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import ConfigError, Unreachable
 from atgrpo_jax.common.hosts import Alone
 from atgrpo_jax.common.types import Sampling
@@ -37,6 +38,7 @@ from atgrpo_jax.run.experiment import experiment_difference
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import one_step
 from atgrpo_jax.run.stages import Stages
+from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.warm_start import demonstrated, demonstrations
 
 ANSWERS = 16  # five for the scores of step 0, four for step 1, seven for step 2 with the last scores
@@ -143,9 +145,9 @@ def test_a_partner_is_played_and_never_trained(server, tmp_path, capsys):
     assert record["perf/partner_asked"] == 2.0 and record["perf/partner_s"] > 0
     assert (record["validation/partner_answers"], record["validation/partner_tokens"]) == (2.0, 28.0)
     assert f"role b is a partner, {MODEL} at {server.url}; it is not trained" in capsys.readouterr().err
-    lines = list(RunFolder(tmp_path).read_episodes(1))
-    assert [line["policy"] for line in lines] == ["shared", ""] * 2
-    assert [line["candidates"][0]["text"] for line in lines[1::2]] == texts
+    groups = [group for line in RunFolder(tmp_path).read_episodes(1) for group in line["groups"]]
+    assert [group["policy"] for group in groups] == ["shared", ""] * 2
+    assert [group["candidates"][0]["text"] for group in groups[1::2]] == texts
 
 
 def test_a_truncated_answer_is_carried_out_unless_that_is_excluded(server, tmp_path):
@@ -265,11 +267,10 @@ def test_a_frozen_policy_stays_what_its_folder_holds(tmp_path):
 
 
 def test_several_hosts_are_refused_in_a_line(server, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"Team.partners \(b\): .* recorded by one host, and this run has 2"
-    ):
-        Stages(with_partner(server), RunFolder(tmp_path), Two())
-    assert not server.asked
+    x = dataclasses.replace(with_partner(server), mesh=MeshConfig(data=8), batch=BatchConfig(rows=8))
+    with pytest.raises(ConfigError, match=r"Team.partners \(b\): .* by one host, and this run has 2"):
+        Stages(x, RunFolder(tmp_path), Two())
+    assert not server.asked and not x.engine.built
 
 
 def test_a_server_that_is_gone_is_found_before_anything_is_built(server, tmp_path):

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 from atgrpo_jax.arrays.finite_trees import check_tree
-from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.finite import UNTOUCHED, check_finite
 from atgrpo_jax.common.hosts import ALONE, Hosts, told_json
 from atgrpo_jax.common.metric_names import together
@@ -15,7 +14,7 @@ from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.engines.protocol import Engine
-from atgrpo_jax.partners.answers import Cost, Partners, costs_since
+from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
 from atgrpo_jax.rollout.player import Player
@@ -44,12 +43,6 @@ class Stages:
     def __init__(self, experiment: Experiment, folder: RunFolder, hosts: Hosts = ALONE):
         for split in SPLITS:
             check_split(experiment.task, split)  # a bad split is found before any time is spent
-        partners = experiment.team.partners
-        if partners and hosts.count > 1:
-            raise ConfigError(
-                f"Team.partners ({', '.join(partners)}): what partners answer is recorded by one host, and "
-                f"this run has {hosts.count}; start it with one process (docs/partners.md)"
-            )
         self.experiment = experiment
         self.folder = folder
         self.hosts = hosts
@@ -67,8 +60,9 @@ class Stages:
             earlier=earlier(folder),
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
+            partners = experiment.team.partners
             self._partners = opening.enter_context(
-                opened(partners, folder.partners, "step", experiment.seed, folder.check_ours)
+                opened(partners, folder.partners, "step", experiment.seed, hosts, folder.check_ours)
             )
             self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
@@ -250,7 +244,6 @@ class Stages:
         most = settings.instances if split == "test" else settings.validation_instances
         instances = available(self.experiment.task, split, most)
         sampling = self.experiment.evaluated()
-        costs_before = self._partners.costs if self._partners is not None else {}
         with Progress(f"{split} after step {step}", instances, "episode") as progress:
             score = evaluate(
                 self.experiment.task,
@@ -276,12 +269,7 @@ class Stages:
         self.hosts.told(f"episodes of {split} after step {step}", write)
         if self.hosts.index == 0:
             say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
-        values = score.record()
-        spent = dict(costs_since(self._partners, costs_before))
-        if spent:
-            total = sum(spent.values(), Cost())
-            values |= {"partner_answers": float(total.answers), "partner_tokens": float(total.tokens)}
-        return {f"{split}/{name}": value for name, value in values.items()}
+        return {f"{split}/{name}": value for name, value in score.record().items()}
 
 
 def _rollouts(

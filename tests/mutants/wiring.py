@@ -2,7 +2,7 @@
 
 FAULTS = {
     ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
-        ("self.experiment.team.alpha_of(role) for", "1.0 for", "the team's alpha is not heard"),
+        ("alpha=self.experiment.alphas", "alpha=1.0", "the team's alpha is not heard"),
         ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
         ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
         ("exclude=settings.exclude", 'exclude=("engine_error",)', "exclusions are not heard"),
