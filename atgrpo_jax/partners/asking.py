@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import random
@@ -21,6 +22,7 @@ from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.tokens.tokens import whole
 
 _CHECK_S = 10.0  # seconds for the list of models
+_LEAST_S = 0.1  # seconds for a request; aiohttp takes 0 for no limit
 _QUIET_S = 30.0  # seconds between two lines on the failures of one partner
 
 
@@ -81,9 +83,7 @@ class Asking:
         known = self._records.find(at, prompt)
         seconds = 0.0
         if known is None:
-            began = time.monotonic()
-            answer = await asked.answer(sent, key.path(), spoken)
-            seconds = time.monotonic() - began
+            answer, seconds = await asked.answer(sent, key.path(), spoken)
             await asyncio.to_thread(self._records.add, key.role, key.step, at, prompt, answer)
         else:
             answer = known
@@ -123,17 +123,20 @@ class _Asked:
         asked = (self._partner.model, messages, self._partner.temperature, self._partner.max_tokens)
         return hash_bytes(json.dumps(asked, sort_keys=True)).hex()
 
-    async def answer(self, messages: Sequence[Message], place: str, spoken: bool) -> Answer:
+    async def answer(self, messages: Sequence[Message], place: str, spoken: bool) -> tuple[Answer, float]:
+        """Returns an answer of the server, and the seconds that it took."""
         async with self._room:
             self._check_budget()
             self._answers += 1
+            began = time.monotonic()
             try:
                 answer = await self._tried(messages, place)
             except TooLong as error:
                 if not spoken:
                     raise PromptTooLong(f"{error} (at {place})") from None
                 say(f"{error} (at {place}); the episode ends there")
-                return Answer("", "error", "")
+                return Answer("", "error", ""), time.monotonic() - began
+            seconds = time.monotonic() - began
         self._tokens += answer.tokens
         self._model = self._model or answer.model
         if answer.model != self._model:
@@ -143,9 +146,7 @@ class _Asked:
             )
         if answer.finish == "error":
             self._tell(f"role {self._role}: the server's filter holds back an answer; the episode ends there")
-        return Answer(
-            whole(answer.text), answer.finish, answer.model, answer.prompt_tokens, answer.answer_tokens
-        )
+        return dataclasses.replace(answer, text=whole(answer.text)), seconds
 
     async def _tried(self, messages: Sequence[Message], place: str) -> Answer:
         """Asks until there is an answer. Raises Unreachable after the last try, or past the deadline."""
@@ -154,7 +155,8 @@ class _Asked:
         failures = 0
         for attempt in itertools.count():
             try:
-                return await self._server.answer(messages, end - time.monotonic())
+                left = max(end - time.monotonic(), _LEAST_S)
+                return await self._server.answer(messages, left)
             except Failed as failure:
                 failures += failure.wait_s is None
                 pause = failure.wait_s or 0.5 * 2 ** min(attempt, 5) * (0.5 + random.random())
