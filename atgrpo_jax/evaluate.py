@@ -4,6 +4,9 @@ python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--mesh=
 python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=...] [--against=FOLDER]
 
 ``--against`` plays a second team on the same instances and prints the paired difference.
+What a run's partners answered is used again where they are asked the same. What they are asked now is
+recorded in the run folder, too.
+
 ``--gin_param`` may change a run's task, evaluation and sandbox:
 --gin_param='math.Math.files = {"test": "aime25.jsonl"}'.
 """
@@ -17,11 +20,12 @@ from absl import flags
 from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import gin_files, gin_flags, mesh_flag, run_main
 from atgrpo_jax.common.errors import ConfigError
-from atgrpo_jax.common.files import append_json_line
+from atgrpo_jax.common.files import Place, append_json_line
 from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.engines import gate
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import PolicyWeights
+from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by, evaluate
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import gin_config
@@ -91,9 +95,9 @@ def evaluate_run(saved: SavedRun) -> None:
         for number in [step] if _AGAINST.value is None else [step, _step(_AGAINST.value)]:
             yield f"step {number}", number, saved.weights(number)
 
-    for (_, number, _), score, settings in scores(experiment, saved.learner, contenders()):
-        alpha = {role: experiment.team.alpha_of(role) for role in experiment.by_role}
-        content = written(number, score.episodes, (), experiment.tokenizer, alpha)
+    answers = saved.folder.partners
+    for (_, number, _), score, settings in scores(experiment, saved.learner, contenders(), answers):
+        content = written(number, score.episodes, (), experiment.tokenizer, experiment.alphas)
         name = saved.folder.write_evaluation(_SPLIT.value, content)
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
         record["episodes"] = f"evaluations/{name}"
@@ -130,7 +134,7 @@ def evaluate_folders(model: str, files: list[str]) -> None:
             given,
             model=plays,
             tokenizer=FolderTokenizer(model),
-            team=Team(),
+            team=Team(partners=given.team.partners),
             mesh=dataclasses.replace(given.mesh, policies=1),
             pretrained=model,
             warm_start=None,
@@ -151,9 +155,16 @@ def evaluate_folders(model: str, files: list[str]) -> None:
 
 
 def scores(
-    experiment: Experiment, policies: TeamLearner, contenders: Iterator[Contender]
+    experiment: Experiment,
+    policies: TeamLearner,
+    contenders: Iterator[Contender],
+    answers: Place | None = None,
 ) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
-    """Scores each contender in turn; prints its score, and how it differs from the first one."""
+    """Scores each contender in turn; prints its score, and how it differs from the first one.
+
+    Args:
+      answers: folder in which the answers of partners are recorded, if there is one.
+    """
     instances = available(experiment.task, _SPLIT.value, _INSTANCES.value or experiment.evaluation.instances)
     sampling = experiment.evaluated(_TEMPERATURE.value)
     settings: dict[str, object] = {"split": _SPLIT.value, "instances": instances}
@@ -161,7 +172,11 @@ def scores(
     alike = len(set(sampling.values())) == 1
     settings |= next(iter(by_role.values())) if alike else {"sampling": by_role}
     first: Score | None = None
-    with contextlib.closing(policies.engine()) as engine, experiment.running() as runner:
+    with (
+        opened(experiment.team.partners, answers, "evaluated", experiment.seed) as partners,
+        contextlib.closing(policies.engine()) as engine,
+        experiment.running() as runner,
+    ):
         for contender in contenders:
             name, step, weights = contender
             gate.push(engine, weights, step)
@@ -180,10 +195,13 @@ def scores(
                     episodes=_EPISODES.value,
                     runner=runner,
                     on_episode=progress.advance,
+                    partners=partners,
                 )
             print(f"{title}: {score}; {drawn_by(sampling)}", flush=True)
             if all(own.temperature == 0 for own in sampling.values()) and _EPISODES.value > 1:
                 print(f"the {_EPISODES.value} episodes of an instance are equal draws: greedy", flush=True)
+            for role, cost in score.spent.items():
+                print(f"partner of role {role}: {cost}", flush=True)
             if first is None:
                 first = score
             else:

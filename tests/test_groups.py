@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fakes import KEY, ORIGIN, candidate, group
 
-from atgrpo_jax.common.types import Episode, Group, Outcome, Sampling
+from atgrpo_jax.common.types import Candidate, Episode, Group, Outcome, Reward, Sample, Sampling
 from atgrpo_jax.credit.groups import GroupError, audit, credit
 
 
@@ -176,6 +176,35 @@ def test_an_episode_that_the_engine_failed_has_no_return():
     credited, _ = credit(played, alpha=1.0, baseline="instance", normalise="mean")
     assert [c.advantages_K.tolist() for c in credited] == [[-2.0], [2.0], [0.0]]
     assert [c.mask_K.tolist() for c in credited] == [[True], [True], [False]]
+
+
+def by_partner(reward, team=0.0):
+    """A group of one answer, which no policy gave."""
+    sample = Sample((), (), "stop", -1)
+    origin = dataclasses.replace(ORIGIN, policy="", version=-1)
+    answer = Candidate(origin, sample, "text", Outcome.TRUNCATED, Reward.of(team, number=reward))
+    return Group((answer,), 0)
+
+
+def test_what_a_partner_says_is_in_no_baseline_and_no_metric():
+    own = group(1.0, 2.0, 3.0)
+    audit(by_partner(9.0), version=7, seed=7)
+    credited, metrics = credit(
+        episodes(by_partner(9.0), own, by_partner(-9.0)), alpha=1.0, baseline="group", normalise="mean"
+    )
+    assert [c.advantages_K.tolist() for c in credited] == [[0.0], [-1.0, 0.0, 1.0], [0.0]]
+    assert [c.mask_K.tolist() for c in credited] == [[False], [True] * 3, [False]]
+    _, alone = credit(episodes(own), alpha=1.0, baseline="group", normalise="mean")
+    assert metrics == alone and metrics["groups/total"] == 1.0 and metrics["outcome/ok"] == 1.0
+
+
+def test_of_what_a_partner_did_returns_hold_the_team_part():
+    one = episodes(group(1.0), by_partner(9.0, team=0.5), episode=0)
+    other = episodes(group(1.0), by_partner(-9.0), episode=1)
+    credited, metrics = credit(one + other, alpha=4.0, baseline="instance", normalise="mean")
+    assert [c.advantages_K.tolist() for c in credited] == [[1.0], [0.0], [-1.0], [0.0]]
+    assert [c.mask_K.tolist() for c in credited] == [[True], [False]] * 2
+    assert metrics["outcome/ok"] == 1.0
 
 
 @pytest.mark.parametrize("baseline", ["group", "instance"])

@@ -15,7 +15,9 @@ RANKS = [
     {"tasks.games", "tasks.breadth", "tasks.environments", "models.families"},
     {"models.hf"},
     {"tasks.math", "tasks.code", "tasks.search", "engines"},
-    {"engines.local", "engines.sglang", "engines.sglang_jax", "rollout"},
+    {"engines.local", "engines.sglang", "engines.sglang_jax"},
+    {"partners"},
+    {"rollout"},
     {"update"},
     {"run"},
     {"planning", "viewing"},
@@ -36,6 +38,7 @@ NO_JAX = {
     "tasks.math",
     "tasks.code",
     "tasks.search",
+    "partners",
     "rollout",
 }
 NUMERICS = {

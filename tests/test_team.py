@@ -1,8 +1,10 @@
 import pytest
 
+from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.team import Team
 
 ROLES = ("scout", "mover")
+PARTNER = Partner("http://127.0.0.1:30000/v1", "m")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,17 @@ def test_who_is_updated():
     assert Team("full", frozen=("mover",), alternate=1).updated(2, ROLES) == ("scout",)
 
 
+def test_a_role_with_a_partner_has_no_policy():
+    team = Team("full", partners={"mover": PARTNER})
+    assert team.policies(ROLES) == ("scout",) and team.drawn(ROLES) == ("scout",)
+    assert (team.policy("scout"), team.policy("mover")) == ("scout", "")
+    assert team.updated(1, ROLES) == ("scout",)
+    named = Team({"scout": "lora"}, partners={"mover": PARTNER})
+    assert named.policies(ROLES) == ("scout",)
+    start = named.starting(ROLES)
+    assert start.policies(ROLES) == ("base",) and start.policy("mover") == ""
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -49,6 +62,13 @@ def test_who_is_updated():
         ({"frozen": ("ghost",)}, r"Team.frozen = \('ghost',\): the policies are shared"),
         ({"rates": {"ghost": 2.0}}, "Team.rates = .*: the policies are shared"),
         ({"frozen": ("shared",)}, "nothing is left to train"),
+        ({"partners": {"ghost": PARTNER}}, "Team.partners = .*: the roles are scout, mover"),
+        ({"partners": dict.fromkeys(ROLES, PARTNER)}, "nothing is left to train"),
+        (
+            {"partners": {"mover": PARTNER}, "sharing": dict.fromkeys(ROLES, "full")},
+            "exactly the roles that have no partner: scout",
+        ),
+        ({"partners": {"mover": PARTNER}, "rates": {"mover": 2.0}}, "Team.rates = .*: the policies are sh"),
     ],
 )
 def test_roles_and_fields_must_match(fields, says):

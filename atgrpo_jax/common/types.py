@@ -161,8 +161,8 @@ class Origin:
     key: GroupKey
     prompt_ids: tuple[int, ...]
     state_digest: str
-    policy: str
-    version: int
+    policy: str  # "" of a partner, which has none
+    version: int  # of the policy's weights; -1 of a partner
     sampling: Sampling
 
 
@@ -195,6 +195,11 @@ class Group:
     @property
     def origin(self) -> Origin:
         return self.candidates[0].origin
+
+    @property
+    def by_partner(self) -> bool:
+        """Returns whether a partner spoke: the group has one candidate, and is never trained."""
+        return not self.origin.policy
 
 
 @dataclasses.dataclass(frozen=True)

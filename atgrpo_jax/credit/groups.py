@@ -47,8 +47,11 @@ def audit(group: Group, version: int, seed: int) -> None:
     The origin is their prompt, state, policy, weight version and sampling settings. What was drawn
     is what the engine says: ``version`` must have drawn candidate k, at address k of a run with
     this ``seed``, from the origin's prompt and settings. The error names the first member that
-    differs. A sample that failed may have any version and receipt.
+    differs. A sample that failed may have any version and receipt. What a partner answered is not
+    looked at: no weights of ours drew it.
     """
+    if group.by_partner:
+        return
     first = group.candidates[0].origin
     addresses = [Address(seed, first.key, k) for k in range(len(group.candidates))]
     expected_receipts = receipts(first.policy, first.prompt_ids, first.sampling, addresses)
@@ -92,21 +95,28 @@ def credit(
 
     ``alpha`` is that of all roles, or a mapping from each role.
 
-    Groups without signal are included; their mask is false. Raises GroupError that names the
-    candidate if a mixed reward is not finite.
+    Groups without signal are included; their mask is false. So are the groups of partners, which
+    count in no baseline and in no metric. Only the team part of what partners did counts in the
+    return of an episode.
+
+    Raises GroupError that names the candidate if a mixed reward is not finite.
     """
     groups = [group for episode in episodes for group in episode.groups]
     if baseline == "group":
-        rewards_GK, mask_GK = _table([_rewards(group, alpha) for group in groups])
+        drawn = [group for group in groups if not group.by_partner]
+        rewards_GK, mask_GK = _table([_rewards(group, alpha) for group in drawn])
         advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
-        credited = [
+        trained = [
             Credited(g, a[: len(g.candidates)], (m & s)[: len(g.candidates)])
-            for g, a, m, s in zip(groups, advantages_GK, mask_GK, signal_G, strict=True)
+            for g, a, m, s in zip(drawn, advantages_GK, mask_GK, signal_G, strict=True)
         ]
+        others = iter(trained)
+        credited = [_untrained(group) if group.by_partner else next(others) for group in groups]
     else:
         credited, mask_GK, signal_G = _by_instance(episodes, alpha, normalise)
     members_G = mask_GK.sum(1)
-    outcomes = collections.Counter(c.outcome.value for g in groups for c in g.candidates)
+    drawn_candidates = (c for g in groups if not g.by_partner for c in g.candidates)
+    outcomes = collections.Counter(c.outcome.value for c in drawn_candidates)
     total = max(len(signal_G), 1)
     metrics = {
         "groups/total": float(len(signal_G)),
@@ -134,10 +144,18 @@ def _by_instance(episodes: Sequence[Episode], alpha: Alpha, normalise: Normalise
     ):
         for episode, advantage, present in zip(members, advantages_K, mask_K, strict=False):
             for group in episode.groups:
+                if group.by_partner:
+                    credited.append(_untrained(group))
+                    continue
                 advantages = np.full(len(group.candidates), advantage, np.float32)
                 trained = [present and signal and c.reward is not None for c in group.candidates]
                 credited.append(Credited(group, advantages, np.array(trained)))
     return credited, mask_GK, signal_G
+
+
+def _untrained(group: Group) -> Credited:
+    count = len(group.candidates)
+    return Credited(group, np.zeros(count, np.float32), np.zeros(count, bool))
 
 
 def _rewards(group: Group, alpha: Alpha) -> list[float | None]:
@@ -156,11 +174,22 @@ def _reward(candidate: Candidate, alpha: Alpha) -> float | None:
 
 
 def _return(episode: Episode, alpha: Alpha) -> float | None:
-    """Returns the sum of the executed candidates' mixed rewards; None if the engine failed."""
+    """Returns the sum of the executed candidates' mixed rewards; None if the engine failed.
+
+    Of what a partner did only the team part counts: nobody is trained to earn the rest.
+    """
     if episode.end == "engine_error":
         return None
-    executed = [_reward(g.candidates[g.chosen], alpha) for g in episode.groups if g.chosen is not None]
-    return sum(reward for reward in executed if reward is not None)
+    total = 0.0
+    for group in episode.groups:
+        executed = None if group.chosen is None else group.candidates[group.chosen]
+        if executed is None or executed.reward is None:
+            continue
+        mixed = _reward(executed, alpha)
+        assert mixed is not None
+        weight = of_role(alpha, group.origin.key.role)
+        total += weight * executed.reward.team if group.by_partner else mixed
+    return total
 
 
 def _table(rows: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:

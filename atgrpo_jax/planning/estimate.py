@@ -98,7 +98,8 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
     """Returns the numbers of a run whose mesh spans so many hosts. ``drawing`` is its engine's."""
     workflow = experiment.task.workflow
     stages = len(workflow.stages)
-    speakers = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
+    named = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
+    speakers = experiment.team.drawn(named)
     rollout = experiment.rollout
     mean = dataclasses.replace(workload, new=max(round(skew.mean), 1))
     compute = experiment.compute

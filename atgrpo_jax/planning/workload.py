@@ -49,10 +49,12 @@ def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
 
     with experiment.running() as runner:
         episodes = coroutines.run(play(runner))
-    origins = [group.origin for episode in episodes for group in episode.groups]
+    groups = [group for episode in episodes for group in episode.groups]
+    origins = [group.origin for group in groups if not group.by_partner]
     lengths = [len(origin.prompt_ids) for origin in origins]
     workflow = experiment.task.workflow
-    speakers = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
+    named = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
+    speakers = experiment.team.drawn(named)
     settings = [experiment.of_role(role) for role in speakers]
     tree = experiment.rollout.tree
     candidates = [own.candidates if tree else 1 for own in settings]

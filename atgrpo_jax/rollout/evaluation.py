@@ -16,6 +16,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.types import Episode, Sampling
 from atgrpo_jax.engines.protocol import Engine
+from atgrpo_jax.partners.answers import Cost, Partners, costs_since
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose, play_all
 from atgrpo_jax.rollout.team import Team
@@ -82,6 +83,7 @@ class Score:
     solved_IK: np.ndarray  # bool
     mean_turns: float  # turns of an episode
     episodes: Sequence[Episode] = ()
+    spent: Mapping[str, Cost] = dataclasses.field(default_factory=dict)  # on each role's partner
 
     @property
     def success(self) -> float:
@@ -126,6 +128,9 @@ class Score:
     def record(self) -> dict[str, float]:
         low, high = self.interval
         record = {"success": self.success, "low": low, "high": high, "turns": self.mean_turns}
+        if self.spent:
+            total = sum(self.spent.values(), Cost())
+            record |= {"partner_answers": float(total.answers), "partner_tokens": float(total.tokens)}
         episodes = self.solved_IK.shape[1]
         return record if episodes == 1 else record | {f"pass@{episodes}": self.pass_at(episodes)}
 
@@ -207,18 +212,23 @@ def evaluate(
     on_episode: Callable[[], None] = lambda: None,
     hosts: Hosts = ALONE,
     at_once: int | None = None,
+    partners: Partners | None = None,
 ) -> Score:
     """Plays the first ``instances`` of ``split``, each ``episodes`` times, and scores the team.
 
     Several ``hosts`` play together; see ``play_all``.
 
-    Every role draws one candidate, which is executed.
+    Every role draws one candidate, which is executed. ``partners`` answer for roles that have some.
     """
     propose = engine_propose(engine, sampling, 1, seed)
-    player = Player(task, team, tokenizer, propose, sampling, seed, runner=runner, select="first")
+    player = Player(
+        task, team, tokenizer, propose, sampling, seed, runner=runner, select="first", partners=partners
+    )
+    costs_before = partners.costs if partners is not None else {}
     played = play_all(player, step, split, range(instances), episodes, on_episode, hosts, at_once)
     solved_IK = np.array([episode.solved for episode in played]).reshape(instances, episodes)
-    return Score(solved_IK, sum(episode.turns for episode in played) / len(played), played)
+    spent = dict(costs_since(partners, costs_before))
+    return Score(solved_IK, sum(episode.turns for episode in played) / len(played), played, spent)
 
 
 def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:

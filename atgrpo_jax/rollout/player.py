@@ -23,6 +23,7 @@ from atgrpo_jax.common.types import (
     seed_of,
 )
 from atgrpo_jax.credit.selection import Select, choose
+from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult, Runner
 from atgrpo_jax.tasks.calls import calling, kind, place, scored
@@ -36,6 +37,7 @@ KEPT = 2000  # characters of a note, and of what a program printed, that are wri
 # Draws the samples of one group: (state, key, prompt ids, policy, whether any role has spoken in
 # this episode) -> K samples.
 Propose = Callable[[Any, GroupKey, tuple[int, ...], str, bool], Awaitable[Sequence[Sample]]]
+Drawn = tuple[Origin, Sample, str]  # the last one is the sample's text
 
 
 class Clock:
@@ -68,6 +70,7 @@ class Player:
     select: Select = "mixed"
     exclude: tuple[str, ...] = (Outcome.ENGINE_ERROR.value,)
     clock: Clock = dataclasses.field(default_factory=Clock)  # time in the task and the tokenizer
+    partners: Partners | None = None  # answer for the team's partners; None if ``propose`` does
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """Plays one episode of the team on ``task.instance(split, index)``."""
@@ -114,8 +117,10 @@ class Player:
         with calling(self.task, "initial", where):
             return str(getattr(instance, "id", "") or digest(instance)), self.task.initial(instance)
 
-    async def _draw(self, state: Any, key: GroupKey, spoken: bool) -> list[tuple[Origin, Sample]]:
+    async def _draw(self, state: Any, key: GroupKey, spoken: bool) -> list[Drawn]:
         """Draws K samples of the prompt that ``key.role`` sees in ``state``, each with its origin.
+
+        A partner gives one. It has no tokens, because they are not ours.
 
         Raises NotFinite for a sample whose logprobs are not finite.
         """
@@ -124,11 +129,17 @@ class Player:
             state_digest = digest(state)
         with self.clock:
             prompt_ids = self.tokenizer.prompt_ids(messages)
+        partner = self.team.partners.get(key.role)
+        if partner is not None and self.partners is not None:
+            sample, text = await self.partners.ask(messages, key, spoken)
+            return [(Origin(key, prompt_ids, state_digest, "", -1, partner.sampling), sample, text)]
         policy = self.team.policy(key.role)
         samples = await self.propose(state, key, prompt_ids, policy, spoken)
         for k, sample in enumerate(samples):
             _check_logprobs(sample, f"{place(key)}, candidate {k} of policy {policy}")
         version = next((s.version for s in samples if s.finish != "error"), -1)
+        with self.clock:
+            texts = [self.tokenizer.decode(sample.tokens) for sample in samples]
         return [
             (
                 Origin(
@@ -140,28 +151,25 @@ class Player:
                     of_role(self.sampling, key.role),
                 ),
                 sample,
+                text,
             )
-            for sample in samples
+            for sample, text in zip(samples, texts, strict=True)
         ]
 
-    async def _score(
-        self, state: Any, drawn: Sequence[tuple[Origin, Sample]]
-    ) -> tuple[Group, list[Transition | None]]:
+    async def _score(self, state: Any, drawn: Sequence[Drawn]) -> tuple[Group, list[Transition | None]]:
         """Scores every candidate from the same ``state``, then selects the one to execute.
 
         Raises RunError if scoring has changed ``state``: the other candidates need it unchanged.
         """
         key = drawn[0][0].key
         before = digest(state)
-        with self.clock:
-            texts = [self.tokenizer.decode(sample.tokens) for _, sample in drawn]
-        given = [text for text, (_, sample) in zip(texts, drawn, strict=True) if sample.finish != "error"]
+        given = [text for _, sample, text in drawn if sample.finish != "error"]
         runs = await asyncio.gather(*(self._run(state, key, text) for text in given))
         left = iter(runs)
         candidates: list[Candidate] = []
         steps = []
         with self.clock:
-            for text, (origin, sample) in zip(texts, drawn, strict=True):
+            for origin, sample, text in drawn:
                 step = None
                 outcome = Outcome.ENGINE_ERROR
                 ran: Sequence[ProgramResult] = ()

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.hosts import ALONE, Hosts
+from atgrpo_jax.common.metric_names import of_role
 from atgrpo_jax.common.types import Episode
 from atgrpo_jax.engines.protocol import Engine, Usage
+from atgrpo_jax.partners.answers import Cost, costs_since
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import play_all, train_indices
 
@@ -47,6 +49,8 @@ class Rollouts:
         before = self._engine.usage
         waited_before_s = self._hosts.waited_s
         own_before_s = self._player.clock.seconds
+        partners = self._player.partners
+        costs_before = partners.costs if partners is not None else {}
         indices = train_indices(step, self._instances)
         episodes = play_all(
             self._player,
@@ -66,7 +70,8 @@ class Rollouts:
         }
         told = self._hosts.meet(f"usage of step {step}", lambda: json.dumps(own).encode())
         found = [json.loads(data) for data in told]
-        return episodes, _metrics(found, seconds)
+        spent = dict(costs_since(partners, costs_before))
+        return episodes, _metrics(found, seconds) | _of_partners(spent)
 
 
 def _metrics(found: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
@@ -84,6 +89,26 @@ def _metrics(found: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, fl
     if len(found) > 1:
         metrics["perf/rollout_waited_s"] = _mean(found, "waited_s")  # for the slowest host
     return metrics | _on_our_devices(used, seconds, len(found))
+
+
+def _of_partners(spent: Mapping[str, Cost]) -> dict[str, float]:
+    """Returns what each role's partner answered, and what all of them took; nothing without partners."""
+    if not spent:
+        return {}
+    metrics: dict[str, float] = {}
+    for role, cost in spent.items():
+        most = max(cost.answers, 1)
+        values = {
+            "answers": float(cost.answers),
+            "prompt_tokens": float(cost.prompt_tokens),
+            "answer_tokens": float(cost.answer_tokens),
+            "truncated": cost.truncated / most,
+            "empty": cost.empty / most,
+            "refused": cost.refused / most,
+        }
+        metrics |= of_role(role, values, {})
+    total = sum(spent.values(), Cost())
+    return metrics | {"perf/partner_asked": float(total.asked), "perf/partner_s": total.seconds}
 
 
 def _mean(found: Sequence[Mapping[str, Any]], name: str) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.partners.partners import Partner
 
 Kind = Literal["full", "lora"]
 BASE = "base"  # name of the starting weights under all adapters; they are never trained
@@ -14,7 +15,8 @@ BASE = "base"  # name of the starting weights under all adapters; they are never
 class Team:
     """Says how roles share weights, which policies are updated, and how rewards are mixed.
 
-    ``sharing`` is one of these strings for all roles, or a mapping from each role to one of them:
+    ``sharing`` is one of these strings for all roles, or a mapping from each role to one of them.
+    Roles with partners are left out.
 
         "shared"        one policy for all roles that say so
         "full"          a policy of the role's own; all of its weights are trained
@@ -33,6 +35,8 @@ class Team:
     # loss (clip_low, clip_high, dual_clip, kl, entropy), and "candidates" and "alpha".
     # E.g. {"tester": {"max_tokens": 100, "temperature": 0.7, "candidates": 4, "kl": 0.01}}
     roles: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    # From a role to the model on a server that speaks for it. Such a role has no policy.
+    partners: Mapping[str, Partner] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_types(self)
@@ -48,7 +52,9 @@ class Team:
             require(self, "sharing", known, 'expected "shared", "full", "lora", "full:NAME" or "lora:NAME"')
 
     def policy(self, role: str) -> str:
-        """Returns the name of the policy that speaks for ``role``."""
+        """Returns the name of the policy that speaks for ``role``; "" if it has a partner."""
+        if role in self.partners:
+            return ""
         spec = self._spec(role)
         return spec if spec == "shared" else spec.partition(":")[2] or role
 
@@ -66,11 +72,16 @@ class Team:
 
         Raises ValueError if the roles do not fit this team's fields.
         """
+        known = set(self.partners) <= set(roles)
+        require(self, "partners", known, f"the roles are {', '.join(roles)}")
+        drawn = self.drawn(roles)
+        require(self, "partners", bool(drawn), "nothing is left to train")
         if isinstance(self.sharing, Mapping):
-            same = set(self.sharing) == set(roles)
-            require(self, "sharing", same, f"must name exactly the roles {', '.join(roles)}")
+            same = set(self.sharing) == set(drawn)
+            others = " that have no partner:" if self.partners else ""
+            require(self, "sharing", same, f"must name exactly the roles{others} {', '.join(drawn)}")
         kinds: dict[str, str] = {}
-        for role in roles:
+        for role in drawn:
             kind = self._spec(role).partition(":")[0]
             before = kinds.setdefault(self.policy(role), kind)
             require(
@@ -85,6 +96,10 @@ class Team:
         require(self, "frozen", set(self.frozen) != set(kinds), "nothing is left to train")
         return tuple(sorted(kinds))
 
+    def drawn(self, roles: Sequence[str]) -> tuple[str, ...]:
+        """Returns the roles that policies speak for: those without a partner."""
+        return tuple(role for role in roles if role not in self.partners)
+
     def updated(self, step: int, roles: Sequence[str]) -> tuple[str, ...]:
         """Returns the policies that step ``step`` (counted from 1) updates."""
         moving = [policy for policy in self.policies(roles) if policy not in self.frozen]
@@ -94,10 +109,12 @@ class Team:
 
     def starting(self, roles: Sequence[str]) -> "Team":
         """Returns the same team before training: every adapter is replaced by its base."""
-        policies = {role: self.policy(role) for role in roles}
+        policies = {role: self.policy(role) for role in self.drawn(roles)}
         names = {r: BASE if self.kind(p, roles) == "lora" else p for r, p in policies.items()}
         return Team(
-            {role: "shared" if n == "shared" else f"full:{n}" for role, n in names.items()}, self.alpha
+            {role: "shared" if n == "shared" else f"full:{n}" for role, n in names.items()},
+            self.alpha,
+            partners=self.partners,
         )
 
     def _spec(self, role: str) -> str:

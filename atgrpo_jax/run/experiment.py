@@ -127,7 +127,13 @@ class Experiment:
 
     @property
     def by_role(self) -> dict[str, RoleSettings]:
-        return {role: self.of_role(role) for role in self.task.workflow.roles}
+        """Returns how each role draws and learns that has no partner."""
+        return {role: self.of_role(role) for role in self.team.drawn(self.task.workflow.roles)}
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """Returns the weight of the team part in each role's mixed reward."""
+        return {role: self.team.alpha_of(role) for role in self.task.workflow.roles}
 
     def evaluated(self, temperature: float | None = None) -> dict[str, Sampling]:
         """Returns how each role draws in an evaluation; see ``EvaluationConfig.sampling``."""
@@ -235,7 +241,11 @@ def _without_changeable(experiment: Experiment) -> Experiment:
         warm_start = dataclasses.replace(warm_start, cache_dir="")
     engine = experiment.engine.same_samples()
     sandbox = dataclasses.replace(experiment.sandbox, level=SandboxConfig.level, workers=0)
-    return dataclasses.replace(experiment, **defaults, warm_start=warm_start, engine=engine, sandbox=sandbox)
+    partners = {role: partner.same_answers() for role, partner in experiment.team.partners.items()}
+    team = dataclasses.replace(experiment.team, partners=partners)
+    return dataclasses.replace(
+        experiment, **defaults, team=team, warm_start=warm_start, engine=engine, sandbox=sandbox
+    )
 
 
 def first_difference(name: str, ours: Any, theirs: Any) -> str | None:

@@ -37,7 +37,7 @@ class RunFolder:
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
-    hosts.jsonl (on how many hosts, and which mesh)
+    hosts.jsonl (on how many hosts, and which mesh)  partners/*.jsonl (what partners answered)
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -54,6 +54,7 @@ class RunFolder:
         self.evaluations = self.path / "evaluations.jsonl"
         self.evaluated = self.path / "evaluations"
         self.shapes = self.path / "hosts.jsonl"  # see shapes.py
+        self.partners = self.path / "partners"  # see partners/answers.py
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.report = self.path / "report.html"
@@ -66,7 +67,14 @@ class RunFolder:
         if is_file(self.config):
             return True
         # A run that ended before it had a config may leave these.
-        begun = {".lock", partial_of(self.config).name, lease.NAME, self.code.name, self.shapes.name}
+        begun = {
+            ".lock",
+            partial_of(self.config).name,
+            lease.NAME,
+            self.code.name,
+            self.shapes.name,
+            self.partners.name,
+        }
         no_folder = isinstance(self.path, Path) and self.path.exists() and not self.path.is_dir()
         if no_folder or names_in(self.path) - begun:
             raise RunError(

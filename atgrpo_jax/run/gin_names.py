@@ -107,19 +107,27 @@ def _is_a(made: type, kind: type) -> bool:
     return needed <= {*dir(made), *getattr(made, "__dataclass_fields__", ())}
 
 
-def _part_types(hint: Any) -> Iterator[type]:
-    """Yields the dataclasses and protocols among the alternatives of a type."""
+def _part_types(hint: Any, in_mappings: bool = False) -> Iterator[type]:
+    """Yields the dataclasses and protocols among the alternatives of a type.
+
+    Those of the values of mappings are among them if ``in_mappings``.
+    """
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         for alternative in typing.get_args(hint):
-            yield from _part_types(alternative)
+            yield from _part_types(alternative, in_mappings)
+    elif typing.get_origin(hint) is Mapping:
+        yield from _part_types(typing.get_args(hint)[1]) if in_mappings else ()
     elif isinstance(hint, type) and (dataclasses.is_dataclass(hint) or getattr(hint, "_is_protocol", False)):
         yield hint
 
 
 def _kinds(config: type) -> Iterator[type]:
     """Yields the types of all parts of a config, and of their parts."""
-    for hint in part_fields(config).values():
-        for kind in _part_types(hint):
+    if not dataclasses.is_dataclass(config):
+        return
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        for kind in _part_types(hints[field.name], in_mappings=True):
             yield kind
             yield from _kinds(kind)
 

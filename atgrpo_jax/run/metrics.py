@@ -60,7 +60,7 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Returns success, turns, ends and counts, and for each role the mean reward and tokens.
 
     Means of a role are over all its candidates, executed or not. Those of rewards leave out
-    candidates that have none.
+    candidates that have none. Partners count in neither the candidates nor the tokens of a rollout.
     """
     metrics = {
         "rollout/success": float(np.mean([e.solved for e in episodes])),
@@ -70,12 +70,16 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     metrics |= {f"end/{end}": n / len(episodes) for end, n in sorted(ends.items())}
     groups = [group for e in episodes for group in e.groups]
     candidates = [c for g in groups for c in g.candidates]
-    metrics["rollout/candidates"] = float(len(candidates))
-    metrics["rollout/tokens"] = float(sum(len(c.sample.tokens) for c in candidates))
+    drawn = [c for g in groups if not g.by_partner for c in g.candidates]
+    metrics["rollout/candidates"] = float(len(drawn))
+    metrics["rollout/tokens"] = float(sum(len(c.sample.tokens) for c in drawn))
+    of_partners = {g.origin.key.role for g in groups if g.by_partner}
     for role in sorted({g.origin.key.role for g in groups}):
         own = [c for c in candidates if c.origin.key.role == role]
         scored = [c.reward for c in own if c.reward is not None]
-        values = {"tokens": _mean([len(c.sample.tokens) for c in own])}
+        values = {}
+        if role not in of_partners:  # theirs are counted by their servers
+            values["tokens"] = _mean([len(c.sample.tokens) for c in own])
         if scored:
             values["team"] = _mean([r.team for r in scored])
             values["local"] = _mean([r.local for r in scored])

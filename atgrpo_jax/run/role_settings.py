@@ -30,6 +30,8 @@ def role_settings(team: Team, rollout: RolloutConfig, loss: LossConfig, role: st
     drawn = {*_names(Sampling), "candidates"}
     learnt = set(_names(type(loss))) - set(OF_UPDATES)
     known = sorted(drawn | learnt | {"alpha"})
+    rule = f"{role} has a partner, which is asked as partners.Partner says"
+    require(team, "roles", not own or role not in team.partners, rule)
     for name in own:
         require(team, "roles", name in known, f"{role} has no setting {name}; there are {', '.join(known)}")
     if "candidates" in own:

@@ -14,6 +14,8 @@ from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.engines.protocol import Engine
+from atgrpo_jax.partners.answers import Partners
+from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose
@@ -58,10 +60,14 @@ class Stages:
             earlier=earlier(folder),
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
+            partners = experiment.team.partners
+            self._partners = opening.enter_context(
+                opened(partners, folder.partners, "step", experiment.seed, hosts, folder.check_ours)
+            )
             self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
             hosts.even_out(lambda: self.engine.usage.programs)
-            self.rollouts = _rollouts(experiment, self.engine, self._runner, hosts)
+            self.rollouts = _rollouts(experiment, self.engine, self._runner, self._partners, hosts)
             self._gate = Gate(
                 self.learner.models,
                 experiment.tokenizer.stop_ids,
@@ -119,7 +125,7 @@ class Stages:
         settings = self.experiment.credit
         return credit(
             episodes,
-            alpha={role: self.experiment.team.alpha_of(role) for role in self.experiment.by_role},
+            alpha=self.experiment.alphas,
             baseline=settings.baseline,
             normalise=settings.normalise,
         )
@@ -201,8 +207,7 @@ class Stages:
         split: str = "train",
     ) -> None:
         experiment = self.experiment
-        alpha = {role: experiment.team.alpha_of(role) for role in experiment.by_role}
-        content = written(step, episodes, credited, experiment.tokenizer, alpha)
+        content = written(step, episodes, credited, experiment.tokenizer, experiment.alphas)
         self.folder.write_episodes(step, content, split)
 
     def checkpoint(self, step: int, team: TeamState) -> None:
@@ -254,6 +259,7 @@ class Stages:
                 on_episode=progress.advance,
                 hosts=self.hosts,
                 at_once=self.experiment.engine.at_once,
+                partners=self._partners,
             )
 
         def write() -> bytes:
@@ -266,7 +272,9 @@ class Stages:
         return {f"{split}/{name}": value for name, value in score.record().items()}
 
 
-def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None, hosts: Hosts) -> Rollouts:
+def _rollouts(
+    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None, hosts: Hosts
+) -> Rollouts:
     """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
     settings = experiment.rollout
     by_role = experiment.by_role
@@ -283,6 +291,7 @@ def _rollouts(experiment: Experiment, engine: Engine, runner: Runner | None, hos
         runner=runner,
         select=settings.select,
         exclude=settings.exclude,
+        partners=partners,
     )
     at_once = experiment.engine.at_once
     instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))

@@ -268,5 +268,6 @@ def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
         if ours.get(name) != theirs.get(name):
             raise RunError(
                 f"{root / 'tokenizer.json'} gives other ids than {tokenizer.folder}/tokenizer.json (its "
-                f"{name.replace('_', ' ')} is another); models of a team must share a tokenizer"
+                f"{name.replace('_', ' ')} is another); models of a team must share a tokenizer, but a model "
+                "that is not trained may be a partner, on a server (docs/partners.md)"
             )

@@ -72,9 +72,11 @@ async def _lengths(
                     place = f"train {index}, turn {course.turn}, {role}"
                     text = said or judge.demonstration(course.state, role, place, random.Random(index))
                     prompt = judge.prompt(course.state, role, place)
-                    longest = max(longest, len(experiment.tokenizer.prompt_ids(prompt)))
-                    if not said:
-                        name = experiment.task.workflow.seat(role)[0]
+                    name = experiment.task.workflow.seat(role)[0]
+                    drawn = name not in experiment.team.partners
+                    if drawn:
+                        longest = max(longest, len(experiment.tokenizer.prompt_ids(prompt)))
+                    if drawn and not said:
                         size = len(experiment.tokenizer.answer_ids(text))
                         answers[name] = max(answers.get(name, 0), size)
                     course.take(await judge.step(course.state, role, text, place))

@@ -212,9 +212,14 @@ def _demonstration(task, tokenizer, state, key, k, seed) -> Sample:
 
 
 def demonstrated(episodes: Sequence[Episode]) -> dict[str, list[Credited]]:
-    """Returns the groups of each policy; every candidate is trained and has the advantage 1."""
+    """Returns the groups of each policy; every candidate is trained and has the advantage 1.
+
+    What partners say in demonstrations is cloned by nobody.
+    """
     items: dict[str, list[Credited]] = {}
     for group in (group for episode in episodes for group in episode.groups):
+        if group.by_partner:
+            continue
         k = len(group.candidates)
         credited = Credited(group, np.ones(k, np.float32), np.ones(k, bool))
         items.setdefault(group.origin.policy, []).append(credited)

@@ -2,7 +2,7 @@
 
 FAULTS = {
     ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
-        ("self.experiment.team.alpha_of(role) for", "1.0 for", "the team's alpha is not heard"),
+        ("alpha=self.experiment.alphas", "alpha=1.0", "the team's alpha is not heard"),
         ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
         ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
         ("exclude=settings.exclude", 'exclude=("engine_error",)', "exclusions are not heard"),
@@ -26,6 +26,33 @@ FAULTS = {
     ("rollout/rollouts.py", "test_trainer.py test_stages.py"): [
         ("train_indices(step, self._instances)", "train_indices(1, self._instances)", "all steps train on the same instances"),
         ('            "train",\n            indices', '            "test",\n            indices', "training on the test split"),
+    ],
+    ("partners/asking.py", "test_partners.py"): [
+        ('at = f"{self._seed}/{key.path()}"', "at = key.path()", "answers of another run are taken for ours"),
+        ("await asyncio.to_thread(self._records.add, key.role, key.step, at, prompt, answer)", "pass", "answers are not recorded"),
+        ("failures += failure.wait_s is None", "failures += 1", "a server that asks for patience has failed"),
+        ("self._tokens = sum(answer.tokens for answer in before)", "self._tokens = 0", "the budget begins anew with every start"),
+        ('next((answer.model for answer in before if answer.model), "")', '""', "after a start any model may answer"),
+        ("if answer.model != self._model:", "if answer.model == self._partner.model:", "another model may answer"),
+        ("asyncio.Semaphore(self._partner.at_once)", "asyncio.Semaphore(10**6)", "as many requests at once as there are"),
+        ("            if not self._recorded:", "            if self._recorded:", "a server that is gone is found late"),
+    ],
+    ("partners/answers.py", "test_partners.py"): [
+        ("            _mend(path)", "            pass", "a line is appended to half a line"),
+        ("if (at, prompt) not in self._known:", "if at not in {a for a, _ in self._known}:", "of one address only one answer is remembered"),
+        ('truncated=int(answer.finish == "length")', 'truncated=int(answer.finish == "stop")', "whole answers count as truncated"),
+    ],
+    ("partners/chat.py", "test_partners.py"): [
+        ("allow_redirects=False", "allow_redirects=True", "the key goes where a server says"),
+        ("most if status == 200 else _ERROR", "1 << 40", "an answer may be as long as it likes"),
+        ("if min(tokens) < 0:", "if False:", "counts of tokens may be negative"),
+    ],
+    ("rollout/player.py", "test_partner_runs.py"): [
+        ('state_digest, "", -1, partner.sampling)', 'state_digest, "shared", -1, partner.sampling)', "a partner's words are trained"),
+    ],
+    ("credit/groups.py", "test_groups.py"): [
+        ("weight * executed.reward.team if group.by_partner else mixed", "mixed", "returns hold what a partner earned alone"),
+        ("for g in groups if not g.by_partner for c", "for g in groups for c", "partners' outcomes are counted"),
     ],
     ("run/loop.py", "test_trainer.py test_stages.py test_policies.py"): [
         ("proof = stages.sync(team)", "proof = {}", "the engine never gets new weights"),

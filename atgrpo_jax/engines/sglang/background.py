@@ -17,9 +17,9 @@ class Background:
     survive from one rollout to the next.
     """
 
-    def __init__(self):
+    def __init__(self, name: str = "sglang"):
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="sglang", daemon=True)
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:

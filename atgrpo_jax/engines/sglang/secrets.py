@@ -43,14 +43,15 @@ class _Brief(reprlib.Repr):
 _brief = _Brief()
 
 
-def api_key(file: str, variable: str) -> str:
+def api_key(file: str, variable: str, config: str = "SGLangConfig") -> str:
     """Returns the key in ``file`` or in the environment variable; "" if neither is named.
 
-    Raises RunError, without the key in it, if there is no key or it cannot be sent.
+    ``config`` is what the fields ``api_key_file`` and ``api_key_variable`` are of. Raises RunError,
+    without the key in it, if there is no key or it cannot be sent.
     """
     if not (file or variable):
         return ""
-    where = f"SGLangConfig.api_key_file {file}" if file else f"SGLangConfig.api_key_variable {variable}"
+    where = f"{config}.api_key_file {file}" if file else f"{config}.api_key_variable {variable}"
     try:
         key = (_read(file) if file else os.environ.get(variable, "")).strip()
     except OSError as error:
@@ -58,7 +59,7 @@ def api_key(file: str, variable: str) -> str:
     except (ValueError, RuntimeError):  # a NUL in the name, a file that is not UTF-8, unknown ~user
         raise RunError(f"{where}: it does not name a file, or a variable, of plain text") from None
     if not key:
-        raise RunError(f"no API key in {file or variable}")
+        raise RunError(f"{where}: no API key in {file or variable}")
     if len(key) > _LONGEST or not (key.isascii() and key.isprintable()) or " " in key:
         raise RunError(f"{where}: a key is one line of printable ASCII characters without spaces")
     return key
