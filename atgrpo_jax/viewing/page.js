@@ -60,7 +60,8 @@ function panel(title, names) {
       points: { show: sparse(name) || contents.steps.length < 3 }, value: (_, v) => number(v),
     }))],
   };
-  new uPlot(options, [contents.steps, ...names.map((name) => contents.series[name])], box);
+  const plot = new uPlot(options, [contents.steps, ...names.map((name) => contents.series[name])], box);
+  new ResizeObserver(() => plot.setSize({ width: box.clientWidth - 14, height: 210 })).observe(box);
   return box;
 }
 
@@ -252,6 +253,7 @@ async function begin() {
     $("file").value = (trained[trained.length - 1] ?? contents.files[0]).name;
     await open();
   } else $("sample").textContent = "This run has no episodes yet.";
+  if (location.hash) $(location.hash.slice(1))?.scrollIntoView();
   document.body.dataset.ready = "yes";
 }
 
