@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from atgrpo_jax.models.config import Architecture as Architecture
     from atgrpo_jax.models.config import Compute as Compute
     from atgrpo_jax.models.lora import LoraConfig as LoraConfig
+    from atgrpo_jax.partners.partners import Partner as Partner
     from atgrpo_jax.rollout.evaluation import EvaluationConfig as EvaluationConfig
     from atgrpo_jax.rollout.rollout import RolloutConfig as RolloutConfig
     from atgrpo_jax.rollout.team import Team as Team
@@ -64,12 +65,15 @@ if TYPE_CHECKING:
     from atgrpo_jax.sandbox.pool import SandboxConfig as SandboxConfig
     from atgrpo_jax.tasks.breadth.breadth import Breadth as Breadth
     from atgrpo_jax.tasks.code.code import Code as Code
+    from atgrpo_jax.tasks.environments.reasoning import ReasoningGym as ReasoningGym
+    from atgrpo_jax.tasks.environments.stepwise import StepWise as StepWise
     from atgrpo_jax.tasks.games.plan_path import PlanPath as PlanPath
     from atgrpo_jax.tasks.games.sokoban import Sokoban as Sokoban
     from atgrpo_jax.tasks.games.split_sight import SplitSight as SplitSight
     from atgrpo_jax.tasks.games.sudoku import Sudoku as Sudoku
     from atgrpo_jax.tasks.math.math import Math as Math
     from atgrpo_jax.tasks.protocol import Transition as Transition
+    from atgrpo_jax.tasks.search.search import Search as Search
     from atgrpo_jax.tasks.splits import in_split as in_split
     from atgrpo_jax.tasks.workflow import Workflow as Workflow
     from atgrpo_jax.tokens.tokens import FolderTokenizer as FolderTokenizer
@@ -80,6 +84,7 @@ if TYPE_CHECKING:
     from atgrpo_jax.update.objectives import Objective as Objective
     from atgrpo_jax.update.optimizer import OptimizerConfig as OptimizerConfig
     from atgrpo_jax.update.warm_start import WarmStartConfig as WarmStartConfig
+    from atgrpo_jax.viewing.page import tree as tree
 
 # What is offered to Python programs, and where it is defined. A name is imported when it is used:
 # JAX takes seconds, and commands answer --help without it.
@@ -92,6 +97,7 @@ _HOMES = {
     "engines.sglang.sglang": ("SGLangConfig",),
     "models.config": ("Architecture", "Compute"),
     "models.lora": ("LoraConfig",),
+    "partners.partners": ("Partner",),
     "rollout.evaluation": ("EvaluationConfig",),
     "rollout.rollout": ("RolloutConfig",),
     "rollout.team": ("Team",),
@@ -100,12 +106,15 @@ _HOMES = {
     "sandbox.pool": ("SandboxConfig",),
     "tasks.breadth.breadth": ("Breadth",),
     "tasks.code.code": ("Code",),
+    "tasks.environments.reasoning": ("ReasoningGym",),
+    "tasks.environments.stepwise": ("StepWise",),
     "tasks.games.plan_path": ("PlanPath",),
     "tasks.games.sokoban": ("Sokoban",),
     "tasks.games.split_sight": ("SplitSight",),
     "tasks.games.sudoku": ("Sudoku",),
     "tasks.math.math": ("Math",),
     "tasks.protocol": ("Transition",),
+    "tasks.search.search": ("Search",),
     "tasks.splits": ("in_split",),
     "tasks.workflow": ("Workflow",),
     "tokens.tokens": ("FolderTokenizer", "TinyTokenizer"),
@@ -113,6 +122,7 @@ _HOMES = {
     "update.objectives": ("GSPOLossConfig", "LossConfig", "Objective"),
     "update.optimizer": ("OptimizerConfig",),
     "update.warm_start": ("WarmStartConfig",),
+    "viewing.page": ("tree",),
 }
 __all__ = ["__version__", *sorted(name for names in _HOMES.values() for name in names)]
 

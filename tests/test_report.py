@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import re
+from html import unescape
 
 import browser
 import pytest
@@ -16,7 +17,7 @@ from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.viewing.contents import Kept, by_interest, evenly, kept, shown
-from atgrpo_jax.viewing.page import write_page
+from atgrpo_jax.viewing.page import tree, write_page
 from atgrpo_jax.viewing.text import node
 
 HOSTILE = (
@@ -146,6 +147,33 @@ async def _click_through(path):
         assert await page.run("document.title") == "<b>run<b> - atgrpo_jax"
         assert await page.run("document.querySelectorAll('img').length") == 0
         assert page.requested == [path.as_uri()] and page.errors == []
+
+
+def test_an_episode_in_a_notebook(folder):
+    drawn = tree(folder.path, 3, 31)
+    assert drawn.data["end"] == "solved" and drawn.data["groups"][0]["candidates"][0]["text"] == "10"
+    page = drawn._repr_html_()
+    assert page.startswith('<iframe srcdoc="&lt;!doctype html&gt;') and page.count("<") == 2
+    for wrong in ({"step": 9}, {"instance": 7}, {"episode": 1}):
+        with pytest.raises(RunError, match="no episode"):
+            tree(folder.path, **{"step": 3, "instance": 31} | wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_a_notebook_shows_that_episode_alone(folder, tmp_path):
+    html = tree(folder.path, 0, 0, "test")._repr_html_()
+    page = re.search('srcdoc="(.*?)"', html, re.DOTALL)[1]
+    (tmp_path / "cell.html").write_text(unescape(page))
+
+    async def look():
+        async with browser.opened(tmp_path / "cell.html") as opened:
+            shown = "[...document.querySelectorAll('.candidate')].filter((e) => e.offsetParent).length"
+            assert await opened.run(shown) == 12
+            assert await opened.run("$('curves').offsetParent") is None
+            assert opened.errors == []
+
+    asyncio.run(look())
 
 
 def test_a_node_as_text(folder):

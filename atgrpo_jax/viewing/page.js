@@ -235,6 +235,7 @@ function scale(value) {
 
 async function begin() {
   contents = await unpacked("contents");
+  document.body.classList.toggle("inline", Boolean(contents.inline));  // one episode, in a notebook
   $("title").textContent = contents.title;
   const { before, after, steps } = contents.summary;
   const last = contents.steps[contents.steps.length - 1] ?? 0;

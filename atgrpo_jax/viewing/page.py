@@ -1,16 +1,28 @@
 """Writes the page of a run: everything in one file, which loads nothing from elsewhere."""
 
 import base64
+import dataclasses
 import gzip
 import html
 import importlib.resources
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import read_file, write_atomically
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.viewing.contents import by_interest, evenly, kept, series, shown, summary_of, tokenizer_of
+from atgrpo_jax.viewing.contents import (
+    Kept,
+    by_interest,
+    evenly,
+    kept,
+    series,
+    shown,
+    summary_of,
+    tokenizer_of,
+)
 
 # What a browser may do with the page: nothing but run what is in it.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
@@ -62,6 +74,45 @@ def write_page(
     }
     write_atomically(path, _page(folder.path.name, contents, parts).encode())
     return list(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """One episode, as a tree: plain data, which a notebook draws."""
+
+    data: dict[str, Any]  # see docs/episodes.md
+
+    def _repr_html_(self) -> str:
+        name = Kept(self.data["step"], self.data["split"]).name
+        file = {"name": name, "step": self.data["step"], "split": self.data["split"], "shown": 1, "of": 1}
+        contents = {
+            "title": name, "summary": {}, "config": "", "steps": [], "series": {},
+            "files": [file], "kept": 1, "missing": "", "inline": True,
+        }  # fmt: skip
+        whole = html.escape(_page(name, contents, {name: _packed([self.data])}))
+        frame = 'sandbox="allow-scripts" style="width: 100%; height: 640px; border: 0"'
+        return f'<iframe srcdoc="{whole}" {frame}></iframe>'
+
+
+def tree(
+    run_dir: str | os.PathLike[str], step: int, instance: int, split: str = "train", episode: int = 0
+) -> Tree:
+    """Returns one episode of a run. At the end of a notebook's cell it is drawn.
+
+    Raises RunError if there is no such run, or no such episode is kept.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.exists():
+        raise RunError(f"{folder.path} holds no run")
+    tokenizer, _ = tokenizer_of(folder)
+    try:
+        found = [e for e in folder.read_episodes(step, split) if e["instance"] == instance]
+    except FileNotFoundError as error:
+        raise RunError(f"{folder.path} keeps no episodes of {split} in step {step}") from error
+    for one in found:
+        if one["episode"] == episode:
+            return Tree(shown(one, tokenizer))
+    raise RunError(f"step {step} of {folder.path} has no episode {episode} of {split} instance {instance}")
 
 
 def _page(title: str, contents: dict[str, Any], parts: dict[str, str]) -> str:
