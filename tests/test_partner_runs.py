@@ -176,7 +176,7 @@ def test_returns_hold_the_team_part_of_what_a_partner_did(server, tmp_path):
     assert [c.mask_K.tolist() for c in credited] == [[True], [False]] * 3
 
 
-@pytest.mark.parametrize(("lives", "at"), [(6, "1/train/1"), (12, "2/validation/1")])
+@pytest.mark.parametrize(("lives", "at"), [(6, "1/train/[01]"), (12, "2/validation/[01]")])
 def test_a_run_whose_server_died_goes_on_to_the_same_bytes(whole, tmp_path, lives, at):
     """It dies in a rollout, after one of two answers, or in the scores of a step whose update is done."""
     with Forgetful(lives) as server:
