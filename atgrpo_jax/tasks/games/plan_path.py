@@ -81,7 +81,7 @@ class PlanPath(Game):
     def instance(self, split: str, index: int) -> Instance:
         """Returns a generated grid. Raises ValueError for an unknown split, or if no solvable grid
         is found."""
-        return draw(self.size, self.obstacles, self.seed, split, index)
+        return draw("PlanPath", self.size, self.obstacles, self.seed, split, index)
 
     def initial(self, instance: Instance) -> State:
         return State(instance, instance.start)
@@ -207,10 +207,12 @@ def _draw_row(size: int, obstacles: float, rng: random.Random) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def draw(size: int, obstacles: float, seed: int, split: str, index: int, least_moves: int = 1) -> Instance:
+def draw(
+    task: str, size: int, obstacles: float, seed: int, split: str, index: int, least_moves: int = 1
+) -> Instance:
     """Returns a random grid of a split, in which the goal is at least ``least_moves`` moves away.
 
-    Raises ValueError for an unknown split, or if none is found.
+    Raises ValueError for an unknown split, or if none is found; it names the ``task``'s field.
     """
     rng = random.Random(seed_of("plan_path", seed, split, index))
     for _ in range(MAX_DRAWS):
@@ -224,6 +226,6 @@ def draw(size: int, obstacles: float, seed: int, split: str, index: int, least_m
             return instance
     far = f" with a way of at least {least_moves} moves" if least_moves > 1 else ""
     raise ValueError(
-        f"obstacles = {obstacles}: no solvable {size}x{size} grid{far} for split {split} in {MAX_DRAWS} "
-        "draws; lower obstacles or enlarge size"
+        f"{task}.obstacles = {obstacles}: no solvable {size}x{size} grid{far} for split {split} in "
+        f"{MAX_DRAWS} draws; lower it or enlarge {task}.size"
     )

@@ -93,7 +93,7 @@ class SplitSight:
 
     def instance(self, split: str, index: int) -> Instance:
         """Returns a generated grid. Raises ValueError for an unknown split, or if no grid is found."""
-        return draw(self.size, self.obstacles, self.seed, split, index, self.least_moves)
+        return draw("SplitSight", self.size, self.obstacles, self.seed, split, index, self.least_moves)
 
     def initial(self, instance: Instance) -> State:
         return State(instance, instance.start)
