@@ -90,7 +90,7 @@ def test_as_a_user_runs_it(tmp_path):
     assert "instances/s" in ended.stdout and ended.stdout.endswith("PlanPath keeps the contract\n")
     ended = checked(tmp_path, "--gin_file=plan.gin", "--gin_param=rollout.RolloutConfig.max_tokens = 4")
     assert ended.returncode == 2 and "demonstrations fit RolloutConfig.max_tokens: one of" in ended.stdout
-    assert "error: PlanPath breaks the contract in 1 places" in ended.stderr
+    assert "error: PlanPath breaks the contract in 2 places" in ended.stderr
 
 
 @pytest.mark.slow

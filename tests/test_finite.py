@@ -75,10 +75,10 @@ def changed(x, optimizer=None, loss=None, **fields):
 
 
 def left(folder):
-    """Steps that were recorded, that were saved, and files of episodes."""
+    """Steps that were recorded, that were saved, and files of training episodes."""
     steps = [record["step"] for record in folder.read_metrics()]
     saved = sorted(int(path.name) for path in folder.checkpoints.glob("[0-9]*"))
-    return steps, saved, [path.name for path in folder.episodes.glob("*")]
+    return steps, saved, [path.name for path in folder.episodes.glob("step_??????.jsonl.gz")]
 
 
 CORRECTED, ONE_UPDATE = {"correction": 2.0}, {"minibatches": 1}

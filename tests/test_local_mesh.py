@@ -152,7 +152,9 @@ def test_steps_with_an_engine_apart_are_the_same_steps(tmp_path):
             for step in (1, 2):
                 team, record = one_step(stages, team, step)
                 records.append({key: n for key, n in record.items() if not key.startswith("perf/")})
-            episodes = [path.read_bytes() for path in sorted(folder.path.glob("episodes/*"))]
+            episodes = [
+                path.read_bytes() for path in sorted(folder.path.glob("episodes/step_??????.jsonl.gz"))
+            ]
             return jax.device_get(team.policies["shared"].params), records, episodes
 
     ours, records, episodes = stepped(x, "one")
