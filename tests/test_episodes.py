@@ -1,14 +1,17 @@
 """What is written down of episodes."""
 
 import asyncio
+import gzip
 import json
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fakes import CharTokenizer, Sum, group
 from shared_rollout import Echo, Shouts, player
 
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Episode, Outcome
 from atgrpo_jax.credit.groups import Credited, credit
 from atgrpo_jax.rollout.player import KEPT
@@ -72,6 +75,13 @@ def test_the_same_episodes_are_the_same_bytes():
         credited, _ = credit([episode], alpha=ALPHA, baseline="group", normalise="std")
         found.append(episodes.written(1, [episode], credited, CharTokenizer(), ALPHA))
     assert found[0] == found[1]
+
+
+def test_episodes_of_another_schema_are_one_line(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_episodes(1, gzip.compress(b'{"step": 1, "role": "a"}\n'))
+    with pytest.raises(RunError, match=r"step_000001.jsonl.gz has schema 1, and this version reads 2"):
+        list(folder.read_episodes(1))
 
 
 def test_every_field_is_documented(tmp_path):

@@ -32,10 +32,6 @@ def played(step, split, index, texts):
     return asyncio.run(made.play(step, split, index))
 
 
-def named(episode, **changes):
-    return dataclasses.replace(episode, **changes)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run of made-up episodes: three training steps, and tests before and after them."""
@@ -52,7 +48,7 @@ def folder(tmp_path_factory):
         group = found[0].groups[0]
         first = dataclasses.replace(group.candidates[0], text=HOSTILE, note=HOSTILE)
         group = dataclasses.replace(group, candidates=(first, *group.candidates[1:]))
-        found[0] = named(found[0], groups=(group, *found[0].groups[1:]), problem=HOSTILE)
+        found[0] = dataclasses.replace(found[0], groups=(group, *found[0].groups[1:]), problem=HOSTILE)
         folder.write_episodes(step, episodes.written(step, found, (), CharTokenizer(), alpha), "test")
     lines = [{"step": s, "rollout/success": s / 4, "test/success": 0.5} for s in range(4)]
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))

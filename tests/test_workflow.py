@@ -74,7 +74,9 @@ def test_seats_may_speak_one_by_one_and_somebody_twice_in_a_turn():
     workflow = Workflow(("planner", ("worker1", "critic"), "worker0", "planner"), seats={"worker": 2})
     assert workflow.stages == (("planner",), ("worker1", "critic"), ("worker0",), ("planner",))
     assert workflow.speakers == ("planner", "worker1", "critic", "worker0")
-    assert workflow.last == "planner"
+    assert workflow.last == "planner" and not workflow.once_each
+    assert workflow.turn_roles == ("planner", "worker", "critic", "worker", "planner")
+    assert Workflow(("a", ("b", "c"))).once_each
 
 
 def test_names_that_end_in_numbers_are_roles_unless_they_are_seats():

@@ -98,8 +98,7 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
     """Returns the numbers of a run whose mesh spans so many hosts. ``drawing`` is its engine's."""
     workflow = experiment.task.workflow
     stages = len(workflow.stages)
-    named = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
-    speakers = experiment.team.drawn(named)
+    speakers = experiment.team.drawn(workflow.turn_roles)
     rollout = experiment.rollout
     mean = dataclasses.replace(workload, new=max(round(skew.mean), 1))
     compute = experiment.compute

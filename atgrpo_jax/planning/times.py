@@ -53,8 +53,7 @@ def seconds(
     The groups are divided evenly among all who speak in a turn.
     """
     workflow = experiment.task.workflow
-    named = [workflow.seat(name)[0] for stage in workflow.stages for name in stage]
-    speakers = experiment.team.drawn(named)
+    speakers = experiment.team.drawn(workflow.turn_roles)
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
     updates: dict[Any, float] = defaultdict(float)  # mesh -> seconds; meshes work side by side
     samples = workload.groups / len(speakers) * workload.candidates

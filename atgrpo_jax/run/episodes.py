@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place, read_file
 from atgrpo_jax.common.types import Candidate, Episode, Group, GroupKey
 from atgrpo_jax.credit.groups import Credited
@@ -38,9 +39,16 @@ def written(
 
 
 def read(path: Place) -> Iterator[dict[str, Any]]:
-    """Yields the episodes of a file."""
+    """Yields the episodes of a file. Raises RunError if they have another schema."""
     for line in gzip.decompress(read_file(path)).splitlines():
-        yield json.loads(line)
+        episode = json.loads(line)
+        found = episode.get("schema", 1)
+        if found != SCHEMA:
+            raise RunError(
+                f"{path} has schema {found}, and this version reads {SCHEMA}: read the run with the version "
+                "that made it (docs/episodes.md)"
+            )
+        yield episode
 
 
 def _episode(

@@ -65,6 +65,16 @@ class Workflow:
         return tuple(dict.fromkeys(speaker for stage in self.stages for speaker in stage))
 
     @property
+    def turn_roles(self) -> tuple[str, ...]:
+        """Returns the role of each who speaks in a turn, in order; of one who speaks twice, twice."""
+        return tuple(self.seat(speaker)[0] for stage in self.stages for speaker in stage)
+
+    @property
+    def once_each(self) -> bool:
+        """Returns whether nobody speaks twice in a turn."""
+        return len(self.turn_roles) == len(self.speakers)
+
+    @property
     def last(self) -> str:
         """Returns the last speaker of a turn."""
         return self.stages[-1][-1]

@@ -12,13 +12,16 @@ from etils import epath
 
 from atgrpo_jax.common.files import is_file, names_in, read_file
 from atgrpo_jax.run import lease
+from atgrpo_jax.run.experiment import CHANGEABLE
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import kept
 
 SEED = "experiment.Experiment.seed"
 STEPS = "experiment.Experiment.steps"
-# Settings that change nothing of what is learnt. Runs that differ in these alone are one group.
-IDLE = re.compile(r".*\.(cache_dir|checkpoint_every|keep_checkpoints|workers)|" + re.escape(SEED))
+# Settings that change nothing of what a step learns. Runs that differ in these alone are one group, but
+# for the number of steps.
+_UNLEARNT = "|".join({*CHANGEABLE, "cache_dir", "workers"} - {"steps"})
+IDLE = re.compile(rf".*\.({_UNLEARNT})|" + re.escape(SEED))
 STALE_S = 120.0  # a run in a bucket whose lease is older than this has ended
 
 

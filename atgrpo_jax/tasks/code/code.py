@@ -120,8 +120,7 @@ class Code:
         unknown = sorted(set(speakers) - set(ROLES))
         require(self, "workflow", not unknown, f"roles are {' and '.join(ROLES)}, not {unknown}")
         require(self, "workflow", speakers[0] == CODER, "the coder speaks first")
-        once = sum(map(len, self.workflow.stages)) == len(speakers)
-        require(self, "workflow", once, "somebody speaks twice in a turn")
+        require(self, "workflow", self.workflow.once_each, "somebody speaks twice in a turn")
         for name in ("tests", "timeouts"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "demonstration_error", 0 <= self.demonstration_error <= 1, "must be in [0, 1]")

@@ -112,8 +112,7 @@ class Math:
         require(self, "workflow", last, rule)
         late = self.judged == "every turn" or kind_of(self.workflow.last) == JUDGE
         require(self, "judged", late, "there is no judge")
-        once = sum(map(len, self.workflow.stages)) == len(speakers)
-        require(self, "workflow", once, "somebody speaks twice in a turn")
+        require(self, "workflow", self.workflow.once_each, "somebody speaks twice in a turn")
         require(self, "least_terms", self.least_terms >= 2, "must be at least 2")
         enough = self.terms >= self.least_terms
         require(self, "terms", enough, f"must be at least least_terms = {self.least_terms}")
