@@ -48,6 +48,9 @@ def forget_programs():
     """What a file compiled goes with it: a process with all files' programs (gigabytes, and tens of thousands
     of memory maps) crashed in XLA's compiler."""
     yield
+    assert jax.config.values["jax_disable_most_optimizations"], (
+        "for the files after it, too: other bits, and a quarter slower"
+    )
     jax.clear_caches()
     gc.collect()
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pytest
 
 from atgrpo_jax.common.types import (
     Address,
@@ -195,14 +194,6 @@ def by_path(tree):
         "/".join(key.key for key in path): np.asarray(leaf, np.float64)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """For files that import it. Most of their time would be XLA's, for programs that run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 KEY = GroupKey(step=1, split="train", instance=3, episode=0, turn=0, role="a")

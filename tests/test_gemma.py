@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from fakes import LOGITS, PARITY, quickly_compiled  # noqa: F401
+from fakes import LOGITS, PARITY
 from reference import VARIANTS, forward, make, ours
 from shared_learner import items, loss_of, packed, separate_rows
 from shared_local import CONFIG, STOP, draw, request

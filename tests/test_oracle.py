@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import tape
-from fakes import PARITY, Answering, CharTokenizer, Sum, by_path, of_policy, quickly_compiled  # noqa: F401
+from fakes import PARITY, Answering, CharTokenizer, Sum, by_path, of_policy
 
 from atgrpo_jax.common.types import Outcome, Reward, Sample, seed_of
 from atgrpo_jax.credit.groups import CreditConfig

@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from chat_server import MODEL, ChatServer, completion, refusal
-from fakes import CharTokenizer, Sum, quickly_compiled  # noqa: F401
+from fakes import CharTokenizer, Sum
 from shared_trainer import MODEL as TINY
 from shared_trainer import TEXTS, TOKENIZER, experiment, fixed, honest
 

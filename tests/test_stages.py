@@ -5,7 +5,7 @@ import contextlib
 import jax
 import numpy as np
 import pytest
-from fakes import by_path, of_policy, quickly_compiled  # noqa: F401
+from fakes import by_path, of_policy
 from shared_trainer import experiment, honest
 
 from atgrpo_jax.common.errors import RunError

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
-from fakes import of_policy, quickly_compiled  # noqa: F401
+from fakes import of_policy
 from shared_trainer import experiment, fixed, honest
 
 from atgrpo_jax.common.errors import RunError

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from fakes import CharTokenizer, Longest, quickly_compiled  # noqa: F401
+from fakes import CharTokenizer, Longest
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.models.config import Architecture

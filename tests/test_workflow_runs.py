@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from fakes import Answering, AnsweringEngine, CharTokenizer, of_policy, quickly_compiled  # noqa: F401
+from fakes import Answering, AnsweringEngine, CharTokenizer, of_policy
 from shared_hosts import Party
 from shared_trainer import MODEL, TOKENIZER
 from shared_workflows import demonstrated, talk
