@@ -61,10 +61,14 @@ class Launch:
         self.environment = install(folder, ROOT, "")
 
     def start(self, *arguments: str, **more: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            ["bash", ROOT / "launch" / "hosts.sh", *arguments], env=self.environment | more, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
+        try:
+            return subprocess.Popen(
+                ["bash", ROOT / "launch" / "hosts.sh", *arguments], env=self.environment | more, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def run(self, *arguments: str, **more: str) -> tuple[int, list[str], list[str]]:
         """Returns the exit code, and the lines of output and errors."""

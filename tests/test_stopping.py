@@ -196,3 +196,13 @@ def test_the_handlers_before_are_restored():
     with Stopping():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_nobody_is_asked_who_has_left():
+    """A host that fails waits for the others to leave. Their news must not become its own stop."""
+    with Stopping() as outer:
+        with Stopping() as inner:
+            pass
+        inner.ask(signal.SIGTERM)
+        time.sleep(2 * LOOK_S)
+        assert outer.asked is None

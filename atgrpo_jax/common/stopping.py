@@ -58,7 +58,8 @@ class Stopping:
         self._again = False  # whether that was a second signal
         self._stopped_s = math.inf  # time at which the main thread was last made to stop
         self._told = False  # whether the person was told what the stop waits for
-        self._before: dict[int, object] = {}
+        self._before: dict[int, object] = {}  # the handlers before; empty outside of the ``with``
+        self._open = threading.Lock()  # nobody sends a signal while the handlers are given back
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is not threading.main_thread():
@@ -77,8 +78,10 @@ class Stopping:
         if not self._before:
             return
         signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        with self._open:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            self._before = {}
         self._theirs.close()
         self._listener.join()
         self._ours.close()
@@ -102,12 +105,13 @@ class Stopping:
     def ask(self, number: int) -> None:
         """Asks the main thread to stop, as a first signal ``number`` does. For other threads.
 
-        It does nothing if the main thread was asked before. A signal that comes later does not count
-        as a second one.
+        It does nothing if the main thread was asked before, or has left the ``with``: whoever listens
+        then would take the signal for a person's. A signal that comes later does not count as a second one.
         """
-        if self.asked is None and self._before:
-            self._for_others = True
-            os.kill(os.getpid(), number)
+        with self._open:
+            if self.asked is None and self._before:
+                self._for_others = True
+                os.kill(os.getpid(), number)
 
     def _raise_if_pending(self) -> None:
         if self._again:
