@@ -15,9 +15,10 @@ from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import folder_path
 from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.nodes import FORM
 from atgrpo_jax.viewing.contents import kept
 from atgrpo_jax.viewing.page import write_page
-from atgrpo_jax.viewing.text import FORM, node
+from atgrpo_jax.viewing.text import node
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
 _OUT = flags.DEFINE_string(

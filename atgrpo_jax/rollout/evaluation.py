@@ -220,15 +220,29 @@ def evaluate(
 
     Every role draws one candidate, which is executed. ``partners`` answer for roles that have some.
     """
-    propose = engine_propose(engine, sampling, 1, seed)
-    player = Player(
-        task, team, tokenizer, propose, sampling, seed, runner=runner, select="first", partners=partners
-    )
+    player = evaluating(task, team, tokenizer, engine, sampling, seed, runner, partners)
     costs_before = partners.costs if partners is not None else {}
     played = play_all(player, step, split, range(instances), episodes, on_episode, hosts, at_once)
     solved_IK = np.array([episode.solved for episode in played]).reshape(instances, episodes)
     spent = dict(costs_since(partners, costs_before))
     return Score(solved_IK, sum(episode.turns for episode in played) / len(played), played, spent)
+
+
+def evaluating(
+    task: Task | ToolTask,
+    team: Team,
+    tokenizer: Tokenizer,
+    engine: Engine,
+    sampling: Sampling | Mapping[str, Sampling],
+    seed: int,
+    runner: Runner | None,
+    partners: Partners | None,
+) -> Player:
+    """Returns what plays the episodes of an evaluation: groups of one candidate, which is executed."""
+    propose = engine_propose(engine, sampling, 1, seed)
+    return Player(
+        task, team, tokenizer, propose, sampling, seed, runner=runner, select="first", partners=partners
+    )
 
 
 def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:

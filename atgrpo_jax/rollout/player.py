@@ -71,6 +71,7 @@ class Player:
     exclude: tuple[str, ...] = (Outcome.ENGINE_ERROR.value,)
     clock: Clock = dataclasses.field(default_factory=Clock)  # time in the task and the tokenizer
     partners: Partners | None = None  # answer for the team's partners; None if ``propose`` does
+    forced: Mapping[GroupKey, int] = dataclasses.field(default_factory=dict)  # executed whatever they earn
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """Plays one episode of the team on ``task.instance(split, index)``."""
@@ -188,6 +189,7 @@ class Player:
                 )
             seed = seed_of("select", self.seed, key.path())
             chosen = choose([c.reward for c in candidates], self.select, self.team.alpha_of(key.role), seed)
+            chosen = self.forced.get(key, chosen)
         return Group(tuple(candidates), chosen), steps
 
     async def _run(self, state: Any, key: GroupKey, text: str) -> Sequence[ProgramResult]:

@@ -37,6 +37,7 @@ class RunFolder:
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
+    replays/*.jsonl.gz (episodes that were played on in another way)  taught/*.jsonl.gz (by a step)
     hosts.jsonl (on how many hosts, and which mesh)  partners/*.jsonl (what partners answered)
     """
 
@@ -55,6 +56,8 @@ class RunFolder:
         self.evaluated = self.path / "evaluations"
         self.shapes = self.path / "hosts.jsonl"  # see shapes.py
         self.partners = self.path / "partners"  # see partners/answers.py
+        self.replays = self.path / "replays"  # see replaying/kept.py
+        self.taught = self.path / "taught"
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.report = self.path / "report.html"
@@ -157,11 +160,12 @@ class RunFolder:
             )
         text = "".join(json.dumps(record) + "\n" for record in records[: step + 1])
         write_atomically(self.metrics, text.encode())
-        for name in names_in(self.episodes):
-            found = _EPISODES.fullmatch(name)
-            undone = _PARTIAL.fullmatch(name) or (found and int(found[1]) > step)
-            if undone and is_file(self.episodes / name):
-                remove_file(self.episodes / name)
+        for folder in (self.episodes, self.taught):
+            for name in names_in(folder):
+                found = _EPISODES.fullmatch(name)
+                undone = _PARTIAL.fullmatch(name) or (found and int(found[1]) > step)
+                if undone and is_file(folder / name):
+                    remove_file(folder / name)
 
     def write_episodes(self, step: int, content: bytes, split: str = "train") -> None:
         """Writes what ``episodes.written`` made of a step's episodes, or of those of an evaluation."""
@@ -175,16 +179,29 @@ class RunFolder:
 
     def write_evaluation(self, split: str, content: bytes) -> str:
         """Writes the episodes of a later evaluation. Returns the name of the file in evaluations/."""
-        make_folder(self.evaluated)
-        taken = names_in(self.evaluated)
-        numbers = (f"{number:04d}_{split}.jsonl.gz" for number in itertools.count(1))
-        name = next(name for name in numbers if name not in taken)
-        write_atomically(self.evaluated / name, content)
-        return name
+        return _write_next(self.evaluated, f"_{split}.jsonl.gz", content)
+
+    def write_replay(self, content: bytes) -> str:
+        """Writes an episode that was played on in another way. Returns the name of the file in replays/."""
+        return _write_next(self.replays, ".jsonl.gz", content)
+
+    def taught_by(self, step: int) -> Place:
+        """Returns the path of what a step taught."""
+        return self.taught / self.episodes_of(step).name
 
     def episodes_of(self, step: int, split: str = "train") -> Place:
         """Returns the path of a step's episodes, or of those of its evaluation on another split."""
         return self.episodes / f"step_{step:06d}{'' if split == 'train' else f'.{split}'}.jsonl.gz"
+
+
+def _write_next(folder: Place, ending: str, content: bytes) -> str:
+    """Writes a file under the next free number. Returns its name."""
+    make_folder(folder)
+    taken = names_in(folder)
+    names = (f"{number:04d}{ending}" for number in itertools.count(1))
+    name = next(name for name in names if name not in taken)
+    write_atomically(folder / name, content)
+    return name
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.shapes import earlier, settle
-from atgrpo_jax.run.team_learner import TeamLearner
+from atgrpo_jax.run.team_learner import TeamLearner, TeamState
 
 
 class SavedRun:
@@ -48,10 +48,18 @@ class SavedRun:
             raise RunError(f"{self.folder.path} has no checkpoint yet")
         return step
 
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoints, in ascending order, damaged ones included."""
+        return self._checkpoints.steps()
+
     def weights(self, step: int) -> Mapping[str, PolicyWeights]:
         """Reads the weights of all policies after ``step``. Raises RunError if it cannot."""
+        return self.learner.weights(self.team(step))
+
+    def team(self, step: int) -> TeamState:
+        """Reads the team after ``step``. Raises RunError if it cannot."""
         try:
-            return self.learner.weights(self.learner.restore(self._checkpoints, step))
+            return self.learner.restore(self._checkpoints, step)
         except Damaged as error:
             raise RunError(
                 f"{error}; there are steps {', '.join(map(str, self._checkpoints.steps()))}"

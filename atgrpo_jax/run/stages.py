@@ -277,11 +277,22 @@ def _rollouts(
 ) -> Rollouts:
     """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
     settings = experiment.rollout
+    episodes = 1 if settings.tree else settings.candidates
+    player = training(experiment, engine, runner, partners)
+    at_once = experiment.engine.at_once
+    instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
+    return Rollouts(player, engine, settings.instances, episodes, hosts, instances_at_once)
+
+
+def training(
+    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None
+) -> Player:
+    """Returns what plays the episodes of a training step."""
+    settings = experiment.rollout
     by_role = experiment.by_role
     sampling = {role: own.sampling for role, own in by_role.items()}
     candidates = {role: own.candidates if settings.tree else 1 for role, own in by_role.items()}
-    episodes = 1 if settings.tree else settings.candidates
-    player = Player(
+    return Player(
         experiment.task,
         experiment.team,
         experiment.tokenizer,
@@ -293,6 +304,3 @@ def _rollouts(
         exclude=settings.exclude,
         partners=partners,
     )
-    at_once = experiment.engine.at_once
-    instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
-    return Rollouts(player, engine, settings.instances, episodes, hosts, instances_at_once)

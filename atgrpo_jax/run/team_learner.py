@@ -3,11 +3,12 @@
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import check_tree
@@ -42,6 +43,12 @@ class TeamState(NamedTuple):
     policies: Mapping[str, PolicyState]
     base: Any = None  # frozen parameters that adapters are on; None in a team without adapters
     version: int = 0  # of the weights: how many updates the team has had; the engine is told it
+
+
+class Watch(Protocol):
+    """Looks at each minibatch of an update, just before its optimizer step."""
+
+    def __call__(self, policy: str, learner: Learner, state: PolicyState, inputs: UpdateInputs) -> None: ...
 
 
 class TeamLearner:
@@ -160,12 +167,12 @@ class TeamLearner:
         return self._learner(BASE).shapes.params
 
     def update(
-        self, team: TeamState, credited: Sequence[Credited], step: int
+        self, team: TeamState, credited: Sequence[Credited], step: int, watch: Watch | None = None
     ) -> tuple[TeamState, dict[str, float]]:
         """Updates the policies whose turn it is with their groups. Returns the team, and metrics.
 
-        A policy without groups stays as it is. The arrays of the others' old states are freed.
-        Raises NotFinite for the first number of an update, or of the states after it, that is not
+        A policy without groups stays as it is. The arrays of the others' old states are freed. ``watch``
+        looks on, if it is given. Raises NotFinite for the first number of an update, or of the states after it, that is not
         finite. Raises RunError if the logprobs of sampler and learner differ too much.
         """
         experiment = self._experiment
@@ -181,6 +188,8 @@ class TeamLearner:
             records = []
             tokens_run = 0
             for inputs, found in self._inputs(policy, team, items[policy], step):
+                if watch is not None:
+                    watch(policy, learner, state, inputs)
                 state, of_update = learner.update(state, inputs)
                 records.append(of_update | found)
                 what = f"minibatch {len(records)} of policy {policy} in step {step}"
@@ -206,16 +215,7 @@ class TeamLearner:
     ) -> Iterable[tuple[UpdateInputs, dict[str, float]]]:
         """Returns the inputs of a policy's updates in one step, and metrics of their correction."""
         experiment = self._experiment
-        batches = minibatches(
-            items,
-            experiment.batch,
-            count=experiment.loss.minibatches,
-            epochs=experiment.loss.epochs,
-            seed=seed_of("minibatches", experiment.seed, step),
-            aggregate=experiment.loss.aggregate,
-            constant=experiment.rollout.max_tokens,
-            objectives={role: experiment.losses.index(own.loss) for role, own in experiment.by_role.items()},
-        )
+        batches = self.batches(items, step)
         rate = experiment.team.rates.get(policy, 1.0)
         reference = self.reference.get(policy)
         given = (UpdateInputs(batch, rate, reference, team.base) for batch in batches)
@@ -225,6 +225,25 @@ class TeamLearner:
         # All with the parameters from before the first update.
         params = team.policies[policy].params
         return [self._learners[policy].corrected(params, inputs, most) for inputs in given]
+
+    def batches(self, items: Sequence[Credited], step: int) -> Iterator[Batch]:
+        """Yields the minibatches of a policy's groups in one step, as they are before any correction."""
+        experiment = self._experiment
+        return minibatches(
+            items,
+            experiment.batch,
+            count=experiment.loss.minibatches,
+            epochs=experiment.loss.epochs,
+            seed=seed_of("minibatches", experiment.seed, step),
+            aggregate=experiment.loss.aggregate,
+            constant=experiment.rollout.max_tokens,
+            objectives={role: experiment.losses.index(own.loss) for role, own in experiment.by_role.items()},
+        )
+
+    def logprobs(self, team: TeamState, policy: str, batch: Batch) -> np.ndarray:
+        """Returns the logprobs [A, B, T] of a batch's trained tokens, by one policy of the team."""
+        params = team.policies[policy].params
+        return self._learners[policy].logprobs(params, UpdateInputs(batch, base=team.base))
 
     def compile(self, name: str, batch: Batch) -> list[jax.stages.Compiled]:
         """Calls ``Learner.compile`` for one policy, with the run's settings."""

@@ -95,6 +95,7 @@ class Learner:
         self._jit_logprobs = jax.jit(
             self._logprobs, in_shardings=(computing.params, inputs), out_shardings=plain
         )
+        self._jit_pushes = jax.jit(self._pushes, in_shardings=(computing.params, inputs), out_shardings=plain)
         self._jit_apply = jax.jit(
             self._apply,
             donate_argnums=0,
@@ -175,7 +176,7 @@ class Learner:
           ("correction") and the largest |logprob - the sampler's| ("logprob_gap").
         """
         batch = inputs.batch
-        logprobs_ABT = np.asarray(self._jit_logprobs(params, self._on_devices(inputs)))[: len(batch.tokens)]
+        logprobs_ABT = self.logprobs(params, inputs)
         trained = batch.trained
         counts_ABT = trained.weights > 0
         ratio_ABT = np.where(counts_ABT, logprobs_ABT - trained.old_logprobs, np.float32(0))
@@ -189,6 +190,20 @@ class Learner:
             "logprob_gap": float(np.abs(ratio_ABT).max()),
         }
         return inputs._replace(batch=batch._replace(trained=trained)), found
+
+    def logprobs(self, params: Any, inputs: UpdateInputs) -> np.ndarray:
+        """Returns the logprobs [A, B, T] of the trained tokens, each at its own temperature."""
+        found_ABT = self._jit_logprobs(params, self._on_devices(inputs))
+        return np.asarray(found_ABT)[: len(inputs.batch.tokens)]
+
+    def pushes(self, params: Any, inputs: UpdateInputs) -> np.ndarray:
+        """Returns how hard an update from ``params`` pushes each trained token up.
+
+        It is -d loss / d logprob [A, B, T], with entropies held fixed. Without clipping and at ratio 1
+        that is the token's weight times its advantage.
+        """
+        found_ABT = self._jit_pushes(params, self._on_devices(inputs))
+        return np.asarray(found_ABT)[: len(inputs.batch.tokens)]
 
     def _fresh(self, key: jax.Array) -> Any:
         params = init_params(self.model, key)
@@ -204,6 +219,26 @@ class Learner:
 
         with exact_products(self.model.compute):
             return jax.lax.map(logprobs, inputs.batch)
+
+    def _pushes(self, params: Any, inputs: UpdateInputs) -> jax.Array:
+        weights = self.weights(params, inputs.base)
+
+        def pushes(micro):
+            trained = micro.trained
+            logprobs_BT, entropy_BT = self._packed.logprobs(weights, micro)
+            reference_BT = None
+            if inputs.reference is not None:
+                reference_BT, _ = self._packed.logprobs(self.weights(inputs.reference, inputs.base), micro)
+            if self._objective.prepare is not None:
+                trained = self._objective.prepare(logprobs_BT, trained, answers(micro))
+
+            def loss(logprobs_BT):
+                return self._objective.tokens(logprobs_BT, entropy_BT, reference_BT, trained)[0]
+
+            return -jax.grad(loss)(logprobs_BT)
+
+        with exact_products(self.model.compute):
+            return jax.lax.map(pushes, inputs.batch)
 
     def _update(self, state: PolicyState, inputs: UpdateInputs) -> tuple[PolicyState, dict[str, jax.Array]]:
         grads, metrics = self._gradients(state.params, inputs)

@@ -1,12 +1,11 @@
 """Shows one node of a run as a text, for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.run.folder import RunFolder
-
-FORM = "STEP/SPLIT/INSTANCE[/EPISODE[/TURN[/STAGE[/SPEAKER]]]], e.g. 12/train/352 or 0/test/3/0/1/0/mover"
+from atgrpo_jax.run.nodes import Node, speaker
 
 
 def node(folder: RunFolder, name: str) -> str:
@@ -14,63 +13,55 @@ def node(folder: RunFolder, name: str) -> str:
 
     Raises ConfigError if the name has another form, and RunError if there is no such node.
     """
-    step, split, instance, *deeper = _levels(name)
-    path = folder.episodes_of(step, split)
+    wanted = Node.parse(name)
+    path = folder.episodes_of(wanted.step, wanted.split)
     try:
-        episodes = list(folder.read_episodes(step, split))
+        episodes = list(folder.read_episodes(wanted.step, wanted.split))
     except FileNotFoundError as error:
-        raise RunError(f"{path} is not there: no episodes of {split} in step {step} are kept") from error
-    found = [episode for episode in episodes if episode["instance"] == instance]
+        raise RunError(
+            f"{path} is not there: no episodes of {wanted.split} in step {wanted.step} are kept"
+        ) from error
+    found = [episode for episode in episodes if episode["instance"] == wanted.instance]
     if not found:
         there = sorted({episode["instance"] for episode in episodes})
-        raise RunError(f"{path} has no instance {instance}; it has {there[0]} to {there[-1]}")
-    texts = [_episode(episode, deeper) for episode in found if _under(episode, "episode", deeper[:1])]
-    texts = [text for text in texts if text]
-    if not texts:
-        raise RunError(f"{path} has nothing at {name}; without its last part, the whole is shown")
-    return "\n\n".join(texts)
-
-
-def _levels(name: str) -> tuple[Any, ...]:
-    parts = name.split("/")
-    numbers = [*parts[:1], *parts[2:6]]
-    if not 3 <= len(parts) <= 7 or not all(part.isdigit() for part in numbers):
-        raise ConfigError(f"{name!r} is no node; expected {FORM}")
-    return int(parts[0]), parts[1], *map(int, parts[2:6]), *parts[6:]
-
-
-def _under(record: Mapping[str, Any], field: str, wanted: list[Any]) -> bool:
-    return not wanted or record[field] == wanted[0]
-
-
-def _episode(episode: Mapping[str, Any], deeper: list[Any]) -> str:
-    groups = [
-        group
-        for group in episode["groups"]
-        if _under(group, "turn", deeper[1:2])
-        and _under(group, "stage", deeper[2:3])
-        and (not deeper[3:] or speaker(group) == deeper[3])
+        raise RunError(f"{path} has no instance {wanted.instance}; it has {there[0]} to {there[-1]}")
+    texts = [
+        episode_text(episode, groups, wanted.k)
+        for episode in found
+        if wanted.episode in (None, episode["episode"])
+        and (groups := list(filter(wanted.holds, episode["groups"])))
     ]
-    if not groups:
+    if not any(texts):
+        raise RunError(f"{path} has nothing at {name}; without its last part, the whole is shown")
+    return "\n\n".join(filter(None, texts))
+
+
+def episode_text(
+    episode: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], k: int | None = None
+) -> str:
+    """Returns a text of an episode with these of its groups, or with one candidate of each."""
+    shown = [text for group in groups if (text := _group(group, k))]
+    if not shown:
         return ""
     head = (
         f"{episode['split']}, step {episode['step']}, instance {episode['instance']}, "
         f"episode {episode['episode']}: {episode['end']} after {episode['turns']} turns"
     )
-    return "\n\n".join([head, *map(_group, groups)])
+    return "\n\n".join([head, *shown])
 
 
-def speaker(group: Mapping[str, Any]) -> str:
-    """Returns the name of who spoke: the role's, or its seat's."""
-    return group["role"] if group["seat"] is None else f"{group['role']}{group['seat']}"
-
-
-def _group(group: Mapping[str, Any]) -> str:
+def _group(group: Mapping[str, Any], only: int | None) -> str:
+    if only is not None and only >= len(group["candidates"]):
+        return ""
     head = (
         f"== turn {group['turn']}, stage {group['stage']}, {speaker(group)}, policy {group['policy']}, "
         f"weights {group['version']}"
     )
-    candidates = [_candidate(c, k, k == group["executed"]) for k, c in enumerate(group["candidates"])]
+    candidates = [
+        _candidate(candidate, k, k == group["executed"])
+        for k, candidate in enumerate(group["candidates"])
+        if only in (None, k)
+    ]
     return "\n".join([head, _indented(group["prompt"]), *candidates])
 
 
