@@ -62,12 +62,12 @@ def main(argv: list[str]) -> None:
     change = Change(_TEMPERATURE.value, _EXECUTE.value, _SAY.value)
     given = [Node.parse(name) for name in _NODE.value]
     steps = sorted({_number(text) for text in _TAUGHT.value or ()})
-    if not (given or _RANDOM.value or steps):
-        raise ConfigError("say what to draw again: --node, --random, or --taught; see --help")
     if _EXECUTE.value is not None and _SAY.value is not None:
         raise ConfigError("--execute and --say each name what is executed; give one of them")
     if change != SAME and not given:
         raise ConfigError("--temperature, --execute and --say need a --node")
+    if not (given or _RANDOM.value or steps):
+        raise ConfigError("say what to draw again: --node, --random, or --taught; see --help")
     saved = SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value))
     if steps:
         _teach(saved, steps)

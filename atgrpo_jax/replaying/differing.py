@@ -46,7 +46,7 @@ def _group(was: Group | None, group: Group, k: int | None, tokenizer: Tokenizer)
     pairs = list(zip(was.candidates, group.candidates, strict=False))
     numbers = range(len(pairs)) if k is None else [k]
     different = {i: words for i in numbers if (words := _candidate(*pairs[i], tokenizer))}
-    said = [f"candidate {i}: {words}" for i, words in different.items()]
+    said = [f"candidate {i}: {words}" for i, words in list(different.items())[:1]]
     if was.chosen != group.chosen and len(was.candidates) == len(group.candidates):
         said.append(f"candidate {group.chosen} is executed, {was.chosen} is recorded")
     if not said:

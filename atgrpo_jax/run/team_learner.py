@@ -172,8 +172,10 @@ class TeamLearner:
         """Updates the policies whose turn it is with their groups. Returns the team, and metrics.
 
         A policy without groups stays as it is. The arrays of the others' old states are freed. ``watch``
-        looks on, if it is given. Raises NotFinite for the first number of an update, or of the states after it, that is not
-        finite. Raises RunError if the logprobs of sampler and learner differ too much.
+        looks on, if it is given.
+
+        Raises NotFinite for the first number of an update, or of the states after it, that is not finite.
+        Raises RunError if the logprobs of sampler and learner differ too much.
         """
         experiment = self._experiment
         began = time.monotonic()
