@@ -38,7 +38,9 @@ from atgrpo_jax.viewing.contents import kept
 from atgrpo_jax.viewing.text import episode_text
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
-_NODE = flags.DEFINE_multi_string("node", [], f"What to draw again: {FORM}. It may be given several times")
+_NODE = flags.DEFINE_multi_string(
+    "node", [], f"What to draw again: {FORM}. It may be given several times. E.g. --node=12/train/352"
+)
 _RANDOM = flags.DEFINE_integer("random", 0, "So many groups of the run, taken at random. E.g. --random=20", 0)
 _SEED = flags.DEFINE_integer("seed", 0, "Which groups --random takes. E.g. --seed=1", 0)
 _TEMPERATURE = flags.DEFINE_float(

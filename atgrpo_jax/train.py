@@ -43,6 +43,12 @@ _OTHER_HOSTS = flags.DEFINE_bool(
     "another way, and the run folder records it. E.g. --other_hosts",
 )
 
+_CHANGED_CODE = flags.DEFINE_bool(
+    "changed_code",
+    False,
+    "Let a run go on although a module of yours has changed since it began. The run folder keeps both. "
+    "E.g. --changed_code",
+)
 _GATHER = flags.DEFINE_enum(
     "gather",
     "devices",
@@ -80,7 +86,7 @@ def main(argv: list[str]) -> None:
     cpu = _GATHER.value == "cpu"
     with joined(place, _HEARTBEAT.value, _PATIENCE.value, cpu, _LOCKSTEP.value) as hosts:
         check_same_start(hosts, gin_config.render(experiment))
-        with claim(folder, experiment, hosts, _OTHER_HOSTS.value) as begun:
+        with claim(folder, experiment, hosts, _OTHER_HOSTS.value, _CHANGED_CODE.value) as begun:
             summary = train(begun, folder, hosts)
     if hosts.index == 0:
         write_page(folder, folder.report)

@@ -87,7 +87,7 @@ def test_what_ends_before_its_end_does_not_end_with_0(code):
 
 COMMANDS = {
     "train": {"gin_file", "gin_param", "run_dir", "hosts", "host", "coordinator", "heartbeat", "patience",
-              "other_hosts", "gather", "lockstep"},
+              "other_hosts", "changed_code", "gather", "lockstep"},
     "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "against", "split", "instances",
                  "episodes", "temperature", "mesh"},
     "export": {"run_dir", "out", "step", "merge", "mesh"},
@@ -95,6 +95,7 @@ COMMANDS = {
              "sigma"},
     "compare": {"out", "curve"},
     "runs": set(),
+    "replay": {"run_dir", "node", "random", "seed", "temperature", "execute", "say", "taught", "mesh"},
     "report": {"run_dir", "out", "step", "text", "episodes", "mb"},
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},

@@ -20,6 +20,7 @@ from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import BASE, Team
+from atgrpo_jax.run.kept_files import by_content, represented
 from atgrpo_jax.run.role_settings import RoleSettings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Runner
@@ -213,8 +214,11 @@ class Experiment:
         return dataclasses.replace(self, tokenizer=self.tokenizer.dated(like))
 
     def identity(self) -> str:
-        """Returns a digest; experiments with the same one leave the same bytes, step by step."""
-        return hash_bytes(repr(_without_changeable(self))).hex()
+        """Returns a digest; experiments with the same one leave the same bytes, step by step.
+
+        Files count by their contents, wherever they are.
+        """
+        return hash_bytes(represented(_without_changeable(self))).hex()
 
 
 def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
@@ -251,7 +255,8 @@ def _without_changeable(experiment: Experiment) -> Experiment:
 def first_difference(name: str, ours: Any, theirs: Any) -> str | None:
     """Returns a line on the first field in which two values differ; None if they are equal.
 
-    ``name`` is what to call them if they are not dataclasses.
+    Paths are equal if what is there has the same content. ``name`` is what to call the values if they
+    are not dataclasses.
     """
     if type(ours) is type(theirs) and dataclasses.is_dataclass(ours):
         for field in dataclasses.fields(ours):
@@ -260,4 +265,6 @@ def first_difference(name: str, ours: Any, theirs: Any) -> str | None:
             if found:
                 return found
         return None
-    return None if ours == theirs else f"{name} = {theirs!r} there, {ours!r} given"
+    if ours == theirs or by_content(ours) == by_content(theirs):
+        return None
+    return f"{name} = {theirs!r} there, {ours!r} given"

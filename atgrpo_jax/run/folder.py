@@ -22,7 +22,7 @@ from atgrpo_jax.common.files import (
     remove_file,
     write_atomically,
 )
-from atgrpo_jax.run import episodes, lease
+from atgrpo_jax.run import episodes, kept_files, lease
 from atgrpo_jax.run.kept_source import FOLDER
 from atgrpo_jax.run.lease import Lease
 
@@ -33,7 +33,8 @@ _PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 class RunFolder:
     """The folder of one run, on a disk or in a bucket. It has the paths of all its files.
 
-    config.gin  metrics.jsonl  tensorboard/  checkpoints/  code/
+    config.gin  metrics.jsonl  tensorboard/  checkpoints/
+    kept/ (files that it reads)  code/ (modules of the user's)  starts.jsonl (with what, on which machine)
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
@@ -61,7 +62,9 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.report = self.path / "report.html"
-        self.code = self.path / FOLDER  # source of parts that a notebook or script defined
+        self.kept = self.path / kept_files.FOLDER  # what it reads: problems, prompts, tokenizers
+        self.starts = self.path / "starts.jsonl"  # see starts.py
+        self.code = self.path / FOLDER  # source of the user's own parts
         self._lock: int | None = None  # on a disk: the open file that is locked
         self._lease: Lease | None = None  # in a bucket
 
@@ -77,6 +80,7 @@ class RunFolder:
             self.code.name,
             self.shapes.name,
             self.partners.name,
+            self.kept.name,
         }
         no_folder = isinstance(self.path, Path) and self.path.exists() and not self.path.is_dir()
         if no_folder or names_in(self.path) - begun:

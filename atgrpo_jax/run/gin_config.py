@@ -22,13 +22,15 @@ from gin import config_parser
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PARAM = "--gin_param"
+HERE = "$HERE/"  # in a text of a gin file: the file's own folder
 
 
 def load(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> Experiment:
     """Returns the experiment that gin files and further bindings describe.
 
     The last value of a field counts: files are read in order, and bindings after them. Files, and
-    those that they include, are looked for in the working directory, then in ``gin_folder()``.
+    those that they include, are looked for in the working directory, then in ``gin_folder()``. In a
+    file, "$HERE/" is the folder of that file.
 
     Raises ConfigError, in one line that names the file at fault, for a file that is not there, an
     unknown name, a value of the wrong type or range, or an impossible combination.
@@ -74,6 +76,16 @@ def render(experiment: Experiment) -> str:
     if (lost := first_difference("Experiment", experiment, again)) is not None:
         raise ConfigError(f"this run could not be read again from its config.gin: {lost}")
     return text
+
+
+def movable(text: str, folder: Place) -> str:
+    """Returns a gin file that ``render`` wrote, in which "$HERE/" stands for its own ``folder``."""
+    return text.replace(ascii(f"{folder}/")[1:-1], HERE)
+
+
+def _escaped(text: str) -> str:
+    """Returns a text as it can stand between quotes of either kind."""
+    return text.encode("unicode_escape").decode().replace("'", "\\'").replace('"', '\\"')
 
 
 def _experiment(reader: "_Reader", sources: str) -> Experiment:
@@ -153,7 +165,7 @@ class _Reader:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{of}{name} cannot be read: {error}") from error
         self._reading.append(path)
-        self.read_text(text, name, {}, lines=True)
+        self.read_text(text.replace(HERE, _escaped(f"{path.parent}/")), name, {}, lines=True)
         self._reading.pop()
 
     def read_text(

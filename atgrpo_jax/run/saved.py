@@ -16,6 +16,8 @@ from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.kept_files import check_kept, keep
+from atgrpo_jax.run.kept_modules import settle_code
 from atgrpo_jax.run.shapes import earlier, settle
 from atgrpo_jax.run.team_learner import TeamLearner, TeamState
 
@@ -30,6 +32,7 @@ class SavedRun:
         self.folder = RunFolder(path)
         if not self.folder.exists():
             raise RunError(f"{self.folder.path} holds no run")
+        check_kept(self.folder.kept)
         self.experiment = gin_config.load(str(self.folder.config))
         self._checkpoints = Checkpoints(
             self.folder.checkpoints,
@@ -82,14 +85,19 @@ def moved(experiment: Experiment, mesh: MeshConfig) -> Experiment:
 
 @contextlib.contextmanager
 def claim(
-    folder: RunFolder, given: Experiment, hosts: Hosts = ALONE, other_hosts: bool = False
+    folder: RunFolder,
+    given: Experiment,
+    hosts: Hosts = ALONE,
+    other_hosts: bool = False,
+    changed_code: bool = False,
 ) -> Iterator[Experiment]:
     """Locks the folder for this run until the end of the ``with``, and writes the run's config there.
 
     Host 0 does this for all ``hosts``. Yields that config: ``given``, with the date on which the run
     began. Raises RunError if the folder holds another run or something else, has more steps than
     ``given`` asks for, or is not the same one for all hosts. It may have been made by another number
-    of hosts, or on another mesh, only if ``other_hosts``.
+    of hosts, or on another mesh, only if ``other_hosts``. The user's own modules may have changed since
+    only if ``changed_code``.
     """
     begun = given
 
@@ -99,7 +107,7 @@ def claim(
             check_no_pattern(folder.path)
         folder.exists()  # raises before a lock file is left in a folder of somebody else
         folder.lock()
-        begun = _begun(folder, given, hosts.count, other_hosts)
+        begun = _begun(folder, given, hosts.count, other_hosts, changed_code)
         return b""
 
     try:
@@ -109,13 +117,16 @@ def claim(
                 f"host {index} does not see {folder.path} of host 0; the run folder must be on a disk that "
                 "all hosts share, or in a bucket"
             )
-        yield gin_config.load(str(folder.config)) if hosts.index else begun
+        yield given.begun(gin_config.load(str(folder.config))) if hosts.index else begun
     finally:
         folder.unlock()
 
 
-def _begun(folder: RunFolder, given: Experiment, hosts: int, other_hosts: bool) -> Experiment:
+def _begun(
+    folder: RunFolder, given: Experiment, hosts: int, other_hosts: bool, changed_code: bool
+) -> Experiment:
     known = folder.exists()  # asked again: a run may have begun in between
+    check_kept(folder.kept)
     recorded = gin_config.load(str(folder.config)) if known else None
     experiment = given.begun(recorded)
     done = max(steps_in(folder.checkpoints), default=0)
@@ -125,5 +136,12 @@ def _begun(folder: RunFolder, given: Experiment, hosts: int, other_hosts: bool) 
             "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
         )
     settle(folder, experiment, recorded, hosts, done, other_hosts)
-    write_atomically(folder.config, gin_config.render(experiment).encode())
+    if recorded is None:
+        reads = keep(experiment, folder.kept)
+    else:  # the same contents, where the run keeps them
+        own = {name: getattr(recorded, name) for name in ("task", "tokenizer", "pretrained")}
+        reads = dataclasses.replace(experiment, **own)
+    settle_code(experiment, folder.code, done, changed_code)
+    text = gin_config.render(reads)
+    write_atomically(folder.config, gin_config.movable(text, folder.path).encode())
     return experiment

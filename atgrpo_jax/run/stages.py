@@ -27,6 +27,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
 from atgrpo_jax.run.shapes import earlier
+from atgrpo_jax.run.starts import record_start
 from atgrpo_jax.run.team_learner import TeamLearner, TeamState
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.calls import check_split
@@ -113,6 +114,7 @@ class Stages:
         """Prepares the run folder to go on after step ``newest``, or to begin. Only host 0 does this."""
         latest = -1 if newest is None else newest
         self.folder.rewind(latest)
+        record_start(self.folder, latest, self.hosts.count)
         self._writer = MetricsWriter(self.folder, first=latest + 1)
         if newest is not None:
             say(f"going on after step {newest} of {self.folder.path}")

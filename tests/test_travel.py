@@ -1,0 +1,255 @@
+"""A run folder holds what it takes to go on elsewhere, and notices what has changed since it began."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference import VARIANTS, make, make_tokenizer
+from shared_hosts import left, weights
+
+from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import experiment_difference
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.kept_files import check_kept, keep, paths_of
+from atgrpo_jax.run.saved import claim
+from atgrpo_jax.tasks.math.math import Math
+
+TEMPLATES = Path(sys.modules[Math.__module__].__file__).parents[1] / "templates" / "math" / "full"
+MINE = """
+import dataclasses
+
+import helper
+from atgrpo_jax.tasks.math.math import Math
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(Math):
+    def act(self, state, role, text, runs=()):
+        step = super().act(state, role, text, runs)
+        return dataclasses.replace(step, reward=helper.paid(text))
+"""
+HELPER = """
+from atgrpo_jax.common.types import Reward
+
+
+def paid(text):
+    return Reward.of(0.0, length=float(len(text.encode())))
+"""
+GIN = """
+from __gin__ import dynamic_registration
+import mine
+
+include "parts/model.gin"
+
+MODEL = "model"
+
+experiment.Experiment.task = @mine.Mine()
+experiment.Experiment.steps = 2
+experiment.Experiment.checkpoint_every = 1
+experiment.Experiment.warm_start = None
+mine.Mine.files = {"train": "problems.jsonl", "validation": "valid.jsonl", "test": "held.jsonl"}
+mine.Mine.prompts = "prompts"
+mine.Mine.workflow = @workflow.Workflow()
+workflow.Workflow.order = ("reasoner",)
+workflow.Workflow.turns = 1
+local.LocalEngineConfig.max_prompt = 1024
+rollout.RolloutConfig.instances = 2
+rollout.RolloutConfig.candidates = 3
+rollout.RolloutConfig.max_tokens = 6
+batch.BatchConfig.row_tokens = 1024
+evaluation.EvaluationConfig.instances = 2
+evaluation.EvaluationConfig.every = 0
+"""
+
+
+def write_home(home):
+    """Makes what a run reads: modules, gin file, problems, prompts and a model folder."""
+    home.mkdir(parents=True)
+    (home / "mine.py").write_text(MINE)
+    (home / "helper.py").write_text(HELPER)
+    (home / "mine.gin").write_text(GIN)
+    rows = [{"question": f"{i} + {i}", "answer": str(2 * i)} for i in range(10)]
+    for name, own in (("problems", rows[:6]), ("held", rows[6:8]), ("valid", rows[8:])):
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    shutil.copytree(TEMPLATES, home / "prompts")
+    (home / "model").mkdir()
+    kind, options = VARIANTS["llama"]
+    make(home / "model", kind, options | {"vocab_size": 257})
+    make_tokenizer(home / "model")
+
+
+def command(home, name, *words):
+    path = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", f"atgrpo_jax.{name}", *words],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def trained(home, *words):
+    ran = command(home, "train", *words)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A home with two runs: ``runs/whole`` of four steps and ``runs/half``, the first two of them."""
+    home = tmp_path_factory.mktemp("travel") / "home"
+    write_home(home)
+    trained(
+        home, "--gin_file=mine.gin", "--run_dir=runs/whole", "--gin_param=experiment.Experiment.steps = 4"
+    )
+    trained(home, "--gin_file=mine.gin", "--run_dir=runs/half")
+    return home
+
+
+def training(folder):
+    """Returns what ``left`` does, without scores: a run is scored where it ends."""
+    records, episodes = left(folder)
+    kept = [
+        {name: v for name, v in one.items() if name.split("/")[0] not in ("test", "validation")}
+        for one in records
+    ]
+    return kept, {name: content for name, content in episodes.items() if name.count(".") == 2}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_elsewhere_with_nothing_but_its_folder(made, tmp_path):
+    elsewhere = tmp_path / "it's elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(made / "runs" / "half", elsewhere / "run")
+    away = made.rename(made.with_name("away"))
+    try:
+        trained(
+            elsewhere,
+            "--gin_file=run/config.gin",
+            "--run_dir=run",
+            "--gin_param=experiment.Experiment.steps = 4",
+        )
+        for name, words in (
+            ("evaluate", ["--run_dir=run", "--step=3", "--instances=2"]),
+            ("export", ["--run_dir=run", "--out=out"]),
+            ("replay", ["--run_dir=run", "--random=2"]),
+            ("report", ["--run_dir=run"]),
+        ):
+            ran = command(elsewhere, name, *words)
+            assert ran.returncode == 0, (name, ran.stderr[-3000:])
+    finally:
+        away.rename(made)
+    whole = made / "runs"
+    (whole / "run").symlink_to(whole / "whole")  # where ``left`` looks
+    assert training(elsewhere) == training(whole)
+    for ours, theirs in zip(weights(elsewhere), weights(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert (elsewhere / "out" / "base_of_adapters").exists() or (elsewhere / "out" / "reasoner").exists()
+    first, second = map(json.loads, (elsewhere / "run" / "starts.jsonl").read_text().splitlines())
+    assert (first["after_step"], second["after_step"]) == (-1, 2)
+    assert first["folder"] == str(made) and second["folder"] == str(elsewhere)
+    assert first["versions"]["jax"] and first["machine"]["devices"]
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_as_long_as_nothing_has_changed(made, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(made, home, symlinks=True)
+    again = ["--gin_file=mine.gin", "--run_dir=runs/half", "--gin_param=experiment.Experiment.steps = 3"]
+    what = random.choice(["problems.jsonl", "prompts/reasoner.txt", "model/tokenizer.json"])
+    before = (home / what).read_text()
+    changed = before.replace("1 + 1", "1 + 2") if what == "problems.jsonl" else before + "\n"
+    (home / what).write_text(changed)
+    ran = command(home, "train", *again)
+    assert ran.returncode == 2 and "holds a run of another config" in ran.stderr, (what, ran.stderr)
+    assert what.partition("/")[0] in ran.stderr, (what, ran.stderr)
+    (home / what).write_text(before)
+
+    (home / "helper.py").write_text(HELPER + "# another one\n")
+    ran = command(home, "train", *again)
+    assert ran.returncode == 2
+    assert "helper.py has changed since the run began" in ran.stderr and "--changed_code" in ran.stderr
+    trained(home, *again, "--changed_code")
+    code = home / "runs" / "half" / "code"
+    assert (code / "helper.py").read_text() != (code / "before_step_3" / "helper.py").read_text() == HELPER
+    trained(home, *again)  # that one is the run's now
+
+
+@pytest.fixture
+def home(tmp_path):
+    write_home(tmp_path / "home")
+    return tmp_path / "home"
+
+
+LINES = (
+    "from atgrpo_jax.tasks.math import math",
+    "from atgrpo_jax.tokens import tokens",
+    "experiment.Experiment.task = @math.Math()",
+    "experiment.Experiment.tokenizer = @tokens.FolderTokenizer()",
+    "workflow.Workflow.order = ('reasoner',)",
+)
+
+
+def loaded(home):
+    files = {
+        split: f"{home}/{'problems' if split == 'train' else 'held'}.jsonl" for split in ("train", "test")
+    }
+    own = (f"math.Math.files = {files!r}", f"math.Math.prompts = '{home}/prompts'")
+    model = f"tokens.FolderTokenizer.folder = '{home}/model'"
+    return gin_config.load("smoke.gin", [*LINES, *own, model])
+
+
+def test_files_count_by_content_wherever_they_are(home, tmp_path):
+    here = loaded(home)
+    assert {Path(path).name for path in paths_of(here)} == {
+        "problems.jsonl",
+        "held.jsonl",
+        "prompts",
+        "model",
+    }
+    other = tmp_path / "other"
+    shutil.copytree(home, other)
+    there = loaded(other)
+    assert here.identity() == there.identity() and experiment_difference(here, there) is None
+    (other / "held.jsonl").write_text((other / "held.jsonl").read_text() + "\n")
+    there = loaded(other)
+    assert here.identity() != there.identity()
+    assert experiment_difference(here, there).startswith("Math.files = ")
+
+
+def test_what_is_kept_is_the_same_without_weights(home, tmp_path):
+    here = loaded(home)
+    kept = keep(here, tmp_path / "kept")
+    assert here.identity() == kept.identity()
+    assert all(path.startswith(str(tmp_path / "kept")) for path in paths_of(kept))
+    assert not list((tmp_path / "kept" / "model").glob("*.safetensors"))
+    assert kept.tokenizer.digest() == here.tokenizer.digest()
+    shutil.rmtree(home)
+    assert kept.task.instance("train", 0) and kept.identity() == keep(kept, tmp_path / "again").identity()
+    check_kept(tmp_path / "kept")
+    (tmp_path / "kept" / "prompts" / "reasoner.txt").write_text("{{ question }}")
+    with pytest.raises(
+        RunError, match=r".*/kept/prompts/reasoner.txt is missing or has changed since the run began"
+    ):
+        check_kept(tmp_path / "kept")
+
+
+def test_a_config_is_read_wherever_its_folder_is(home, tmp_path):
+    for name in ("run", "a 'quoted' \"one\"", "ümlaut\\n"):
+        folder = RunFolder(tmp_path / "runs" / name)
+        with claim(folder, loaded(home)):
+            pass
+        assert "$HERE/kept/problems.jsonl" in folder.config.read_text()
+        moved = tmp_path / f"moved_{len(name)}"
+        folder.path.rename(moved)
+        read = gin_config.load(str(moved / "config.gin"))
+        assert read.identity() == loaded(home).identity()
+        assert all(path.startswith(str(moved)) for path in paths_of(read))
