@@ -84,8 +84,10 @@ setup(
             "google-cloud-storage>=3,<4",
             "gymnasium==1.4.0",
             "hypothesis>=6.100",
+            "ipykernel>=7",  # the notebook is run, cell by cell
             "libtpu==0.0.52",
             "mypy==2.4.1",
+            "nbclient>=0.11",
             "outlines-core>=0.2.14,<0.3",
             "peft>=0.17",
             "pytest>=8",
