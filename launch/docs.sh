@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Builds the documentation site of this checkout, or looks at links. Warnings are errors.
+#   bash launch/docs.sh                  builds it in build/site; open index.html there
+#   bash launch/docs.sh --out=FOLDER     builds it in another folder
+#   bash launch/docs.sh --serve[=PORT]   builds it, and serves it at http://localhost:8000 or that port
+#   bash launch/docs.sh --links          lists links to other places, and those that lead nowhere
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+out="$root/build/site" port=""
+case "${1:-}" in
+  "") ;;
+  --out=?*) out="${1#*=}" ;;
+  --serve) port=8000 ;;
+  --serve=?*) port="${1#*=}" ;;
+  --links) ;;
+  *)
+    echo "error: ${1@Q} is none of --out=FOLDER, --serve, --serve=PORT and --links" >&2
+    exit 2
+    ;;
+esac
+install_checkout "[docs]"
+if [ "${1:-}" = --links ]; then
+  exec "$venv/bin/python" "$root/docs/site/links.py"
+fi
+# All pages are read anew: pages of the reference depend on the code.
+"$venv/bin/python" -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --conf-dir "$root/docs/site" \
+  --doctree-dir "$out.read" "$root" "$out"
+rm -r "$out.read"
+echo "$out/index.html"
+if [ -n "$port" ]; then
+  exec "$venv/bin/python" -m http.server --bind localhost --directory "$out" "$port"
+fi
