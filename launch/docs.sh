@@ -22,11 +22,12 @@ install_checkout "[docs]"
 if [ "${1:-}" = --links ]; then
   exec "$venv/bin/python" "$root/docs/site/links.py"
 fi
-# All pages are read anew: pages of the reference depend on the code.
-"$venv/bin/python" -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --conf-dir "$root/docs/site" \
-  --doctree-dir "$out.read" "$root" "$out"
-rm -r "$out.read"
+# What Sphinx keeps of pages is not used again: pages of the reference depend on the code.
+kept="$(mktemp -d)"
+trap 'rm -rf "$kept"' EXIT
+"$venv/bin/python" -m sphinx --quiet --fail-on-warning --keep-going --conf-dir "$root/docs/site" \
+  --doctree-dir "$kept" "$root" "$out"
 echo "$out/index.html"
 if [ -n "$port" ]; then
-  exec "$venv/bin/python" -m http.server --bind localhost --directory "$out" "$port"
+  "$venv/bin/python" -m http.server --bind localhost --directory "$out" "$port"
 fi
