@@ -6,20 +6,21 @@
 #   bash launch/docs.sh --links          lists links to other places, and those that lead nowhere
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-out="$root/build/site" port=""
-case "${1:-}" in
-  "") ;;
-  --out=?*) out="${1#*=}" ;;
-  --serve) port=8000 ;;
-  --serve=?*) port="${1#*=}" ;;
-  --links) ;;
-  *)
-    echo "error: ${1@Q} is none of --out=FOLDER, --serve, --serve=PORT and --links" >&2
-    exit 2
-    ;;
-esac
+out="$root/build/site" port="" links=""
+for word in "$@"; do
+  case "$word" in
+    --out=?*) out="${word#*=}" ;;
+    --serve) port=8000 ;;
+    --serve=?*) port="${word#*=}" ;;
+    --links) links=1 ;;
+    *)
+      echo "error: ${word@Q} is none of --out=FOLDER, --serve, --serve=PORT and --links" >&2
+      exit 2
+      ;;
+  esac
+done
 install_checkout "[docs]"
-if [ "${1:-}" = --links ]; then
+if [ -n "$links" ]; then
   exec "$venv/bin/python" "$root/docs/site/links.py"
 fi
 # What Sphinx keeps of pages is not used again: pages of the reference depend on the code.

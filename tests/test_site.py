@@ -6,8 +6,10 @@ import enum
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,13 +125,25 @@ def site(tmp_path_factory):
     given = (ROOT / "setup.py").read_bytes()
     sum_of = subprocess.run(["cksum"], input=given, capture_output=True, check=True).stdout.decode().strip()
     (folder / "venv" / ".atgrpo").write_text(f"{ROOT} {sum_of} [docs]\n")
-    done = subprocess.run(
-        ["bash", ROOT / "launch" / "docs.sh", f"--out={folder / 'site'}"],
-        cwd=folder, env=os.environ | {"ATGRPO_VENV": str(folder / "venv")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, f"{folder / 'site' / 'index.html'}\n"), done.stderr
-    assert {path.name for path in folder.iterdir()} == {"venv", "site"}
-    return folder / "site"
+    out = folder / "site"
+    with open(folder / "errors", "w+") as errors:
+        process = subprocess.Popen(
+            ["bash", ROOT / "launch" / "docs.sh", f"--out={out}", "--serve=0"], start_new_session=True,
+            env=os.environ | {"ATGRPO_VENV": str(folder / "venv"), "PYTHONUNBUFFERED": "1"},
+            cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+        try:
+            said = [process.stdout.readline(), process.stdout.readline()]
+            errors.seek(0)
+            assert said[0] == f"{out / 'index.html'}\n", errors.read()
+            (port,) = re.findall(r"port (\d+)", said[1])
+            with urllib.request.urlopen(f"http://localhost:{port}/", timeout=60) as answer:
+                assert b"README.html" in answer.read()
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.communicate(timeout=60)
+    assert {path.name for path in folder.iterdir()} == {"venv", "site", "errors"}
+    return out
 
 
 class Page(HTMLParser):
