@@ -4,6 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+DOCS = ["furo>=2025.12", "myst-parser>=5.1,<6", "sphinx>=9.0,<10"]
 
 setup(
     name="atgrpo_jax",
@@ -75,8 +76,10 @@ setup(
         "reasoning-gym": ["reasoning-gym==0.1.25"],  # for ``ReasoningGym``; scorers run as of this release
         "gymnasium": ["gymnasium==1.4.0"],  # for ``StepWise`` with ``Gymnasium``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.tools.model_folder --name=smollm2-135m``
+        "docs": DOCS,  # the documentation site: ``bash launch/docs.sh``
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
+            *DOCS,
             "bm25s>=0.3.16,<0.4",
             "build>=1.2",  # tests/test_package.py, with the setuptools of this environment
             "gcsfs>=2025.3",
@@ -84,8 +87,10 @@ setup(
             "google-cloud-storage>=3,<4",
             "gymnasium==1.4.0",
             "hypothesis>=6.100",
+            "ipykernel>=7",  # the notebook is run, cell by cell
             "libtpu==0.0.52",
             "mypy==2.4.1",
+            "nbclient>=0.11",
             "outlines-core>=0.2.14,<0.3",
             "peft>=0.17",
             "pytest>=8",

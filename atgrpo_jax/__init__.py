@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from atgrpo_jax.tasks.workflow import Workflow as Workflow
     from atgrpo_jax.tokens.tokens import FolderTokenizer as FolderTokenizer
     from atgrpo_jax.tokens.tokens import TinyTokenizer as TinyTokenizer
+    from atgrpo_jax.tools.check_task import check_experiment as check_experiment
     from atgrpo_jax.update.batch import BatchConfig as BatchConfig
     from atgrpo_jax.update.objectives import GSPOLossConfig as GSPOLossConfig
     from atgrpo_jax.update.objectives import LossConfig as LossConfig
@@ -118,6 +119,7 @@ _HOMES = {
     "tasks.splits": ("in_split",),
     "tasks.workflow": ("Workflow",),
     "tokens.tokens": ("FolderTokenizer", "TinyTokenizer"),
+    "tools.check_task": ("check_experiment",),
     "update.batch": ("BatchConfig",),
     "update.objectives": ("GSPOLossConfig", "LossConfig", "Objective"),
     "update.optimizer": ("OptimizerConfig",),

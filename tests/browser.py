@@ -42,7 +42,7 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path):
+async def opened(path: Path, query="", ready="document.body.dataset.ready === 'yes'"):
     """The page of a file, loaded and ready."""
     with tempfile.TemporaryDirectory() as profile:
         command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
@@ -57,8 +57,8 @@ async def opened(path: Path):
                     page = Page(socket)
                     for domain in ("Page", "Network", "Runtime", "Log"):
                         await page.call(f"{domain}.enable")
-                    await page.call("Page.navigate", url=path.as_uri())
-                    await _until(page, "document.body && document.body.dataset.ready === 'yes'")
+                    await page.call("Page.navigate", url=path.as_uri() + query)
+                    await _until(page, f"document.body && ({ready})")
                     yield page
         finally:
             browser.terminate()

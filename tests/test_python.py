@@ -86,12 +86,18 @@ def test_importing_the_package_imports_no_jax():
 
 @pytest.fixture
 def cell(monkeypatch):
-    """Runs a text as a cell of a notebook: in ``__main__``, with its lines where IPython puts them."""
+    """Runs a text as a cell of a notebook: in ``__main__``, with its lines where IPython puts them.
+
+    A cell that is run again has the same file. IPython lists all that it was given.
+    """
     main = types.ModuleType("__main__")
+    main._ih = []
     monkeypatch.setitem(sys.modules, "__main__", main)
 
-    def run(text, name="<ipython-input-1>"):
+    def run(text):
+        name = f"/nowhere/cell-{hash(text)}.py"
         monkeypatch.setitem(linecache.cache, name, (len(text), None, text.splitlines(True), name))
+        main._ih.append(text)
         exec(compile(text, name, "exec"), vars(main))
         return main
 
@@ -114,9 +120,27 @@ def test_a_task_of_a_cell_is_kept_with_all_that_it_uses(cell, tmp_path):
 
 def test_another_definition_is_another_class(cell, tmp_path):
     first = kept(cell(CELL).Three(), tmp_path)
-    second = kept(cell(CELL.replace("GOAL = 3", "GOAL = 4"), "<ipython-input-2>").Three(), tmp_path)
+    second = kept(cell(CELL.replace("GOAL = 3", "GOAL = 4")).Three(), tmp_path)
     assert type(first).__module__ != type(second).__module__
     assert not second.act(second.initial("x"), "b", "abc").solved
+
+
+def test_a_class_without_functions_is_kept_as_the_cell_that_ran_last_has_it(cell, tmp_path):
+    """Its own class does not say in which cell it was defined. The same cell may run twice."""
+    said = "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Said:\n    number: int = {}\n"
+    for number in (1, 2, 1):
+        main = cell(said.format(number))
+    with pytest.raises(SyntaxError):
+        cell("class Said:\n")
+    assert kept(main.Said(), tmp_path).number == 1
+    (file,) = tmp_path.glob("kept_*.py")
+    assert "number: int = 1" in file.read_text()
+
+
+def test_a_class_whose_source_nobody_has_is_named(cell, tmp_path):
+    main = cell("text = 'import dataclasses\\n@dataclasses.dataclass\\nclass Said: pass'\nexec(text)")
+    with pytest.raises(ConfigError, match="the source of Said is not known"):
+        kept(main.Said(), tmp_path)
 
 
 TWO = """
@@ -181,8 +205,9 @@ NOTEBOOK = """
 import asyncio, linecache, sys
 import atgrpo_jax as at
 text = open("cell.py").read()
-linecache.cache["<ipython-input-1>"] = len(text), None, text.splitlines(True), "<ipython-input-1>"
-exec(compile(text, "<ipython-input-1>", "exec"), globals())
+linecache.cache["/nowhere/cell.py"] = len(text), None, text.splitlines(True), "/nowhere/cell.py"
+_ih = [text]
+exec(compile(text, "/nowhere/cell.py", "exec"), globals())
 
 async def notebook():
     experiment = at.Experiment(

@@ -12,7 +12,7 @@ import pytest
 
 from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.errors import Stopped
-from atgrpo_jax.common.stopping import LOOK_S, ONE_STOP_S, PATIENCE_S, Stopping
+from atgrpo_jax.common.stopping import DEAF_S, LOOK_S, ONE_STOP_S, PATIENCE_S, Stopping
 
 
 def send(number):
@@ -175,6 +175,37 @@ def test_a_main_thread_that_hears_nothing_is_ended():
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "stopped at once; the same command goes on from what is saved" in err
+
+
+def test_a_process_of_somebody_else_is_not_ended():
+    """Its main thread hears nothing for six seconds, in which an impatient person sends two signals."""
+    program = (
+        "import ctypes, threading, time\n"
+        "from atgrpo_jax.common.errors import Stopped\n"
+        "from atgrpo_jax.common.stopping import Stopping\n"
+        "mutex = ctypes.create_string_buffer(64)\n"
+        "lock, unlock = ctypes.CDLL(None).pthread_mutex_lock, ctypes.CDLL(None).pthread_mutex_unlock\n"
+        "try:\n"
+        "    with Stopping(may_exit=False):\n"
+        "        lock(mutex)\n"
+        "        threading.Timer(6.0, unlock, [mutex]).start()\n"
+        "        print('ready', flush=True)\n"
+        "        lock(mutex)\n"
+        "        time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('goes on')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # until it is in that call
+    process.send_signal(signal.SIGINT)
+    time.sleep(DEAF_S + 0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "goes on\n"), err
+    assert err.strip() == "stopping when what is compiled or computed now has ended"
 
 
 def test_threads_other_than_the_main_one_leave_signals_alone():

@@ -38,11 +38,14 @@ class Stopping:
     Python runs no handler while the main thread is inside a call of C code, which may compile for
     minutes. So a second thread listens, too. It ends the process where nothing can be lost. A
     second signal ends the process in any case: nothing more is saved, but what is on disk is whole.
+    If the process is a notebook's or another program's, ``may_exit`` is false, and the stop waits until
+    the call of C code has ended.
 
     Only the main thread gets signals. In any other thread this class does nothing.
     """
 
-    def __init__(self):
+    def __init__(self, may_exit: bool = True):
+        self._may_exit = may_exit
         self.unsaved: Callable[[], bool] = lambda: False
         self.anywhere = True  # whether a stop may be raised outside of ``interruptible()`` at all
         self.before_exit: Callable[[], None] = lambda: None  # called before the process is ended
@@ -191,7 +194,7 @@ class Stopping:
             return
         deaf = self._pending is None or self._order is not None
         late = self._again and waited_s > CLEAN_UP_S
-        if late or (deaf and (self._again or not self.unsaved())):
+        if self._may_exit and (late or (deaf and (self._again or not self.unsaved()))):
             self.before_exit()
             say_at_once("stopped at once; the same command goes on from what is saved")
             os._exit(128 + number)
@@ -200,7 +203,10 @@ class Stopping:
 
     def _tell(self) -> None:
         self._told = True
-        say_at_once("stopping when this step is complete and saved; a second signal stops at once")
+        if self.unsaved() or self._may_exit:
+            say_at_once("stopping when this step is complete and saved; a second signal stops at once")
+        else:
+            say_at_once("stopping when what is compiled or computed now has ended")
 
     def _knock(self, number: int, order: Literal["look again", "ask again", "at once"]) -> None:
         main = threading.main_thread().ident

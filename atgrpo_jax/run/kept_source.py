@@ -106,29 +106,32 @@ class _Source:
 
     def _definition(self, name: str, value: Any) -> ast.stmt:
         """Returns the newest definition of a class or function."""
-        for file in _files(value):
-            tree = ast.parse("".join(linecache.getlines(file)))
+        for text in self._texts(value):
+            try:
+                tree = ast.parse(text)
+            except SyntaxError:
+                continue  # a cell that never ran; the notebook has said so
             for node in reversed(tree.body):
                 kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
                 if isinstance(node, kinds) and node.name == name:
                     self._later |= any(ast.unparse(other) + "\n" == _LATER for other in tree.body)
                     return node
-        raise ConfigError(f"the source of {name} is not known; define it in a file and import it")
+        raise ConfigError(
+            f"the source of {name} is not known; define it in a cell that does not begin with %%, or in a "
+            "file and import it"
+        )
 
-
-def _files(value: Any) -> Iterator[str]:
-    """Yields the files and cells that may define a class or function, the likeliest first."""
-    functions = [value] if isinstance(value, types.FunctionType) else vars(value).values()
-    for function in functions:
-        if isinstance(function, types.FunctionType) and linecache.getlines(function.__code__.co_filename):
-            yield function.__code__.co_filename
-    script = getattr(sys.modules[_MAIN], "__file__", None)
-    if script:
-        yield script
-    # The cells of a notebook, newest first, for a class without functions of its own.
-    for file in reversed(list(linecache.cache)):
-        if "ipykernel" in file or file.startswith("<ipython"):
-            yield file
+    def _texts(self, value: Any) -> Iterator[str]:
+        """Yields the source of what may define a class or function, the likeliest first."""
+        functions = [value] if isinstance(value, types.FunctionType) else vars(value).values()
+        for function in functions:
+            if isinstance(function, types.FunctionType):
+                yield "".join(linecache.getlines(function.__code__.co_filename))
+        if script := self._main.get("__file__"):
+            yield "".join(linecache.getlines(script))
+        # A class without functions of its own: IPython lists the cells in the order in which they ran,
+        # and calls their files what it likes.
+        yield from reversed(self._main.get("_ih", []))
 
 
 def _names(node: ast.AST) -> list[str]:

@@ -17,14 +17,17 @@ from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.run.team_learner import TeamState
 
 
-def train(experiment: Experiment, folder: RunFolder, hosts: Hosts | None = None) -> dict[str, Any]:
+def train(
+    experiment: Experiment, folder: RunFolder, hosts: Hosts | None = None, may_exit: bool = True
+) -> dict[str, Any]:
     """Trains to ``experiment.steps``, from the newest checkpoint of ``folder`` if there is one.
 
     Returns the summary, which is also written to the folder. After SIGTERM or Ctrl-C it saves the
-    last complete step and raises Stopped. If the run has several ``hosts``, all of them call this.
+    last complete step and raises Stopped, or ends the process if it ``may_exit`` (``Stopping``). If the
+    run has several ``hosts``, all of them call this.
     """
     hosts = hosts or Alone()
-    with Stopping() as stopping, Stages(experiment, folder, hosts) as stages:
+    with Stopping(may_exit) as stopping, Stages(experiment, folder, hosts) as stages:
         hosts.heed(stopping, stages.unsaved)
         try:
             team = stages.begin()

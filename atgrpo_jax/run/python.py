@@ -29,7 +29,8 @@ def train_team(experiment: Experiment, run_dir: str | os.PathLike[str]) -> dict[
     the folder.
 
     It works inside a running event loop (a notebook) and in any thread. Signals reach only the main
-    thread, so a stop is heard only there: it saves the last complete step and raises Stopped.
+    thread, so a stop is heard only there: it saves the last complete step and raises Stopped. It never
+    ends the process, so it has to wait while something is compiled.
 
     Raises UserError for what a person can mend, in one line.
     """
@@ -37,4 +38,4 @@ def train_team(experiment: Experiment, run_dir: str | os.PathLike[str]) -> dict[
     folder = RunFolder(run_dir)
     folder.exists()  # raises before anything is written in a folder of somebody else
     with claim(folder, kept(experiment, folder.code)) as begun:
-        return train(begun, folder)
+        return train(begun, folder, may_exit=False)

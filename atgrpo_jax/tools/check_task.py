@@ -40,9 +40,15 @@ def check_experiment(
     say: Callable[[str], None] = lambda line: None,
     bound: float = BOUND,
 ) -> list[Violation]:
-    """Calls ``check``, and also checks that prompts and demonstrations fit the experiment's limits.
+    """Returns where the task of an experiment breaks the contract, as rules and what was seen.
 
-    Returns all problems.
+    It is ``check``, and it also looks whether prompts and demonstrations fit the experiment's limits.
+    The command ``tools.check_task`` asks another process for the instances as well.
+
+    Args:
+      instances: how many of each split are looked at.
+      say: is told how fast instances are made, and how long prompts and demonstrations are.
+      bound: largest absolute value of a reward, and of the sums of rewards over an episode.
     """
     began = time.monotonic()
     try:
