@@ -2,26 +2,34 @@
 
     python -m atgrpo_jax.report --run_dir=runs/plan
 
-The page is RUN_DIR/report.html, or --out. The run may still be going on. --text prints one node of
-a run instead: an episode, a turn, or what one role said there.
+The page is RUN_DIR/report.html, or --out. The run may still be going on. --watch writes the page
+anew (RUN_DIR/watch.html) until the run has ended, and an open page follows it. --text prints one
+node of a run instead: an episode, a turn, or what one role said there.
 
+    python -m atgrpo_jax.report --run_dir=runs/plan --watch
     python -m atgrpo_jax.report --run_dir=runs/plan --text=12/train/352
 """
+
+import time
 
 from absl import flags
 
 from atgrpo_jax.common.cli import refuse_arguments, run_main
-from atgrpo_jax.common.errors import ConfigError, RunError
-from atgrpo_jax.common.files import folder_path
+from atgrpo_jax.common.errors import ConfigError, RunError, Stopped
+from atgrpo_jax.common.files import Place, folder_path
 from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import kept
-from atgrpo_jax.viewing.page import write_page
+from atgrpo_jax.viewing.folders import is_running
+from atgrpo_jax.viewing.page import Writer
 from atgrpo_jax.viewing.text import FORM, node
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
 _OUT = flags.DEFINE_string(
-    "out", None, "The page to write; RUN_DIR/report.html if not given. E.g. --out=a.html"
+    "out",
+    None,
+    "The page to write; if not given, report.html or, with --watch, watch.html in the run folder. E.g. "
+    "--out=a.html",
 )
 _STEP = flags.DEFINE_list(
     "step", None, "Steps whose episodes are shown; those that tell most if not given. E.g. --step=0,100,300"
@@ -30,6 +38,10 @@ _TEXT = flags.DEFINE_string("text", None, f"Prints a node: {FORM}. E.g. --text=1
 _EPISODES = flags.DEFINE_integer(
     "episodes", 64, "Most episodes of a step that are shown, evenly chosen. E.g. --episodes=200", 1
 )
+_WATCH = flags.DEFINE_bool(
+    "watch", False, "Write the page anew, every --every seconds, until the run has ended. E.g. --watch"
+)
+_EVERY = flags.DEFINE_float("every", 30.0, "Seconds between two pages of --watch. E.g. --every=10", 1.0)
 _MB = flags.DEFINE_float("mb", 16.0, "About how large the page may become, in megabytes. E.g. --mb=50", 0.1)
 
 
@@ -46,12 +58,35 @@ def main(argv: list[str]) -> None:
     steps = tuple(map(_number, _STEP.value or ()))
     files = kept(folder)
     unknown = sorted(set(steps) - {file.step for file in files})
-    if unknown:
+    if unknown and not _WATCH.value:  # they may still come
         raise ConfigError(f"--step: there are no episodes of step {', '.join(map(str, unknown))}")
-    path = folder.report if _OUT.value is None else folder_path(_OUT.value)
+    # The run itself writes its report at its end: another file, so that no two write the same one.
+    path = folder.path / "watch.html" if _WATCH.value else folder.report
+    path = path if _OUT.value is None else folder_path(_OUT.value)
+    if _WATCH.value:
+        watch(folder, Writer(folder, path, steps, _EPISODES.value, _MB.value), path, _EVERY.value)
+        return
     with Progress("episodes", max(len(files), 1), "file") as progress:
-        names = write_page(folder, path, steps, _EPISODES.value, _MB.value, progress.advance)
+        names = Writer(folder, path, steps, _EPISODES.value, _MB.value, progress.advance).write()
     print(f"{path}: episodes of {len(names)} of {len(files)} files. Open it in a browser.")
+
+
+def watch(folder: RunFolder, writer: Writer, path: Place, every_s: float) -> None:
+    """Writes the page again and again, and a last time when no process trains in the folder any more.
+
+    After a stop (Ctrl-C) the page that is left loads itself no more.
+    """
+    try:
+        while is_running(folder):  # asked before the page is written: it has all of the end
+            writer.write(every_s)
+            print(f"{path}: step {len(folder.read_metrics()) - 1}", flush=True)
+            time.sleep(every_s)
+        writer.write()
+        print(f"{path}: nothing trains in {folder.path} any more; this is the last page")
+    except Stopped as stopped:
+        writer.write()
+        stopped.note = f"{path} stays as it is; the run goes on"
+        raise
 
 
 def _number(text: str) -> int:

@@ -129,7 +129,7 @@ async def _click_through(path):
         assert await all_of("#list li") == []
         await choose("signal", "")
         # A click on a step opens it.
-        await page.run("document.querySelector('#table tbody tr:nth-child(2)').click()")
+        await page.run("document.querySelector('#table tbody tr:nth-child(3)').click()")
         await page.run("new Promise((r) => setTimeout(r, 200))")
         assert await page.run("$('file').value") == "train-1"
         # The same test instance before and after, and what it says is text.

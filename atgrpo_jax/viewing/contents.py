@@ -97,7 +97,7 @@ def _candidate(candidate: Mapping[str, Any], tokenizer: Tokenizer | None) -> dic
         plain["pieces"] = pieces
     elif tokenizer is not None and pieces[:-1] and "".join(pieces[:-1]) == candidate["text"]:
         plain["pieces"] = pieces[:-1]  # the last one is the stop token, which the text leaves out
-    return plain | {"logprobs": [_short(float(x)) for x in candidate["logprobs"]]}
+    return plain | {"logprobs": _short(candidate["logprobs"])}
 
 
 def _short(value: Any) -> Any:
@@ -105,6 +105,8 @@ def _short(value: Any) -> Any:
         return float(f"{value:.{FINE}g}")
     if isinstance(value, Mapping):
         return {name: _short(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_short(one) for one in value]
     return value
 
 

@@ -7,8 +7,8 @@ import html
 import importlib.resources
 import json
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import read_file, write_atomically
@@ -23,57 +23,96 @@ from atgrpo_jax.viewing.contents import (
     summary_of,
     tokenizer_of,
 )
+from atgrpo_jax.viewing.text import SIGNS
 
+SCRIPTS = ("words.js", "curves.js", "trees.js", "page.js")  # one script, in this order
 # What a browser may do with the page: nothing but run what is in it.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write_page(
-    folder: RunFolder,
-    path: Any,
-    steps: tuple[int, ...] = (),
-    most_episodes: int = 64,
-    most_mb: float = 16.0,
-    on_file: Callable[[], None] = lambda: None,
-) -> list[str]:
-    """Writes the page. Returns the names of the files of episodes that are in it.
+class Part(NamedTuple):
+    """A file of episodes, as it is in the page."""
+
+    packed: str
+    shown: int  # episodes
+    of: int  # that the file has
+
+
+class Writer:
+    """Writes the page of a run, also again and again while the run goes on.
 
     Args:
       steps: whose episodes are shown; those that tell most about the run if none are given.
       most_episodes: of each file; evenly chosen if there are more.
       most_mb: about how large the page may become.
+      on_file: called after each file of episodes.
     """
-    tokenizer, missing = tokenizer_of(folder)
-    there = [file for file in kept(folder) if not steps or file.step in steps]
-    parts: dict[str, str] = {}
-    files = []
-    left = most_mb * 1e6
-    for file in by_interest(there):
-        episodes = list(folder.read_episodes(file.step, file.split))
-        chosen = [shown(episodes[i], tokenizer) for i in evenly(len(episodes), most_episodes)]
-        packed = _packed(chosen)
-        left -= len(packed)
-        if left < 0 and parts:
-            break
-        parts[file.name] = packed
-        files.append(
-            {"name": file.name, "step": file.step, "split": file.split,
-             "shown": len(chosen), "of": len(episodes)}
-        )  # fmt: skip
-        on_file()
-    records = folder.read_metrics()
-    contents = {
-        "title": folder.path.name,
-        "summary": summary_of(folder),
-        "config": read_file(folder.config).decode(),
-        "steps": [record["step"] for record in records],
-        "series": series(records),
-        "files": sorted(files, key=lambda file: (file["split"], file["step"])),
-        "kept": len(there),
-        "missing": missing,
-    }
-    write_atomically(path, _page(folder.path.name, contents, parts).encode())
-    return list(parts)
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        path: Any,
+        steps: Sequence[int] = (),
+        most_episodes: int = 64,
+        most_mb: float = 16.0,
+        on_file: Callable[[], None] = lambda: None,
+    ):
+        self._folder = folder
+        self._path = path
+        self._steps = steps
+        self._most_episodes = most_episodes
+        self._most_mb = most_mb
+        self._on_file = on_file
+        self._tokenizer, self._missing = tokenizer_of(folder)
+        self._known: dict[Kept, Part] = {}  # files do not change, so each is read once
+
+    def write(self, reload_s: float | None = None) -> list[str]:
+        """Writes the page. Returns the names of the files of episodes that are in it.
+
+        With ``reload_s`` the page loads itself anew after so many seconds.
+        """
+        folder = self._folder
+        there = [file for file in kept(folder) if not self._steps or file.step in self._steps]
+        parts: dict[Kept, Part] = {}
+        before, self._known = self._known, {}  # what is no longer shown is forgotten
+        left = self._most_mb * 1e6
+        for file in by_interest(there):
+            part = self._known[file] = before.get(file) or self._read(file)
+            left -= len(part.packed)
+            if left < 0 and parts:
+                break
+            parts[file] = part
+            self._on_file()
+        records = folder.read_metrics()
+        contents = {
+            "title": folder.path.name,
+            "summary": summary_of(folder),
+            "config": read_file(folder.config).decode(),
+            "steps": [record["step"] for record in records],
+            "series": series(records),
+            "files": [
+                {"name": f.name, "step": f.step, "split": f.split, "shown": parts[f].shown, "of": parts[f].of}
+                for f in sorted(parts, key=lambda file: (file.split, file.step))
+            ],
+            "kept": len(there),
+            "missing": self._missing,
+            "signs": SIGNS,
+            "reload_s": reload_s,
+        }
+        packed = {file.name: part.packed for file, part in parts.items()}
+        write_atomically(self._path, _page(folder.path.name, contents, packed).encode())
+        return list(packed)
+
+    def _read(self, file: Kept) -> Part:
+        episodes = list(self._folder.read_episodes(file.step, file.split))
+        chosen = evenly(len(episodes), self._most_episodes)
+        packed = _packed([shown(episodes[i], self._tokenizer) for i in chosen])
+        return Part(packed, len(chosen), len(episodes))
+
+
+def write_page(folder: RunFolder, path: Any, **settings: Any) -> list[str]:
+    """Writes the page of a run once, with settings of ``Writer``. Returns what ``Writer.write`` does."""
+    return Writer(folder, path, **settings).write()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +126,7 @@ class Tree:
         file = {"name": name, "step": self.data["step"], "split": self.data["split"], "shown": 1, "of": 1}
         contents = {
             "title": name, "summary": {}, "config": "", "steps": [], "series": {},
-            "files": [file], "kept": 1, "missing": "", "inline": True,
+            "files": [file], "kept": 1, "missing": "", "signs": SIGNS, "reload_s": None, "inline": True,
         }  # fmt: skip
         whole = html.escape(_page(name, contents, {name: _packed([self.data])}))
         frame = 'sandbox="allow-scripts" style="width: 100%; height: 640px; border: 0"'
@@ -129,7 +168,7 @@ def _page(title: str, contents: dict[str, Any], parts: dict[str, str]) -> str:
         "STYLE": own("uPlot.min.css") + own("page.css"),
         "LIBRARY": own("uPlot.iife.min.js"),
         "DATA": data,
-        "SCRIPT": own("page.js"),
+        "SCRIPT": "\n".join(map(own, SCRIPTS)),
     }
     page = own("page.html")
     for name, value in filled.items():

@@ -1,11 +1,17 @@
 """Shows one node of a run as a text, for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.run.folder import RunFolder
 
+# What a cell of a board looks like if it has no label of its own, by its kind. The page has a colour for
+# each of them (page.css).
+SIGNS = {
+    "floor": ".", "wall": "#", "hole": "O", "goal": "G", "agent": "@", "box": "$", "done": "*",
+    "proposed": "+", "given": "", "filled": "", "wrong": "x",
+}  # fmt: skip
 FORM = "STEP/SPLIT/INSTANCE[/EPISODE[/TURN[/STAGE[/SPEAKER]]]], e.g. 12/train/352 or 0/test/3/0/1/0/mover"
 
 
@@ -57,7 +63,8 @@ def _episode(episode: Mapping[str, Any], deeper: list[Any]) -> str:
         f"{episode['split']}, step {episode['step']}, instance {episode['instance']}, "
         f"episode {episode['episode']}: {episode['end']} after {episode['turns']} turns"
     )
-    return "\n\n".join([head, *map(_group, groups)])
+    at_the_end = _board("at the end", episode["board"]) if groups == episode["groups"] else []
+    return "\n\n".join([head, *map(_group, groups), *at_the_end])
 
 
 def speaker(group: Mapping[str, Any]) -> str:
@@ -71,7 +78,26 @@ def _group(group: Mapping[str, Any]) -> str:
         f"weights {group['version']}"
     )
     candidates = [_candidate(c, k, k == group["executed"]) for k, c in enumerate(group["candidates"])]
-    return "\n".join([head, _indented(group["prompt"]), *candidates])
+    return "\n".join([head, *_board("board", group["board"]), _indented(group["prompt"]), *candidates])
+
+
+def _board(title: str, board: Any) -> list[str]:
+    return [] if board is None else [f"-- {title}:\n{_indented(board_text(board))}"]
+
+
+def board_text(board: str | Sequence[Sequence[str]]) -> str:
+    """Returns a board as lines: its own text, or a column for each cell of a row."""
+    if isinstance(board, str):
+        return _spelt(board)
+    rows = [[_spelt(cell_text(cell)).replace("\n", " ") for cell in row] for row in board]
+    width = max((len(text) for row in rows for text in row), default=0)
+    return "\n".join(" ".join(text.ljust(width) for text in row).rstrip() for row in rows)
+
+
+def cell_text(cell: str) -> str:
+    """Returns the label of a cell, or the sign of its kind, or the kind."""
+    kind, _, label = cell.partition(" ")
+    return label or SIGNS.get(kind, kind)
 
 
 def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
@@ -94,6 +120,10 @@ def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
 
 
 def _indented(text: str, by: int = 3) -> str:
+    return "\n".join(" " * by + line for line in _spelt(text).split("\n"))
+
+
+def _spelt(text: str) -> str:
     """Returns a text whose control characters are spelt out: nothing that was said moves the cursor."""
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    return "\n".join(" " * by + line for line in safe.split("\n"))
+    return safe
