@@ -66,8 +66,16 @@ def main(argv: list[str]) -> None:
     if _WATCH.value:
         watch(folder, Writer(folder, path, steps, _EPISODES.value, _MB.value), path, _EVERY.value)
         return
-    with Progress("episodes", max(len(files), 1), "file") as progress:
-        names = Writer(folder, path, steps, _EPISODES.value, _MB.value, progress.advance).write()
+    with Progress("page", 100, "%") as progress:
+        done = 0
+
+        def advance(share: float) -> None:
+            nonlocal done
+            while done < int(100 * share):
+                done += 1
+                progress.advance()
+
+        names = Writer(folder, path, steps, _EPISODES.value, _MB.value, advance).write()
     print(f"{path}: episodes of {len(names)} of {len(files)} files. Open it in a browser.")
 
 

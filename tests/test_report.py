@@ -16,7 +16,7 @@ from atgrpo_jax.credit.groups import credit
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
-from atgrpo_jax.viewing.contents import Kept, by_interest, evenly, kept, shown
+from atgrpo_jax.viewing.contents import Kept, Pieces, by_interest, evenly, kept, shown
 from atgrpo_jax.viewing.page import tree, write_page
 from atgrpo_jax.viewing.text import node
 
@@ -70,10 +70,10 @@ def test_samples_are_even(count, most, chosen):
 
 def test_tokens_are_told_apart_where_they_make_the_text(folder):
     (episode, *_) = folder.read_episodes(1)
-    candidate = shown(episode, CharTokenizer())["groups"][0]["candidates"][1]
+    candidate = shown(episode, Pieces(CharTokenizer()))["groups"][0]["candidates"][1]
     assert candidate["pieces"] == ["2", ""] and "tokens" not in candidate
     episode["groups"][0]["candidates"][1]["text"] = "two"
-    assert "pieces" not in shown(episode, CharTokenizer())["groups"][0]["candidates"][1]
+    assert "pieces" not in shown(episode, Pieces(CharTokenizer()))["groups"][0]["candidates"][1]
     assert "pieces" not in shown(episode, None)["groups"][0]["candidates"][0]
 
 

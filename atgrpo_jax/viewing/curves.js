@@ -33,7 +33,7 @@ const COLOURS = ["#0b62c4", "#c2410c", "#1a7f37", "#8250df", "#b42318", "#0e7490
   "#d63384", "#4d7c0f", "#1e3a8a", "#78350f"];
 const MOST_ROWS = 400;  // of the table of steps that are drawn at once
 
-const metrics = () => Object.keys(contents.series);
+const metrics = () => Object.keys(contents.series).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
 const plain = (level) => decodeURIComponent(level.replace(/%(?!25|2F)/g, "%25"));  // see common/metric_names.py
 
 // Returns [name, label] of each metric of a panel.
@@ -45,8 +45,23 @@ function drawnIn(wanted) {
   return wanted.filter((name) => name in contents.series).map((name) => [name, name]);
 }
 
+// Means of each value and those before it, as many as are chosen.
+function smoothed(values) {
+  const most = Number($("smooth").value), last = [];
+  if (most === 1) return values;
+  return values.map((value) => {
+    if (!given(value)) return null;
+    last.push(value);
+    if (last.length > most) last.shift();
+    return mean(last);
+  });
+}
+
 function panel(title, lines) {
-  const values = ([name]) => contents.series[name];
+  // A share of nothing is not recorded: none of the step's episodes ended so.
+  const played = contents.series["rollout/success"] ?? [];
+  const values = ([name]) => /^(end|outcome)\//.test(name) ?
+    contents.series[name].map((value, i) => value ?? (given(played[i]) ? 0 : null)) : contents.series[name];
   const sparse = (line) => values(line).filter(given).length < contents.steps.length / 2;
   const box = make("div", { className: "panel" }, make("h3", { text: title }));
   const options = {
@@ -59,7 +74,7 @@ function panel(title, lines) {
       points: { show: sparse(line) || contents.steps.length < 3, size: 5 }, value: (_, v) => number(v),
     }))],
   };
-  const plot = new uPlot(options, [contents.steps, ...lines.map(values)], box);
+  const plot = new uPlot(options, [contents.steps, ...lines.map((line) => smoothed(values(line)))], box);
   new ResizeObserver(() => plot.setSize({ width: box.clientWidth - 14, height: 190 })).observe(box);
   return box;
 }
@@ -71,25 +86,25 @@ function drawPanels(into, wanted) {
   }
 }
 
-// Draws what is in a part of the page when that is opened for the first time.
-function onceOpen(details, draw) {
-  details.addEventListener("toggle", () => {
-    if (details.open && !details.dataset.drawn) { details.dataset.drawn = "yes"; draw(); }
-  });
+function partsOf(role) {
+  const own = metrics().map((name) => [name, PART.exec(name)]).filter(([, found]) => found?.[1] === role);
+  return panel(plain(role), own.map(([name, found]) => [name, plain(found[2])]));
 }
 
+// Draws all curves; those in a part of the page that is closed when it is opened.
 function drawCurves() {
-  drawPanels($("panels"), PANELS);
   const roles = [...new Set(metrics().map((name) => PART.exec(name)?.[1]).filter(given))];
+  const closed = [[$("rewards"), $("parts"), () => $("parts").append(...roles.map(partsOf))],
+    [$("updates"), $("learning"), () => drawPanels($("learning"), UPDATES)]];
   $("rewards").hidden = !roles.length;
-  onceOpen($("rewards"), () => {
-    for (const role of roles) {
-      const own = metrics().map((name) => [name, PART.exec(name)]).filter(([, found]) => found?.[1] === role);
-      $("parts").append(panel(plain(role), own.map(([name, found]) => [name, plain(found[2])])));
-    }
-  });
-  onceOpen($("updates"), () => drawPanels($("learning"), UPDATES));
-  $("metric").append(choice("choose", ""), ...metrics().map((name) => choice(name, name)));
+  $("panels").replaceChildren();
+  drawPanels($("panels"), PANELS);
+  for (const [details, into, fill] of closed) {
+    into.replaceChildren();
+    details.ontoggle = () => { if (details.open && !into.hasChildNodes()) fill(); };
+    details.ontoggle();
+  }
+  drawMetric();
 }
 
 function drawMetric() {

@@ -62,12 +62,13 @@ class Outline:
         found = ((r["step"], r[metric]) for r in reversed(self.records) if metric in r)
         return next(found, None)
 
-    def solved(self, split: str = "test") -> tuple[int, dict[tuple[int, str], bool]]:
-        """Returns the last step with an evaluation of ``split``, and which of its instances were solved.
+    def solved(self, split: str = "test", step: int | None = None) -> tuple[int, dict[tuple[int, str], bool]]:
+        """Returns the step of an evaluation of ``split``, and which of its instances were solved.
 
-        An instance is named by its number and its problem. There are none if nothing is kept.
+        It is the last one, or that after ``step``. An instance is named by its number and its problem.
+        There are none if nothing is kept.
         """
-        steps = [file.step for file in kept(self.folder) if file.split == split]
+        steps = [file.step for file in kept(self.folder) if file.split == split and step in (None, file.step)]
         if not steps:
             return -1, {}
         step = max(steps)

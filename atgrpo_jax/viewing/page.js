@@ -21,7 +21,7 @@ async function episodesOf(name) {
 
 function place() {
   const found = new URLSearchParams({ file: $("file").value });
-  for (const id of [...FILTERS, "text", "metric"]) {
+  for (const id of [...FILTERS, "text", "metric", "smooth"]) {
     const first = $(id).tagName === "SELECT" ? $(id).options[0]?.value : "";
     if ($(id).value !== first) found.set(id, $(id).value);
   }
@@ -43,7 +43,6 @@ async function goTo(found) {
   const at = listed.findIndex((e) => e.instance === Number(found.get("instance")) && e.episode === Number(found.get("episode")));
   if (at >= 0) show(at);
   if (found.get("beside")) await beside();
-  if (found.get("metric")) { $("metric").value = found.get("metric"); drawMetric(); }
   const all = [...document.querySelectorAll("details")];
   for (const i of (found.get("turned") ?? "").split(".").filter(Boolean)) if (all[i]) all[i].open = !all[i].open;
   if (found.get("y")) requestAnimationFrame(() => scrollTo(0, Number(found.get("y"))));
@@ -80,7 +79,7 @@ async function open(wanted = null) {
   const file = contents.files.find((f) => f.name === $("file").value);
   const episodes = await episodesOf(file.name);
   $("sample").textContent = `This page has ${contents.files.length} of the run's ${contents.kept} files of ` +
-    `episodes. ${file.split}, step ${file.step}: ${file.shown} of ${file.of} episodes. ${contents.missing}`;
+    `episodes. ${file.split}, step ${file.step}: ${file.problems.length} of ${file.of} episodes. ${contents.missing}`;
   const groups = episodes.flatMap((e) => e.groups);
   choices("end", new Set(episodes.map((e) => e.end)), wanted);
   choices("role", new Set(groups.map((g) => g.role)), wanted);
@@ -134,7 +133,7 @@ function list() {
     return make("li", { onclick: () => { show(i); keep(); } },
       make("span", { text: `instance ${episode.instance}${episode.episode ? `, episode ${episode.episode}` : ""} ` }),
       make("span", { text: episode.solved ? "solved" : episode.end, className: episode.solved ? "solved" : "failed" }),
-      make("small", { text: `${episode.turns} turns, reward ${number(reward(episode))}, signal in ${signal} of ${episode.groups.length} groups` }));
+      make("small", { text: `${episode.turns} turn${episode.turns === 1 ? "" : "s"}, reward ${number(reward(episode))}, signal in ${signal} of ${episode.groups.length} groups` }));
   }));
   if (listed.length) return show(Math.max(0, listed.indexOf(chosen)));
   chosen = null;
@@ -158,7 +157,7 @@ function draw(episodes) {
 // The same problem in the other files of its split, the newest ones if there are many.
 async function beside() {
   const found = [];
-  for (const file of contents.files.filter((f) => f.split === chosen.split)) {
+  for (const file of contents.files.filter((f) => f.split === chosen.split && f.problems.includes(chosen.problem))) {
     for (const episode of await episodesOf(file.name)) {
       if (episode.problem === chosen.problem && episode.episode === chosen.episode) found.push(episode);
     }
@@ -181,7 +180,10 @@ async function begin() {
   const address = location.hash.slice(1);
   contents = await unpacked("contents");
   document.body.classList.toggle("inline", Boolean(contents.inline));  // one episode, in a notebook
+  const wanted = new URLSearchParams(address.includes("=") ? address : "");
   head();
+  $("metric").append(choice("choose", ""), ...metrics().map((name) => choice(name, name)));
+  for (const id of ["metric", "smooth"]) if (wanted.get(id)) $(id).value = wanted.get(id);
   drawCurves();
   drawSteps(async (name) => {
     $("file").value = name;
@@ -195,6 +197,7 @@ async function begin() {
   $("text").oninput = () => { list(); keep(); };
   $("file").onchange = () => open().then(() => keep());
   $("metric").onchange = () => { drawMetric(); keep(); };
+  $("smooth").onchange = () => { drawCurves(); keep(); };
   for (const link of document.querySelectorAll("nav a")) link.onclick = (event) => {
     event.preventDefault();  // the address keeps the place
     document.querySelector(link.getAttribute("href")).scrollIntoView();
@@ -202,7 +205,7 @@ async function begin() {
   if (contents.files.length) {
     const trained = contents.files.filter((f) => f.split === "train");
     $("file").value = (trained[trained.length - 1] ?? contents.files[0]).name;
-    await goTo(new URLSearchParams(address.includes("=") ? address : ""));
+    await goTo(wanted);
   } else $("sample").textContent = "This run has no episodes yet.";
   if (address && !address.includes("=")) $(address)?.scrollIntoView();
   follow();

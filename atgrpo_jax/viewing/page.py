@@ -15,6 +15,7 @@ from atgrpo_jax.common.files import read_file, write_atomically
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import (
     Kept,
+    Pieces,
     by_interest,
     evenly,
     kept,
@@ -34,8 +35,13 @@ class Part(NamedTuple):
     """A file of episodes, as it is in the page."""
 
     packed: str
-    shown: int  # episodes
-    of: int  # that the file has
+    problems: Sequence[str]  # of the episodes that are shown
+    of: int  # episodes that the file has
+
+    def about(self, file: Kept) -> dict[str, Any]:
+        """Returns what the page knows of it before it is unpacked."""
+        about = {"name": file.name, "step": file.step, "split": file.split}
+        return about | {"problems": self.problems, "of": self.of}
 
 
 class Writer:
@@ -45,7 +51,7 @@ class Writer:
       steps: whose episodes are shown; those that tell most about the run if none are given.
       most_episodes: of each file; evenly chosen if there are more.
       most_mb: about how large the page may become.
-      on_file: called after each file of episodes.
+      on_file: called after each file of episodes, with the share of the page that is done.
     """
 
     def __init__(
@@ -55,7 +61,7 @@ class Writer:
         steps: Sequence[int] = (),
         most_episodes: int = 64,
         most_mb: float = 16.0,
-        on_file: Callable[[], None] = lambda: None,
+        on_file: Callable[[float], None] = lambda share: None,
     ):
         self._folder = folder
         self._path = path
@@ -63,7 +69,8 @@ class Writer:
         self._most_episodes = most_episodes
         self._most_mb = most_mb
         self._on_file = on_file
-        self._tokenizer, self._missing = tokenizer_of(folder)
+        tokenizer, self._missing = tokenizer_of(folder)
+        self._pieces = None if tokenizer is None else Pieces(tokenizer)
         self._known: dict[Kept, Part] = {}  # files do not change, so each is read once
 
     def write(self, reload_s: float | None = None) -> list[str]:
@@ -82,7 +89,7 @@ class Writer:
             if left < 0 and parts:
                 break
             parts[file] = part
-            self._on_file()
+            self._on_file(max(len(parts) / len(there), 1 - left / (self._most_mb * 1e6)))
         records = folder.read_metrics()
         contents = {
             "title": folder.path.name,
@@ -90,10 +97,7 @@ class Writer:
             "config": read_file(folder.config).decode(),
             "steps": [record["step"] for record in records],
             "series": series(records),
-            "files": [
-                {"name": f.name, "step": f.step, "split": f.split, "shown": parts[f].shown, "of": parts[f].of}
-                for f in sorted(parts, key=lambda file: (file.split, file.step))
-            ],
+            "files": [parts[f].about(f) for f in sorted(parts, key=lambda file: (file.split, file.step))],
             "kept": len(there),
             "missing": self._missing,
             "signs": SIGNS,
@@ -105,9 +109,9 @@ class Writer:
 
     def _read(self, file: Kept) -> Part:
         episodes = list(self._folder.read_episodes(file.step, file.split))
-        chosen = evenly(len(episodes), self._most_episodes)
-        packed = _packed([shown(episodes[i], self._tokenizer) for i in chosen])
-        return Part(packed, len(chosen), len(episodes))
+        chosen = [episodes[i] for i in evenly(len(episodes), self._most_episodes)]
+        packed = _packed([shown(episode, self._pieces) for episode in chosen])
+        return Part(packed, [episode["problem"] for episode in chosen], len(episodes))
 
 
 def write_page(folder: RunFolder, path: Any, **settings: Any) -> list[str]:
@@ -122,13 +126,15 @@ class Tree:
     data: dict[str, Any]  # see docs/episodes.md
 
     def _repr_html_(self) -> str:
-        name = Kept(self.data["step"], self.data["split"]).name
-        file = {"name": name, "step": self.data["step"], "split": self.data["split"], "shown": 1, "of": 1}
+        file = Kept(self.data["step"], self.data["split"])
+        name = file.name
+        part = Part(_packed([self.data]), [self.data["problem"]], 1)
         contents = {
             "title": name, "summary": {}, "config": "", "steps": [], "series": {},
-            "files": [file], "kept": 1, "missing": "", "signs": SIGNS, "reload_s": None, "inline": True,
+            "files": [part.about(file)], "kept": 1, "missing": "", "signs": SIGNS, "reload_s": None,
+            "inline": True,
         }  # fmt: skip
-        whole = html.escape(_page(name, contents, {name: _packed([self.data])}))
+        whole = html.escape(_page(name, contents, {name: part.packed}))
         frame = 'sandbox="allow-scripts" style="width: 100%; height: 640px; border: 0"'
         return f'<iframe srcdoc="{whole}" {frame}></iframe>'
 
@@ -150,7 +156,7 @@ def tree(
         raise RunError(f"{folder.path} keeps no episodes of {split} in step {step}") from error
     for one in found:
         if one["episode"] == episode:
-            return Tree(shown(one, tokenizer))
+            return Tree(shown(one, None if tokenizer is None else Pieces(tokenizer)))
     raise RunError(f"step {step} of {folder.path} has no episode {episode} of {split} instance {instance}")
 
 
@@ -178,4 +184,6 @@ def _page(title: str, contents: dict[str, Any], parts: dict[str, str]) -> str:
 
 def _packed(value: Any) -> str:
     """Returns a value as base64 of gzipped JSON: nothing in it can end a script, whatever it says."""
-    return base64.b64encode(gzip.compress(json.dumps(value).encode(), 9, mtime=0)).decode()
+    plain = json.dumps(value, separators=(",", ":")).encode()
+    # Level 9 would take three times as long and save a fiftieth.
+    return base64.b64encode(gzip.compress(plain, 6, mtime=0)).decode()

@@ -181,20 +181,22 @@ FAULTS = {
         ("reward.mixed(alpha) if reward", "reward.mixed(1.0) if reward", "alpha is not heard in records"),
     ],
     ("viewing/comparing.py", "test_compare.py"): [
+        ("run.records[: self.step + 1]", "run.records", "tokens of all steps are counted"),
         ("ddof=1)) / math.sqrt(len(scores_S))", "ddof=0)) / math.sqrt(len(scores_S))", "an interval over seeds is too narrow"),
         ("freedom = total**2 / sum(part**2 / (n - 1)", "freedom = total**2 / sum(part**2 / n", "another number of degrees of freedom"),
-        ("set.intersection(*", "set.union(*", "instances of one run alone are paired"),
+        ("set.intersection(*(set", "set.union(*(set", "instances of one run alone are paired"),
         ("return difference(*scores), len(common)", "return difference(*scores[::-1]), len(common)", "the sign is the other way round"),
         ("if seeds.count(run.seed) > 1:", "if False:", "a copy counts as a seed"),
     ],
     ("viewing/folders.py", "test_compare.py"): [
+        ("step in (None, file.step)", "True", "the last evaluation is paired, whatever the step"),
         ("fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN | fcntl.LOCK_NB", "no run is running"),
         ('return "ended" if run.done >= run.steps > 0 else "stopped"', 'return "ended"', "all have ended"),
     ],
     ("viewing/contents.py", "test_report.py"): [
         ("[count - 1, 0] if count > 1", "[0, count - 1] if count > 1", "the first comes before the last"),
         ("i * count // most", "i", "samples are the first ones"),
-        ('"".join(pieces) == candidate["text"]', "True", "tokens that make no text are shown"),
+        ('"".join(said) == candidate["text"]', "True", "tokens that make no text are shown"),
     ],
     ("viewing/page.py", "test_report.py"): [
         ("if left < 0 and parts:", "if False:", "a page has no limit"),
