@@ -125,6 +125,7 @@ const reward = (episode) => sum(episode.groups.map((g) => g.executed === null ? 
 
 function list() {
   const order = $("order").value;
+  if (!parts.has($("file").value)) return;  // it is being unpacked, and then listed
   listed = parts.get($("file").value).filter(wantedBy);
   if (order === "advantage") listed.sort((a, b) => advantage(b) - advantage(a));
   if (order === "reward") listed.sort((a, b) => reward(a) - reward(b));
