@@ -3,6 +3,10 @@
 import asyncio
 import dataclasses
 import functools
+import re
+import sys
+import types
+from pathlib import Path
 
 import pytest
 from fakes import Sum
@@ -89,6 +93,8 @@ def test_plan_path_draws_the_way_that_was_proposed():
     assert lines(task, state) == ["@ . #", "# . .", ". . G"]
     proposed = task.act(state, "scout", "[R D L]").state  # the last one is blocked
     assert lines(task, proposed) == ["@ + #", "# + .", ". . G"]
+    solved = task.act(state, "scout", "[R D D R]").state
+    assert board_of(task, solved, "here")[2] == ("floor", "proposed", "proposed G")
     moved = task.act(proposed, "mover", "[R D]").state
     assert lines(task, moved) == [". . #", "# @ .", ". . G"]
     assert lines(task, task.act(moved, "mover", "[R D]").state) == [". . #", "# . .", ". . *"]
@@ -125,6 +131,20 @@ def test_split_sight_marks_what_the_message_names():
     told = task.act(task.initial(instance), "seer", "[10 11]").state
     assert lines(task, told) == ["@ . #", "! ! .", ". . G"]
     assert board_of(task, told, "here")[1] == ("wall !", "wrong !", "floor")
+
+
+def test_the_board_in_the_docs():
+    text = (Path(__file__).parents[1] / "docs" / "your-task.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (task,), (method,) = ([c for c in code if word in c] for word in ("class Sorting", "def drawn"))
+    module = sys.modules["sorting"] = types.ModuleType("sorting")
+    exec(task + method, module.__dict__)
+    del sys.modules["sorting"]
+    module.Sorting.drawn = module.drawn
+    sorting = module.Sorting()
+    state = sorting.act(module.State((3, 21, 5, 8)), "planner", "3 5 8 21").state
+    assert lines(sorting, state) == ["3  21 5  8", "3  5  8  21"]
+    assert check(sorting, instances=2, episodes=4) == []
 
 
 def test_frozen_lake_draws_its_map():

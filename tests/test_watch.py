@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from test_cli import COMMANDS
 from test_compare import made
 
 from atgrpo_jax.common.files import append_json_line, folder_path, is_file, read_file
@@ -98,6 +100,17 @@ def test_ctrl_c_ends_a_watch_and_leaves_a_page_that_loads_itself_no_more(tmp_pat
     assert process.returncode == 130 and err.strip() == f"{out} stays as it is; the run goes on"
     assert contents(out)["reload_s"] is None
     folder.unlock()
+
+
+def test_the_commands_in_the_docs_have_flags_that_there_are():
+    text = (Path(__file__).parents[1] / "docs" / "report.md").read_text()
+    lines = re.findall(r"^    python -m atgrpo_jax\.(\w+) (.*)$", text, re.MULTILINE)
+    assert len(lines) > 8
+    for command, rest in lines:
+        assert set(re.findall(r"--(\w+)", rest)) <= COMMANDS[command]
+    for picture in re.findall(r"\((\S+\.png)\)", text):
+        path = Path(__file__).parents[1] / "docs" / picture
+        assert path.stat().st_size < 120_000
 
 
 def test_files_that_are_shown_again_are_read_once(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ function panel(title, lines) {
   const options = {
     width: 440, height: 190, focus: { alpha: 0.25 },
     cursor: { drag: { x: true, y: false }, focus: { prox: lines.length > 3 ? 12 : -1 } },
-    scales: { x: { time: false } }, axes: [{ size: 30 }, { size: 54 }],
+    scales: { x: { time: false } }, axes: [{ size: 30 }, { size: 60, values: (_, ticks) => ticks.map(number) }],
     series: [{ label: "step" }, ...lines.map((line, i) => ({
       label: line[1], stroke: COLOURS[i % COLOURS.length], width: 1.5, spanGaps: true,
       dash: i < COLOURS.length ? [] : [6, 3],

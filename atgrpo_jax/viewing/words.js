@@ -1,6 +1,7 @@
 "use strict";
 // All that a run said goes into the page as text (textContent), never as HTML.
 
+const given = (value) => value !== null && value !== undefined;
 const $ = (id) => document.getElementById(id);
 
 function make(tag, options = {}, ...children) {
@@ -17,12 +18,19 @@ async function unpacked(id) {
   return JSON.parse(await new Response(stream).text());
 }
 
-const number = (value) => value === null || value === undefined ? "" :
-  Number.isInteger(value) ? String(value + 0) : Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+
+// Three digits of a number; nothing if there is none.
+function number(value) {
+  if (!given(value)) return "";
+  if (Number.isInteger(value)) return String(value + 0);
+  if (Math.abs(value) >= 100) return value.toFixed(0);
+  const short = Number(value.toPrecision(3));
+  return Math.abs(short) < 1e-3 ? short.toExponential() : String(short);
+}
+
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const mean = (values) => values.length ? sum(values) / values.length : null;
-const given = (value) => value !== null && value !== undefined;
 const speaker = (group) => group.seat === null ? group.role : `${group.role}${group.seat}`;
 const hasSignal = (group) => group.candidates.some((c) => c.trained);
 const choice = (text, value) => make("option", { text, value });

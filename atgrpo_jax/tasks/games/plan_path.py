@@ -210,7 +210,7 @@ def board(instance: Instance, position: Cell, way: Collection[Cell]) -> list[lis
         if cell == position:
             return "done" if cell == instance.goal else "agent"
         if cell == instance.goal:
-            return "goal"
+            return "proposed G" if cell in way else "goal"
         return "wall" if not instance.free(cell) else "proposed" if cell in way else "floor"
 
     return [[kind((r, c)) for c in range(len(row))] for r, row in enumerate(instance.rows)]
