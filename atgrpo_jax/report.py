@@ -10,18 +10,15 @@ node of a run instead: an episode, a turn, or what one role said there.
     python -m atgrpo_jax.report --run_dir=runs/plan --text=12/train/352
 """
 
-import time
-
 from absl import flags
 
 from atgrpo_jax.common.cli import refuse_arguments, run_main
-from atgrpo_jax.common.errors import ConfigError, RunError, Stopped
-from atgrpo_jax.common.files import Place, folder_path
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.files import folder_path
 from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import kept
-from atgrpo_jax.viewing.folders import is_running
-from atgrpo_jax.viewing.page import Writer
+from atgrpo_jax.viewing.page import Writer, watch
 from atgrpo_jax.viewing.text import FORM, node
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
@@ -64,7 +61,7 @@ def main(argv: list[str]) -> None:
     path = folder.path / "watch.html" if _WATCH.value else folder.report
     path = path if _OUT.value is None else folder_path(_OUT.value)
     if _WATCH.value:
-        watch(folder, Writer(folder, path, steps, _EPISODES.value, _MB.value), path, _EVERY.value)
+        watch(Writer(folder, path, steps, _EPISODES.value, _MB.value), _EVERY.value)
         return
     with Progress("page", 100, "%") as progress:
         done = 0
@@ -77,24 +74,6 @@ def main(argv: list[str]) -> None:
 
         names = Writer(folder, path, steps, _EPISODES.value, _MB.value, advance).write()
     print(f"{path}: episodes of {len(names)} of {len(files)} files. Open it in a browser.")
-
-
-def watch(folder: RunFolder, writer: Writer, path: Place, every_s: float) -> None:
-    """Writes the page again and again, and a last time when no process trains in the folder any more.
-
-    After a stop (Ctrl-C) the page that is left loads itself no more.
-    """
-    try:
-        while is_running(folder):  # asked before the page is written: it has all of the end
-            writer.write(every_s)
-            print(f"{path}: step {len(folder.read_metrics()) - 1}", flush=True)
-            time.sleep(every_s)
-        writer.write()
-        print(f"{path}: nothing trains in {folder.path} any more; this is the last page")
-    except Stopped as stopped:
-        writer.write()
-        stopped.note = f"{path} stays as it is; the run goes on"
-        raise
 
 
 def _number(text: str) -> int:

@@ -305,6 +305,12 @@ def test_a_page_follows_a_run_and_keeps_the_place(folder, tmp_path):
         async with browser.opened(tmp_path / "page.html", f"#{kept.replace('train-2', 'train-9')}") as page:
             assert await page.run("$('file').value") == "train-3"
             assert await page.run("$('end').value") == "solved"
+        # What it names and is not there is left out.
+        wrong = "#file=no-1&order=odd&shade=weight&smooth=x&metric=<b>&role=zz&instance=999&y=-1"
+        async with browser.opened(tmp_path / "page.html", wrong) as page:
+            for name, value in {"order": "instance", "shade": "logprob", "smooth": "1", "metric": ""}.items():
+                assert await page.run(f"$('{name}').value") == value
+            assert await page.run("$('file').value") == "train-3" and page.errors == []
 
     asyncio.run(look())
 
@@ -334,6 +340,13 @@ def test_a_notebook_shows_that_episode_alone(folder, tmp_path):
             assert opened.errors == []
 
     asyncio.run(look())
+
+
+def test_a_node_as_text_with_its_boards(drawn):
+    text = node(drawn, "1/train/0")
+    assert text.count("-- board:") == 4 and text.count("-- at the end:") == 1
+    assert "-- board:\n   #" in text and "\x1b" not in text and "\u202e" not in text
+    assert "-- at the end:" not in node(drawn, "1/train/0/0/0")
 
 
 def test_a_node_as_text(folder):

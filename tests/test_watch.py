@@ -7,10 +7,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from fake_gcs import Fault
 from test_cli import COMMANDS
 from test_compare import made
 
@@ -18,7 +20,7 @@ from atgrpo_jax.common.files import append_json_line, folder_path, is_file, read
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.comparing import grouped, table
 from atgrpo_jax.viewing.folders import outline, runs_in, state
-from atgrpo_jax.viewing.page import Writer
+from atgrpo_jax.viewing.page import Writer, watch
 
 pytestmark = pytest.mark.thorough
 
@@ -100,6 +102,20 @@ def test_ctrl_c_ends_a_watch_and_leaves_a_page_that_loads_itself_no_more(tmp_pat
     assert process.returncode == 130 and err.strip() == f"{out} stays as it is; the run goes on"
     assert contents(out)["reload_s"] is None
     folder.unlock()
+
+
+def test_a_watch_outlives_a_bucket_that_does_not_answer(store, bucket, capsys):
+    folder = made(bucket / "one", [True, False])
+    folder.lock()
+    writer = Writer(folder, folder.path / "page.html")
+    store.faults.append(Fault("GET .*lease", 501))
+    end = threading.Timer(1.5, folder.unlock)
+    end.start()
+    watch(writer, 1.0)
+    end.join()
+    said = capsys.readouterr().out.splitlines()
+    assert "the bucket cannot be reached" in said[0] and said[0].endswith("tried again in 1 s")
+    assert said[1].endswith("page.html: step 2") and said[-1].endswith("this is the last page")
 
 
 def test_the_commands_in_the_docs_have_flags_that_there_are():

@@ -57,15 +57,17 @@ function smoothed(values) {
   });
 }
 
-function panel(title, lines) {
+function panel(into, title, lines) {
   // A share of nothing is not recorded: none of the step's episodes ended so.
   const played = contents.series["rollout/success"] ?? [];
   const values = ([name]) => /^(end|outcome)\//.test(name) ?
     contents.series[name].map((value, i) => value ?? (given(played[i]) ? 0 : null)) : contents.series[name];
   const sparse = (line) => values(line).filter(given).length < contents.steps.length / 2;
   const box = make("div", { className: "panel" }, make("h3", { text: title }));
+  into.append(box);
+  const width = () => box.clientWidth - 14;
   const options = {
-    width: 440, height: 190, focus: { alpha: 0.25 },
+    width: width(), height: 190, focus: { alpha: 0.25 },
     cursor: { drag: { x: true, y: false }, focus: { prox: lines.length > 3 ? 12 : -1 } },
     scales: { x: { time: false } }, axes: [{ size: 30 }, { size: 60, values: (_, ticks) => ticks.map(number) }],
     series: [{ label: "step" }, ...lines.map((line, i) => ({
@@ -75,26 +77,25 @@ function panel(title, lines) {
     }))],
   };
   const plot = new uPlot(options, [contents.steps, ...lines.map((line) => smoothed(values(line)))], box);
-  new ResizeObserver(() => plot.setSize({ width: box.clientWidth - 14, height: 190 })).observe(box);
-  return box;
+  new ResizeObserver(() => { if (plot.width !== width()) plot.setSize({ width: width(), height: 190 }); }).observe(box);
 }
 
 function drawPanels(into, wanted) {
   for (const [title, pattern] of wanted) {
     const lines = drawnIn(pattern);
-    if (lines.length) into.append(panel(title, lines));
+    if (lines.length) panel(into, title, lines);
   }
 }
 
-function partsOf(role) {
+function drawParts(role) {
   const own = metrics().map((name) => [name, PART.exec(name)]).filter(([, found]) => found?.[1] === role);
-  return panel(plain(role), own.map(([name, found]) => [name, plain(found[2])]));
+  panel($("parts"), plain(role), own.map(([name, found]) => [name, plain(found[2])]));
 }
 
 // Draws all curves; those in a part of the page that is closed when it is opened.
 function drawCurves() {
   const roles = [...new Set(metrics().map((name) => PART.exec(name)?.[1]).filter(given))];
-  const closed = [[$("rewards"), $("parts"), () => $("parts").append(...roles.map(partsOf))],
+  const closed = [[$("rewards"), $("parts"), () => roles.forEach(drawParts)],
     [$("updates"), $("learning"), () => drawPanels($("learning"), UPDATES)]];
   $("rewards").hidden = !roles.length;
   $("panels").replaceChildren();
@@ -109,7 +110,8 @@ function drawCurves() {
 
 function drawMetric() {
   const name = $("metric").value;
-  $("other").replaceChildren(...(name ? [panel(name, [[name, name]])] : []));
+  $("other").replaceChildren();
+  if (name) panel($("other"), name, [[name, name]]);
 }
 
 function drawSteps(openFile) {

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
+from atgrpo_jax.common import buckets
 from atgrpo_jax.common.files import is_file, names_in, read_file
 from atgrpo_jax.run import lease
 from atgrpo_jax.run.experiment import CHANGEABLE
@@ -98,8 +97,7 @@ def runs_in(path: Any) -> Iterator[RunFolder]:
 def is_running(folder: RunFolder) -> bool:
     """Returns whether a process is training in the folder."""
     if not isinstance(folder.path, Path):
-        mine = folder.path / lease.NAME
-        return mine.exists() and age_s(folder, lease.NAME) < STALE_S
+        return age_s(folder, lease.NAME) < STALE_S
     try:
         with open(folder.path / ".lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -112,8 +110,9 @@ def is_running(folder: RunFolder) -> bool:
 
 def age_s(folder: RunFolder, name: str = "metrics.jsonl") -> float:
     """Returns the seconds since a file of the folder was written; infinity if it is not there."""
+    path = folder.path / name
     try:
-        return time.time() - epath.Path(folder.path / name).stat().mtime
+        return time.time() - path.stat().st_mtime if isinstance(path, Path) else buckets.age_s(path)
     except FileNotFoundError:
         return float("inf")
 

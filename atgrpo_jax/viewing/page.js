@@ -34,6 +34,11 @@ function keep(found = place()) {
   if (!contents.inline) history.replaceState(null, "", `#${found}`);
 }
 
+// Chooses a value that an address names, if there is such a one.
+function choose(id, value) {
+  if ([...$(id).options].some((option) => option.value === value && !option.disabled)) $(id).value = value;
+}
+
 async function goTo(found) {
   const wanted = found.get("file"), [, split, step] = /^(.*)-(\d+)$/.exec(wanted ?? "") ?? [];
   const near = contents.files.filter((f) => f.split === split)
@@ -87,8 +92,8 @@ async function open(wanted = null) {
   const taught = groups.some((g) => g.candidates.some((c) => c.taught));
   for (const option of $("shade").options) option.disabled = option.value !== "logprob" && !taught;
   if (!taught) $("shade").value = "logprob";
-  for (const id of ["signal", "order", "shade", "text"])
-    if (wanted?.get(id) && !(id === "shade" && !taught)) $(id).value = wanted.get(id);
+  for (const id of ["signal", "order", "shade"]) choose(id, wanted?.get(id));
+  if (wanted?.get("text")) $("text").value = wanted.get("text");
   drawSpeakers(groups);
   list();
 }
@@ -184,7 +189,7 @@ async function begin() {
   const wanted = new URLSearchParams(address.includes("=") ? address : "");
   head();
   $("metric").append(choice("choose", ""), ...metrics().map((name) => choice(name, name)));
-  for (const id of ["metric", "smooth"]) if (wanted.get(id)) $(id).value = wanted.get(id);
+  for (const id of ["metric", "smooth"]) choose(id, wanted.get(id));
   drawCurves();
   drawSteps(async (name) => {
     $("file").value = name;

@@ -7,10 +7,11 @@ import html
 import importlib.resources
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import RunError, Stopped, Unreachable
 from atgrpo_jax.common.files import read_file, write_atomically
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import (
@@ -24,6 +25,7 @@ from atgrpo_jax.viewing.contents import (
     summary_of,
     tokenizer_of,
 )
+from atgrpo_jax.viewing.folders import is_running
 from atgrpo_jax.viewing.text import SIGNS
 
 SCRIPTS = ("words.js", "curves.js", "trees.js", "page.js")  # one script, in this order
@@ -63,8 +65,8 @@ class Writer:
         most_mb: float = 16.0,
         on_file: Callable[[float], None] = lambda share: None,
     ):
-        self._folder = folder
-        self._path = path
+        self.folder = folder
+        self.path = path
         self._steps = steps
         self._most_episodes = most_episodes
         self._most_mb = most_mb
@@ -78,7 +80,7 @@ class Writer:
 
         With ``reload_s`` the page loads itself anew after so many seconds.
         """
-        folder = self._folder
+        folder = self.folder
         there = [file for file in kept(folder) if not self._steps or file.step in self._steps]
         parts: dict[Kept, Part] = {}
         before, self._known = self._known, {}  # what is no longer shown is forgotten
@@ -104,14 +106,40 @@ class Writer:
             "reload_s": reload_s,
         }
         packed = {file.name: part.packed for file, part in parts.items()}
-        write_atomically(self._path, _page(folder.path.name, contents, packed).encode())
+        write_atomically(self.path, _page(folder.path.name, contents, packed).encode())
         return list(packed)
 
     def _read(self, file: Kept) -> Part:
-        episodes = list(self._folder.read_episodes(file.step, file.split))
+        episodes = list(self.folder.read_episodes(file.step, file.split))
         chosen = [episodes[i] for i in evenly(len(episodes), self._most_episodes)]
         packed = _packed([shown(episode, self._pieces) for episode in chosen])
         return Part(packed, [episode["problem"] for episode in chosen], len(episodes))
+
+
+def watch(writer: Writer, every_s: float) -> None:
+    """Writes a page again and again, and a last time when no process trains in the folder any more.
+
+    A bucket that cannot be reached is tried again. After a stop (Ctrl-C) the page that is left loads
+    itself no more.
+    """
+    folder, path = writer.folder, writer.path
+    try:
+        running = True
+        while running:
+            try:
+                running = is_running(folder)  # asked before the page is written: it has all of the end
+                writer.write(every_s if running else None)
+                print(f"{path}: step {len(folder.read_metrics()) - 1}", flush=True)
+            except Unreachable as error:
+                running = True  # nobody knows
+                print(f"{error}; tried again in {every_s:g} s", flush=True)
+            if running:
+                time.sleep(every_s)
+        print(f"nothing trains in {folder.path} any more; this is the last page")
+    except Stopped as stopped:
+        writer.write()
+        stopped.note = f"{path} stays as it is; the run goes on"
+        raise
 
 
 def write_page(folder: RunFolder, path: Any, **settings: Any) -> list[str]:

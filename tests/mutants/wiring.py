@@ -202,6 +202,24 @@ FAULTS = {
         ("if left < 0 and parts:", "if False:", "a page has no limit"),
         ("html.escape(title)", "title", "a folder's name is HTML"),
     ],
+    ("viewing/page.py", "test_watch.py"): [
+        ("before.get(file) or ", "", "files that are known are read again"),
+        ("writer.write(every_s if running else None)", "writer.write(every_s)", "the last page goes on loading itself"),
+        ("running = True  # nobody knows", "running = False", "a bucket that does not answer ends a watch"),
+    ],
+    ("tasks/calls.py", "test_boards.py"): [
+        ("cell[:MOST_LETTERS]", "cell", "labels of boards have no limit"),
+        ("for row in found[:MOST_CELLS]]", "for row in found]", "boards have any number of rows"),
+        ("all(isinstance(cell, str) for row in rows for cell in row)", "True", "numbers are cells"),
+    ],
+    ("rollout/player.py", "test_boards.py"): [
+        ("dataclasses.replace(group, board=board)", "group", "groups have no boards"),
+        ("            board = self._board(course.state, where)\n", "            board = None\n", "the end is not drawn"),
+    ],
+    ("run/episodes.py", "test_report.py"): [
+        ('"board": group.board', '"board": None', "boards are not written down"),
+        ('"board": episode.board', '"board": None', "the end is not written down"),
+    ],
     ("viewing/text.py", "test_report.py"): [
         ('safe = "".join(c if c.isprintable() or c == "\\n" else repr(c)[1:-1] for c in text)', "safe = text", "what was said moves the cursor"),
     ],
