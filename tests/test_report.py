@@ -315,6 +315,25 @@ def test_a_page_follows_a_run_and_keeps_the_place(folder, tmp_path):
     asyncio.run(look())
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with claim(folder, gin_config.load("smoke.gin")):
+        pass
+    assert write_page(folder, folder.report) == []
+
+    async def look():
+        async with browser.opened(folder.report) as page:
+            assert await page.all_of("#summary") == ["not ended; no step yet"]
+            assert await page.all_of("#sample") == ["This run has no episodes yet."]
+            for name in ("end", "shade", "smooth"):
+                await page.choose(name, "")
+            assert page.errors == []
+
+    asyncio.run(look())
+
+
 def test_an_episode_in_a_notebook(folder):
     drawn = tree(folder.path, 3, 31)
     assert drawn.data["end"] == "solved" and drawn.data["groups"][0]["candidates"][0]["text"] == "10"

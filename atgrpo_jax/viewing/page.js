@@ -175,8 +175,9 @@ async function beside() {
 function head() {
   $("title").textContent = contents.title;
   const { before, after, steps } = contents.summary;
-  const last = contents.steps[contents.steps.length - 1] ?? 0;
-  $("summary").textContent = after === undefined ? `not ended; step ${last} is the last one` :
+  const last = contents.steps[contents.steps.length - 1];
+  const far = given(last) ? `step ${last} is the last one` : "no step yet";
+  $("summary").textContent = after === undefined ? `not ended; ${far}` :
     `test success ${percent(before.success)} before, ${percent(after.success)} after ${steps} steps ` +
     `(95 % interval ${percent(after.low)} to ${percent(after.high)})`;
   $("gin").textContent = contents.config;

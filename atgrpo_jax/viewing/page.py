@@ -125,11 +125,15 @@ def watch(writer: Writer, every_s: float) -> None:
     folder, path = writer.folder, writer.path
     try:
         running = True
+        told: int | None = None
         while running:
             try:
                 running = is_running(folder)  # asked before the page is written: it has all of the end
                 writer.write(every_s if running else None)
-                print(f"{path}: step {len(folder.read_metrics()) - 1}", flush=True)
+                step = len(folder.read_metrics()) - 1
+                if step != told:
+                    print(f"{path}: {f'step {step}' if step >= 0 else 'no step yet'}", flush=True)
+                told = step
             except Unreachable as error:
                 running = True  # nobody knows
                 print(f"{error}; tried again in {every_s:g} s", flush=True)
