@@ -36,7 +36,7 @@ class Gymnasium(Rules):
 
     To show another text, to read another spelling, to make the environment yourself, or to know better how
     well a player stands, make a class of your own of this one, and override ``text``, ``read``, ``make``
-    or ``value``. ``FrozenLake`` is an example.
+    or ``value``; and ``board`` for another picture. ``FrozenLake`` is an example.
 
     An episode is solved if the environment terminates with a reward of at least ``success``.
     """
