@@ -12,8 +12,8 @@ from atgrpo_jax.common.types import Candidate, Episode, Group, GroupKey
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.tokens.tokens import Tokenizer
 
-# To be counted up whenever a field changes its name or meaning.
-SCHEMA = 2
+# To be counted up whenever a field changes its name or meaning, or there is a new one.
+SCHEMA = 3
 
 
 def written(
@@ -43,10 +43,13 @@ def read(path: Place) -> Iterator[dict[str, Any]]:
     for line in gzip.decompress(read_file(path)).splitlines():
         episode = json.loads(line)
         found = episode.get("schema", 1)
-        if found != SCHEMA:
+        if found == 2:  # the same without boards
+            episode = {"board": None} | episode
+            episode["groups"] = [{"board": None} | group for group in episode["groups"]]
+        elif found != SCHEMA:
             raise RunError(
-                f"{path} has schema {found}, and this version reads {SCHEMA}: read the run with the version "
-                "that made it (docs/episodes.md)"
+                f"{path} has schema {found}, and this version reads 2 and {SCHEMA}: read the run with the "
+                "version that made it (docs/episodes.md)"
             )
         yield episode
 
@@ -64,6 +67,7 @@ def _episode(
         "solved": episode.solved,
         "end": episode.end,
         "turns": episode.turns,
+        "board": episode.board,
         "groups": [
             _group(group, items.get(group.origin.key), tokenizer, alpha[group.origin.key.role])
             for group in episode.groups
@@ -88,6 +92,7 @@ def _group(group: Group, item: Credited | None, tokenizer: Tokenizer, alpha: flo
         "state": origin.state_digest,
         "prompt": tokenizer.decode(origin.prompt_ids),
         "prompt_ids": origin.prompt_ids,
+        "board": group.board,
         "executed": group.chosen,
         "candidates": [
             _candidate(candidate, alpha) | {"advantage": advantage, "trained": counts}

@@ -118,6 +118,8 @@ class _Contract:
         before = digest(state)
         if self._calls.prompt(state, role, place) != self._calls.prompt(state, role, place):
             self._calls.found("prompts are pure", place)
+        if self._calls.board(state, place) != self._calls.board(state, place):
+            self._calls.found("boards are pure", place)
         seeds = [seed_of(place, i) for i in range(4)]
         good = [self._calls.demonstration(state, role, place, random.Random(seed)) for seed in seeds]
         if good[0] != self._calls.demonstration(state, role, place, random.Random(seeds[0])):

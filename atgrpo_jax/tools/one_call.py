@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.types import Message, Outcome, Reward
+from atgrpo_jax.common.types import Board, Message, Outcome, Reward
 from atgrpo_jax.sandbox.protocol import ProgramResult, Runner
+from atgrpo_jax.tasks.calls import board_of
 from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.protocol import ToolTask, Transition
 
@@ -85,6 +86,10 @@ class Calls:
             )
             raise Broken
         return found
+
+    def board(self, state: Any, place: str) -> Board | None:
+        """Returns what the task draws of a state. Raises Broken if that is no board."""
+        return self.called("boards are texts or rows of texts", place, board_of, self.task, state, place)
 
     def demonstration(self, state: Any, role: str, place: str, rng: random.Random) -> str:
         """Returns a demonstration of the task. Raises Broken if it is no text."""
