@@ -35,6 +35,7 @@ from atgrpo_jax.run.recorded import credited_of, episode_of
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.update.learner import UpdateInputs
+from atgrpo_jax.viewing.page import tree, write_page
 
 STEPS = 5
 BINDINGS = (
@@ -371,3 +372,20 @@ def test_what_a_step_taught_is_written_beside_its_episodes(folder):
     count = sum(len(g["candidates"]) for r in run.read_episodes(5) for g in r["groups"])
     assert len(lines) == count and {line["speaker"] for line in lines} == {"scout", "mover"}
     assert all(len(line["after"]) == len(line["weight"]) for line in lines)
+    (instance, *_) = sorted({line["instance"] for line in lines})
+    drawn = tree(folder, 5, instance)
+    first, *_ = drawn.data["groups"]
+    for candidate, line in zip(first["candidates"], lines, strict=False):
+        np.testing.assert_allclose(candidate["taught"]["after"], line["after"], atol=1e-5)
+        np.testing.assert_allclose(candidate["taught"]["weight"], line["weight"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_replay_with_a_change_is_printed_kept_and_shown(folder, tmp_path):
+    ran = replay(f"--run_dir={folder}", "--node=3/train/9/0/1/1/mover", "--say=[R]")
+    assert ran.returncode == 0, ran.stderr
+    assert "-- candidate 4, executed: ok" in ran.stdout and ran.stdout.rstrip().endswith("0001.jsonl.gz")
+    (record,) = RunFolder(folder).read_replays()
+    assert record["replay"]["says"] == "[R]" and record["replay"]["node"] == "3/train/9/0/1/1/mover"
+    names = write_page(RunFolder(folder), tmp_path / "page.html")
+    assert names[0] == "replay-3"

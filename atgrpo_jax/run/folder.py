@@ -1,6 +1,7 @@
 """Writes and reads the files of a run. All but the growing ones appear whole or not at all."""
 
 import fcntl
+import gzip
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from atgrpo_jax.common.files import (
     names_in,
     naming,
     partial_of,
+    read_file,
     read_json_lines,
     remove_file,
     write_atomically,
@@ -189,9 +191,22 @@ class RunFolder:
         """Writes an episode that was played on in another way. Returns the name of the file in replays/."""
         return _write_next(self.replays, ".jsonl.gz", content)
 
+    def read_replays(self) -> Iterator[dict[str, Any]]:
+        """Yields all episodes that were played on in another way, in the order in which they were made."""
+        for name in sorted(names_in(self.replays)):
+            if name.endswith(".jsonl.gz"):
+                yield from episodes.read(self.replays / name)
+
     def taught_by(self, step: int) -> Place:
-        """Returns the path of what a step taught."""
+        """Returns the path of what a step taught (docs/replay.md)."""
         return self.taught / self.episodes_of(step).name
+
+    def read_taught(self, step: int) -> list[dict[str, Any]]:
+        """Returns what a step taught, a record for each candidate; nothing if nobody looked."""
+        path = self.taught_by(step)
+        if not is_file(path):
+            return []
+        return [json.loads(line) for line in gzip.decompress(read_file(path)).splitlines()]
 
     def episodes_of(self, step: int, split: str = "train") -> Place:
         """Returns the path of a step's episodes, or of those of its evaluation on another split."""

@@ -40,6 +40,7 @@ def episode_of(record: Mapping[str, Any], sampling: Mapping[str, Sampling]) -> E
         record["turns"],
         record["end"],
         record["problem"],
+        _board(record["board"]),
     )
 
 
@@ -70,7 +71,8 @@ def _group(record: Mapping[str, Any], group: Mapping[str, Any], sampling: Mappin
         group["version"],
         drawn,
     )
-    return Group(tuple(_candidate(origin, one) for one in group["candidates"]), group["executed"])
+    candidates = tuple(_candidate(origin, one) for one in group["candidates"])
+    return Group(candidates, group["executed"], _board(group["board"]))
 
 
 def _candidate(origin: Origin, one: Mapping[str, Any]) -> Candidate:
@@ -92,6 +94,11 @@ def _sample(version: int, one: Mapping[str, Any]) -> Sample:
     logprobs = _floats(one["logprobs"])
     assert logprobs is not None
     return Sample(tuple(one["tokens"]), logprobs, one["finish"], version, drawn)
+
+
+def _board(drawn: Any) -> Any:
+    """Returns a board as tasks give it; JSON has lists for its rows."""
+    return tuple(map(tuple, drawn)) if isinstance(drawn, list) else drawn
 
 
 def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:

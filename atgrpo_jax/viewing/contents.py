@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError, UserError
 from atgrpo_jax.common.files import names_in
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.nodes import speaker
 from atgrpo_jax.tokens.tokens import Tokenizer
 
 _FILE = re.compile(r"step_([0-9]{6,})(?:\.([a-z]+))?\.jsonl\.gz")
+REPLAYS = "replay"  # in place of the split, for a page's file of replays
 FINE = 5  # significant digits of the numbers that a page shows
 
 
@@ -35,13 +37,40 @@ def kept(folder: RunFolder) -> list[Kept]:
     return sorted(files, key=lambda file: (file.split != "train", file.split, file.step))
 
 
-def by_interest(files: Sequence[Kept]) -> Iterator[Kept]:
+def replays(folder: RunFolder) -> dict[Kept, list[dict[str, Any]]]:
+    """Returns the episodes that were played on in another way (docs/replay.md), as files by step."""
+    found: dict[Kept, list[dict[str, Any]]] = {}
+    for record in folder.read_replays():
+        found.setdefault(Kept(record["step"], REPLAYS), []).append(record)
+    return found
+
+
+def with_taught(folder: RunFolder, file: Kept, episodes: Sequence[dict[str, Any]]) -> None:
+    """Adds a field ``taught`` to the candidates of training episodes, if a replay has computed it."""
+    if file.split != "train":
+        return
+    places = {}
+    for episode in episodes:
+        for group in episode["groups"]:
+            place = episode["instance"], episode["episode"], group["turn"], group["stage"], speaker(group)
+            places[place] = group["candidates"]
+    for line in folder.read_taught(file.step):
+        place = tuple(line[name] for name in ("instance", "episode", "turn", "stage", "speaker"))
+        if place in places:
+            places[place][line["k"]]["taught"] = {name: line[name] for name in ("after", "weight")}
+
+
+def by_interest(files: Sequence[Kept], first: Collection[Kept] = ()) -> Iterator[Kept]:
     """Yields all files, such that those that come early tell most about the whole run.
 
-    They are the last and the first of each split, then those halfway between two that were named.
+    They are those of ``first``, then the last and the first of each split, then those halfway between two
+    that were named.
     """
+    yield from first
     splits: dict[str, list[Kept]] = {}
     for file in files:
+        if file in first:
+            continue
         splits.setdefault(file.split, []).append(file)
     orders = [[own[i] for i in _halving(len(own))] for own in splits.values()]
     for place in range(max(map(len, orders), default=0)):
@@ -113,7 +142,8 @@ def _candidate(candidate: Mapping[str, Any], pieces: Pieces | None) -> dict[str,
     elif said[:-1] and "".join(said[:-1]) == candidate["text"]:
         plain["pieces"] = said[:-1]  # the last one is the stop token, which the text leaves out
     if candidate.get("taught"):
-        plain["taught"] = {name: _rounded(values) for name, values in candidate["taught"].items()}
+        after, weights = candidate["taught"]["after"], candidate["taught"]["weight"]
+        plain["taught"] = {"after": _rounded(after), "weight": [_short(float(x)) for x in weights]}
     return plain | {"logprobs": _rounded(candidate["logprobs"])}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from atgrpo_jax.common.errors import RunError, Stopped, Unreachable
-from atgrpo_jax.common.files import read_file, write_atomically
+from atgrpo_jax.common.files import is_file, read_file, write_atomically
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import (
     Kept,
@@ -20,10 +20,12 @@ from atgrpo_jax.viewing.contents import (
     by_interest,
     evenly,
     kept,
+    replays,
     series,
     shown,
     summary_of,
     tokenizer_of,
+    with_taught,
 )
 from atgrpo_jax.viewing.folders import is_running
 from atgrpo_jax.viewing.text import SIGNS
@@ -81,12 +83,15 @@ class Writer:
         With ``reload_s`` the page loads itself anew after so many seconds.
         """
         folder = self.folder
-        there = [file for file in kept(folder) if not self._steps or file.step in self._steps]
+        played_on = replays(folder)
+        there = [file for file in [*kept(folder), *played_on] if not self._steps or file.step in self._steps]
+        looked_at = [file for file in there if file in played_on or is_file(folder.taught_by(file.step))]
         parts: dict[Kept, Part] = {}
         before, self._known = self._known, {}  # what is no longer shown is forgotten
         left = self._most_mb * 1e6
-        for file in by_interest(there):
-            part = self._known[file] = before.get(file) or self._read(file)
+        for file in by_interest(there, looked_at):
+            part = played_on.get(file) and self._part(played_on[file])
+            part = self._known[file] = part or before.get(file) or self._read(file)
             left -= len(part.packed)
             if left < 0 and parts:
                 break
@@ -111,6 +116,10 @@ class Writer:
 
     def _read(self, file: Kept) -> Part:
         episodes = list(self.folder.read_episodes(file.step, file.split))
+        with_taught(self.folder, file, episodes)
+        return self._part(episodes)
+
+    def _part(self, episodes: Sequence[dict[str, Any]]) -> Part:
         chosen = [episodes[i] for i in evenly(len(episodes), self._most_episodes)]
         packed = _packed([shown(episode, self._pieces) for episode in chosen])
         return Part(packed, [episode["problem"] for episode in chosen], len(episodes))
@@ -184,6 +193,7 @@ def tree(
     tokenizer, _ = tokenizer_of(folder)
     try:
         found = [e for e in folder.read_episodes(step, split) if e["instance"] == instance]
+        with_taught(folder, Kept(step, split), found)
     except FileNotFoundError as error:
         raise RunError(f"{folder.path} keeps no episodes of {split} in step {step}") from error
     for one in found:

@@ -85,11 +85,19 @@ function tree(episode, by) {
     make("span", { text: episode.solved ? "solved" : episode.end, className: episode.solved ? "solved" : "failed" }),
     " ", make("button", { className: "beside", text: "beside its other steps", title: "the same problem at other steps" }));
   const problem = make("p", { className: "note", text: `problem ${episode.problem}` });
+  const changed = episode.replay ? [make("ul", { className: "note replay" },
+    ...[`replay of ${episode.replay.node}`, ...changes(episode.replay), ...episode.replay.findings].map((text) => make("li", { text })))] : [];
   const stage = (group) => `${group.turn}/${group.stage}`;
-  return make("div", { className: "tree" }, title, problem, ...episode.groups.map((group, i) => {
+  return make("div", { className: "tree" }, title, problem, ...changed, ...episode.groups.map((group, i) => {
     const next = episode.groups.slice(i + 1).find((other) => stage(other) !== stage(group));
     return groupBox(group, next ? next.board : episode.board, !next, by);
   }));
+}
+
+// What a replay did otherwise than the run.
+function changes({ temperature, executes, says }) {
+  return [temperature !== null && `drawn at temperature ${number(temperature)}`, executes !== null && `candidate ${executes} is executed`,
+    says !== null && `this text is executed: ${says}`].filter(Boolean);
 }
 
 function groupBox(group, then, last, by) {
