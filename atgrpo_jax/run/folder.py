@@ -33,7 +33,7 @@ _PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 class RunFolder:
     """The folder of one run, on a disk or in a bucket. It has the paths of all its files.
 
-    config.gin  metrics.jsonl  tensorboard/  checkpoints/  code/
+    config.gin  metrics.jsonl  tensorboard/  trackers/  checkpoints/  code/
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
@@ -51,6 +51,7 @@ class RunFolder:
         self.episodes = self.path / "episodes"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.trackers = self.path / "trackers"  # what trackers keep, and state.json; see tracking.py
         self.evaluations = self.path / "evaluations.jsonl"
         self.evaluated = self.path / "evaluations"
         self.shapes = self.path / "hosts.jsonl"  # see shapes.py

@@ -36,7 +36,7 @@ def train(experiment: Experiment, folder: RunFolder, hosts: Hosts | None = None)
             stages.checkpoint_now()
             stopped.note = stages.where()
             raise
-    return told_json(hosts, "summary", lambda: summarise(experiment, folder))
+        return told_json(hosts, "summary", lambda: stages.tracking.end(summarise(experiment, folder)))
 
 
 def one_step(stages: Stages, team: TeamState, step: int) -> tuple[TeamState, dict[str, float]]:
