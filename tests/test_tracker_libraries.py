@@ -53,7 +53,7 @@ for step in steps:
         tracking.note()  # as a checkpoint does
 if kill:  # they have not written all that they got
     os.kill(os.getpid(), signal.SIGKILL)
-tracking.end({"steps": last, "after": {"success": 0.25}})
+tracking.end({"steps": last, "after": {"success": 0.25}, "failures": {"5/test/1": "failed: ended"}})
 """
 
 

@@ -69,6 +69,20 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
+def headline(step: int, record: Mapping[str, float]) -> dict[str, str]:
+    """Returns what the terminal shows of a step.
+
+    That is the success of its rollout and of its validation, if it has one, the share of groups that
+    have a signal, and the tokens that were drawn for each second of the whole step.
+    """
+    shown = {"rollout success": f"{record['rollout/success']:.1%}"}
+    if "validation/success" in record:
+        shown["validation"] = f"{record['validation/success']:.1%} (step {step})"
+    shown["signal"] = f"{record['groups/signal']:.0%}"
+    shown["tokens/s"] = f"{record['rollout/tokens'] / record['perf/step_s']:,.0f}"
+    return shown
+
+
 class CompileCounter:
     """Counts the XLA compilations of this process; after the first steps there should be none."""
 
