@@ -78,6 +78,10 @@ if TYPE_CHECKING:
     from atgrpo_jax.tasks.workflow import Workflow as Workflow
     from atgrpo_jax.tokens.tokens import FolderTokenizer as FolderTokenizer
     from atgrpo_jax.tokens.tokens import TinyTokenizer as TinyTokenizer
+    from atgrpo_jax.tracking.mlflow import MLflow as MLflow
+    from atgrpo_jax.tracking.trackers import Trackers as Trackers
+    from atgrpo_jax.tracking.trackio import Trackio as Trackio
+    from atgrpo_jax.tracking.wandb import Wandb as Wandb
     from atgrpo_jax.update.batch import BatchConfig as BatchConfig
     from atgrpo_jax.update.objectives import GSPOLossConfig as GSPOLossConfig
     from atgrpo_jax.update.objectives import LossConfig as LossConfig
@@ -118,6 +122,10 @@ _HOMES = {
     "tasks.splits": ("in_split",),
     "tasks.workflow": ("Workflow",),
     "tokens.tokens": ("FolderTokenizer", "TinyTokenizer"),
+    "tracking.mlflow": ("MLflow",),
+    "tracking.trackers": ("Trackers",),
+    "tracking.trackio": ("Trackio",),
+    "tracking.wandb": ("Wandb",),
     "update.batch": ("BatchConfig",),
     "update.objectives": ("GSPOLossConfig", "LossConfig", "Objective"),
     "update.optimizer": ("OptimizerConfig",),

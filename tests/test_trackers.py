@@ -175,6 +175,17 @@ def test_what_a_library_may_not_have_written_when_all_was_killed_is_sent_again(t
     assert tracker.steps() == [0, 1, 2, 3, 2, 3]
 
 
+def test_what_a_library_had_in_memory_when_it_failed_is_sent_again(tmp_path, soon):
+    folder, tracker = RunFolder(tmp_path), Scripted(lag_s=1000.0)
+    tracking = Tracking(chosen(mine=tracker), folder, {})
+    send(tracking, folder, 0, 1)
+    tracker.down.append("log")
+    send(tracking, folder, 2)
+    tracker.down.clear()
+    send(tracking, folder, 3)
+    assert tracker.steps() == [0, 1, 0, 1, 2, 3]
+
+
 def test_a_table_that_is_not_taken_costs_no_metrics(tmp_path, capsys):
     tracker = Scripted(down=["table"])
     x = experiment(
@@ -339,10 +350,12 @@ def test_no_secret_may_be_in_the_config_nor_in_the_error(line, field):
     assert "SECRET" not in str(raised.value)
 
 
-def test_errors_hide_keys(monkeypatch):
+def test_errors_and_addresses_hide_keys(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MY_TOKEN", "abcdefgh")
     said = harmless(ValueError("GET https://me:word@host/x?k=abcdefgh\nfailed"))
     assert said == "ValueError: GET https://***@host/x?k=*** failed"
+    Tracking(chosen(mine=Scripted(where="http://me:word@host")), RunFolder(tmp_path), {})
+    assert capsys.readouterr().err == "mine: http://***@host\n"
 
 
 # One gin line. -------------------------------------------------------------------------------------

@@ -37,11 +37,12 @@ class Tracking:
         self._folder = folder
         self._trackers = trackers
         self._path = folder.trackers / "state.json"
-        self._state: dict[str, dict[str, Any]] = _read_state(self._path)
+        chosen = trackers.chosen()
+        self._state: dict[str, dict[str, Any]] = _read_state(self._path) if chosen else {}
         self._written = dict(self._state)
         self._channels = []
         try:
-            for name, config in trackers.chosen().items():
+            for name, config in chosen.items():
                 known = self._state.get(name, {"key": "", "next": 0})
                 about = About(folder.path.name, known["key"], settings, folder.path, _local(folder))
                 self._channels.append(_Channel(name, config, about, known["next"]))
@@ -127,7 +128,7 @@ class _Channel:
                 ) from error
             self._failed(error)
         if name != "tensorboard" and self._tracker is not None:
-            say(f"{name}: {self._tracker.where}")
+            say(f"{name}: {_hidden(self._tracker.where)}")
 
     @property
     def _field(self) -> str:
@@ -187,7 +188,7 @@ class _Channel:
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
         if self._tracker is not None:
-            where = self._tracker.where
+            where = _hidden(self._tracker.where)
             try:
                 self._tracker.end(summary)
                 self._unsure = []
@@ -239,13 +240,16 @@ def table_of(episodes: Iterator[Mapping[str, Any]], rows: int, letters: int) -> 
 
 
 def harmless(error: BaseException) -> str:
-    """Returns an error as one line, without the keys and passwords of the environment and of URLs."""
-    text = str(error)
+    """Returns an error as one line, without keys and passwords."""
+    return f"{type(error).__name__}: {one_line(RunError(_hidden(str(error))))}"
+
+
+def _hidden(text: str) -> str:
+    """Returns a text without the keys and passwords of the environment and of URLs."""
     for name, value in os.environ.items():
         if re.search("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name) and len(value) >= 6:
             text = text.replace(value, "***")
-    text = re.sub(r"//[^/@\s]+@", "//***@", text)
-    return f"{type(error).__name__}: {one_line(RunError(text))}"
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
 def _local(folder: RunFolder) -> Path:
