@@ -20,14 +20,16 @@ RECORD = {"rollout/success": 0.4375, "groups/signal": 0.624, "rollout/tokens": 5
 def terminal():
     """Lets stderr be a terminal of 120 columns. Gives a list, in which at the end is what it got."""
     ours, theirs = pty.openpty()
-    os.set_blocking(ours, False)
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
     got = []
     with open(theirs, "w", buffering=1) as screen, contextlib.redirect_stderr(screen):
         yield got
-        screen.flush()
-        got.append(os.read(ours, 1 << 16).decode())
+    text = b""
+    with contextlib.suppress(OSError):  # the end: nobody has the other side open
+        while piece := os.read(ours, 1 << 16):
+            text += piece
     os.close(ours)
+    got.append(text.decode())
 
 
 def test_a_headline_says_which_success():
