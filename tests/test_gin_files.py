@@ -28,6 +28,8 @@ SMALL = ("plan", "sokoban", "sudoku", "math_model", "code_model", "search", "sea
 TASKS = ("plan_path", "sokoban", "sudoku", "math", "code")
 TEAMS = ("single", "shared", "lora", "roles")
 PAIRS = [(f"{task}.gin", f"teams/{team}.gin") for task, team in itertools.product(SMALL, TEAMS)]
+TRACKERS = ("wandb", "mlflow", "trackio")
+PAIRS += [("smoke.gin", f"trackers/{tracker}.gin") for tracker in TRACKERS]
 PAIRS += [("math_model.gin", f"teams/{team}.gin") for team in ("aggregation", "debate", "maker_checker")]
 CELLS = [
     *itertools.product(TASKS, TEAMS, ("1.7b", "8b")),

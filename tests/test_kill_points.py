@@ -105,6 +105,7 @@ def opened(x, root):
         ".summary.json.partial",
         ".curves.png.partial",
         ".report.html.partial",
+        ".state.json.partial",  # of trackers
     }  # at the end, when they are written again
     assert litter(root) <= replaced
     return digest.hexdigest()

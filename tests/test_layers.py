@@ -18,7 +18,7 @@ RANKS = [
     {"engines.local", "engines.sglang", "engines.sglang_jax"},
     {"partners"},
     {"rollout"},
-    {"update"},
+    {"update", "tracking"},
     {"run"},
     {"planning", "viewing"},
     {"tools.probing"},
@@ -40,6 +40,7 @@ NO_JAX = {
     "tasks.search",
     "partners",
     "rollout",
+    "tracking",
 }
 NUMERICS = {
     "credit.advantages", "update.loss", "models.attention", "models.attention_kernel", "models.kernel_launch",

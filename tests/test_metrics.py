@@ -9,18 +9,22 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.metric_names import of_policy, together
 from atgrpo_jax.common.types import Episode, Group, Reward
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.metrics import MetricsWriter, episode_metrics
+from atgrpo_jax.run.metrics import episode_metrics, write_record
+from atgrpo_jax.run.tracking import Tracking
+from atgrpo_jax.tracking.trackers import Trackers
 
 
 def test_a_resumed_run_takes_the_place_of_the_steps_that_it_repeats(tmp_path):
     """In TensorBoard; metrics.jsonl is cut by whoever resumes."""
     folder = RunFolder(tmp_path)
     for first, steps in ((0, (0, 1, 2, 3)), (2, (2, 3))):
-        writer = MetricsWriter(folder, first)
+        tracking = Tracking(Trackers(), folder, {})
+        tracking.begin(first)
         for step in steps:
-            writer.write(step, {"rollout/success": first + step / 4, "loss": 1.0})
+            tracking.send(write_record(folder, step, {"rollout/success": first + step / 4, "loss": 1.0}))
+        tracking.note()
     events = EventAccumulator(str(folder.tensorboard)).Reload()
-    assert events.Tags()["scalars"] == ["rollout/success", "loss"]
+    assert events.Tags()["scalars"] == ["loss", "rollout/success"]
     found = [(event.step, event.value) for event in events.Scalars("rollout/success")]
     assert found == [(0, 0.0), (1, 0.25), (2, 2.5), (3, 2.75)]
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
@@ -50,21 +54,19 @@ def test_a_name_that_comes_twice_and_a_number_that_is_none_are_refused_and_nothi
     folder = RunFolder(tmp_path)
     with pytest.raises(RunError, match="two metrics of one step are called 'b'"):
         together({"a": 1.0, "b": 2.0}, {"c": 1.0}, {"b": 2.0})
-    writer = MetricsWriter(folder, 0)
     for values, says in (
         ({"step": 3.0}, "two metrics of one step are called 'step'"),
         ({"a": 1.0, "b": float("nan")}, "step 4, metrics: b is nan, which is not a finite number"),
         ({"a": float("inf")}, "a is inf"),
     ):
         with pytest.raises(RunError, match=says):
-            writer.write(4, values)
+            write_record(folder, 4, values)
     assert not folder.metrics.exists()
 
 
 def test_a_full_disk_names_the_file(tmp_path, limited_file_size):
     folder = RunFolder(tmp_path)
-    writer = MetricsWriter(folder, first=0)
     limited_file_size(1)
     with pytest.raises(OSError) as raised:
-        writer.write(0, {"a": 1.0})
+        write_record(folder, 0, {"a": 1.0})
     assert raised.value.filename == str(folder.metrics) and folder.metrics.read_bytes() == b""

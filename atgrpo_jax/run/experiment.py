@@ -26,13 +26,14 @@ from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.protocol import Task, ToolTask, missing
 from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
+from atgrpo_jax.tracking.trackers import Trackers
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.objectives import LossConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
 # Fields that may change when a run goes on: they do not affect the steps that are done.
-CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints")
+CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints", "trackers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Experiment:
     keep_checkpoints: int = 2  # how many of the newest are kept; step 0 is kept as well
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
     gate: bool = True  # after every push, check the engine's weights; see engines/gate.py
+    # Who else shows the records. Without ``repr`` it is no part of ``identity``, nor was it before it came.
+    trackers: Trackers = dataclasses.field(default=Trackers(), repr=False)
 
     def __post_init__(self):
         lacks = missing(self.task)

@@ -35,7 +35,7 @@ _PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 class RunFolder:
     """The folder of one run, on a disk or in a bucket. It has the paths of all its files.
 
-    config.gin  metrics.jsonl  tensorboard/  checkpoints/
+    config.gin  metrics.jsonl  tensorboard/  trackers/  checkpoints/
     kept/ (files that it reads)  code/ (modules of the user's)  starts.jsonl (with what, on which machine)
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html
@@ -55,6 +55,7 @@ class RunFolder:
         self.episodes = self.path / "episodes"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.trackers = self.path / "trackers"  # what trackers keep, and state.json; see tracking.py
         self.evaluations = self.path / "evaluations.jsonl"
         self.evaluated = self.path / "evaluations"
         self.shapes = self.path / "hosts.jsonl"  # see shapes.py

@@ -9,6 +9,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.literals import literal
 from atgrpo_jax.run.experiment import Experiment, first_difference
 from atgrpo_jax.run.gin_names import name_of
+from atgrpo_jax.tracking.trackers import Trackers
 
 
 def text_of(experiment: Experiment) -> str:
@@ -27,6 +28,23 @@ def text_of(experiment: Experiment) -> str:
     imports = sorted({_import(type(part)) for _, part in parts})
     header = ["from __gin__ import dynamic_registration", *imports]
     return "\n".join(header) + "\n\n" + "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Returns all that a config sets, but its trackers, by place: {"rollout.candidates": 4, ...}.
+
+    What is no number, truth value or text is written as one. A part itself is the name of its class.
+    """
+    found: dict[str, Any] = {}
+    for place, part in _parts("", dataclasses.replace(experiment, trackers=Trackers(tensorboard=None))):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            name = f"{place}.{field.name}".lstrip(".")
+            if name.startswith("trackers") or not field.init or _holds_parts(value):
+                continue
+            plain = value is None or isinstance(value, (bool, int, float, str))
+            found[name] = value if plain else literal(value) or name_of(type(value))
+    return found
 
 
 def _parts(place: str, config: Any) -> Iterator[tuple[str, Any]]:

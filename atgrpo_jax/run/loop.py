@@ -12,6 +12,7 @@ from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.metrics import headline
 from atgrpo_jax.run.report import summarise
 from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.run.team_learner import TeamState
@@ -34,12 +35,12 @@ def train(
             with Progress("train", experiment.steps, "step", stages.done) as progress:
                 for step in range(stages.done + 1, experiment.steps + 1):
                     team, record = one_step(stages, team, step)
-                    progress.advance(success=record["rollout/success"])
+                    progress.advance(**headline(step, record))
         except Stopped as stopped:
             stages.checkpoint_now()
             stopped.note = stages.where()
             raise
-    return told_json(hosts, "summary", lambda: summarise(experiment, folder))
+        return told_json(hosts, "summary", lambda: stages.tracking.end(summarise(experiment, folder)))
 
 
 def one_step(stages: Stages, team: TeamState, step: int) -> tuple[TeamState, dict[str, float]]:

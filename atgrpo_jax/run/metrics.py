@@ -1,59 +1,33 @@
-"""Writes one record for each step: a line of metrics.jsonl, and TensorBoard scalars.
+"""Makes one record for each step, and writes it as a line of metrics.jsonl.
 
 Metrics that start with "perf/" depend on the machine (seconds, rates, compiles). All others are the
 same in every run with the same config and seed.
 """
 
-import io
-import os
-import socket
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
-from atgrpo_jax.common.files import append, append_json_line, make_folder
+from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.common.finite import UNTOUCHED, check_finite
 from atgrpo_jax.common.metric_names import of_role, together
 from atgrpo_jax.common.types import Episode
 from atgrpo_jax.run.folder import RunFolder
 
 
-class MetricsWriter:
-    """Appends records to the run folder.
+def write_record(folder: RunFolder, step: int, values: Mapping[str, float]) -> dict[str, float]:
+    """Appends the record of a step to metrics.jsonl, and returns it.
 
-    ``first`` is the first step to be written. TensorBoard ignores what an older
-    run wrote for this and later steps.
+    Raises first if a value is not finite, or if one is called "step".
     """
-
-    def __init__(self, folder: RunFolder, first: int):
-        self._folder = folder
-        make_folder(folder.tensorboard)
-        name = f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}"
-        # Written here: TensorBoard's own writer is a thread whose errors nobody sees.
-        self._events = folder.tensorboard / name
-        self._show(0, file_version="brain.Event:2")
-        self._show(first, session_log=SessionLog(status=SessionLog.START))  # purges later events
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes a record. Raises first if a value is not finite, or if one is called "step"."""
-        check_finite(values, f"step {step}, metrics", UNTOUCHED)
-        record = together({"step": step}, {name: float(value) for name, value in sorted(values.items())})
-        self._folder.check_ours()
-        append_json_line(self._folder.metrics, record)
-        scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
-        self._show(step, summary=Summary(value=scalars))
-
-    def _show(self, step: int, **what: Any) -> None:
-        event = io.BytesIO()
-        RecordWriter(event).write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
-        append(self._events, event.getvalue())
+    check_finite(values, f"step {step}, metrics", UNTOUCHED)
+    record = together({"step": step}, {name: float(value) for name, value in sorted(values.items())})
+    folder.check_ours()
+    append_json_line(folder.metrics, record)
+    return record
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -93,6 +67,20 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
+
+
+def headline(step: int, record: Mapping[str, float]) -> dict[str, str]:
+    """Returns what the terminal shows of a step.
+
+    That is the success of its rollout and of its validation, if it has one, the share of groups that
+    have a signal, and the tokens that were drawn for each second of the whole step.
+    """
+    shown = {"rollout success": f"{record['rollout/success']:.1%}"}
+    if "validation/success" in record:
+        shown["validation"] = f"{record['validation/success']:.1%} (step {step})"
+    shown["signal"] = f"{record['groups/signal']:.0%}"
+    shown["tokens/s"] = f"{record['rollout/tokens'] / record['perf/step_s']:,.0f}"
+    return shown
 
 
 class CompileCounter:

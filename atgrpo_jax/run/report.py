@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.files import Place, write_atomically
+from atgrpo_jax.common.files import Place, is_file, write_atomically
 from atgrpo_jax.common.metric_names import OF_POLICY, OF_ROLE
 from atgrpo_jax.common.progress import duration
 from atgrpo_jax.rollout.evaluation import available
@@ -37,6 +37,8 @@ def summarise(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
         "before": before,
         "after": after,
         "train_seconds": sum(record.get("perf/step_s", 0.0) for record in records),
+        "failures": failures(folder, experiment.steps),
+        "tensorboard": experiment.trackers.tensorboard is not None,
     }
     folder.check_ours()
     write_atomically(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
@@ -53,6 +55,24 @@ def _scores(
         raise RunError(f"{folder.metrics} has no test scores of step {step} ({error})") from error
 
 
+def failures(folder: RunFolder, last: int) -> dict[str, str]:
+    """Returns failed test episodes that are worth a look, by the name that ``report --text`` takes, and why.
+
+    They are one that was solved before training, if there is one, and then one of each end.
+    """
+    solved_before = set()
+    if is_file(folder.episodes_of(0, "test")):
+        solved_before = {e["instance"] for e in folder.read_episodes(0, "test") if e["solved"]}
+    found: dict[str, str] = {}
+    if is_file(folder.episodes_of(last, "test")):
+        for episode in folder.read_episodes(last, "test"):
+            known = episode["instance"] in solved_before
+            why = "solved before training" if known else f"failed: {episode['end']}"
+            if not episode["solved"] and why not in found.values():
+                found[f"{last}/test/{episode['instance']}"] = why
+    return dict(sorted(found.items(), key=lambda item: item[1] != "solved before training"))
+
+
 def summary_text(summary: dict[str, Any]) -> str:
     """Returns the summary as a text for people."""
 
@@ -60,18 +80,23 @@ def summary_text(summary: dict[str, Any]) -> str:
         s = summary[name]
         return f"{s['success']:.1%} (95 % interval {s['low']:.1%} to {s['high']:.1%})"
 
+    run_dir = summary["run_dir"]
+    page = f"python -m atgrpo_jax.report --run_dir={run_dir} --text="
+    looks = [f"  {page}{name}    # {why}" for name, why in summary["failures"].items()]
+    curves = [f"  tensorboard --logdir={run_dir}/tensorboard"] if summary["tensorboard"] else []
     return "\n".join(
         (
             f"Held-out success on {summary['instances']} test instances:",
             f"  before  {score('before')}",
             f"  after   {score('after')}, {summary['steps']} steps, "
             f"{duration(summary['train_seconds'])} of training",
-            f"Run folder: {summary['run_dir']}",
-            "  report.html  curves.png  metrics.jsonl  episodes/  checkpoints/  tensorboard/  config.gin",
+            f"Run folder: {run_dir}",
+            "  report.html  curves.png  metrics.jsonl  episodes/  checkpoints/  config.gin",
             "Next:",
-            f"  open {summary['run_dir']}/report.html in a browser",
-            f"  python -m atgrpo_jax.evaluate --run_dir={summary['run_dir']}",
-            f"  tensorboard --logdir={summary['run_dir']}/tensorboard",
+            f"  open {run_dir}/report.html in a browser",
+            *looks,
+            f"  python -m atgrpo_jax.evaluate --run_dir={run_dir}",
+            *curves,
         )
     )
 

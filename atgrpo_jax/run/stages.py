@@ -25,10 +25,11 @@ from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
+from atgrpo_jax.run.metrics import CompileCounter, episode_metrics, write_record
 from atgrpo_jax.run.shapes import earlier
 from atgrpo_jax.run.starts import record_start
 from atgrpo_jax.run.team_learner import TeamLearner, TeamState
+from atgrpo_jax.run.tracking import tracked
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.calls import check_split
 from atgrpo_jax.tasks.splits import SPLITS
@@ -61,6 +62,7 @@ class Stages:
             earlier=earlier(folder),
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
+            self.tracking = opening.enter_context(tracked(experiment, folder, hosts))
             partners = experiment.team.partners
             self._partners = opening.enter_context(
                 opened(partners, folder.partners, "step", experiment.seed, hosts, folder.check_ours)
@@ -78,7 +80,6 @@ class Stages:
                 hosts,
             )
             self._opened = opening.pop_all()
-        self._writer: MetricsWriter | None = None
 
     def __enter__(self) -> "Stages":
         return self
@@ -115,7 +116,7 @@ class Stages:
         latest = -1 if newest is None else newest
         self.folder.rewind(latest)
         record_start(self.folder, latest, self.hosts.count)
-        self._writer = MetricsWriter(self.folder, first=latest + 1)
+        self.tracking.begin(latest + 1)
         if newest is not None:
             say(f"going on after step {newest} of {self.folder.path}")
 
@@ -193,10 +194,9 @@ class Stages:
         """Writes a step's episodes, if it has any, and its metrics. Host 0 does it for all."""
 
         def write() -> bytes:
-            assert self._writer is not None
             if episodes:
                 self._write_episodes(step, episodes, credited)
-            self._writer.write(step, record)
+            self.tracking.send(write_record(self.folder, step, record))
             return b""
 
         self.hosts.told(f"record of step {step}", write)
@@ -240,6 +240,7 @@ class Stages:
         self.folder.check_ours()
         self._checkpoints.save(step, team.policies, team.base, team.version)
         self._saved = step
+        self.tracking.note()
 
     def _score(self, step: int, split: str) -> dict[str, float]:
         settings = self.experiment.evaluation

@@ -59,9 +59,9 @@ def start_engine(
 
 def _contexts() -> set[Any]:
     """Returns the ZeroMQ contexts that are open in this process."""
-    import zmq
+    from zmq.sugar.context import Context
 
-    return {found for found in gc.get_objects() if isinstance(found, zmq.Context) and not found.closed}
+    return {found for found in gc.get_objects() if isinstance(found, Context) and not found.closed}
 
 
 def _describe(folder: Path, model: Transformer, stop_ids: Sequence[int], context: int) -> None:

@@ -1,0 +1,1 @@
+"""Shows the records of runs elsewhere: TensorBoard, Weights & Biases, MLflow, Trackio."""
