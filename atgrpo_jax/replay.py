@@ -87,8 +87,9 @@ def _draw(saved: SavedRun, nodes: list[Node], change: Change) -> None:
             print("\n".join([str(node), *(f"  {finding.words}" for finding in found)]), flush=True)
             if change != SAME:
                 record = recorded_replay(node, change, replayed, found, saved.experiment)
+                path = saved.folder.replays / write_replay(saved.folder, record)
                 print("\n" + episode_text(record, [g for g in record["groups"] if _not_before(node, g)]))
-                print(f"\nwritten to {saved.folder.replays / write_replay(saved.folder, record)}", flush=True)
+                print(f"\nwritten to {path}", flush=True)
             elif (words := first_difference(found)) is not None:
                 different.append(f"{node}: {words}")
     if different:

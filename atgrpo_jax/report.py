@@ -18,7 +18,7 @@ from atgrpo_jax.common.files import folder_path
 from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import FORM
-from atgrpo_jax.viewing.contents import kept
+from atgrpo_jax.viewing.contents import kept, replays
 from atgrpo_jax.viewing.page import Writer, watch
 from atgrpo_jax.viewing.text import node
 
@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
                 progress.advance()
 
         names = Writer(folder, path, steps, _EPISODES.value, _MB.value, advance).write()
-    print(f"{path}: episodes of {len(names)} of {len(files)} files. Open it in a browser.")
+    of = len(files) + len(replays(folder))
+    print(f"{path}: episodes of {len(names)} of {of} files. Open it in a browser.")
 
 
 def _number(text: str) -> int:

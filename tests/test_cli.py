@@ -164,3 +164,15 @@ def test_files_are_those_of_the_flag_and_then_the_words():
     flag = types.SimpleNamespace(value=["a.gin", "b.gin"])
     assert gin_files(["train", "c.gin"], flag) == ["a.gin", "b.gin", "c.gin"]
     assert needed_gin_files(["train", "c.gin"], types.SimpleNamespace(value=[])) == ["c.gin"]
+
+
+def test_whoever_reads_no_further_is_no_fault():
+    program = (
+        "from atgrpo_jax.common.cli import run_main\n"
+        "run_main(lambda argv: [print('a line', flush=True) for _ in range(100000)])"
+    )
+    command = f'{sys.executable} -c "$PROGRAM" | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command], env=os.environ | {"PROGRAM": program}, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("a line\n141\n", "")

@@ -134,6 +134,9 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
         _leave("stopped at once, by a second signal; what is on disk is whole", signal.SIGINT)
     except UserError as error:
         _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # nobody reads on, as after ``| head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if exit_code(error) == 1:
             raise

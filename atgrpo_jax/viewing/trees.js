@@ -104,7 +104,7 @@ function groupBox(group, then, last, by) {
   const largest = largestOf(group, by), alone = group.candidates.length === 1;
   const about = [`turn ${group.turn}, stage ${group.stage}`,
     group.policy ? `policy ${group.policy}, weights ${group.version}` : "a partner", `temperature ${group.temperature}`];
-  if (!alone && !hasSignal(group)) about.push("no signal");
+  if (!alone && !hasSignal(group) && group.candidates.some((c) => given(c.advantage))) about.push("no signal");
   if (largest) about.push(`full colour is a ${LARGEST[by]} of ${number(largest)}`);
   const head = make("h4", { text: speaker(group) }, make("span", { text: about.join(", ") }));
   const executed = group.executed === null ? null : group.candidates[group.executed];
