@@ -20,7 +20,7 @@ RANKS = [
     {"rollout"},
     {"update", "tracking"},
     {"run"},
-    {"planning", "viewing"},
+    {"planning", "replaying", "viewing"},
     {"tools.probing"},
     {"tools"},
     {""},  # train, evaluate, export, plan, report: the commands

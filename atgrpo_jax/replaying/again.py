@@ -20,9 +20,9 @@ from atgrpo_jax.rollout.evaluation import evaluating
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose
 from atgrpo_jax.run.nodes import Node
+from atgrpo_jax.run.playing import training
 from atgrpo_jax.run.recorded import episode_of, key_of
 from atgrpo_jax.run.saved import SavedRun
-from atgrpo_jax.run.stages import training
 from atgrpo_jax.run.team_learner import TeamState
 from atgrpo_jax.tasks.calls import place
 

@@ -13,24 +13,19 @@ from atgrpo_jax.common.types import Episode
 from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
-from atgrpo_jax.engines.protocol import Engine
-from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
-from atgrpo_jax.rollout.player import Player
-from atgrpo_jax.rollout.rollout import engine_propose
-from atgrpo_jax.rollout.rollouts import Rollouts
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import CompileCounter, episode_metrics, write_record
+from atgrpo_jax.run.playing import rollouts_of
 from atgrpo_jax.run.shapes import earlier
 from atgrpo_jax.run.starts import record_start
 from atgrpo_jax.run.team_learner import TeamLearner, TeamState
 from atgrpo_jax.run.tracking import tracked
-from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.calls import check_split
 from atgrpo_jax.tasks.splits import SPLITS
 
@@ -70,7 +65,7 @@ class Stages:
             self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
             hosts.even_out(lambda: self.engine.usage.programs)
-            self.rollouts = _rollouts(experiment, self.engine, self._runner, self._partners, hosts)
+            self.rollouts = rollouts_of(experiment, self.engine, self._runner, self._partners, hosts)
             self._gate = Gate(
                 self.learner.models,
                 experiment.tokenizer.stop_ids,
@@ -273,37 +268,3 @@ class Stages:
         if self.hosts.index == 0:
             say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
         return {f"{split}/{name}": value for name, value in score.record().items()}
-
-
-def _rollouts(
-    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None, hosts: Hosts
-) -> Rollouts:
-    """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
-    settings = experiment.rollout
-    episodes = 1 if settings.tree else settings.candidates
-    player = training(experiment, engine, runner, partners)
-    at_once = experiment.engine.at_once
-    instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
-    return Rollouts(player, engine, settings.instances, episodes, hosts, instances_at_once)
-
-
-def training(
-    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None
-) -> Player:
-    """Returns what plays the episodes of a training step."""
-    settings = experiment.rollout
-    by_role = experiment.by_role
-    sampling = {role: own.sampling for role, own in by_role.items()}
-    candidates = {role: own.candidates if settings.tree else 1 for role, own in by_role.items()}
-    return Player(
-        experiment.task,
-        experiment.team,
-        experiment.tokenizer,
-        engine_propose(engine, sampling, candidates, experiment.seed),
-        sampling,
-        experiment.seed,
-        runner=runner,
-        select=settings.select,
-        exclude=settings.exclude,
-        partners=partners,
-    )

@@ -21,7 +21,8 @@ NAVIGATION = {
         "docs/split-sight", "docs/sandbox",
     ),
     "Teams": ("docs/workflows", "docs/partners"),
-    "Training": ("docs/episodes", "docs/your-loss", "docs/your-engine", "docs/sglang"),
+    "Looking": ("docs/report", "docs/replay", "docs/episodes", "docs/trackers"),
+    "Training": ("docs/forks", "docs/moving", "docs/your-loss", "docs/your-engine", "docs/sglang"),
     "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/performance"),
     "Results": ("docs/results", "docs/paper", "docs/parity", "docs/log"),
     "Python interface": (
