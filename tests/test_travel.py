@@ -153,7 +153,7 @@ def test_a_run_goes_on_elsewhere_with_nothing_but_its_folder(made, tmp_path):
     for ours, theirs in zip(weights(elsewhere), weights(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert (elsewhere / "out" / "base_of_adapters").exists() or (elsewhere / "out" / "reasoner").exists()
-    first, second = map(json.loads, (elsewhere / "run" / "starts.jsonl").read_text().splitlines())
+    first, second = map(json.loads, (elsewhere / "run" / "environment.jsonl").read_text().splitlines())
     assert (first["after_step"], second["after_step"]) == (-1, 2)
     assert first["folder"] == str(made) and second["folder"] == str(elsewhere)
     assert first["versions"]["jax"] and first["machine"]["devices"]

@@ -36,7 +36,7 @@ class RunFolder:
     """The folder of one run, on a disk or in a bucket. It has the paths of all its files.
 
     config.gin  metrics.jsonl  tensorboard/  trackers/  checkpoints/
-    kept/ (files that it reads)  code/ (modules of the user's)  starts.jsonl (with what, on which machine)
+    kept/ (files that it reads)  code/ (modules of the user's)  environment.jsonl (with what, on which machine)
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
@@ -66,7 +66,7 @@ class RunFolder:
         self.curves = self.path / "curves.png"
         self.report = self.path / "report.html"
         self.kept = self.path / kept_files.FOLDER  # what it reads: problems, prompts, tokenizers
-        self.starts = self.path / "starts.jsonl"  # see starts.py
+        self.environment = self.path / "environment.jsonl"  # see environment.py
         self.code = self.path / FOLDER  # source of the user's own parts
         self._lock: int | None = None  # on a disk: the open file that is locked
         self._lease: Lease | None = None  # in a bucket

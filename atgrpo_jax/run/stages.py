@@ -17,13 +17,13 @@ from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.environment import record_environment
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import CompileCounter, episode_metrics, write_record
 from atgrpo_jax.run.playing import rollouts_of
 from atgrpo_jax.run.shapes import earlier
-from atgrpo_jax.run.starts import record_start
 from atgrpo_jax.run.team_learner import TeamLearner, TeamState
 from atgrpo_jax.run.tracking import tracked
 from atgrpo_jax.tasks.calls import check_split
@@ -110,7 +110,7 @@ class Stages:
         """Prepares the run folder to go on after step ``newest``, or to begin. Only host 0 does this."""
         latest = -1 if newest is None else newest
         self.folder.rewind(latest)
-        record_start(self.folder, latest, self.hosts.count)
+        record_environment(self.folder, latest, self.hosts.count)
         self.tracking.begin(latest + 1)
         if newest is not None:
             say(f"going on after step {newest} of {self.folder.path}")

@@ -1,4 +1,4 @@
-"""Records with what, and on which machine, a run began and went on: a line of starts.jsonl each time."""
+"""Records with what, and on which machine, a run began and went on: a line of environment.jsonl each time."""
 
 import datetime
 import importlib.metadata
@@ -20,7 +20,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def record_start(folder: RunFolder, done: int, hosts: int) -> None:
+def record_environment(folder: RunFolder, done: int, hosts: int) -> None:
     """Appends a line. The devices must be there by now.
 
     Args:
@@ -44,7 +44,7 @@ def record_start(folder: RunFolder, done: int, hosts: int) -> None:
             "hosts": hosts,
         },
     }
-    append_json_line(folder.starts, line)
+    append_json_line(folder.environment, line)
 
 
 def _commits() -> dict[str, Any]:
