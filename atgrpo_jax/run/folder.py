@@ -36,7 +36,7 @@ class RunFolder:
     """The folder of one run, on a disk or in a bucket. It has the paths of all its files.
 
     config.gin  metrics.jsonl  tensorboard/  trackers/  checkpoints/
-    kept/ (files that it reads)  code/ (modules of the user's)  environment.jsonl (with what, on which machine)
+    kept/ (files that it reads)  code/ (your modules)  environment.jsonl (with what, on which machine)
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
