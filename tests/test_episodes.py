@@ -36,7 +36,7 @@ def test_a_training_episode(tmp_path):
     episode = Episode("train", 3, 0, (one,), False, 1, "ended", "sum-3")
     (record,) = read(tmp_path, [episode], [item], TinyTokenizer(), ALPHA)
     expected = {
-        "schema": 2, "step": 1, "split": "train", "instance": 3, "episode": 0, "problem": "sum-3",
+        "schema": 3, "step": 1, "split": "train", "instance": 3, "episode": 0, "problem": "sum-3",
         "solved": False, "end": "ended", "turns": 1,
     }  # fmt: skip
     assert record.items() >= expected.items()
@@ -80,7 +80,7 @@ def test_the_same_episodes_are_the_same_bytes():
 def test_episodes_of_another_schema_are_one_line(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.write_episodes(1, gzip.compress(b'{"step": 1, "role": "a"}\n'))
-    with pytest.raises(RunError, match=r"step_000001.jsonl.gz has schema 1, and this version reads 2"):
+    with pytest.raises(RunError, match=r"step_000001.jsonl.gz has schema 1, and this version reads 2 and 3"):
         list(folder.read_episodes(1))
 
 

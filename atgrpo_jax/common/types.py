@@ -183,6 +183,7 @@ class Candidate:
     reward: Reward | None  # None for an excluded candidate, which must never count as reward 0
     note: str = ""  # the task's, for people
     programs: tuple[Ran, ...] = ()
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # numbers of the task's own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from atgrpo_jax.common.types import Candidate, Episode, Group, GroupKey
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.tokens.tokens import Tokenizer
 
-# To be counted up whenever a field changes its name or meaning.
-SCHEMA = 2
+# To be counted up whenever a field changes its name or meaning, or there is a new one.
+SCHEMA = 3
 
 
 def written(
@@ -43,10 +43,13 @@ def read(path: Place) -> Iterator[dict[str, Any]]:
     for line in gzip.decompress(read_file(path)).splitlines():
         episode = json.loads(line)
         found = episode.get("schema", 1)
-        if found != SCHEMA:
+        if found == 2:  # the same without metrics of the task
+            for candidate in (one for group in episode["groups"] for one in group["candidates"]):
+                candidate["metrics"] = {}
+        elif found != SCHEMA:
             raise RunError(
-                f"{path} has schema {found}, and this version reads {SCHEMA}: read the run with the version "
-                "that made it (docs/episodes.md)"
+                f"{path} has schema {found}, and this version reads 2 and {SCHEMA}: read the run with the "
+                "version that made it (docs/episodes.md)"
             )
         yield episode
 
@@ -110,5 +113,6 @@ def _candidate(candidate: Candidate, alpha: float) -> dict[str, Any]:
         "mixed": reward.mixed(alpha) if reward else None,
         "parts": dict(reward.parts) if reward else None,
         "note": candidate.note,
+        "metrics": dict(candidate.metrics),
         "programs": [ran._asdict() for ran in candidate.programs],
     }

@@ -23,7 +23,7 @@ from atgrpo_jax.rollout.team import BASE, Team
 from atgrpo_jax.run.role_settings import RoleSettings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Runner
-from atgrpo_jax.tasks.protocol import Task, ToolTask, missing
+from atgrpo_jax.tasks.protocol import Demonstrating, Task, ToolTask, missing
 from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.objectives import LossConfig
@@ -75,6 +75,11 @@ class Experiment:
         if lacks:
             raise ValueError(f"Experiment.task: {type(self.task).__name__} has no {', '.join(lacks)}")
         check_types(self)
+        if self.warm_start is not None and not isinstance(self.task, Demonstrating):
+            raise ValueError(
+                f"Experiment.task: {type(self.task).__name__} has no demonstration, and a warm start needs "
+                "it; write one, or experiment.Experiment.warm_start = None"
+            )
         object.__setattr__(self, "pretrained", _absolute(self.pretrained))
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")

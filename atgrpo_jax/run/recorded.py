@@ -84,6 +84,7 @@ def _candidate(origin: Origin, one: Mapping[str, Any]) -> Candidate:
         reward,
         one["note"],
         programs,
+        one["metrics"],
     )
 
 

@@ -30,7 +30,7 @@ from atgrpo_jax.rollout.rollout import play_all, train_indices
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.calls import calling, place
-from atgrpo_jax.tasks.protocol import Play, Task, ToolTask
+from atgrpo_jax.tasks.protocol import Demonstrating, Play, Task, ToolTask
 from atgrpo_jax.tokens.tokens import Tokenizer
 from atgrpo_jax.update.batch import BatchConfig, pack
 from atgrpo_jax.update.learner import Learner, UpdateInputs
@@ -195,7 +195,10 @@ def _clone(config, fresh, learners, player, batch, hosts) -> dict[str, Any]:
 
 
 def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int) -> Propose:
-    """Returns a ``Propose`` that gives the task's demonstrations, not an engine's samples."""
+    """Returns a ``Propose`` that gives the task's demonstrations, not an engine's samples.
+
+    A task without demonstrations gives empty texts, of which prompts can be measured.
+    """
 
     async def propose(state, key, prompt_ids, policy, spoken):
         return [_demonstration(task, tokenizer, state, key, k, seed) for k in range(candidates)]
@@ -205,8 +208,10 @@ def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int)
 
 def _demonstration(task, tokenizer, state, key, k, seed) -> Sample:
     rng = random.Random(seed_of("demonstration", seed, key.path(), k))
-    with calling(task, "demonstration", place(key)):
-        text = task.demonstration(state, key.speaker, rng)
+    text = ""
+    if isinstance(task, Demonstrating):
+        with calling(task, "demonstration", place(key)):
+            text = task.demonstration(state, key.speaker, rng)
     tokens = tokenizer.answer_ids(text)
     return Sample(tokens, (0.0,) * len(tokens), "stop", version=0)
 
