@@ -64,7 +64,7 @@ def test_the_line_names_the_file_and_what_it_asks_for_helps(tmp_path, monkeypatc
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=r"^parts.tiny.gin, line \d+: Experiment.task: Mine has no demonstration"):
+    with pytest.raises(ConfigError, match=r"^parts.tiny.gin, line \d+: Experiment.task: Mine has no dem"):
         load("bare.gin")
     assert load("bare.gin", ["experiment.Experiment.warm_start = None"]).warm_start is None
 

@@ -272,7 +272,7 @@ FAULTS = {
         ("if candidate.origin not in origins:", "if True:", "an origin is there for every member"),
         ("if sample.drawn_logprobs is not None:", "if sample.drawn_logprobs:", "none and no drawn logprobs are alike"),
         ("setdefault(settings, len(self.samplings))", "setdefault(settings, 0)", "all have the first settings"),
-        ("setdefault(tuple(reward.parts), len(self.parts))", "setdefault(tuple(sorted(reward.parts)), len(self.parts))",
+        ("setdefault(tuple(values), len(self.names))", "setdefault(tuple(sorted(values)), len(self.names))",
          "parts of rewards are sorted"),
         ("if np.array_equal(narrow, wide) else", "if np.allclose(narrow, wide) else", "logprobs are rounded"),
         ("narrow.tobytes()) if", "narrow.tobytes()) if len(narrow) == 1 and", "logprobs take eight bytes"),
