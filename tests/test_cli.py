@@ -94,10 +94,12 @@ COMMANDS = {
     "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation", "hosts", "answer",
              "sigma"},
     "compare": {"out", "curve"},
+    "config": {"gin_file", "gin_param", "describe"},
     "runs": set(),
     "report": {"run_dir", "out", "step", "text", "episodes", "mb"},
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},
+    "tools.new_task": set(),
     "tools.prepare": {"source", "out"},
     "tools.probe": {"size", "out", "bucket", "hosts", "host", "coordinator", "only_rounds"},
 }  # fmt: skip

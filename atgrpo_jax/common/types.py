@@ -99,8 +99,8 @@ class Sampling:
     temperature: float = 1.0  # 0 is greedy: the most likely token is taken
     max_tokens: int = 16  # includes the stop id
     top_k: int = 0  # 0 for all tokens
-    top_p: float = 1.0
-    min_p: float = 0.0
+    top_p: float = 1.0  # the likeliest tokens whose probabilities sum to this; 1 for all
+    min_p: float = 0.0  # tokens at least this likely, as a share of the likeliest; 0 for all
     min_tokens: int = 0  # tokens that are drawn before a stop id may be drawn
     banned: tuple[int, ...] = ()  # token ids that are never drawn
     stop: tuple[str, ...] = ()  # a sample ends as soon as its text contains one of these strings

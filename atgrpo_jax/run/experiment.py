@@ -46,7 +46,7 @@ class Experiment:
     The models of a team may differ, but they share one ``tokenizer``.
     """
 
-    task: Task | ToolTask
+    task: Task | ToolTask  # what is played
     team: Team = Team()
     tokenizer: Tokenizer = TinyTokenizer()
     model: Architecture | Mapping[str, Architecture] = Architecture()
@@ -62,9 +62,9 @@ class Experiment:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     warm_start: WarmStartConfig | None = WarmStartConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    steps: int = 100
-    seed: int = 0
+    evaluation: EvaluationConfig = EvaluationConfig()  # on instances that training does not see
+    steps: int = 100  # of training
+    seed: int = 0  # of parameters and samples; tasks have seeds of their own
     checkpoint_every: int = 10  # steps
     keep_checkpoints: int = 2  # how many of the newest are kept; step 0 is kept as well
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed

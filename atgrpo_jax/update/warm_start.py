@@ -41,12 +41,12 @@ from atgrpo_jax.update.updates import Updates
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-    steps: int = 60
+    steps: int = 60  # of cloning
     instances: int = 64  # that are played in each step
     candidates: int = 8  # demonstrations of each prompt; a random one is executed
     learning_rate: float = 1e-3  # all else that is not set here is as in Experiment.optimizer
     warmup: int = 20  # updates; then the rate decays to a tenth until the last step
-    cache_dir: str = "~/.cache/atgrpo_jax"
+    cache_dir: str = "~/.cache/atgrpo_jax"  # where results are kept; gs://... does, too
 
     def __post_init__(self):
         check_types(self)

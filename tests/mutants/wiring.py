@@ -227,7 +227,7 @@ FAULTS = {
     ],
     ("run/gin_values.py", "test_config.py test_gin_wiring.py"): [
         ("for depth in range(len(scopes) + 1):", "for depth in range(1):", "values of scopes are lost"),
-        ("return dataclasses.replace(like, **given) if same else", "return", "a wired part forgets the field's default"),
+        ("part = dataclasses.replace(like, **given) if same else", "part =", "a wired part forgets the field's default"),
         ("if name in within:", "if False:", "a macro that is its own value never ends"),
         ("found or settings.values(), key=lambda setting: setting.number", "settings.values(), key=lambda setting: setting.number",
          "an error names a file that is not at fault"),
@@ -241,7 +241,7 @@ FAULTS = {
         ("        _refer(values, field.above, field.owner)\n", "        pass\n", "a part of a default value is not reached"),
     ],
     ("run/gin_writing.py", "test_config.py"): [
-        ("for field in dataclasses.fields(part) if field.init]", "for field in dataclasses.fields(part) if field.init and field.default is dataclasses.MISSING]", "defaults are not rendered"),
+        ("for field in dataclasses.fields(part) if field.init)", "for field in dataclasses.fields(part) if field.init and field.default is dataclasses.MISSING)", "defaults are not rendered"),
     ],
     ("rollout/evaluation.py", "test_evaluation.py"): [
         ("reshape(instances, episodes)", "reshape(episodes, instances).T", "scores of other instances"),
