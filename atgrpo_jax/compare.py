@@ -2,7 +2,8 @@
 
     python -m atgrpo_jax.compare runs/plan runs/lora_0 runs/lora_1 runs/lora_2
 
-Runs that differ in their seed alone are one group. All groups are compared with the first one.
+Runs that differ in their seed alone are one group. All groups are compared with the first one. --step
+compares what they scored after that step, also of runs that go on.
 """
 
 from absl import flags
@@ -11,12 +12,24 @@ from atgrpo_jax.common.cli import run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import folder_path, write_atomically
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.viewing.comparing import curve_of, differences, figure, grouped, settings, table
+from atgrpo_jax.viewing.comparing import (
+    At,
+    at_step,
+    curve_of,
+    differences,
+    figure,
+    grouped,
+    settings,
+    table,
+)
 from atgrpo_jax.viewing.folders import outline
 
 _OUT = flags.DEFINE_string("out", "compare.png", "The figure to write. E.g. --out=compare.png")
 _CURVE = flags.DEFINE_string(
     "curve", None, "The metric of the figure; a success if not given. E.g. --curve=groups/signal"
+)
+_STEP = flags.DEFINE_integer(
+    "step", None, "Compare by the evaluation after this step; the last test if not given. E.g. --step=100", 0
 )
 
 
@@ -27,7 +40,8 @@ def main(argv: list[str]) -> None:
     for folder in folders:
         if not folder.exists():
             raise RunError(f"{folder.path} holds no run")
-    groups = grouped([outline(folder) for folder in folders])
+    runs = [outline(folder) for folder in folders]
+    groups = grouped(runs, At() if _STEP.value is None else at_step(runs, _STEP.value))
     print(table(groups))
     for title, lines in (("Differences", differences(groups)), ("Settings", settings(groups))):
         if lines:

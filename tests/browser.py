@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+READY = "document.body && document.body.dataset.ready === 'yes'"
 
 
 class Page:
@@ -34,6 +35,23 @@ class Page:
             if message["method"] in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.errors.append(json.dumps(message["params"]))
 
+    async def all_of(self, selector):
+        """Returns the texts of all elements that a selector names."""
+        texts = f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.textContent)"
+        return await self.run(texts)
+
+    async def choose(self, name, value):
+        """Chooses a value of a select, as a person does."""
+        script = f"$({json.dumps(name)}).value = {json.dumps(value)}; $({json.dumps(name)}).onchange()"
+        await self.run(f"(async () => {{ {script}; await new Promise((r) => setTimeout(r, 200)); }})()")
+
+    async def until(self, condition):
+        """Waits until an expression is true, also of a page that is loaded meanwhile."""
+        end = time.monotonic() + 60
+        while not await self.run(condition):
+            assert time.monotonic() < end, self.errors
+            await asyncio.sleep(0.05)
+
     async def run(self, script):
         """Returns the value of an expression, after its promise."""
         found = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
@@ -42,9 +60,9 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path):
-    """The page of a file, loaded and ready."""
-    with tempfile.TemporaryDirectory() as profile:
+async def opened(path: Path, place: str = ""):
+    """The page of a file, at a place in it, loaded and ready."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
                    f"--user-data-dir={profile}", "about:blank"]  # fmt: skip
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -57,8 +75,8 @@ async def opened(path: Path):
                     page = Page(socket)
                     for domain in ("Page", "Network", "Runtime", "Log"):
                         await page.call(f"{domain}.enable")
-                    await page.call("Page.navigate", url=path.as_uri())
-                    await _until(page, "document.body && document.body.dataset.ready === 'yes'")
+                    await page.call("Page.navigate", url=path.as_uri() + place)
+                    await page.until(READY)
                     yield page
         finally:
             browser.terminate()
@@ -72,10 +90,3 @@ def _port(profile: Path) -> str:
         assert time.monotonic() < end, "Chromium did not start"
         time.sleep(0.05)
     return file.read_text().split("\n")[0]
-
-
-async def _until(page, condition):
-    end = time.monotonic() + 60
-    while not await page.run(condition):
-        assert time.monotonic() < end, page.errors
-        await asyncio.sleep(0.05)

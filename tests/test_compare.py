@@ -94,6 +94,38 @@ def test_what_cannot_be_compared_is_named(runs):
         comparing.table(groups(runs, "a0", "young"))
 
 
+def test_runs_are_compared_at_a_step_that_all_were_evaluated_after(runs, tmp_path):
+    """Also runs that go on, and by validation if they have no test score there."""
+    for name, solved, rate in (("one", [True, False], 1e-3), ("two", [True, True], 2e-3)):
+        folder = made(tmp_path / name, solved, rate=rate)
+        records = folder.read_metrics()
+        score = {"success": sum(solved) / 2, "low": 0.2, "high": 0.7}
+        records[1] |= {f"validation/{key}": value for key, value in score.items()}
+        folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records[:2]))
+        played = folder.episodes / "step_000002.test.jsonl.gz"
+        played.rename(folder.episodes / "step_000001.validation.jsonl.gz")
+    found = [outline(RunFolder(tmp_path / name)) for name in ("one", "two")]
+    at = comparing.at_step(found, 1)
+    assert at == comparing.At("validation", 1)
+    pair = comparing.grouped(found, at)
+    rows = [re.split(" {2,}", row) for row in comparing.table(pair).splitlines()]
+    assert rows[0][4:6] == ["validation before", "validation after"] and rows[1][3] == "1"
+    assert rows[1][5:8] == ["50.0%", "20.0% to 70.0%", "100"] and rows[2][5] == "100.0%"
+    assert comparing.paired(pair[1], pair[0])[0].mean == 0.5
+    assert comparing.at_step(found, 0) == comparing.At("test", 0)
+    with pytest.raises(RunError, match="not all runs were evaluated after step 2; steps .* all were: 0, 1$"):
+        comparing.at_step(found, 2)
+    with pytest.raises(RunError, match="--step compares runs that go on"):
+        comparing.table(comparing.grouped(found))
+
+
+def test_at_a_step_only_what_it_took_until_then_counts(runs):
+    found = [outline(RunFolder(runs / name)) for name in ("a0", "b0")]
+    assert comparing.At("test", 1).total(found[0], "rollout/tokens") == 100
+    assert comparing.At().total(found[0], "rollout/tokens") == 200
+    assert found[0].solved("test", 1) == (-1, {}) and found[0].solved("test", 2)[0] == 2
+
+
 def test_welchs_interval_by_hand():
     mean, low, high = comparing.welch([0.5, 0.7], [0.2, 0.4])
     # Variances 0.02 / 2 each, so the error is sqrt(0.02) with 2 degrees of freedom, whose t is 4.3027.

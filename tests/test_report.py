@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import gzip
 import json
 import re
+import shutil
 from html import unescape
 
 import browser
@@ -12,12 +14,13 @@ from fakes import CharTokenizer, Sum
 from shared_rollout import player
 
 from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.credit.groups import credit
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
-from atgrpo_jax.viewing.contents import Kept, by_interest, evenly, kept, shown
-from atgrpo_jax.viewing.page import tree, write_page
+from atgrpo_jax.viewing.contents import Kept, Pieces, by_interest, evenly, kept, shown
+from atgrpo_jax.viewing.page import Writer, tree, write_page
 from atgrpo_jax.viewing.text import node
 
 HOSTILE = (
@@ -70,10 +73,10 @@ def test_samples_are_even(count, most, chosen):
 
 def test_tokens_are_told_apart_where_they_make_the_text(folder):
     (episode, *_) = folder.read_episodes(1)
-    candidate = shown(episode, CharTokenizer())["groups"][0]["candidates"][1]
+    candidate = shown(episode, Pieces(CharTokenizer()))["groups"][0]["candidates"][1]
     assert candidate["pieces"] == ["2", ""] and "tokens" not in candidate
     episode["groups"][0]["candidates"][1]["text"] = "two"
-    assert "pieces" not in shown(episode, CharTokenizer())["groups"][0]["candidates"][1]
+    assert "pieces" not in shown(episode, Pieces(CharTokenizer()))["groups"][0]["candidates"][1]
     assert "pieces" not in shown(episode, None)["groups"][0]["candidates"][0]
 
 
@@ -101,15 +104,7 @@ def test_a_person_clicks_through_it(folder, tmp_path):
 
 async def _click_through(path):
     async with browser.opened(path) as page:
-        texts = "[...document.querySelectorAll({})].map((e) => e.textContent)"
-
-        async def all_of(selector):
-            return await page.run(texts.format(json.dumps(selector)))
-
-        async def choose(name, value):
-            script = f"$({json.dumps(name)}).value = {json.dumps(value)}; $({json.dumps(name)}).onchange()"
-            await page.run(f"(async () => {{ {script}; await new Promise((r) => setTimeout(r, 50)); }})()")
-
+        all_of, choose = page.all_of, page.choose
         assert await all_of("h1") == ["<b>run<b>"]
         assert (await all_of(".panel h3"))[0] == "Success"
         assert await page.run("$('file').value") == "train-3"
@@ -129,12 +124,11 @@ async def _click_through(path):
         assert await all_of("#list li") == []
         await choose("signal", "")
         # A click on a step opens it.
-        await page.run("document.querySelector('#table tbody tr:nth-child(2)').click()")
+        await page.run("document.querySelector('#table tbody tr:nth-child(3)').click()")
         await page.run("new Promise((r) => setTimeout(r, 200))")
         assert await page.run("$('file').value") == "train-1"
         # The same test instance before and after, and what it says is text.
         await choose("file", "test-0")
-        await page.run("new Promise((r) => setTimeout(r, 200))")
         await page.run("document.querySelector('.tree button').click()")
         await page.run("new Promise((r) => setTimeout(r, 200))")
         heads = await all_of(".tree h3")
@@ -143,6 +137,201 @@ async def _click_through(path):
         assert await page.run("document.title") == "<b>run<b> - atgrpo_jax"
         assert await page.run("document.querySelectorAll('img').length") == 0
         assert page.requested == [path.as_uri()] and page.errors == []
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A run of one episode whose states are drawn, and of whose tokens it is said what was taught."""
+    folder = RunFolder(tmp_path_factory.mktemp("drawn") / "run")
+    with claim(folder, gin_config.load("smoke.gin")):
+        pass
+    made, _ = player({(t, r): ["1", "3"] for t in range(2) for r in "ab"}, Drawing(), k=2)
+    episode = asyncio.run(made.play(1, "train", 0))
+    credited, _ = credit([episode], alpha={"a": 1.0, "b": 1.0}, baseline="group", normalise="std")
+    content = episodes.written(1, [episode], credited, CharTokenizer(), {"a": 1.0, "b": 1.0})
+    record = json.loads(gzip.decompress(content))
+    first, second = record["groups"][0]["candidates"]
+    first["taught"] = {"after": [-3.0, -1.0], "weight": [-0.5, -0.25]}
+    second["taught"] = {"after": [-0.5, -1.0], "weight": [1.0, 0.0]}
+    folder.write_episodes(1, gzip.compress(json.dumps(record).encode()))
+    lines = [{"step": s, "rollout/success": 0.5} | {f"role/{r}/team": s for r in ROLES} for s in range(6)]
+    lines[2] |= {"role/a%2Fb/influence": 0.25, "role/a%2Fb/influence/on/c": 0.5}
+    for step, ends in enumerate([{"solved": 0.5, "ended": 0.5}, {"ended": 1.0}], 1):
+        lines[step] |= {f"end/{end}": share for end, share in ends.items()}
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+ROLES = [f"role{i}" for i in range(12)]
+
+
+class Drawing(Sum):
+    """Draws hostile things, too."""
+
+    def drawn(self, state):
+        if len(state) == 3:
+            return HOSTILE
+        return [["wall", "agent", "given 7"], ["", HOSTILE], [f"x {HOSTILE}", f"filled {sum(state)}"]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_boards_are_drawn_and_what_they_say_is_text(drawn, tmp_path):
+    write_page(drawn, tmp_path / "page.html")
+
+    async def look():
+        async with browser.opened(tmp_path / "page.html") as page:
+            first = ".group:nth-of-type(1) figure:nth-of-type({}) td"
+            cells = await page.all_of(first.format(1))
+            assert cells[:4] == ["#", "@", "7", ""] and cells[-1] == "0"
+            assert cells[4] == HOSTILE[:32].partition(" ")[2] and cells[5] == HOSTILE[:30]
+            kinds = f"[...document.querySelectorAll('{first.format(1)}')].map((e) => e.className)"
+            assert await page.run(kinds) == [
+                "cell is-wall", "cell is-agent", "cell is-given", "gap", "cell", "cell", "cell is-filled",
+            ]  # fmt: skip
+            assert await page.all_of(".group:nth-of-type(1) figure:nth-of-type(2) .changed") == ["3"]
+            assert await page.all_of(".group:nth-of-type(1) figcaption") == ["state", "then"]
+            # The third number makes the board a text; the fourth one is the end.
+            assert HOSTILE in await page.all_of("figure pre.drawn")
+            assert (await page.all_of("figcaption"))[-1] == "at the end"
+            assert await page.run("document.querySelectorAll('img, figure script').length") == 0
+            assert await page.run("document.title") == "run - atgrpo_jax"
+            assert page.requested == [(tmp_path / "page.html").as_uri()] and page.errors == []
+
+    asyncio.run(look())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_tokens_are_shaded_by_what_the_update_did(drawn, folder, tmp_path):
+    write_page(drawn, tmp_path / "page.html")
+    write_page(folder, tmp_path / "other.html")
+    colours = (
+        "[...document.querySelectorAll('.group:nth-of-type(1) pre span')].map((e) => e.style.background)"
+    )
+
+    async def look():
+        async with browser.opened(tmp_path / "page.html") as page:
+            # All logprobs were -1. So the changes are -2 and 0.5; the stop token is no text.
+            assert await page.run(colours) == ["rgba(234, 138, 0, 0.14)"] * 2
+            await page.choose("shade", "change")
+            assert await page.run(colours) == ["rgba(203, 36, 23, 0.7)", "rgba(26, 140, 60, 0.176)"]
+            head = (await page.all_of(".group h4"))[0]
+            assert "full colour is a change of logprob of 2" in head
+            # exp(-2) before, exp(-1.5) after
+            assert "taught: probability of the executed one 0.135 → 0.223" in head
+            rows = await page.all_of(".group:nth-of-type(1) dl dd:last-of-type")
+            assert rows == ["0.135 → 0.0183", "0.135 → 0.223"]
+            await page.choose("shade", "weight")
+            assert await page.run(colours) == ["rgba(203, 36, 23, 0.35)", "rgba(26, 140, 60, 0.7)"]
+            assert "pushed up are green" in (await page.all_of("#hint"))[0]
+            assert await page.run("chance([-5, -5], [-4, -4.5])") == "log -10.00 → -8.50"
+            # Groups that nobody taught have no colours.
+            second = colours.replace("nth-of-type(1)", "nth-of-type(2)")
+            assert set(await page.run(second)) == {""} and page.errors == []
+        async with browser.opened(tmp_path / "other.html") as page:
+            shades = "[...document.querySelectorAll('#shade option')].map((o) => o.disabled)"
+            assert await page.run(shades) == [False, True, True]
+
+    asyncio.run(look())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_panels_for_many_roles_and_for_metrics_of_few_steps(drawn, tmp_path):
+    write_page(drawn, tmp_path / "page.html")
+
+    async def look():
+        async with browser.opened(tmp_path / "page.html") as page:
+            titles = await page.all_of("#panels h3")
+            assert titles == [
+                "Success",
+                "How episodes ended",
+                "Reward of the team, by role",
+                "Influence, by role",
+            ]
+            panel = "#panels .panel:nth-of-type({}) .u-legend .u-label"
+            assert await page.all_of(panel.format(3)) == ["step", *ROLES]
+            assert await page.all_of(panel.format(4)) == ["step", "a/b/influence", "a/b/influence/on/c"]
+            # A step whose episodes all ended otherwise has no number of this end: it is nought.
+            await page.choose("metric", "end/solved")
+            assert await page.all_of("#other h3") == ["end/solved"]
+            await page.choose("smooth", "5")
+            assert await page.run("smoothed([0, null, 1, 2, 3, 4, 5])") == [0, None, 0.5, 1, 1.5, 2, 3]
+            assert page.errors == []
+
+    asyncio.run(look())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_a_page_follows_a_run_and_keeps_the_place(folder, tmp_path):
+    """The run's folder is a copy: it grows."""
+    shutil.copytree(folder.path, tmp_path / "run")
+    grown = RunFolder(tmp_path / "run")
+    writer = Writer(grown, tmp_path / "page.html")
+    writer.write(reload_s=0.5)
+
+    async def look():
+        async with browser.opened(tmp_path / "page.html") as page:
+            assert await page.run("$('live').hidden") is False and await page.run("location.hash") == ""
+            await page.run("touched = Infinity")  # a person is busy
+            await page.run("document.querySelector('#table tbody tr:nth-child(2)').click()")  # step 2
+            await page.until("location.hash.includes('file=train-2')")
+            await page.choose("end", "solved")
+            await page.run("document.querySelector('#trees details').open = false; scrollTo(0, 300)")
+            kept = "file=train-2&end=solved&instance=21&episode=0"
+            assert await page.run("location.hash") == f"#{kept}"
+            append_json_line(grown.metrics, {"step": 4, "rollout/success": 1.0})
+            writer.write(reload_s=0.5)
+            await page.run("touched = 0")
+            await page.until(f"{browser.READY} && contents.steps.length === 5")
+            assert (
+                await page.run("$('file').value") == "train-2"
+                and await page.run("$('end').value") == "solved"
+            )
+            assert "instance 21" in (await page.all_of(".tree h3"))[0]
+            await page.until("scrollY === 300")
+            assert await page.run("document.querySelector('#trees details').open") is False
+            # A person who does not want to be disturbed is not; the last page loads itself no more.
+            await page.run("$('following').checked = false")
+            writer.write()
+            await page.run("new Promise((r) => setTimeout(r, 1500))")
+            assert await page.run("$('live').hidden") is False
+            await page.run("$('following').checked = true")
+            await page.until(f"{browser.READY} && $('live').hidden")
+            assert await page.run("$('end').value") == "solved"
+        # The address alone leads to the same place, and to the nearest file if that one is not there.
+        async with browser.opened(tmp_path / "page.html", f"#{kept.replace('train-2', 'train-9')}") as page:
+            assert await page.run("$('file').value") == "train-3"
+            assert await page.run("$('end').value") == "solved"
+        # What it names and is not there is left out.
+        wrong = "#file=no-1&order=odd&shade=weight&smooth=x&metric=<b>&role=zz&instance=999&y=-1"
+        async with browser.opened(tmp_path / "page.html", wrong) as page:
+            for name, value in {"order": "instance", "shade": "logprob", "smooth": "1", "metric": ""}.items():
+                assert await page.run(f"$('{name}').value") == value
+            assert await page.run("$('file').value") == "train-3" and page.errors == []
+
+    asyncio.run(look())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with claim(folder, gin_config.load("smoke.gin")):
+        pass
+    assert write_page(folder, folder.report) == []
+
+    async def look():
+        async with browser.opened(folder.report) as page:
+            assert await page.all_of("#summary") == ["not ended; no step yet"]
+            assert await page.all_of("#sample") == ["This run has no episodes yet."]
+            for name in ("end", "shade", "smooth"):
+                await page.choose(name, "")
+            assert page.errors == []
+
+    asyncio.run(look())
 
 
 def test_an_episode_in_a_notebook(folder):
@@ -170,6 +359,13 @@ def test_a_notebook_shows_that_episode_alone(folder, tmp_path):
             assert opened.errors == []
 
     asyncio.run(look())
+
+
+def test_a_node_as_text_with_its_boards(drawn):
+    text = node(drawn, "1/train/0")
+    assert text.count("-- board:") == 4 and text.count("-- at the end:") == 1
+    assert "-- board:\n   #" in text and "\x1b" not in text and "\u202e" not in text
+    assert "-- at the end:" not in node(drawn, "1/train/0/0/0")
 
 
 def test_a_node_as_text(folder):

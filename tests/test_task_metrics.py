@@ -21,6 +21,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import episode_metrics
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.tools.check_task import check
+from atgrpo_jax.viewing.text import episode_text
 
 ONE = Workflow(("a", "b"), 1)
 SCRIPT = {(0, "a"): ["1", "3", "x"], (0, "b"): ["1", "1", "1"]}
@@ -74,6 +75,7 @@ def test_they_are_plain_numbers_in_episodes_and_come_back(tmp_path):
     (record,) = folder.read_episodes(1)
     found = [candidate["metrics"] for candidate in record["groups"][0]["candidates"]]
     assert found == [{"number": 1.0, "of/two": 0.5}, {"number": 3.0, "of/two": 1.5}, {}]
+    assert "\n   metrics: number 3, of/two 1.5\n" in episode_text(record, record["groups"]) + "\n"
     again = recorded.episode_of(record, {})
     assert [c.metrics for c in again.groups[0].candidates] == found
 

@@ -37,8 +37,10 @@ from atgrpo_jax.run.metrics import episode_metrics
 # What a message holds. If a field is new here, ``wire`` must learn it, and ``wire.FORM`` must change.
 FIELDS = {
     Episode: "split: str, instance: int, episode: int, groups: tuple[Group, ...], solved: bool, turns: int, "
-    "end: Literal['solved', 'ended', 'turn_limit', 'engine_error'], problem: str",
-    Group: "candidates: tuple[Candidate, ...], chosen: int | None",
+    "end: Literal['solved', 'ended', 'turn_limit', 'engine_error'], problem: str, "
+    "board: str | tuple[tuple[str, ...], ...] | None",
+    Group: "candidates: tuple[Candidate, ...], chosen: int | None, "
+    "board: str | tuple[tuple[str, ...], ...] | None",
     Candidate: "origin: Origin, sample: Sample, text: str, outcome: Outcome, reward: Reward | None, "
     "note: str, programs: tuple[Ran, ...], metrics: Mapping[str, float]",
     Origin: "key: GroupKey, prompt_ids: tuple[int, ...], state_digest: str, policy: str, version: int, "
@@ -130,14 +132,18 @@ class Odd(random.Random):
             said = self.text(), outcome, reward, self.text(), ran
             return Candidate(self.choice(origins), self.sample(), *said, self.numbers())
 
-        return Group(self.few(member), self.choice([None, 0, 3]))
+        return Group(self.few(member), self.choice([None, 0, 3]), self.board())
+
+    def board(self):
+        return self.choice([None, self.text(), self.few(lambda: self.few(self.text))])
 
     def episode(self):
         end = self.choice(["solved", "ended", "turn_limit", "engine_error"])
         solved = self.choice([True, False])
         groups = self.few(self.group)
         turns = self.count()
-        return Episode(self.text(), self.count(), self.count(), groups, solved, turns, end, self.text())
+        names = self.text(), self.count(), self.count()
+        return Episode(*names, groups, solved, turns, end, self.text(), self.board())
 
 
 def logprobs_of(many):

@@ -140,6 +140,14 @@ def is_object(path: epath.Path) -> bool:
         return _blob(path).exists()
 
 
+def age_s(path: epath.Path) -> float:
+    """Returns the seconds since an object was written. Raises as ``read`` does."""
+    with _told(path):
+        blob = _blob(path)
+        blob.reload()
+        return (datetime.datetime.now(datetime.UTC) - blob.updated).total_seconds()
+
+
 def remove(path: epath.Path, generation: int | None = None) -> None:
     """Removes an object, if it is there. Raises Changed if it is not of ``generation``."""
     with contextlib.suppress(FileNotFoundError), _told(path):

@@ -9,11 +9,13 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from atgrpo_jax.common.checks import check_types, require
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+# A picture of a state, for people: a text, or rows of cells, each "kind" or "kind label".
+Board: TypeAlias = str | tuple[tuple[str, ...], ...]
 
 
 class Outcome(enum.Enum):
@@ -192,6 +194,7 @@ class Group:
 
     candidates: tuple[Candidate, ...]
     chosen: int | None  # index of the executed candidate; None if all were excluded
+    board: Board | None = None  # the state that the prompt showed, if the task draws it
 
     @property
     def origin(self) -> Origin:
@@ -215,6 +218,7 @@ class Episode:
     turns: int
     end: Literal["solved", "ended", "turn_limit", "engine_error"]
     problem: str = ""  # a name of the instance: its ``id`` if it has one, else its digest
+    board: Board | None = None  # the state at the end, if the task draws it
 
 
 # Tokens along each side of an attention tile. A row is at most one tile long or a multiple of it.

@@ -10,6 +10,7 @@ from typing import Any
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import check_finite
 from atgrpo_jax.common.types import (
+    Board,
     Candidate,
     Episode,
     Group,
@@ -26,13 +27,11 @@ from atgrpo_jax.credit.selection import Select, choose
 from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult, Runner
-from atgrpo_jax.tasks.calls import calling, kind, place, scored
+from atgrpo_jax.tasks.calls import KEPT, board_of, calling, kind, place, scored
 from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.prompts import shortened
 from atgrpo_jax.tasks.protocol import Task, ToolTask, Transition, digest
 from atgrpo_jax.tokens.tokens import Tokenizer
-
-KEPT = 2000  # characters of a note, and of what a program printed, that are written down
 
 # Draws the samples of one group: (state, key, prompt ids, policy, whether any role has spoken in
 # this episode) -> K samples.
@@ -78,20 +77,23 @@ class Player:
         problem, state = self._start(step, split, index)
         course = Course(self.task, state)
         groups: list[Group] = []
+        where = f"step {step}, {split} instance {index}, episode {episode}"
 
         def finish(end) -> Episode:
             solved = end == "solved"
-            return Episode(split, index, episode, tuple(groups), solved, course.turns, end, problem)
+            board = self._board(course.state, where)
+            return Episode(split, index, episode, tuple(groups), solved, course.turns, end, problem, board)
 
-        while speakers := self._next(course, f"step {step}, {split} instance {index}, episode {episode}"):
+        while speakers := self._next(course, where):
             keys = []
             for speaker in speakers:
                 role, seat = self.task.workflow.seat(speaker)
                 keys.append(GroupKey(step, split, index, episode, course.turn, role, seat, course.stage))
+            board = self._board(course.state, f"{where}, turn {course.turn}")
             draws = await asyncio.gather(*(self._draw(course.state, key, bool(groups)) for key in keys))
             for drawn in draws:
                 group, steps = await self._score(course.state, drawn)
-                groups.append(group)
+                groups.append(dataclasses.replace(group, board=board))
                 if group.chosen is None:
                     return finish("engine_error")
                 taken = steps[group.chosen]
@@ -102,6 +104,10 @@ class Player:
     def _next(self, course: Course, where: str) -> Sequence[str]:
         with self.clock, calling(self.task, "speaks", f"{where}, turn {course.turn}"):
             return course.next()
+
+    def _board(self, state: Any, where: str) -> Board | None:
+        with self.clock:
+            return board_of(self.task, state, where)
 
     def _start(self, step: int, split: str, index: int) -> tuple[str, Any]:
         """Returns the name of an instance, and its first state.

@@ -19,6 +19,7 @@ import numpy as np
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import (
+    Board,
     Candidate,
     Episode,
     Group,
@@ -93,6 +94,7 @@ class _Writer:
             episode.turns,
             episode.end,
             episode.problem,
+            episode.board,
         ]
 
     def _group(self, group: Group) -> list[Any]:
@@ -104,7 +106,7 @@ class _Writer:
                 origins.append(candidate.origin)
                 rows.append(self._origin(candidate.origin))
             candidates.append(self._candidate(candidate, origins.index(candidate.origin)))
-        return [rows, candidates, group.chosen]
+        return [rows, candidates, group.chosen, group.board]
 
     def _origin(self, origin: Origin) -> list[Any]:
         key = list(vars(origin.key).values())
@@ -150,18 +152,18 @@ class _Reader:
         self._names = names
         self._samplings = [Sampling(*settings) for settings in samplings]
 
-    def episode(self, split, instance, number, groups, solved, turns, end, problem) -> Episode:
+    def episode(self, split, instance, number, groups, solved, turns, end, problem, board) -> Episode:
         played = tuple([self._group(*row) for row in groups])
-        return Episode(split, instance, number, played, solved, turns, end, problem)
+        return Episode(split, instance, number, played, solved, turns, end, problem, as_board(board))
 
-    def _group(self, origins, candidates, chosen) -> Group:
+    def _group(self, origins, candidates, chosen, board) -> Group:
         made: list[Origin] = []
         members = []
         for number, *candidate in candidates:
             if number == len(made):  # its first candidate follows an origin
                 made.append(self._origin(*origins[number]))
             members.append(self._candidate(made[number], *candidate))
-        return Group(tuple(members), chosen)
+        return Group(tuple(members), chosen, as_board(board))
 
     def _origin(self, key, prompt, digest, policy, version, sampling) -> Origin:
         prompt_ids = self._tokens.next(prompt)
@@ -197,6 +199,11 @@ class _Slices:
         begin = self._at
         self._at += count
         return tuple(self._values[begin : self._at])
+
+
+def as_board(value: Any) -> Board | None:
+    """Returns a board of JSON as the value that it was."""
+    return tuple(map(tuple, value)) if isinstance(value, list) else value
 
 
 def _append(values: array.array, more: Sequence[Any]) -> int:

@@ -43,9 +43,11 @@ def read(path: Place) -> Iterator[dict[str, Any]]:
     for line in gzip.decompress(read_file(path)).splitlines():
         episode = json.loads(line)
         found = episode.get("schema", 1)
-        if found == 2:  # the same without metrics of the task
-            for candidate in (one for group in episode["groups"] for one in group["candidates"]):
-                candidate["metrics"] = {}
+        if found == 2:  # the same without boards, and without metrics of the task
+            episode = {"board": None} | episode
+            for group in episode["groups"]:
+                group["board"] = None
+                group["candidates"] = [{"metrics": {}} | one for one in group["candidates"]]
         elif found != SCHEMA:
             raise RunError(
                 f"{path} has schema {found}, and this version reads 2 and {SCHEMA}: read the run with the "
@@ -67,6 +69,7 @@ def _episode(
         "solved": episode.solved,
         "end": episode.end,
         "turns": episode.turns,
+        "board": episode.board,
         "groups": [
             _group(group, items.get(group.origin.key), tokenizer, alpha[group.origin.key.role])
             for group in episode.groups
@@ -91,6 +94,7 @@ def _group(group: Group, item: Credited | None, tokenizer: Tokenizer, alpha: flo
         "state": origin.state_digest,
         "prompt": tokenizer.decode(origin.prompt_ids),
         "prompt_ids": origin.prompt_ids,
+        "board": group.board,
         "executed": group.chosen,
         "candidates": [
             _candidate(candidate, alpha) | {"advantage": advantage, "trained": counts}

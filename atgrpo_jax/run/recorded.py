@@ -22,6 +22,7 @@ from atgrpo_jax.common.types import (
     Sampling,
 )
 from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.rollout.wire import as_board
 
 
 def episode_of(record: Mapping[str, Any], sampling: Mapping[str, Sampling]) -> Episode:
@@ -40,6 +41,7 @@ def episode_of(record: Mapping[str, Any], sampling: Mapping[str, Sampling]) -> E
         record["turns"],
         record["end"],
         record["problem"],
+        as_board(record["board"]),
     )
 
 
@@ -70,7 +72,8 @@ def _group(record: Mapping[str, Any], group: Mapping[str, Any], sampling: Mappin
         group["version"],
         drawn,
     )
-    return Group(tuple(_candidate(origin, one) for one in group["candidates"]), group["executed"])
+    members = tuple(_candidate(origin, one) for one in group["candidates"])
+    return Group(members, group["executed"], as_board(group["board"]))
 
 
 def _candidate(origin: Origin, one: Mapping[str, Any]) -> Candidate:

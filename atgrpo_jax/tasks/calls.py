@@ -4,16 +4,19 @@ import contextlib
 import dataclasses
 import numbers
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from atgrpo_jax.common.errors import ConfigError, RunError, Stopped, UserError
-from atgrpo_jax.common.types import GroupKey, Reward
-from atgrpo_jax.tasks.protocol import Transition
+from atgrpo_jax.common.types import Board, GroupKey, Reward
+from atgrpo_jax.tasks.prompts import shortened
+from atgrpo_jax.tasks.protocol import Drawn, Transition
 
 # Rewards and metrics must be smaller than this in size. Training computes in float32, which ends at
 # 3.4e38, so differences and sums of rewards fit.
 LARGEST = 1e30
+KEPT = 2000  # characters of a text for people that are written down
+MOST_CELLS, MOST_LETTERS = 64, 32  # of a side of a board, of a cell
 
 
 def place(key: GroupKey) -> str:
@@ -108,6 +111,28 @@ def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Transition:
     if all(type(value) in (int, float) for value in given):
         return step
     return dataclasses.replace(step, reward=plain, metrics=own)
+
+
+def board_of(task: Any, state: Any, where: str) -> Board | None:
+    """Returns what the task draws of a state, cut to a size; None if it draws nothing.
+
+    Raises RunError if it is neither a text nor rows of texts.
+    """
+    if not isinstance(task, Drawn):
+        return None
+    with calling(task, "drawn", where):
+        found = task.drawn(state)
+    if found is None or isinstance(found, str):
+        return found and shortened(found, KEPT)
+    rows = [row[:MOST_CELLS] for row in found[:MOST_CELLS]] if _is_list(found, _is_list) else None
+    if rows is None or not all(isinstance(cell, str) for row in rows for cell in row):
+        rule = 'expected None, a text, or rows of texts such as [["wall", "given 3"]]'
+        raise RunError(f"{where}: {kind(task)}.drawn gave {_described(found)}, {rule}")
+    return tuple(tuple(cell[:MOST_LETTERS] for cell in row) for row in rows)
+
+
+def _is_list(value: Any, of: Callable[[Any], bool] = lambda _: True) -> bool:
+    return isinstance(value, list | tuple) and all(map(of, value))
 
 
 def _number(value: Any, where: str, field: str) -> float:

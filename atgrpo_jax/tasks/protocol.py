@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from atgrpo_jax.common.types import Message, Outcome, Reward, hash_bytes
+from atgrpo_jax.common.types import Board, Message, Outcome, Reward, hash_bytes
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult
 from atgrpo_jax.tasks.workflow import Workflow
 
@@ -77,6 +77,22 @@ class Selective(Protocol):
 
         All of a stage are asked in the state at its start. If nobody speaks in a whole turn, the
         episode is over.
+        """
+        ...
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """What a task has beside, if people who read episodes shall see its states."""
+
+    def drawn(self, state: Any) -> Board | Sequence[Sequence[str]] | None:
+        """Returns a picture of a state, or None. It is a pure function. Nothing is trained on it, and
+        no role sees it.
+
+        It is a text, or rows of cells. A cell is a text: its kind and, after a space, its label if it
+        has one ("wall", "given 3"). An empty one is a gap. ``viewing.text.SIGNS`` has the kinds that are
+        drawn in a way of their own; others are drawn as their labels. A text is cut to 2,000
+        characters; rows to 64, of 64 cells, of 32 characters.
         """
         ...
 

@@ -133,6 +133,9 @@ class _Contract:
         shown, again = (repr(self._calls.prompt(state, role, place)) for _ in range(2))
         if shown != again:
             self._calls.found("prompts are pure", f"{place}: {_differ(shown, again)}")
+        drawn, again = (repr(self._calls.board(state, place)) for _ in range(2))
+        if drawn != again:
+            self._calls.found("boards are pure", f"{place}: {_differ(drawn, again)}")
         seeds = [seed_of(place, i) for i in range(4)]
         good = [self._calls.demonstration(state, role, place, random.Random(seed)) for seed in seeds]
         another = self._calls.demonstration(state, role, place, random.Random(seeds[0]))

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.types import Message, Outcome, Reward
+from atgrpo_jax.common.types import Board, Message, Outcome, Reward
 from atgrpo_jax.sandbox.protocol import ProgramResult, Runner
-from atgrpo_jax.tasks.calls import LARGEST
+from atgrpo_jax.tasks.calls import LARGEST, board_of
 from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.protocol import Demonstrating, ToolTask, Transition
 
@@ -120,6 +120,10 @@ class Calls:
             )
             raise Broken
         return found
+
+    def board(self, state: Any, place: str) -> Board | None:
+        """Returns what the task draws of a state. Raises Broken if that is no board."""
+        return self.called("boards are texts or rows of texts", place, board_of, self.task, state, place)
 
     def demonstration(self, state: Any, role: str, place: str, rng: random.Random) -> str:
         """Returns a demonstration of the task, or anything if it has none. Raises Broken if it is no text."""

@@ -6,7 +6,7 @@ Axis letters: I instances, S seeds, X places along a curve.
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,61 @@ CURVES = ("test/success", "validation/success", "rollout/success")
 
 
 @dataclasses.dataclass(frozen=True)
+class At:
+    """The evaluation by which runs are compared: on a split, after a step, or after the last one."""
+
+    split: str = "test"
+    step: int | None = None
+
+    def score(self, run: Outline) -> tuple[int, float]:
+        """Returns the step and the success there. Raises RunError if the run has none."""
+        name = f"{self.split}/success"
+        if self.step is not None:
+            record = run.records[self.step] if self.step < len(run.records) else {}
+            if name not in record:
+                raise RunError(f"{run.folder.path} has no {self.split} score of step {self.step}")
+            return self.step, record[name]
+        found = run.last(name)
+        if found is None or found[0] == 0 < run.steps:
+            raise RunError(
+                f"{run.folder.path} has no {self.split} score after training: it is at step {run.done} of "
+                f"{run.steps}; --step compares runs that go on"
+            )
+        return found
+
+    def interval(self, run: Outline) -> tuple[float, float]:
+        record = run.records[self.score(run)[0]]
+        return record[f"{self.split}/low"], record[f"{self.split}/high"]
+
+    def total(self, run: Outline, metric: str) -> float:
+        """Returns the sum of a metric over the steps up to this one."""
+        records = run.records if self.step is None else run.records[: self.step + 1]
+        return float(sum(record.get(metric, 0.0) for record in records))
+
+
+def at_step(runs: Sequence[Outline], step: int) -> At:
+    """Returns the evaluation after a step: on test instances if all runs have that, else on those of
+    validation. Raises RunError that names the steps at which all runs have one."""
+    scored = {split: [_scored(run, split) for run in runs] for split in ("test", "validation")}
+    for split, steps in scored.items():
+        if all(step in own for own in steps):
+            return At(split, step)
+    common = sorted(set().union(*(set.intersection(*steps) for steps in scored.values())))
+    there = ", ".join(map(str, common)) or "none"
+    raise RunError(f"not all runs were evaluated after step {step}; steps after which all were: {there}")
+
+
+def _scored(run: Outline, split: str) -> set[int]:
+    return {step for step, record in enumerate(run.records) if f"{split}/success" in record}
+
+
+@dataclasses.dataclass(frozen=True)
 class Group:
     """Runs of one config, each with a seed of its own."""
 
     letter: str
     runs: Sequence[Outline]
+    at: At = At()
 
     @property
     def title(self) -> str:
@@ -34,11 +84,11 @@ class Group:
         return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
 
     def after(self) -> list[float]:
-        """Returns the test success of each run at its end. Raises RunError if a run has none."""
-        return [_test(run)[1] for run in self.runs]
+        """Returns the success of each run that is compared. Raises RunError if a run has none."""
+        return [self.at.score(run)[1] for run in self.runs]
 
 
-def grouped(runs: Sequence[Outline]) -> list[Group]:
+def grouped(runs: Sequence[Outline], at: At = At()) -> list[Group]:
     """Returns groups of runs with the same settings, in the order in which they are named.
 
     Raises RunError if two runs of one group have the same seed: they are copies of each other.
@@ -52,35 +102,29 @@ def grouped(runs: Sequence[Outline]) -> list[Group]:
             if seeds.count(run.seed) > 1:
                 same = ", ".join(str(r.folder.path) for r in members if r.seed == run.seed)
                 raise RunError(f"{same} have the same config and seed {run.seed}; name one of them")
-    return [Group(chr(ord("A") + i % 26), members) for i, members in enumerate(found.values())]
-
-
-def _test(run: Outline) -> tuple[int, float]:
-    found = run.last("test/success")
-    if found is None or found[0] == 0 < run.steps:
-        raise RunError(
-            f"{run.folder.path} has no test score after training: it is at step {run.done} of {run.steps}"
-        )
-    return found
+    return [Group(chr(ord("A") + i % 26), members, at) for i, members in enumerate(found.values())]
 
 
 def table(groups: Sequence[Group]) -> str:
     """Returns a row for each group: scores before and after, tokens, time."""
-    rows = [("", "run", "seeds", "steps", "test before", "test after", "95 % interval", "tokens", "time")]
+    split = groups[0].at.split
+    before, after = f"{split} before", f"{split} after"
+    rows = [("", "run", "seeds", "steps", before, after, "95 % interval", "tokens", "time")]
     for group in groups:
+        at = group.at
         scores = group.after()
-        low, high = over_seeds(scores) if len(scores) > 1 else _own_interval(group.runs[0])
+        low, high = over_seeds(scores) if len(scores) > 1 else at.interval(group.runs[0])
         rows.append(
             (
                 group.letter,
                 group.title,
                 str(len(group.runs)),
-                "/".join(sorted({str(run.done) for run in group.runs})),
-                _percent(np.mean([run.records[0].get("test/success", math.nan) for run in group.runs])),
+                "/".join(sorted({str(run.done if at.step is None else at.step) for run in group.runs})),
+                _percent(np.mean([run.records[0].get(f"{split}/success", math.nan) for run in group.runs])),
                 _percent(np.mean(scores)),
                 f"{_percent(low)} to {_percent(high)}",
-                f"{np.mean([_total(run, 'rollout/tokens') for run in group.runs]):,.0f}",
-                duration(float(np.mean([_total(run, "perf/step_s") for run in group.runs]))),
+                f"{np.mean([at.total(run, 'rollout/tokens') for run in group.runs]):,.0f}",
+                duration(float(np.mean([at.total(run, "perf/step_s") for run in group.runs]))),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -103,19 +147,22 @@ def differences(groups: Sequence[Group]) -> list[str]:
             )
         found, common = paired(other, first)
         if found is None:
-            lines.append(f"{pair}: no test instance is the same in both, so they cannot be paired")
+            none = f"no {first.at.split} instance is the same in both"
+            lines.append(f"{pair}: {none}, so they cannot be paired")
         else:
             lines.append(f"{pair}: {found} of {common} that both were tested on: these runs alone")
     return lines
 
 
 def paired(one: Group, other: Group) -> tuple[Difference | None, int]:
-    """Returns the difference of two groups on the test instances that all runs have in common.
+    """Returns the difference of two groups on the instances that all runs have in common.
 
     Each instance counts with the mean over the group's runs. Also returns how many instances that
     are; if there are none, there is no difference.
     """
-    ours, theirs = ([run.solved()[1] for run in group.runs] for group in (one, other))
+    ours, theirs = (
+        [run.solved(group.at.split, group.at.step)[1] for run in group.runs] for group in (one, other)
+    )
     common = sorted(set.intersection(*(set(solved) for solved in [*ours, *theirs])))
     if not common:
         return None, 0
@@ -210,16 +257,6 @@ def _line(run: Outline, curve: str, metric: str | None) -> tuple[np.ndarray, np.
     places = np.cumsum(amounts) - amounts[0] if amounts else np.zeros(0)
     present = [i for i, record in enumerate(run.records) if curve in record]
     return places[present], np.array([run.records[i][curve] for i in present])
-
-
-def _own_interval(run: Outline) -> tuple[float, float]:
-    step, _ = _test(run)
-    record: Mapping[str, Any] = run.records[step]
-    return record["test/low"], record["test/high"]
-
-
-def _total(run: Outline, metric: str) -> float:
-    return float(sum(record.get(metric, 0.0) for record in run.records))
 
 
 def _percent(value: Any) -> str:

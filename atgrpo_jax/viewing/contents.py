@@ -80,24 +80,46 @@ def tokenizer_of(folder: RunFolder) -> tuple[Tokenizer | None, str]:
         return None, f"Single tokens are not shown, because the config cannot be built here: {error}"
 
 
-def shown(episode: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Returns what a page shows of an episode: with the text of each token, without token ids."""
+class Pieces(dict[int, str]):
+    """The text of each token by itself."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> str:
+        self[token] = self._tokenizer.decode([token])
+        return self[token]
+
+
+def shown(episode: dict[str, Any], pieces: Pieces | None) -> dict[str, Any]:
+    """Returns what a page shows of an episode: with the text of each token, without token ids.
+
+    A candidate may have a field ``taught``, which says what the step's update did to its tokens:
+    {"after": the logprob of each one then, "weight": how hard it was pushed up, or down}.
+    """
     groups = []
     for group in episode["groups"]:
         plain = {name: value for name, value in group.items() if name not in ("prompt_ids", "candidates")}
-        groups.append(plain | {"candidates": [_candidate(c, tokenizer) for c in group["candidates"]]})
+        groups.append(plain | {"candidates": [_candidate(c, pieces) for c in group["candidates"]]})
     return episode | {"groups": groups}
 
 
-def _candidate(candidate: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    left_out = ("tokens", "logprobs", "drawn_logprobs")
+def _candidate(candidate: Mapping[str, Any], pieces: Pieces | None) -> dict[str, Any]:
+    left_out = ("tokens", "logprobs", "drawn_logprobs", "taught")
     plain = {name: _short(value) for name, value in candidate.items() if name not in left_out}
-    pieces = [] if tokenizer is None else [tokenizer.decode([token]) for token in candidate["tokens"]]
-    if pieces and "".join(pieces) == candidate["text"]:  # else a character lies across tokens
-        plain["pieces"] = pieces
-    elif tokenizer is not None and pieces[:-1] and "".join(pieces[:-1]) == candidate["text"]:
-        plain["pieces"] = pieces[:-1]  # the last one is the stop token, which the text leaves out
-    return plain | {"logprobs": [_short(float(x)) for x in candidate["logprobs"]]}
+    said = [] if pieces is None else [pieces[token] for token in candidate["tokens"]]
+    if said and "".join(said) == candidate["text"]:  # else a character lies across tokens
+        plain["pieces"] = said
+    elif said[:-1] and "".join(said[:-1]) == candidate["text"]:
+        plain["pieces"] = said[:-1]  # the last one is the stop token, which the text leaves out
+    if candidate.get("taught"):
+        plain["taught"] = {name: _rounded(values) for name, values in candidate["taught"].items()}
+    return plain | {"logprobs": _rounded(candidate["logprobs"])}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """Returns values of tokens to five decimals: a small change of a large one is still seen."""
+    return [round(value, 5) for value in values]
 
 
 def _short(value: Any) -> Any:

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
+from atgrpo_jax.common import buckets
 from atgrpo_jax.common.files import is_file, names_in, read_file
 from atgrpo_jax.run import lease
 from atgrpo_jax.run.experiment import CHANGEABLE
@@ -62,12 +61,13 @@ class Outline:
         found = ((r["step"], r[metric]) for r in reversed(self.records) if metric in r)
         return next(found, None)
 
-    def solved(self, split: str = "test") -> tuple[int, dict[tuple[int, str], bool]]:
-        """Returns the last step with an evaluation of ``split``, and which of its instances were solved.
+    def solved(self, split: str = "test", step: int | None = None) -> tuple[int, dict[tuple[int, str], bool]]:
+        """Returns the step of an evaluation of ``split``, and which of its instances were solved.
 
-        An instance is named by its number and its problem. There are none if nothing is kept.
+        It is the last one, or that after ``step``. An instance is named by its number and its problem.
+        There are none if nothing is kept.
         """
-        steps = [file.step for file in kept(self.folder) if file.split == split]
+        steps = [file.step for file in kept(self.folder) if file.split == split and step in (None, file.step)]
         if not steps:
             return -1, {}
         step = max(steps)
@@ -97,8 +97,7 @@ def runs_in(path: Any) -> Iterator[RunFolder]:
 def is_running(folder: RunFolder) -> bool:
     """Returns whether a process is training in the folder."""
     if not isinstance(folder.path, Path):
-        mine = folder.path / lease.NAME
-        return mine.exists() and age_s(folder, lease.NAME) < STALE_S
+        return age_s(folder, lease.NAME) < STALE_S
     try:
         with open(folder.path / ".lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -111,8 +110,9 @@ def is_running(folder: RunFolder) -> bool:
 
 def age_s(folder: RunFolder, name: str = "metrics.jsonl") -> float:
     """Returns the seconds since a file of the folder was written; infinity if it is not there."""
+    path = folder.path / name
     try:
-        return time.time() - epath.Path(folder.path / name).stat().mtime
+        return time.time() - path.stat().st_mtime if isinstance(path, Path) else buckets.age_s(path)
     except FileNotFoundError:
         return float("inf")
 

@@ -1,128 +1,118 @@
-"use strict";
-// All that a run said goes into the page as text (textContent), never as HTML.
+// Filters and lists, and the place in the page, which its address keeps.
 
-const PANELS = [
-  ["Success", ["rollout/success", "validation/success", "test/success"]],
-  ["Share of groups", ["groups/signal", "groups/zero_variance"]],
-  ["Reward of the team", /^role\/[^/]+\/team$/],
-  ["Local reward", /^role\/[^/]+\/local$/],
-  ["Tokens of an answer", /^role\/[^/]+\/tokens$/],
-  ["Entropy (nats a token)", /^policy\/[^/]+\/entropy$/],
-  ["KL to the sampling policy", /^policy\/[^/]+\/kl_old$/],
-  ["Seconds", ["perf/rollout_s", "perf/update_s", "perf/step_s"]],
-];
-const COLUMNS = [
-  ["step", null], ["success", "rollout/success"], ["validation", "validation/success"],
-  ["test", "test/success"], ["groups with signal", "groups/signal"], ["turns", "rollout/turns"],
-  ["tokens", "rollout/tokens"], ["seconds", "perf/step_s"],
-];
-const COLOURS = ["#0b62c4", "#c2410c", "#1a7f37", "#8250df", "#b42318", "#0e7490", "#a16207", "#64748b"];
+const FILTERS = ["end", "outcome", "role", "signal", "order", "shade"];
+const HINTS = {
+  logprob: "Tokens are the darker the less likely they were.",
+  change: "Tokens that the step's update made more likely are green, those that it made less likely are red.",
+  weight: "Tokens that the update pushed up are green, those that it pushed down are red.",
+};
+const CALM_MS = 4000;  // nobody touches the page for so long before it loads itself anew
+const MOST_BESIDE = 12;  // trees side by side
 
-const $ = (id) => document.getElementById(id);
 const parts = new Map();  // name of a file of episodes -> its episodes
-let contents, listed = [], chosen = null;
-
-async function unpacked(id) {
-  const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return JSON.parse(await new Response(stream).text());
-}
+let contents, listed = [], chosen = null, besideShown = false, touched = 0;
 
 async function episodesOf(name) {
   if (!parts.has(name)) parts.set(name, await unpacked(name));
   return parts.get(name);
 }
 
-function make(tag, options = {}, ...children) {
-  const { text, ...rest } = options;
-  const made = Object.assign(document.createElement(tag), rest);
-  if (text !== undefined) made.textContent = text;
-  made.append(...children);
-  return made;
-}
+// The place: what is chosen, kept in the address, so that a link or a reload comes back to it
 
-const number = (value) => value === null || value === undefined ? "" :
-  Number.isInteger(value) ? String(value + 0) : Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const speaker = (group) => group.seat === null ? group.role : `${group.role}${group.seat}`;
-const hasSignal = (group) => group.candidates.some((c) => c.trained);
-
-// Curves
-
-function panel(title, names) {
-  const sparse = (name) => contents.series[name].filter((v) => v !== null).length < contents.steps.length / 2;
-  const box = make("div", { className: "panel" }, make("h3", { text: title }));
-  const options = {
-    width: 440, height: 210, cursor: { drag: { x: true, y: false } },
-    scales: { x: { time: false } }, axes: [{}, { size: 54 }],
-    series: [{ label: "step" }, ...names.map((name, i) => ({
-      label: name, stroke: COLOURS[i % COLOURS.length], width: 1.5, spanGaps: true,
-      points: { show: sparse(name) || contents.steps.length < 3 }, value: (_, v) => number(v),
-    }))],
-  };
-  const plot = new uPlot(options, [contents.steps, ...names.map((name) => contents.series[name])], box);
-  new ResizeObserver(() => plot.setSize({ width: box.clientWidth - 14, height: 210 })).observe(box);
-  return box;
-}
-
-function drawCurves() {
-  const all = Object.keys(contents.series);
-  for (const [title, wanted] of PANELS) {
-    const names = wanted instanceof RegExp ? all.filter((n) => wanted.test(n)) : wanted.filter((n) => all.includes(n));
-    if (names.length) $("panels").append(panel(title, names));
+function place() {
+  const found = new URLSearchParams({ file: $("file").value });
+  for (const id of [...FILTERS, "text", "metric", "smooth"]) {
+    const first = $(id).tagName === "SELECT" ? $(id).options[0]?.value : "";
+    if ($(id).value !== first) found.set(id, $(id).value);
   }
-  $("metric").append(...all.map((name) => make("option", { text: name })));
-  $("metric").onchange = () => $("other").replaceChildren(panel($("metric").value, [$("metric").value]));
+  if (chosen) { found.set("instance", chosen.instance); found.set("episode", chosen.episode); }
+  if (besideShown) found.set("beside", "yes");
+  return found;
 }
 
-// Steps
-
-function drawSteps() {
-  const present = COLUMNS.filter(([, name]) => name === null || name in contents.series);
-  const rows = contents.steps.map((step, i) =>
-    present.map(([, name]) => name === null ? step : contents.series[name][i]));
-  let by = 0, down = false;
-  const fill = () => {
-    rows.sort((a, b) => ((a[by] ?? -Infinity) - (b[by] ?? -Infinity)) * (down ? -1 : 1));
-    const head = make("tr", {}, ...present.map(([title], i) => make("th", {
-      text: title + (i === by ? (down ? " ↓" : " ↑") : ""),
-      onclick: () => { down = i === by ? !down : i !== 0; by = i; fill(); },
-    })));
-    const body = rows.map((row) => {
-      const file = contents.files.find((f) => f.step === row[0] && f.split === "train")
-        ?? contents.files.find((f) => f.step === row[0]);
-      const line = make("tr", { className: file ? "open" : "closed" },
-        ...row.map((value) => make("td", { text: number(value) })));
-      if (file) line.onclick = () => { $("file").value = file.name; open(); $("episodes").scrollIntoView(); };
-      return line;
-    });
-    $("table").replaceChildren(make("thead", {}, head), make("tbody", {}, ...body));
-  };
-  fill();
+function keep(found = place()) {
+  if (!contents.inline) history.replaceState(null, "", `#${found}`);
 }
 
-// Episodes
+// Chooses a value that an address names, if there is such a one.
+function choose(id, value) {
+  if ([...$(id).options].some((option) => option.value === value && !option.disabled)) $(id).value = value;
+}
 
-function choices(select, values) {
-  const before = select.value;
-  select.replaceChildren(make("option", { text: "any", value: "" }),
-    ...[...values].sort().map((value) => make("option", { text: value, value })));
+async function goTo(found) {
+  const wanted = found.get("file"), [, split, step] = /^(.*)-(\d+)$/.exec(wanted ?? "") ?? [];
+  const near = contents.files.filter((f) => f.split === split)
+    .sort((a, b) => Math.abs(a.step - step) - Math.abs(b.step - step))[0];
+  if (near) $("file").value = near.name;
+  await open(found);
+  const at = listed.findIndex((e) => e.instance === Number(found.get("instance")) && e.episode === Number(found.get("episode")));
+  if (at >= 0) show(at);
+  if (found.get("beside")) await beside();
+  const all = [...document.querySelectorAll("details")];
+  for (const i of (found.get("turned") ?? "").split(".").filter(Boolean)) if (all[i]) all[i].open = !all[i].open;
+  if (found.get("y")) requestAnimationFrame(() => scrollTo(0, Number(found.get("y"))));
+}
+
+function follow() {
+  $("live").hidden = !contents.reload_s || contents.inline;
+  if ($("live").hidden) return;
+  for (const event of ["pointerdown", "pointermove", "keydown", "wheel", "touchmove"])
+    addEventListener(event, () => { touched = Date.now(); }, { passive: true });
+  const due = Date.now() + 1000 * contents.reload_s;
+  setInterval(() => {
+    const calm = Date.now() - touched > CALM_MS && getSelection().isCollapsed;
+    if (Date.now() < due || !calm || !$("following").checked) return;
+    const found = location.hash.includes("=") ? place() : new URLSearchParams();
+    const turned = [...document.querySelectorAll("details")].map((one, i) => [one, i])
+      .filter(([one]) => one.open !== (one.dataset.first === "open")).map(([, i]) => i);
+    if (turned.length) found.set("turned", turned.join("."));
+    found.set("y", Math.round(scrollY));
+    keep(found);
+    location.reload();
+  }, 500);
+}
+
+// The list
+
+function choices(id, values, wanted) {
+  const select = $(id), before = wanted?.get(id) ?? select.value;
+  select.replaceChildren(choice("any", ""), ...[...values].sort().map((value) => choice(value, value)));
   if (values.has(before)) select.value = before;
 }
 
-async function open() {
+async function open(wanted = null) {
   const file = contents.files.find((f) => f.name === $("file").value);
   const episodes = await episodesOf(file.name);
   $("sample").textContent = `This page has ${contents.files.length} of the run's ${contents.kept} files of ` +
-    `episodes. ${file.split}, step ${file.step}: ${file.shown} of ${file.of} episodes. ${contents.missing}`;
+    `episodes. ${file.split}, step ${file.step}: ${file.problems.length} of ${file.of} episodes. ${contents.missing}`;
   const groups = episodes.flatMap((e) => e.groups);
-  choices($("end"), new Set(episodes.map((e) => e.end)));
-  choices($("role"), new Set(groups.map((g) => g.role)));
-  choices($("outcome"), new Set(groups.flatMap((g) => g.candidates.map((c) => c.outcome))));
+  choices("end", new Set(episodes.map((e) => e.end)), wanted);
+  choices("role", new Set(groups.map((g) => g.role)), wanted);
+  choices("outcome", new Set(groups.flatMap((g) => g.candidates.map((c) => c.outcome))), wanted);
+  const taught = groups.some((g) => g.candidates.some((c) => c.taught));
+  for (const option of $("shade").options) option.disabled = option.value !== "logprob" && !taught;
+  if (!taught) $("shade").value = "logprob";
+  for (const id of ["signal", "order", "shade"]) choose(id, wanted?.get(id));
+  if (wanted?.get("text")) $("text").value = wanted.get("text");
+  drawSpeakers(groups);
   list();
 }
 
-function wanted(episode) {
+// Who said what, of all episodes of the file that are here.
+function drawSpeakers(groups) {
+  const names = [...new Set(groups.map(speaker))].sort();
+  const rows = names.map((name) => {
+    const own = groups.filter((g) => speaker(g) === name), all = own.flatMap((g) => g.candidates);
+    const counts = new Map();
+    for (const c of all) counts.set(c.outcome, (counts.get(c.outcome) ?? 0) + 1);
+    const outcomes = [...counts].sort((a, b) => b[1] - a[1]).map(([kind, n]) => `${kind} ${percent(n / all.length)}`);
+    return [name, String(own.length), own.some((g) => g.candidates.length > 1) ? percent(mean(own.map((g) => Number(hasSignal(g))))) : "",
+      number(mean(all.map((c) => c.mixed).filter(given))), number(mean(all.map((c) => c.logprobs.length))), outcomes.join(", ")];
+  });
+  $("speakers").replaceChildren(table(["speaker", "groups", "with signal", "mean reward", "mean tokens", "outcomes"], rows));
+}
+
+function wantedBy(episode) {
   const role = $("role").value, outcome = $("outcome").value, signal = $("signal").value;
   const text = $("text").value.toLowerCase();
   const groups = episode.groups.filter((g) => !role || g.role === role);
@@ -136,125 +126,96 @@ function wanted(episode) {
 
 const advantage = (episode) => Math.max(0, ...episode.groups.flatMap((g) =>
   g.candidates.map((c) => Math.abs(c.advantage ?? 0))));
-const reward = (episode) => episode.groups.reduce((sum, g) =>
-  sum + (g.executed === null ? 0 : g.candidates[g.executed].mixed ?? 0), 0);
+const reward = (episode) => sum(episode.groups.map((g) => g.executed === null ? 0 : g.candidates[g.executed].mixed ?? 0));
 
 function list() {
-  const episodes = parts.get($("file").value);
   const order = $("order").value;
-  listed = episodes.filter(wanted);
+  if (!parts.has($("file").value)) return;  // it is being unpacked, and then listed
+  listed = parts.get($("file").value).filter(wantedBy);
   if (order === "advantage") listed.sort((a, b) => advantage(b) - advantage(a));
   if (order === "reward") listed.sort((a, b) => reward(a) - reward(b));
   $("list").replaceChildren(...listed.map((episode, i) => {
     const signal = episode.groups.filter(hasSignal).length;
-    const line = make("li", { onclick: () => show(i) },
+    return make("li", { onclick: () => { show(i); keep(); } },
       make("span", { text: `instance ${episode.instance}${episode.episode ? `, episode ${episode.episode}` : ""} ` }),
       make("span", { text: episode.solved ? "solved" : episode.end, className: episode.solved ? "solved" : "failed" }),
-      make("small", { text: `${episode.turns} turns, reward ${number(reward(episode))}, signal in ${signal} of ${episode.groups.length} groups` }));
-    return line;
+      make("small", { text: `${episode.turns} turn${episode.turns === 1 ? "" : "s"}, reward ${number(reward(episode))}, signal in ${signal} of ${episode.groups.length} groups` }));
   }));
-  if (listed.length) show(0);
-  else $("trees").replaceChildren(make("p", { className: "hint", text: "No episode is like that." }));
+  if (listed.length) return show(Math.max(0, listed.indexOf(chosen)));
+  chosen = null;
+  $("trees").replaceChildren(make("p", { className: "hint", text: "No episode is like that." }));
 }
 
 function show(i) {
   chosen = listed[i];
+  besideShown = false;
   [...$("list").children].forEach((line, j) => line.classList.toggle("chosen", i === j));
-  $("trees").replaceChildren(tree(chosen));
+  draw([chosen]);
 }
 
-// The same instance in the other files of its split (of any split, for training: it comes once).
+function draw(episodes) {
+  $("hint").textContent = HINTS[$("shade").value];
+  $("trees").replaceChildren(...episodes.map((episode) => tree(episode, $("shade").value)));
+  for (const button of document.querySelectorAll("button.beside")) button.onclick = () => beside().then(() => keep());
+  for (const one of $("trees").querySelectorAll("details")) one.dataset.first = one.open ? "open" : "";
+}
+
+// The same problem in the other files of its split, the newest ones if there are many.
 async function beside() {
-  const files = contents.files.filter((f) => f.split === chosen.split);
-  const trees = [];
-  for (const file of files) {
+  const found = [];
+  for (const file of contents.files.filter((f) => f.split === chosen.split && f.problems.includes(chosen.problem))) {
     for (const episode of await episodesOf(file.name)) {
-      if (episode.instance === chosen.instance && episode.episode === chosen.episode) trees.push(tree(episode));
+      if (episode.problem === chosen.problem && episode.episode === chosen.episode) found.push(episode);
     }
   }
-  $("trees").replaceChildren(...trees);
+  besideShown = true;
+  draw(found.slice(-MOST_BESIDE));
 }
 
-function tree(episode) {
-  const place = `${episode.split}, step ${episode.step}, instance ${episode.instance}`;
-  const title = make("h3", {},
-    make("span", { text: `${place}: ` }),
-    make("span", { text: episode.solved ? "solved" : episode.end, className: episode.solved ? "solved" : "failed" }),
-    " ", make("button", { text: "beside its other steps", onclick: beside, title: "the same instance at other steps" }));
-  const problem = make("p", { className: "note", text: `problem ${episode.problem}` });
-  return make("div", { className: "tree" }, title, problem, ...episode.groups.map(groupBox));
-}
-
-function groupBox(group) {
-  const told = group.candidates.length === 1 ? "" : hasSignal(group) ? "" : "no signal";
-  const turn = `turn ${group.turn}, stage ${group.stage}`;
-  const head = make("h4", { text: speaker(group) },
-    make("span", { text: `${turn}, policy ${group.policy}, weights ${group.version}, temperature ${group.temperature} ${told}` }));
-  const prompt = make("details", { open: group.turn === 0 }, make("summary", { text: "prompt" }), make("pre", { text: group.prompt }));
-  const candidates = group.candidates.map((c, k) => candidateBox(c, k, k === group.executed));
-  return make("div", { className: hasSignal(group) || candidates.length === 1 ? "group" : "group none" },
-    head, prompt, make("div", { className: "candidates" }, ...candidates));
-}
-
-function candidateBox(candidate, k, executed) {
-  const what = make("div", { className: "what" },
-    make("b", { text: executed ? `${k} executed` : String(k) }), make("span", { text: candidate.outcome }));
-  const box = make("div", { className: executed ? "candidate executed" : "candidate" }, what, said(candidate));
-  if (candidate.advantage !== null && candidate.advantage !== undefined) box.append(scale(candidate.advantage));
-  const rows = [["reward", candidate.mixed], ["team", candidate.team], ["local", candidate.local],
-    ...Object.entries(candidate.parts ?? {}).map(([name, value]) => [`· ${name}`, value]),
-    ["advantage", candidate.advantage], ["logprob", candidate.logprobs.reduce((a, b) => a + b, 0)]];
-  box.append(make("dl", {}, ...rows.filter(([, v]) => v !== null && v !== undefined).flatMap(([name, value]) =>
-    [make("dt", { text: name }), make("dd", { text: number(value) })])));
-  if (candidate.note) box.append(make("p", { className: "note", text: candidate.note }));
-  for (const ran of candidate.programs) {
-    box.append(make("details", {}, make("summary", { text: `program: ${ran.end}` }),
-      make("pre", { text: [ran.stdout, ran.stderr].filter(Boolean).join("\n--- stderr\n") })));
-  }
-  return box;
-}
-
-// Tokens are the darker the less likely they were.
-function said(candidate) {
-  const pre = make("pre", {});
-  if (!candidate.pieces) return Object.assign(pre, { textContent: candidate.text });
-  candidate.pieces.forEach((piece, i) => {
-    const surprise = Math.min(1, -candidate.logprobs[i] / 5);
-    const token = make("span", { text: piece, title: `logprob ${number(candidate.logprobs[i])}` });
-    token.style.background = `rgba(234, 138, 0, ${(0.7 * surprise).toFixed(3)})`;
-    pre.append(token);
-  });
-  return pre;
-}
-
-function scale(value) {
-  const bar = make("i"), size = Math.min(1, Math.abs(value) / 3) * 50;
-  bar.style.cssText = `width:${size}%;left:${value < 0 ? 50 - size : 50}%;background:${value < 0 ? "var(--bad)" : "var(--good)"}`;
-  return make("div", { className: "scale", title: `advantage ${number(value)}` }, bar);
-}
-
-async function begin() {
-  contents = await unpacked("contents");
-  document.body.classList.toggle("inline", Boolean(contents.inline));  // one episode, in a notebook
+function head() {
   $("title").textContent = contents.title;
   const { before, after, steps } = contents.summary;
-  const last = contents.steps[contents.steps.length - 1] ?? 0;
-  $("summary").textContent = after === undefined ? `not ended; step ${last} is the last one` :
+  const last = contents.steps[contents.steps.length - 1];
+  const far = given(last) ? `step ${last} is the last one` : "no step yet";
+  $("summary").textContent = after === undefined ? `not ended; ${far}` :
     `test success ${percent(before.success)} before, ${percent(after.success)} after ${steps} steps ` +
     `(95 % interval ${percent(after.low)} to ${percent(after.high)})`;
   $("gin").textContent = contents.config;
+}
+
+async function begin() {
+  const address = location.hash.slice(1);
+  contents = await unpacked("contents");
+  document.body.classList.toggle("inline", Boolean(contents.inline));  // one episode, in a notebook
+  const wanted = new URLSearchParams(address.includes("=") ? address : "");
+  head();
+  $("metric").append(choice("choose", ""), ...metrics().map((name) => choice(name, name)));
+  for (const id of ["metric", "smooth"]) choose(id, wanted.get(id));
   drawCurves();
-  drawSteps();
-  $("file").append(...contents.files.map((f) => make("option", { text: `${f.split}, step ${f.step}`, value: f.name })));
-  for (const id of ["end", "outcome", "role", "signal", "order"]) $(id).onchange = list;
-  $("text").oninput = list;
-  $("file").onchange = open;
+  drawSteps(async (name) => {
+    $("file").value = name;
+    await open();
+    keep();
+    $("episodes").scrollIntoView();
+  });
+  $("file").append(...contents.files.map((f) => choice(`${f.split}, step ${f.step}`, f.name)));
+  for (const id of FILTERS) $(id).onchange = () => { list(); keep(); };
+  $("shade").onchange = async () => { if (chosen) await (besideShown ? beside() : draw([chosen])); keep(); };
+  $("text").oninput = () => { list(); keep(); };
+  $("file").onchange = () => open().then(() => keep());
+  $("metric").onchange = () => { drawMetric(); keep(); };
+  $("smooth").onchange = () => { drawCurves(); keep(); };
+  for (const link of document.querySelectorAll("nav a")) link.onclick = (event) => {
+    event.preventDefault();  // the address keeps the place
+    document.querySelector(link.getAttribute("href")).scrollIntoView();
+  };
   if (contents.files.length) {
     const trained = contents.files.filter((f) => f.split === "train");
     $("file").value = (trained[trained.length - 1] ?? contents.files[0]).name;
-    await open();
+    await goTo(wanted);
   } else $("sample").textContent = "This run has no episodes yet.";
-  if (location.hash) $(location.hash.slice(1))?.scrollIntoView();
+  if (address && !address.includes("=")) $(address)?.scrollIntoView();
+  follow();
   document.body.dataset.ready = "yes";
 }
 

@@ -7,14 +7,16 @@ import html
 import importlib.resources
 import json
 import os
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import RunError, Stopped, Unreachable
 from atgrpo_jax.common.files import read_file, write_atomically
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import (
     Kept,
+    Pieces,
     by_interest,
     evenly,
     kept,
@@ -23,57 +25,130 @@ from atgrpo_jax.viewing.contents import (
     summary_of,
     tokenizer_of,
 )
+from atgrpo_jax.viewing.folders import is_running
+from atgrpo_jax.viewing.text import SIGNS
 
+SCRIPTS = ("words.js", "curves.js", "trees.js", "page.js")  # one script, in this order
 # What a browser may do with the page: nothing but run what is in it.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write_page(
-    folder: RunFolder,
-    path: Any,
-    steps: tuple[int, ...] = (),
-    most_episodes: int = 64,
-    most_mb: float = 16.0,
-    on_file: Callable[[], None] = lambda: None,
-) -> list[str]:
-    """Writes the page. Returns the names of the files of episodes that are in it.
+class Part(NamedTuple):
+    """A file of episodes, as it is in the page."""
+
+    packed: str
+    problems: Sequence[str]  # of the episodes that are shown
+    of: int  # episodes that the file has
+
+    def about(self, file: Kept) -> dict[str, Any]:
+        """Returns what the page knows of it before it is unpacked."""
+        about = {"name": file.name, "step": file.step, "split": file.split}
+        return about | {"problems": self.problems, "of": self.of}
+
+
+class Writer:
+    """Writes the page of a run, also again and again while the run goes on.
 
     Args:
       steps: whose episodes are shown; those that tell most about the run if none are given.
       most_episodes: of each file; evenly chosen if there are more.
       most_mb: about how large the page may become.
+      on_file: called after each file of episodes, with the share of the page that is done.
     """
-    tokenizer, missing = tokenizer_of(folder)
-    there = [file for file in kept(folder) if not steps or file.step in steps]
-    parts: dict[str, str] = {}
-    files = []
-    left = most_mb * 1e6
-    for file in by_interest(there):
-        episodes = list(folder.read_episodes(file.step, file.split))
-        chosen = [shown(episodes[i], tokenizer) for i in evenly(len(episodes), most_episodes)]
-        packed = _packed(chosen)
-        left -= len(packed)
-        if left < 0 and parts:
-            break
-        parts[file.name] = packed
-        files.append(
-            {"name": file.name, "step": file.step, "split": file.split,
-             "shown": len(chosen), "of": len(episodes)}
-        )  # fmt: skip
-        on_file()
-    records = folder.read_metrics()
-    contents = {
-        "title": folder.path.name,
-        "summary": summary_of(folder),
-        "config": read_file(folder.config).decode(),
-        "steps": [record["step"] for record in records],
-        "series": series(records),
-        "files": sorted(files, key=lambda file: (file["split"], file["step"])),
-        "kept": len(there),
-        "missing": missing,
-    }
-    write_atomically(path, _page(folder.path.name, contents, parts).encode())
-    return list(parts)
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        path: Any,
+        steps: Sequence[int] = (),
+        most_episodes: int = 64,
+        most_mb: float = 16.0,
+        on_file: Callable[[float], None] = lambda share: None,
+    ):
+        self.folder = folder
+        self.path = path
+        self._steps = steps
+        self._most_episodes = most_episodes
+        self._most_mb = most_mb
+        self._on_file = on_file
+        tokenizer, self._missing = tokenizer_of(folder)
+        self._pieces = None if tokenizer is None else Pieces(tokenizer)
+        self._known: dict[Kept, Part] = {}  # files do not change, so each is read once
+
+    def write(self, reload_s: float | None = None) -> list[str]:
+        """Writes the page. Returns the names of the files of episodes that are in it.
+
+        With ``reload_s`` the page loads itself anew after so many seconds.
+        """
+        folder = self.folder
+        there = [file for file in kept(folder) if not self._steps or file.step in self._steps]
+        parts: dict[Kept, Part] = {}
+        before, self._known = self._known, {}  # what is no longer shown is forgotten
+        left = self._most_mb * 1e6
+        for file in by_interest(there):
+            part = self._known[file] = before.get(file) or self._read(file)
+            left -= len(part.packed)
+            if left < 0 and parts:
+                break
+            parts[file] = part
+            self._on_file(max(len(parts) / len(there), 1 - left / (self._most_mb * 1e6)))
+        records = folder.read_metrics()
+        contents = {
+            "title": folder.path.name,
+            "summary": summary_of(folder),
+            "config": read_file(folder.config).decode(),
+            "steps": [record["step"] for record in records],
+            "series": series(records),
+            "files": [parts[f].about(f) for f in sorted(parts, key=lambda file: (file.split, file.step))],
+            "kept": len(there),
+            "missing": self._missing,
+            "signs": SIGNS,
+            "reload_s": reload_s,
+        }
+        packed = {file.name: part.packed for file, part in parts.items()}
+        write_atomically(self.path, _page(folder.path.name, contents, packed).encode())
+        return list(packed)
+
+    def _read(self, file: Kept) -> Part:
+        episodes = list(self.folder.read_episodes(file.step, file.split))
+        chosen = [episodes[i] for i in evenly(len(episodes), self._most_episodes)]
+        packed = _packed([shown(episode, self._pieces) for episode in chosen])
+        return Part(packed, [episode["problem"] for episode in chosen], len(episodes))
+
+
+def watch(writer: Writer, every_s: float) -> None:
+    """Writes a page again and again, and a last time when no process trains in the folder any more.
+
+    A bucket that cannot be reached is tried again. After a stop (Ctrl-C) the page that is left loads
+    itself no more.
+    """
+    folder, path = writer.folder, writer.path
+    try:
+        running = True
+        told: int | None = None
+        while running:
+            try:
+                running = is_running(folder)  # asked before the page is written: it has all of the end
+                writer.write(every_s if running else None)
+                step = len(folder.read_metrics()) - 1
+                if step != told:
+                    print(f"{path}: {f'step {step}' if step >= 0 else 'no step yet'}", flush=True)
+                told = step
+            except Unreachable as error:
+                running = True  # nobody knows
+                print(f"{error}; tried again in {every_s:g} s", flush=True)
+            if running:
+                time.sleep(every_s)
+        print(f"nothing trains in {folder.path} any more; this is the last page")
+    except Stopped as stopped:
+        writer.write()
+        stopped.note = f"{path} stays as it is; the run goes on"
+        raise
+
+
+def write_page(folder: RunFolder, path: Any, **settings: Any) -> list[str]:
+    """Writes the page of a run once, with settings of ``Writer``. Returns what ``Writer.write`` does."""
+    return Writer(folder, path, **settings).write()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +158,15 @@ class Tree:
     data: dict[str, Any]  # see docs/episodes.md
 
     def _repr_html_(self) -> str:
-        name = Kept(self.data["step"], self.data["split"]).name
-        file = {"name": name, "step": self.data["step"], "split": self.data["split"], "shown": 1, "of": 1}
+        file = Kept(self.data["step"], self.data["split"])
+        name = file.name
+        part = Part(_packed([self.data]), [self.data["problem"]], 1)
         contents = {
             "title": name, "summary": {}, "config": "", "steps": [], "series": {},
-            "files": [file], "kept": 1, "missing": "", "inline": True,
+            "files": [part.about(file)], "kept": 1, "missing": "", "signs": SIGNS, "reload_s": None,
+            "inline": True,
         }  # fmt: skip
-        whole = html.escape(_page(name, contents, {name: _packed([self.data])}))
+        whole = html.escape(_page(name, contents, {name: part.packed}))
         frame = 'sandbox="allow-scripts" style="width: 100%; height: 640px; border: 0"'
         return f'<iframe srcdoc="{whole}" {frame}></iframe>'
 
@@ -111,7 +188,7 @@ def tree(
         raise RunError(f"{folder.path} keeps no episodes of {split} in step {step}") from error
     for one in found:
         if one["episode"] == episode:
-            return Tree(shown(one, tokenizer))
+            return Tree(shown(one, None if tokenizer is None else Pieces(tokenizer)))
     raise RunError(f"step {step} of {folder.path} has no episode {episode} of {split} instance {instance}")
 
 
@@ -129,7 +206,7 @@ def _page(title: str, contents: dict[str, Any], parts: dict[str, str]) -> str:
         "STYLE": own("uPlot.min.css") + own("page.css"),
         "LIBRARY": own("uPlot.iife.min.js"),
         "DATA": data,
-        "SCRIPT": own("page.js"),
+        "SCRIPT": "\n".join(map(own, SCRIPTS)),
     }
     page = own("page.html")
     for name, value in filled.items():
@@ -139,4 +216,6 @@ def _page(title: str, contents: dict[str, Any], parts: dict[str, str]) -> str:
 
 def _packed(value: Any) -> str:
     """Returns a value as base64 of gzipped JSON: nothing in it can end a script, whatever it says."""
-    return base64.b64encode(gzip.compress(json.dumps(value).encode(), 9, mtime=0)).decode()
+    plain = json.dumps(value, separators=(",", ":")).encode()
+    # Level 9 would take three times as long and save a fiftieth.
+    return base64.b64encode(gzip.compress(plain, 6, mtime=0)).decode()

@@ -7,6 +7,13 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import Node, speaker
 
+# What a cell of a board looks like if it has no label of its own, by its kind. The page has a colour for
+# each of them (page.css).
+SIGNS = {
+    "floor": ".", "wall": "#", "hole": "O", "goal": "G", "agent": "@", "box": "$", "done": "*",
+    "proposed": "+", "given": "", "filled": "", "wrong": "x",
+}  # fmt: skip
+
 
 def node(folder: RunFolder, name: str) -> str:
     """Returns a text about all that lies under a node of a run: an episode, a turn, a group.
@@ -47,7 +54,8 @@ def episode_text(
         f"{episode['split']}, step {episode['step']}, instance {episode['instance']}, "
         f"episode {episode['episode']}: {episode['end']} after {episode['turns']} turns"
     )
-    return "\n\n".join([head, *shown])
+    at_the_end = _board("at the end", episode["board"]) if groups == episode["groups"] else []
+    return "\n\n".join([head, *shown, *at_the_end])
 
 
 def _group(group: Mapping[str, Any], only: int | None) -> str:
@@ -62,7 +70,26 @@ def _group(group: Mapping[str, Any], only: int | None) -> str:
         for k, candidate in enumerate(group["candidates"])
         if only in (None, k)
     ]
-    return "\n".join([head, _indented(group["prompt"]), *candidates])
+    return "\n".join([head, *_board("board", group["board"]), _indented(group["prompt"]), *candidates])
+
+
+def _board(title: str, board: Any) -> list[str]:
+    return [] if board is None else [f"-- {title}:\n{_indented(board_text(board))}"]
+
+
+def board_text(board: str | Sequence[Sequence[str]]) -> str:
+    """Returns a board as lines: its own text, or a column for each cell of a row."""
+    if isinstance(board, str):
+        return _spelt(board)
+    rows = [[_spelt(cell_text(cell)).replace("\n", " ") for cell in row] for row in board]
+    width = max((len(text) for row in rows for text in row), default=0)
+    return "\n".join(" ".join(text.ljust(width) for text in row).rstrip() for row in rows)
+
+
+def cell_text(cell: str) -> str:
+    """Returns the label of a cell, or the sign of its kind, or the kind."""
+    kind, _, label = cell.partition(" ")
+    return label or SIGNS.get(kind, kind)
 
 
 def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
@@ -78,6 +105,9 @@ def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
     said.append(_indented(candidate["text"]))
     if candidate["note"]:
         said.append(_indented(f"note: {candidate['note']}"))
+    if candidate["metrics"]:
+        own = ", ".join(f"{name} {value:.3g}" for name, value in candidate["metrics"].items())
+        said.append(_indented(f"metrics: {own}"))
     for number, ran in enumerate(candidate["programs"]):
         said.append(f"   program {number} ended: {ran['end']}")
         said += [_indented(ran[name], 6) for name in ("stdout", "stderr") if ran[name]]
@@ -85,6 +115,10 @@ def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
 
 
 def _indented(text: str, by: int = 3) -> str:
+    return "\n".join(" " * by + line for line in _spelt(text).split("\n"))
+
+
+def _spelt(text: str) -> str:
     """Returns a text whose control characters are spelt out: nothing that was said moves the cursor."""
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    return "\n".join(" " * by + line for line in safe.split("\n"))
+    return safe

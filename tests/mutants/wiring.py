@@ -181,24 +181,44 @@ FAULTS = {
         ("reward.mixed(alpha) if reward", "reward.mixed(1.0) if reward", "alpha is not heard in records"),
     ],
     ("viewing/comparing.py", "test_compare.py"): [
+        ("run.records[: self.step + 1]", "run.records", "tokens of all steps are counted"),
         ("ddof=1)) / math.sqrt(len(scores_S))", "ddof=0)) / math.sqrt(len(scores_S))", "an interval over seeds is too narrow"),
         ("freedom = total**2 / sum(part**2 / (n - 1)", "freedom = total**2 / sum(part**2 / n", "another number of degrees of freedom"),
-        ("set.intersection(*", "set.union(*", "instances of one run alone are paired"),
+        ("set.intersection(*(set", "set.union(*(set", "instances of one run alone are paired"),
         ("return difference(*scores), len(common)", "return difference(*scores[::-1]), len(common)", "the sign is the other way round"),
         ("if seeds.count(run.seed) > 1:", "if False:", "a copy counts as a seed"),
     ],
     ("viewing/folders.py", "test_compare.py"): [
+        ("step in (None, file.step)", "True", "the last evaluation is paired, whatever the step"),
         ("fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN | fcntl.LOCK_NB", "no run is running"),
         ('return "ended" if run.done >= run.steps > 0 else "stopped"', 'return "ended"', "all have ended"),
     ],
     ("viewing/contents.py", "test_report.py"): [
         ("[count - 1, 0] if count > 1", "[0, count - 1] if count > 1", "the first comes before the last"),
         ("i * count // most", "i", "samples are the first ones"),
-        ('"".join(pieces) == candidate["text"]', "True", "tokens that make no text are shown"),
+        ('"".join(said) == candidate["text"]', "True", "tokens that make no text are shown"),
     ],
     ("viewing/page.py", "test_report.py"): [
         ("if left < 0 and parts:", "if False:", "a page has no limit"),
         ("html.escape(title)", "title", "a folder's name is HTML"),
+    ],
+    ("viewing/page.py", "test_watch.py"): [
+        ("before.get(file) or ", "", "files that are known are read again"),
+        ("writer.write(every_s if running else None)", "writer.write(every_s)", "the last page goes on loading itself"),
+        ("running = True  # nobody knows", "running = False", "a bucket that does not answer ends a watch"),
+    ],
+    ("tasks/calls.py", "test_boards.py"): [
+        ("cell[:MOST_LETTERS]", "cell", "labels of boards have no limit"),
+        ("for row in found[:MOST_CELLS]]", "for row in found]", "boards have any number of rows"),
+        ("all(isinstance(cell, str) for row in rows for cell in row)", "True", "numbers are cells"),
+    ],
+    ("rollout/player.py", "test_boards.py"): [
+        ("dataclasses.replace(group, board=board)", "group", "groups have no boards"),
+        ("            board = self._board(course.state, where)\n", "            board = None\n", "the end is not drawn"),
+    ],
+    ("run/episodes.py", "test_report.py"): [
+        ('"board": group.board', '"board": None', "boards are not written down"),
+        ('"board": episode.board', '"board": None', "the end is not written down"),
     ],
     ("viewing/text.py", "test_report.py"): [
         ('safe = "".join(c if c.isprintable() or c == "\\n" else repr(c)[1:-1] for c in text)', "safe = text", "what was said moves the cursor"),

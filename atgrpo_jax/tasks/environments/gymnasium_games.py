@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.types import Board
 from atgrpo_jax.tasks.environments.rules import Rules, Scene
 
 PACKAGE = "gymnasium"
@@ -35,7 +36,7 @@ class Gymnasium(Rules):
 
     To show another text, to read another spelling, to make the environment yourself, or to know better how
     well a player stands, make a class of your own of this one, and override ``text``, ``read``, ``make``
-    or ``value``. ``FrozenLake`` is an example.
+    or ``value``; and ``board`` for another picture. ``FrozenLake`` is an example.
 
     An episode is solved if the environment terminates with a reward of at least ``success``.
     """
@@ -79,6 +80,10 @@ class Gymnasium(Rules):
             return str(table.observation)
         return _COLOURED.sub(r"<\1>", str(table.env.render())).strip()
 
+    def board(self, table: Table) -> Board | None:
+        """Returns a picture for people; None if the text will do."""
+        return None
+
     def value(self, table: Table) -> float:
         """Returns how well the player stands, from 0 to 1: by the rewards so far."""
         worst, best = self.returns
@@ -103,7 +108,7 @@ class Gymnasium(Rules):
 
     def scene(self, game: Table) -> Scene:
         done = bool(game.terminated or game.truncated)
-        return Scene(self.text(game), 0, (self.value(game),), done, self.solved(game))
+        return Scene(self.text(game), 0, (self.value(game),), done, self.solved(game), self.board(game))
 
     def read(self, text: str) -> str | None:
         """Returns the last action that is named."""
@@ -148,6 +153,14 @@ class FrozenLake(Gymnasium):
         holes = [f"{place // size}{place % size}" for place, kind in enumerate("".join(cells)) if kind == "H"]
         at = f"{table.observation // size}{table.observation % size}"
         return " ".join((f"{size}x{size} holes", *holes)) + f"\nat {at}"
+
+    def board(self, table: Table) -> Board:
+        kinds = {"S": "floor", "F": "floor", "H": "hole", "G": "goal"}
+        rows = [[kinds[cell] for cell in row] for row in _cells(table.env)]
+        row, column = divmod(int(table.observation), len(rows))
+        at = rows[row][column]
+        rows[row][column] = {"goal": "done", "hole": "wrong @"}.get(at, "agent")
+        return tuple(map(tuple, rows))
 
     def value(self, table: Table) -> float:
         left = _left(tuple(_cells(table.env)))

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from atgrpo_jax.common.types import seed_of
+from atgrpo_jax.common.types import Board, seed_of
 
 KEPT = 512  # games of each task that are kept as they stand
 CHECKED_SEEDS, CHECKED_STEPS = range(3), 20  # that are played to see whether a game is deterministic
@@ -27,6 +27,7 @@ class Scene:
     values: tuple[float, ...]  # how well each seat stands, from 0 to 1
     done: bool
     solved: bool
+    board: Board | None = None  # for people; the text, if there is none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import random
 from typing import Literal
 
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.common.types import Message, Outcome, Reward
+from atgrpo_jax.common.types import Board, Message, Outcome, Reward
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.environments.draws import Draws
 from atgrpo_jax.tasks.environments.rules import BadAction, Replays, Rules, Scene
@@ -136,6 +136,10 @@ class StepWise:
         whole = 1.0 if self.game.seats == 1 else self.invalid
         reward = Reward.of(whole * then.solved, progress=self.progress * change)
         return Transition(State(state.seed, actions), reward, Outcome.OK, then.done, then.solved)
+
+    def drawn(self, state: State) -> Board:
+        scene = self._scene(state)
+        return scene.board or scene.text
 
     def demonstration(self, state: State, role: str, rng: random.Random) -> str:
         """Returns the best action, if the game knows it, or else a random one."""

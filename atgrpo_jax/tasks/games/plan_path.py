@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal
 
 from atgrpo_jax.common.checks import check_types, require
@@ -123,6 +123,13 @@ class PlanPath(Game):
             "hits": carried.bumps,
         }
 
+    def drawn(self, state: State) -> list[list[str]]:
+        """Returns the grid, with the way that the proposal would take."""
+        moves = state.proposal.carried.moves if state.proposal and state.proposal.carried else ""
+        cell = state.position
+        way = {cell := _reached(state.instance, cell, move) for move in moves}
+        return board(state.instance, state.position, way)
+
     def demonstrated(self, state: State, rng: random.Random) -> str:
         """Returns the beginning of a shortest path; each move is random with some probability."""
         goal = state.instance.goal
@@ -194,6 +201,19 @@ def render(state: State, view: str) -> str:
     drawn[state.instance.goal[0]][state.instance.goal[1]] = "G"
     drawn[state.position[0]][state.position[1]] = "@"
     return "\n".join("".join(row) for row in drawn)
+
+
+def board(instance: Instance, position: Cell, way: Collection[Cell]) -> list[list[str]]:
+    """Returns the cells of the grid, as ``Drawn.drawn`` does; cells of ``way`` are "proposed"."""
+
+    def kind(cell: Cell) -> str:
+        if cell == position:
+            return "done" if cell == instance.goal else "agent"
+        if cell == instance.goal:
+            return "proposed G" if cell in way else "goal"
+        return "wall" if not instance.free(cell) else "proposed" if cell in way else "floor"
+
+    return [[kind((r, c)) for c in range(len(row))] for r, row in enumerate(instance.rows)]
 
 
 def _reached(instance: Instance, cell: Cell, move: str) -> Cell:

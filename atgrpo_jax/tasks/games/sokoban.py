@@ -157,6 +157,24 @@ class Sokoban(Game):
             "stuck": carried.stuck,
         }
 
+    def drawn(self, state: State) -> list[list[str]]:
+        """Returns the room. Where the proposal would leave boxes and player, floor is "proposed"."""
+        instance = state.instance
+        carried = state.proposal.carried if state.proposal else None
+        proposed = {} if carried is None else {cell: "$" for cell in carried.boxes} | {carried.player: "@"}
+
+        def kind(cell: Cell) -> str:
+            if cell in state.boxes:
+                return "done $" if cell in instance.goals else "box"
+            if cell == state.player:
+                return "agent +" if cell in instance.goals else "agent"
+            if cell in proposed:
+                return f"proposed {proposed[cell]}"
+            return "goal" if cell in instance.goals else "floor" if cell in instance.floor else "wall"
+
+        height, width = instance.shape
+        return [[kind((r, c)) for c in range(width)] for r in range(height)]
+
     def demonstrated(self, state: State, rng: random.Random) -> str:
         """Returns the beginning of a solution; each move is random with some probability."""
         moves = ""

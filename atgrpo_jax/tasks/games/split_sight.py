@@ -16,7 +16,7 @@ from atgrpo_jax.common.types import Message, Outcome, Reward, seed_of
 from atgrpo_jax.tasks import prompts
 from atgrpo_jax.tasks.games.grid import MOVES, Cell, move_of, name, parse_moves, shift
 from atgrpo_jax.tasks.games.listener import Cells, chance, map_of, most_useful, shortest_moves, walls
-from atgrpo_jax.tasks.games.plan_path import Instance, distances, draw
+from atgrpo_jax.tasks.games.plan_path import Instance, board, distances, draw
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.splits import SPLITS, in_split
 from atgrpo_jax.tasks.texts import last_list
@@ -114,6 +114,13 @@ class SplitSight:
 
     def act(self, state: State, role: str, text: str) -> Transition:
         return self._told(state, text) if role == SEER else self._moved(state, text)
+
+    def drawn(self, state: State) -> list[list[str]]:
+        """Returns the whole grid. What the message names is marked: walls, and free cells in red."""
+        rows = board(state.instance, state.position, ())
+        for r, c in self.known(state) - self.seen(state.instance, MOVER):
+            rows[r][c] = "wall !" if rows[r][c] == "wall" else "wrong !"
+        return rows
 
     def demonstration(self, state: State, role: str, rng: random.Random) -> str:
         """Returns an answer for the warm start, from what the role may know. Each word or move is

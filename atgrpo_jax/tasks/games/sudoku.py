@@ -6,6 +6,7 @@ read. The ``filler`` decides; see game.py for the roles.
 """
 
 import dataclasses
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -130,6 +131,31 @@ class Sudoku(Game):
 
     def shown(self, state: State, carried: Filled) -> dict[str, Any]:
         return {"fills": _write(carried.fills), "wrong": carried.refused}
+
+    def drawn(self, state: State) -> list[list[str]]:
+        """Returns the grid: digits that were given, filled, and what the proposal would fill."""
+        size = state.instance.size
+        carried = state.proposal.carried if state.proposal else None
+        proposed = state.grid if carried is None else carried.grid
+
+        def kind(place: int) -> str:
+            digit = state.grid[place]
+            if proposed[place] != digit:
+                return f"proposed {proposed[place] or ''}".rstrip()
+            if not digit:
+                return "floor"
+            if state.instance.puzzle[place]:
+                return f"given {digit}"
+            return f"{'filled' if digit == state.instance.solution[place] else 'wrong'} {digit}"
+
+        side = math.isqrt(size)
+        rows = []
+        for r in range(size):
+            cells = [kind(r * size + c) for c in range(size)]
+            boxes = [cells[start : start + side] for start in range(0, size, side)]
+            rows.append([cell for box in boxes for cell in ("", *box)][1:])
+        bands = [rows[start : start + side] for start in range(0, size, side)]
+        return [row for band in bands for row in ([""], *band)][1:]
 
     def demonstrated(self, state: State, rng: random.Random) -> str:
         """Returns fills of all cells that are not as in the solution, the easiest one next (fewest
