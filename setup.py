@@ -33,6 +33,7 @@ setup(
         "atgrpo_jax": ["py.typed"],
         "atgrpo_jax.gin": ["**/*.gin"],
         "atgrpo_jax.tasks": ["templates/*/*/*.txt"],
+        "atgrpo_jax.tools": ["scaffold/*.txt"],
         "atgrpo_jax.viewing": [
             "*.html",
             "*.css",

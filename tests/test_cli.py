@@ -94,11 +94,13 @@ COMMANDS = {
     "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation", "hosts", "answer",
              "sigma"},
     "compare": {"out", "curve", "step"},
+    "config": {"gin_file", "gin_param", "describe"},
     "runs": set(),
     "replay": {"run_dir", "node", "random", "seed", "temperature", "execute", "say", "taught", "mesh"},
     "report": {"run_dir", "out", "step", "text", "watch", "every", "episodes", "mb"},
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},
+    "tools.new_task": set(),
     "tools.prepare": {"source", "out"},
     "tools.probe": {"size", "out", "bucket", "hosts", "host", "coordinator", "only_rounds"},
 }  # fmt: skip

@@ -42,7 +42,7 @@ FIELDS = {
     Group: "candidates: tuple[Candidate, ...], chosen: int | None, "
     "board: str | tuple[tuple[str, ...], ...] | None",
     Candidate: "origin: Origin, sample: Sample, text: str, outcome: Outcome, reward: Reward | None, "
-    "note: str, programs: tuple[Ran, ...]",
+    "note: str, programs: tuple[Ran, ...], metrics: Mapping[str, float]",
     Origin: "key: GroupKey, prompt_ids: tuple[int, ...], state_digest: str, policy: str, version: int, "
     "sampling: Sampling",
     GroupKey: "step: int, split: str, instance: int, episode: int, turn: int, role: str, "
@@ -115,8 +115,10 @@ class Odd(random.Random):
         )
 
     def reward(self):
-        parts = {self.text(): self.choice(NUMBERS) for _ in range(self.randrange(3))}
-        return Reward(self.choice(NUMBERS), self.choice(NUMBERS), parts)
+        return Reward(self.choice(NUMBERS), self.choice(NUMBERS), self.numbers())
+
+    def numbers(self):
+        return {self.text(): self.choice(NUMBERS) for _ in range(self.randrange(3))}
 
     def group(self):
         """Most members share their origin, as an object or as an equal one."""
@@ -127,9 +129,8 @@ class Odd(random.Random):
             outcome = self.choice(list(Outcome))
             reward = self.choice([None, self.reward()])
             ran = self.few(lambda: Ran(self.text(), self.text(), self.text()))
-            return Candidate(
-                self.choice(origins), self.sample(), self.text(), outcome, reward, self.text(), ran
-            )
+            said = self.text(), outcome, reward, self.text(), ran
+            return Candidate(self.choice(origins), self.sample(), *said, self.numbers())
 
         return Group(self.few(member), self.choice([None, 0, 3]), self.board())
 

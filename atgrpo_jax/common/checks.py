@@ -28,7 +28,7 @@ def check_types(config: Any) -> None:
         hint = hints[field.name]
         number = isinstance(value, (int, float))
         require(config, field.name, not number or _finite(value), "must be a finite number")
-        require(config, field.name, _fits(value, hint), _expected(hint))
+        require(config, field.name, _fits(value, hint), expected(hint))
 
 
 def _finite(value: float) -> bool:
@@ -66,7 +66,8 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def _expected(hint: Any) -> str:
+def expected(hint: Any) -> str:
+    """Returns what a field of this type may be, in words."""
     if typing.get_origin(hint) is typing.Literal:
         return "expected one of " + ", ".join(map(repr, typing.get_args(hint)))
     name = str(hint)

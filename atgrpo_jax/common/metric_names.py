@@ -3,9 +3,11 @@
 policy/NAME/loss         metrics of a policy, from updates and from the gate
 role/NAME/team           rewards and lengths of a role's candidates
 role/NAME/part/PART      parts of their local reward
+role/NAME/task/METRIC    numbers of the task's own (``Transition.metrics``)
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from atgrpo_jax.common.errors import RunError
 
@@ -17,10 +19,18 @@ def of_policy(policy: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{OF_POLICY}/{_level(policy)}/{name}": value for name, value in values.items()}
 
 
-def of_role(role: str, values: Mapping[str, float], parts: Mapping[str, float]) -> dict[str, float]:
+def of_role(
+    role: str,
+    values: Mapping[str, float],
+    parts: Mapping[str, float] = MappingProxyType({}),
+    own: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, float]:
+    """Returns the metrics of a role, with the parts of its reward and the task's own numbers."""
     start = f"{OF_ROLE}/{_level(role)}"
-    named = {f"{start}/part/{_level(part)}": value for part, value in parts.items()}
-    return {f"{start}/{name}": value for name, value in values.items()} | named
+    named = {f"{start}/{name}": value for name, value in values.items()}
+    for kind, found in (("part", parts), ("task", own)):
+        named |= {f"{start}/{kind}/{_level(name)}": value for name, value in found.items()}
+    return named
 
 
 def together(*records: Mapping[str, float]) -> dict[str, float]:

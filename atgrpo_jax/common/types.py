@@ -101,8 +101,8 @@ class Sampling:
     temperature: float = 1.0  # 0 is greedy: the most likely token is taken
     max_tokens: int = 16  # includes the stop id
     top_k: int = 0  # 0 for all tokens
-    top_p: float = 1.0
-    min_p: float = 0.0
+    top_p: float = 1.0  # the likeliest tokens whose probabilities sum to this; 1 for all
+    min_p: float = 0.0  # tokens at least this likely, as a share of the likeliest; 0 for all
     min_tokens: int = 0  # tokens that are drawn before a stop id may be drawn
     banned: tuple[int, ...] = ()  # token ids that are never drawn
     stop: tuple[str, ...] = ()  # a sample ends as soon as its text contains one of these strings
@@ -185,6 +185,7 @@ class Candidate:
     reward: Reward | None  # None for an excluded candidate, which must never count as reward 0
     note: str = ""  # the task's, for people
     programs: tuple[Ran, ...] = ()
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # numbers of the task's own
 
 
 @dataclasses.dataclass(frozen=True)

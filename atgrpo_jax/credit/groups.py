@@ -25,8 +25,8 @@ class GroupError(RunError):
 class CreditConfig:
     """Says how a candidate's advantage is computed; see ``credit``."""
 
-    baseline: Baseline = "group"
-    normalise: Normalise = "std"
+    baseline: Baseline = "group"  # who a candidate is compared with; see ``credit``
+    normalise: Normalise = "std"  # what the difference is divided by
 
     def __post_init__(self):
         check_types(self)

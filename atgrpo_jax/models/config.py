@@ -33,7 +33,7 @@ class RopeScaling:
 class RopeStretch:
     """Divides all rotary frequencies by one factor ("linear" scaling)."""
 
-    factor: float = 8.0
+    factor: float = 8.0  # how much longer contexts may be
 
     def __post_init__(self):
         check_types(self)
@@ -44,7 +44,7 @@ class RopeStretch:
 class Experts:
     """Describes a mixture of experts: MLPs of which a router chooses a few for each token."""
 
-    count: int = 128
+    count: int = 128  # of experts in each layer
     chosen: int = 8  # for each token
     width: int = 768  # of each expert
     normed: bool = True  # whether the shares of the chosen ones are scaled so that their sum is 1
@@ -65,7 +65,7 @@ class Architecture:
     parameters, which trains in minutes on a CPU.
     """
 
-    layers: int = 4
+    layers: int = 4  # L
     width: int = 192  # D
     mlp_width: int = 576  # F
     heads: int = 6  # N
@@ -74,9 +74,9 @@ class Architecture:
     vocab_size: int | None = None  # V; None means the tokenizer's
     family: str = "qwen3"
     tied: bool = True  # whether the head is the embedding
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | RopeStretch | None = None
-    rms_epsilon: float = 1e-6
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    rope_scaling: RopeScaling | RopeStretch | None = None  # for contexts longer than those of training
+    rms_epsilon: float = 1e-6  # is added to the mean square in norms
     # How many tokens the layers 0, 1, ... see, themselves included; then again from the first. 0 means
     # all of the earlier tokens, and so does ().
     windows: tuple[int, ...] = ()

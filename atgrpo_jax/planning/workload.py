@@ -31,7 +31,10 @@ class Workload:
 
 
 def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
-    """Measures prompts in demonstrated episodes of the first ``instances`` training instances."""
+    """Measures prompts in demonstrated episodes of the first ``instances`` training instances.
+
+    If the task has no demonstrations, everybody says nothing in them.
+    """
     propose = demonstrations(experiment.task, experiment.tokenizer, 1, experiment.seed)
 
     async def play(runner):

@@ -38,7 +38,7 @@ class EvaluationConfig:
     temperature: float = 1.0  # 0 is greedy
     instances: int = 200  # of the test split, before and after training; all if it has fewer
     every: int = 20  # steps between evaluations on the validation split; 0 for none
-    validation_instances: int = 100
+    validation_instances: int = 100  # of the validation split, each time; all if it has fewer
 
     def __post_init__(self):
         check_types(self)

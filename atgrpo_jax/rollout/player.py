@@ -186,7 +186,8 @@ class Player:
                 counts = step is not None and outcome.value not in self.exclude
                 reward = step.reward if step is not None and counts else None
                 note = "" if step is None else shortened(step.note, KEPT)
-                candidates.append(Candidate(origin, sample, text, outcome, reward, note, _kept(ran)))
+                metrics = {} if step is None else step.metrics
+                candidates.append(Candidate(origin, sample, text, outcome, reward, note, _kept(ran), metrics))
                 steps.append(step)
             if digest(state) != before:
                 raise RunError(

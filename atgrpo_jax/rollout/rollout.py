@@ -32,7 +32,7 @@ class RolloutConfig(Sampling):
 
     instances: int = 32  # instances of each step
     candidates: int = 8  # K
-    mode: Literal["tree", "trajectories"] = "tree"
+    mode: Literal["tree", "trajectories"] = "tree"  # what is drawn and compared; see above
     select: Select = "mixed"  # how the executed candidate is chosen
     # Candidates with these outcomes say nothing about the policy. They get no reward, and are left
     # out of the baseline.

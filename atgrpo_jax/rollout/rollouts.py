@@ -106,7 +106,7 @@ def _of_partners(spent: Mapping[str, Cost]) -> dict[str, float]:
             "empty": cost.empty / most,
             "refused": cost.refused / most,
         }
-        metrics |= of_role(role, values, {})
+        metrics |= of_role(role, values)
     total = sum(spent.values(), Cost())
     return metrics | {"perf/partner_asked": float(total.asked), "perf/partner_s": total.seconds}
 

@@ -4,15 +4,15 @@ A message is a line that names its form, a digest of the rest, and the rest: siz
 JSON. The tokens of prompts and samples are one array of int32, in the order in which the JSON needs
 them. The logprobs are float32 if that holds every one of them exactly, else float64. The JSON holds
 everything else, and says how many tokens and logprobs belong to what. What candidates share is in
-it once: an origin once for its group, sampling settings and the names of reward parts once for the
-message.
+it once: an origin once for its group, sampling settings and the names of reward parts and of metrics
+once for the message.
 """
 
 import array
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def encode(episodes: Sequence[Episode]) -> bytes:
     """Returns a message that ``decode`` turns into equal episodes, with values of the same types."""
     writer = _Writer()
     rows = [writer.episode(episode) for episode in episodes]
-    tables = [list(writer.parts), [json.loads(settings) for settings in writer.samplings]]
+    tables = [list(writer.names), [json.loads(settings) for settings in writer.samplings]]
     text = _to_json([tables, rows]).encode("utf-8", "surrogatepass")
     logprobs = _narrowed(writer.logprobs)
     sizes = _SIZES.pack(len(writer.tokens), len(logprobs), logprobs.typecode.encode())
@@ -78,7 +78,8 @@ class _Writer:
     def __init__(self):
         self.tokens = array.array("i")
         self.logprobs = array.array("d")
-        self.parts: dict[tuple[str, ...], int] = {}  # from the names of a reward's parts to their number
+        # From the names of a reward's parts, or of a task's metrics, to their number.
+        self.names: dict[tuple[str, ...], int] = {}
         self.samplings: dict[str, int] = {}  # from settings as JSON to their number
 
     def episode(self, episode: Episode) -> list[Any]:
@@ -118,7 +119,8 @@ class _Writer:
         sample = self._sample(candidate.sample)
         reward = None if candidate.reward is None else self._reward(candidate.reward)
         programs = [list(ran) for ran in candidate.programs]
-        return [origin, sample, candidate.text, candidate.outcome.value, reward, candidate.note, programs]
+        said = candidate.text, candidate.outcome.value, reward, candidate.note, programs
+        return [origin, sample, *said, self._named(candidate.metrics) if candidate.metrics else None]
 
     def _sample(self, sample: Sample) -> list[Any]:
         tokens = _append(self.tokens, sample.tokens)
@@ -129,8 +131,10 @@ class _Writer:
         return [tokens, logprobs, sample.finish, sample.version, drawn, sample.receipt]
 
     def _reward(self, reward: Reward) -> list[Any]:
-        names = self.parts.setdefault(tuple(reward.parts), len(self.parts))
-        return [reward.team, reward.local, names, list(reward.parts.values())]
+        return [reward.team, reward.local, *self._named(reward.parts)]
+
+    def _named(self, values: Mapping[str, float]) -> list[Any]:
+        return [self.names.setdefault(tuple(values), len(self.names)), list(values.values())]
 
 
 class _Reader:
@@ -140,17 +144,17 @@ class _Reader:
         self,
         tokens: array.array,
         logprobs: array.array,
-        parts: Sequence[Sequence[str]],
+        names: Sequence[Sequence[str]],
         samplings: Sequence[Sequence[Any]],
     ):
         self._tokens = _Slices(tokens)
         self._logprobs = _Slices(logprobs)
-        self._parts = parts
+        self._names = names
         self._samplings = [Sampling(*settings) for settings in samplings]
 
     def episode(self, split, instance, number, groups, solved, turns, end, problem, board) -> Episode:
         played = tuple([self._group(*row) for row in groups])
-        return Episode(split, instance, number, played, solved, turns, end, problem, _board(board))
+        return Episode(split, instance, number, played, solved, turns, end, problem, as_board(board))
 
     def _group(self, origins, candidates, chosen, board) -> Group:
         made: list[Origin] = []
@@ -159,16 +163,17 @@ class _Reader:
             if number == len(made):  # its first candidate follows an origin
                 made.append(self._origin(*origins[number]))
             members.append(self._candidate(made[number], *candidate))
-        return Group(tuple(members), chosen, _board(board))
+        return Group(tuple(members), chosen, as_board(board))
 
     def _origin(self, key, prompt, digest, policy, version, sampling) -> Origin:
         prompt_ids = self._tokens.next(prompt)
         return Origin(GroupKey(*key), prompt_ids, digest, policy, version, self._samplings[sampling])
 
-    def _candidate(self, origin, sample, text, outcome, reward, note, programs) -> Candidate:
+    def _candidate(self, origin, sample, text, outcome, reward, note, programs, metrics) -> Candidate:
         scored = None if reward is None else self._reward(*reward)
         ran = tuple([Ran(*one) for one in programs])
-        return Candidate(origin, self._sample(*sample), text, Outcome(outcome), scored, note, ran)
+        own = {} if metrics is None else self._named(*metrics)
+        return Candidate(origin, self._sample(*sample), text, Outcome(outcome), scored, note, ran, own)
 
     def _sample(self, tokens, logprobs, finish, version, drawn, receipt) -> Sample:
         ids = self._tokens.next(tokens)
@@ -177,7 +182,10 @@ class _Reader:
         return Sample(ids, values, finish, version, drawn_logprobs, receipt)
 
     def _reward(self, team, local, names, values) -> Reward:
-        return Reward(team, local, dict(zip(self._parts[names], values, strict=True)))
+        return Reward(team, local, self._named(names, values))
+
+    def _named(self, names, values) -> dict[str, float]:
+        return dict(zip(self._names[names], values, strict=True))
 
 
 class _Slices:
@@ -193,7 +201,8 @@ class _Slices:
         return tuple(self._values[begin : self._at])
 
 
-def _board(value: Any) -> Board | None:
+def as_board(value: Any) -> Board | None:
+    """Returns a board of JSON as the value that it was."""
     return tuple(map(tuple, value)) if isinstance(value, list) else value
 
 

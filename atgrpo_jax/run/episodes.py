@@ -43,9 +43,11 @@ def read(path: Place) -> Iterator[dict[str, Any]]:
     for line in gzip.decompress(read_file(path)).splitlines():
         episode = json.loads(line)
         found = episode.get("schema", 1)
-        if found == 2:  # the same without boards
+        if found == 2:  # the same without boards, and without metrics of the task
             episode = {"board": None} | episode
-            episode["groups"] = [{"board": None} | group for group in episode["groups"]]
+            for group in episode["groups"]:
+                group["board"] = None
+                group["candidates"] = [{"metrics": {}} | one for one in group["candidates"]]
         elif found != SCHEMA:
             raise RunError(
                 f"{path} has schema {found}, and this version reads 2 and {SCHEMA}: read the run with the "
@@ -115,5 +117,6 @@ def _candidate(candidate: Candidate, alpha: float) -> dict[str, Any]:
         "mixed": reward.mixed(alpha) if reward else None,
         "parts": dict(reward.parts) if reward else None,
         "note": candidate.note,
+        "metrics": dict(candidate.metrics),
         "programs": [ran._asdict() for ran in candidate.programs],
     }

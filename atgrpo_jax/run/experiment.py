@@ -24,7 +24,7 @@ from atgrpo_jax.run.kept_files import by_content, represented
 from atgrpo_jax.run.role_settings import RoleSettings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Runner
-from atgrpo_jax.tasks.protocol import Task, ToolTask, missing
+from atgrpo_jax.tasks.protocol import Demonstrating, Task, ToolTask, missing
 from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
 from atgrpo_jax.tracking.trackers import Trackers
 from atgrpo_jax.update.batch import BatchConfig
@@ -48,7 +48,7 @@ class Experiment:
     The models of a team may differ, but they share one ``tokenizer``.
     """
 
-    task: Task | ToolTask
+    task: Task | ToolTask  # what is played
     team: Team = Team()
     tokenizer: Tokenizer = TinyTokenizer()
     model: Architecture | Mapping[str, Architecture] = Architecture()
@@ -64,9 +64,9 @@ class Experiment:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     warm_start: WarmStartConfig | None = WarmStartConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    steps: int = 100
-    seed: int = 0
+    evaluation: EvaluationConfig = EvaluationConfig()  # on instances that training does not see
+    steps: int = 100  # of training
+    seed: int = 0  # of parameters and samples; tasks have seeds of their own
     checkpoint_every: int = 10  # steps
     keep_checkpoints: int = 2  # how many of the newest are kept; step 0 is kept as well
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
@@ -79,6 +79,11 @@ class Experiment:
         if lacks:
             raise ValueError(f"Experiment.task: {type(self.task).__name__} has no {', '.join(lacks)}")
         check_types(self)
+        if self.warm_start is not None and not isinstance(self.task, Demonstrating):
+            raise ValueError(
+                f"Experiment.task: {type(self.task).__name__} has no demonstration, and a warm start needs "
+                "it; write one, or experiment.Experiment.warm_start = None"
+            )
         object.__setattr__(self, "pretrained", _absolute(self.pretrained))
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")

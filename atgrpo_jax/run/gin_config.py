@@ -35,6 +35,11 @@ def load(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> Experi
     Raises ConfigError, in one line that names the file at fault, for a file that is not there, an
     unknown name, a value of the wrong type or range, or an impossible combination.
     """
+    return read(gin_files, bindings)[0]
+
+
+def read(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> tuple[Experiment, Values]:
+    """Returns what ``load`` does, and the values that the experiment was made of."""
     files = [gin_files] if isinstance(gin_files, str) else list(gin_files)
     reader = _Reader()
     for name in files:
@@ -42,7 +47,7 @@ def load(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> Experi
     symbols = dict(reader.imported)
     for binding in bindings:
         reader.read_text(binding, _PARAM, symbols)
-    return _experiment(reader, ", ".join([*files, _PARAM] if bindings else files))
+    return _experiment(reader, ", ".join([*files, _PARAM] if bindings else files)), reader.values
 
 
 def gin_folder(package: Path = _PACKAGE) -> Path:
@@ -281,4 +286,9 @@ def _syntax(error: Exception, text: str, source: str, lines: bool) -> str:
     if isinstance(error, tokenize.TokenError):
         number = error.args[1][0]
     place = f"{source}, line {number}" if lines and number else f"{source} {text.strip()!r}"
-    return f"{place}: {' '.join(str(error.args[0]).split())}"
+    said = " ".join(str(error.args[0]).split())
+    if word := re.search(r"malformed node .*Failed to parse token '(\w+)'", said):
+        said = (
+            f"{word[1]} is no value; write a text as {word[1]!r}, a part as @module.Class(), a macro as %NAME"
+        )
+    return f"{place}: {said}"

@@ -65,7 +65,7 @@ def unknown(maker: Maker, name: str) -> str | None:
         return None
     if instead := GONE.get(f"{name_of(maker)}.{name}"):
         return f" has no {name} any more: {instead}"
-    return f" has no {name}{nearest(name, known)}"
+    return f" has no {name}{nearest(name, known, most=len(known))}"
 
 
 def lacking(maker: Maker, given: Iterable[str]) -> list[str]:
@@ -132,13 +132,16 @@ def _kinds(config: type) -> Iterator[type]:
             yield from _kinds(kind)
 
 
-def nearest(wrong: str, right: Iterable[str]) -> str:
-    """Returns the end of an error's line: the right names that are nearest to a wrong one."""
+def nearest(wrong: str, right: Iterable[str], most: int = 20) -> str:
+    """Returns the end of an error's line: the right names that are nearest to a wrong one.
+
+    If none is near, it is all names, unless there are more than ``most``.
+    """
     names = sorted(set(right))
     close = difflib.get_close_matches(wrong, names, n=3, cutoff=0.6)
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    return f"; there are: {', '.join(names)}" if 0 < len(names) <= 20 else ""
+    return f"; there are: {', '.join(names)}" if 0 < len(names) <= most else ""
 
 
 def nearest_makers(wrong: str) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from atgrpo_jax.common.errors import ConfigError, UserError
 from atgrpo_jax.run.experiment import Experiment
@@ -46,11 +46,20 @@ class Setting:
         return self.source if self.line is None else f"{self.source}, line {self.line}"
 
 
+class Made(NamedTuple):
+    """A part that was made: by what, with which values, and the place that asks for it."""
+
+    part: Any  # kept, as ``Values.parts`` knows it by its id
+    maker: Maker
+    settings: dict[str, Setting]
+    place: str
+
+
 class Values:
     """All that is set: values of fields by scope and maker, and values of macros.
 
     ``macros_used`` and ``scopes_used`` have all names that were read, also in values that others
-    have replaced.
+    have replaced. ``parts`` has the parts that were made of all this, by their ``id``.
     """
 
     def __init__(self) -> None:
@@ -59,6 +68,7 @@ class Values:
         self.macros_used: set[str] = set()
         self.scopes_used: set[str] = set()
         self.names: dict[Maker, str] = {}  # as they are written
+        self.parts: dict[int, Made] = {}
         self._count = 0
 
     def name(self, maker: Maker) -> str:
@@ -141,10 +151,12 @@ class _Maker:
             name = self._values.name(maker)
             raise ConfigError(f"{place}: {name} needs a {lacks[0]}; write {name}.{lacks[0]} = ...")
         try:
-            return dataclasses.replace(like, **given) if same else maker(**given)
+            part = dataclasses.replace(like, **given) if same else maker(**given)
         except _BAD_VALUE as error:
             text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{self._at_fault(text, settings)}: {text}") from error
+        self._values.parts[id(part)] = Made(part, maker, settings, place)
+        return part
 
     def _value(self, value: Any, setting: Setting, scopes: tuple[str, ...], like: Any = None) -> Any:
         if isinstance(value, Reference):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import ConfigError
@@ -12,8 +12,11 @@ from atgrpo_jax.run.gin_names import name_of
 from atgrpo_jax.tracking.trackers import Trackers
 
 
-def text_of(experiment: Experiment) -> str:
+def text_of(experiment: Experiment, above: Callable[[str, Any, str], str] | None = None) -> str:
     """Returns a self-contained gin file that sets every field, defaults included.
+
+    ``above`` returns the comments above a field, given the place of its part, such as
+    "Experiment.task", the part, and the field's name.
 
     Raises ConfigError for a part that is not a dataclass, for a value that is not plain, and for a
     class that no other process can import.
@@ -21,10 +24,12 @@ def text_of(experiment: Experiment) -> str:
     parts = list(_parts("Experiment", experiment))
     scopes = _scopes(parts)
     blocks = []
-    for _, part in parts:
-        fields = [field.name for field in dataclasses.fields(part) if field.init]
-        name = _name(part, scopes)
-        blocks.append("\n".join(f"{name}.{field} = {_value(part, field, scopes)}" for field in fields))
+    for place, part in parts:
+        lines = []
+        for field in (field.name for field in dataclasses.fields(part) if field.init):
+            lines += [above(place, part, field)] if above else []
+            lines.append(f"{_name(part, scopes)}.{field} = {_value(part, field, scopes)}")
+        blocks.append("\n".join(lines))
     imports = sorted({_import(type(part)) for _, part in parts})
     header = ["from __gin__ import dynamic_registration", *imports]
     return "\n".join(header) + "\n\n" + "\n\n".join(block for block in blocks if block) + "\n"

@@ -34,7 +34,8 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Returns success, turns, ends and counts, and for each role the mean reward and tokens.
 
     Means of a role are over all its candidates, executed or not. Those of rewards leave out
-    candidates that have none. Partners count in neither the candidates nor the tokens of a rollout.
+    candidates that have none; those of the task's own numbers, candidates that were not given them.
+    Partners count in neither the candidates nor the tokens of a rollout.
     """
     metrics = {
         "rollout/success": float(np.mean([e.solved for e in episodes])),
@@ -61,7 +62,9 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         parts = {}
         for part in names:
             parts[part] = _mean([r.parts.get(part, 0.0) for r in scored])
-        metrics |= of_role(role, values, parts)
+        given = sorted({name for c in own for name in c.metrics})
+        of_task = {name: _mean([c.metrics[name] for c in own if name in c.metrics]) for name in given}
+        metrics |= of_role(role, values, parts, of_task)
     return metrics
 
 

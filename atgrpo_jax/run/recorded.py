@@ -22,6 +22,7 @@ from atgrpo_jax.common.types import (
     Sampling,
 )
 from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.rollout.wire import as_board
 
 
 def episode_of(record: Mapping[str, Any], sampling: Mapping[str, Sampling]) -> Episode:
@@ -40,7 +41,7 @@ def episode_of(record: Mapping[str, Any], sampling: Mapping[str, Sampling]) -> E
         record["turns"],
         record["end"],
         record["problem"],
-        _board(record["board"]),
+        as_board(record["board"]),
     )
 
 
@@ -71,8 +72,8 @@ def _group(record: Mapping[str, Any], group: Mapping[str, Any], sampling: Mappin
         group["version"],
         drawn,
     )
-    candidates = tuple(_candidate(origin, one) for one in group["candidates"])
-    return Group(candidates, group["executed"], _board(group["board"]))
+    members = tuple(_candidate(origin, one) for one in group["candidates"])
+    return Group(members, group["executed"], as_board(group["board"]))
 
 
 def _candidate(origin: Origin, one: Mapping[str, Any]) -> Candidate:
@@ -86,6 +87,7 @@ def _candidate(origin: Origin, one: Mapping[str, Any]) -> Candidate:
         reward,
         one["note"],
         programs,
+        one["metrics"],
     )
 
 
@@ -94,11 +96,6 @@ def _sample(version: int, one: Mapping[str, Any]) -> Sample:
     logprobs = _floats(one["logprobs"])
     assert logprobs is not None
     return Sample(tuple(one["tokens"]), logprobs, one["finish"], version, drawn)
-
-
-def _board(drawn: Any) -> Any:
-    """Returns a board as tasks give it; JSON has lists for its rows."""
-    return tuple(map(tuple, drawn)) if isinstance(drawn, list) else drawn
 
 
 def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -34,10 +34,10 @@ class SandboxConfig:
     workers: int = 0  # programs that run at once; 0 for one per core
     wall_s: float = 10.0  # seconds
     cpu_s: int = 5  # seconds
-    memory_mb: int = 512
+    memory_mb: int = 512  # MB of address space
     output_kb: int = 256  # for standard output and for standard error, each
-    open_files: int = 32
-    threads: int = 32
+    open_files: int = 32  # at the same time
+    threads: int = 32  # at the same time
     # Packages of this environment that programs may import, with all packages that these need.
     packages: tuple[str, ...] = ()
 

@@ -12,8 +12,8 @@ from atgrpo_jax.common.types import Board, GroupKey, Reward
 from atgrpo_jax.tasks.prompts import shortened
 from atgrpo_jax.tasks.protocol import Drawn, Transition
 
-# A reward must be smaller than this in size. Training computes in float32, which ends at 3.4e38, so
-# differences and sums of rewards fit.
+# Rewards and metrics must be smaller than this in size. Training computes in float32, which ends at
+# 3.4e38, so differences and sums of rewards fit.
 LARGEST = 1e30
 KEPT = 2000  # characters of a text for people that are written down
 MOST_CELLS, MOST_LETTERS = 64, 32  # of a side of a board, of a cell
@@ -81,10 +81,10 @@ def check_split(task: Any, split: str) -> None:
 
 
 def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Transition:
-    """Returns the step that ``act`` gave, with rewards that are plain numbers.
+    """Returns the step that ``act`` gave, with rewards and metrics that are plain numbers.
 
     Raises RunError that names the field unless it is a Transition whose rewards are finite, also when
-    they are mixed by ``alpha``.
+    they are mixed by ``alpha``, and so are its metrics.
     """
     where = f"{place(key)}: {kind(task)}.act gave"
     if not isinstance(step, Transition):
@@ -96,12 +96,21 @@ def scored(step: Any, task: Any, key: GroupKey, alpha: float) -> Transition:
         raise RunError(f"{where} Transition.reward = {_described(reward)}, expected a common.types.Reward")
     if not isinstance(reward.parts, Mapping):
         raise RunError(f"{where} Reward.parts = {_described(reward.parts)}, expected a mapping")
-    parts = {part: _number(value, where, f"parts[{part!r}]") for part, value in reward.parts.items()}
-    plain = Reward(_number(reward.team, where, "team"), _number(reward.local, where, "local"), parts)
-    _number(plain.mixed(alpha), where, f"mixed with alpha = {alpha:g},")
-    if all(type(value) in (int, float) for value in (reward.team, reward.local, *reward.parts.values())):
+    parts = {part: _number(value, where, f"Reward.parts[{part!r}]") for part, value in reward.parts.items()}
+    plain = Reward(
+        _number(reward.team, where, "Reward.team"), _number(reward.local, where, "Reward.local"), parts
+    )
+    _number(plain.mixed(alpha), where, f"Reward.mixed with alpha = {alpha:g},")
+    if not isinstance(step.metrics, Mapping) or not all(isinstance(name, str) for name in step.metrics):
+        rule = "expected a mapping from names to numbers"
+        raise RunError(f"{where} Transition.metrics = {_described(step.metrics)}, {rule}")
+    own = {
+        name: _number(value, where, f"Transition.metrics[{name!r}]") for name, value in step.metrics.items()
+    }
+    given = reward.team, reward.local, *reward.parts.values(), *step.metrics.values()
+    if all(type(value) in (int, float) for value in given):
         return step
-    return dataclasses.replace(step, reward=plain)
+    return dataclasses.replace(step, reward=plain, metrics=own)
 
 
 def board_of(task: Any, state: Any, where: str) -> Board | None:
@@ -137,7 +146,7 @@ def _number(value: Any, where: str, field: str) -> float:
             number = float("inf")  # an integer that is too large for a float
     if number is None or not abs(number) < LARGEST:
         rule = f"expected a finite number below {LARGEST:g} in size"
-        raise RunError(f"{where} Reward.{field} = {_described(value)}; {rule}")
+        raise RunError(f"{where} {field} = {_described(value)}; {rule}")
     return number
 
 

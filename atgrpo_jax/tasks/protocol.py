@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from atgrpo_jax.common.types import Board, Message, Outcome, Reward, hash_bytes
@@ -14,8 +14,9 @@ from atgrpo_jax.tasks.workflow import Workflow
 class Transition:
     """The result of one action. ``done`` ends the episode; only ``solved`` is success.
 
-    ``note`` is for people who read the episode, and is cut to 2,000 characters. Nothing is trained
-    on it, and no role sees it.
+    ``note`` is for people who read the episode, and is cut to 2,000 characters. ``metrics`` are
+    numbers of the task's own, whose means over a role's candidates are metrics of the step. Nothing
+    is trained on them, and no role sees them.
     """
 
     state: Any
@@ -24,6 +25,7 @@ class Transition:
     done: bool
     solved: bool
     note: str = ""
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Play(Protocol):
@@ -49,15 +51,20 @@ class Play(Protocol):
         seat's number (``Workflow.seats``): "worker0"."""
         ...
 
-    def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
-        """Returns an answer for the warm start. It is imperfect on purpose."""
-        ...
-
 
 @runtime_checkable
 class Task(Play, Protocol):
     def act(self, state: Any, role: str, text: str) -> Transition:
         """Returns what happens when ``role`` says ``text``. Never raises, whatever the text."""
+        ...
+
+
+@runtime_checkable
+class Demonstrating(Protocol):
+    """What a task has beside, if policies get a warm start."""
+
+    def demonstration(self, state: Any, role: str, rng: random.Random) -> str:
+        """Returns an answer for the warm start. It is imperfect on purpose."""
         ...
 
 
@@ -125,7 +132,7 @@ class ToolTask(Play, Protocol):
 
 def missing(task: Any) -> list[str]:
     """Returns the names of the members that a task needs and lacks."""
-    names = ["workflow", "instance", "initial", "prompt", "act", "demonstration"]
+    names = ["workflow", "instance", "initial", "prompt", "act"]
     if hasattr(task, "programs") or hasattr(task, "tools"):
         names += ["tools", "packages", "warm_up", "programs"]
     return [name for name in names if not hasattr(task, name)]

@@ -76,7 +76,7 @@ class TinyTokenizer:
     ``<|assistant|>``.
     """
 
-    words: tuple[str, ...] = WORDS
+    words: tuple[str, ...] = WORDS  # pieces that are one token each; all else is bytes
 
     def __post_init__(self):
         check_types(self)
@@ -140,7 +140,7 @@ class FolderTokenizer:
     is the day on which a run starts, and the run's config.gin then names that day.
     """
 
-    folder: str
+    folder: str  # of a model, with its tokenizer.json
     date: str | None = None
 
     def __post_init__(self):

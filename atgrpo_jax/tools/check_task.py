@@ -11,26 +11,29 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags
 
 from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.cli import gin_flags, needed_gin_files, run_main
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import RunError, UserError
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
-from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.course import Course
-from atgrpo_jax.tasks.protocol import Task, ToolTask, digest
+from atgrpo_jax.tasks.protocol import Demonstrating, Task, ToolTask, digest
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import Tokenizer
+from atgrpo_jax.tools.children import watched
 from atgrpo_jax.tools.contract import check
 from atgrpo_jax.tools.hostile import LONGEST
-from atgrpo_jax.tools.one_call import BOUND, Broken, Calls, Violation, cause
+from atgrpo_jax.tools.one_call import BOUND, RAISED, Calls, Tell, Violation
 
 # A program that prints a list as long as an output may be.
+SILENCE = 120.0  # seconds after which a call of the task counts as hanging
 _PRINTS = f"```python\nprint(str(list(range({LONGEST})))[:{LONGEST - 2}] + ']')\n```"
 
 
@@ -39,6 +42,7 @@ def check_experiment(
     instances: int,
     say: Callable[[str], None] = lambda line: None,
     bound: float = BOUND,
+    tell: Tell = lambda kind, what, more: None,
 ) -> list[Violation]:
     """Returns where the task of an experiment breaks the contract, as rules and what was seen.
 
@@ -49,29 +53,33 @@ def check_experiment(
       instances: how many of each split are looked at.
       say: is told how fast instances are made, and how long prompts and demonstrations are.
       bound: largest absolute value of a reward, and of the sums of rewards over an episode.
+      tell: hears of each call before it is made, and of each problem.
     """
+    quick = Calls(experiment.task, tell=tell)
     began = time.monotonic()
-    try:
-        made = [experiment.task.instance("train", index) for index in range(200)]
-    except Exception as error:
-        return [Violation("instances can be made", f"train: {cause(error)}")]
-    seconds = max(time.monotonic() - began, 1e-9)
-    say(f"{len(made) / seconds:.0f} instances/s")
+    with quick.going_on("instances can be made", "train"):
+        made = [quick.instance("train", index) for index in range(200)]
+        seconds = max(time.monotonic() - began, 1e-9)
+        say(f"{len(made) / seconds:.0f} instances/s")
+    if not isinstance(experiment.task, Demonstrating):
+        say("it has no demonstration, so few good answers were tried, if any: play some in a test of yours")
     with experiment.running() as runner:
-        problems = check(experiment.task, runner, instances, bound=bound)
-        problems += coroutines.run(_lengths(experiment, runner, instances, say))
+        problems = [*quick.problems, *check(experiment.task, runner, instances, bound=bound, tell=tell)]
+        problems += coroutines.run(
+            _lengths(experiment, Calls(experiment.task, runner, bound, tell), instances, say)
+        )
     return list(dict.fromkeys(problems))
 
 
 async def _lengths(
-    experiment: Experiment, runner: Runner | None, instances: int, say: Callable[[str], None]
+    experiment: Experiment, judge: Calls, instances: int, say: Callable[[str], None]
 ) -> list[Violation]:
-    judge = Calls(experiment.task, runner)
+    demonstrates = isinstance(experiment.task, Demonstrating)
     longest = 0
     answers: dict[str, int] = {}  # by role: tokens of the longest demonstration
     texts = (None, _wordy(experiment.tokenizer, experiment.longest_answer), _PRINTS)
     for index, said in itertools.product(range(instances), texts):
-        try:
+        with judge.going_on("prompts and demonstrations become tokens", f"train {index}"):
             course = Course(experiment.task, judge.initial(index))
             while speakers := judge.next(course, f"train {index}"):
                 for role in speakers:
@@ -82,14 +90,13 @@ async def _lengths(
                     drawn = name not in experiment.team.partners
                     if drawn:
                         longest = max(longest, len(experiment.tokenizer.prompt_ids(prompt)))
-                    if drawn and not said:
+                    if drawn and demonstrates and not said:
                         size = len(experiment.tokenizer.answer_ids(text))
                         answers[name] = max(answers.get(name, 0), size)
                     course.take(await judge.step(course.state, role, text, place))
-        except Broken:
-            continue
     most = max(answers.values(), default=0)
-    say(f"the longest prompt has {longest} tokens, the longest demonstration {most}")
+    also = f", the longest demonstration {most}" if demonstrates else ""
+    say(f"the longest prompt has {longest} tokens{also}")
     limit = experiment.engine.longest_prompt(experiment.longest_answer)
     if limit is not None and longest > limit:
         rule = f"prompts fit {type(experiment.engine).__name__}"
@@ -116,11 +123,14 @@ def digests(task: Task | ToolTask, instances: int) -> list[str]:
     """
     lines = []
     for split in SPLITS:
-        for index in range(available(task, split, instances)):
-            instance = task.instance(split, index)
-            course = Course(task, task.initial(instance))
-            prompts = [task.prompt(course.state, role) for role in course.next()]
-            lines.append(f"{split} {index} {digest(instance)} {digest(prompts)}")
+        try:
+            for index in range(available(task, split, instances)):
+                instance = task.instance(split, index)
+                course = Course(task, task.initial(instance))
+                prompts = [task.prompt(course.state, role) for role in course.next()]
+                lines.append(f"{split} {index} {digest(instance)} {digest(prompts)}")
+        except RAISED:  # which the check itself reports
+            lines.append(f"{split}, and more, - -")
     return lines
 
 
@@ -136,15 +146,60 @@ def main(
     if only:
         print("\n".join(digests(experiment.task, instances)))
         return
-    problems = [
-        *check_experiment(experiment, instances, print, bound),
-        *_elsewhere(experiment.task, instances),
-    ]
-    for problem in problems:
-        print(problem)
+    problems: dict[Violation, None] = {}
+    for problem in found_in_child(
+        experiment, instances, print, bound, lambda: _elsewhere(experiment.task, instances)
+    ):
+        if problem not in problems:
+            print(problem, flush=True)
+        problems[problem] = None
     if problems:
-        raise RunError(f"{type(experiment.task).__name__} breaks the contract in {len(problems)} places")
+        places = "1 place" if len(problems) == 1 else f"{len(problems)} places"
+        raise RunError(f"{type(experiment.task).__name__} breaks the contract in {places}")
     print(f"{type(experiment.task).__name__} keeps the contract")
+
+
+def found_in_child(
+    experiment: Experiment,
+    instances: int,
+    say: Callable[[str], None],
+    bound: float = BOUND,
+    more_found: Callable[[], list[Violation]] = list,
+    silence: float = SILENCE,
+) -> Iterator[Violation]:
+    """Yields what ``check_experiment`` and then ``more_found`` find in a child process, as it is found.
+
+    If the task's code ends that process, or hangs for ``silence`` seconds, that is the last problem.
+    Raises RunError if the check cannot be made.
+    """
+
+    def work(send: Callable[[Any], None]) -> None:
+        def tell(*what: str) -> None:
+            send(what)
+
+        try:
+            check_experiment(experiment, instances, lambda line: tell("say", line, ""), bound, tell)
+            for problem in more_found():
+                tell("found", problem.rule, problem.seen)
+        except UserError as error:
+            tell("error", str(error), "")
+        except Exception:
+            tell("error", f"the check itself failed: {traceback.format_exc()}", "")
+
+    place, call = "at the start", "the task"
+    for told, ending in watched(work, silence):
+        if ending:
+            yield Violation("no text ends or holds up the process", f"{place}: {call} {ending}")
+            return
+        kind, what, more = told
+        if kind == "found":
+            yield Violation(what, more)
+        elif kind == "say":
+            say(what)
+        elif kind == "error":
+            raise RunError(what)
+        else:
+            place, call = what, more
 
 
 def _elsewhere(task: Task | ToolTask, instances: int) -> list[Violation]:
@@ -157,11 +212,17 @@ def _elsewhere(task: Task | ToolTask, instances: int) -> list[Violation]:
     ended = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True)
     rule = "every process makes the same instances"
     if ended.returncode:
-        return [Violation(rule, ended.stderr.strip()[-500:])]
+        last = ended.stderr.strip().splitlines()[-1:]
+        return [Violation(rule, f"another one ends with code {ended.returncode}: {''.join(last)[:200]}")]
     ours = digests(task, instances)
     theirs = ended.stdout.splitlines()
-    other = [one.rsplit(" ", 2)[0] for one, two in zip(ours, theirs, strict=True) if one != two]
-    return [Violation(rule, f"{place} is another one") for place in other[:3]]
+    other = [
+        (one or two).rsplit(" ", 2)[0]
+        for one, two in itertools.zip_longest(ours, theirs, fillvalue="")
+        if one != two
+    ]
+    why = "; the order of a set, and hash(), are others in each process"
+    return [Violation(rule, f"{place} is another one{why}") for place in other[:3]]
 
 
 if __name__ == "__main__":  # flags defined above would be there in all that import this

@@ -1,20 +1,29 @@
 """Calls the methods of a task one by one, and holds the rules that each single call has to keep."""
 
+import asyncio
+import contextlib
 import dataclasses
 import math
+import numbers
 import os
 import random
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Board, Message, Outcome, Reward
 from atgrpo_jax.sandbox.protocol import ProgramResult, Runner
-from atgrpo_jax.tasks.calls import board_of
+from atgrpo_jax.tasks.calls import LARGEST, board_of
 from atgrpo_jax.tasks.course import Course
-from atgrpo_jax.tasks.protocol import ToolTask, Transition
+from atgrpo_jax.tasks.protocol import Demonstrating, ToolTask, Transition
 
+# Hears what is done and what is found: ("doing", place, what) and ("found", rule, how it is broken).
+Tell = Callable[[str, str, str], None]
+# What the code of a task may raise. Ctrl-C is a person's.
+RAISED = (Exception, SystemExit, asyncio.CancelledError)
+# Said for demonstrations by roles of a task that has none.
+_GUESSES = ("", "0", "1", "yes", "no", "a b c", "1 2 3", "[1, 2]", "\\boxed{1}", "I do not know.")
 # Largest absolute value of a reward's team or local part, and of their sums over an episode.
 BOUND = 10.0
 
@@ -40,12 +49,20 @@ class Calls:
     Args:
       runner: runs the programs that its roles write.
       bound: largest absolute value of a reward's team or local part.
+      tell: hears of each call before it is made, and of each problem.
     """
 
-    def __init__(self, task: Any, runner: Runner | None = None, bound: float = BOUND):
+    def __init__(
+        self,
+        task: Any,
+        runner: Runner | None = None,
+        bound: float = BOUND,
+        tell: Tell = lambda kind, what, more: None,
+    ):
         self.task = task
         self.bound = bound
         self._runner = runner
+        self._tell = tell
         self._problems: dict[Violation, None] = {}
 
     @property
@@ -53,14 +70,31 @@ class Calls:
         return list(self._problems)
 
     def found(self, rule: str, seen: str) -> None:
-        if sum(problem.rule == rule for problem in self._problems) < 3:
+        new = Violation(rule, seen) not in self._problems
+        if new and sum(problem.rule == rule for problem in self._problems) < 3:
             self._problems[Violation(rule, seen)] = None
+            self._tell("found", rule, seen)
+
+    def doing(self, place: str, what: str) -> None:
+        """Says what is called next, for whoever outlives the call."""
+        self._tell("doing", place, what)
+
+    @contextlib.contextmanager
+    def going_on(self, rule: str, place: str) -> Iterator[None]:
+        """Lets the check go on after what is inside. What it raises becomes a problem, unless it is one."""
+        try:
+            yield
+        except Broken:
+            pass
+        except RAISED as error:
+            self.found(rule, f"{place}: {cause(error)}")
 
     def called(self, rule: str, place: str, call: Callable[..., T], *args: Any) -> T:
         """Calls a method of the task and returns its result. Raises Broken if it raises."""
+        self.doing(place, getattr(call, "__name__", rule))
         try:
             return call(*args)
-        except (Exception, SystemExit) as error:
+        except RAISED as error:
             self.found(rule, f"{place}: {cause(error)}")
             raise Broken from error
 
@@ -80,7 +114,7 @@ class Calls:
         rule = "prompts are lists of messages"
         found = self.called(rule, place, self.task.prompt, state, role)
         good = isinstance(found, Sequence) and not isinstance(found, str) and len(found) > 0
-        if not good or not all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in found):
+        if not good or not all(map(_is_message, found)):
             self.found(
                 rule, f"{place}: {str(found)[:80]!r} is none, as [{{'role': 'user', 'content': ...}}] is"
             )
@@ -92,7 +126,9 @@ class Calls:
         return self.called("boards are texts or rows of texts", place, board_of, self.task, state, place)
 
     def demonstration(self, state: Any, role: str, place: str, rng: random.Random) -> str:
-        """Returns a demonstration of the task. Raises Broken if it is no text."""
+        """Returns a demonstration of the task, or anything if it has none. Raises Broken if it is no text."""
+        if not isinstance(self.task, Demonstrating):
+            return guess(rng)
         rule = "demonstrations are texts"
         found = self.called(rule, place, self.task.demonstration, state, role, rng)
         if not isinstance(found, str):
@@ -109,9 +145,10 @@ class Calls:
 
     async def attempt(self, state: Any, role: str, text: str, place: str) -> Transition | None:
         """Returns the step that a text leads to; None if the task raises, which is a problem."""
+        self.doing(place, repr(text[:80]))
         try:
             return await self.act(state, role, text, place)
-        except (Exception, SystemExit) as error:
+        except RAISED as error:
             self.found("no text raises", f"{place}: {text[:80]!r}: {cause(error)}")
             return None
 
@@ -133,6 +170,11 @@ class Calls:
             raise TypeError(f"act returns {type(step).__name__}, and no Transition with a Reward")
         if not isinstance(step.outcome, Outcome):
             raise TypeError(f"the outcome is {step.outcome!r}, and no Outcome")
+        if not isinstance(step.note, str):
+            raise TypeError(f"the note is {step.note!r}, and no text")
+        if not _are_metrics(step.metrics):
+            seen = f"{place}: {str(step.metrics)[:80]} for {text[:80]!r}"
+            self.found("metrics are finite numbers with names", seen)
         self._pays(step, f"{place}: {{}} for {text[:80]!r}")
         if step.solved and not step.done:
             self.found("what is solved is done", f"{place}: {text[:80]!r}")
@@ -147,6 +189,25 @@ class Calls:
             self.found("rewards are bounded", f"{seen}; {self.bound:.3g} is allowed")
         if abs(sum(reward.parts.values()) - reward.local) > 1e-9:
             self.found("parts sum to the local reward", seen)
+
+
+def guess(rng: random.Random) -> str:
+    """Returns what is said for a demonstration by a role of a task that has none."""
+    return rng.choice(_GUESSES)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and _is_number(number) for name, number in value.items()
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and bool(abs(value) < LARGEST)  # type: ignore[operator]
 
 
 def cause(error: BaseException) -> str:

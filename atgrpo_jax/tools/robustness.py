@@ -10,10 +10,10 @@ from typing import Any
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.sandbox.protocol import ProgramResult
 from atgrpo_jax.tasks.course import Course, speaks
-from atgrpo_jax.tasks.protocol import ToolTask, Transition
+from atgrpo_jax.tasks.protocol import Demonstrating, ToolTask, Transition
 from atgrpo_jax.tools.children import in_child
 from atgrpo_jax.tools.hostile import ENDS, EVALUATES, HOSTILE, OUTPUTS, SHAPES
-from atgrpo_jax.tools.one_call import Calls, cause
+from atgrpo_jax.tools.one_call import RAISED, Calls, cause, guess
 
 MOST_DEADLY = 4  # texts that end or hang the process; after so many, no more are tried
 ROOM = 2000  # characters that a prompt may grow by when a long text grows
@@ -42,9 +42,10 @@ class Robustness:
         if not isinstance(self._task, ToolTask):
             return
         for text, end, out in itertools.product(texts, ENDS, OUTPUTS):
+            self._calls.doing(place, f"a program that ends with {end} {out[:20]!r}")
             try:
                 acted(self._task, state, role, text, ProgramResult(end, out, out, True))
-            except (Exception, SystemExit) as error:
+            except RAISED as error:
                 self._calls.found("no run raises", f"{place}: {end} {out[:20]!r}: {cause(error)}")
 
     def survive(self, state: Any, role: str, place: str) -> None:
@@ -61,6 +62,7 @@ class Robustness:
             return None
 
         for text, raised, ending in in_child(call, texts, self._patience):
+            self._calls.doing(place, repr(text[:80]))
             if raised:
                 self._calls.found("no text raises", f"{place}: {text[:80]!r}: {raised}")
             if ending:
@@ -103,6 +105,7 @@ class Robustness:
             call, list(itertools.product(kinds, SHAPES)), self._patience
         ):
             what = f"{place}: a long {kind} of {shape!r}"
+            self._calls.doing(place, f"a long {kind} of {shape!r}")
             bad += bool(ending or seen)
             if ending:
                 self._calls.found("no text ends or holds up the process", f"{what} {ending}")
@@ -133,7 +136,9 @@ def next_prompts(task: Any, course: Course, step: Transition, seed: int) -> dict
     course.take(step)
     while (waiting := course.waiting or course.next()) and course.turn == turn:
         for other in waiting:
-            text = task.demonstration(course.state, other, random.Random(seed))
+            rng = random.Random(seed)
+            known = isinstance(task, Demonstrating)
+            text = task.demonstration(course.state, other, rng) if known else guess(rng)
             course.take(acted(task, course.state, other, text, ProgramResult("ok", text, "", True)))
     lengths = {}
     for other in task.workflow.speakers:

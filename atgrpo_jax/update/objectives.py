@@ -73,10 +73,10 @@ def by_number(objectives: Sequence[Objective]) -> Objective:
 class LossConfig:
     """Sets the AT-GRPO loss; see ``loss.policy_loss`` and ``batch.token_weights``."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = 3.0
-    aggregate: Aggregate = "candidate"
+    clip_low: float = 0.2  # the ratio of probabilities is clipped at 1 - clip_low
+    clip_high: float = 0.2  # and at 1 + clip_high
+    dual_clip: float | None = 3.0  # largest ratio that counts if the advantage is negative; None for any
+    aggregate: Aggregate = "candidate"  # what counts equally; see ``batch.token_weights``
     kl: float = 0.0  # coefficient of the KL estimate to the starting policy
     entropy: float = 0.0  # coefficient of the entropy bonus
     epochs: int = 1  # passes over a step's groups

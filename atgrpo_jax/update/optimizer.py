@@ -21,16 +21,16 @@ class OptimizerConfig:
     start from scratch takes less than half of the updates that it takes with AdamW (docs/log.md).
     """
 
-    algorithm: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 3e-4
+    algorithm: Literal["adamw", "muon"] = "adamw"  # see above
+    learning_rate: float = 3e-4  # after the warm-up
     warmup: int = 0  # updates
     decay: int = 0  # updates after the warm-up in which the rate falls; 0 keeps it constant
     final: float = 0.1  # the rate after the decay, as a share of learning_rate
-    b1: float = 0.9
-    b2: float = 0.99
+    b1: float = 0.9  # decay of AdamW's mean of gradients
+    b2: float = 0.99  # decay of AdamW's mean of their squares
     momentum: float = 0.95  # used by Muon only
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
+    epsilon: float = 1e-8  # is added to the root of that
+    weight_decay: float = 0.01  # share of a weight that an update takes off, times the rate
     clip_norm: float | None = 1.0  # largest global norm of the gradient; None does not clip
     offload: bool = False  # keep the optimizer state in host memory between updates
 

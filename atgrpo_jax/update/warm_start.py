@@ -30,7 +30,7 @@ from atgrpo_jax.rollout.rollout import play_all, train_indices
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.calls import calling, place
-from atgrpo_jax.tasks.protocol import Play, Task, ToolTask
+from atgrpo_jax.tasks.protocol import Demonstrating, Play, Task, ToolTask
 from atgrpo_jax.tokens.tokens import Tokenizer
 from atgrpo_jax.update.batch import BatchConfig, pack
 from atgrpo_jax.update.learner import Learner, UpdateInputs
@@ -41,12 +41,12 @@ from atgrpo_jax.update.updates import Updates
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-    steps: int = 60
+    steps: int = 60  # of cloning
     instances: int = 64  # that are played in each step
     candidates: int = 8  # demonstrations of each prompt; a random one is executed
     learning_rate: float = 1e-3  # all else that is not set here is as in Experiment.optimizer
     warmup: int = 20  # updates; then the rate decays to a tenth until the last step
-    cache_dir: str = "~/.cache/atgrpo_jax"
+    cache_dir: str = "~/.cache/atgrpo_jax"  # where results are kept; gs://... does, too
 
     def __post_init__(self):
         check_types(self)
@@ -195,7 +195,10 @@ def _clone(config, fresh, learners, player, batch, hosts) -> dict[str, Any]:
 
 
 def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int) -> Propose:
-    """Returns a ``Propose`` that gives the task's demonstrations, not an engine's samples."""
+    """Returns a ``Propose`` that gives the task's demonstrations, not an engine's samples.
+
+    A task without demonstrations gives empty texts, of which prompts can be measured.
+    """
 
     async def propose(state, key, prompt_ids, policy, spoken):
         return [_demonstration(task, tokenizer, state, key, k, seed) for k in range(candidates)]
@@ -205,8 +208,10 @@ def demonstrations(task: Play, tokenizer: Tokenizer, candidates: int, seed: int)
 
 def _demonstration(task, tokenizer, state, key, k, seed) -> Sample:
     rng = random.Random(seed_of("demonstration", seed, key.path(), k))
-    with calling(task, "demonstration", place(key)):
-        text = task.demonstration(state, key.speaker, rng)
+    text = ""
+    if isinstance(task, Demonstrating):
+        with calling(task, "demonstration", place(key)):
+            text = task.demonstration(state, key.speaker, rng)
     tokens = tokenizer.answer_ids(text)
     return Sample(tokens, (0.0,) * len(tokens), "stop", version=0)
 

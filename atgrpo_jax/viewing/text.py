@@ -105,6 +105,9 @@ def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
     said.append(_indented(candidate["text"]))
     if candidate["note"]:
         said.append(_indented(f"note: {candidate['note']}"))
+    if candidate["metrics"]:
+        own = ", ".join(f"{name} {value:.3g}" for name, value in candidate["metrics"].items())
+        said.append(_indented(f"metrics: {own}"))
     for number, ran in enumerate(candidate["programs"]):
         said.append(f"   program {number} ended: {ran['end']}")
         said += [_indented(ran[name], 6) for name in ("stdout", "stderr") if ran[name]]

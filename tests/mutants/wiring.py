@@ -247,7 +247,7 @@ FAULTS = {
     ],
     ("run/gin_values.py", "test_config.py test_gin_wiring.py"): [
         ("for depth in range(len(scopes) + 1):", "for depth in range(1):", "values of scopes are lost"),
-        ("return dataclasses.replace(like, **given) if same else", "return", "a wired part forgets the field's default"),
+        ("part = dataclasses.replace(like, **given) if same else", "part =", "a wired part forgets the field's default"),
         ("if name in within:", "if False:", "a macro that is its own value never ends"),
         ("found or settings.values(), key=lambda setting: setting.number", "settings.values(), key=lambda setting: setting.number",
          "an error names a file that is not at fault"),
@@ -261,7 +261,49 @@ FAULTS = {
         ("        _refer(values, field.above, field.owner)\n", "        pass\n", "a part of a default value is not reached"),
     ],
     ("run/gin_writing.py", "test_config.py"): [
-        ("for field in dataclasses.fields(part) if field.init]", "for field in dataclasses.fields(part) if field.init and field.default is dataclasses.MISSING]", "defaults are not rendered"),
+        ("for field in dataclasses.fields(part) if field.init)", "for field in dataclasses.fields(part) if field.init and field.default is dataclasses.MISSING)", "defaults are not rendered"),
+    ],
+    ("run/describing.py", "test_config_command.py"): [
+        ("while first - 1 in said and", "while False and", "comments above a field are not seen"),
+        ('lines[first - 2].lstrip().startswith("#")', "True", "what is beside one field is said of the next"),
+        ("for base in kind.__mro__)), \"\")", "for base in kind.__mro__[:1])), \"\")", "fields of base classes mean nothing"),
+        ("if made is not None and made.maker is not type(part):", "if False:", "who made a part is not said"),
+        ('return "not set" if own == getattr(part, field) else', "return", "defaults are called another part's"),
+        ('f"set in {setting.place}, by %', 'f"set in {macro.place}, by %', "a macro's own place is called the field's"),
+    ],
+    ("common/metric_names.py", "test_metrics.py test_task_metrics.py"): [
+        ('(("part", parts), ("task", own))', '(("part", parts), ("part", own))', "metrics of a task hide parts of rewards"),
+    ],
+    ("tasks/calls.py", "test_task_metrics.py test_rollout_faults.py"): [
+        ("*reward.parts.values(), *step.metrics.values()", "*reward.parts.values()", "a metric may be a number of NumPy"),
+        ("not all(isinstance(name, str) for name in step.metrics)", "False", "a metric's name may be a number"),
+        ("reward=plain, metrics=own)", "reward=plain)", "metrics are not made plain"),
+    ],
+    ("tools/new_task.py", "test_new_task.py"): [
+        ("or keyword.iskeyword(name)", "", "a task may be called class"),
+        ("if (folder / file).exists()]", "if False]", "only the file itself keeps old files from being overwritten"),
+        ("    if name in known_modules():", "    if False:", "a task may hide a module of gin files"),
+        ('for module in (name, f"test_{name}"):', "for module in (name,):", "a test may hide a module"),
+    ],
+    ("tools/children.py", "test_check_goes_on.py test_check_faults.py"): [
+        ("            if value is None:\n                return\n", "            if value is None:\n                continue\n", "a good end is called a bad one"),
+        ("line, _, self._held = self._held.partition", "line, _, _ = self._held.partition", "lines come twice"),
+        ("    finally:\n        os.close(answers)\n        if child:\n            _end(child)\n", "    finally:\n        os.close(answers)\n", "a child is left behind"),
+    ],
+    ("tools/check_task.py", "test_check_goes_on.py test_no_demonstration.py"): [
+        ("            place, call = what, more\n", "            pass\n", "what ended the check is not named"),
+        ("            for problem in more_found():\n", "            for problem in ():\n", "other processes are not asked"),
+        ("if drawn and demonstrates and not said:", "if drawn and not said:", "guesses count as demonstrations"),
+    ],
+    ("tools/contract.py", "test_check_goes_on.py test_check_faults.py"): [
+        ("        if after != before:\n", "        if False:\n", "states may change"),
+        ('unnamed = " at 0x" in first + second', "unnamed = False", "a state without a repr is given no advice"),
+        ("        if not isinstance(self._task.workflow, Workflow):\n", "        if False:\n", "a workflow may be anything"),
+    ],
+    ("tools/one_call.py", "test_check_goes_on.py test_check_faults.py test_task_metrics.py"): [
+        ("isinstance(value, numbers.Real) and bool(abs(value) < LARGEST)", "isinstance(value, numbers.Real)", "a metric may be nan"),
+        ("not isinstance(step.note, str)", "False", "a note may be anything"),
+        ("RAISED = (Exception, SystemExit, asyncio.CancelledError)", "RAISED = (Exception,)", "a task may end the check"),
     ],
     ("rollout/evaluation.py", "test_evaluation.py"): [
         ("reshape(instances, episodes)", "reshape(episodes, instances).T", "scores of other instances"),
@@ -305,7 +347,7 @@ FAULTS = {
         ("if candidate.origin not in origins:", "if True:", "an origin is there for every member"),
         ("if sample.drawn_logprobs is not None:", "if sample.drawn_logprobs:", "none and no drawn logprobs are alike"),
         ("setdefault(settings, len(self.samplings))", "setdefault(settings, 0)", "all have the first settings"),
-        ("setdefault(tuple(reward.parts), len(self.parts))", "setdefault(tuple(sorted(reward.parts)), len(self.parts))",
+        ("setdefault(tuple(values), len(self.names))", "setdefault(tuple(sorted(values)), len(self.names))",
          "parts of rewards are sorted"),
         ("if np.array_equal(narrow, wide) else", "if np.allclose(narrow, wide) else", "logprobs are rounded"),
         ("narrow.tobytes()) if", "narrow.tobytes()) if len(narrow) == 1 and", "logprobs take eight bytes"),

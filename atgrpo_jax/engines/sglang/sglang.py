@@ -59,7 +59,7 @@ class SGLangConfig(EngineConfig):
     start_timeout_s: float = 600.0  # seconds that a server may take to start, or to take weights
     # A file with the API key, or the environment variable that holds it. The key is never written.
     api_key_file: str = ""
-    api_key_variable: str = ""
+    api_key_variable: str = ""  # see api_key_file
 
     def __post_init__(self):
         if any(mark in text for text in texts((self.urls, self.router)) for mark in "@?#"):

@@ -57,14 +57,14 @@ class Breadth:
     """
 
     workflow: Workflow = Workflow(order=("worker", "aggregator"), turns=1, seats={"worker": 4})
-    prompts: str = "breadth/short"
+    prompts: str = "breadth/short"  # a folder of templates; see tasks/prompts.py
     count: int = 4  # problems of an instance
     numbers: int = 3  # of a problem
     largest: int = 9  # number; sums are taken modulo the next one
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = tuple(KINDS)  # of problems; see problems.KINDS
     # At most so many of the problems are open, the others come with their answers; 0 leaves all open.
     open: int = 0
-    seed: int = 0
+    seed: int = 0  # other seeds make other problems
     right: float = 0.5
     share: float = 0.5
     naming: float = 0.5

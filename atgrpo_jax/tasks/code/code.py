@@ -97,12 +97,12 @@ class Code:
     """
 
     workflow: Workflow = Workflow(order=(("coder", "tester"),), turns=4)
-    prompts: str = "code/full"
+    prompts: str = "code/full"  # a folder of templates; see tasks/prompts.py
     # Files of problems for each split; see docs/data.md. If empty, small problems are made up.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tests: int = 8  # most golden tests that are run
     timeouts: int = 2  # after so many golden tests that reached a time limit, no more are run
-    seed: int = 0
+    seed: int = 0  # other seeds make other problems
     builds: float = 0.1
     runs: float = 0.1
     golden: float = 0.8

@@ -132,9 +132,9 @@ class FrozenLake(Gymnasium):
 
     id: str = "FrozenLake-v1"
     actions: tuple[str, ...] = ("left", "down", "right", "up")
-    size: int = 4
+    size: int = 4  # cells on a side of the map
     holes: float = 0.2  # probability that a cell is one
-    slippery: bool = False
+    slippery: bool = False  # whether chance may turn a step aside
 
     def __post_init__(self):
         require(self, "size", 2 <= self.size <= 10, "must be from 2 to 10: cells are named by one digit each")

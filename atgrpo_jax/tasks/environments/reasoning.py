@@ -75,10 +75,10 @@ class ReasoningGym:
     workflow: Workflow = Workflow(order=(SOLVER, CHECKER), turns=2)
     name: str = "chain_sum"  # of a generator
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its settings, without a seed
-    prompts: str = "reasoning_gym/short"
+    prompts: str = "reasoning_gym/short"  # a folder of templates; see tasks/prompts.py
     # "text": the whole text is the answer. "tags": it is what the last <answer>...</answer> holds.
     form: Literal["text", "tags"] = "text"
-    seed: int = 0
+    seed: int = 0  # other seeds make other problems
     partial: float = 0.2
     verdict: float = 0.5
     invalid: float = 0.1

@@ -56,13 +56,13 @@ class StepWise:
     ``3 * advice + invalid`` are at most 1: ``__post_init__`` refuses other weights.
     """
 
-    game: Rules
+    game: Rules  # what is played; see rules.py
     workflow: Workflow = Workflow(order=(PLAYER,), turns=10)
-    prompts: str = "stepwise/short"
+    prompts: str = "stepwise/short"  # a folder of templates; see tasks/prompts.py
     # What makes two instances different: what the game shows at its start, or only its seed. "seed" is for
     # games that all start alike and differ by later chance; then splits are told apart by seeds alone.
     apart: Literal["start", "seed"] = "start"
-    seed: int = 0
+    seed: int = 0  # other seeds make other problems
     progress: float = 0.3
     advice: float = 0.1
     invalid: float = 0.1

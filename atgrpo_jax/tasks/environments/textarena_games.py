@@ -46,7 +46,7 @@ class TextArena(Rules):
 
     id: str = ""  # e.g. "TicTacToe-v0-train"
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # arguments of ``textarena.make``
-    players: int = 1
+    players: int = 1  # each has a seat
     success: float = 1.0
 
     def __post_init__(self):

@@ -77,7 +77,7 @@ class Game(abc.ABC):
 
     workflow: Workflow
     prompts: str  # a folder of templates; see tasks/prompts.py
-    seed: int = 0
+    seed: int = 0  # other seeds make other problems
     progress: float = 0.3
     shortest: float = 0.5
     illegal: float = 0.1

@@ -60,8 +60,8 @@ class PlanPath(Game):
     decider: ClassVar[str] = "mover"
 
     workflow: Workflow = Workflow(order=("scout", "mover"))
-    prompts: str = "plan_path/short"
-    size: int = 6
+    prompts: str = "plan_path/short"  # a folder of templates; see tasks/prompts.py
+    size: int = 6  # cells on a side of the grid
     obstacles: float = 0.22  # probability that a cell is blocked
     # "cells": cells are named by row and column, prompts name the blocked ones, and a list names
     # the cell that each move leads to, so that nobody has to count. "symbols": prompts draw the

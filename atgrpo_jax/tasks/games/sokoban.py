@@ -59,12 +59,12 @@ class Sokoban(Game):
     positions: ClassVar[int] = MAX_SOLVED
 
     workflow: Workflow = Workflow(order=("scout", "mover"))
-    prompts: str = "sokoban/short"
+    prompts: str = "sokoban/short"  # a folder of templates; see tasks/prompts.py
     size: int = 6  # cells on a side of the room, with the walls around it
-    boxes: int = 1
+    boxes: int = 1  # and so many goals
     walls: float = 0.15  # probability that a cell within the room is a wall
     least_moves: int = 4  # limits of the number of moves in a shortest solution
-    most_moves: int = 30
+    most_moves: int = 30  # see least_moves
     # Files of levels for each split, with rows {"grid": [row, ...]}; see docs/data.md. If empty,
     # rooms are generated.
     levels: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)

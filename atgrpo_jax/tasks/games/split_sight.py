@@ -54,8 +54,8 @@ class SplitSight:
 
     workflow: Workflow = Workflow(order=(SEER, MOVER), turns=1)
     prompts: str = "split_sight/short"  # a folder of templates; see tasks/prompts.py
-    seed: int = 0
-    size: int = 4
+    seed: int = 0  # other seeds make other problems
+    size: int = 4  # cells on a side of the grid
     obstacles: float = 0.35  # probability that a cell is blocked
     least_moves: int = 3  # from start to goal
     # "walls": the seer sees all walls, but not where the mover is; the mover sees no wall. "halves":

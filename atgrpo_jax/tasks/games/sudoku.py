@@ -51,10 +51,10 @@ class Sudoku(Game):
     decider: ClassVar[str] = "filler"
 
     workflow: Workflow = Workflow(order=("scout", "filler"))
-    prompts: str = "sudoku/short"
-    size: Literal[4, 9] = 4
-    least_empty: int = 4
-    most_empty: int = 10
+    prompts: str = "sudoku/short"  # a folder of templates; see tasks/prompts.py
+    size: Literal[4, 9] = 4  # cells on a side of the grid
+    least_empty: int = 4  # fewest cells that are empty at the start
+    most_empty: int = 10  # most cells that are empty at the start
     # Files of puzzles for each split, with rows {"size": 4, "puzzle": digits}; see docs/data.md. If
     # empty, puzzles are generated.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)

@@ -81,14 +81,14 @@ class Math:
     """
 
     workflow: Workflow = Workflow(order=(("tool", "reasoner"),), turns=4)
-    prompts: str = "math/full"
+    prompts: str = "math/full"  # a folder of templates; see tasks/prompts.py
     # Files of problems for each split; see docs/data.md. If empty, sums are made up.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     least_terms: int = 2  # fewest numbers in a made-up sum
     terms: int = 3  # most numbers
     largest: int = 20  # largest number
     signs: str = "+-*"  # that a made-up sum may have
-    seed: int = 0
+    seed: int = 0  # other seeds make other problems
     form: float = 0.2
     match: float = 0.8
     builds: float = 0.1

@@ -75,24 +75,24 @@ class Search:
     """
 
     workflow: Workflow = Workflow(order=(PLANNER, SEARCHER, REASONER), turns=3)
-    prompts: str = "search/short"
+    prompts: str = "search/short"  # a folder of templates; see tasks/prompts.py
     # Files of questions for each split, and of documents; see docs/search.md. If there are none,
     # worlds are made up.
     files: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    corpus: str | tuple[str, ...] = ()
+    corpus: str | tuple[str, ...] = ()  # files of documents
     pool: bool = False  # the documents of all questions are one corpus
     hops: tuple[int, ...] = (1, 2, 3)  # of made-up questions
     people: int = 12  # in a made-up world
     relations: int = 4  # kinds of them, in a made-up world
-    seed: int = 0
+    seed: int = 0  # other seeds make other problems
     results: int = 1  # most documents that a query finds
     snippet: int = 400  # characters of a document that are shown
     given: bool = False  # the supporting documents are there from the start: a ceiling
     partial: float = 0.0
     asks: float = 0.4
-    complete: float = 0.1
+    complete: float = 0.1  # paid to the planner for stopping in time; see above
     finds: float = 0.5
-    supported: float = 0.1
+    supported: float = 0.1  # paid for an answer that stands in what was found
     form: float = 0.05
     demonstration_error: float = 0.3  # probability that a demonstration is about another document
     prompts_digest: str = dataclasses.field(init=False, default="")  # of the templates' content
