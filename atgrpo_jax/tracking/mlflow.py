@@ -22,7 +22,7 @@ _TABLES = "mlflow.loggedArtifacts"  # the tag by which its pages find tables
 class MLflow:
     """User and password are in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, as MLflow has it."""
 
-    experiment: str = "atgrpo_jax"
+    experiment: str = "atgrpo_jax"  # that the run appears in
     # http://..., or sqlite:///PATH. None is what MLFLOW_TRACKING_URI says, or else mlflow.db where you are.
     uri: str | None = None
 

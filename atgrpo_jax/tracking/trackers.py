@@ -15,10 +15,10 @@ from atgrpo_jax.tracking.wandb import Wandb
 class Trackers:
     """What shows the records of a run, beside its folder, which has all of it."""
 
-    tensorboard: TensorBoard | None = TensorBoard()
-    wandb: Wandb | None = None
-    mlflow: MLflow | None = None
-    trackio: Trackio | None = None
+    tensorboard: TensorBoard | None = TensorBoard()  # None writes nothing for it
+    wandb: Wandb | None = None  # Weights & Biases
+    mlflow: MLflow | None = None  # a server of MLflow, or its database
+    trackio: Trackio | None = None  # of Hugging Face
     others: Mapping[str, TrackerConfig] = dataclasses.field(default_factory=dict)  # your own, by name
     rows: int = 50  # of the table of episodes that each evaluation gives, at most; 0 for no tables
     letters: int = 2000  # of a prompt or an answer in it; of longer ones its two ends

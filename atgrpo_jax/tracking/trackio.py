@@ -16,7 +16,7 @@ from atgrpo_jax.tracking.tracker import COLUMNS, About, Row, flat, library, refu
 class Trackio:
     """On this machine the records of all runs are in one folder: TRACKIO_DIR, or Trackio's own."""
 
-    project: str = "atgrpo_jax"
+    project: str = "atgrpo_jax"  # that the run appears in
     space: str | None = None  # a Space of Hugging Face: NAME or USER/NAME; needs: hf auth login
     server: str | None = None  # http://...; the token is in TRACKIO_WRITE_TOKEN
 

@@ -18,10 +18,10 @@ from atgrpo_jax.tracking.tracker import COLUMNS, About, Row, flat, library
 class Wandb:
     """The key is the one of ``wandb login``, or in WANDB_API_KEY. Other variables of wandb count, too."""
 
-    project: str = "atgrpo_jax"
+    project: str = "atgrpo_jax"  # that the run appears in
     entity: str | None = None  # your own if it is None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
+    group: str | None = None  # of runs that are shown together, e.g. those of several seeds
+    tags: tuple[str, ...] = ()  # words to find the run by
     mode: Literal["", "online", "offline"] = ""  # "": what WANDB_MODE says, or else online
     finish_s: float = 120.0  # seconds that the end of a run waits for uploads; the rest is for ``wandb sync``
 
