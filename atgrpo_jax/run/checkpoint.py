@@ -1,7 +1,7 @@
 """Saves and restores all policies and optimizers together, and checks digests when reading."""
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Set
 from typing import Any
 
 from atgrpo_jax.arrays import trees
@@ -13,7 +13,7 @@ from atgrpo_jax.common.progress import say
 
 
 class Checkpoints:
-    """The numbered checkpoints in one folder. It keeps the newest ``keep`` ones and step 0.
+    """The numbered checkpoints in one folder. It keeps the newest ``keep`` ones, step 0, and what ``stays``.
 
     A checkpoint is there whole or not at all. No random state and no position in the data is
     stored: both follow from the step and the config's seed.
@@ -27,18 +27,21 @@ class Checkpoints:
         read_only: bool = False,
         hosts: Hosts = ALONE,
         earlier: Collection[str] = (),
+        stays: Callable[[Set[int]], Set[int]] = lambda steps: set(),
     ):
         """Opens the folder ``path``, and makes it if it is not there.
 
         ``identity`` names the config, and ``earlier`` what it was before it changed in this run;
         checkpoints of another config are refused. With ``read_only`` nothing in the folder is
         changed, so that a run may be going on in it. All ``hosts`` of a run save and restore
-        together; only host 0 looks for what is there.
+        together; only host 0 looks for what is there. ``stays`` is given all steps and returns those to
+        keep.
         """
         self._path = path
         self._identity = identity
         self._known = {identity, *earlier}
         self._keep = keep
+        self._stays = stays
         self._base = path.with_name("base")
         self._base_digest: str | None = None
         self._base_params: Any = None  # once they are read
@@ -94,7 +97,9 @@ class Checkpoints:
 
     def forget_old(self) -> None:
         """Removes all checkpoints that are not to be kept; folders that hold none stay."""
-        for step in sorted(steps_in(self._path) - {0})[: -self._keep]:
+        steps = steps_in(self._path)
+        older = sorted(steps - {0})[: -self._keep]
+        for step in sorted(set(older) - self._stays(steps)) if older else ():
             if trees.is_tree(self._path / str(step)):
                 trees.remove_tree(self._path / str(step))
 

@@ -31,7 +31,7 @@ from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
 # Fields that may change when a run goes on: they do not affect the steps that are done.
-CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints")
+CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Experiment:
     seed: int = 0
     checkpoint_every: int = 10  # steps
     keep_checkpoints: int = 2  # how many of the newest are kept; step 0 is kept as well
+    # Fields without repr are no part of the identity that older runs have, too.
+    keep_every: int = dataclasses.field(default=0, repr=False)  # steps; each such one is kept; 0 is off
+    keep_best: bool = dataclasses.field(default=False, repr=False)  # by validation; the earliest of equals
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
     gate: bool = True  # after every push, check the engine's weights; see engines/gate.py
 
@@ -78,6 +81,7 @@ class Experiment:
         object.__setattr__(self, "pretrained", _absolute(self.pretrained))
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "keep_every", self.keep_every >= 0, "must not be negative")
         require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")
         require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
         tree = self.rollout.tree

@@ -35,7 +35,7 @@ class RunFolder:
 
     config.gin  metrics.jsonl  tensorboard/  checkpoints/  code/
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
-    summary.json  curves.png  report.html
+    summary.json  curves.png  report.html  best.json (the best checkpoint, if it is kept)
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
     replays/*.jsonl.gz (episodes that were played on in another way)  taught/*.jsonl.gz (by a step)
     hosts.jsonl (on how many hosts, and which mesh)  partners/*.jsonl (what partners answered)
@@ -58,6 +58,7 @@ class RunFolder:
         self.partners = self.path / "partners"  # see partners/answers.py
         self.replays = self.path / "replays"  # see replaying/kept.py
         self.taught = self.path / "taught"
+        self.best = self.path / "best.json"  # see keeping.py
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.report = self.path / "report.html"

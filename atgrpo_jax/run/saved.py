@@ -10,12 +10,14 @@ from atgrpo_jax.arrays.trees import Damaged, check_no_pattern
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
+from atgrpo_jax.common.progress import say
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.keeping import best_of
 from atgrpo_jax.run.shapes import earlier, settle
 from atgrpo_jax.run.team_learner import TeamLearner, TeamState
 
@@ -51,6 +53,23 @@ class SavedRun:
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints, in ascending order, damaged ones included."""
         return self._checkpoints.steps()
+
+    def step_of(self, text: str | None) -> int:
+        """Returns the step that a person names: a number, "best", or None for the newest.
+
+        Raises ConfigError for another text, and RunError if no checkpoint was scored.
+        """
+        if text is None:
+            return self.newest()
+        if text == "best":
+            best = best_of(self.folder.read_metrics(), self.steps())
+            if best is None:
+                raise RunError(f"{self.folder.path} has no checkpoint with a validation score")
+            say(f"step {best[0]} has the best validation success of the checkpoints there: {best[1]:.1%}")
+            return best[0]
+        if not text.isdecimal() or not text.isascii():
+            raise ConfigError(f"{text!r}: with --run_dir it is a step of that run, a number or best")
+        return int(text)
 
     def weights(self, step: int) -> Mapping[str, PolicyWeights]:
         """Reads the weights of all policies after ``step``. Raises RunError if it cannot."""

@@ -25,6 +25,7 @@ from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
 from atgrpo_jax.run.shapes import earlier
 from atgrpo_jax.run.team_learner import TeamLearner, TeamState
@@ -52,12 +53,14 @@ class Stages:
         self._compiles = CompileCounter()
         self.learner = TeamLearner(experiment, hosts)
         check_machines(hosts, experiment)
+        self._keeping = Keeping(folder, experiment)
         self._checkpoints = Checkpoints(
             folder.checkpoints,
             experiment.identity(),
             experiment.keep_checkpoints,
             hosts=hosts,
             earlier=earlier(folder),
+            stays=self._keeping.staying,
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
             partners = experiment.team.partners
@@ -114,6 +117,7 @@ class Stages:
         latest = -1 if newest is None else newest
         self.folder.rewind(latest)
         self._writer = MetricsWriter(self.folder, first=latest + 1)
+        self._keeping.note(self._checkpoints.steps())
         if newest is not None:
             say(f"going on after step {newest} of {self.folder.path}")
 
@@ -167,9 +171,8 @@ class Stages:
         step is complete when this returns.
         """
         last = step == self.experiment.steps
-        every = self.experiment.evaluation.every
         scores: dict[str, float] = {}
-        if every and (step % every == 0 or last):
+        if self._validates(step):
             scores |= self._score(step, "validation")
         if last:
             scores |= self._score(step, "test")
@@ -211,9 +214,22 @@ class Stages:
         self.folder.write_episodes(step, content, split)
 
     def checkpoint(self, step: int, team: TeamState) -> None:
-        """Saves the team after step ``step`` if a checkpoint is due."""
-        if step % self.experiment.checkpoint_every == 0 or step == self.experiment.steps:
+        """Saves the team after step ``step`` if a checkpoint is due, or if it is the best so far."""
+        experiment = self.experiment
+        due = step % experiment.checkpoint_every == 0 or step == experiment.steps
+        due = due or bool(experiment.keep_every and step % experiment.keep_every == 0)
+        if due or (experiment.keep_best and self._validates(step) and self._is_best(step)):
             self._save(step, team)
+
+    def _is_best(self, step: int) -> bool:
+        """Returns, on all hosts, whether no checkpoint has as high a validation success as ``step``."""
+        steps = self._checkpoints.steps
+        return told_json(self.hosts, "best so far", lambda: self._keeping.is_best(step, steps()))
+
+    def _validates(self, step: int) -> bool:
+        """Returns whether a step is followed by an evaluation on the validation split."""
+        every = self.experiment.evaluation.every
+        return bool(every) and (step % every == 0 or step == self.experiment.steps)
 
     def checkpoint_now(self) -> None:
         """Saves the last complete step if it is not saved yet. (``begin`` saves step 0 itself.)"""
@@ -238,6 +254,8 @@ class Stages:
         self.folder.check_ours()
         self._checkpoints.save(step, team.policies, team.base, team.version)
         self._saved = step
+        if self.experiment.keep_best and self.hosts.index == 0:
+            self._keeping.note(self._checkpoints.steps())
 
     def _score(self, step: int, split: str) -> dict[str, float]:
         settings = self.experiment.evaluation
