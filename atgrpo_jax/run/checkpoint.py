@@ -126,6 +126,16 @@ class Checkpoints:
             raise RunError(f"{where} belongs to another base than {self._base}; put its own back")
         return trees.read_tree(self._path / str(step), shapes, self._hosts), about["version"]
 
+    def restore_part(self, step: int, shapes: Any) -> Any:
+        """Reads a part of the tree of ``step``; see ``trees.read_part``. Raises as ``restore`` does."""
+        self._about(step)
+        return trees.read_part(self._path / str(step), shapes, self._hosts)
+
+    def digest(self, step: int) -> str:
+        """Returns a digest of all that is in the checkpoint of ``step``. Raises as ``restore`` does."""
+        self._about(step)
+        return trees.about_tree(self._path / str(step), files=False)[1]
+
     def _about(self, step: int) -> dict[str, Any]:
         """Returns what a checkpoint says about itself. Its files are checked, the first time only.
 

@@ -39,7 +39,7 @@ class Experiment:
     """The whole config of a run.
 
     Policies start from random parameters of ``model``, or from the ``pretrained`` Hugging Face
-    folders. Then they get the ``warm_start``, if there is one.
+    folders. Then they get the ``warm_start``, if there is one. Those of a fork start from another run.
 
     ``model`` and ``pretrained`` are either one value for all policies, or a mapping with one for
     each policy. Adapters have none of their own: the mapping names "base", which they are all on.
@@ -70,6 +70,7 @@ class Experiment:
     # Fields without repr are no part of the identity that older runs have, too.
     keep_every: int = dataclasses.field(default=0, repr=False)  # steps; each such one is kept; 0 is off
     keep_best: bool = dataclasses.field(default=False, repr=False)  # by validation; the earliest of equals
+    origin: str | None = dataclasses.field(default=None, repr=False)  # of a fork: see origin.py
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
     gate: bool = True  # after every push, check the engine's weights; see engines/gate.py
 
@@ -209,16 +210,20 @@ class Experiment:
         """Returns the experiment with a fixed date, so that nothing depends on the day.
 
         Chat templates may write a date. It is that of the ``recorded`` run, if this one goes on
-        with it, and otherwise today's.
+        with it, and otherwise today's. A fork goes on as one, also if it is not said again.
         """
-        if not isinstance(self.tokenizer, FolderTokenizer):
-            return self
+        begun = self
+        if recorded is not None and recorded.origin is not None and self.origin is None:
+            begun = dataclasses.replace(begun, origin=recorded.origin, warm_start=None)
+        if not isinstance(begun.tokenizer, FolderTokenizer):
+            return begun
         like = recorded.tokenizer if recorded else None
-        return dataclasses.replace(self, tokenizer=self.tokenizer.dated(like))
+        return dataclasses.replace(begun, tokenizer=begun.tokenizer.dated(like))
 
     def identity(self) -> str:
         """Returns a digest; experiments with the same one leave the same bytes, step by step."""
-        return hash_bytes(repr(_without_changeable(self))).hex()
+        started = "" if self.origin is None else f" from {self.origin}"
+        return hash_bytes(repr(_without_changeable(self)) + started).hex()
 
 
 def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
@@ -234,6 +239,11 @@ def experiment_difference(ours: Experiment, theirs: Experiment) -> str | None:
     Fields that may change when a run goes on are not compared.
     """
     return first_difference("Experiment", _without_changeable(ours), _without_changeable(theirs))
+
+
+def experiment_changes(ours: Experiment, theirs: Experiment) -> Iterator[tuple[str, Any, Any]]:
+    """Yields name, our value and theirs of all fields that ``experiment_difference`` looks at."""
+    return differences("Experiment", _without_changeable(ours), _without_changeable(theirs))
 
 
 def _without_changeable(experiment: Experiment) -> Experiment:
@@ -257,11 +267,16 @@ def first_difference(name: str, ours: Any, theirs: Any) -> str | None:
 
     ``name`` is what to call them if they are not dataclasses.
     """
+    for field, own, other in differences(name, ours, theirs):
+        return f"{field} = {other!r} there, {own!r} given"
+    return None
+
+
+def differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the name, our value and their value of every field in which two values differ."""
     if type(ours) is type(theirs) and dataclasses.is_dataclass(ours):
         for field in dataclasses.fields(ours):
             inner = f"{type(ours).__name__}.{field.name}"
-            found = first_difference(inner, getattr(ours, field.name), getattr(theirs, field.name))
-            if found:
-                return found
-        return None
-    return None if ours == theirs else f"{name} = {theirs!r} there, {ours!r} given"
+            yield from differences(inner, getattr(ours, field.name), getattr(theirs, field.name))
+    elif ours != theirs:
+        yield name, ours, theirs

@@ -34,6 +34,8 @@ class RunFolder:
     """The folder of one run, on a disk or in a bucket. It has the paths of all its files.
 
     config.gin  metrics.jsonl  tensorboard/  checkpoints/  code/
+    origin.json (of a fork: what it began from)
+    changes.jsonl (settings that changed on the way)  configs/ (config.gin before each change)
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html  best.json (the best checkpoint, if it is kept)
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
@@ -48,6 +50,9 @@ class RunFolder:
         except ValueError as error:
             raise RunError(f"run_dir {os.fspath(path)!r} {error}; give another --run_dir") from error
         self.config = self.path / "config.gin"
+        self.origin = self.path / "origin.json"  # see origin.py
+        self.changes = self.path / "changes.jsonl"  # see changes.py
+        self.configs = self.path / "configs"
         self.metrics = self.path / "metrics.jsonl"
         self.episodes = self.path / "episodes"
         self.checkpoints = self.path / "checkpoints"
@@ -74,6 +79,8 @@ class RunFolder:
         begun = {
             ".lock",
             partial_of(self.config).name,
+            partial_of(self.origin).name,
+            self.origin.name,
             lease.NAME,
             self.code.name,
             self.shapes.name,
@@ -185,6 +192,10 @@ class RunFolder:
     def write_replay(self, content: bytes) -> str:
         """Writes an episode that was played on in another way. Returns the name of the file in replays/."""
         return _write_next(self.replays, ".jsonl.gz", content)
+
+    def keep_config(self, content: bytes) -> str:
+        """Keeps a config that is about to change. Returns the name of the file in configs/."""
+        return _write_next(self.configs, ".gin", content)
 
     def taught_by(self, step: int) -> Place:
         """Returns the path of what a step taught."""

@@ -14,7 +14,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.report import summarise
 from atgrpo_jax.run.stages import Stages
-from atgrpo_jax.run.team_learner import TeamState
+from atgrpo_jax.run.team_state import TeamState
 
 
 def train(experiment: Experiment, folder: RunFolder, hosts: Hosts | None = None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Opens the folder of a run: to train in it, or to read it, also while it is trained in."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,66 +11,48 @@ from atgrpo_jax.arrays.trees import Damaged, check_no_pattern
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
-from atgrpo_jax.common.progress import say
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.transformer import PolicyWeights
-from atgrpo_jax.run import gin_config
-from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
+from atgrpo_jax.run import changes, gin_config, origin
+from atgrpo_jax.run.checkpoint import steps_in
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.keeping import best_of
-from atgrpo_jax.run.shapes import earlier, settle
-from atgrpo_jax.run.team_learner import TeamLearner, TeamState
+from atgrpo_jax.run.found import FoundRun
+from atgrpo_jax.run.kept_source import carry
+from atgrpo_jax.run.shapes import settle
+from atgrpo_jax.run.starts import Asked
+from atgrpo_jax.run.team_learner import TeamLearner
+from atgrpo_jax.run.team_state import TeamState
 
 
-class SavedRun:
+class SavedRun(FoundRun):
     """A run that is read from its folder. Raises RunError if the folder holds no run.
 
     Its parameters are put on ``mesh``, or else on a mesh as in training.
     """
 
     def __init__(self, path: str, mesh: MeshConfig | None = None):
-        self.folder = RunFolder(path)
-        if not self.folder.exists():
-            raise RunError(f"{self.folder.path} holds no run")
-        self.experiment = gin_config.load(str(self.folder.config))
-        self._checkpoints = Checkpoints(
-            self.folder.checkpoints,
-            self.experiment.identity(),
-            read_only=True,
-            earlier=earlier(self.folder),
-        )
+        super().__init__(path)
         if mesh is not None:
             self.experiment = moved(self.experiment, mesh)
         self.learner = TeamLearner(self.experiment)
+        self._by_settings = {self.experiment.identity(): self}
 
-    def newest(self) -> int:
-        """Returns the step of the newest checkpoint. Raises RunError if there is none."""
-        step = self._checkpoints.latest()
-        if step is None:
-            raise RunError(f"{self.folder.path} has no checkpoint yet")
-        return step
+    def at(self, step: int) -> "SavedRun":
+        """Returns this run with the settings by which it made ``step``; see ``changes``.
 
-    def steps(self) -> list[int]:
-        """Returns the steps of all checkpoints, in ascending order, damaged ones included."""
-        return self._checkpoints.steps()
-
-    def step_of(self, text: str | None) -> int:
-        """Returns the step that a person names: a number, "best", or None for the newest.
-
-        Raises ConfigError for another text, and RunError if no checkpoint was scored.
+        It is this same one if they have not changed since. Teams of one can be given to the other.
         """
-        if text is None:
-            return self.newest()
-        if text == "best":
-            best = best_of(self.folder.read_metrics(), self.steps())
-            if best is None:
-                raise RunError(f"{self.folder.path} has no checkpoint with a validation score")
-            say(f"step {best[0]} has the best validation success of the checkpoints there: {best[1]:.1%}")
-            return best[0]
-        if not text.isdecimal() or not text.isascii():
-            raise ConfigError(f"{text!r}: with --run_dir it is a step of that run, a number or best")
-        return int(text)
+        experiment = changes.experiment_at(self.folder, step)
+        # On the mesh that this run has now, whatever it was then.
+        experiment = dataclasses.replace(experiment, mesh=self.experiment.mesh, engine=self.experiment.engine)
+        found = self._by_settings.get(experiment.identity())
+        if found is None:
+            found = copy.copy(self)
+            found.experiment = experiment
+            found.learner = TeamLearner(experiment)
+            self._by_settings[experiment.identity()] = found
+        return found
 
     def weights(self, step: int) -> Mapping[str, PolicyWeights]:
         """Reads the weights of all policies after ``step``. Raises RunError if it cannot."""
@@ -78,10 +61,10 @@ class SavedRun:
     def team(self, step: int) -> TeamState:
         """Reads the team after ``step``. Raises RunError if it cannot."""
         try:
-            return self.learner.restore(self._checkpoints, step)
+            return self.learner.restore(self.checkpoints, step)
         except Damaged as error:
             raise RunError(
-                f"{error}; there are steps {', '.join(map(str, self._checkpoints.steps()))}"
+                f"{error}; there are steps {', '.join(map(str, self.checkpoints.steps()))}"
             ) from error
 
 
@@ -101,14 +84,20 @@ def moved(experiment: Experiment, mesh: MeshConfig) -> Experiment:
 
 @contextlib.contextmanager
 def claim(
-    folder: RunFolder, given: Experiment, hosts: Hosts = ALONE, other_hosts: bool = False
+    folder: RunFolder,
+    given: Experiment,
+    hosts: Hosts = ALONE,
+    other_hosts: bool = False,
+    change: bool = False,
+    asked: Asked | None = None,
 ) -> Iterator[Experiment]:
     """Locks the folder for this run until the end of the ``with``, and writes the run's config there.
 
     Host 0 does this for all ``hosts``. Yields that config: ``given``, with the date on which the run
     began. Raises RunError if the folder holds another run or something else, has more steps than
     ``given`` asks for, or is not the same one for all hosts. It may have been made by another number
-    of hosts, or on another mesh, only if ``other_hosts``.
+    of hosts, or on another mesh, only if ``other_hosts``. Settings may have changed only if ``change``.
+    A new run starts from another one if that is ``asked`` for.
     """
     begun = given
 
@@ -118,7 +107,7 @@ def claim(
             check_no_pattern(folder.path)
         folder.exists()  # raises before a lock file is left in a folder of somebody else
         folder.lock()
-        begun = _begun(folder, given, hosts.count, other_hosts)
+        begun = _begun(folder, given, hosts.count, other_hosts, change, asked)
         return b""
 
     try:
@@ -133,9 +122,17 @@ def claim(
         folder.unlock()
 
 
-def _begun(folder: RunFolder, given: Experiment, hosts: int, other_hosts: bool) -> Experiment:
+def _begun(
+    folder: RunFolder, given: Experiment, hosts: int, other_hosts: bool, change: bool, asked: Asked | None
+) -> Experiment:
     known = folder.exists()  # asked again: a run may have begun in between
     recorded = gin_config.load(str(folder.config)) if known else None
+    if change and recorded is None:
+        raise RunError(f"{folder.path} holds no run yet, so nothing can change in it; leave --change out")
+    if asked is not None:
+        given = origin.fork(folder, given, recorded, asked)
+    elif recorded is None:
+        origin.refuse_without(folder, given)
     experiment = given.begun(recorded)
     done = max(steps_in(folder.checkpoints), default=0)
     if done > experiment.steps:
@@ -143,6 +140,13 @@ def _begun(folder: RunFolder, given: Experiment, hosts: int, other_hosts: bool) 
             f"{folder.path} holds {done} steps already, more than Experiment.steps = {experiment.steps}; "
             "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
         )
-    settle(folder, experiment, recorded, hosts, done, other_hosts)
+    like = recorded
+    if recorded is not None:
+        changes.forget_undone(folder, recorded)
+        like = changes.allowed(folder, recorded, experiment) if change else recorded
+    settle(folder, experiment, like, hosts, done, other_hosts)
+    if recorded is not None and like is not None:
+        changes.record(folder, recorded, like, done)
+    carry(experiment, folder.code)
     write_atomically(folder.config, gin_config.render(experiment).encode())
     return experiment

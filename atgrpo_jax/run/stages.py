@@ -13,13 +13,9 @@ from atgrpo_jax.common.types import Episode
 from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
-from atgrpo_jax.engines.protocol import Engine
-from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
-from atgrpo_jax.rollout.player import Player
-from atgrpo_jax.rollout.rollout import engine_propose
-from atgrpo_jax.rollout.rollouts import Rollouts
+from atgrpo_jax.run import changes, origin
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.episodes import written
@@ -27,9 +23,10 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, MetricsWriter, episode_metrics
+from atgrpo_jax.run.playing import rollouts
 from atgrpo_jax.run.shapes import earlier
-from atgrpo_jax.run.team_learner import TeamLearner, TeamState
-from atgrpo_jax.sandbox.protocol import Runner
+from atgrpo_jax.run.team_learner import TeamLearner
+from atgrpo_jax.run.team_state import NOTHING, TeamState
 from atgrpo_jax.tasks.calls import check_split
 from atgrpo_jax.tasks.splits import SPLITS
 
@@ -59,7 +56,7 @@ class Stages:
             experiment.identity(),
             experiment.keep_checkpoints,
             hosts=hosts,
-            earlier=earlier(folder),
+            earlier=(*earlier(folder), *changes.identities(folder)),
             stays=self._keeping.staying,
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
@@ -70,7 +67,7 @@ class Stages:
             self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
             hosts.even_out(lambda: self.engine.usage.programs)
-            self.rollouts = _rollouts(experiment, self.engine, self._runner, self._partners, hosts)
+            self.rollouts = rollouts(experiment, self.engine, self._runner, self._partners, hosts)
             self._gate = Gate(
                 self.learner.models,
                 experiment.tokenizer.stop_ids,
@@ -98,7 +95,9 @@ class Stages:
         restored = None if newest is None else learner.restore(self._checkpoints, newest)
         self.hosts.told("run folder", lambda: self._take_up(newest))
         if restored is None:
-            team = learner.initial(self._runner)
+            forked = self.experiment.origin is not None
+            given = origin.load(self.folder, self.experiment, learner, self.hosts) if forked else NOTHING
+            team = learner.initial(self._runner, given)
             self.folder.check_ours()
             record = together(self.sync(team), self._score(0, "validation"), self._score(0, "test"))
             self._write(0, record)
@@ -116,6 +115,7 @@ class Stages:
         """Prepares the run folder to go on after step ``newest``, or to begin. Only host 0 does this."""
         latest = -1 if newest is None else newest
         self.folder.rewind(latest)
+        changes.rewind(self.folder, latest)
         self._writer = MetricsWriter(self.folder, first=latest + 1)
         self._keeping.note(self._checkpoints.steps())
         if newest is not None:
@@ -288,37 +288,3 @@ class Stages:
         if self.hosts.index == 0:
             say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
         return {f"{split}/{name}": value for name, value in score.record().items()}
-
-
-def _rollouts(
-    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None, hosts: Hosts
-) -> Rollouts:
-    """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
-    settings = experiment.rollout
-    episodes = 1 if settings.tree else settings.candidates
-    player = training(experiment, engine, runner, partners)
-    at_once = experiment.engine.at_once
-    instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
-    return Rollouts(player, engine, settings.instances, episodes, hosts, instances_at_once)
-
-
-def training(
-    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None
-) -> Player:
-    """Returns what plays the episodes of a training step."""
-    settings = experiment.rollout
-    by_role = experiment.by_role
-    sampling = {role: own.sampling for role, own in by_role.items()}
-    candidates = {role: own.candidates if settings.tree else 1 for role, own in by_role.items()}
-    return Player(
-        experiment.task,
-        experiment.team,
-        experiment.tokenizer,
-        engine_propose(engine, sampling, candidates, experiment.seed),
-        sampling,
-        experiment.seed,
-        runner=runner,
-        select=settings.select,
-        exclude=settings.exclude,
-        partners=partners,
-    )

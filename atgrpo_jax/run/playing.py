@@ -1,0 +1,44 @@
+"""Makes what plays the episodes of a training step, as an experiment says."""
+
+from atgrpo_jax.common.hosts import Hosts
+from atgrpo_jax.engines.protocol import Engine
+from atgrpo_jax.partners.answers import Partners
+from atgrpo_jax.rollout.player import Player
+from atgrpo_jax.rollout.rollout import engine_propose
+from atgrpo_jax.rollout.rollouts import Rollouts
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.sandbox.protocol import Runner
+
+
+def rollouts(
+    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None, hosts: Hosts
+) -> Rollouts:
+    """Returns the rollouts of a run: a group has K candidates, or an instance K episodes of one."""
+    settings = experiment.rollout
+    episodes = 1 if settings.tree else settings.candidates
+    player = training(experiment, engine, runner, partners)
+    at_once = experiment.engine.at_once
+    instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
+    return Rollouts(player, engine, settings.instances, episodes, hosts, instances_at_once)
+
+
+def training(
+    experiment: Experiment, engine: Engine, runner: Runner | None, partners: Partners | None
+) -> Player:
+    """Returns what plays the episodes of a training step."""
+    settings = experiment.rollout
+    by_role = experiment.by_role
+    sampling = {role: own.sampling for role, own in by_role.items()}
+    candidates = {role: own.candidates if settings.tree else 1 for role, own in by_role.items()}
+    return Player(
+        experiment.task,
+        experiment.team,
+        experiment.tokenizer,
+        engine_propose(engine, sampling, candidates, experiment.seed),
+        sampling,
+        experiment.seed,
+        runner=runner,
+        select=settings.select,
+        exclude=settings.exclude,
+        partners=partners,
+    )
