@@ -3,9 +3,9 @@
 python -m atgrpo_jax.export --run_dir=runs/plan_model --out=trained [--step=N] [--mesh=...] [--merge]
 
 A folder holds a Hugging Face model, or a PEFT adapter if the policy is one. ``--merge`` writes
-adapters merged into their base. Without it, a base that was not read from a model folder, or that a
-warm start has changed, is written as well, as OUT/base_of_adapters. A policy that did not start
-from a folder gets no tokenizer files.
+adapters merged into their base. Without it, a base that was not read from a model folder, that a warm
+start has changed, or that came from another run is written as well, as OUT/base_of_adapters. A policy
+that did not start from a folder gets no tokenizer files.
 """
 
 from pathlib import Path
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
     step = saved.step_of(_STEP.value)
     everything = saved.weights(step)
     bases = {name: saved.learner.source(name) for name in everything}
-    moved = saved.experiment.warm_start is not None or saved.experiment.pretrained is None
+    x = saved.experiment
+    moved = x.warm_start is not None or x.origin is not None or x.pretrained is None
     if saved.learner.adapted and moved and not _MERGE.value:
         folder = str((out / "base_of_adapters").absolute())
         name = next(iter(saved.learner.adapted))

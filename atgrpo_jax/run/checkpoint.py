@@ -1,7 +1,7 @@
 """Saves and restores all policies and optimizers together, and checks digests when reading."""
 
 import itertools
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from typing import Any
 
 from atgrpo_jax.arrays import trees
@@ -103,8 +103,11 @@ class Checkpoints:
             if trees.is_tree(self._path / str(step)):
                 trees.remove_tree(self._path / str(step))
 
-    def restore_base(self, shapes: Any) -> Any:
-        """Reads the weights that adapters are on, once. Raises RunError if missing or damaged."""
+    def restore_base(self, shapes: Any, step: int | None = None) -> Any:
+        """Reads the weights that adapters are on, once. Raises RunError if missing or damaged.
+
+        If a ``step`` is given, they must be those of its checkpoint.
+        """
         if self._base_params is None:
             try:
                 _, self._base_digest = trees.about_tree(self._base)
@@ -112,6 +115,8 @@ class Checkpoints:
             except RunError as error:
                 why = f"the base of the adapters cannot be read: {error}; start the run anew"
                 raise RunError(why) from error
+        if step is not None:
+            self._check_base(step, self._about(step))
         return self._base_params
 
     def restore(self, step: int, shapes: Any) -> tuple[Any, int]:
@@ -121,10 +126,13 @@ class Checkpoints:
         missing or belongs to another config or base, and Damaged if it is damaged.
         """
         about = self._about(step)
+        self._check_base(step, about)
+        return trees.read_tree(self._path / str(step), shapes, self._hosts), about["version"]
+
+    def _check_base(self, step: int, about: Mapping[str, Any]) -> None:
         if about["base"] != self._base_digest:
             where = f"checkpoint {step} in {self._path}"
             raise RunError(f"{where} belongs to another base than {self._base}; put its own back")
-        return trees.read_tree(self._path / str(step), shapes, self._hosts), about["version"]
 
     def restore_part(self, step: int, shapes: Any) -> Any:
         """Reads a part of the tree of ``step``; see ``trees.read_part``. Raises as ``restore`` does."""

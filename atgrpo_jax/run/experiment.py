@@ -83,6 +83,8 @@ class Experiment:
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "keep_every", self.keep_every >= 0, "must not be negative")
+        scored = not self.keep_best or self.evaluation.every > 0
+        require(self, "keep_best", scored, "nothing is scored on the way with EvaluationConfig.every = 0")
         require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")
         require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
         tree = self.rollout.tree

@@ -75,6 +75,15 @@ def read(folder: RunFolder) -> dict[str, Any]:
     return json.loads(read_file(folder.origin))
 
 
+def origins(folder: RunFolder) -> str:
+    """Returns a line on what a fork began from, such as "plan (step 300)"; "" for another run."""
+    if not is_file(folder.origin):
+        return ""
+    found = json.loads(read_file(folder.origin))["starts"].values()
+    names = (f"{start['run'].rpartition('/')[2]} (step {start['step']})" for start in found)
+    return ", ".join(dict.fromkeys(names))
+
+
 def load(folder: RunFolder, experiment: Experiment, learner: TeamLearner, hosts: Hosts = ALONE) -> Given:
     """Reads the parameters that a fork starts from.
 
@@ -132,7 +141,7 @@ class _Reading:
         return part[name]["params"]
 
     def base(self, shapes: Any) -> Any:
-        return self.run.checkpoints.restore_base(shapes)
+        return self.run.checkpoints.restore_base(shapes, self._start.step)
 
 
 def _merged(base: Any, adapter: Any, scale: float) -> Any:
