@@ -224,9 +224,8 @@ def test_a_person_names_the_best_step(tmp_path, capsys):
 
 def test_a_fork_has_the_weights_of_its_origin_and_a_fresh_optimizer(tmp_path):
     a = made(tmp_path / "a")
-    x, team = begun(
-        RunFolder(tmp_path / "b"), given("optimizer.OptimizerConfig.learning_rate = 1.0"), str(a.path)
-    )
+    warm = "experiment.Experiment.warm_start = @warm_start.WarmStartConfig()"
+    x, team = begun(RunFolder(tmp_path / "b"), given(warm), str(a.path))
     theirs = SavedRun(a.path).team(4)
     assert same(params(team, "shared"), params(theirs, "shared"))
     assert not same(params(team, "shared"), params(SavedRun(a.path).team(0), "shared"))
@@ -357,6 +356,8 @@ def test_a_shared_policy_becomes_the_base_of_fresh_adapters(tmp_path):
     theirs = params(SavedRun(a.path).team(4), "shared")
     assert same(jax.device_get(team.base), theirs)
     assert same(jax.device_get(TeamLearner(x).weights(team)["mover"].params), theirs)
+    _, team = begun(RunFolder(tmp_path / "c"), given(SHARING + "'lora'"), f"base={a.path}")
+    assert same(jax.device_get(team.base), theirs)
 
 
 def test_an_adapter_is_merged_into_a_whole_policy(tmp_path):

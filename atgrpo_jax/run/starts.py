@@ -127,7 +127,7 @@ def _named(experiment: Experiment, asked: Asked) -> dict[str, tuple[str, Sequenc
                 f"--from: {found[policy][0]} and {name} are both of policy {policy}; name one of them"
             )
         adapted = [role for role in drawn if experiment.initial_name(team.policy(role)) == BASE]
-        found[policy] = name, [name] if name in drawn else own.get(policy, adapted)
+        found[policy] = name, own.get(name) or ([name] if name in drawn else adapted)
     return found
 
 
