@@ -40,8 +40,11 @@ from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan")
 _MESH = mesh_flag()
-_STEP = flags.DEFINE_integer(
-    "step", None, "Which checkpoint of the run; the newest if it is not given. E.g. --step=100"
+_STEP = flags.DEFINE_string(
+    "step",
+    None,
+    "Which checkpoint of the run: a number, or best, by validation; the newest if it is not given. "
+    "E.g. --step=100 or --step=best",
 )
 _MODEL = flags.DEFINE_string(
     "model", None, "A Hugging Face model folder, instead of a run. E.g. --model=smollm2-135m"
@@ -89,10 +92,10 @@ def main(argv: list[str]) -> None:
 def evaluate_run(saved: SavedRun) -> None:
     """Scores a run, and appends each score to its evaluations.jsonl."""
     experiment = _played(saved.experiment)
-    step = saved.newest() if _STEP.value is None else _STEP.value
+    step = saved.step_of(_STEP.value)
 
     def contenders() -> Iterator[Contender]:
-        for number in [step] if _AGAINST.value is None else [step, _step(_AGAINST.value)]:
+        for number in [step] if _AGAINST.value is None else [step, saved.step_of(_AGAINST.value)]:
             yield f"step {number}", number, saved.weights(number)
 
     answers = saved.folder.partners
@@ -207,12 +210,6 @@ def scores(
             else:
                 print(f"difference to {name}: {difference(first, score)}", flush=True)
             yield contender, score, settings
-
-
-def _step(text: str) -> int:
-    if not text.isdigit():
-        raise ConfigError(f"--against={text}: with --run_dir it is a step of that run")
-    return int(text)
 
 
 if __name__ == "__main__":

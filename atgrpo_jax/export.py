@@ -3,9 +3,9 @@
 python -m atgrpo_jax.export --run_dir=runs/plan_model --out=trained [--step=N] [--mesh=...] [--merge]
 
 A folder holds a Hugging Face model, or a PEFT adapter if the policy is one. ``--merge`` writes
-adapters merged into their base. Without it, a base that was not read from a model folder, or that a
-warm start has changed, is written as well, as OUT/base_of_adapters. A policy that did not start
-from a folder gets no tokenizer files.
+adapters merged into their base. Without it, a base that was not read from a model folder, that a warm
+start has changed, or that came from another run is written as well, as OUT/base_of_adapters. A policy
+that did not start from a folder gets no tokenizer files.
 """
 
 from pathlib import Path
@@ -28,7 +28,11 @@ from atgrpo_jax.tools.read_back import check_read_back
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan_model")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist yet. E.g. --out=trained")
 _MESH = mesh_flag()
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if it is not given. E.g. --step=30")
+_STEP = flags.DEFINE_string(
+    "step",
+    None,
+    "Which checkpoint: a number, or best, by validation; the newest if it is not given. E.g. --step=30",
+)
 _MERGE = flags.DEFINE_bool("merge", False, "Write adapters merged into their base. E.g. --merge")
 
 
@@ -40,10 +44,11 @@ def main(argv: list[str]) -> None:
     if out.exists():
         raise RunError(f"{out} exists; give another --out")
     saved = SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value))
-    step = saved.newest() if _STEP.value is None else _STEP.value
+    step = saved.step_of(_STEP.value)
     everything = saved.weights(step)
     bases = {name: saved.learner.source(name) for name in everything}
-    moved = saved.experiment.warm_start is not None or saved.experiment.pretrained is None
+    x = saved.experiment
+    moved = x.warm_start is not None or x.origin is not None or x.pretrained is None
     if saved.learner.adapted and moved and not _MERGE.value:
         folder = str((out / "base_of_adapters").absolute())
         name = next(iter(saved.learner.adapted))

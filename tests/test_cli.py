@@ -87,7 +87,7 @@ def test_what_ends_before_its_end_does_not_end_with_0(code):
 
 COMMANDS = {
     "train": {"gin_file", "gin_param", "run_dir", "hosts", "host", "coordinator", "heartbeat", "patience",
-              "other_hosts", "changed_code", "gather", "lockstep"},
+              "other_hosts", "changed_code", "gather", "lockstep", "from", "from_step", "change"},
     "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "against", "split", "instances",
                  "episodes", "temperature", "mesh"},
     "export": {"run_dir", "out", "step", "merge", "mesh"},
@@ -154,7 +154,7 @@ def test_a_wrong_word_or_flag_is_one_line_and_code_2():
     for words, says in (
         (["plan"], "error: unexpected argument 'plan', which is no gin file; see --help\n"),
         (["--gin_fil=x"], "error: Unknown command line flag 'gin_fil'. Did you mean: gin_file; see --help\n"),
-        ([], "error: --gin_file is missing, e.g. --gin_file=plan.gin\n"),
+        ([], "error: --gin_file is missing, e.g. --gin_file=plan.gin; or name a run, with --run_dir\n"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "atgrpo_jax.train", *words], cwd=ROOT, capture_output=True, text=True

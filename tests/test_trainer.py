@@ -20,7 +20,7 @@ from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import train
 from atgrpo_jax.run.stages import Stages
-from atgrpo_jax.run.team_learner import TeamState
+from atgrpo_jax.run.team_state import TeamState
 from atgrpo_jax.update.objectives import LossConfig
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "is_tree",
     "move_tree",
     "names_of_trees",
+    "read_part",
     "read_tree",
     "remove_tree",
     "write_tree",
@@ -91,6 +92,32 @@ def read_tree(place: Place, shapes: Any, hosts: Hosts = ALONE) -> Any:
             raise RunError(f"{place} has other arrays: {path} is {saved.get(path)}, not {wanted.get(path)}")
     with stored.reading(seen["files"]) as state, _orbax(place, "read"):
         return _checkpointer(hosts).restore(state, args=ocp.args.StandardRestore(shapes))
+
+
+def read_part(place: Place, shapes: Any, hosts: Hosts = ALONE) -> Any:
+    """Returns a part of the saved tree, as ``read_tree`` does.
+
+    ``shapes`` is the tree with None in place of all that is not wanted. What comes back has dicts in
+    place of named tuples, and no None.
+    """
+    stored = _stored(place)
+    seen = json.loads(stored.about())
+    for path, wanted in _leaves(shapes).items():
+        if seen["leaves"].get(path) != wanted:
+            raise RunError(f"{place} has other arrays: {path} is {seen['leaves'].get(path)}, not {wanted}")
+    part = _as_dicts(shapes)
+    how = ocp.args.PyTreeRestore(
+        part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
+    )
+    with stored.reading(seen["files"]) as state, _orbax(place, "read"):
+        return _checkpointer(hosts, ocp.PyTreeCheckpointHandler).restore(state, args=how)
+
+
+def _as_dicts(tree: Any) -> Any:
+    fields = tree._asdict() if hasattr(tree, "_asdict") else tree
+    if not isinstance(fields, Mapping):
+        return tree
+    return {name: _as_dicts(value) for name, value in fields.items() if value is not None}
 
 
 def about_tree(place: Place, files: bool = True) -> tuple[dict[str, Any], str]:
@@ -170,11 +197,11 @@ def _digest_of(seen: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
-def _checkpointer(hosts: Hosts = ALONE) -> ocp.Checkpointer:
+def _checkpointer(hosts: Hosts, handling: Any = ocp.StandardCheckpointHandler) -> ocp.Checkpointer:
     """Returns Orbax's writer. It waits for other hosts with a deadline if they are named."""
     several = set(range(hosts.count)) if hosts.count > 1 else None
     options = ocp.options.MultiprocessingOptions(active_processes=several)
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    handler = handling(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 

@@ -23,7 +23,7 @@ from atgrpo_jax.run.nodes import Node
 from atgrpo_jax.run.playing import training
 from atgrpo_jax.run.recorded import episode_of, key_of
 from atgrpo_jax.run.saved import SavedRun
-from atgrpo_jax.run.team_learner import TeamState
+from atgrpo_jax.run.team_state import TeamState
 from atgrpo_jax.tasks.calls import place
 
 
@@ -57,19 +57,19 @@ class Again:
     """Plays episodes of a run again. Use it with ``with``."""
 
     def __init__(self, saved: SavedRun):
-        self._saved = saved
-        self._experiment = saved.experiment
+        self._saved = saved  # with the settings of the node's step
         self._teams = Teams(saved, lambda: self._engine.release())
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> "Again":
-        experiment = self._experiment
+        experiment = self._saved.experiment
         with contextlib.ExitStack() as opening:
             answers = self._saved.folder.partners
             partners = opened(experiment.team.partners, answers, "evaluated", experiment.seed)
             self._partners = opening.enter_context(partners)
             self._runner = opening.enter_context(experiment.running())
-            self._engine: Engine = opening.enter_context(contextlib.closing(self._saved.learner.engine()))
+            self._engine: Engine = self._saved.learner.engine()
+            opening.callback(lambda: self._engine.close())
             self._closing = opening.pop_all()
         return self
 
@@ -85,7 +85,8 @@ class Again:
         Raises RunError if the run keeps no such node, or if the task shows another prompt than recorded.
         Raises ConfigError for a change that does not fit the node.
         """
-        experiment = self._experiment
+        self._set_to(node.step)
+        experiment = self._saved.experiment
         record = recorded_at(self._saved, node)
         changed = {key_of(record, group) for group in record["groups"] if node.holds(group)}
         one_group = change.executes is not None or change.says is not None
@@ -121,8 +122,16 @@ class Again:
             played = _at(played, changed, change)
         return Replayed(record, recorded, played)
 
+    def _set_to(self, step: int) -> None:
+        """Takes the settings of a step. The engine is another one if they are."""
+        saved = self._saved.at(step)
+        if saved is not self._saved:
+            self._engine.close()
+            self._engine = saved.learner.engine()
+            self._saved = saved
+
     def _player(self, split: str) -> Player:
-        experiment = self._experiment
+        experiment = self._saved.experiment
         if split == "train":
             return training(experiment, self._engine, self._runner, self._partners)
         return evaluating(
@@ -139,7 +148,7 @@ class Again:
     def _said(self, team: TeamState, origin: Origin, change: Change) -> Sample:
         """Returns a text of a person's as a sample, with the logprobs that the policy gives it."""
         assert change.says is not None
-        tokens = self._experiment.tokenizer.answer_ids(change.says)
+        tokens = self._saved.experiment.tokenizer.answer_ids(change.says)
         asked = dataclasses.replace(origin, sampling=_sampling(origin, change))
         sample = Sample(tokens, (0.0,) * len(tokens), "stop", team.version)
         group = Group((Candidate(asked, sample, change.says, Outcome.OK, None),), None)

@@ -12,7 +12,7 @@ from atgrpo_jax.common.types import Batch, GroupKey
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.replaying.teams import Teams
 from atgrpo_jax.run.saved import SavedRun
-from atgrpo_jax.run.team_learner import TeamState
+from atgrpo_jax.run.team_state import TeamState
 from atgrpo_jax.update.batch import pack
 from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
 
@@ -31,6 +31,7 @@ Place = tuple[GroupKey, int]  # a group, and the number of a candidate in it
 
 def taught(saved: SavedRun, teams: Teams, step: int) -> dict[Place, Taught]:
     """Makes a step's update again. Returns what it did to each candidate that a policy drew."""
+    saved = saved.at(step)
     teams.after(step - 1)
     pushes: dict[str, list[np.ndarray]] = {}
 

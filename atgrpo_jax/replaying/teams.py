@@ -8,7 +8,7 @@ from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.run.recorded import credited_of
 from atgrpo_jax.run.saved import SavedRun
-from atgrpo_jax.run.team_learner import TeamState, Watch
+from atgrpo_jax.run.team_state import TeamState, Watch
 
 
 class Teams:
@@ -28,8 +28,6 @@ class Teams:
         self._before_update = before_update
         self._team: TeamState | None = None
         self._step = -1
-        if saved.experiment.refers:
-            saved.learner.refer_to(saved.team(0))
 
     def after(self, step: int) -> TeamState:
         """Returns the team after ``step``.
@@ -52,7 +50,10 @@ class Teams:
         assert self._team is not None
         step = self._step + 1
         folder = self._saved.folder
-        sampling = {role: own.sampling for role, own in self._saved.experiment.by_role.items()}
+        saved = self._saved.at(step)
+        if saved.experiment.refers and not saved.learner.reference:
+            saved.learner.refer_to(saved.team(0))
+        sampling = {role: own.sampling for role, own in saved.experiment.by_role.items()}
         try:
             records = list(folder.read_episodes(step))
         except FileNotFoundError as error:
@@ -60,7 +61,7 @@ class Teams:
         credited = [item for record in records for item in credited_of(record, sampling)]
         self._before_update()
         try:
-            team, _ = self._saved.learner.update(self._team, credited, step, watch)
+            team, _ = saved.learner.update(self._team, credited, step, watch)
         except RunError as error:
             raise RunError(
                 f"the episodes of step {step} do not follow from the team after step {self._step}, so a "

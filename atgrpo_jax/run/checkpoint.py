@@ -1,7 +1,7 @@
 """Saves and restores all policies and optimizers together, and checks digests when reading."""
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Set
 from typing import Any
 
 from atgrpo_jax.arrays import trees
@@ -13,7 +13,7 @@ from atgrpo_jax.common.progress import say
 
 
 class Checkpoints:
-    """The numbered checkpoints in one folder. It keeps the newest ``keep`` ones and step 0.
+    """The numbered checkpoints in one folder. It keeps the newest ``keep`` ones, step 0, and what ``stays``.
 
     A checkpoint is there whole or not at all. No random state and no position in the data is
     stored: both follow from the step and the config's seed.
@@ -27,18 +27,21 @@ class Checkpoints:
         read_only: bool = False,
         hosts: Hosts = ALONE,
         earlier: Collection[str] = (),
+        stays: Callable[[Set[int]], Set[int]] = lambda steps: set(),
     ):
         """Opens the folder ``path``, and makes it if it is not there.
 
         ``identity`` names the config, and ``earlier`` what it was before it changed in this run;
         checkpoints of another config are refused. With ``read_only`` nothing in the folder is
         changed, so that a run may be going on in it. All ``hosts`` of a run save and restore
-        together; only host 0 looks for what is there.
+        together; only host 0 looks for what is there. ``stays`` is given all steps and returns those to
+        keep.
         """
         self._path = path
         self._identity = identity
         self._known = {identity, *earlier}
         self._keep = keep
+        self._stays = stays
         self._base = path.with_name("base")
         self._base_digest: str | None = None
         self._base_params: Any = None  # once they are read
@@ -94,12 +97,17 @@ class Checkpoints:
 
     def forget_old(self) -> None:
         """Removes all checkpoints that are not to be kept; folders that hold none stay."""
-        for step in sorted(steps_in(self._path) - {0})[: -self._keep]:
+        steps = steps_in(self._path)
+        older = sorted(steps - {0})[: -self._keep]
+        for step in sorted(set(older) - self._stays(steps)) if older else ():
             if trees.is_tree(self._path / str(step)):
                 trees.remove_tree(self._path / str(step))
 
-    def restore_base(self, shapes: Any) -> Any:
-        """Reads the weights that adapters are on, once. Raises RunError if missing or damaged."""
+    def restore_base(self, shapes: Any, step: int | None = None) -> Any:
+        """Reads the weights that adapters are on, once. Raises RunError if missing or damaged.
+
+        If a ``step`` is given, they must be those of its checkpoint.
+        """
         if self._base_params is None:
             try:
                 _, self._base_digest = trees.about_tree(self._base)
@@ -107,6 +115,8 @@ class Checkpoints:
             except RunError as error:
                 why = f"the base of the adapters cannot be read: {error}; start the run anew"
                 raise RunError(why) from error
+        if step is not None:
+            self._check_base(step, self._about(step))
         return self._base_params
 
     def restore(self, step: int, shapes: Any) -> tuple[Any, int]:
@@ -116,10 +126,23 @@ class Checkpoints:
         missing or belongs to another config or base, and Damaged if it is damaged.
         """
         about = self._about(step)
+        self._check_base(step, about)
+        return trees.read_tree(self._path / str(step), shapes, self._hosts), about["version"]
+
+    def _check_base(self, step: int, about: Mapping[str, Any]) -> None:
         if about["base"] != self._base_digest:
             where = f"checkpoint {step} in {self._path}"
             raise RunError(f"{where} belongs to another base than {self._base}; put its own back")
-        return trees.read_tree(self._path / str(step), shapes, self._hosts), about["version"]
+
+    def restore_part(self, step: int, shapes: Any) -> Any:
+        """Reads a part of the tree of ``step``; see ``trees.read_part``. Raises as ``restore`` does."""
+        self._about(step)
+        return trees.read_part(self._path / str(step), shapes, self._hosts)
+
+    def digest(self, step: int) -> str:
+        """Returns a digest of all that is in the checkpoint of ``step``. Raises as ``restore`` does."""
+        self._about(step)
+        return trees.about_tree(self._path / str(step), files=False)[1]
 
     def _about(self, step: int) -> dict[str, Any]:
         """Returns what a checkpoint says about itself. Its files are checked, the first time only.

@@ -33,7 +33,7 @@ from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
 # Fields that may change when a run goes on: they do not affect the steps that are done.
-CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints", "trackers")
+CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "trackers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Experiment:
     """The whole config of a run.
 
     Policies start from random parameters of ``model``, or from the ``pretrained`` Hugging Face
-    folders. Then they get the ``warm_start``, if there is one.
+    folders. Then they get the ``warm_start``, if there is one. Those of a fork start from another run.
 
     ``model`` and ``pretrained`` are either one value for all policies, or a mapping with one for
     each policy. Adapters have none of their own: the mapping names "base", which they are all on.
@@ -69,6 +69,10 @@ class Experiment:
     seed: int = 0  # of parameters and samples; tasks have seeds of their own
     checkpoint_every: int = 10  # steps
     keep_checkpoints: int = 2  # how many of the newest are kept; step 0 is kept as well
+    # Fields without repr are no part of the identity that older runs have, too.
+    keep_every: int = dataclasses.field(default=0, repr=False)  # steps; each such one is kept; 0 is off
+    keep_best: bool = dataclasses.field(default=False, repr=False)  # by validation; the earliest of equals
+    origin: str | None = dataclasses.field(default=None, repr=False)  # of a fork: see origin.py
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
     gate: bool = True  # after every push, check the engine's weights; see engines/gate.py
     # Who else shows the records. Without ``repr`` it is no part of ``identity``, nor was it before it came.
@@ -87,6 +91,9 @@ class Experiment:
         object.__setattr__(self, "pretrained", _absolute(self.pretrained))
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "keep_every", self.keep_every >= 0, "must not be negative")
+        scored = not self.keep_best or self.evaluation.every > 0
+        require(self, "keep_best", scored, "nothing is scored on the way with EvaluationConfig.every = 0")
         require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")
         require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
         tree = self.rollout.tree
@@ -214,19 +221,23 @@ class Experiment:
         """Returns the experiment with a fixed date, so that nothing depends on the day.
 
         Chat templates may write a date. It is that of the ``recorded`` run, if this one goes on
-        with it, and otherwise today's.
+        with it, and otherwise today's. A fork goes on as one, also if it is not said again.
         """
-        if not isinstance(self.tokenizer, FolderTokenizer):
-            return self
+        begun = self
+        if recorded is not None and recorded.origin is not None and self.origin is None:
+            begun = dataclasses.replace(begun, origin=recorded.origin, warm_start=None)
+        if not isinstance(begun.tokenizer, FolderTokenizer):
+            return begun
         like = recorded.tokenizer if recorded else None
-        return dataclasses.replace(self, tokenizer=self.tokenizer.dated(like))
+        return dataclasses.replace(begun, tokenizer=begun.tokenizer.dated(like))
 
     def identity(self) -> str:
         """Returns a digest; experiments with the same one leave the same bytes, step by step.
 
         Files count by their contents, wherever they are.
         """
-        return hash_bytes(represented(_without_changeable(self))).hex()
+        started = "" if self.origin is None else f" from {self.origin}"
+        return hash_bytes(represented(_without_changeable(self)) + started).hex()
 
 
 def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
@@ -242,6 +253,11 @@ def experiment_difference(ours: Experiment, theirs: Experiment) -> str | None:
     Fields that may change when a run goes on are not compared.
     """
     return first_difference("Experiment", _without_changeable(ours), _without_changeable(theirs))
+
+
+def experiment_changes(ours: Experiment, theirs: Experiment) -> Iterator[tuple[str, Any, Any]]:
+    """Yields name, our value and theirs of all fields that ``experiment_difference`` looks at."""
+    return differences("Experiment", _without_changeable(ours), _without_changeable(theirs))
 
 
 def _without_changeable(experiment: Experiment) -> Experiment:
@@ -266,13 +282,16 @@ def first_difference(name: str, ours: Any, theirs: Any) -> str | None:
     Paths are equal if what is there has the same content. ``name`` is what to call the values if they
     are not dataclasses.
     """
+    for field, own, other in differences(name, ours, theirs):
+        return f"{field} = {other!r} there, {own!r} given"
+    return None
+
+
+def differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the name, our value and their value of every field in which two values differ."""
     if type(ours) is type(theirs) and dataclasses.is_dataclass(ours):
         for field in dataclasses.fields(ours):
             inner = f"{type(ours).__name__}.{field.name}"
-            found = first_difference(inner, getattr(ours, field.name), getattr(theirs, field.name))
-            if found:
-                return found
-        return None
-    if ours == theirs or by_content(ours) == by_content(theirs):
-        return None
-    return f"{name} = {theirs!r} there, {ours!r} given"
+            yield from differences(inner, getattr(ours, field.name), getattr(theirs, field.name))
+    elif ours != theirs and by_content(ours) != by_content(theirs):
+        yield name, ours, theirs

@@ -37,8 +37,10 @@ class RunFolder:
 
     config.gin  metrics.jsonl  tensorboard/  trackers/  checkpoints/
     kept/ (files that it reads)  code/ (your modules)  environment.jsonl (with what, on which machine)
+    origin.json (of a fork: what it began from)
+    changes.jsonl (settings that changed on the way)  configs/ (config.gin before each change)
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
-    summary.json  curves.png  report.html
+    summary.json  curves.png  report.html  best.json (the best checkpoint, if it is kept)
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
     replays/*.jsonl.gz (episodes that were played on in another way)  taught/*.jsonl.gz (by a step)
     hosts.jsonl (on how many hosts, and which mesh)  partners/*.jsonl (what partners answered)
@@ -51,6 +53,9 @@ class RunFolder:
         except ValueError as error:
             raise RunError(f"run_dir {os.fspath(path)!r} {error}; give another --run_dir") from error
         self.config = self.path / "config.gin"
+        self.origin = self.path / "origin.json"  # see origin.py
+        self.changes = self.path / "changes.jsonl"  # see changes.py
+        self.configs = self.path / "configs"
         self.metrics = self.path / "metrics.jsonl"
         self.episodes = self.path / "episodes"
         self.checkpoints = self.path / "checkpoints"
@@ -62,6 +67,7 @@ class RunFolder:
         self.partners = self.path / "partners"  # see partners/answers.py
         self.replays = self.path / "replays"  # see replaying/kept.py
         self.taught = self.path / "taught"
+        self.best = self.path / "best.json"  # see keeping.py
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.report = self.path / "report.html"
@@ -79,6 +85,8 @@ class RunFolder:
         begun = {
             ".lock",
             partial_of(self.config).name,
+            partial_of(self.origin).name,
+            self.origin.name,
             lease.NAME,
             self.code.name,
             self.shapes.name,
@@ -197,6 +205,11 @@ class RunFolder:
         for name in sorted(names_in(self.replays)):
             if name.endswith(".jsonl.gz"):
                 yield from episodes.read(self.replays / name)
+
+    def keep_config(self, content: bytes) -> str:
+        """Keeps a config that is about to change. Returns the name of the file in configs/."""
+        # What its own folder was is now the folder above it.
+        return _write_next(self.configs, ".gin", content.replace(b"$HERE/", b"$HERE/../"))
 
     def taught_by(self, step: int) -> Place:
         """Returns the path of what a step taught (docs/replay.md)."""

@@ -170,7 +170,9 @@ class _Reader:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{of}{name} cannot be read: {error}") from error
         self._reading.append(path)
-        self.read_text(text.replace(HERE, _escaped(f"{path.parent}/")), name, {}, lines=True)
+        for word, place in ((f"{HERE}../", path.parent.parent), (HERE, path.parent)):
+            text = text.replace(word, _escaped(f"{place}/"))
+        self.read_text(text, name, {}, lines=True)
         self._reading.pop()
 
     def read_text(

@@ -24,6 +24,7 @@ from atgrpo_jax.common.types import hash_bytes
 
 FOLDER = "code"  # of a run folder
 _MAIN = "__main__"
+_KEPT = "kept_"  # a module that is named so was written here
 _LATER = "from __future__ import annotations\n"
 
 
@@ -41,6 +42,19 @@ def kept(part: Any, folder: Place) -> Any:
     return dataclasses.replace(part, **changed) if changed else part
 
 
+def carry(part: Any, folder: Place) -> None:
+    """Copies what ``kept`` wrote for another run into ``folder``, if a config uses it."""
+    for value in (getattr(part, f.name) for f in dataclasses.fields(part)):
+        for inner in value.values() if isinstance(value, dict) else (value,):
+            if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
+                carry(inner, folder)
+    module = sys.modules[type(part).__module__]
+    name = f"{module.__name__}.py"
+    if module.__name__.startswith(_KEPT) and module.__file__ and name not in names_in(folder):
+        make_folder(folder)
+        write_atomically(folder / name, Path(module.__file__).read_bytes())
+
+
 def _kept_value(value: Any, folder: Place) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return kept(value, folder)
@@ -52,7 +66,7 @@ def _kept_value(value: Any, folder: Place) -> Any:
 
 def _kept_class(cls: type, folder: Place) -> type:
     source = _Source(vars(sys.modules[_MAIN])).of(cls)
-    name = f"kept_{hash_bytes(source).hex()[:8]}"
+    name = f"{_KEPT}{hash_bytes(source).hex()[:8]}"
     make_folder(folder)
     write_atomically(folder / f"{name}.py", source.encode())
     make_importable(folder)

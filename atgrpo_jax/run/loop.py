@@ -15,7 +15,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import headline
 from atgrpo_jax.run.report import summarise
 from atgrpo_jax.run.stages import Stages
-from atgrpo_jax.run.team_learner import TeamState
+from atgrpo_jax.run.team_state import TeamState
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Says who plays the episodes of training: with how many candidates, drawn how."""
+"""Makes what plays the episodes of a training step, as an experiment says."""
 
 from atgrpo_jax.common.hosts import Hosts
 from atgrpo_jax.engines.protocol import Engine

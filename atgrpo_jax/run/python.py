@@ -11,6 +11,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.kept_source import kept
 from atgrpo_jax.run.loop import train
 from atgrpo_jax.run.saved import claim
+from atgrpo_jax.run.starts import Asked
 
 
 def load_experiment(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> Experiment:
@@ -21,12 +22,21 @@ def load_experiment(gin_files: str | Sequence[str], bindings: Sequence[str] = ()
     return gin_config.load(gin_files, bindings)
 
 
-def train_team(experiment: Experiment, run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def train_team(
+    experiment: Experiment,
+    run_dir: str | os.PathLike[str],
+    begin_from: str | None = None,
+    from_step: str | None = None,
+    change: bool = False,
+) -> dict[str, Any]:
     """Trains to ``experiment.steps`` and returns the summary. A run that is in the folder goes on.
 
     The folder is the same as that of ``python -m atgrpo_jax.train``, and every command reads it. The
     source of a task, a loss or another part that a notebook or the script itself defines is kept in
     the folder.
+
+    ``begin_from``, ``from_step`` and ``change`` are what --from, --from_step and --change are to ``train``
+    (docs/forks.md).
 
     It works inside a running event loop (a notebook) and in any thread. Signals reach only the main
     thread, so a stop is heard only there: it saves the last complete step and raises Stopped. It never
@@ -37,5 +47,6 @@ def train_team(experiment: Experiment, run_dir: str | os.PathLike[str]) -> dict[
     look_for_no_missing_tpu()
     folder = RunFolder(run_dir)
     folder.exists()  # raises before anything is written in a folder of somebody else
-    with claim(folder, kept(experiment, folder.code)) as begun:
+    asked = None if begin_from is None else Asked.parse(begin_from, from_step)
+    with claim(folder, kept(experiment, folder.code), change=change, asked=asked) as begun:
         return train(begun, folder, may_exit=False)

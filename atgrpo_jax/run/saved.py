@@ -1,6 +1,7 @@
 """Opens the folder of a run: to train in it, or to read it, also while it is trained in."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,48 +13,48 @@ from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.transformer import PolicyWeights
-from atgrpo_jax.run import gin_config
-from atgrpo_jax.run.checkpoint import Checkpoints, steps_in
+from atgrpo_jax.run import changes, gin_config, origin
+from atgrpo_jax.run.checkpoint import steps_in
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.found import FoundRun
 from atgrpo_jax.run.kept_files import check_kept, keep
 from atgrpo_jax.run.kept_modules import settle_code
-from atgrpo_jax.run.shapes import earlier, settle
-from atgrpo_jax.run.team_learner import TeamLearner, TeamState
+from atgrpo_jax.run.kept_source import carry
+from atgrpo_jax.run.shapes import settle
+from atgrpo_jax.run.starts import Asked
+from atgrpo_jax.run.team_learner import TeamLearner
+from atgrpo_jax.run.team_state import TeamState
 
 
-class SavedRun:
+class SavedRun(FoundRun):
     """A run that is read from its folder. Raises RunError if the folder holds no run.
 
     Its parameters are put on ``mesh``, or else on a mesh as in training.
     """
 
     def __init__(self, path: str, mesh: MeshConfig | None = None):
-        self.folder = RunFolder(path)
-        if not self.folder.exists():
-            raise RunError(f"{self.folder.path} holds no run")
-        check_kept(self.folder.kept)
-        self.experiment = gin_config.load(str(self.folder.config))
-        self._checkpoints = Checkpoints(
-            self.folder.checkpoints,
-            self.experiment.identity(),
-            read_only=True,
-            earlier=earlier(self.folder),
-        )
+        super().__init__(path)
         if mesh is not None:
             self.experiment = moved(self.experiment, mesh)
         self.learner = TeamLearner(self.experiment)
+        self._by_settings = {self.experiment.identity(): self}
 
-    def newest(self) -> int:
-        """Returns the step of the newest checkpoint. Raises RunError if there is none."""
-        step = self._checkpoints.latest()
-        if step is None:
-            raise RunError(f"{self.folder.path} has no checkpoint yet")
-        return step
+    def at(self, step: int) -> "SavedRun":
+        """Returns this run with the settings by which it made ``step``; see ``changes``.
 
-    def steps(self) -> list[int]:
-        """Returns the steps of all checkpoints, in ascending order, damaged ones included."""
-        return self._checkpoints.steps()
+        It is this same one if they have not changed since. Teams of one can be given to the other.
+        """
+        experiment = changes.experiment_at(self.folder, step)
+        # On the mesh that this run has now, whatever it was then.
+        experiment = dataclasses.replace(experiment, mesh=self.experiment.mesh, engine=self.experiment.engine)
+        found = self._by_settings.get(experiment.identity())
+        if found is None:
+            found = copy.copy(self)
+            found.experiment = experiment
+            found.learner = TeamLearner(experiment)
+            self._by_settings[experiment.identity()] = found
+        return found
 
     def weights(self, step: int) -> Mapping[str, PolicyWeights]:
         """Reads the weights of all policies after ``step``. Raises RunError if it cannot."""
@@ -62,10 +63,10 @@ class SavedRun:
     def team(self, step: int) -> TeamState:
         """Reads the team after ``step``. Raises RunError if it cannot."""
         try:
-            return self.learner.restore(self._checkpoints, step)
+            return self.learner.restore(self.checkpoints, step)
         except Damaged as error:
             raise RunError(
-                f"{error}; there are steps {', '.join(map(str, self._checkpoints.steps()))}"
+                f"{error}; there are steps {', '.join(map(str, self.checkpoints.steps()))}"
             ) from error
 
 
@@ -89,6 +90,8 @@ def claim(
     given: Experiment,
     hosts: Hosts = ALONE,
     other_hosts: bool = False,
+    change: bool = False,
+    asked: Asked | None = None,
     changed_code: bool = False,
 ) -> Iterator[Experiment]:
     """Locks the folder for this run until the end of the ``with``, and writes the run's config there.
@@ -96,8 +99,9 @@ def claim(
     Host 0 does this for all ``hosts``. Yields that config: ``given``, with the date on which the run
     began. Raises RunError if the folder holds another run or something else, has more steps than
     ``given`` asks for, or is not the same one for all hosts. It may have been made by another number
-    of hosts, or on another mesh, only if ``other_hosts``. The user's own modules may have changed since
-    only if ``changed_code``.
+    of hosts, or on another mesh, only if ``other_hosts``. Settings may have changed only if ``change``,
+    and the user's own modules only if ``changed_code``. A new run starts from another one if that is
+    ``asked`` for.
     """
     begun = given
 
@@ -107,7 +111,7 @@ def claim(
             check_no_pattern(folder.path)
         folder.exists()  # raises before a lock file is left in a folder of somebody else
         folder.lock()
-        begun = _begun(folder, given, hosts.count, other_hosts, changed_code)
+        begun = _begun(folder, given, hosts.count, other_hosts, change, asked, changed_code)
         return b""
 
     try:
@@ -123,11 +127,23 @@ def claim(
 
 
 def _begun(
-    folder: RunFolder, given: Experiment, hosts: int, other_hosts: bool, changed_code: bool
+    folder: RunFolder,
+    given: Experiment,
+    hosts: int,
+    other_hosts: bool,
+    change: bool,
+    asked: Asked | None,
+    changed_code: bool,
 ) -> Experiment:
     known = folder.exists()  # asked again: a run may have begun in between
     check_kept(folder.kept)
     recorded = gin_config.load(str(folder.config)) if known else None
+    if change and recorded is None:
+        raise RunError(f"{folder.path} holds no run yet, so nothing can change in it; leave --change out")
+    if asked is not None:
+        given = origin.fork(folder, given, recorded, asked)
+    elif recorded is None:
+        origin.refuse_without(folder, given)
     experiment = given.begun(recorded)
     done = max(steps_in(folder.checkpoints), default=0)
     if done > experiment.steps:
@@ -135,13 +151,20 @@ def _begun(
             f"{folder.path} holds {done} steps already, more than Experiment.steps = {experiment.steps}; "
             "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
         )
-    settle(folder, experiment, recorded, hosts, done, other_hosts)
+    like = recorded
+    if recorded is not None:
+        changes.forget_undone(folder, recorded)
+        like = changes.allowed(folder, recorded, experiment) if change else recorded
+    settle(folder, experiment, like, hosts, done, other_hosts)
+    if recorded is not None and like is not None:
+        changes.record(folder, recorded, like, done)
+    carry(experiment, folder.code)
+    settle_code(experiment, folder.code, done, changed_code)
     if recorded is None:
         reads = keep(experiment, folder.kept)
     else:  # the same contents, where the run keeps them
         own = {name: getattr(recorded, name) for name in ("task", "tokenizer", "pretrained")}
         reads = dataclasses.replace(experiment, **own)
-    settle_code(experiment, folder.code, done, changed_code)
     text = gin_config.render(reads)
     write_atomically(folder.config, gin_config.movable(text, folder.path).encode())
     return experiment

@@ -9,6 +9,7 @@ from typing import Any
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import append_json_line, is_file, read_json_lines, remove_file
+from atgrpo_jax.run.changes import with_changes
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
 
@@ -36,7 +37,7 @@ def settle(
         theirs = dataclasses.replace(recorded, mesh=ours.mesh, engine=ours.engine)
     differs = experiment_difference(ours, theirs)
     if differs:
-        hint = "" if other else _hint(ours, recorded)
+        hint = _hint(ours, recorded, other)
         raise RunError(
             f"{folder.path} holds a run of another config ({differs}); give another --run_dir{hint}"
         )
@@ -63,7 +64,11 @@ def _record(folder: RunFolder, ours: Experiment, recorded: Experiment | None, ho
     append_json_line(folder.shapes, line)
 
 
-def _hint(ours: Experiment, recorded: Experiment) -> str:
-    """Returns what to do if only the mesh or the engine differ; "" if more does."""
+def _hint(ours: Experiment, recorded: Experiment, other: bool) -> str:
+    """Returns what to do if only the mesh, the engine, or what may change differ; "" if more does."""
     moved = dataclasses.replace(recorded, mesh=ours.mesh, engine=ours.engine)
-    return "" if experiment_difference(ours, moved) else ", or --other_hosts to go on with other bytes"
+    if not other and not experiment_difference(ours, moved):
+        return ", or --other_hosts to go on with other bytes"
+    if not experiment_difference(ours, with_changes(moved if other else recorded, ours)):
+        return ", or --change to go on with this from the next step"
+    return ""

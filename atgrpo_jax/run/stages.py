@@ -15,16 +15,19 @@ from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
+from atgrpo_jax.run import changes, origin
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.environment import record_environment
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, episode_metrics, write_record
 from atgrpo_jax.run.playing import rollouts_of
 from atgrpo_jax.run.shapes import earlier
-from atgrpo_jax.run.team_learner import TeamLearner, TeamState
+from atgrpo_jax.run.team_learner import TeamLearner
+from atgrpo_jax.run.team_state import NOTHING, TeamState
 from atgrpo_jax.run.tracking import tracked
 from atgrpo_jax.tasks.calls import check_split
 from atgrpo_jax.tasks.splits import SPLITS
@@ -49,12 +52,14 @@ class Stages:
         self._compiles = CompileCounter()
         self.learner = TeamLearner(experiment, hosts)
         check_machines(hosts, experiment)
+        self._keeping = Keeping(folder, experiment)
         self._checkpoints = Checkpoints(
             folder.checkpoints,
             experiment.identity(),
             experiment.keep_checkpoints,
             hosts=hosts,
-            earlier=earlier(folder),
+            earlier=(*earlier(folder), *changes.identities(folder)),
+            stays=self._keeping.staying,
         )
         with contextlib.ExitStack() as opening:  # closes what is open if the next one fails
             self.tracking = opening.enter_context(tracked(experiment, folder, hosts))
@@ -92,7 +97,9 @@ class Stages:
         restored = None if newest is None else learner.restore(self._checkpoints, newest)
         self.hosts.told("run folder", lambda: self._take_up(newest))
         if restored is None:
-            team = learner.initial(self._runner)
+            forked = self.experiment.origin is not None
+            given = origin.load(self.folder, self.experiment, learner, self.hosts) if forked else NOTHING
+            team = learner.initial(self._runner, given)
             self.folder.check_ours()
             record = together(self.sync(team), self._score(0, "validation"), self._score(0, "test"))
             self._write(0, record)
@@ -110,8 +117,10 @@ class Stages:
         """Prepares the run folder to go on after step ``newest``, or to begin. Only host 0 does this."""
         latest = -1 if newest is None else newest
         self.folder.rewind(latest)
+        changes.rewind(self.folder, latest)
         record_environment(self.folder, latest, self.hosts.count)
         self.tracking.begin(latest + 1)
+        self._keeping.note(self._checkpoints.steps())
         if newest is not None:
             say(f"going on after step {newest} of {self.folder.path}")
 
@@ -165,9 +174,8 @@ class Stages:
         step is complete when this returns.
         """
         last = step == self.experiment.steps
-        every = self.experiment.evaluation.every
         scores: dict[str, float] = {}
-        if every and (step % every == 0 or last):
+        if self._validates(step):
             scores |= self._score(step, "validation")
         if last:
             scores |= self._score(step, "test")
@@ -208,9 +216,22 @@ class Stages:
         self.folder.write_episodes(step, content, split)
 
     def checkpoint(self, step: int, team: TeamState) -> None:
-        """Saves the team after step ``step`` if a checkpoint is due."""
-        if step % self.experiment.checkpoint_every == 0 or step == self.experiment.steps:
+        """Saves the team after step ``step`` if a checkpoint is due, or if it is the best so far."""
+        experiment = self.experiment
+        due = step % experiment.checkpoint_every == 0 or step == experiment.steps
+        due = due or bool(experiment.keep_every and step % experiment.keep_every == 0)
+        if due or (experiment.keep_best and self._validates(step) and self._is_best(step)):
             self._save(step, team)
+
+    def _is_best(self, step: int) -> bool:
+        """Returns, on all hosts, whether no checkpoint has as high a validation success as ``step``."""
+        steps = self._checkpoints.steps
+        return told_json(self.hosts, "best so far", lambda: self._keeping.is_best(step, steps()))
+
+    def _validates(self, step: int) -> bool:
+        """Returns whether a step is followed by an evaluation on the validation split."""
+        every = self.experiment.evaluation.every
+        return bool(every) and (step % every == 0 or step == self.experiment.steps)
 
     def checkpoint_now(self) -> None:
         """Saves the last complete step if it is not saved yet. (``begin`` saves step 0 itself.)"""
@@ -236,6 +257,8 @@ class Stages:
         self._checkpoints.save(step, team.policies, team.base, team.version)
         self._saved = step
         self.tracking.note()
+        if self.experiment.keep_best and self.hosts.index == 0:
+            self._keeping.note(self._checkpoints.steps())
 
     def _score(self, step: int, split: str) -> dict[str, float]:
         settings = self.experiment.evaluation

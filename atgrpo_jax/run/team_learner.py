@@ -4,7 +4,7 @@ import functools
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,31 +24,19 @@ from atgrpo_jax.engines.protocol import Engine, Served
 from atgrpo_jax.models.divided import divided
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
+from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer
 from atgrpo_jax.rollout.team import BASE
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.team_state import NOTHING, Given, TeamState, Watch
+from atgrpo_jax.run.warming import warmed
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tokens.tokens import check_same_ids
 from atgrpo_jax.update.batch import digest_of, minibatches
 from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
 from atgrpo_jax.update.objectives import by_number
 from atgrpo_jax.update.updates import Updates
-from atgrpo_jax.update.warm_start import warm_start
-
-
-class TeamState(NamedTuple):
-    """All that training changes, and what that stands on. Stages pass it on; checkpoints hold it."""
-
-    policies: Mapping[str, PolicyState]
-    base: Any = None  # frozen parameters that adapters are on; None in a team without adapters
-    version: int = 0  # of the weights: how many updates the team has had; the engine is told it
-
-
-class Watch(Protocol):
-    """Looks at each minibatch of an update, just before its optimizer step."""
-
-    def __call__(self, policy: str, learner: Learner, state: PolicyState, inputs: UpdateInputs) -> None: ...
 
 
 class TeamLearner:
@@ -82,59 +70,45 @@ class TeamLearner:
         }
         self._made: dict[tuple, Learner] = {}
         self.adapted = {name for name in self.names if experiment.initial_name(name) != name}
-        self._learners = {
-            name: self._learner(experiment.initial_name(name), name in self.adapted) for name in self.names
-        }
+        self._learners = {}
+        for name in self.names:
+            lora = experiment.lora if name in self.adapted else None
+            self._learners[name] = self._learner(experiment.initial_name(name), lora)
         self.shapes = {name: self._learners[name].shapes for name in self.names}
         self.models = {name: self._learners[name].model for name in self.names}
         self.reference: Mapping[str, Any] = {}  # what the loss's KL term is to, if it has one
 
-    def _learner(self, initial: str, adapter: bool = False) -> Learner:
+    def _learner(self, initial: str, lora: LoraConfig | None = None) -> Learner:
         """Returns the learner for an architecture, kind and mesh; policies may share it."""
         experiment = self._experiment
         mesh = self.meshes[initial]
-        key = experiment.architecture(initial), adapter, mesh
+        key = experiment.architecture(initial), lora, mesh
         if key not in self._made:
             objective = by_number([loss.objective() for loss in experiment.losses])
-            lora = experiment.lora if adapter else None
             self._made[key] = Learner(
                 _model(experiment, initial), experiment.optimizer, objective, mesh, lora
             )
         return self._made[key]
 
-    def initial(self, runner: Runner | None = None) -> TeamState:
+    def initial(self, runner: Runner | None = None, given: Given = NOTHING) -> TeamState:
         """Returns the team before any training.
 
-        Its parameters are random or read from a folder; then comes the warm start, if there is one.
-        The ``runner`` runs the programs of its demonstrations. Raises RunError if a folder does not
-        hold what the model needs, or holds numbers that are not finite.
+        Its parameters are random or read from a folder, but for those that are ``given``; then comes
+        the warm start, if there is one. The ``runner`` runs the programs of its demonstrations. Raises
+        RunError if a folder does not hold what the model needs, or holds numbers that are not finite.
         """
         experiment = self._experiment
-        fresh = {name: lambda name=name: self._fresh(name) for name in experiment.initial_names}
+        names = [name for name in experiment.initial_names if name not in given.params]
+        fresh = {name: lambda name=name: self._fresh(name) for name in names}
         if experiment.warm_start is None:
-            params = {name: make() for name, make in fresh.items()}
+            params = dict(given.params) | {name: make() for name, make in fresh.items()}
         else:
-            params = warm_start(
-                experiment.warm_start,
-                experiment.optimizer,
-                fresh,
-                models={name: self._learner(name).model for name in experiment.initial_names},
-                meshes={name: self.meshes[name] for name in experiment.initial_names},
-                task=experiment.task,
-                team=experiment.team.starting(experiment.task.workflow.roles),
-                tokenizer=experiment.tokenizer,
-                batch=experiment.batch,
-                seed=experiment.seed,
-                source=repr(experiment.pretrained),
-                runner=runner,
-                hosts=self._hosts,
-            )
-            for name, own in params.items():
-                where = f"policy {name}, as the warm start left it"
-                check_tree(own, where, f"delete what is cached in {experiment.warm_start.cache_dir}")
+            models = {name: self._learner(name).model for name in names}
+            params = warmed(experiment, fresh, models, self.meshes, runner, self._hosts)
         base = params.get(BASE) if self.adapted else None
         if self.adapted and BASE in self.names:
             base = jax.tree.map(jnp.copy, base)  # a trained policy has that name: updates free its arrays
+        params |= given.adapters
         return TeamState({name: self._initial_state(name, params) for name in self.names}, base)
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TeamState:
@@ -164,7 +138,11 @@ class TeamLearner:
 
     def base_shapes(self) -> Any:
         """Returns the shapes of ``base``; only for a team with adapters."""
-        return self._learner(BASE).shapes.params
+        return self.shapes_of(BASE)
+
+    def shapes_of(self, initial: str, lora: LoraConfig | None = None) -> Any:
+        """Returns the shapes of one of ``Experiment.initial_names``, or of an adapter on it."""
+        return self._learner(initial, lora).shapes.params
 
     def update(
         self, team: TeamState, credited: Sequence[Credited], step: int, watch: Watch | None = None
@@ -297,9 +275,9 @@ class TeamLearner:
 
     def _initial_state(self, name: str, params: Mapping[str, Any]) -> PolicyState:
         learner = self._learners[name]
-        if name in self.adapted:
-            return learner.init(self._key("adapter", name))
-        return learner.start_from(params[name])
+        if name in params:
+            return learner.start_from(params[name])
+        return learner.init(self._key("adapter", name))
 
     def _fresh(self, initial: str) -> Any:
         folder = self._experiment.folder(initial)

@@ -1,23 +1,25 @@
 """Trainer, loop, policies, experiment, rollout, gate, warm start, checkpoint, run folder, config, evaluation, metrics."""
 
 FAULTS = {
+    ("run/playing.py", "test_trainer.py test_stages.py"): [
+        ("exclude=settings.exclude", 'exclude=("engine_error",)', "exclusions are not heard"),
+        ("select=settings.select", 'select="mixed"', "selection is not heard"),
+        ("episodes = 1 if settings.tree else settings.candidates", "episodes = 1", "one trajectory an instance"),
+        ("own.candidates if settings.tree else 1 for role", "own.candidates for role", "trajectories branch"),
+    ],
     ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
         ("alpha=self.experiment.alphas", "alpha=1.0", "the team's alpha is not heard"),
         ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
         ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
-        ("exclude=settings.exclude", 'exclude=("engine_error",)', "exclusions are not heard"),
-        ("select=settings.select", 'select="mixed"', "selection is not heard"),
         ("learner.refer_to(learner.restore(self._checkpoints, 0))", "learner.refer_to(learner.restore(self._checkpoints, self.done))",
          "after a resume the reference is the step that the run goes on from"),
         ("audit(group, team.version, self.experiment.seed)", "audit(group, group.origin.version, self.experiment.seed)", "any version passes the audit"),
-        ("episodes = 1 if settings.tree else settings.candidates", "episodes = 1", "one trajectory an instance"),
-        ("own.candidates if settings.tree else 1 for role", "own.candidates for role", "trajectories branch"),
         ('most = settings.instances if split == "test" else settings.validation_instances', "most = settings.instances",
          "validation has the test's number of instances"),
         ("                split=split,\n", '                split="train",\n', "scores are of the training split"),
         ("gate.push(self.engine, weights, team.version)", "gate.push(self.engine, weights, 0)", "pushes are all called 0"),
-        ("if every and (step % every == 0 or last):", "if every and last:", "no validation on the way"),
-        ("if step % self.experiment.checkpoint_every == 0 or step == self.experiment.steps:", "if step % self.experiment.checkpoint_every == 0:",
+        ("return bool(every) and (step % every == 0 or step == self.experiment.steps)", "return bool(every) and step == self.experiment.steps", "no validation on the way"),
+        ("due = step % experiment.checkpoint_every == 0 or step == experiment.steps", "due = step % experiment.checkpoint_every == 0",
          "the last step is not saved"),
         ("self._opened = opening.pop_all()", "self._opened = opening.pop_all()\n        opening.close()\n        self._opened = contextlib.ExitStack()", "nothing is closed at the end"),
         ("        with contextlib.ExitStack() as opening:", "        opening = contextlib.ExitStack()\n        if True:", "a start that fails leaves the engine open"),
@@ -83,7 +85,7 @@ FAULTS = {
         ("experiment.team.rates.get(policy, 1.0)", "1.0", "rates are not heard"),
         ("most = experiment.loss.correction\n", "most = None\n", "correction is not heard"),
         ("base = jax.tree.map(jnp.copy, base)", "pass", "the base is the array of a trained policy"),
-        ("key = experiment.architecture(initial), adapter, mesh", "key = adapter, mesh", "models of other sizes share a learner"),
+        ("key = experiment.architecture(initial), lora, mesh", "key = lora, mesh", "models of other sizes share a learner"),
         ('self._key("init", initial)', 'self._key("init", "")', "all random policies start the same"),
         ('return jax.random.key(seed_of(what, self._experiment.seed, name) % 2**32)', "return jax.random.key(0)", "the seed is not heard at the start"),
         ("check_same_ids(self._experiment.tokenizer, folder)", "pass", "another tokenizer's folder is taken"),
@@ -91,7 +93,7 @@ FAULTS = {
         ('updates.check(f"step {step}, policy {policy}", states[policy])', "pass", "numbers that are not finite go on"),
     ],
     ("run/experiment.py", "test_config.py test_train.py"): [
-        ('CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints", "trackers")', 'CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints", "seed")',
+        ('CHANGEABLE = ("steps", ', 'CHANGEABLE = ("seed", "steps", ',
          "a run goes on with another seed"),
         ("tree == (self.credit.baseline == \"group\")", "True", "baselines of one member are accepted"),
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
@@ -425,10 +427,29 @@ FAULTS = {
     ],
     ("run/checkpoint.py", "test_checkpoint.py test_trainer.py"): [
         ('if about["identity"] not in self._known:', "if False:", "another config's checkpoint is taken"),
-        ("steps_in(self._path) - {0})", "steps_in(self._path))", "the start is not kept"),
+        ("sorted(steps - {0})", "sorted(steps)", "the start is not kept"),
         ("[: -self._keep]", "[: -9]", "all are kept"),
         ('if about.get("step") != step:', "if False:", "another step's checkpoint is taken"),
         ('if about["base"] != self._base_digest:', "if False:", "another base's adapters are taken"),
+    ],
+    ("run/keeping.py", "test_forks.py"): [
+        ("-found[1]", "found[1]", "of equal checkpoints the newest is kept"),
+        ("step % self._every == 0", "step % self._every == 1", "other checkpoints stay than those asked for"),
+        ('r["step"] in steps', "True", "the best step has no checkpoint"),
+    ],
+    ("run/changes.py", "test_forks.py"): [
+        ('if step <= line["after_step"]:', 'if step < line["after_step"]:', "the last step before a change has the new settings"),
+        ('{"after_step": min(step, line["after_step"])}', "{}", "steps that are made again with new settings have the old ones"),
+        ('if lines and lines[-1]["before"] == recorded.identity():', "if False:", "a change that never came is recorded"),
+    ],
+    ("run/origin.py", "test_forks.py"): [
+        ("if digest != start.checkpoint:", "if False:", "a fork begins from another checkpoint"),
+        ("dataclasses.astuple(start)[2:]", "dataclasses.astuple(start)", "a fork is another run if its origin is moved"),
+        ("warm_start=None, origin=digest", "origin=digest", "a fork is warm-started over its origin"),
+    ],
+    ("run/starts.py", "test_forks.py"): [
+        ("if len(under) > 1 and", "if False and", "adapters of several bases are put on one"),
+        ("if initial not in found and", "if False and", "a policy begins at random unnoticed"),
     ],
     ("common/files.py", "test_run_folder.py test_checkpoint.py"): [
         ("os.replace(temporary, path)", "path.write_bytes(data[:-1])", "files are cut short"),

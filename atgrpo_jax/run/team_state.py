@@ -1,0 +1,30 @@
+"""Defines what training changes, what it starts from, and who looks on."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
+
+
+class TeamState(NamedTuple):
+    """All that training changes, and what that stands on. Stages pass it on; checkpoints hold it."""
+
+    policies: Mapping[str, PolicyState]
+    base: Any = None  # frozen parameters that adapters are on; None in a team without adapters
+    version: int = 0  # of the weights: how many updates the team has had; the engine is told it
+
+
+class Given(NamedTuple):
+    """Parameters that policies start from: by initial name, and adapters by policy."""
+
+    params: Mapping[str, Any]
+    adapters: Mapping[str, Any]
+
+
+NOTHING = Given({}, {})
+
+
+class Watch(Protocol):
+    """Looks at each minibatch of an update, just before its optimizer step."""
+
+    def __call__(self, policy: str, learner: Learner, state: PolicyState, inputs: UpdateInputs) -> None: ...
