@@ -184,7 +184,7 @@ def scores(
             name, step, weights = contender
             gate.push(engine, weights, step)
             title = f"{_SPLIT.value} after {name}"
-            with Progress(title, instances * _EPISODES.value, "episode") as progress:
+            with Progress(title, instances * _EPISODES.value, "episode", compiles=True) as progress:
                 score = evaluate(
                     experiment.task,
                     experiment.team,

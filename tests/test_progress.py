@@ -41,14 +41,17 @@ def test_a_headline_says_which_success():
 
 def test_a_terminal_gets_one_line_with_the_time_left_and_the_headline(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    with terminal() as got, Progress("train", 20, "step", done=9) as progress:
+    with terminal() as got, Progress("train", 20, "step", done=9, compiles=True) as progress:
         progress.advance(**headline(10, RECORD | {"validation/success": 0.61}))
+        progress._bar.refresh()
         progress.advance(**headline(11, RECORD))
         progress._bar.refresh()  # by itself it is drawn ten times a second at most
         say("a line of its own")
     (text,) = got
+    assert "train 9/20 |" in text and " compiling" in text.partition("train 10/20")[0]
+    assert " left" not in text.partition("train 11/20")[0]  # the first step is no measure
     last = text.split("\r")[-2]
-    assert last.startswith("train 11/20 |") and " left, " in last
+    assert last.startswith("train 11/20 |") and " left, " in last and "compiling" not in last
     plain = last.replace("\x1b[2m", "").replace("\x1b[0m", "")
     assert "rollout success 43.8%  validation 61.0% (step 10)  signal 62%" in plain
     assert "\x1b[32m" in last  # the bar is green
@@ -77,12 +80,14 @@ def test_a_bar_below_another_one_goes_when_it_is_full():
 def test_a_log_file_gets_plain_lines_now_and_then(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
-    with Progress("train", 6, "step") as progress:
+    with Progress("train", 6, "step", compiles=True) as progress:
+        now[0] += 30.0  # the compiler's
         for step in range(1, 7):
             now[0] += 4.0
             progress.advance(loss=step / 4, **({"validation": "50.0%"} if step == 2 else {}))
     assert capsys.readouterr().err.splitlines() == [
-        "train 1/6  loss 0.25  4.00 s/step, 20 s left",
+        "train 0/6  compiling",
+        "train 1/6  loss 0.25  34.00 s",
         "train 4/6  loss 1  validation 50.0%  4.00 s/step, 8 s left",
         "train 6/6  loss 1.5  validation 50.0%  4.00 s/step, 0 s left",
     ]

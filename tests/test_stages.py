@@ -168,6 +168,21 @@ def test_a_stop_saves_the_last_complete_step_once_and_says_so(begun):
     assert stages.where().startswith("stopped after step 1, which is saved")
 
 
+def test_curves_are_drawn_at_each_validation_and_after_a_stop(begun):
+    settings = EvaluationConfig(instances=3, validation_instances=2, every=2)
+    stages, team = begun(steps=3, evaluation=settings)
+    drawn = []
+    for step in (0, 1, 2):
+        if step:
+            episodes, credited, _ = played(stages, team, step)
+            stages.record(step, team, episodes, credited)
+        drawn.append(stages.folder.curves.exists())
+        stages.folder.curves.unlink(missing_ok=True)
+    assert drawn == [True, False, True]
+    stages.checkpoint_now()
+    assert stages.folder.curves.exists()
+
+
 def test_a_step_that_is_saved_is_gone_on_from(tmp_path):
     x = experiment(honest(), checkpoint_every=1)
     with Stages(x, RunFolder(tmp_path)) as stages:

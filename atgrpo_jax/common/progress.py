@@ -7,6 +7,9 @@ import time
 import tqdm
 
 PLAIN_SECONDS = 10.0  # seconds between two plain lines
+# What is beyond the edge of a narrow terminal is not shown, so the time comes before the numbers.
+_BAR = "{{desc}} {{n_fmt}}/{{total_fmt}} |{{bar}}| {}{{postfix}}"
+_RATE = "{remaining} left, {rate_fmt}"
 _speaker = 0  # number of this host, if a run has several
 _bars: list[tqdm.tqdm] = []  # that are on the terminal
 
@@ -15,14 +18,19 @@ class Progress:
     """A bar or plain lines that show how far some work is.
 
     It is used as ``with Progress("train", total, "step") as progress: progress.advance(loss=0.5)``.
+    The first unit is no measure of the others, for it may wait for a compiler. So the rate and the time
+    left are of the units after it, and nothing is forecast before the second one is done.
     """
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0):
+    def __init__(self, what: str, total: int, unit: str, done: int = 0, compiles: bool = False):
+        """``compiles`` says whether the first unit waits for a compiler, which may take a minute."""
         self._what = what
         self._total = total
         self._unit = unit
-        self._done = self._started_at = done
-        self._start = time.monotonic()
+        self._compiles = compiles
+        self._done = done
+        self._first = done + 1
+        self._start = time.monotonic()  # of the units that the rate is of
         self._printed = 0.0
         self._shown: dict[str, str] = {}
         self._colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
@@ -33,8 +41,8 @@ class Progress:
                 desc=what,
                 unit=unit,
                 dynamic_ncols=True,
-                # What is beyond the edge of a narrow terminal is not shown, so the time comes first.
-                bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {remaining} left, {rate_fmt}{postfix}",
+                smoothing=0,  # the mean rate
+                bar_format=_BAR.format("compiling" if compiles else ""),
                 colour="green" if self._colours else None,
                 leave=not _bars,  # a bar below another one goes when it is full
             )
@@ -45,6 +53,8 @@ class Progress:
             _bars.append(self._bar)
 
     def __enter__(self) -> "Progress":
+        if self._compiles and self._bar is None and not _speaker and self._done < self._total:
+            self._print(f"{self._what} {self._done}/{self._total}  compiling")
         return self
 
     def __exit__(self, *exc) -> None:
@@ -62,18 +72,26 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(f"{self._dim(n)} {v}" for n, v in self._shown.items()), False)
             self._bar.update()
+            if self._done == self._first:
+                self._bar.initial = self._done
+                self._bar.start_t = self._bar.last_print_t = time.time()
+            self._bar.bar_format = _BAR.format("" if self._done == self._first else _RATE)
             return
         now = time.monotonic()
-        if now - self._printed >= PLAIN_SECONDS or self._done in (1, self._total):
+        if now - self._printed >= PLAIN_SECONDS or self._done in (self._first, self._total):
             self._printed = now
-            rate = (now - self._start) / (self._done - self._started_at)
             words = "".join(f"  {name} {value}" for name, value in self._shown.items())
-            left = duration(rate * (self._total - self._done))
-            print(
-                f"{self._what} {self._done}/{self._total}{words}  {rate:.2f} s/{self._unit}, {left} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            if self._done == self._first:
+                rate = f"{now - self._start:.2f} s"
+            else:
+                seconds = (now - self._start) / (self._done - self._first)
+                rate = f"{seconds:.2f} s/{self._unit}, {duration(seconds * (self._total - self._done))} left"
+            self._print(f"{self._what} {self._done}/{self._total}{words}  {rate}")
+        if self._done == self._first:
+            self._start = now
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     def _dim(self, name: str) -> str:
         return f"\x1b[2m{name}\x1b[0m" if self._colours else name

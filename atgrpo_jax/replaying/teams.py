@@ -38,7 +38,7 @@ class Teams:
         near = [found for found in self._saved.steps() if found <= step]
         if self._team is None or not max(near, default=0) <= self._step <= step:
             self._restore(near, step)
-        with Progress("training forward", step, "step", self._step) as progress:
+        with Progress("training forward", step, "step", self._step, compiles=True) as progress:
             while self._step < step:
                 self.learn()
                 progress.advance()

@@ -32,7 +32,7 @@ def train(
         hosts.heed(stopping, stages.unsaved)
         try:
             team = stages.begin()
-            with Progress("train", experiment.steps, "step", stages.done) as progress:
+            with Progress("train", experiment.steps, "step", stages.done, compiles=True) as progress:
                 for step in range(stages.done + 1, experiment.steps + 1):
                     team, record = one_step(stages, team, step)
                     progress.advance(**headline(step, record))

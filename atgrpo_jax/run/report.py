@@ -42,8 +42,13 @@ def summarise(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
     }
     folder.check_ours()
     write_atomically(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
-    plot_curves(records, folder.path.name, folder.curves)
+    draw_curves(folder)
     return summary
+
+
+def draw_curves(folder: RunFolder) -> None:
+    """Draws curves.png of all steps so far."""
+    plot_curves(folder.read_metrics(), folder.path.name, folder.curves)
 
 
 def _scores(
@@ -114,8 +119,9 @@ def plot_curves(records: list[dict[str, Any]], title: str, path: Place) -> None:
             points = [(record["step"], record[key]) for record in records if key in record]
             steps, values = zip(*points, strict=True)
             sparse = len(points) < 0.5 * len(records)
+            label = f"{key} (of executed candidates)" if key == "rollout/success" else key  # the best of K
             style = "o" if len(points) < 3 else "o-" if sparse else "-"
-            axis.plot(steps, values, style, markersize=4, linewidth=1.2, label=key)
+            axis.plot(steps, values, style, markersize=4, linewidth=1.2, label=label)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step", fontsize=9)
         axis.grid(alpha=0.3)

@@ -25,6 +25,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, episode_metrics, write_record
 from atgrpo_jax.run.playing import rollouts_of
+from atgrpo_jax.run.report import draw_curves
 from atgrpo_jax.run.shapes import earlier
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.run.team_state import NOTHING, TeamState
@@ -200,6 +201,8 @@ class Stages:
             if episodes:
                 self._write_episodes(step, episodes, credited)
             self.tracking.send(write_record(self.folder, step, record))
+            if "validation/success" in record:
+                draw_curves(self.folder)
             return b""
 
         self.hosts.told(f"record of step {step}", write)
@@ -238,6 +241,8 @@ class Stages:
         if self.unsaved():
             assert self._complete is not None
             self._save(self.done, self._complete)
+        if self.done and self.hosts.index == 0:
+            draw_curves(self.folder)
 
     def unsaved(self) -> bool:
         """Returns whether complete steps would be lost if the process ended now."""
@@ -265,7 +270,7 @@ class Stages:
         most = settings.instances if split == "test" else settings.validation_instances
         instances = available(self.experiment.task, split, most)
         sampling = self.experiment.evaluated()
-        with Progress(f"{split} after step {step}", instances, "episode") as progress:
+        with Progress(f"{split} after step {step}", instances, "episode", compiles=True) as progress:
             score = evaluate(
                 self.experiment.task,
                 self.experiment.team,

@@ -178,7 +178,7 @@ def _check_writable(folder: Place) -> None:
 
 def _clone(config, fresh, learners, player, batch, hosts) -> dict[str, Any]:
     states = {name: learners[name].start_from(make()) for name, make in fresh.items()}
-    with Progress("warm start", config.steps, "step") as progress:
+    with Progress("warm start", config.steps, "step", compiles=True) as progress:
         for step in range(1, config.steps + 1):
             indices = train_indices(step, config.instances)
             episodes = play_all(player, step, "train", indices, hosts=hosts)
