@@ -270,7 +270,7 @@ class Stages:
         most = settings.instances if split == "test" else settings.validation_instances
         instances = available(self.experiment.task, split, most)
         sampling = self.experiment.evaluated()
-        with Progress(f"{split} after step {step}", instances, "episode", compiles=True) as progress:
+        with Progress(f"{split} after step {step}", instances, "episode", compiles=not self.done) as progress:
             score = evaluate(
                 self.experiment.task,
                 self.experiment.team,
