@@ -19,8 +19,8 @@ from atgrpo_jax.run.gin_config import gin_folder
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("atgrpo_jax", "benchmarks", "docs", "gin", "launch", "tests")
-FILES = ("BUILD.md", "CHANGELOG.md", "CITATION.cff", "AGENTS.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md",
-         "pyproject.toml", "setup.py")  # fmt: skip
+FILES = ("AGENTS.md", "BUILD.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in",
+         "README.md", "pyproject.toml", "setup.py")  # fmt: skip
 NAME = f"atgrpo_jax-{atgrpo_jax.__version__}"
 SHORT = (
     "config.Architecture.layers = 1",
