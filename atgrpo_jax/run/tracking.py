@@ -22,6 +22,7 @@ from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_writing import settings_of
+from atgrpo_jax.run.nodes import speaker
 from atgrpo_jax.tasks.prompts import shortened
 from atgrpo_jax.tracking.tracker import About, Row, Tracker, TrackerConfig
 from atgrpo_jax.tracking.trackers import Trackers
@@ -224,11 +225,10 @@ def table_of(episodes: Iterator[Mapping[str, Any]], rows: int, letters: int) -> 
     for episode in episodes:
         for group in episode["groups"]:
             said = None if group["executed"] is None else group["candidates"][group["executed"]]
-            role = group["role"] if group["seat"] is None else f"{group['role']}{group['seat']}"
             found.append((
                 episode["instance"],
                 group["turn"],
-                role,
+                speaker(group),
                 shortened(group["prompt"], letters),
                 shortened(said["text"], letters) if said else "",
                 said["mixed"] if said else None,
