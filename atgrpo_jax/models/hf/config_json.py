@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atgrpo_jax.common.copies import local_folder
+from atgrpo_jax.common.copies import existing_folder, local_folder
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
 from atgrpo_jax.models.config import Architecture, Dtype
@@ -22,7 +22,7 @@ def architecture(folder: str) -> Architecture:
 
     Raises RunError with the name of the first field that we cannot honour.
     """
-    path = local_folder(folder) / "config.json"
+    path = existing_folder(folder) / "config.json"
     said = fields(path.parent)
     family = family_in(said)
     said.only({"quantization_config": (None,), "compression_config": (None,)})
