@@ -76,6 +76,12 @@ def keep(experiment: Any, folder: Place) -> Any:
     return dataclasses.replace(experiment, **changed)
 
 
+def came_from(folder: str) -> str:
+    """Returns the folder that a kept one was copied from; any other one as it is."""
+    about = Path(folder) / ABOUT
+    return came_from(json.loads(about.read_bytes())["from"]) if about.is_file() else folder
+
+
 def check_kept(folder: Place) -> None:
     """Raises RunError that names the first kept file that is missing or has changed."""
     if not is_file(folder / CONTENTS):

@@ -193,6 +193,11 @@ class FolderTokenizer:
         values = json.dumps({**thinks, **self.template_values}, sort_keys=True)
         return ChatTemplate(source, self._files.template_tokens(source), day, name, values)
 
+    @property
+    def template(self) -> str:
+        """Returns the text of the chat template."""
+        return self._chat.source
+
     def dated(self, like: "Tokenizer | None" = None) -> "FolderTokenizer":
         """Returns this tokenizer with its date set, if its template may write the date.
 

@@ -14,7 +14,7 @@ from atgrpo_jax.models.family import Family
 
 GENERATION = "generation_config.json"
 
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def architecture(folder: str) -> Architecture:
@@ -60,7 +60,8 @@ def fields(root: Path) -> Fields:
     """
     if (root / "adapter_config.json").exists():
         raise RunError(
-            f"{root} holds an adapter (adapter_config.json); merge it into its model and give that folder"
+            f"{root} holds an adapter (adapter_config.json); merge it into its model and give that folder "
+            "(export --merge writes such folders)"
         )
     return Fields(root / "config.json", read_object(root / "config.json"))
 
@@ -72,9 +73,14 @@ def stored_dtype(said: Fields) -> str:
     """
     name = "dtype" if said.given("dtype", None) is not None else "torch_dtype"
     word = said.text(name, "float32").removeprefix("torch.")
-    if word not in (*_DTYPES, "auto"):
-        raise said.refuse(name, word, "one of " + ", ".join(_DTYPES))
+    if word not in (*DTYPES, "auto"):
+        raise said.refuse(name, word, "one of " + ", ".join(DTYPES))
     return "float32" if word == "auto" else word
+
+
+def dtype_of(source: str | dict[str, Any]) -> str:
+    """Returns the dtype in which a model folder, or a ``description``, stores its tensors."""
+    return stored_dtype(Fields("config.json", source) if isinstance(source, dict) else fields(Path(source)))
 
 
 def end_ids(folder: str) -> set[int]:
