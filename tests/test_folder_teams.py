@@ -111,6 +111,13 @@ def test_the_gin_files_tokenizer_says_how_folders_are_asked(models):
     assert team.tokenizer == dataclasses.replace(own, folder=f"{models}/a")
 
 
+def test_an_adapter_is_refused_with_advice(models, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    x = given()
+    with pytest.raises(RunError, match=r"holds an adapter .*; merge it .* \(export --merge writes"):
+        played(x, [cast(x, "--model", str(tmp_path))])
+
+
 def test_a_partner_has_no_folder(models):
     partner = Partner("http://127.0.0.1:1/v1", "theirs")
     x = dataclasses.replace(given(), team=Team(partners={"judge": partner}))

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +148,43 @@ def test_export_rounds_as_it_is_asked_and_says_what_that_took(place):
     assert "against" not in out
     adapter = safe_open(place / "start" / "mover" / "adapter_model.safetensors", "pt")
     assert {adapter.get_slice(name).get_dtype() for name in adapter.keys()} == {"BF16"}  # noqa: SIM118
+
+
+@pytest.mark.slow
+def test_adapters_name_the_folder_that_they_were_trained_on_while_it_is_there(place):
+    bare = "--gin_param=experiment.Experiment.warm_start = None"
+    args = ["--gin_file=mine.gin", "--gin_param=MODEL = 'model'", bare, "--run_dir=unwarmed"]
+    command(place, "train", *args, "--gin_param=experiment.Experiment.steps = 1")
+    command(place, "export", "--run_dir=unwarmed", "--out=near")
+    about = json.loads((place / "near" / "mover" / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == str(place / "model")
+    assert not (place / "near" / "base_of_adapters").exists()
+    card = (place / "near" / "mover" / "README.md").read_text()
+    assert "adapter on `model` that speaks for mover" in card and str(place) not in card
+    (place / "model").rename(place / "elsewhere")
+    try:
+        command(place, "export", "--run_dir=unwarmed", "--out=far")
+    finally:
+        (place / "elsewhere").rename(place / "model")
+    about = json.loads((place / "far" / "mover" / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == "../base_of_adapters"
+    (written,) = (place / "far" / "base_of_adapters").glob("*.safetensors")
+    assert written.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(place):
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text().replace("\\\n", "")
+    for there, here in (
+        ("runs/plan_model", "run"),
+        ("plan_model.gin", "mine.gin"),
+        ("smollm2-135m", "model"),
+    ):
+        page = page.replace(there, here)
+    lines = re.findall(r"^    python -m atgrpo_jax\.((?:export|evaluate) .*)", page, re.MULTILINE)
+    for line in lines:
+        command(place, *shlex.split(line))
+    assert len(lines) == 2
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import datetime
 import json
 import random
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -400,6 +401,16 @@ def test_a_base_model_gets_a_template_of_ones_own(tmp_path, chatml, monkeypatch)
     for file, says in (("empty.jinja", "holds no chat template"), ("none.jinja", "cannot be read")):
         with pytest.raises(RunError, match=f"{file} {says}"):
             FolderTokenizer(bare, chat_template=file)
+
+
+def test_the_template_of_the_page_makes_a_base_model_usable(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    source = page.partition("```jinja\n")[2].partition("```")[0]
+    made = FolderTokenizer(folder(tmp_path, template=None, eos_token="<|endoftext|>"), chat_template=source)
+    assert made.stop_ids == (0,)
+    assert made.decode(made.prompt_ids(user("ab"))) == "<|user|>\nab\n<|assistant|>\n"
+    both = made.prompt_ids([*user("ab"), {"role": "assistant", "content": "cd"}, *user("12")])
+    assert both.count(0) == 3
 
 
 def test_the_name_of_a_hub_is_explained(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.kept_files import check_kept, keep, paths_of
+from atgrpo_jax.run.kept_files import came_from, check_kept, keep, paths_of
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.tasks.math.math import Math
 
@@ -251,6 +251,9 @@ def test_what_is_kept_is_the_same_without_weights(home, tmp_path):
     assert all(path.startswith(str(tmp_path / "kept")) for path in paths_of(kept))
     assert not list((tmp_path / "kept" / "model").glob("*.safetensors"))
     assert kept.tokenizer.digest() == here.tokenizer.digest()
+    again = keep(kept, tmp_path / "fork")  # a copy of a copy
+    for folder in (home / "model", kept.tokenizer.folder, again.tokenizer.folder):
+        assert came_from(str(folder)) == f"{home}/model"
     shutil.rmtree(home)
     assert kept.task.instance("train", 0) and kept.identity() == keep(kept, tmp_path / "again").identity()
     check_kept(tmp_path / "kept")
