@@ -8,6 +8,7 @@ from fakes import Longest
 from reference import SIZES, make, make_tokenizer
 
 from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.models.config import Architecture
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.experiment import Experiment
@@ -109,6 +110,12 @@ def test_the_gin_files_tokenizer_says_how_folders_are_asked(models):
     x = dataclasses.replace(given(), tokenizer=own)
     team = played(x, [cast(x, "--model", f"{models}/a")])
     assert team.tokenizer == dataclasses.replace(own, folder=f"{models}/a")
+
+
+def test_a_vocabulary_that_is_too_small_is_one_short_line(models):
+    says = r"Experiment.model: shared has a vocabulary of 9, smaller than the tokenizer's \d+"
+    with pytest.raises(ValueError, match=rf"^{says}$"):
+        given(model=Architecture(vocab_size=9))
 
 
 def test_an_adapter_is_refused_with_advice(models, tmp_path):

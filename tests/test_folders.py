@@ -237,6 +237,17 @@ def test_an_exported_team_is_scored_as_the_team_that_it_is(place):
 
 
 @pytest.mark.slow
+def test_a_score_of_zero_comes_with_what_was_asked_and_said(place):
+    args = ["--gin_file=mine.gin", "--gin_param=MODEL = 'model'", "--model=model"]
+    out, _ = command(place, "evaluate", *args, "--gin_param=rollout.RolloutConfig.max_tokens = 3")
+    lines = out.splitlines()
+    assert lines[0].startswith("test after model: 0.0%")
+    assert lines[1].startswith("nothing was solved; scout was first asked")
+    assert lines[2] == "  'user:scout test 0 1assistant:'"
+    assert re.fullmatch(r"and it began with \(\w+\):", lines[3]) and len(lines) == 5
+
+
+@pytest.mark.slow
 def test_a_run_is_scored_against_an_earlier_step_of_its_own(place):
     out, _ = command(place, "evaluate", "--run_dir=run", "--against=0")
     assert [line.split(":")[0] for line in out.splitlines()] == [
