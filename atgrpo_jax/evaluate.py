@@ -1,8 +1,10 @@
-"""Scores a team on held-out instances: that of a run, or a model folder that plays all roles.
+"""Scores a team on held-out instances: that of a run, or model folders.
 
 python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--mesh=...] [--gin_param=...]
 python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=...] [--against=FOLDER]
+python -m atgrpo_jax.evaluate --model=ROLE=FOLDER,ROLE=FOLDER --gin_file=plan.gin [--against=...]
 
+A folder alone plays all roles. Folders by role or policy are a team; they share a tokenizer.
 ``--against`` plays a second team on the same instances and prints the paired difference.
 What a run's partners answered is used again where they are asked the same. What they are asked now is
 recorded in the run folder, too.
@@ -21,21 +23,20 @@ from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import gin_files, gin_flags, mesh_flag, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import Place, append_json_line
-from atgrpo_jax.common.progress import Progress
+from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.engines import gate
-from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by, evaluate
-from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.folder_teams import cast, played
 from atgrpo_jax.run.saved import SavedRun, moved
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.splits import SPLITS
-from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
+from atgrpo_jax.tokens.tokens import Tokenizer
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan")
@@ -47,10 +48,15 @@ _STEP = flags.DEFINE_string(
     "E.g. --step=100 or --step=best",
 )
 _MODEL = flags.DEFINE_string(
-    "model", None, "A Hugging Face model folder, instead of a run. E.g. --model=smollm2-135m"
+    "model",
+    None,
+    "A Hugging Face model folder, instead of a run, or one for each role or policy. "
+    "E.g. --model=smollm2-135m or --model=mover=trained/mover,scout=trained/scout",
 )
 _AGAINST = flags.DEFINE_string(
-    "against", None, "Another step of the run, or another model folder, to compare with. E.g. --against=0"
+    "against",
+    None,
+    "Another step of the run, or other model folders (as --model), to compare with. E.g. --against=0",
 )
 _SPLIT = flags.DEFINE_enum(
     "split",
@@ -128,30 +134,27 @@ def _played(trained: Experiment) -> Experiment:
 
 
 def evaluate_folders(model: str, files: list[str]) -> None:
+    """Scores model folders: one that plays all roles, or one for each."""
     if not files:
         raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
     given = gin_config.load(files, _GIN_PARAM.value)
-    plays = hf.architecture(model)
-    try:
-        experiment = dataclasses.replace(
-            given,
-            model=plays,
-            tokenizer=FolderTokenizer(model),
-            team=Team(partners=given.team.partners),
-            mesh=dataclasses.replace(given.mesh, policies=1),
-            pretrained=model,
-            warm_start=None,
+    asked = {model: cast(given, "--model", model)}
+    if _AGAINST.value is not None:
+        asked[_AGAINST.value] = cast(given, "--against", _AGAINST.value)
+    experiment = played(given, list(asked.values()))
+    if len(given.policies) > len(experiment.policies):
+        pairs = ",".join(f"{name}=FOLDER" for name in given.policies)
+        say(
+            f"{model} speaks for {', '.join(asked[model])}; the models and the sharing of the gin files do "
+            f"not count. To give each policy a folder: --model={pairs}"
         )
-    except ValueError as error:
-        raise ConfigError(f"--model={model}: {error}") from error
     policies = TeamLearner(experiment)
-    (name,) = policies.names
 
     def contenders() -> Iterator[Contender]:
-        for folder in [model] if _AGAINST.value is None else [model, _AGAINST.value]:
-            check_same_ids(experiment.tokenizer, folder)
-            hf.check_same_model(plays, folder)
-            yield folder, 0, {name: PolicyWeights(policies.load(folder, name))}
+        for name in [model] if _AGAINST.value is None else [model, _AGAINST.value]:
+            folders = {experiment.team.policy(role): folder for role, folder in asked[name].items()}
+            weights = {own: PolicyWeights(policies.load(folder, own)) for own, folder in folders.items()}
+            yield name, 0, weights
 
     for _ in scores(experiment, policies, contenders()):
         pass
@@ -201,6 +204,9 @@ def scores(
                     partners=partners,
                 )
             print(f"{title}: {score}; {drawn_by(sampling)}", flush=True)
+            if score.success == 0:
+                for line in _said_first(score, experiment.tokenizer):
+                    print(line, flush=True)
             if all(own.temperature == 0 for own in sampling.values()) and _EPISODES.value > 1:
                 print(f"the {_EPISODES.value} episodes of an instance are equal draws: greedy", flush=True)
             for role, cost in score.spent.items():
@@ -210,6 +216,19 @@ def scores(
             else:
                 print(f"difference to {name}: {difference(first, score)}", flush=True)
             yield contender, score, settings
+
+
+def _said_first(score: Score, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yields the first prompt of the first episode and its answer, as a person can judge them.
+
+    A score of 0 may come from a model that is not able to do it, or from one that is asked in another form.
+    """
+    for group in [group for group in score.episodes[0].groups if not group.by_partner][:1]:
+        asked, answered = group.origin, group.candidates[0]
+        yield f"nothing was solved; {asked.key.role} was first asked, without control words, at the end:"
+        yield f"  {tokenizer.decode(asked.prompt_ids)[-200:]!r}"
+        yield f"and it began with ({answered.outcome.value}):"
+        yield f"  {answered.text[:200]!r}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 from fake_gcs import Fault
+from fakes import Longest
 from test_trees import shapes, tree
 
 from atgrpo_jax.arrays import trees
@@ -20,8 +21,10 @@ from atgrpo_jax.common.buckets import Changed
 from atgrpo_jax.common.copies import copied
 from atgrpo_jax.common.errors import ConfigError, RunError, Unreachable
 from atgrpo_jax.common.files import append_json_line, folder_path, names_in, read_json_lines
+from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.kept_files import keep
 from atgrpo_jax.run.kept_source import make_importable
 from atgrpo_jax.run.lease import NAME, Lease
 from atgrpo_jax.tasks import data
@@ -283,6 +286,20 @@ def test_problem_files_are_read_from_a_bucket(bucket, monkeypatch, tmp_path):
     assert data.absolute({"test": f"{bucket}/a.jsonl"}) == {"test": f"{bucket}/a.jsonl"}
     with pytest.raises(RunError, match="c.jsonl: there is no such file in the bucket"):
         list(read_rows(f"{bucket}/c.jsonl", {}))
+
+
+def test_files_of_a_bucket_are_kept_by_a_run(store, bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    reference.make_tokenizer(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    shutil.copytree(tmp_path / "model", on_disk(store, bucket / "model"))
+    buckets.write(bucket / "mine.jinja", b"{{ messages[0].content }}<|end|>")
+    tokenizer = FolderTokenizer(f"{bucket}/model", chat_template=f"{bucket}/mine.jinja")
+    assert tokenizer.chat_template == f"{bucket}/mine.jinja"
+    here = Experiment(Longest(), tokenizer=tokenizer)
+    kept = keep(here, tmp_path / "kept")
+    assert kept.tokenizer.chat_template == str(tmp_path / "kept" / "mine.jinja")
+    assert kept.tokenizer.digest() == tokenizer.digest() and kept.identity() == here.identity()
 
 
 def test_source_that_is_kept_in_a_bucket_is_imported(bucket, monkeypatch, tmp_path):

@@ -1,9 +1,13 @@
 """A user's path with a model folder: train adapters on it, export, load elsewhere, compare."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import transformers
 from fakes import LOGITS, Longest, of_policy
 from peft import PeftModel
 from reference import SIZES, forward, make, make_tokenizer, ours
+from safetensors import safe_open
 
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.run import gin_config
@@ -105,10 +110,12 @@ def test_an_exported_team_is_the_same_for_transformers_and_peft(place):
     command(place, "export", "--run_dir=run", "--out=merged", "--merge")
     tokens = np.random.default_rng(0).integers(0, 300, (2, 20))
     base = transformers.AutoModelForCausalLM.from_pretrained
+    whole = FolderTokenizer(str(place / "model"))
     for role in ("scout", "mover"):
         merged = base(place / "merged" / role)
         about = json.loads((place / "adapters" / role / "adapter_config.json").read_text())
-        under = base(about["base_model_name_or_path"])  # which the warm start has moved
+        assert about["base_model_name_or_path"] == "../base_of_adapters"  # so that the team can be moved
+        under = base(place / "adapters" / "base_of_adapters")  # which the warm start has moved
         adapted = PeftModel.from_pretrained(under, place / "adapters" / role).eval()
         model, params = ours(place / "merged" / role)
         scores = forward(model, params, jnp.asarray(tokens))[2]
@@ -118,7 +125,85 @@ def test_an_exported_team_is_the_same_for_transformers_and_peft(place):
             with adapted.disable_adapter():
                 bare = adapted(torch.tensor(tokens)).logits.numpy()
         assert np.abs(scores - bare).max() > 0.05  # another scale would show
-        assert (place / "merged" / role / "tokenizer.json").exists()
+        for kind in ("merged", "adapters"):
+            assert FolderTokenizer(str(place / kind / role)).digest() == whole.digest()
+
+
+@pytest.mark.slow
+def test_export_rounds_as_it_is_asked_and_says_what_that_took(place):
+    shares = {}
+    for dtype in ("float32", "bfloat16"):
+        out, _ = command(place, "export", "--run_dir=run", f"--out={dtype}", "--merge", f"--dtype={dtype}")
+        lines = [line for line in out.splitlines() if "step 2 against step 0" in line]
+        assert len(lines) == 2 and all(f": as {dtype}, " in line for line in lines)
+        shares[dtype] = [float(re.search(r"([\d.]+)% of the numbers differ", line)[1]) for line in lines]
+        assert all(("nothing was rounded" in line) == (dtype == "float32") for line in lines)
+        state = ours(place / dtype / "mover")[1]
+        assert json.loads((place / dtype / "mover" / "config.json").read_text())["dtype"] == dtype
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), state)
+        same = jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), half, state))
+        assert all(same) == (dtype == "bfloat16")
+    assert all(0 < half < whole for half, whole in zip(shares["bfloat16"], shares["float32"], strict=True))
+    out, _ = command(place, "export", "--run_dir=run", "--out=start", "--step=0", "--dtype=bfloat16")
+    assert "against" not in out
+    adapter = safe_open(place / "start" / "mover" / "adapter_model.safetensors", "pt")
+    assert {adapter.get_slice(name).get_dtype() for name in adapter.keys()} == {"BF16"}  # noqa: SIM118
+
+
+@pytest.mark.slow
+def test_adapters_name_the_folder_that_they_were_trained_on_while_it_is_there(place):
+    bare = "--gin_param=experiment.Experiment.warm_start = None"
+    args = ["--gin_file=mine.gin", "--gin_param=MODEL = 'model'", bare, "--run_dir=unwarmed"]
+    command(place, "train", *args, "--gin_param=experiment.Experiment.steps = 1")
+    command(place, "export", "--run_dir=unwarmed", "--out=near")
+    about = json.loads((place / "near" / "mover" / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == str(place / "model")
+    assert not (place / "near" / "base_of_adapters").exists()
+    card = (place / "near" / "mover" / "README.md").read_text()
+    assert "adapter on `model` that speaks for mover" in card and str(place) not in card
+    (place / "model").rename(place / "elsewhere")
+    try:
+        command(place, "export", "--run_dir=unwarmed", "--out=far")
+    finally:
+        (place / "elsewhere").rename(place / "model")
+    about = json.loads((place / "far" / "mover" / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == "../base_of_adapters"
+    (written,) = (place / "far" / "base_of_adapters").glob("*.safetensors")
+    assert written.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(place):
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text().replace("\\\n", "")
+    for there, here in (
+        ("runs/plan_model", "run"),
+        ("plan_model.gin", "mine.gin"),
+        ("smollm2-135m", "model"),
+    ):
+        page = page.replace(there, here)
+    lines = re.findall(r"^    python -m atgrpo_jax\.((?:export|evaluate) .*)", page, re.MULTILINE)
+    for line in lines:
+        command(place, *shlex.split(line))
+    assert len(lines) == 2
+
+
+@pytest.mark.slow
+def test_every_folder_has_a_card_without_paths_or_secrets(place):
+    _, _ = command(place, "evaluate", "--run_dir=run", "--gin_param=experiment.Experiment.seed = 0")
+    command(place, "export", "--run_dir=run", "--out=carded")
+    for name in ("scout", "mover", "base_of_adapters"):
+        card = (place / "carded" / name / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: ") and f"# {name}\n" in card
+        assert str(place) not in card and "/tmp" not in card and "MODEL" not in card
+        assert "It started from `model`, with a warm start of 2 steps." in card
+        assert "| steps | 2 of 2 |" in card and "| task | Letters |" in card
+        assert re.search(r"\| test \| 0 \| [\d.]+% \| [\d.]+% to [\d.]+% \| in training \|", card)
+        assert re.search(r"\| test \| 2 \| [\d.]+% \| .* \| 3 instances, temperature 1, with another", card)
+    assert (
+        'AutoModelForCausalLM.from_pretrained("base_of_adapters")'
+        in (place / "carded" / "mover" / "README.md").read_text()
+    )
+    assert "it was asked by the chat template in this folder, without thinking." in card.lower()
 
 
 @pytest.mark.slow
@@ -136,17 +221,45 @@ def test_a_folder_is_scored_alone_and_against_another(place):
 
 
 @pytest.mark.slow
+def test_an_exported_team_is_scored_as_the_team_that_it_is(place):
+    """The moved team draws what the run's own team draws, but for the last digits of the merged weights."""
+    command(place, "export", "--run_dir=run", "--out=team", "--merge", "--dtype=float32")
+    (place / "team").rename(place / "moved")
+    args = ["--gin_file=mine.gin", "--gin_param=MODEL = 'moved/mover'", "--temperature=0"]
+    team = "mover=moved/mover,scout=moved/scout"
+    out, err = command(place, "evaluate", f"--model={team}", "--against=model", *args)
+    assert out.startswith(f"test after {team}: ") and "do not count" not in err
+    run, _ = command(place, "evaluate", "--run_dir=run", "--temperature=0")
+    assert out.splitlines()[0].split(": ")[1] == run.splitlines()[0].split(": ")[1]
+    out, err = command(place, "evaluate", "--model=model", *args)
+    assert "model speaks for scout, mover; the models and the sharing of the gin files do not count" in err
+    assert "--model=mover=FOLDER,scout=FOLDER" in err
+
+
+@pytest.mark.slow
+def test_a_score_of_zero_comes_with_what_was_asked_and_said(place):
+    args = ["--gin_file=mine.gin", "--gin_param=MODEL = 'model'", "--model=model"]
+    out, _ = command(place, "evaluate", *args, "--gin_param=rollout.RolloutConfig.max_tokens = 3")
+    lines = out.splitlines()
+    assert lines[0].startswith("test after model: 0.0%")
+    assert lines[1].startswith("nothing was solved; scout was first asked")
+    assert lines[2] == "  'user:scout test 0 1assistant:'"
+    assert re.fullmatch(r"and it began with \(\w+\):", lines[3]) and len(lines) == 5
+
+
+@pytest.mark.slow
 def test_a_run_is_scored_against_an_earlier_step_of_its_own(place):
     out, _ = command(place, "evaluate", "--run_dir=run", "--against=0")
     assert [line.split(":")[0] for line in out.splitlines()] == [
         "test after step 2", "test after step 0", "difference to step 0",
     ]  # fmt: skip
     records = [json.loads(line) for line in (place / "run" / "evaluations.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records] == [2, 0]
+    assert [r["step"] for r in records][-2:] == [2, 0]
 
 
 @pytest.mark.slow
 def test_bad_input_is_one_line(place):
+    mine = ["--gin_file=mine.gin", "--gin_param=MODEL = 'model'"]
     for module, args, says in (
         ("export", ["--run_dir=run", "--out=model"], "model exists; give another --out"),
         ("export", ["--run_dir=run"], "--run_dir and --out are needed"),
@@ -154,6 +267,9 @@ def test_bad_input_is_one_line(place):
         ("evaluate", ["--model=model"], "--model needs the --gin_file"),
         ("evaluate", ["--model=model", "--run_dir=run"], "give either --run_dir or --model"),
         ("evaluate", ["--run_dir=run", "--against=model"], "it is a step of that run"),
+        ("evaluate", ["--model=mover=model", *mine], "--model names no folder for scout"),
+        ("evaluate", ["--model=Qwen/Qwen3-8B", *mine], "hf download Qwen/Qwen3-8B --local-dir Qwen/Qwen3-8B"),
+        ("export", ["--run_dir=run", "--out=x", "--dtype=int8"], "value should be one of"),
     ):
         _, err = command(place, module, *args, code=2)
         assert err.startswith("error: ") and err.count("\n") == 1 and says in err

@@ -19,6 +19,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.models.config import PRESETS, Architecture, preset
 from atgrpo_jax.models.families.table import parameters, transformer
 from atgrpo_jax.models.hf import hf
+from atgrpo_jax.models.hf.rounded import rounding
 from atgrpo_jax.models.transformer import init_params
 
 
@@ -128,8 +129,9 @@ def test_a_file_cut_short_a_wrong_dtype_and_no_file_are_named(tmp_path):
     path.unlink()
     with pytest.raises(RunError, match=r"model.safetensors cannot be read"):
         ours(tmp_path)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(RunError, match=r"config.json cannot be read"):
-        hf.architecture(str(tmp_path / "nowhere"))
+        hf.architecture(str(tmp_path))
 
 
 PUBLISHED = {
@@ -216,3 +218,13 @@ def test_a_full_disk_is_said_as_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as error:
         hf.save(str(tmp_path), params, hf.description(config, 9, (7,)))
     assert error.value.errno == errno.ENOSPC and error.value.filename.endswith(hf.SINGLE)
+
+
+def test_what_rounding_takes_is_counted_by_hand():
+    before = {"a": np.array([1.0, 2.0, 3.0], np.float32), "b": np.array([4.0], np.float32)}
+    after = {"a": np.array([1.0, 2.0 + 2**-20, 3.5], np.float32), "b": np.array([4.0], np.float32)}
+    said = "as bfloat16, 25.0% of the numbers differ, and 50.0% did before they were rounded"
+    assert rounding(before, after, "bfloat16") == f"{said}; float32 keeps all"
+    for other, dtype, share in ((after, "float32", "50.0%"), (before, "float16", "0.0%")):
+        said = f"as {dtype}, {share} of the numbers differ; nothing was rounded"
+        assert rounding(before, other, dtype) == said

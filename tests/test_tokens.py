@@ -1,6 +1,7 @@
 import datetime
 import json
 import random
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import make_tokenizer
 
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.models.hf import hf
+from atgrpo_jax.run import gin_config
 from atgrpo_jax.tokens import chat
 from atgrpo_jax.tokens.tokens import SPECIALS, WORDS, FolderTokenizer, TinyTokenizer, check_same_ids
 
@@ -327,3 +330,97 @@ def test_a_team_shares_all_that_ids_depend_on(part, change, tmp_path, chatml):
     other = folder(tmp_path, about=piece_tokenizer(**about) if about else None, **change)
     with pytest.raises(RunError, match=rf"other ids than .* \(its {part} is another\)"):
         check_same_ids(chatml, other)
+
+
+THINKS = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<think>{% endif %}"
+EFFORT = THINKS + "{{ effort | default('') }}"
+
+
+def test_thinking_is_asked_for_or_not_or_left_to_the_template(tmp_path):
+    path = folder(tmp_path, template=THINKS)
+    off, on, free = (FolderTokenizer(path, thinking=thinking) for thinking in (False, True, None))
+    shut = tokenizers.Tokenizer.from_file(f"{path}/tokenizer.json").token_to_id("<think>")
+    assert on.prompt_ids(user("ab")) == free.prompt_ids(user("ab"))
+    assert off.prompt_ids(user("ab")) == (*on.prompt_ids(user("ab")), shut)
+    assert FolderTokenizer(path) == off and FolderTokenizer(path).digest() == off.digest()
+    assert len({off.digest(), on.digest(), free.digest()}) == 3
+
+
+def test_a_template_gets_further_values_of_its_own(tmp_path):
+    path = folder(tmp_path, template=EFFORT)
+    low = FolderTokenizer(path, template_values={"effort": "ab"})
+    plain = FolderTokenizer(path)
+    assert low.prompt_ids(user("!")) == (*plain.prompt_ids(user("!")), *plain.answer_ids("ab")[:-1])
+    assert low.digest() != plain.digest() and hash(low) is not None
+    with pytest.raises(RunError, match="other ids than .* \\(its chat template is another\\)"):
+        check_same_ids(low, folder(tmp_path, "other", EFFORT + "!"))
+    check_same_ids(low, folder(tmp_path, "same", EFFORT))  # asked with the same values
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"thinking": True}, r"thinking = True: its chat template does not use enable_thinking; if it has"),
+        ({"template_values": {"budget": 9}}, "template_values = .*: its chat template does not use 'budget'"),
+        (
+            {"template_values": {"messages": 9}},
+            "'messages' is no name, or is set elsewhere",
+        ),
+        ({"template_values": {"enable_thinking": True}}, "'enable_thinking' is no name, or is set elsewhere"),
+        ({"template_values": {"a b": 9}}, "template_values = .*: 'a b' is no name"),
+        ({"template_values": {"role": object}}, "template_values = .*: expected plain values"),
+    ],
+)
+def test_a_value_that_would_change_nothing_is_refused(given, says, chatml):
+    with pytest.raises(ValueError, match=f"FolderTokenizer.*{says}"):
+        FolderTokenizer(chatml.folder, **given)
+
+
+def test_older_runs_are_known_by_the_same_text(chatml):
+    """The identity of a run is made of it."""
+    assert repr(chatml) == f"FolderTokenizer(folder={chatml.folder!r}, date=None)"
+    assert repr(FolderTokenizer(chatml.folder, thinking=None)).endswith(", date=None, thinking=None)")
+
+
+def test_a_base_model_gets_a_template_of_ones_own(tmp_path, chatml, monkeypatch):
+    bare = folder(tmp_path, template=None)
+    with pytest.raises(ValueError, match=r"no chat template; give one \(a .jinja file or its text\) as chat"):
+        FolderTokenizer(bare)
+    (tmp_path / "mine.jinja").write_text(CHATML)
+    monkeypatch.chdir(tmp_path)
+    by_path, by_text = (FolderTokenizer(bare, chat_template=own) for own in ("mine.jinja", CHATML))
+    assert by_path.chat_template == str(tmp_path / "mine.jinja")
+    for made in (by_path, by_text):
+        assert made.prompt_ids(user("ab")) == chatml.prompt_ids(user("ab"))
+        assert made.stop_ids == chatml.stop_ids and made.digest() == chatml.digest()
+    other = FolderTokenizer(chatml.folder, chat_template=CHATML + "!")
+    assert other.prompt_ids(user("ab")) == (*chatml.prompt_ids(user("ab")), *chatml.answer_ids("!")[:-1])
+    assert other.digest() != chatml.digest()
+    check_same_ids(other, folder(tmp_path, "same"))  # asked by the template that was given
+    (tmp_path / "empty.jinja").write_text("ab")
+    for file, says in (("empty.jinja", "holds no chat template"), ("none.jinja", "cannot be read")):
+        with pytest.raises(RunError, match=f"{file} {says}"):
+            FolderTokenizer(bare, chat_template=file)
+
+
+def test_the_template_of_the_page_makes_a_base_model_usable(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    source = page.partition("```jinja\n")[2].partition("```")[0]
+    made = FolderTokenizer(folder(tmp_path, template=None, eos_token="<|endoftext|>"), chat_template=source)
+    assert made.stop_ids == (0,)
+    assert made.decode(made.prompt_ids(user("ab"))) == "<|user|>\nab\n<|assistant|>\n"
+    both = made.prompt_ids([*user("ab"), {"role": "assistant", "content": "cd"}, *user("12")])
+    assert both.count(0) == 3
+
+
+def test_the_name_of_a_hub_is_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fetch = "hf download Qwen/Qwen3-0.6B --local-dir Qwen/Qwen3-0.6B"
+    for read in (FolderTokenizer, hf.architecture):
+        with pytest.raises(RunError, match=f"Qwen/Qwen3-0.6B is no folder here, .*: {fetch}$"):
+            read("Qwen/Qwen3-0.6B")
+        with pytest.raises(RunError, match=r"/no/such/folder: there is no such folder$"):
+            read("/no/such/folder")
+    with pytest.raises(ConfigError, match=fetch) as error:
+        gin_config.load("plan_model.gin", ["MODEL = 'Qwen/Qwen3-0.6B'"])
+    assert "\n" not in str(error.value) and "configurable" not in str(error.value)

@@ -1,5 +1,6 @@
 """A run folder holds what it takes to go on elsewhere, and notices what has changed since it began."""
 
+import dataclasses
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.kept_files import check_kept, keep, paths_of
+from atgrpo_jax.run.kept_files import came_from, check_kept, keep, paths_of
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.tasks.math.math import Math
 
@@ -225,6 +226,24 @@ def test_files_count_by_content_wherever_they_are(home, tmp_path):
     assert experiment_difference(here, there).startswith("Math.files = ")
 
 
+def test_a_chat_template_of_ones_own_is_kept(home, tmp_path):
+    (home / "mine.jinja").write_text("{{ messages[0].content }}<|end|>")
+    plain = loaded(home)
+    own = dataclasses.replace(plain.tokenizer, chat_template=f"{home}/mine.jinja", thinking=None)
+    here = dataclasses.replace(plain, tokenizer=own)
+    assert f"{home}/mine.jinja" in paths_of(here) and here.identity() != plain.identity()
+    kept = keep(here, tmp_path / "kept")
+    assert kept.tokenizer.chat_template == str(tmp_path / "kept" / "mine.jinja")
+    assert kept.identity() == here.identity() and kept.tokenizer.digest() == own.digest()
+    (home / "mine.jinja").write_text("{{ messages[0].content }}")
+    changed = dataclasses.replace(here, tokenizer=dataclasses.replace(own))
+    assert changed.identity() != kept.identity() and changed.tokenizer.digest() != own.digest()
+    shutil.rmtree(home)
+    text = gin_config.render(kept)
+    (tmp_path / "again.gin").write_text(text)
+    assert gin_config.load(str(tmp_path / "again.gin")).tokenizer == kept.tokenizer
+
+
 def test_what_is_kept_is_the_same_without_weights(home, tmp_path):
     here = loaded(home)
     kept = keep(here, tmp_path / "kept")
@@ -232,6 +251,9 @@ def test_what_is_kept_is_the_same_without_weights(home, tmp_path):
     assert all(path.startswith(str(tmp_path / "kept")) for path in paths_of(kept))
     assert not list((tmp_path / "kept" / "model").glob("*.safetensors"))
     assert kept.tokenizer.digest() == here.tokenizer.digest()
+    again = keep(kept, tmp_path / "fork")  # a copy of a copy
+    for folder in (home / "model", kept.tokenizer.folder, again.tokenizer.folder):
+        assert came_from(str(folder)) == f"{home}/model"
     shutil.rmtree(home)
     assert kept.task.instance("train", 0) and kept.identity() == keep(kept, tmp_path / "again").identity()
     check_kept(tmp_path / "kept")

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 from pathlib import Path
 
 from etils import epath
@@ -18,6 +19,7 @@ from atgrpo_jax.common.files import make_folder, naming, sync_folder, write_atom
 from atgrpo_jax.common.progress import say
 
 _KINDS = (".json", ".safetensors", ".jinja", ".txt", ".model", ".py")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 _COPIED = ".copied.json"  # the generation of each file that is here
 _LARGE = 100e6  # bytes; a line is printed before more are copied
 
@@ -31,6 +33,22 @@ def local_folder(text: str | os.PathLike) -> Path:
     if buckets.is_url(text):
         return _copied_once(buckets.bucket_path(text))
     return Path(text).expanduser().absolute()
+
+
+def existing_folder(text: str) -> Path:
+    """Returns what ``local_folder`` does. Raises RunError if there is no such folder on this disk, too.
+
+    A text that may be the name of a model on a hub is answered with the command that fetches it.
+    """
+    folder = local_folder(text)
+    if folder.is_dir():
+        return folder
+    if _HUB_NAME.fullmatch(text):
+        raise RunError(
+            f"{text} is no folder here, and names of a hub are not looked up; fetch it first: "
+            f"hf download {text} --local-dir {text}"
+        )
+    raise RunError(f"{folder}: there is no such folder")
 
 
 def local_file(text: str | os.PathLike) -> Path:

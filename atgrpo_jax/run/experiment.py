@@ -116,8 +116,11 @@ class Experiment:
         for name in self.initial_names:
             family_of(self.architecture(name))
             size = self.architecture(name).vocab_size
-            rule = f"a vocabulary smaller than the tokenizer's {self.tokenizer.vocab_size}"
-            require(self, "model", size is None or size >= self.tokenizer.vocab_size, rule)
+            if not (size is None or size >= self.tokenizer.vocab_size):
+                raise ValueError(
+                    f"Experiment.model: {name} has a vocabulary of {size}, smaller than the tokenizer's "
+                    f"{self.tokenizer.vocab_size}"
+                )
         sides = self.mesh.policies
         policies = self.policies
         rule = f"meshes for {sides} policies, but there are only: {', '.join(policies)}"

@@ -57,23 +57,29 @@ def keep(experiment: Any, folder: Place) -> Any:
     names = {CONTENTS}
     for text in paths_of(experiment):
         name = _free(Path(text).name, names)
-        here = local_folder(text)
+        here = _here(text)
         if here.is_dir():
             about = {"from": text, "digest": _folder_digest(here)}
             for file in filter(_counts_whole, _files(here)):
                 contents[f"{name}/{file.name}"] = _copy(file, folder / name)
             write_atomically(folder / name / ABOUT, json.dumps(about).encode())
-        elif local_file(text).stat().st_size > LARGE:
+        elif here.stat().st_size > LARGE:
             say(f"{text} is too large to be kept in the run folder; a copy of the run needs it, too")
             continue
         else:
-            contents[name] = _copy(local_file(text), folder, name)
+            contents[name] = _copy(here, folder, name)
         copies[text] = str(folder / name)
     if contents:
         write_atomically(folder / CONTENTS, (json.dumps(contents, indent=2) + "\n").encode())
     fields = {name: getattr(experiment, name) for name in _FIELDS}
     changed = {name: _replaced(value, lambda text: copies.get(text, text)) for name, value in fields.items()}
     return dataclasses.replace(experiment, **changed)
+
+
+def came_from(folder: str) -> str:
+    """Returns the folder that a kept one was copied from; any other one as it is."""
+    about = Path(folder) / ABOUT
+    return came_from(json.loads(about.read_bytes())["from"]) if about.is_file() else folder
 
 
 def check_kept(folder: Place) -> None:
@@ -147,14 +153,21 @@ def _digest(text: str) -> str | None:
 
 @functools.cache
 def _url_digest(url: str) -> str | None:
-    for copied in (local_file, local_folder):
-        try:
-            here = copied(url)
-        except (UserError, ValueError):
-            continue
-        if here.exists():
-            return _folder_digest(here) if here.is_dir() else _file_digest(here)
-    return None
+    try:
+        here = _here(url)
+    except (UserError, ValueError):
+        return None
+    return _folder_digest(here) if here.is_dir() else _file_digest(here)
+
+
+def _here(text: str) -> Path:
+    """Returns a path, or for a URL its copy on this disk. Raises RunError or ValueError if there is none."""
+    if not is_url(text):
+        return Path(text)
+    try:
+        return local_file(text)
+    except RunError:
+        return local_folder(text)
 
 
 def _file_digest(path: Path) -> str:

@@ -27,8 +27,8 @@ class Asked:
 
         Raises ConfigError.
         """
-        found = {name: absolute(run) for name, run in _by_name("--from", runs).items()}
-        of_steps = {} if steps is None else _by_name("--from_step", steps)
+        found = {name: absolute(run) for name, run in by_name("--from", runs).items()}
+        of_steps = {} if steps is None else by_name("--from_step", steps)
         unknown = sorted(set(of_steps) - {ALL, *found})
         if unknown:
             raise ConfigError(f"--from_step={steps}: --from names no {', '.join(unknown)}")
@@ -96,7 +96,7 @@ def starts(experiment: Experiment, asked: Asked) -> dict[str, Start]:
     return found
 
 
-def _by_name(flag: str, text: str) -> dict[str, str]:
+def by_name(flag: str, text: str) -> dict[str, str]:
     """Reads "VALUE" or "NAME=VALUE,NAME=VALUE". A path with a / before its first = is one value."""
     if "=" not in text or "/" in text.partition("=")[0]:
         return {ALL: text}

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from atgrpo_jax.common.errors import RunError, one_line
 SECONDS = 5  # CPU seconds for a trial
 _MEMORY = 2**29  # bytes for a trial
 _LONGEST = 2**20  # most characters that a template may make of short messages
+THINKS_NOT = '{"enable_thinking": false}'  # templates without a thinking mode ignore it
+# What other settings say, so that no further value may.
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "enable_thinking")
 _STARTS = 300  # most seconds in which a trial's process starts and ends on a busy machine
 
 
@@ -37,17 +41,23 @@ class ChatTemplate:
       tokens: names and texts of special tokens, e.g. ("eos_token", "</s>").
       date: the day that ``strftime_now`` in a template uses, at midnight; YYYY-MM-DD.
       name: the template's origin, for errors.
+      values: further values by their names, as a JSON object; ``THINKS_NOT`` by default.
     """
 
     source: str
     tokens: tuple[tuple[str, str], ...]
     date: str
     name: str
+    values: str = THINKS_NOT
 
     @property
     def dated(self) -> bool:
         """Returns whether the template may write the date."""
         return "strftime_now" in self.source
+
+    def uses(self, name: str) -> bool:
+        """Returns whether the template may read the value of that name."""
+        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
 
     def render(self, messages: Sequence[Mapping[str, str]], opened: bool = True) -> str:
         """Returns the text of a conversation. If ``opened``, the assistant's turn has begun in it.
@@ -110,13 +120,13 @@ def _try(template: ChatTemplate, roles: Sequence[str], opened: bool) -> tuple[st
 
 def _rendered(template: ChatTemplate, messages: Sequence[Mapping[str, str]], opened: bool) -> str:
     now = datetime.datetime.fromisoformat(template.date)
+    values = dict(template.tokens) | json.loads(template.values)
     return _compiled(template.source).render(
-        **dict(template.tokens),
+        **values,
         messages=[dict(message) for message in messages],
         tools=None,
         documents=None,
         add_generation_prompt=opened,
-        enable_thinking=False,  # templates without a thinking mode ignore it
         strftime_now=now.strftime,
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from atgrpo_jax.common.errors import RunError, one_line
+from atgrpo_jax.tokens.chat import THINKS_NOT, ChatTemplate, marks, trial
 from atgrpo_jax.tokens.folder_files import FolderFiles
 
 # Texts that different tokenizers split differently: spaces, digits, code, letters beyond ASCII,
@@ -180,3 +181,18 @@ def _guarded(root: Path, work: Callable[[], Any]) -> Any:
         raise
     except BaseException as error:
         raise RunError(f"{root / 'tokenizer.json'} cannot be used ({one_line(error)})") from error
+
+
+def turn_end(files: TokenizerFolder, chat: ChatTemplate) -> int | None:
+    """Returns the id of the control word that the template puts after an answer, if any."""
+    said = marks(("user", "assistant"))
+    text, _, failed = trial(chat, ("user", "assistant"), False)
+    _, found, after = text.rpartition(said[1]["content"])
+    return files.control_at(after.lstrip()) if found and not failed else None
+
+
+def parts_of(files: TokenizerFolder, chat: ChatTemplate, stop_ids: tuple[int, ...]) -> dict[str, Any]:
+    """Returns everything that ids depend on, with a name for each part."""
+    template = {"chat template": chat.source, "special tokens": chat.tokens, "stop ids": stop_ids}
+    values = {} if chat.values == THINKS_NOT else {"template values": chat.values}
+    return files.state() | template | values | ({"date": chat.date} if chat.dated else {})

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from atgrpo_jax.common.copies import local_file
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object, read_text, short
 
@@ -125,6 +126,24 @@ class FolderFiles:
                     f"{self.config.path}: {name} is missing, and the chat template uses it; say it, or null"
                 )
         return tuple(named.items())
+
+
+def is_template(text: str) -> bool:
+    """Returns whether a text is a template itself, and not the path of one."""
+    return "{{" in text or "{%" in text
+
+
+def own_template(given: str) -> tuple[str, str]:
+    """Returns a template that a person gave as a text or as a file, and what to call it in errors.
+
+    Raises RunError if the file cannot be read, or holds no template.
+    """
+    if is_template(given):
+        return given, "the chat template that was given"
+    source = read_text(local_file(given))
+    if not is_template(source):
+        raise RunError(f"{given} holds no chat template: it has neither {{{{ nor {{%")
+    return source, f"the chat template {given}"
 
 
 def _model(path: Path, about: dict[str, Any]) -> dict[str, int]:

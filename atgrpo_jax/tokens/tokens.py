@@ -5,15 +5,17 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from atgrpo_jax.common.checks import check_types, require
-from atgrpo_jax.common.copies import absolute, local_folder
+from atgrpo_jax.common.copies import absolute, existing_folder, local_folder
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.literals import literal
 from atgrpo_jax.common.types import Message, hash_bytes
-from atgrpo_jax.tokens.chat import ChatTemplate, marks, trial
-from atgrpo_jax.tokens.folder import TokenizerFolder
+from atgrpo_jax.tokens.chat import GIVEN, ChatTemplate, marks, trial
+from atgrpo_jax.tokens.folder import TokenizerFolder, parts_of, turn_end
+from atgrpo_jax.tokens.folder_files import is_template, own_template
 
 
 @runtime_checkable
@@ -142,14 +144,26 @@ class FolderTokenizer:
 
     folder: str  # of a model, with its tokenizer.json
     date: str | None = None
+    # Whether the model is asked to think first (enable_thinking); None leaves that to the template.
+    thinking: bool | None = False
+    # Further values that the template uses, by their names. E.g. {"reasoning_effort": "low"}
+    template_values: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    # A .jinja file, or the text of a template (it has {{ or {%), in place of the folder's own.
+    chat_template: str | None = None
 
     def __post_init__(self):
         check_types(self)
+        root = existing_folder(self.folder)
         object.__setattr__(self, "folder", absolute(self.folder))
-        there = (local_folder(self.folder) / "tokenizer.json").is_file()
+        there = (root / "tokenizer.json").is_file()
         require(self, "folder", there, "there is no tokenizer.json, so no fast tokenizer")
         require(self, "date", _is_day(self.date), "expected a day as YYYY-MM-DD")
-        require(self, "folder", bool(self._chat.source), "its tokenizer has no chat template")
+        if self.chat_template is not None and not is_template(self.chat_template):
+            object.__setattr__(self, "chat_template", absolute(self.chat_template))
+        require(self, "template_values", literal(self.template_values) is not None, "expected plain values")
+        rule = "its tokenizer has no chat template; give one (a .jinja file or its text) as chat_template"
+        require(self, "folder", bool(self._chat.source), rule)
+        self._check_values()
         require(
             self,
             "folder",
@@ -158,17 +172,31 @@ class FolderTokenizer:
         )
         self._check_template()
 
+    def __repr__(self) -> str:
+        """Tells the later fields only if they are set: runs from before them are known by this text."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        later = {"thinking": False, "template_values": {}, "chat_template": None}
+        told = (f"{name}={value!r}" for name, value in values.items() if value != later.get(name, ...))
+        return f"FolderTokenizer({', '.join(told)})"
+
     @functools.cached_property
     def _files(self) -> TokenizerFolder:
         return TokenizerFolder(local_folder(self.folder))
 
     @functools.cached_property
     def _chat(self) -> ChatTemplate:
-        source = self._files.template()
+        source, name = self._files.template(), f"the chat template of {self.folder}"
+        if self.chat_template is not None:
+            source, name = own_template(self.chat_template)
         day = self.date or datetime.date.today().isoformat()
-        return ChatTemplate(
-            source, self._files.template_tokens(source), day, f"the chat template of {self.folder}"
-        )
+        thinks = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        values = json.dumps({**thinks, **self.template_values}, sort_keys=True)
+        return ChatTemplate(source, self._files.template_tokens(source), day, name, values)
+
+    @property
+    def template(self) -> str:
+        """Returns the text of the chat template."""
+        return self._chat.source
 
     def dated(self, like: "Tokenizer | None" = None) -> "FolderTokenizer":
         """Returns this tokenizer with its date set, if its template may write the date.
@@ -197,7 +225,7 @@ class FolderTokenizer:
         tokenizer's end of sequence. Then come those of generation_config.json, then the
         tokenizer's.
         """
-        return self._files.ends(_turn_end(self._files, self._chat))
+        return self._files.ends(turn_end(self._files, self._chat))
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         def render(contents: list[str]) -> str:
@@ -218,26 +246,22 @@ class FolderTokenizer:
         return hash_bytes(json.dumps(self._parts(), sort_keys=True)).hex()
 
     def _parts(self) -> dict[str, Any]:
-        return _parts(self._files, self._chat, self.stop_ids)
+        return parts_of(self._files, self._chat, self.stop_ids)
+
+    def _check_values(self) -> None:
+        """Raises ValueError for a value that the template would not see."""
+        lacks = "its chat template does not use"
+        for name in self.template_values:
+            free = name.isidentifier() and name not in GIVEN
+            require(self, "template_values", free, f"{name!r} is no name, or is set elsewhere")
+            require(self, "template_values", self._chat.uses(name), f"{lacks} {name!r}")
+        rule = f"{lacks} enable_thinking; if it has another word for it, set that in template_values"
+        require(self, "thinking", not self.thinking or self._chat.uses("enable_thinking"), rule)
 
     def _check_template(self) -> None:
         """Raises RunError if the template makes no prompt, or one with wrong ids."""
         self._files.check(self._chat.render(marks(("user",))))
         self.prompt_ids(marks(("user",)))
-
-
-def _turn_end(files: TokenizerFolder, chat: ChatTemplate) -> int | None:
-    """Returns the id of the control word that the template puts after an answer, if any."""
-    said = marks(("user", "assistant"))
-    text, _, failed = trial(chat, ("user", "assistant"), False)
-    _, found, after = text.rpartition(said[1]["content"])
-    return files.control_at(after.lstrip()) if found and not failed else None
-
-
-def _parts(files: TokenizerFolder, chat: ChatTemplate, stop_ids: tuple[int, ...]) -> dict[str, Any]:
-    """Returns everything that ids depend on, with a name for each part."""
-    template = {"chat template": chat.source, "special tokens": chat.tokens, "stop ids": stop_ids}
-    return files.state() | template | ({"date": chat.date} if chat.dated else {})
 
 
 def _is_day(date: str | None) -> bool:
@@ -261,9 +285,9 @@ def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
         return
     files = TokenizerFolder(root)
     ours = tokenizer._parts()
-    theirs = _parts(files, tokenizer._chat, tokenizer.stop_ids) | files.state()
+    theirs = parts_of(files, tokenizer._chat, tokenizer.stop_ids)
     if files.template():
-        theirs = FolderTokenizer(folder, tokenizer._chat.date)._parts()
+        theirs = dataclasses.replace(tokenizer, folder=folder, date=tokenizer._chat.date)._parts()
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             raise RunError(

@@ -22,7 +22,7 @@ NAVIGATION = {
     ),
     "Teams": ("docs/workflows", "docs/partners"),
     "Looking": ("docs/report", "docs/replay", "docs/episodes", "docs/trackers"),
-    "Training": ("docs/config", "docs/forks", "docs/moving", "docs/sglang"),
+    "Training": ("docs/config", "docs/models", "docs/forks", "docs/moving", "docs/sglang"),
     "Parts of your own": ("docs/your-loss", "docs/your-engine"),
     "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/performance"),
     "Results": ("docs/results", "docs/paper", "docs/parity", "docs/log"),

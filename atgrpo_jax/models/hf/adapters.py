@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from atgrpo_jax.models.family import Family
@@ -11,11 +12,14 @@ from atgrpo_jax.models.hf.hf import save_tensors
 from atgrpo_jax.models.lora import LoraConfig
 
 
-def save_adapter(folder: str, adapter: Any, config: LoraConfig, family: Family, base: str) -> None:
+def save_adapter(
+    folder: str, adapter: Any, config: LoraConfig, family: Family, base: str, dtype: str = "float32"
+) -> None:
     """Writes a PEFT folder: adapter_model.safetensors and adapter_config.json.
 
     Args:
       base: the model folder (or hub name) that the adapter belongs to.
+      dtype: that of the written tensors.
 
     Raises OSError if the disk is full.
     """
@@ -27,7 +31,7 @@ def save_adapter(folder: str, adapter: Any, config: LoraConfig, family: Family, 
             kernel = family.tensor_name(f"{layer}/{name}/kernel")
             module = "base_model.model." + kernel.removesuffix(".weight")
             for letter in "ab":  # torch keeps [out, in]
-                values = np.ascontiguousarray(np.asarray(ab[letter], np.float32).T)
+                values = np.ascontiguousarray(np.asarray(ab[letter]).astype(jnp.dtype(dtype)).T)
                 tensors[f"{module}.lora_{letter.upper()}.weight"] = values
     save_tensors(root / "adapter_model.safetensors", tensors)
     about = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atgrpo_jax.common.copies import local_folder
+from atgrpo_jax.common.copies import existing_folder, local_folder
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
 from atgrpo_jax.models.config import Architecture, Dtype
@@ -14,7 +14,7 @@ from atgrpo_jax.models.family import Family
 
 GENERATION = "generation_config.json"
 
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def architecture(folder: str) -> Architecture:
@@ -22,7 +22,7 @@ def architecture(folder: str) -> Architecture:
 
     Raises RunError with the name of the first field that we cannot honour.
     """
-    path = local_folder(folder) / "config.json"
+    path = existing_folder(folder) / "config.json"
     said = fields(path.parent)
     family = family_in(said)
     said.only({"quantization_config": (None,), "compression_config": (None,)})
@@ -60,7 +60,8 @@ def fields(root: Path) -> Fields:
     """
     if (root / "adapter_config.json").exists():
         raise RunError(
-            f"{root} holds an adapter (adapter_config.json); merge it into its model and give that folder"
+            f"{root} holds an adapter (adapter_config.json); merge it into its model and give that folder "
+            "(export --merge writes such folders)"
         )
     return Fields(root / "config.json", read_object(root / "config.json"))
 
@@ -72,9 +73,14 @@ def stored_dtype(said: Fields) -> str:
     """
     name = "dtype" if said.given("dtype", None) is not None else "torch_dtype"
     word = said.text(name, "float32").removeprefix("torch.")
-    if word not in (*_DTYPES, "auto"):
-        raise said.refuse(name, word, "one of " + ", ".join(_DTYPES))
+    if word not in (*DTYPES, "auto"):
+        raise said.refuse(name, word, "one of " + ", ".join(DTYPES))
     return "float32" if word == "auto" else word
+
+
+def dtype_of(source: str | dict[str, Any]) -> str:
+    """Returns the dtype in which a model folder, or a ``description``, stores its tensors."""
+    return stored_dtype(Fields("config.json", source) if isinstance(source, dict) else fields(Path(source)))
 
 
 def end_ids(folder: str) -> set[int]:

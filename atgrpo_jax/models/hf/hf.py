@@ -15,15 +15,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from atgrpo_jax.arrays.tree_paths import path_text
+from atgrpo_jax.common.buckets import is_url
 from atgrpo_jax.common.copies import local_folder
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields, read_object
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.hf.config_json import (
+    DTYPES,
     GENERATION,
     architecture,
     check_same_model,
     description,
+    dtype_of,
     end_ids,
     family_in,
     fields,
@@ -32,7 +35,10 @@ from atgrpo_jax.models.hf.config_json import (
 from atgrpo_jax.models.hf.tensors import INDEX, SINGLE, Slices, Tensors, same
 
 # What config.json says, and the parameters both ways: all that callers need of a folder.
-__all__ = ["architecture", "check_same_model", "description", "end_ids", "load", "save"]
+__all__ = [
+    "DTYPES", "architecture", "check_same_model", "copy_beside", "description", "dtype_of", "end_ids",
+    "has_weights", "load", "save",
+]  # fmt: skip
 
 # Files that a trained folder gets as they are in its source.
 COPIED = (
@@ -144,9 +150,7 @@ def save(
     else:
         origin = local_folder(source)
         raw = read_object(origin / "config.json")
-        for name in COPIED:
-            if (origin / name).exists():
-                shutil.copyfile(origin / name, root / name)
+        copy_beside(source, root)
     if stop_ids is not None:
         ends = {"eos_token_id": list(stop_ids)}
         raw = raw | ends
@@ -171,6 +175,19 @@ def save(
         record = {"metadata": {"total_size": total}, "weight_map": index}
         (root / INDEX).write_text(json.dumps(record, indent=2) + "\n")
     (root / "config.json").write_text(json.dumps(_spelled(raw, family, dtype), indent=2) + "\n")
+
+
+def copy_beside(source: str, root: Path) -> None:
+    """Copies the ``COPIED`` files of a model folder."""
+    origin = local_folder(source)
+    for name in COPIED:
+        if (origin / name).exists():
+            shutil.copyfile(origin / name, root / name)
+
+
+def has_weights(folder: str) -> bool:
+    """Returns whether a folder on this disk holds weights; one in a bucket is believed to."""
+    return is_url(folder) or any((Path(folder) / name).is_file() for name in (SINGLE, INDEX))
 
 
 def _spelled(raw: dict[str, Any], family: Family, dtype: str) -> dict[str, Any]:
@@ -227,7 +244,7 @@ def _as_written(name: str, values: np.ndarray, flip: bool, dtype: str) -> np.nda
     if np.isfinite(values).all() and not np.isfinite(written).all():
         most = float(np.abs(values).max())
         raise RunError(
-            f"tensor {name} has numbers up to {most:.3g}, which {dtype} cannot hold; "
-            'say "dtype": "bfloat16" in the config.json of the folder that it comes from'
+            f"tensor {name} has numbers up to {most:.3g}, which {dtype} cannot hold; use bfloat16: export "
+            'has --dtype, and else "dtype" in the config.json of the folder that it comes from counts'
         )
     return np.ascontiguousarray(written.T if flip else written)

@@ -86,7 +86,8 @@ def same(first: Slices, second: Slices, rows: int) -> bool:
 def _files(root: Path) -> list[Path]:
     if (root / "adapter_config.json").exists():
         raise RunError(
-            f"{root} holds an adapter (adapter_config.json); merge it into its model and give that folder"
+            f"{root} holds an adapter (adapter_config.json); merge it into its model and give that folder "
+            "(export --merge writes such folders)"
         )
     single = root / SINGLE
     index = root / INDEX
