@@ -90,7 +90,7 @@ COMMANDS = {
               "other_hosts", "changed_code", "gather", "lockstep", "from", "from_step", "change"},
     "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "against", "split", "instances",
                  "episodes", "temperature", "mesh"},
-    "export": {"run_dir", "out", "step", "merge", "mesh"},
+    "export": {"run_dir", "out", "step", "merge", "dtype", "mesh"},
     "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation", "hosts", "answer",
              "sigma"},
     "compare": {"out", "curve", "step"},
