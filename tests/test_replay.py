@@ -388,4 +388,4 @@ def test_a_replay_with_a_change_is_printed_kept_and_shown(folder, tmp_path):
     (record,) = RunFolder(folder).read_replays()
     assert record["replay"]["says"] == "[R]" and record["replay"]["node"] == "3/train/9/0/1/1/mover"
     names = write_page(RunFolder(folder), tmp_path / "page.html")
-    assert names[0] == "replay-3"
+    assert "replay-3" in names
