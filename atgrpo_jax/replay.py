@@ -14,7 +14,7 @@ addresses, is printed, and is written to RUN_DIR/replays/, where ``report`` find
     --execute=3                   candidate 3 is executed, whatever it earned
     --say="[R, R, D]"             this text is executed
 
-What a step taught (the probability of each answer after it, and how hard each token was pushed) is
+What a step taught (the logprob of each token after it, and its weight in the updates) is
 written to RUN_DIR/taught/, where ``report`` finds it:
 
     python -m atgrpo_jax.replay --run_dir=runs/plan --taught=12,100
@@ -28,7 +28,7 @@ from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.replaying.again import SAME, Again, Change
-from atgrpo_jax.replaying.differing import findings, first_difference
+from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay, write_taught
 from atgrpo_jax.replaying.taught import taught
 from atgrpo_jax.replaying.teams import Teams
@@ -90,7 +90,7 @@ def _draw(saved: SavedRun, nodes: list[Node], change: Change) -> None:
                 path = saved.folder.replays / write_replay(saved.folder, record)
                 print("\n" + episode_text(record, [g for g in record["groups"] if _not_before(node, g)]))
                 print(f"\nwritten to {path}", flush=True)
-            elif (words := first_difference(found)) is not None:
+            elif (words := first_that_differs(found)) is not None:
                 different.append(f"{node}: {words}")
     if different:
         count = f"{len(different)} of {len(nodes)} nodes came otherwise than recorded"

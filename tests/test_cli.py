@@ -178,3 +178,17 @@ def test_whoever_reads_no_further_is_no_fault():
         ["bash", "-c", command], env=os.environ | {"PROGRAM": program}, capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == ("a line\n141\n", "")
+
+
+def test_a_pipe_to_somebody_else_that_breaks_is_a_fault():
+    program = (
+        "import os\n"
+        "from atgrpo_jax.common.cli import run_main\n"
+        "def main(argv):\n"
+        "    theirs, ours = os.pipe()\n"
+        "    os.close(theirs)\n"
+        "    os.write(ours, b'x')\n"
+        "run_main(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr

@@ -29,15 +29,20 @@ from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import init_params
 from atgrpo_jax.partners.partners import Partner
+from atgrpo_jax.replaying.again import Again, Change
+from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import RolloutConfig, play_all
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.experiment import experiment_difference
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import one_step
+from atgrpo_jax.run.nodes import Node
 from atgrpo_jax.run.stages import Stages
+from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.warm_start import demonstrated, demonstrations
 
@@ -238,6 +243,37 @@ def test_evaluate_uses_the_runs_answers_and_records_its_own(whole, tmp_path, eva
     assert f"4 answers, {nothing}" in said
     names = sorted(path.name for path in (tmp_path / "run" / "partners").iterdir())
     assert names == ["evaluated_000002.jsonl", *(f"step_00000{step}.jsonl" for step in range(3))]
+
+
+class Saved:
+    """What ``Again`` needs of a saved run, without a config.gin: no gin file can name a scripted engine."""
+
+    def __init__(self, x, path):
+        self.experiment, self.folder = x, RunFolder(path)
+        self.learner = TeamLearner(x)
+        self._checkpoints = Checkpoints(self.folder.checkpoints, x.identity(), read_only=True)
+        self.steps = self._checkpoints.steps
+
+    def at(self, step):
+        return self
+
+    def team(self, step):
+        return self.learner.restore(self._checkpoints, step)
+
+
+def test_a_replay_asks_no_partner_again_and_changes_nothing_that_it_said(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    x = with_partner(NOWHERE)
+    with Again(Saved(x, tmp_path / "run")) as again:
+        found = again.play(Node(2, "train", 2))
+        assert (
+            first_that_differs(findings(Node(2, "train", 2), found.recorded, found.episode, TOKENIZER))
+            is None
+        )
+        greedy = again.play(Node(2, "train", 2), Change(temperature=0.5)).episode.groups
+        assert [group.origin.sampling.temperature for group in greedy] == [0.5, 1.0]
+        with pytest.raises(ConfigError, match=r"2/train/2/0/0/1/b: a partner speaks there"):
+            again.play(Node(2, "train", 2, 0, 0, 1, "b"), Change(says="9"))
 
 
 class Two(Alone):

@@ -21,10 +21,11 @@ from shared_rollout import player
 
 from atgrpo_jax.arrays.trees import remove_tree
 from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.credit.groups import credit
 from atgrpo_jax.replaying.again import SAME, Again, Change
-from atgrpo_jax.replaying.differing import findings, first_difference
-from atgrpo_jax.replaying.kept import recorded_replay
+from atgrpo_jax.replaying.differing import findings, first_that_differs
+from atgrpo_jax.replaying.kept import recorded_replay, write_replay
 from atgrpo_jax.replaying.taught import logprobs, taught
 from atgrpo_jax.replaying.teams import Teams
 from atgrpo_jax.run import episodes
@@ -142,7 +143,7 @@ def test_an_altered_checkpoint_is_told_by_the_first_token_that_differs(folder, a
         (kept / "0").unlink()
         kept.rmdir()
         aside.rename(kept)
-    words = first_difference(found)
+    words = first_that_differs(found)
     assert words is not None
     told = re.match(r"turn 0, stage 0, scout: (\d) of 4 candidates the same; candidate (\d): (.*)", words)
     assert told, words
@@ -159,7 +160,7 @@ def test_an_altered_checkpoint_is_told_by_the_first_token_that_differs(folder, a
         assert old.tokens[i] != new.tokens[i]
     else:
         assert old.logprobs[:i] == new.logprobs[:i] and old.logprobs[i] != new.logprobs[i]
-    assert first_difference(compared(again, node)[1]) is None  # with the run's own
+    assert first_that_differs(compared(again, node)[1]) is None  # with the run's own
 
 
 @pytest.mark.slow
@@ -197,11 +198,11 @@ def test_a_text_of_ones_own_is_executed_with_the_logprobs_that_the_policy_gives_
     assert len({c.sample.tokens for c in drawn.candidates}) == 1
     assert drawn.origin.sampling.temperature == 0.0
     token = again._saved.experiment.tokenizer.decode(drawn.candidates[0].sample.tokens[:1])
-    if "\ufffd" not in token:
-        told, _ = compared(again, node, Change(says=token))
-        (own,) = [g for g in told.episode.groups if g.origin.key == last.origin.key]
-        expected = drawn.candidates[0].sample.logprobs[0]
-        np.testing.assert_allclose(own.candidates[4].sample.logprobs[0], expected, **PARITY)
+    assert "\ufffd" not in token  # it can be said
+    told, _ = compared(again, node, Change(says=token))
+    (own,) = [g for g in told.episode.groups if g.origin.key == last.origin.key]
+    expected = drawn.candidates[0].sample.logprobs[0]
+    np.testing.assert_allclose(own.candidates[4].sample.logprobs[0], expected, **PARITY)
 
 
 @pytest.mark.slow
@@ -212,6 +213,22 @@ def test_a_replay_is_a_record_of_an_episode_that_says_what_was_changed(folder, a
     assert record["replay"]["node"] == "3/train/9/0/0/0/scout" and record["replay"]["temperature"] == 0.0
     assert record["replay"]["findings"] == words_of(found)
     assert record["groups"][0]["temperature"] == 0.0 and record["groups"][1]["temperature"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_drawn_again_and_keeps_its_replays_there(folder, bucket):
+    pytest.importorskip("gcsfs")
+    for file in folder.rglob("*"):
+        if file.is_file() and file.relative_to(folder).parts[0] not in ("replays", "taught"):
+            write_atomically(bucket / "run" / str(file.relative_to(folder)), file.read_bytes())
+    with Again(SavedRun(str(bucket / "run"))) as there:
+        assert first_that_differs(compared(there, Node(3, "train", 9))[1]) is None
+        node = Node(3, "train", 9, 0, 1, 1, "mover")
+        change = Change(says="[R]")
+        replayed, found = compared(there, node, change)
+        run = there._saved.folder
+        write_replay(run, recorded_replay(node, change, replayed, found, there._saved.experiment))
+    assert [record["replay"]["says"] for record in run.read_replays()] == ["[R]"]
 
 
 @pytest.mark.slow
@@ -245,24 +262,24 @@ def test_what_a_step_taught_is_what_the_learner_says_before_and_after(folder):
             np.testing.assert_array_equal(found[place].after, after[place])
             if item.mask_K[k]:
                 pushed += 1
-                assert (np.sign(found[place].push) == np.sign(item.advantages_K[k])).all()
+                assert (np.sign(found[place].weight) == np.sign(item.advantages_K[k])).all()
                 moved += item.advantages_K[k] * (after[place] - before[place]).sum()
             else:
-                assert not found[place].push.any()
+                assert not found[place].weight.any()
     assert pushed and moved > 0  # the step made what was better more likely
 
 
-def test_pushes_are_weight_times_advantage_where_nothing_is_clipped():
+def test_effective_weights_are_weight_times_advantage_where_nothing_is_clipped():
     ours = learner()
     groups = made_items()
     batch = packed(groups)
     state = ours.init(jax.random.key(0))
     old = batch.trained._replace(old_logprobs=own_logprobs(state.params, batch))
     batch = batch._replace(trained=old)
-    found = ours.pushes(state.params, UpdateInputs(batch))
+    found = ours.effective_weights(state.params, UpdateInputs(batch))
     np.testing.assert_allclose(found, batch.trained.weights * batch.trained.advantages, **PARITY)
     clipped = batch._replace(trained=old._replace(old_logprobs=old.old_logprobs - 1.0))  # at ratio e
-    found = ours.pushes(state.params, UpdateInputs(clipped))
+    found = ours.effective_weights(state.params, UpdateInputs(clipped))
     assert not found[old.advantages > 0].any() and found[(old.advantages < 0) & (old.weights > 0)].all()
 
 
@@ -360,7 +377,7 @@ def test_other_teams_are_drawn_to_the_same_bytes(tmp_path, extra):
         for step in (3, STEPS):  # after steps that lie between checkpoints, and right after one
             instance = next(again._saved.folder.read_episodes(step))["instance"]
             _, found = compared(again, Node(step, "train", instance))
-            assert first_difference(found) is None
+            assert first_that_differs(found) is None
 
 
 @pytest.mark.slow

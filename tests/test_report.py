@@ -224,7 +224,7 @@ def test_tokens_are_shaded_by_what_the_update_did(drawn, folder, tmp_path):
             assert rows == ["0.135 → 0.0183", "0.135 → 0.223"]
             await page.choose("shade", "weight")
             assert await page.run(colours) == ["rgba(203, 36, 23, 0.35)", "rgba(26, 140, 60, 0.7)"]
-            assert "pushed up are green" in (await page.all_of("#hint"))[0]
+            assert "was to make more likely are green" in (await page.all_of("#hint"))[0]
             assert await page.run("chance([-5, -5], [-4, -4.5])") == "log -10.00 → -8.50"
             # Groups that nobody taught have no colours.
             second = colours.replace("nth-of-type(1)", "nth-of-type(2)")

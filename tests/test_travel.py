@@ -15,10 +15,10 @@ from reference import VARIANTS, make, make_tokenizer
 from shared_hosts import left, weights
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.run import gin_config
+from atgrpo_jax.run import changes, gin_config
 from atgrpo_jax.run.experiment import experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.kept_files import came_from, check_kept, keep, paths_of
+from atgrpo_jax.run.kept_files import by_content, came_from, check_kept, keep, paths_of
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.tasks.math.math import Math
 
@@ -153,7 +153,7 @@ def test_a_run_goes_on_elsewhere_with_nothing_but_its_folder(made, tmp_path):
     assert training(elsewhere) == training(whole)
     for ours, theirs in zip(weights(elsewhere), weights(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert (elsewhere / "out" / "base_of_adapters").exists() or (elsewhere / "out" / "reasoner").exists()
+    assert (elsewhere / "out" / "reasoner" / "tokenizer.json").is_file()
     first, second = map(json.loads, (elsewhere / "run" / "environment.jsonl").read_text().splitlines())
     assert (first["after_step"], second["after_step"]) == (-1, 2)
     assert first["folder"] == str(made) and second["folder"] == str(elsewhere)
@@ -242,6 +242,27 @@ def test_a_chat_template_of_ones_own_is_kept(home, tmp_path):
     text = gin_config.render(kept)
     (tmp_path / "again.gin").write_text(text)
     assert gin_config.load(str(tmp_path / "again.gin")).tokenizer == kept.tokenizer
+
+
+def test_the_config_before_a_change_reads_the_same_files(home, tmp_path):
+    here = loaded(home)
+    faster = dataclasses.replace(here, optimizer=dataclasses.replace(here.optimizer, learning_rate=0.5))
+    folder = RunFolder(tmp_path / "run")
+    with claim(folder, here):
+        pass
+    with claim(folder, faster, change=True):
+        pass
+    folder.path.rename(tmp_path / "moved")
+    shutil.rmtree(home)
+    moved = RunFolder(tmp_path / "moved")
+    before, now = changes.experiment_at(moved, 0), changes.experiment_at(moved, 1)
+    assert (before.optimizer, now.optimizer) == (here.optimizer, faster.optimizer)
+    for one in (before, now):
+        assert len(paths_of(one)) == 4 and all(p.startswith(f"{moved.path}/kept/") for p in paths_of(one))
+
+
+def test_a_folder_right_below_the_root_counts_but_not_the_root():
+    assert by_content("/etc") != "/etc" and by_content("/") == "/" and by_content("/no_think") == "/no_think"
 
 
 def test_what_is_kept_is_the_same_without_weights(home, tmp_path):

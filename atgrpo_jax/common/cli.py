@@ -4,11 +4,12 @@ import errno
 import importlib.metadata
 import importlib.util
 import os
+import select
 import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from absl import app, flags, logging
 
@@ -134,8 +135,11 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
         _leave("stopped at once, by a second signal; what is on disk is whole", signal.SIGINT)
     except UserError as error:
         _fail(str(error), error.exit_code)
-    except BrokenPipeError:  # nobody reads on, as after ``| head``
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+    except BrokenPipeError:
+        if not (unread := [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]):
+            raise  # of a server, or of a program that has ended
+        for stream in unread:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is still to be flushed
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if exit_code(error) == 1:
@@ -148,6 +152,13 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
         if error.code not in (None, 0):
             raise
         raise RuntimeError("something called sys.exit() before the end; the run is not finished") from error
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Returns whether a stream is a pipe that nobody reads any more, as after ``| head``."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def exit_code(error: BaseException) -> int:

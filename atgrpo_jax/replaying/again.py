@@ -88,17 +88,20 @@ class Again:
         self._set_to(node.step)
         experiment = self._saved.experiment
         record = recorded_at(self._saved, node)
-        changed = {key_of(record, group) for group in record["groups"] if node.holds(group)}
+        under = [group for group in record["groups"] if node.holds(group)]
+        changed = {key_of(record, group) for group in under if group["policy"]}
+        if change != SAME and not changed:
+            raise ConfigError(f"{node}: a partner speaks there, and its answers are as they are recorded")
         one_group = change.executes is not None or change.says is not None
-        if one_group and len(changed) != 1:
-            raise ConfigError(f"{node} holds {len(changed)} groups; name one, down to its speaker")
+        if one_group and len(under) != 1:
+            raise ConfigError(f"{node} holds {len(under)} groups; name one, down to its speaker")
         team = self._teams.after(node.step - 1 if node.split == "train" else node.step)
         gate.push(self._engine, self._saved.learner.weights(team), team.version)
 
         player = self._player(node.split)
         recorded = episode_of(record, _by_role(player.sampling))
         groups = {group.origin.key: group for group in recorded.groups}
-        begins = min((key.turn, key.stage) for key in changed)
+        begins = min((group["turn"], group["stage"]) for group in under)
 
         async def propose(state, key, prompt_ids, policy, spoken):
             group = groups.get(key)
@@ -202,6 +205,8 @@ def _forced(group: Group, change: Change) -> int:
     assert change.executes is not None
     if not 0 <= change.executes < count:
         raise ConfigError(f"there is no candidate {change.executes}; the group has 0 to {count - 1}")
+    if group.candidates[change.executes].sample.finish == "error":
+        raise ConfigError(f"candidate {change.executes} was never drawn: the engine failed; name another one")
     return change.executes
 
 

@@ -78,6 +78,6 @@ def _shown(token: int, tokenizer: Tokenizer) -> str:
     return f"{tokenizer.decode([token])!r} ({token})"
 
 
-def first_difference(found: Sequence[Finding]) -> str | None:
+def first_that_differs(found: Sequence[Finding]) -> str | None:
     """Returns the words of the first finding that is not the same; None if all are."""
     return next((finding.words for finding in found if not finding.same), None)

@@ -43,7 +43,7 @@ def write_taught(folder: RunFolder, step: int, taught: Mapping[Place, Taught]) -
         line = {
             "instance": key.instance, "episode": key.episode, "turn": key.turn, "stage": key.stage,
             "speaker": key.speaker, "k": k,
-            "after": [float(x) for x in own.after], "weight": [float(x) for x in own.push],
+            "after": [float(x) for x in own.after], "weight": [float(x) for x in own.weight],
         }  # fmt: skip
         lines.append(json.dumps(line))
     make_folder(folder.taught)

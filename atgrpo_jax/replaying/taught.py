@@ -1,4 +1,4 @@
-"""Shows what a step taught: how likely each answer was before and after, and what pushed its tokens."""
+"""Shows what a step taught: how likely each answer was before and after, and what each token weighed."""
 
 import dataclasses
 from collections import defaultdict
@@ -23,7 +23,7 @@ class Taught(NamedTuple):
     """What a step did to one candidate; float32, a value for each token."""
 
     after: np.ndarray  # logprobs by the team after the step, at the temperature of the draw
-    push: np.ndarray  # how hard the updates pushed the token up: ``Learner.pushes``, summed over them
+    weight: np.ndarray  # ``Learner.effective_weights``, summed over the step's updates
 
 
 Place = tuple[GroupKey, int]  # a group, and the number of a candidate in it
@@ -33,10 +33,10 @@ def taught(saved: SavedRun, teams: Teams, step: int) -> dict[Place, Taught]:
     """Makes a step's update again. Returns what it did to each candidate that a policy drew."""
     saved = saved.at(step)
     teams.after(step - 1)
-    pushes: dict[str, list[np.ndarray]] = {}
+    weights: dict[str, list[np.ndarray]] = {}
 
     def watch(policy: str, learner: Learner, state: PolicyState, inputs: UpdateInputs) -> None:
-        pushes.setdefault(policy, []).append(learner.pushes(state.params, inputs))
+        weights.setdefault(policy, []).append(learner.effective_weights(state.params, inputs))
 
     team, credited = teams.learn(watch)
     drawn = [item for item in credited if item.group.origin.policy]
@@ -46,10 +46,10 @@ def taught(saved: SavedRun, teams: Teams, step: int) -> dict[Place, Taught]:
     found: dict[Place, Taught] = {}
     for policy, items in by_policy.items():
         numbered, places = _numbered(items)
-        batches = saved.learner.batches(numbered, step) if policy in pushes else ()  # not if it is frozen
-        pushed = _gathered(places, zip(batches, pushes.get(policy, ()), strict=True))
+        batches = saved.learner.batches(numbered, step) if policy in weights else ()  # not if it is frozen
+        weighed = _gathered(places, zip(batches, weights.get(policy, ()), strict=True))
         after = logprobs(saved, team, items)
-        found |= {place: Taught(after[place], pushed[place]) for place in places}
+        found |= {place: Taught(after[place], weighed[place]) for place in places}
     return found
 
 

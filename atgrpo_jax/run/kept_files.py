@@ -144,7 +144,7 @@ def _digest(text: str) -> str | None:
         if is_url(text):
             return _url_digest(text)
         path = Path(text)
-        if not path.is_absolute() or len(path.parts) < 3 or not path.exists():
+        if not path.is_absolute() or path == path.parent or not path.exists():
             return None
     except (OSError, ValueError):  # too long for a name, or a zero byte in it
         return None

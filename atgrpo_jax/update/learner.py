@@ -95,7 +95,9 @@ class Learner:
         self._jit_logprobs = jax.jit(
             self._logprobs, in_shardings=(computing.params, inputs), out_shardings=plain
         )
-        self._jit_pushes = jax.jit(self._pushes, in_shardings=(computing.params, inputs), out_shardings=plain)
+        self._jit_effective = jax.jit(
+            self._effective_weights, in_shardings=(computing.params, inputs), out_shardings=plain
+        )
         self._jit_apply = jax.jit(
             self._apply,
             donate_argnums=0,
@@ -196,13 +198,13 @@ class Learner:
         found_ABT = self._jit_logprobs(params, self._on_devices(inputs))
         return np.asarray(found_ABT)[: len(inputs.batch.tokens)]
 
-    def pushes(self, params: Any, inputs: UpdateInputs) -> np.ndarray:
-        """Returns how hard an update from ``params`` pushes each trained token up.
+    def effective_weights(self, params: Any, inputs: UpdateInputs) -> np.ndarray:
+        """Returns how much an update from ``params`` wants each trained token to be likelier.
 
         It is -d loss / d logprob [A, B, T], with entropies held fixed. Without clipping and at ratio 1
         that is the token's weight times its advantage.
         """
-        found_ABT = self._jit_pushes(params, self._on_devices(inputs))
+        found_ABT = self._jit_effective(params, self._on_devices(inputs))
         return np.asarray(found_ABT)[: len(inputs.batch.tokens)]
 
     def _fresh(self, key: jax.Array) -> Any:
@@ -220,10 +222,10 @@ class Learner:
         with exact_products(self.model.compute):
             return jax.lax.map(logprobs, inputs.batch)
 
-    def _pushes(self, params: Any, inputs: UpdateInputs) -> jax.Array:
+    def _effective_weights(self, params: Any, inputs: UpdateInputs) -> jax.Array:
         weights = self.weights(params, inputs.base)
 
-        def pushes(micro):
+        def of_micro(micro):
             trained = micro.trained
             logprobs_BT, entropy_BT = self._packed.logprobs(weights, micro)
             reference_BT = None
@@ -238,7 +240,7 @@ class Learner:
             return -jax.grad(loss)(logprobs_BT)
 
         with exact_products(self.model.compute):
-            return jax.lax.map(pushes, inputs.batch)
+            return jax.lax.map(of_micro, inputs.batch)
 
     def _update(self, state: PolicyState, inputs: UpdateInputs) -> tuple[PolicyState, dict[str, jax.Array]]:
         grads, metrics = self._gradients(state.params, inputs)

@@ -124,7 +124,7 @@ def shown(episode: dict[str, Any], pieces: Pieces | None) -> dict[str, Any]:
     """Returns what a page shows of an episode: with the text of each token, without token ids.
 
     A candidate may have a field ``taught``, which says what the step's update did to its tokens:
-    {"after": the logprob of each one then, "weight": how hard it was pushed up, or down}.
+    {"after": the logprob of each one then, "weight": how much likelier the update was to make it}.
     """
     groups = []
     for group in episode["groups"]:

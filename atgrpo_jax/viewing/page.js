@@ -4,7 +4,7 @@ const FILTERS = ["end", "outcome", "role", "signal", "order", "shade"];
 const HINTS = {
   logprob: "Tokens are the darker the less likely they were.",
   change: "Tokens that the step's update made more likely are green, those that it made less likely are red.",
-  weight: "Tokens that the update pushed up are green, those that it pushed down are red.",
+  weight: "Tokens that the update was to make more likely are green, those less likely are red.",
 };
 const CALM_MS = 4000;  // nobody touches the page for so long before it loads itself anew
 const MOST_BESIDE = 12;  // trees side by side

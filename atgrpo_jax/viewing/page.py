@@ -75,7 +75,7 @@ class Writer:
         self._on_file = on_file
         tokenizer, self._missing = tokenizer_of(folder)
         self._pieces = None if tokenizer is None else Pieces(tokenizer)
-        self._known: dict[Kept, Part] = {}  # files do not change, so each is read once
+        self._known: dict[Kept, Part] = {}  # files of episodes do not change, so each is read once
 
     def write(self, reload_s: float | None = None) -> list[str]:
         """Writes the page. Returns the names of the files of episodes that are in it.
@@ -91,7 +91,8 @@ class Writer:
         left = self._most_mb * 1e6
         for file in by_interest(there, looked_at):
             part = played_on.get(file) and self._part(played_on[file])
-            part = self._known[file] = part or before.get(file) or self._read(file)
+            known = None if file in looked_at else before.get(file)  # more may have been looked at since
+            part = self._known[file] = part or known or self._read(file)
             left -= len(part.packed)
             if left < 0 and parts:
                 break
