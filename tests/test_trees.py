@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atgrpo_jax.arrays import trees
@@ -53,6 +54,36 @@ def test_a_tree_comes_back_with_its_shardings(saved):
     assert_same(back, tree())
     assert back["spread"].sharding == tree()["spread"].sharding
     assert names(saved.parent) == ["saved"]
+
+
+def manifest(place):
+    return json.loads((place / "saved.json").read_bytes())
+
+
+@pytest.fixture(params=["to a bucket", "from a bucket"])
+def copied(request, saved, tmp_path):
+    """A tree that was written on one kind of place and copied to the other one."""
+    pytest.importorskip("gcsfs")
+    bucket = request.getfixturevalue("bucket")
+    source, target = saved, bucket / "copy"
+    if request.param == "from a bucket":
+        source, target = bucket / "saved", tmp_path / "copy"
+        write_tree(source, tree(), {"step": 3})
+    for name in (*manifest(source)["files"], "saved.json"):
+        copy = epath.Path(target / name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((source / name).read_bytes())
+    return target
+
+
+def test_a_tree_may_be_copied_between_a_disk_and_a_bucket(copied):
+    assert about_tree(copied)[0] == {"step": 3}
+    assert_same(read_tree(copied, shapes(tree())), tree())
+    files = manifest(copied)["files"]
+    data = copied / max(files, key=lambda name: files[name][0])
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+    with pytest.raises(Damaged, match="is not what was saved"):
+        about_tree(copied)
 
 
 def test_other_arrays_are_refused_by_path(saved):

@@ -1,9 +1,11 @@
 """Keeps saved trees on a disk.
 
 A tree is written beside its place and then renamed, so it is there whole or not at all, also after
-kill -9. A digest is the SHA-256 of a file's bytes.
+kill -9. A digest is the SHA-256 of a file's bytes. In a tree that was copied from a bucket it is the
+bucket's CRC32C.
 """
 
+import base64
 import concurrent.futures
 import contextlib
 import errno
@@ -14,7 +16,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place, naming, sync_folder
@@ -66,7 +68,7 @@ class TreeFolder:
         """Yields the path that Orbax reads."""
         descriptor = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            yield _plain(self.place, descriptor) / STATE
+            yield _plain(self.place, descriptor) / state_in(files)
         finally:
             os.close(descriptor)
 
@@ -74,7 +76,10 @@ class TreeFolder:
         """Raises Damaged if a file is not what was saved."""
         with concurrent.futures.ThreadPoolExecutor() as threads:
             paths = [self.place / name for name in files]
-            found = threads.map(lambda path: _reading(path, lambda: _size_and_digest(path)), paths)
+            kinds = [digest for _, digest in files.values()]
+            found = threads.map(
+                lambda path, kind: _reading(path, lambda: size_and_digest(path, kind)), paths, kinds
+            )
             for path, now, saved in zip(paths, found, files.values(), strict=True):
                 if now != saved:
                     raise Damaged(f"{path} is not what was saved")
@@ -99,7 +104,7 @@ class Draft(NamedTuple):
         """Returns size and digest of all files, after they were written to disk (fsync)."""
         files = sorted(path for path in self.partial.rglob("*") if path.is_file())
         with concurrent.futures.ThreadPoolExecutor() as threads:
-            found = threads.map(lambda file: _size_and_digest(file, sync=True), files)
+            found = threads.map(lambda file: size_and_digest(file, sync=True), files)
             names = [str(file.relative_to(self.partial)) for file in files]
             return dict(zip(names, found, strict=True))
 
@@ -193,12 +198,40 @@ def _reading(file: Path, read: Callable[[], T]) -> T:
         raise Damaged(f"{file} cannot be read ({error.strerror})") from error
 
 
-def _size_and_digest(file: Path, sync: bool = False) -> list[Any]:
+def state_in(files: Mapping[str, Any]) -> str:
+    """Returns the name of the folder that Orbax wrote, in a tree with these files."""
+    return next(iter(files)).split("/")[0]
+
+
+def is_sha256(digest: str) -> bool:
+    """Returns whether a digest is a SHA-256. Else it is a CRC32C, as stores write it."""
+    return len(digest) == 64
+
+
+def size_and_digest(file: Path, kind: str = "0" * 64, sync: bool = False) -> list[Any]:
+    """Returns the size of a file, and its digest of the same kind as the digest ``kind``."""
     with naming(file), open(file, "rb") as opened:
         if sync:
             os.fsync(opened.fileno())
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if is_sha256(kind):
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        else:
+            digest = _crc32c(opened, file)
         return [opened.tell(), digest]
+
+
+def _crc32c(opened: BinaryIO, file: Path) -> str:
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise RunError(
+            f"{file} was copied from a bucket, and its checksum needs a package of the extra gcs: "
+            'pip install "atgrpo_jax[gcs]"'
+        ) from error
+    found = google_crc32c.Checksum()
+    while block := opened.read(1 << 20):
+        found.update(block)
+    return base64.b64encode(found.digest()).decode()
 
 
 def _plain(path: Path, descriptor: int) -> Path:

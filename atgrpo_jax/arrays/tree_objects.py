@@ -2,17 +2,20 @@
 
 A bucket renames nothing. Orbax writes under a name of this save's own, and ``saved.json``, which is
 written last and says that name, makes the tree be there: at once, and with all its files. A digest is
-the CRC32C that the store itself computed of an object, so nothing is read twice.
+the CRC32C that the store itself computed of an object, so nothing is read twice. In a tree that was
+copied from a disk it is a SHA-256, and its objects are read to be checked.
 """
 
 import contextlib
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from atgrpo_jax.arrays.tree_folders import ABOUT, STATE, Damaged
+from atgrpo_jax.arrays.tree_folders import ABOUT, STATE, Damaged, is_sha256, size_and_digest, state_in
 from atgrpo_jax.common import buckets
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place
@@ -53,15 +56,24 @@ class TreeObjects:
     @contextlib.contextmanager
     def reading(self, files: Mapping[str, Any]) -> Iterator[epath.Path]:
         """Yields the path that Orbax reads."""
-        yield self.place / next(iter(files)).split("/")[0]
+        yield self.place / state_in(files)
 
     def check(self, files: Mapping[str, Any]) -> None:
         """Raises Damaged if an object is not what was saved."""
         there = buckets.found(self.place)
         for name, saved in files.items():
             now = there.get(name)
-            if now is None or [now.size, now.checksum] != saved:
+            if now is None or self._seen(name, now, saved[1]) != saved:
                 raise Damaged(f"{self.place / name} is not what was saved")
+
+    def _seen(self, name: str, now: buckets.Found, kind: str) -> list[Any]:
+        """Returns the size of an object, and its digest of the same kind as the digest ``kind``."""
+        if not is_sha256(kind):
+            return [now.size, now.checksum]
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "object"
+            buckets.download(self.place / name, copy)
+            return size_and_digest(copy, kind)
 
     def remove(self) -> None:
         buckets.remove(self.file)  # first: without it, there is no tree

@@ -92,12 +92,9 @@ class Learner:
             in_shardings=(computing.params, inputs),
             out_shardings=(computing.params, plain),
         )
-        self._jit_logprobs = jax.jit(
-            self._logprobs, in_shardings=(computing.params, inputs), out_shardings=plain
-        )
-        self._jit_effective = jax.jit(
-            self._effective_weights, in_shardings=(computing.params, inputs), out_shardings=plain
-        )
+        looking: Any = {"in_shardings": (computing.params, inputs), "out_shardings": plain}
+        self._jit_logprobs = jax.jit(self._logprobs, **looking)
+        self._jit_effective = jax.jit(self._effective_weights, **looking)
         self._jit_apply = jax.jit(
             self._apply,
             donate_argnums=0,
