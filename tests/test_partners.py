@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from aiohttp import web
@@ -166,6 +168,28 @@ def test_an_answer_that_cannot_be_recorded_is_not_used(server, tmp_path, limited
             ask(partners, 1)
         limited_file_size(-1)
     assert len(lines(tmp_path)) == 1
+
+
+def test_an_answer_that_came_is_recorded_though_nobody_waits_for_it(server, tmp_path):
+    """All threads are busy when the answer comes, and the rollout is given up meanwhile."""
+    free = threading.Event()
+
+    async def given_up(partners):
+        waiting = asyncio.ensure_future(partners.ask(MESSAGES, key(), True))
+        while not partners._adding:
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    with asking(server, tmp_path) as partners, ThreadPoolExecutor(1) as threads:
+        partners._loop.loop.set_default_executor(threads)
+        threads.submit(free.wait)
+        asyncio.run(given_up(partners))
+        assert list(tmp_path.iterdir()) == []
+        threading.Timer(0.2, free.set).start()
+        partners.close()
+        (line,) = lines(tmp_path)
+    assert line["text"] == "12"
 
 
 def test_no_more_requests_are_on_their_way_than_it_is_told(server):

@@ -51,6 +51,8 @@ class Asking:
             opening.callback(self._loop.close)
             session = self._loop.wait(_session())
             opening.callback(lambda: self._loop.wait(session.close()))
+            self._adding: set[asyncio.Future[None]] = set()
+            opening.callback(lambda: self._loop.wait(self._added()))
             self._asked = {
                 role: _Asked(role, ChatServer(partner, f"role {role}: ", session, headers[role]), records)
                 for role, partner in partners.items()
@@ -61,6 +63,7 @@ class Asking:
             self._opened = opening.pop_all()
 
     def close(self) -> None:
+        """Returns when all that was answered is recorded. Raises OSError or RunError if it cannot be."""
         self._opened.close()
 
     async def ask(self, messages: Sequence[Message], key: GroupKey, spoken: bool) -> tuple[Sample, str]:
@@ -84,12 +87,25 @@ class Asking:
         seconds = 0.0
         if known is None:
             answer, seconds = await asked.answer(sent, key.path(), spoken)
-            await asyncio.to_thread(self._records.add, key.role, key.step, at, prompt, answer)
+            await self._record(key, at, prompt, answer)
         else:
             answer = known
         cost = Cost.of(answer, known is None, seconds)
         self.costs = {**self.costs, key.role: self.costs[key.role] + cost}
         return answer
+
+    async def _record(self, key: GroupKey, at: str, prompt: str, answer: Answer) -> None:
+        """Records an answer. It was paid for, so it is recorded even if nobody waits for it any more."""
+        adding = asyncio.ensure_future(
+            asyncio.to_thread(self._records.add, key.role, key.step, at, prompt, answer)
+        )
+        self._adding.add(adding)
+        adding.add_done_callback(self._adding.discard)
+        await asyncio.shield(adding)
+
+    async def _added(self) -> None:
+        """Returns when every answer that came is recorded."""
+        await asyncio.gather(*self._adding)
 
 
 class _Asked:

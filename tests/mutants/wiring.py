@@ -31,7 +31,8 @@ FAULTS = {
     ],
     ("partners/asking.py", "test_partners.py"): [
         ('at = f"{self._seed}/{key.path()}"', "at = key.path()", "answers of another run are taken for ours"),
-        ("await asyncio.to_thread(self._records.add, key.role, key.step, at, prompt, answer)", "pass", "answers are not recorded"),
+        ("await self._record(key, at, prompt, answer)", "pass", "answers are not recorded"),
+        ("await asyncio.shield(adding)", "await adding", "what came is lost if the rollout is given up"),
         ("failures += failure.wait_s is None", "failures += 1", "a server that asks for patience has failed"),
         ("self._tokens = sum(answer.tokens for answer in before)", "self._tokens = 0", "the budget begins anew with every start"),
         ('next((answer.model for answer in before if answer.model), "")', '""', "after a start any model may answer"),
