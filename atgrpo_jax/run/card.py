@@ -9,7 +9,8 @@ from typing import Any
 from atgrpo_jax.common.files import read_json_lines
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.found import FoundRun
-from atgrpo_jax.tokens.tokens import FolderTokenizer
+from atgrpo_jax.tokens import tiny_file
+from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer
 from atgrpo_jax.version import __version__
 
 _HEAD = """---
@@ -136,6 +137,8 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 def _prompts(x: Experiment) -> str:
     own = x.tokenizer
+    if isinstance(own, TinyTokenizer):
+        return f"Its tokenizer is in `{tiny_file.NAME}`, which only atgrpo_jax reads: give it ids.\n"
     if not isinstance(own, FolderTokenizer):
         return f"Its tokenizer is {type(own).__name__} of atgrpo_jax, which is in no folder: give it ids.\n"
     thinks = {None: "as the template does by itself", False: "without thinking", True: "with thinking"}

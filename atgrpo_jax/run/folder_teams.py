@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.copies import local_folder
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.starts import ALL, by_name
-from atgrpo_jax.tokens.tokens import FolderTokenizer, Tokenizer, check_same_ids
+from atgrpo_jax.tokens import tiny_file
+from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer, check_same_ids
 
 # The folder of each role that has no partner.
 Cast = Mapping[str, str]
@@ -49,13 +52,14 @@ def played(given: Experiment, casts: Sequence[Cast]) -> Experiment:
     alone = len(policies) == 1
     folders = {"shared" if alone else name: folders[0] for folders, name in policies.items()}
     first = next(iter(folders.values()))
+    used = dict.fromkeys(folder for one in casts for folder in one.values())
     models = {name: hf.architecture(folder) for name, folder in folders.items()}
     sharing = "shared" if alone else {role: f"full:{name}" for role, name in names.items()}
     try:
         experiment = dataclasses.replace(
             given,
             model=models,
-            tokenizer=_tokenizer(given.tokenizer, first),
+            tokenizer=_tokenizer(given.tokenizer, sorted(used)),
             team=dataclasses.replace(given.team, sharing=sharing, frozen=(), rates={}, alternate=0),
             mesh=dataclasses.replace(given.mesh, policies=1),
             pretrained=folders,
@@ -63,7 +67,7 @@ def played(given: Experiment, casts: Sequence[Cast]) -> Experiment:
         )
     except ValueError as error:
         raise ConfigError(f"the folder {first}: {error}") from error
-    for folder in {folder for one in casts for folder in one.values()}:
+    for folder in used:
         check_same_ids(experiment.tokenizer, folder)
     for one in casts[1:]:
         for role, folder in one.items():
@@ -71,8 +75,21 @@ def played(given: Experiment, casts: Sequence[Cast]) -> Experiment:
     return experiment
 
 
-def _tokenizer(own: Tokenizer, folder: str) -> FolderTokenizer:
-    """Returns the tokenizer of a folder, which asks as ``own`` does if that is one of a folder, too."""
+def _tokenizer(own: Tokenizer, folders: Sequence[str]) -> Tokenizer:
+    """Returns the tokenizer of the first folder, which asks as ``own`` does if that is of a folder, too.
+
+    If the folder has none, ``own`` speaks for it, unless that is of another folder.
+    """
+    tiny = {folder: tiny_file.read(local_folder(folder)) for folder in folders}
+    first = folders[0]
+    if found := tiny[first]:
+        for folder, other in tiny.items():
+            if other != found:
+                raise RunError(f"{folder} has another tokenizer than {first}; a team shares one tokenizer")
+        return found
     if isinstance(own, FolderTokenizer):
-        return dataclasses.replace(own, folder=folder)
-    return FolderTokenizer(folder)
+        return dataclasses.replace(own, folder=first)
+    if (local_folder(first) / "tokenizer.json").is_file() or isinstance(own, TinyTokenizer):
+        return FolderTokenizer(first)
+    say(f"{first} has no tokenizer; that of the gin files speaks for it")
+    return own

@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # what is documented is 
 
 # The order of the pages, and the headings that they stand under. README is the first page.
 NAVIGATION = {
-    "Start": ("docs/quickstart", "BUILD"),
+    "Start": ("docs/quickstart", "docs/tour", "BUILD"),
     "Tasks": (
         "docs/your-task", "docs/data", "docs/environments", "docs/search", "docs/maker-checker",
         "docs/split-sight", "docs/sandbox",
@@ -24,7 +24,7 @@ NAVIGATION = {
     "Looking": ("docs/report", "docs/replay", "docs/episodes", "docs/trackers"),
     "Training": ("docs/config", "docs/models", "docs/forks", "docs/moving", "docs/sglang"),
     "Parts of your own": ("docs/your-loss", "docs/your-engine"),
-    "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/performance"),
+    "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/container", "docs/performance"),
     "Results": ("docs/results", "docs/paper", "docs/parity", "docs/log"),
     "Python interface": (
         "docs/site/api/runs", "docs/site/api/teams", "docs/site/api/tasks", "docs/site/api/models",
