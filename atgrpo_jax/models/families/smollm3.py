@@ -50,8 +50,9 @@ def _rotary(said: Fields) -> tuple[bool, ...]:
 
 def _write(c: Architecture) -> dict[str, Any]:
     rotary = [int(c.rope(layer) is not None) for layer in range(c.layers)]
-    # The default id of padding is beyond a small vocabulary, which ``transformers`` refuses.
-    return llama.LLAMA.write(c) | {"no_rope_layers": rotary, "pad_token_id": None}
+    # ``transformers`` has default ids of these, which a small vocabulary does not have.
+    nothing = {"bos_token_id": None, "pad_token_id": None}
+    return llama.LLAMA.write(c) | {"no_rope_layers": rotary} | nothing
 
 
 def _spell(raw: dict[str, Any]) -> dict[str, Any]:
