@@ -80,6 +80,8 @@ def assert_same_logits(root):
     np.testing.assert_allclose(forward(*ours(root), jnp.asarray(tokens))[2], expected.numpy(), **LOGITS)
 
 
+# Llama 3's scaling, from the length that the model has by another field.
+SCALED = {name: value for name, value in LLAMA3.items() if not name.startswith("original")}
 TYPES = ["full_attention", "sliding_attention", "sliding_attention"]
 
 
@@ -93,7 +95,8 @@ TYPES = ["full_attention", "sliding_attention", "sliding_attention"]
         ({"layer_types": ["full_attention"] * 3}, "ministral", ()),
         ({"model_type": "ministral"}, "ministral", (24,)),
         ({"model_type": "ministral", "layer_types": TYPES}, "ministral", (0, 24, 24)),
-        ({"rope_parameters": {**LLAMA3, "original_max_position_embeddings": ...}}, "mistral", (24,)),
+        ({"rope_parameters": SCALED}, "mistral", (24,)),
+        ({"rope_parameters": SCALED, "max_position_embeddings": ...}, "mistral", (24,)),
         ({"rope_parameters": ..., "rope_theta": 5e5}, "mistral", (24,)),
         ({"use_sliding_window": False, "attention_dropout": 0.1}, "mistral", (24,)),  # not read
     ],
@@ -101,11 +104,7 @@ TYPES = ["full_attention", "sliding_attention", "sliding_attention"]
 )
 def test_what_a_config_says_is_what_transformers_takes(fields, family, windows, tmp_path):
     make(tmp_path, *VARIANTS["mistral windowed"])
-    parts = {
-        name: {k: v for k, v in value.items() if v is not ...} if isinstance(value, dict) else value
-        for name, value in fields.items()
-    }
-    edit(tmp_path, **parts)
+    edit(tmp_path, **fields)
     found = hf.architecture(str(tmp_path))
     assert (found.family, found.windows) == (family, windows)
     assert_same_logits(tmp_path)

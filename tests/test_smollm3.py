@@ -133,6 +133,10 @@ def assert_same_logits(root):
     np.testing.assert_allclose(forward(*ours(root), jnp.asarray(tokens))[2], expected.numpy(), **LOGITS)
 
 
+# Llama 3's scaling, from the length that the model has by another field.
+SCALED = {name: value for name, value in LLAMA3.items() if not name.startswith("original")}
+
+
 @pytest.mark.parametrize(
     ("fields", "rotary"),
     [
@@ -146,6 +150,7 @@ def assert_same_logits(root):
         ({"rope_parameters": {"rope_type": "default"}}, (True, True, True, False)),
         ({"rope_parameters": ..., "rope_theta": 5e4}, (True, True, True, False)),
         ({"rope_parameters": LLAMA3}, (True, True, True, False)),
+        ({"rope_parameters": SCALED, "max_position_embeddings": ...}, (True, True, True, False)),
         ({"tie_word_embeddings": ..., "pretraining_tp": 2, "layer_types": ...}, (True, True, True, False)),
     ],
     ids=str,

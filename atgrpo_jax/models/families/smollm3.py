@@ -13,7 +13,6 @@ from atgrpo_jax.models.families import llama
 # What ``transformers`` takes where a config.json leaves a field out.
 _LEFT_OUT = {"num_key_value_heads": 4, "max_position_embeddings": 32_768, "tie_word_embeddings": True}
 _THETA = 2_000_000.0
-_EVERY = 4
 
 
 def _check(c: Architecture) -> None:
@@ -41,7 +40,7 @@ def _rotary(said: Fields) -> tuple[bool, ...]:
     layers = said.whole("num_hidden_layers", 2**12)
     told = said.given("no_rope_layers", None)
     if told is None:
-        every = said.whole("no_rope_layer_interval", 2**20, _EVERY)
+        every = said.whole("no_rope_layer_interval", 2**20, 4)
         return tuple(number % every != 0 for number in range(1, layers + 1))
     if type(told) is not list or len(told) < layers or not all(type(x) is int and x in (0, 1) for x in told):
         raise said.refuse("no_rope_layers", told, f"1 or 0 for each of {layers} layers; 0 has no positions")
