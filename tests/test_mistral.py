@@ -111,7 +111,7 @@ def test_what_a_config_says_is_what_transformers_takes(fields, family, windows, 
 
 
 def test_heads_of_keys_are_eight_where_nothing_is_said(tmp_path):
-    make(tmp_path, "Mistral", {"num_attention_heads": 8, "num_key_value_heads": 8})
+    make(tmp_path, "Mistral", {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 4})
     edit(tmp_path, num_key_value_heads=...)
     assert_same_logits(tmp_path)
 

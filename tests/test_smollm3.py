@@ -163,7 +163,7 @@ def test_what_a_config_says_is_what_transformers_takes(fields, rotary, tmp_path)
 
 
 def test_heads_of_keys_are_four_where_nothing_is_said(tmp_path):
-    make(tmp_path, "SmolLM3", {"num_attention_heads": 4, "num_key_value_heads": 4, "pad_token_id": 0})
+    make(tmp_path, "SmolLM3", {"num_attention_heads": 8, "num_key_value_heads": 4, "pad_token_id": 0})
     edit(tmp_path, num_key_value_heads=...)
     assert_same_logits(tmp_path)
 
