@@ -166,7 +166,7 @@ def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
-@pytest.mark.parametrize("variant", ["qwen3", "qwen2", "llama", "gemma 3"])
+@pytest.mark.parametrize("variant", ["qwen3", "qwen2", "llama", "gemma 3", "mistral windowed", "smollm3"])
 def test_peft_loads_an_exported_adapter_and_gives_our_logits(variant, tmp_path):
     make(tmp_path / "base", *VARIANTS[variant])
     model, params = ours(tmp_path / "base")

@@ -39,7 +39,7 @@ class Family:
     # Raises ValueError for an architecture that the family does not have.
     check: Callable[[Architecture], None]
     # The fields of an Architecture that are not spelled alike in all families: read from a
-    # config.json, or RunError; and written to one.
+    # config.json, or RunError; and written to one. ``read`` may say that it is of another family.
     read: Callable[[Fields], dict[str, Any]]
     write: Callable[[Architecture], dict[str, Any]]
     # Gives the rotary positions in the words of all versions of ``transformers``.

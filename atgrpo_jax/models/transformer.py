@@ -81,13 +81,14 @@ class Transformer(nn.Module):
         """
         c = self.architecture
         x_BTD = self.family.embedded(self.embedding[tokens_BT].astype(self.compute.dtype))
+        longest = limit or tokens_BT.shape[1]
         of_base = {
-            base: rotations(positions_BT, frequencies(c.head_size, *base), limit or tokens_BT.shape[1])
+            base: base and rotations(positions_BT, frequencies(c.head_size, *base), longest)
             for base in dict.fromkeys(map(c.rope, range(c.layers)))
         }
 
         def told(layer: int) -> tuple[Any, Any]:
-            """Returns a layer's rotation, and ``attend`` for it."""
+            """Returns a layer's rotation, if it has one, and ``attend`` for it."""
             return of_base[c.rope(layer)], _Windowed(attend, c.window(layer))
 
         done = 0
