@@ -253,12 +253,64 @@ def test_panels_for_many_roles_and_for_metrics_of_few_steps(drawn, tmp_path):
             panel = "#panels .panel:nth-of-type({}) .u-legend .u-label"
             assert await page.all_of(panel.format(3)) == ["step", *ROLES]
             assert await page.all_of(panel.format(4)) == ["step", "a/b/influence", "a/b/influence/on/c"]
+            assert await page.run("$('tasks').hidden") is True  # the task measures nothing
             # A step whose episodes all ended otherwise has no number of this end: it is nought.
             await page.choose("metric", "end/solved")
             assert await page.all_of("#other h3") == ["end/solved"]
             await page.choose("smooth", "5")
             assert await page.run("smoothed([0, null, 1, 2, 3, 4, 5])") == [0, None, 0.5, 1, 1.5, 2, 3]
             assert page.errors == []
+
+    asyncio.run(look())
+
+
+class Measured(Sum):
+    """Gives what is a number two numbers, under hostile names."""
+
+    def act(self, state, role, text):
+        step = super().act(state, role, text)
+        own = {HOSTILE: 0.25, "of/two": int(text) / 2} if text.isdigit() else {}
+        return dataclasses.replace(step, metrics=own)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_what_the_task_measures_is_shown_by_step_and_by_candidate(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with claim(folder, gin_config.load("smoke.gin")):
+        pass
+    made, _ = player({(t, r): ["1", "x"] for t in range(2) for r in "ab"}, Measured(), k=2)
+    content = episodes.written(
+        1, [asyncio.run(made.play(1, "train", 0))], (), CharTokenizer(), {"a": 1, "b": 1}
+    )
+    folder.write_episodes(1, content)
+    names = {
+        role: [f"role/{role}/task/{name}" for name in ("of%2Ftwo", "n10", "n9")] for role in ("a", "b%2F")
+    }
+    lines = [{"step": s} | {n: s / 4 for own in names.values() for n in own} for s in range(3)]
+    del lines[1][names["a"][0]]  # no candidate of this step had it
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_page(folder, tmp_path / "page.html")
+    many = {f"role/a/task/m{i}": 1.0 for i in range(13)}
+    folder.metrics.write_text(json.dumps({"step": 0} | many) + "\n")
+    write_page(folder, tmp_path / "many.html")
+
+    async def look():
+        async with browser.opened(tmp_path / "page.html") as page:
+            assert await page.all_of("#own h3") == ["n9", "n10", "of/two"]
+            assert await page.all_of("#own .panel:nth-of-type(3) .u-label") == ["step", "a", "b/"]
+            own = (
+                "[...document.querySelectorAll('.group:nth-of-type(1) .measured')].map((e) => e.textContent)"
+            )
+            assert await page.run(own) == [f"measured by the task{HOSTILE}0.25of/two0.5"]
+            assert await page.run("document.querySelectorAll('img').length") == 0
+            # It is open at first, so a page that loads itself anew does not turn it.
+            assert await page.run("$('tasks').open && $('tasks').dataset.first === 'open'")
+            assert page.errors == []
+        async with browser.opened(tmp_path / "many.html") as page:  # drawn when a person asks for them
+            assert await page.all_of("#own h3") == [] and not await page.run("$('tasks').open")
+            await page.run("$('tasks').open = true; new Promise((r) => setTimeout(r, 200))")
+            assert len(await page.all_of("#own h3")) == 13 and page.errors == []
 
     asyncio.run(look())
 

@@ -191,6 +191,9 @@ async function begin() {
   head();
   $("metric").append(choice("choose", ""), ...metrics().map((name) => choice(name, name)));
   for (const id of ["metric", "smooth"]) choose(id, wanted.get(id));
+  const own = tasksOwn().size;
+  $("tasks").open = own > 0 && own <= MOST_OPEN;
+  $("tasks").dataset.first = $("tasks").open ? "open" : "";
   drawCurves();
   drawSteps(async (name) => {
     $("file").value = name;
