@@ -119,6 +119,7 @@ def evaluate_run(saved: SavedRun) -> None:
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
         record["episodes"] = f"evaluations/{name}"
         append_json_line(saved.folder.evaluations, record)
+    say(f"python -m atgrpo_jax.report --run_dir={saved.folder.path} shows the episodes")
 
 
 def _played(trained: Experiment) -> Experiment:

@@ -19,7 +19,7 @@ from atgrpo_jax.credit.groups import credit
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
-from atgrpo_jax.viewing.contents import Kept, Pieces, by_interest, evenly, kept, shown
+from atgrpo_jax.viewing.contents import Kept, Pieces, by_interest, evaluations, evenly, kept, shown
 from atgrpo_jax.viewing.page import Writer, tree, write_page
 from atgrpo_jax.viewing.text import node
 
@@ -137,6 +137,91 @@ async def _click_through(path):
         assert await page.run("document.title") == "<b>run<b> - atgrpo_jax"
         assert await page.run("document.querySelectorAll('img').length") == 0
         assert page.requested == [path.as_uri()] and page.errors == []
+
+
+@pytest.fixture
+def later(folder, tmp_path):
+    """A copy of the run, and a way to evaluate it once more: as ``evaluate`` leaves it."""
+    shutil.copytree(folder.path, tmp_path / "later")
+    copy = RunFolder(tmp_path / "later")
+
+    def evaluate(step, text, split="test", **more):
+        found = [played(step, split, i, [text] * 3) for i in range(2)]
+        content = episodes.written(step, found, (), CharTokenizer(), {"a": 1.0, "b": 1.0})
+        name = f"evaluations/{copy.write_evaluation(split, content)}"
+        append_json_line(copy.evaluations, {"step": step, "split": split, "episodes": name, **more})
+
+    return copy, evaluate
+
+
+def test_later_evaluations_are_files_like_others(later, tmp_path):
+    folder, evaluate = later
+    append_json_line(folder.evaluations, {"step": 0, "split": "test"})  # of a version that kept no episodes
+    evaluate(3, "5", temperature=0.0, gin_param=["math.Math.files = {}"])
+    evaluate(0, "7", "train", sampling={"a": {}, "b": {}})
+    assert [file.title for file in evaluations(folder)] == [
+        "test, step 3, evaluation 1 at temperature 0, with another math.Math.files",
+        "train, step 0, evaluation 1",
+    ]
+    writer = Writer(folder, tmp_path / "page.html")
+    names = writer.write()
+    # The newest one comes after the newest of each split.
+    assert names[:3] == ["train-3", "test-3", "train-0-evaluation1"] and len(names) == 7
+    assert names[-1] == "train-2" and "test-3-evaluation1" in names
+    evaluate(3, "6")  # while somebody watches
+    assert writer.write()[2:4] == ["test-3-evaluation2", "train-1"]
+    assert write_page(folder, tmp_path / "one.html", steps=(0,)) == ["test-0", "train-0-evaluation1"]
+    (folder.evaluated / "0001_test.jsonl.gz").unlink()
+    assert [file.name for file in evaluations(folder)] == ["train-0-evaluation1", "test-3-evaluation2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_later_evaluations_are_chosen_like_others(later, tmp_path):
+    folder, evaluate = later
+    evaluate(3, "5", temperature=0.0)
+    evaluate(3, "6", "train")
+    writer = Writer(folder, tmp_path / "page.html")
+    writer.write(reload_s=3.0)
+
+    async def look():
+        async with browser.opened(tmp_path / "page.html") as page:
+            titles = [
+                "test, step 0", "test, step 3", "test, step 3, evaluation 1 at temperature 0",
+                "train, step 1", "train, step 2", "train, step 3", "train, step 3, evaluation 1",
+            ]  # fmt: skip
+            await page.run("touched = Infinity")  # a person is busy
+            assert await page.all_of("#file option") == titles
+            assert await page.run("$('file').value") == "train-3"  # and not the later one
+            await page.run("document.querySelector('#table tbody tr:nth-child(1)').click()")
+            await page.run("new Promise((r) => setTimeout(r, 200))")
+            assert await page.run("$('file').value") == "train-3"
+            await page.choose("file", "test-3-evaluation1")
+            assert "evaluation 1 at temperature 0: 2 of 2 episodes" in (await page.all_of("#sample"))[0]
+            await page.run("document.querySelector('#list li:nth-child(2)').click()")
+            assert await page.all_of(".tree h3 span:first-child") == [
+                "test, step 3, evaluation 1, instance 1: "
+            ]
+            await page.run("document.querySelector('.tree button').click()")
+            await page.until("document.querySelectorAll('.tree').length === 3")
+            heads = await page.all_of(".tree h3 span:first-child")
+            assert [head.split(", ")[1:-1] for head in heads] == [
+                ["step 0"],
+                ["step 3"],
+                ["step 3", "evaluation 1"],
+            ]
+            # One that comes while a person watches is there after the page has loaded itself.
+            await asyncio.to_thread(evaluate, 3, "9")  # which has an event loop of its own
+            writer.write()
+            await page.run("touched = 0")
+            await page.until(f"{browser.READY} && contents.files.length === 8")
+            assert await page.run("$('file').value") == "test-3-evaluation1"
+            assert (await page.all_of(".tree h3"))[2].startswith("test, step 3, evaluation 1, instance 1: ")
+            await page.choose("file", "test-3-evaluation2")
+            assert (await page.all_of(".candidate pre"))[0] == "9"
+            assert page.errors == []
+
+    asyncio.run(look())
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,8 @@ function drawSteps(openFile) {
   const rows = contents.steps.map((step, i) =>
     present.map(([, name]) => name === null ? step : contents.series[name][i]));
   const files = new Map();
-  for (const file of contents.files) if (file.split === "train" || !files.has(file.step)) files.set(file.step, file);
+  for (const file of contents.files)
+    if ((file.split === "train" && !file.evaluation) || !files.has(file.step)) files.set(file.step, file);
   let by = 0, down = true, most = MOST_ROWS;
   const fill = () => {
     rows.sort((a, b) => ((a[by] ?? -Infinity) - (b[by] ?? -Infinity)) * (down ? -1 : 1));

@@ -79,7 +79,8 @@ function chance(logprobs, after) {
 // Groups
 
 function tree(episode, by) {
-  const place = `${episode.split}, step ${episode.step}, instance ${episode.instance}`;
+  const later = episode.evaluation ? `, evaluation ${episode.evaluation}` : "";
+  const place = `${episode.split}, step ${episode.step}${later}, instance ${episode.instance}`;
   const title = make("h3", {},
     make("span", { text: `${place}: ` }),
     make("span", { text: episode.solved ? "solved" : episode.end, className: episode.solved ? "solved" : "failed" }),
