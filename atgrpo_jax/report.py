@@ -18,7 +18,7 @@ from atgrpo_jax.common.files import folder_path
 from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import FORM
-from atgrpo_jax.viewing.contents import kept, replays
+from atgrpo_jax.viewing.contents import evaluations, kept, replays
 from atgrpo_jax.viewing.page import Writer, watch
 from atgrpo_jax.viewing.text import node
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         print(node(folder, _TEXT.value))
         return
     steps = tuple(map(_number, _STEP.value or ()))
-    files = kept(folder)
+    files = [*kept(folder), *evaluations(folder)]
     unknown = sorted(set(steps) - {file.step for file in files})
     if unknown and not _WATCH.value:  # they may still come
         raise ConfigError(f"--step: there are no episodes of step {', '.join(map(str, unknown))}")

@@ -200,6 +200,7 @@ FAULTS = {
         ("[count - 1, 0] if count > 1", "[0, count - 1] if count > 1", "the first comes before the last"),
         ("i * count // most", "i", "samples are the first ones"),
         ('"".join(said) == candidate["text"]', "True", "tokens that make no text are shown"),
+        ('"later" if file.number else file.split', "file.split", "later evaluations hide training"),
     ],
     ("viewing/page.py", "test_report.py"): [
         ("if left < 0 and parts:", "if False:", "a page has no limit"),
@@ -327,6 +328,11 @@ FAULTS = {
     ],
     ("tracking/tensorboard.py", "test_metrics.py"): [
         ("status=SessionLog.START", "status=SessionLog.STOP", "repeated steps stay in TensorBoard"),
+        ("{**_first(record), **record}", "record", "TensorBoard opens on something else"),
+    ],
+    ("run/folder_teams.py", "test_folder_teams.py"): [
+        ('if trained_on not in ("", digest):', "if False:", "nobody is told of another base"),
+        ("if base is None else base\n", "\n", "each adapter has a copy of the base"),
     ],
     ("run/tracking.py", "test_trackers.py"): [
         ("channel.next = min(channel.next, first)", "channel.next = first", "what a tracker missed before is lost"),
