@@ -167,7 +167,7 @@ def activations(
     of one and two layers are evaluated: every further layer keeps as much as the second one.
     """
     local = _local(config, mesh)
-    rows = batch.rows // (mesh.data * mesh.fsdp)
+    rows = batch.rows // mesh.rows
     compute = dataclasses.replace(compute, scan=False)
     one, two = (_bytes_a_row(dataclasses.replace(local, layers=n), compute, row, lora) for n in (1, 2))
     kept = one + (config.layers - 1) * (two - one)
