@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from fakes import LOGITS, PARITY
+from fakes import LOGITS, PARITY, small_model
 from reference import MIXED as MIXED_FOLDER
 from reference import forward, make, ours
+from shared_learner import MIXTURE as MODEL
 from shared_learner import OPTIMIZER, assert_same, items, learner, loss_of, packed
 from shared_local import CONFIG, STOP, draw, request
 
@@ -20,7 +21,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.engines.gate import Gate, push
 from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.models import experts
-from atgrpo_jax.models.config import Architecture, Compute, Experts
+from atgrpo_jax.models.config import Compute, Experts
 from atgrpo_jax.models.divided import divided
 from atgrpo_jax.models.experts import Stacks, by_experts
 from atgrpo_jax.models.families.table import transformer
@@ -33,11 +34,7 @@ from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig
 
-ARCHITECTURE = Architecture(
-    layers=2, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8, family="qwen3_moe",
-    experts=Experts(count=8, chosen=2, width=12),
-)  # fmt: skip
-MODEL = transformer(ARCHITECTURE, 64)
+ARCHITECTURE = MODEL.architecture
 BATCH = packed(items(lengths=((9, 3, 2), (4, 8, 5), (3, 3, 3), (2, 6))), BatchConfig(row_tokens=48, rows=4))
 DEALT = MeshConfig(fsdp=2, expert=2)
 MESHES = [
@@ -259,7 +256,7 @@ def test_folders_are_read_and_written_in_parts(params, tmp_path):
 
 def test_a_mesh_that_does_not_fit_is_refused():
     six = transformer(dataclasses.replace(ARCHITECTURE, experts=Experts(6, 2, 12)), 64)
-    dense = transformer(Architecture(layers=1, width=32, mlp_width=48, heads=4, kv_heads=2, head_size=8), 64)
+    dense = small_model()
     check_mesh(MeshConfig(data=2, expert=4), 8, divided({"a": MODEL}))
     with pytest.raises(ConfigError) as raised:
         check_mesh(MeshConfig(expert=4), 8, divided({"a": six}))

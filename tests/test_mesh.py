@@ -31,7 +31,7 @@ def slices_in(mesh):
 
 
 @pytest.mark.parametrize(
-    "config", [MeshConfig(2, 2, 2), MeshConfig(fsdp=8), MeshConfig(2, expert=4)], ids=str
+    "config", [MeshConfig(2, 2, 2), MeshConfig(fsdp=8), MeshConfig(1, 2, 2), MeshConfig(2, expert=4)], ids=str
 )
 def test_in_one_slice_it_is_jaxs_own(config):
     shape = config.data, config.fsdp, config.expert, config.tensor
