@@ -29,7 +29,10 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, init_params
-from atgrpo_jax.planning.footprint import activations, bytes_a_device
+from atgrpo_jax.planning.footprint import bytes_a_device, memory
+from atgrpo_jax.planning.workload import workload_of
+from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.learner import Learner, UpdateInputs
 from atgrpo_jax.update.objectives import LossConfig
@@ -288,9 +291,28 @@ def test_a_device_holds_its_part_of_the_experts():
     assert whole_compiled - half_compiled == pytest.approx(dealt / 2 + rows, rel=0.01)
 
 
-def test_a_plan_has_the_rows_of_a_device():
-    """What is kept for the backward pass are a device's own tokens, not those that it gathers."""
-    model = dataclasses.replace(ARCHITECTURE, vocab_size=64)
-    batch = BatchConfig(row_tokens=48, rows=4)
-    whole = activations(model, Compute(), MeshConfig(), batch, 48)
-    assert activations(model, Compute(), MeshConfig(expert=4), batch, 48) == whole / 4
+def planned(mesh, dtype="float32"):
+    x = dataclasses.replace(
+        load("smoke.gin"),
+        warm_start=None,
+        model=ARCHITECTURE,
+        mesh=mesh,
+        batch=BatchConfig(row_tokens=128, rows=8),
+        compute=Compute(dtype=dtype),
+    )
+    return memory(x, TeamLearner(x), workload_of(x, instances=2))
+
+
+def test_a_plan_has_the_share_of_a_device():
+    """By hand: 8 experts of 3 x 32 x 12 in 2 layers; 8 rows of 128 tokens."""
+    whole, dealt = planned(MeshConfig()), planned(MeshConfig(expert=4))
+    experts_of_all = 2 * 8 * 3 * 32 * 12 * 4
+    assert whole["parameters, shared"] - dealt["parameters, shared"] == experts_of_all * 3 / 4
+    assert dealt["activations of the update"] == whole["activations of the update"] / 4
+    line = "tokens and gradients of a layer's experts"
+    # Two arrays of tokens and a gradient in float32; the gradients of a device's experts.
+    assert whole[line] == 32 * (8 * 128 * 12 + 3 * 8 * 12 * 4)
+    assert dealt[line] == 32 * (8 * 128 * 12 + 3 * 2 * 12 * 4)
+    half, half_dealt = (planned(mesh, "bfloat16") for mesh in (MeshConfig(), MeshConfig(expert=4)))
+    line = "parameters in bfloat16, gathered"
+    assert half[line] - half_dealt[line] == experts_of_all / 2 * 3 / 4

@@ -39,7 +39,7 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     policies: int = 1
-    expert: int = 1
+    expert: int = 1  # devices that the experts of a mixture are dealt to
 
     def __post_init__(self):
         check_types(self)
