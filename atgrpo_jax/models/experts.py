@@ -3,7 +3,7 @@
 No token is dropped, whatever the others choose, and nothing is made for pairs of a token and an
 expert that did not choose each other. Tokens are sorted by expert. A loop goes through blocks of
 tokens of one expert, as many as there are. (``jax.lax.ragged_dot`` multiplies all tokens with all
-experts on most platforms, and needs room for all tokens to choose the experts of one device.)
+experts on CPUs and some TPUs. It also needs room for all tokens to choose the experts of one device.)
 
 On a mesh, a device has rows of its own and the experts of its place along ``expert``. Devices along
 ``expert`` gather their tokens, each computes its own experts for all of them, and the sums go back
