@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from atgrpo_jax.models.config import Architecture, Compute, Remat
 from atgrpo_jax.models.family import Family
@@ -53,6 +54,8 @@ class Transformer(nn.Module):
     vocab_size: int
     compute: Compute = Compute()
     joined: bool = False  # see ``join_layers``
+    # What rows and parameters are on, for blocks that exchange tokens; None for one device.
+    mesh: Mesh | None = None
 
     def setup(self):
         c = self.architecture
@@ -62,7 +65,9 @@ class Transformer(nn.Module):
         if not c.tied:  # used by ``logits``
             self.head = self.param("head", nn.initializers.normal(0.02), shape[::-1], param_dtype)
         block = _recomputed(self.family.block, self.compute.remat)
-        self.blocks = [block(c, self.compute, self.joined, name=f"layer_{i}") for i in range(c.layers)]
+        self.blocks = [
+            block(c, self.compute, self.joined, self.mesh, name=f"layer_{i}") for i in range(c.layers)
+        ]
         self.norm = self.family.norm(c, self.compute)
 
     def __call__(
@@ -112,7 +117,9 @@ class Transformer(nn.Module):
         c = self.architecture
         period = c.period
         whole = c.layers - c.layers % period
-        block = _recomputed(self.family.block, self.compute.remat)(c, self.compute, self.joined, parent=None)
+        block = _recomputed(self.family.block, self.compute.remat)(
+            c, self.compute, self.joined, self.mesh, parent=None
+        )
 
         def stacked(place: int) -> Any:
             layers = [layer.variables for layer in self.blocks[place:whole:period]]

@@ -34,6 +34,7 @@ _GRADIENTS = "gradients, and of one micro-batch"
 _COPY = "parameters in bfloat16, gathered"
 _ACTIVATIONS = "activations of the update"
 _HEAD = "the head's logits and gradient"
+_EXPERTS = "tokens and gradients of a layer's experts"
 
 
 def memory(experiment: Experiment, policies: TeamLearner, workload: Workload) -> dict[str, float]:
@@ -79,6 +80,9 @@ def _memory(
         activations(config, compute, experiment.mesh, experiment.batch, row, ranks[name])
         for name, config in configs.items()
     )
+    mixtures = [config for config in configs.values() if config.experts is not None]
+    if mixtures:
+        lines[_EXPERTS] = max(_experts(config, experiment, row) for config in mixtures)
     lines[_HEAD] = max(_head(local[name], experiment, trained=ranks[name] is None) for name in configs)
     return lines
 
@@ -102,7 +106,7 @@ def _engine(
 
 def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
     """Replaces the estimates for the update by ``update``, the bytes that the compiler measured."""
-    estimates = {_GRADIENTS, _COPY, _ACTIVATIONS, _HEAD}
+    estimates = {_GRADIENTS, _COPY, _ACTIVATIONS, _HEAD, _EXPERTS}
     return {name: size for name, size in lines.items() if name not in estimates} | {
         "the update beside its state, as compiled": update
     }
@@ -167,7 +171,7 @@ def activations(
     of one and two layers are evaluated: every further layer keeps as much as the second one.
     """
     local = _local(config, mesh)
-    rows = batch.rows // (mesh.data * mesh.fsdp)
+    rows = batch.rows // mesh.rows
     compute = dataclasses.replace(compute, scan=False)
     one, two = (_bytes_a_row(dataclasses.replace(local, layers=n), compute, row, lora) for n in (1, 2))
     kept = one + (config.layers - 1) * (two - one)
@@ -228,12 +232,24 @@ def _copy(local: Architecture, experiment: Experiment) -> float:
 
     They are a device's part and, with ``fsdp``, one whole layer.
     """
-    layer = family_of(local).block_kernels(local)
-    return (
-        jnp.dtype(experiment.compute.dtype).itemsize
-        * layer
-        * (local.layers / experiment.mesh.fsdp + (experiment.mesh.fsdp > 1))
-    )
+    mesh = experiment.mesh
+    shapes = family_of(local).kernels(local).values()
+    layer = sum(math.prod(shape) // (mesh.expert if len(shape) == 3 else 1) for shape in shapes)
+    return jnp.dtype(experiment.compute.dtype).itemsize * layer * (local.layers / mesh.fsdp + (mesh.fsdp > 1))
+
+
+def _experts(config: Architecture, experiment: Experiment, row: int) -> float:
+    """Returns the bytes that ``models.experts`` takes in an update beside what it is given.
+
+    They are the tokens that the devices along ``expert`` have together, what comes back to them, and
+    their gradient in float32; and the gradients in float32 of the experts of a device.
+    """
+    mesh = experiment.mesh
+    assert config.experts is not None
+    itemsize = jnp.dtype(experiment.compute.dtype).itemsize
+    tokens = experiment.batch.rows // (mesh.data * mesh.fsdp) * row
+    own = config.experts.count // mesh.expert * config.experts.width // mesh.tensor
+    return config.width * (tokens * (2 * itemsize + 4) + 3 * own * 4)
 
 
 def _head(local: Architecture, experiment: Experiment, trained: bool) -> float:

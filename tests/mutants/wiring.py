@@ -98,7 +98,7 @@ FAULTS = {
          "a run goes on with another seed"),
         ("tree == (self.credit.baseline == \"group\")", "True", "baselines of one member are accepted"),
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
-        ("self.batch.rows % rows == 0,", "True,", "rows that the mesh does not divide"),
+        ("self.batch.rows % self.mesh.rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
     ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
         ("Address(seed, key, k) for k in range(count)", "Address(seed, key, 0) for k in range(count)",
