@@ -125,7 +125,7 @@ NO_WORK = HostWork(
 
 def setup(count=2, **changes):
     x = experiment(**changes)
-    return setup_of(x, x.engine.drawing(x.mesh), WORKLOAD, FLAT, count)
+    return setup_of(x, x.engine.drawing(x.mesh), WORKLOAD, FLAT, V5E, count)
 
 
 def test_what_is_in_flight():

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
-import jax
-
 from atgrpo_jax.arrays.mesh import Divided, divided_parameters
-from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.models.transformer import Transformer, shapes_of
 
 
 def divided(models: Mapping[str, Transformer]) -> Iterator[Divided]:
     """Yields the sizes of all models, which are given by name."""
     for name, model in models.items():
         yield f"Architecture.heads of {name}", model.architecture.heads, "tensor"
-        params = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
-        yield from divided_parameters(params, model.family.axes)
+        yield from divided_parameters(shapes_of(model), model.family.axes)

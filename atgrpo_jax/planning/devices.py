@@ -4,6 +4,8 @@ import dataclasses
 
 from atgrpo_jax.common.errors import ConfigError
 
+HOST_LINK = 16e9  # bytes a second between a device and its host's memory; assumed, not published
+
 
 @dataclasses.dataclass(frozen=True)
 class Device:
@@ -15,13 +17,16 @@ class Device:
     flops: float  # FLOP a second, in bfloat16 matrix products
     bandwidth: float  # bytes a second, of its memory
     link: float  # bytes a second to devices of other hosts: between TPU chips, or a GPU's network card
+    # Whether the compiler multiplies each token with all experts of a mixture, and not only with its
+    # own (docs/log.md; on GPUs it was not looked at).
+    every_expert: bool = False
 
 
 DEVICES = {
     "v4": Device("TPU v4", ("TPU v4",), 32e9, 275e12, 1.23e12, 300e9),
-    "v5e": Device("TPU v5e", ("TPU v5 lite", "TPU v5e"), 16e9, 197e12, 0.82e12, 200e9),
+    "v5e": Device("TPU v5e", ("TPU v5 lite", "TPU v5e"), 16e9, 197e12, 0.82e12, 200e9, True),
     "v5p": Device("TPU v5p", ("TPU v5p", "TPU v5"), 95e9, 459e12, 2.77e12, 600e9),
-    "v6e": Device("TPU v6e", ("TPU v6 lite", "TPU v6e"), 32e9, 918e12, 1.64e12, 400e9),
+    "v6e": Device("TPU v6e", ("TPU v6 lite", "TPU v6e"), 32e9, 918e12, 1.64e12, 400e9, True),
     "a100": Device("NVIDIA A100", ("NVIDIA A100",), 80e9, 312e12, 2.04e12, 25e9),
     "h100": Device("NVIDIA H100", ("NVIDIA H100",), 80e9, 989e12, 3.35e12, 50e9),
     "h200": Device("NVIDIA H200", ("NVIDIA H200",), 141e9, 989e12, 4.8e12, 50e9),

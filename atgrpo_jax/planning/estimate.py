@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from atgrpo_jax.engines.protocol import Drawing
-from atgrpo_jax.models.families.table import family_of
 from atgrpo_jax.planning import times
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.events import Asked, Played, Skew, Speed, rollout
@@ -94,7 +93,9 @@ class Setup:
         return min(asked, self.slots // self.hosts)
 
 
-def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew: Skew, hosts: int) -> Setup:
+def setup_of(
+    experiment: Experiment, drawing: Drawing, workload: Workload, skew: Skew, device: Device, hosts: int
+) -> Setup:
     """Returns the numbers of a run whose mesh spans so many hosts. ``drawing`` is its engine's."""
     workflow = experiment.task.workflow
     stages = len(workflow.stages)
@@ -111,9 +112,9 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
     for policy in policies:
         model = experiment.architecture(experiment.initial_name(policy))
         vocab = model.vocab_size or experiment.tokenizer.vocab_size
-        multiplied = model.layers * family_of(model).block_multiplied(model)
+        multiplied = model.layers * times.multiplied(model, device.every_expert)
         numbers.append(multiplied + vocab * model.width)
-        flops.append(times.work(model, compute, vocab, mean, 1)["update"])
+        flops.append(times.work(model, compute, vocab, mean, 1, device.every_expert)["update"])
         prompts.append(2 * multiplied * workload.prompt)
         layers.append(model.layers)
         caches.append(2 * model.layers * model.kv_heads * model.head_size)

@@ -37,7 +37,7 @@ def report(
     about = f"over {hosts} hosts with {experiment.mesh.devices // hosts} devices each"
     if drawing is None:
         return [f"{about}: samples are drawn elsewhere, so nothing is said of the rollout"]
-    setup = setup_of(experiment, drawing, workload, skew, hosts)
+    setup = setup_of(experiment, drawing, workload, skew, device, hosts)
 
     def tried(setup: Setup) -> Estimate:
         return estimate(setup, device, utilisation, skew)

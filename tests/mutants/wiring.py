@@ -18,7 +18,7 @@ FAULTS = {
          "validation has the test's number of instances"),
         ("                split=split,\n", '                split="train",\n', "scores are of the training split"),
         ("gate.push(self.engine, weights, team.version)", "gate.push(self.engine, weights, 0)", "pushes are all called 0"),
-        ("return bool(every) and (step % every == 0 or step == self.experiment.steps)", "return bool(every) and step == self.experiment.steps", "no validation on the way"),
+        ("self.experiment.evaluation.validates(step, self.experiment.steps)", "step == self.experiment.steps", "no validation on the way"),
         ("due = step % experiment.checkpoint_every == 0 or step == experiment.steps", "due = step % experiment.checkpoint_every == 0",
          "the last step is not saved"),
         ("self._opened = opening.pop_all()", "self._opened = opening.pop_all()\n        opening.close()\n        self._opened = contextlib.ExitStack()", "nothing is closed at the end"),
