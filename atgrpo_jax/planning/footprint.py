@@ -21,7 +21,7 @@ from atgrpo_jax.engines.protocol import Planned
 from atgrpo_jax.models.config import Architecture, Compute
 from atgrpo_jax.models.families.table import family_of, transformer
 from atgrpo_jax.models.head import CHUNK_BYTES, table, token_loss
-from atgrpo_jax.models.lora import init_adapter
+from atgrpo_jax.models.lora import adapter_shapes
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, shapes_of
 from atgrpo_jax.planning.devices import Device
@@ -218,10 +218,7 @@ def _residuals(config: Architecture, compute: Compute, rows: int, row: int, lora
         return jax.vjp(loss, trained)[1]
 
     params = shapes_of(model)
-    trained = params
-    if lora is not None:
-        adapted = model.family.adapted
-        trained = jax.eval_shape(lambda: init_adapter(params, jax.random.key(0), lora, adapted))
+    trained = params if lora is None else adapter_shapes(model, lora)
     leaves = jax.tree.leaves(jax.eval_shape(backward, trained, params, micro))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 

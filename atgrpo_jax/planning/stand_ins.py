@@ -18,6 +18,7 @@ from atgrpo_jax.models.config import PRESETS, Architecture, preset, published
 from atgrpo_jax.models.hf.config_json import architecture
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.gin_values import UNSET, Instead
 from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 # A model that files leave open, as those of gin/paper do without one of a size.
@@ -91,9 +92,9 @@ class StandIns:
 
     def load(self, gin_files: Sequence[str], bindings: Sequence[str]) -> Experiment:
         """Returns what a run would read, or what stands in for it. Raises ConfigError."""
-        experiment, values = gin_config.read(gin_files, bindings, OPEN, self._make)
+        experiment, values = gin_config.read(gin_files, bindings, Instead(self._make, OPEN))
         for name, setting in values.macros.items():
-            if setting.source == gin_config.UNSET:
+            if setting.source == UNSET:
                 self.told[f"{name}, which nothing sets"] = self._preset or setting.value
         return experiment
 

@@ -88,10 +88,11 @@ def seconds(
             totals[stage][1] += flop / rate
         totals["rollout"][2] += reading
         updates[policies.meshes[policy]] += done["update"] / rate
-    moves = 2 * experiment.loss.minibatches * experiment.loss.epochs
-    for policy, mesh in ((name, policies.meshes[name]) for name in policies.names):
-        waiting = bytes_on_hosts(policies.shapes[policy]) / experiment.mesh.side
-        updates[mesh] += moves * waiting / HOST_LINK
+    if experiment.optimizer.offload:
+        moves = 2 * experiment.loss.minibatches * experiment.loss.epochs
+        for policy in policies.names:
+            waiting = bytes_on_hosts(policies.shapes[policy]) / experiment.mesh.side
+            updates[policies.meshes[policy]] += moves * waiting / HOST_LINK
     totals["update"][1] = max(updates.values())  # side by side; the engine draws for one at a time
     return {
         stage: (flop, max(computing, reading), "arithmetic" if computing >= reading else "reading weights")

@@ -5,7 +5,7 @@ import re
 import sys
 import tokenize
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from atgrpo_jax.common.errors import ConfigError, one_line
 from atgrpo_jax.common.files import Place, read_file
 from atgrpo_jax.run.experiment import Experiment, first_difference
 from atgrpo_jax.run.gin_names import Maker, known_modules, nearest, nearest_makers, unknown
-from atgrpo_jax.run.gin_values import Macro, Make, Reference, Values, called, made
+from atgrpo_jax.run.gin_values import AS_SAID, Instead, Macro, Reference, Values, made
 from atgrpo_jax.run.gin_wiring import wire
 from atgrpo_jax.run.gin_writing import text_of
 from atgrpo_jax.run.kept_source import FOLDER, make_importable
@@ -22,7 +22,6 @@ from gin import config_parser
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PARAM = "--gin_param"
-UNSET = "what nothing sets"  # the source of such values
 HERE = "$HERE/"  # in a text of a gin file: the file's own folder
 
 
@@ -40,17 +39,9 @@ def load(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> Experi
 
 
 def read(
-    gin_files: str | Sequence[str],
-    bindings: Sequence[str] = (),
-    unset: Mapping[str, Any] = {},
-    make: Make = called,
+    gin_files: str | Sequence[str], bindings: Sequence[str] = (), instead: Instead = AS_SAID
 ) -> tuple[Experiment, Values]:
-    """Returns what ``load`` does, and the values that the experiment was made of.
-
-    Args:
-      unset: values of macros that the files use and nothing sets.
-      make: makes each part; it may make another one.
-    """
+    """Returns what ``load`` does, and the values that the experiment was made of."""
     files = [gin_files] if isinstance(gin_files, str) else list(gin_files)
     reader = _Reader()
     for name in files:
@@ -58,10 +49,9 @@ def read(
     symbols = dict(reader.imported)
     for binding in bindings:
         reader.read_text(binding, _PARAM, symbols)
-    for name, value in unset.items():
-        if name in reader.values.macros_used and name not in reader.values.macros:
-            reader.values.set_macro(name, value, UNSET, None)
-    return _experiment(reader, ", ".join([*files, _PARAM] if bindings else files), make), reader.values
+    reader.values.set_unset(instead.unset)
+    sources = ", ".join([*files, _PARAM] if bindings else files)
+    return _experiment(reader, sources, instead), reader.values
 
 
 def gin_folder(package: Path = _PACKAGE) -> Path:
@@ -107,13 +97,13 @@ def _escaped(text: str) -> str:
     return text.encode("unicode_escape").decode().replace("'", "\\'").replace('"', '\\"')
 
 
-def _experiment(reader: "_Reader", sources: str, make: Make = called) -> Experiment:
+def _experiment(reader: "_Reader", sources: str, instead: Instead = AS_SAID) -> Experiment:
     """Returns the experiment of what was read. ``sources`` names the files."""
     reader.refuse_unused()
     if not any(maker is Experiment for _, maker in reader.values.fields):
         raise ConfigError(f"{sources} configures no experiment.Experiment")
     wire(reader.values)
-    return made(reader.values, sources, make)
+    return made(reader.values, sources, instead.make)
 
 
 def _find(gin_file: str, of: str = "") -> Place:

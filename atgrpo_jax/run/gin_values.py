@@ -9,6 +9,7 @@ from atgrpo_jax.common.errors import ConfigError, UserError
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.gin_names import Maker, default_of, lacking, name_of, nearest
 
+UNSET = "what nothing sets"  # the source of such macros
 # Makes a part of what a config gives its maker.
 Make = Callable[[Maker, Mapping[str, Any]], Any]
 
@@ -58,6 +59,21 @@ class Made(NamedTuple):
     place: str
 
 
+def called(maker: Maker, given: Mapping[str, Any]) -> Any:
+    """Makes a part as a run does."""
+    return maker(**given)
+
+
+class Instead(NamedTuple):
+    """Says what is made instead of what a config says: of its parts, and of macros that nothing sets."""
+
+    make: Make = called
+    unset: Mapping[str, Any] = {}
+
+
+AS_SAID = Instead()
+
+
 class Values:
     """All that is set: values of fields by scope and maker, and values of macros.
 
@@ -85,6 +101,11 @@ class Values:
 
     def set_macro(self, name: str, value: Any, source: str, line: int | None) -> None:
         self.macros[name] = self._setting(value, source, line)
+
+    def set_unset(self, values: Mapping[str, Any]) -> None:
+        """Sets macros that something uses and nothing sets."""
+        for name in values.keys() & self.macros_used - self.macros.keys():
+            self.set_macro(name, values[name], UNSET, None)
 
     def _setting(self, value: Any, source: str, line: int | None) -> Setting:
         for inner in inside(value):
@@ -117,11 +138,6 @@ def inside(value: Any) -> Iterator[Macro | Reference]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from inside(item)
-
-
-def called(maker: Maker, given: Mapping[str, Any]) -> Any:
-    """Makes a part as a run does."""
-    return maker(**given)
 
 
 def made(values: Values, sources: str, make: Make = called) -> Experiment:

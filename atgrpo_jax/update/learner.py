@@ -13,15 +13,9 @@ from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shar
 from atgrpo_jax.arrays.spread import put
 from atgrpo_jax.common.types import Batch
 from atgrpo_jax.models.head import logprob_gap, table, token_loss
-from atgrpo_jax.models.lora import LoraConfig, init_adapter
+from atgrpo_jax.models.lora import LoraConfig, adapter_shapes, init_adapter
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import (
-    PolicyWeights,
-    Transformer,
-    exact_products,
-    init_params,
-    shapes_of,
-)
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, init_params, shapes_of
 from atgrpo_jax.update.batch import answers, each, filled
 from atgrpo_jax.update.loss import LARGEST
 from atgrpo_jax.update.objectives import Objective
@@ -64,7 +58,7 @@ class Learner:
         self._objective = objective
         self._lora = lora
         self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> the largest A so far
-        params = self._fresh_shapes()
+        params = shapes_of(model) if lora is None else adapter_shapes(model, lora.rank)
         shapes = PolicyState(params, jax.eval_shape(self._optimizer.init, params))
         self.shardings = computing = parameter_shardings(shapes, mesh, model.family.axes)
         if optimizer.offload:
@@ -212,14 +206,8 @@ class Learner:
 
     def _fresh(self, key: jax.Array) -> Any:
         params = init_params(self.model, key)
-        return params if self._lora is None else self._adapter(params, key)
-
-    def _fresh_shapes(self) -> Any:
-        params = shapes_of(self.model)
-        return params if self._lora is None else jax.eval_shape(self._adapter, params, jax.random.key(0))
-
-    def _adapter(self, params: Any, key: jax.Array) -> Any:
-        assert self._lora is not None
+        if self._lora is None:
+            return params
         return init_adapter(params, key, self._lora.rank, self.model.family.adapted)
 
     def _logprobs(self, params: Any, inputs: UpdateInputs) -> jax.Array:
