@@ -226,6 +226,16 @@ def test_every_token_meets_every_expert_where_the_compiler_has_it_so():
     assert "all experts" in said["v5e"] and "experts" not in said["v5p"]
 
 
+def test_what_sglang_jax_keeps_by_hand(nothing):
+    """4,096 tokens of keys and values in two layers, with one head of 128 numbers; weights are shared."""
+    memory = Plan(Asked(["smoke_sglang_jax.gin"])).memory
+    assert memory["cache of sglang-jax, shared"] == 4096 * 2 * 2 * 128 * 4
+    assert not any("copied" in name for name in memory)
+    rounded = Plan(Asked(["smoke_sglang_jax.gin"], ['config.Compute.dtype = "bfloat16"'])).memory
+    assert rounded["cache of sglang-jax, shared"] == 4096 * 2 * 2 * 128 * 2
+    assert rounded["parameters copied for sglang-jax, shared"] == memory["parameters, shared"] / 2
+
+
 # A model of 18 million parameters; of all that it takes, activations are most.
 LARGE = """
 include "smoke.gin"

@@ -269,7 +269,7 @@ def _said(what: str, found: Fit, search: Search, flag: bool) -> Iterator[str]:
     change, before = found.change, search.experiment
     lines = (*(() if flag else mesh_lines(change.mesh, before.mesh)), *change.lines)
     if lines:
-        yield f"{what}, as lines for the end of a gin file (or each as --gin_param):"
+        yield f"{what}, as lines for the end of a gin file (or each as --gin_param, which counts more):"
         for line in lines:
             yield f"  {line}"
     if flag and change.mesh != before.mesh:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -83,10 +84,12 @@ class Plan:
         self._device = device_named(asked.device)
         stand_ins = StandIns(asked.preset)
         self.experiment = experiment = asked.read(stand_ins)
-        provide_devices(max(MOST, experiment.engine.devices_needed(experiment.mesh)))
-        jax.devices()  # so many there are from now on
-        compiler = tpu_compiler.tpus(asked.device, experiment.mesh.devices) if asked.compile else None
-        self._policies = TeamLearner(experiment, devices=compiler)
+        count = experiment.engine.devices_needed(experiment.mesh)
+        provide_devices(max(MOST, count))
+        devices: Sequence[Any] = jax.devices()[:count]  # from now on there are ``MOST``
+        if asked.compile:
+            devices = tpu_compiler.tpus(asked.device, experiment.mesh.devices)
+        self._policies = TeamLearner(experiment, devices=devices)
         most = experiment.engine.longest_prompt(experiment.longest_answer) if stand_ins.unread else None
         self.workload = workload_of(experiment, longest=most or 0)
         self._told = stand_ins.report(most)
