@@ -107,8 +107,10 @@ class Search:
         for mesh in meshes:
             rows = list(self._rows(mesh))
             remats, offloads, shares = self._remats(), self._offloads(), list(self._shares(mesh))
-            most = Change((*plain, *rows[-1], *remats[-1], *offloads[-1], *shares[-1]), mesh, alters)
-            if not self._fits(most):
+            most = (*plain, *rows[-1], *offloads[-1], *shares[-1])
+            # A model of few layers may take more if a whole block is computed again.
+            saving = (Change((*most, *remat), mesh) for remat in reversed(remats))
+            if all(self._fits(change) is None for change in saving):
                 continue
             # What makes the engine draw less at once comes after what does not, if both take as long.
             for share, *parts in itertools.product(shares, remats, offloads):
