@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-import jax
-
 from atgrpo_jax.arrays.mesh import Divided, divided_parameters
-from atgrpo_jax.models.transformer import Transformer, init_params
+from atgrpo_jax.models.transformer import Transformer, shapes_of
 
 
 def divided(models: Mapping[str, Transformer]) -> Iterator[Divided]:
@@ -13,8 +11,7 @@ def divided(models: Mapping[str, Transformer]) -> Iterator[Divided]:
     for name, model in models.items():
         c = model.architecture
         yield f"Architecture.heads of {name}", c.heads, "tensor"
-        params = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
-        yield from divided_parameters(params, model.family.axes)
+        yield from divided_parameters(shapes_of(model), model.family.axes)
         if c.experts is None:  # then no mesh has ``expert`` above 1
             yield f"{name}, a model without experts,", 1, "expert"
         else:  # the last name that a size is given counts

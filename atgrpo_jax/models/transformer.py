@@ -8,6 +8,7 @@ Axis letters beyond the package's: J adapters.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from atgrpo_jax.models.config import Architecture, Compute, Remat
+from atgrpo_jax.models.config import Architecture, Compute, Dtype, Remat
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.head import table, tied
 from atgrpo_jax.models.layers import frequencies, rotations
@@ -179,6 +180,24 @@ def init_params(model: Transformer, key: jax.Array) -> Any:
     """Returns fresh parameters."""
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     return model.init(key, tokens_BT, tokens_BT, lambda q, k, v, *_: (q, None))["params"]
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(
+    family: Family, architecture: Architecture, vocab_size: int, param_dtype: Dtype, joined: bool = False
+) -> Any:
+    """Returns the shapes of a model's parameters."""
+    model = Transformer(family, architecture, vocab_size, Compute(param_dtype=param_dtype), joined)
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def shapes_of(model: Transformer) -> Any:
+    """Returns the shapes of a model's parameters. How it is computed does not change them.
+
+    They are kept, as it takes seconds to trace a deep model.
+    """
+    own = model.compute.param_dtype
+    return _shapes(model.family, model.architecture, model.vocab_size, own, model.joined)
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:

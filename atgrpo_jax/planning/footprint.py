@@ -6,6 +6,7 @@ found by abstract evaluation of one device's share of the model.
 """
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,9 @@ from atgrpo_jax.engines.protocol import Planned
 from atgrpo_jax.models.config import Architecture, Compute
 from atgrpo_jax.models.families.table import family_of, transformer
 from atgrpo_jax.models.head import CHUNK_BYTES, table, token_loss
-from atgrpo_jax.models.lora import init_adapter
+from atgrpo_jax.models.lora import adapter_shapes
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import PolicyWeights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, shapes_of
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
@@ -51,10 +52,11 @@ def memory(experiment: Experiment, policies: TeamLearner, workload: Workload) ->
         learner = _memory(experiment, policies, names, workload)
         engine = _engine(experiment, policies, names, workload)
         found += [learner, engine] if experiment.engine.apart(experiment.mesh) else [learner | engine]
-    return max(found, key=_total)
+    return max(found, key=total)
 
 
-def _total(lines: Mapping[str, float]) -> float:
+def total(lines: Mapping[str, float]) -> float:
+    """Returns the bytes of all lines."""
     return sum(lines.values())
 
 
@@ -196,6 +198,7 @@ def _local(config: Architecture, mesh: MeshConfig) -> Architecture:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def _bytes_a_row(config: Architecture, compute: Compute, row: int, lora: int | None) -> int:
     """Returns the bytes that are kept for each row.
 
@@ -218,11 +221,8 @@ def _residuals(config: Architecture, compute: Compute, rows: int, row: int, lora
 
         return jax.vjp(loss, trained)[1]
 
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    trained = params
-    if lora is not None:
-        adapted = model.family.adapted
-        trained = jax.eval_shape(lambda: init_adapter(params, jax.random.key(0), lora, adapted))
+    params = shapes_of(model)
+    trained = params if lora is None else adapter_shapes(model, lora)
     leaves = jax.tree.leaves(jax.eval_shape(backward, trained, params, micro))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
@@ -265,7 +265,12 @@ def _head(local: Architecture, experiment: Experiment, trained: bool) -> float:
 
 def fits(lines: Mapping[str, float], on: Device) -> bool:
     """Returns whether a twelfth of the memory is left for the runtime and for fragmentation."""
-    return _total(lines) <= on.memory * 11 / 12
+    return total(lines) <= room(on)
+
+
+def room(on: Device) -> float:
+    """Returns the bytes of a device that a run may take."""
+    return on.memory * 11 / 12
 
 
 def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence[str]:
@@ -275,5 +280,5 @@ def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence
     return [
         f"mesh {mesh}: {mesh.devices} x {on.name}, {on.memory / 1e9:.0f} GB each",
         *(f"  {name:{width}}  {size / 1e9:8.3f} GB" for name, size in lines.items()),
-        f"  {'in all, on each device':{width}}  {_total(lines) / 1e9:8.3f} GB: {verdict}",
+        f"  {'in all, on each device':{width}}  {total(lines) / 1e9:8.3f} GB: {verdict}",
     ]
