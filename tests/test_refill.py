@@ -1,4 +1,4 @@
-"""Steps with few groups that teach something play more instances: which, how many, and nothing else changes."""
+"""Steps with few groups that teach something play more instances: which ones, and how many."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def some(engine, request):
     samples = fixed(engine, request)
     if request.addresses[0].group.instance % 4 == 3:
         return samples
-    text = tuple(map(ord, TEXTS[0])) + (0,)
+    text = (*map(ord, TEXTS[0]), 0)
     same = dataclasses.replace(samples[0], tokens=text, logprobs=(-1.0,) * len(text), finish="stop")
     return [same] * len(samples)
 

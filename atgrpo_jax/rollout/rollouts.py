@@ -52,7 +52,7 @@ class Rollouts:
         self._at_once = at_once
 
     def play(self, step: int) -> tuple[list[Episode], dict[str, float]]:
-        """Plays the instances of step ``step``, in as many rounds as it takes. Returns episodes and metrics."""
+        """Plays the instances of step ``step``, in one round or more. Returns their episodes, and metrics."""
         began = time.monotonic()
         before = self._engine.usage
         waited_before_s = self._hosts.waited_s
