@@ -25,9 +25,11 @@ FAULTS = {
         ("        with contextlib.ExitStack() as opening:", "        opening = contextlib.ExitStack()\n        if True:", "a start that fails leaves the engine open"),
         ("        self._complete = team\n        return record", "        return record", "a stop saves an older team"),
     ],
-    ("rollout/rollouts.py", "test_trainer.py test_stages.py"): [
-        ("train_indices(step, self._instances)", "train_indices(1, self._instances)", "all steps train on the same instances"),
-        ('            "train",\n            indices', '            "test",\n            indices', "training on the test split"),
+    ("rollout/rollouts.py", "test_trainer.py test_stages.py test_refill.py"): [
+        ("train_indices(step, self._instances,", "train_indices(1, self._instances,", "all steps train on the same instances"),
+        ("self._most_rounds, number)", "self._most_rounds, 0)", "every round plays the same instances"),
+        ("not self._enough(episodes)", "self._enough(episodes)", "a step that has enough plays on"),
+        ('            "train",\n            train_indices', '            "test",\n            train_indices', "training on the test split"),
     ],
     ("partners/asking.py", "test_partners.py"): [
         ('at = f"{self._seed}/{key.path()}"', "at = key.path()", "answers of another run are taken for ours"),
@@ -103,7 +105,7 @@ FAULTS = {
     ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
         ("Address(seed, key, k) for k in range(count)", "Address(seed, key, 0) for k in range(count)",
          "all siblings have one address"),
-        ("range((step - 1) * instances, step * instances)", "range(step, step + instances)", "steps share instances"),
+        ("((step - 1) * rounds + number) * instances", "(step - 1) * rounds + number", "steps share instances"),
         ("*map(instance, indices)", "*map(instance, reversed(indices))", "results are in another order"),
     ],
     ("tasks/course.py", "test_workflow.py test_rollout.py"): [
