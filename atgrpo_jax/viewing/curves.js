@@ -16,7 +16,7 @@ const PANELS = [
 const UPDATES = [
   ["Entropy (nats a token)", /^policy\/([^/]+)\/entropy$/],
   ["KL to the sampling policy (nats a token)", /^policy\/([^/]+)\/kl_old$/],
-  ["KL to the first policy (nats a token)", /^policy\/([^/]+)\/kl_ref.*$/],
+  ["KL to the first policy (nats a token)", /^policy\/([^/]+)\/kl_start$/],
   ["Loss", /^policy\/([^/]+)\/loss$/],
   ["Norm of the gradient", /^policy\/([^/]+)\/grad_norm$/],
   ["Share of clipped tokens", /^policy\/([^/]+)\/clip_fraction$/],
