@@ -20,6 +20,7 @@ from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.viewing.contents import Kept, Pieces, by_interest, evaluations, evenly, kept, shown
+from atgrpo_jax.viewing.meanings import meaning_of
 from atgrpo_jax.viewing.page import Writer, tree, write_page
 from atgrpo_jax.viewing.text import node
 
@@ -250,6 +251,10 @@ def drawn(tmp_path_factory):
 ROLES = [f"role{i}" for i in range(12)]
 
 
+def says(name):
+    return meaning_of(name).says
+
+
 class Drawing(Sum):
     """Draws hostile things, too."""
 
@@ -335,6 +340,13 @@ def test_panels_for_many_roles_and_for_metrics_of_few_steps(drawn, tmp_path):
                 "Reward of the team, by role",
                 "Influence, by role",
             ]
+            assert await page.all_of("#panels .hint") == [
+                "training: best of K executed (RolloutConfig.select); validation and test: one drawn"
+            ]
+            # The mouse on a title shows what the metric means: one sentence for all roles.
+            meanings = await page.run("[...document.querySelectorAll('#panels h3')].map((e) => e.title)")
+            assert meanings[0] == says("rollout/success") and meanings[2] == says("role/NAME/team")
+            assert meanings[1] == "\n".join(f"{end}: {says(end)}" for end in ("end/ended", "end/solved"))
             panel = "#panels .panel:nth-of-type({}) .u-legend .u-label"
             assert await page.all_of(panel.format(3)) == ["step", *ROLES]
             assert await page.all_of(panel.format(4)) == ["step", "a/b/influence", "a/b/influence/on/c"]

@@ -1,8 +1,10 @@
 // Curves and the table of steps.
 
 // A panel's metrics are named, or are those that match; what is in brackets is then their name in the panel.
+// What comes third is said below its title.
 const PANELS = [
-  ["Success", ["rollout/success", "validation/success", "test/success"]],
+  ["Success", ["rollout/success", "validation/success", "test/success"],
+    "training: best of K executed (RolloutConfig.select); validation and test: one drawn"],
   ["Groups with signal, and without", ["groups/signal", "groups/zero_variance", "groups/too_small"]],
   ["How episodes ended", /^end\/(.+)$/],
   ["Outcomes of candidates", /^outcome\/(.+)$/],
@@ -16,7 +18,7 @@ const PANELS = [
 const UPDATES = [
   ["Entropy (nats a token)", /^policy\/([^/]+)\/entropy$/],
   ["KL to the sampling policy (nats a token)", /^policy\/([^/]+)\/kl_old$/],
-  ["KL to the first policy (nats a token)", /^policy\/([^/]+)\/kl_ref.*$/],
+  ["KL to the first policy (nats a token)", /^policy\/([^/]+)\/kl_start$/],
   ["Loss", /^policy\/([^/]+)\/loss$/],
   ["Norm of the gradient", /^policy\/([^/]+)\/grad_norm$/],
   ["Share of clipped tokens", /^policy\/([^/]+)\/clip_fraction$/],
@@ -59,13 +61,21 @@ function smoothed(values) {
   });
 }
 
-function panel(into, title, lines) {
+// What the metrics of a panel mean, which the mouse on its title shows.
+function explained(lines) {
+  const found = lines.map(([name]) => [name, contents.meanings[name]]).filter(([, text]) => given(text));
+  if (new Set(found.map(([, text]) => text)).size < 2) return found[0]?.[1] ?? "";
+  return found.map(([name, text]) => `${name}: ${text}`).join("\n");
+}
+
+function panel(into, title, lines, note) {
   // A share of nothing is not recorded: none of the step's episodes ended so.
   const played = contents.series["rollout/success"] ?? [];
   const values = ([name]) => /^(end|outcome)\//.test(name) ?
     contents.series[name].map((value, i) => value ?? (given(played[i]) ? 0 : null)) : contents.series[name];
   const sparse = (line) => values(line).filter(given).length < contents.steps.length / 2;
-  const box = make("div", { className: "panel" }, make("h3", { text: title }));
+  const box = make("div", { className: "panel" }, make("h3", { text: title, title: explained(lines) }));
+  if (note) box.append(make("p", { className: "hint", text: note }));
   into.append(box);
   const width = () => box.clientWidth - 14;
   const options = {
@@ -83,9 +93,9 @@ function panel(into, title, lines) {
 }
 
 function drawPanels(into, wanted) {
-  for (const [title, pattern] of wanted) {
+  for (const [title, pattern, note] of wanted) {
     const lines = drawnIn(pattern);
-    if (lines.length) panel(into, title, lines);
+    if (lines.length) panel(into, title, lines, note);
   }
 }
 

@@ -29,6 +29,7 @@ from atgrpo_jax.viewing.contents import (
     with_taught,
 )
 from atgrpo_jax.viewing.folders import is_running
+from atgrpo_jax.viewing.meanings import sentences
 from atgrpo_jax.viewing.text import SIGNS
 
 SCRIPTS = ("words.js", "curves.js", "trees.js", "page.js")  # one script, in this order
@@ -106,17 +107,19 @@ class Writer:
             parts[file] = part
             self._on_file(max(len(parts) / len(there), 1 - left / (self._most_mb * 1e6)))
         records = folder.read_metrics()
+        curves = series(records)
         contents = {
             "title": folder.path.name,
             "summary": summary_of(folder),
             "config": read_file(folder.config).decode(),
             "steps": [record["step"] for record in records],
-            "series": series(records),
+            "series": curves,
             "files": [parts[f].about(f) for f in sorted(parts, key=_place)],
             "kept": len(there),
             "missing": self._missing,
             "signs": SIGNS,
             "reload_s": reload_s,
+            "meanings": sentences(curves),
         }
         packed = {file.name: part.packed for file, part in parts.items()}
         write_atomically(self.path, _page(folder.path.name, contents, packed).encode())
@@ -189,7 +192,7 @@ class Tree:
         contents = {
             "title": name, "summary": {}, "config": "", "steps": [], "series": {},
             "files": [part.about(file)], "kept": 1, "missing": "", "signs": SIGNS, "reload_s": None,
-            "inline": True,
+            "inline": True, "meanings": {},
         }  # fmt: skip
         whole = html.escape(_page(name, contents, {name: part.packed}))
         frame = 'sandbox="allow-scripts" style="width: 100%; height: 640px; border: 0"'
