@@ -88,6 +88,7 @@ def of_a_run(path):
             team=Team({"a": "lora:x", "b": "lora:x"}, partners={"c": Partner(server.url, MODEL)}),
             engine=LocalEngineConfig(slots=8),
             gate=True,
+            rollout=dataclasses.replace(experiment().rollout, least_signal=1),
             loss=LossConfig(minibatches=1, kl=0.1, correction=2.0),
             batch=BatchConfig(row_tokens=32, rows=4),
             evaluation=EvaluationConfig(instances=2, validation_instances=2, every=1),
