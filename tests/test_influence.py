@@ -1,11 +1,16 @@
 """What a role's words change: games in which it is known, the rule of the alarm, and runs that measure it."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from fakes import CharTokenizer, Sum, with_receipts
+from shared_hosts import LENGTHS, ended, process
 from shared_trainer import Paid, experiment, honest
 
 from atgrpo_jax.common.errors import ConfigError
@@ -337,16 +342,20 @@ def test_sentences_and_the_table_say_it_plainly():
     idle, useful = compared([1] * 60, [1] * 60), compared([1] * 60, [0] * 60, "shuffled")
     assert str(idle) == (
         "a: with an empty text in its place the outcome changed in 0 of 60 episodes (95 % interval 0.0% to "
-        "6.0%), and the team would lose +0.0% (95 % interval -5.5% to +5.5%): it may be idle"
+        "6.0%), and the team would lose 0.0% (95 % interval -5.5% to 5.5%): it may be idle"
     )
     assert str(useful).endswith("it is not shown to be idle")
     record = figures([idle, useful])
     assert record["role/a/idle_silent"] == 1.0 and record["role/a/idle_shuffled"] == 0.0
     (line,) = alarms(record, ["a", "b"])
     assert line == (
-        "a may be idle: with an empty text in its place, the team would lose +0.0% (95 % interval -5.5% to "
-        "+5.5%)"
+        "a may be idle: with an empty text in its place the team would lose 0.0% (95 % interval -5.5% to "
+        "5.5%)"
     )
+    # One of 60 is solved only without a. With the made-up ones the middle is 1/63, and the spread 6.4 %:
+    # Student's 1.999 x sqrt((1 + 3 - 1/63) / 62 / 63).
+    harmful = str(compared([0] + [1] * 59, [1] * 60))
+    assert "and the team would gain 1.7% (95 % interval -4.8% to 8.0%): it may be idle" in harmful
     head, first, _ = table([idle, useful])
     assert head.split()[:4] == ["role", "instead", "played", "alike"]
     assert first.split()[:4] == ["a", "silent", "60", "0"]
@@ -416,6 +425,30 @@ def test_a_run_that_is_killed_and_resumed_leaves_the_same(runs, tmp_path):
         one_step(stages, team, 3)
     train(x, RunFolder(tmp_path))
     assert left(tmp_path) == left(runs[1] / "on")
+
+
+@pytest.mark.slow
+def test_the_command_plays_the_episodes_that_the_run_played_last(tmp_path):
+    """The scores are those of the run's last step; lines and a record are left for each role."""
+    given = (
+        "experiment.Experiment.steps = 1", "warm_start.WarmStartConfig.steps = 2",
+        "evaluation.EvaluationConfig.instances = 6", "evaluation.EvaluationConfig.every = 1",
+        "evaluation.EvaluationConfig.influence_every = 1", "rollout.RolloutConfig.instances = 2",
+    )  # fmt: skip
+    words = [f"--gin_param={one}" for one in given]
+    arguments = ["--gin_file=smoke.gin", f"--gin_file={LENGTHS}", *words, f"--run_dir={tmp_path}/run"]
+    assert ended([process(tmp_path / "train.txt", *arguments)]) == [0]
+    command = [sys.executable, "-m", "atgrpo_jax.influence", f"--run_dir={tmp_path}/run"]
+    path = f"{LENGTHS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    rows = [line.split()[:3] for line in done.stdout.splitlines()]
+    assert ["mover", "echo", "6"] in rows and ["scout", "silent", "6"] in rows
+    assert "scout: with an empty text in its place the outcome changed in " in done.stdout
+    (record,) = map(json.loads, (tmp_path / "run" / "influence.jsonl").read_text().splitlines())
+    last = RunFolder(tmp_path / "run").read_metrics()[-1]
+    assert (record["success"], record["step"], record["split"]) == (last["test/success"], 1, "test")
+    assert {"role/mover/lost_echo", "role/scout/idle_silent"} <= record.keys() & last.keys()
 
 
 def test_alarms_are_in_the_summary_and_on_the_terminal():

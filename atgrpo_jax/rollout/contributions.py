@@ -91,7 +91,7 @@ class Compared:
 
         It may if the upper end of the 95 % interval of what is lost without its words is below
         ``SPARED`` x the lower end of that of the success with them. A team that solves nothing has
-        nothing to lose, so there this is false.
+        nothing to lose, so there this is false, unless it does better without.
         """
         if self.instead == "sibling" or not self.count:
             return False
@@ -110,8 +110,9 @@ class Compared:
             return f"{self.role}: another of its answers changed the outcome in {found}{sure}"
         words = f"{self.role}: with {IN_PLACE[self.instead]} in its place the outcome changed in {found}"
         lost = self.lost
-        cost = f"the team would lose {lost.mean:+.1%} ({_range(lost.low, lost.high, '+')})"
-        return f"{words}, and {cost}: {'it may be idle' if self.idle else 'it is not shown to be idle'}"
+        cost = _cost(lost.mean, lost.low, lost.high)
+        verdict = "it may be idle" if self.idle else "it is not shown to be idle"
+        return f"{words}, and the team would {cost}: {verdict}"
 
 
 def figures(compared: Sequence[Compared]) -> dict[str, float]:
@@ -141,9 +142,7 @@ def alarms(record: Mapping[str, float], roles: Sequence[str]) -> list[str]:
             names = of_role(role, dict.fromkeys((f"idle_{instead}", *_lost(instead)), 0.0))
             idle, *lost = (record.get(name, 0.0) for name in names)
             if idle:
-                mean, low, high = lost
-                cost = f"{mean:+.1%} ({_range(low, high, '+')})"
-                found.append(f"{role} may be idle: with {words} in its place, the team would lose {cost}")
+                found.append(f"{role} may be idle: with {words} in its place the team would {_cost(*lost)}")
     return found
 
 
@@ -182,8 +181,15 @@ def _noun(instead: Instead) -> str:
     return "groups" if instead == "sibling" else "episodes"
 
 
-def _range(low: float, high: float, sign: str = "") -> str:
-    return f"95 % interval {_span(low, high, sign)}"
+def _cost(mean: float, low: float, high: float) -> str:
+    """Returns in words what success is lost, or gained if that is below 0."""
+    if mean < 0:
+        return f"gain {-mean:.1%} ({_range(-high, -low)})"
+    return f"lose {mean:.1%} ({_range(low, high)})"
+
+
+def _range(low: float, high: float) -> str:
+    return f"95 % interval {_span(low, high)}"
 
 
 def _span(low: float, high: float, sign: str = "") -> str:
