@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 from fakes import CharTokenizer, Sum, with_receipts
-from shared_hosts import LENGTHS, ended, process
+from shared_hosts import LENGTHS, Party, ended, process
 from shared_trainer import Paid, experiment, honest
 
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.hosts import ALONE
 from atgrpo_jax.common.types import Outcome, Reward, Sample, Sampling, seed_of
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.contributions import SPARED, Compared, alarms, figures, table
@@ -252,6 +253,72 @@ def test_episodes_that_an_engine_ended_are_left_out():
     game = Game(rule=lambda _, a, b: True, shown=lambda s, role: s[1] if role == "b" else "")
     found, *_ = measured(game, fails, instances=4)
     assert (found["a", "silent"].count, found["a", "silent"].failed) == (3, 1)
+
+
+def test_a_role_that_speaks_in_some_instances_is_compared_in_those():
+    """b speaks in even instances; the words for the last one are those of the first one."""
+    heard = []
+
+    class Sometimes(Game):
+        def speaks(self, state, role):
+            return role == "a" or state[0] % 2 == 0
+
+    def says(address, told):
+        return f"{address.group.role}{address.group.instance}"
+
+    def rule(_, a, b):
+        heard.append((a, b))
+        return True
+
+    found, *_ = measured(Sometimes(rule=rule), says, instances=5)
+    assert found["a", "silent"].count == 5 and found["b", "silent"].count == 3
+    given = [("a0", "b2"), ("a2", "b4"), ("a4", "b0")]
+    assert all(pair in heard for pair in given)
+    alone, *_ = measured(Sometimes(rule=rule), says, instances=2)
+    assert (alone["b", "silent"].count, alone["b", "shuffled"].count) == (1, 0)  # there is no other one
+
+
+def test_partners_take_part_and_are_asked_again_if_they_hear_something_else():
+    """The partner a repeats the instance; the partner c repeats what b said."""
+
+    class Answers:
+        def __init__(self):
+            self.asked, self.costs = [], {}
+
+        async def ask(self, messages, key, spoken):
+            self.asked.append(key)
+            return Sample((), (), "stop", -1), messages[0]["content"].partition(":")[2]
+
+    workflow = Workflow(order=("a", "b", "c"), turns=1)
+    game = Game(workflow, lambda i, a, b, c: a == str(i) and b == c, lambda s, role: s[-1])
+    partner = Partner("http://127.0.0.1:1/v1", "m")
+    engine, answers = Engine(bit), Answers()
+    team = Team(partners={"a": partner, "c": partner})
+    player = evaluating(game, team, CharTokenizer(), engine, SAMPLING, 5, None, answers)
+    episodes = play_all(player, 3, "test", range(4))
+    assert all(e.solved for e in episodes) and len(answers.asked) == 8
+    influence = Influence(player, engine_propose(engine, SAMPLING, K, 5), episodes)
+    assert influence.plan == [("b", "sibling"), ("b", "silent"), ("b", "shuffled")]
+    one = influence.measure("b", "silent")
+    assert (one.count, one.changed) == (4, 0) and len(answers.asked) == 16  # c has no text to repeat, either
+
+
+def test_several_hosts_find_what_one_finds():
+    game = Game(rule=lambda _, a, b: len(b) % 2 == 0, shown=lambda s, role: s[1] if role == "b" else "")
+
+    def says(address, told):
+        return bit(address) + told[2:]
+
+    def found(hosts=ALONE):
+        engine = Engine(says)
+        player = evaluating(game, Team(), CharTokenizer(), engine, SAMPLING, 5, None, None)
+        episodes = play_all(player, 3, "test", range(7), hosts=hosts)
+        influence = Influence(player, engine_propose(engine, SAMPLING, K, 5), episodes, hosts, at_once=4)
+        return figures([influence.measure(role, instead) for role, instead in influence.plan])
+
+    party = Party(2)
+    assert party(found) == [found(), found()]
+    party.close()
 
 
 def test_partners_are_no_subjects_and_frozen_policies_are():
