@@ -4,7 +4,8 @@ python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--mesh=
 python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=...] [--against=FOLDER]
 python -m atgrpo_jax.evaluate --model=ROLE=FOLDER,ROLE=FOLDER --gin_file=plan.gin [--against=...]
 
-A folder alone plays all roles. Folders by role or policy are a team; they share a tokenizer.
+A folder alone plays all roles. Folders by role or policy are a team; they share a tokenizer. A folder
+may hold a PEFT adapter, as ``export`` writes them; ``--base`` names its base if that is not where it was.
 ``--against`` plays a second team on the same instances and prints the paired difference.
 What a run's partners answered is used again where they are asked the same. What they are asked now is
 recorded in the run folder, too.
@@ -32,7 +33,7 @@ from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.folder_teams import cast, played
+from atgrpo_jax.run.folder_teams import bases, cast, played, team_weights
 from atgrpo_jax.run.saved import SavedRun, moved
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.splits import SPLITS
@@ -57,6 +58,11 @@ _AGAINST = flags.DEFINE_string(
     "against",
     None,
     "Another step of the run, or other model folders (as --model), to compare with. E.g. --against=0",
+)
+_BASE = flags.DEFINE_string(
+    "base",
+    None,
+    "The model folder of adapters whose own base is not where they name it. E.g. --base=smollm2-135m",
 )
 _SPLIT = flags.DEFINE_enum(
     "split",
@@ -90,6 +96,8 @@ def main(argv: list[str]) -> None:
             raise ConfigError(
                 "--run_dir has a config of its own: no --gin_file; --gin_param changes single parameters"
             )
+        if _BASE.value is not None:
+            raise ConfigError("--base is for --model: a run has the base of its adapters")
         evaluate_run(SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value)))
     else:
         evaluate_folders(_MODEL.value, files)
@@ -111,6 +119,7 @@ def evaluate_run(saved: SavedRun) -> None:
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
         record["episodes"] = f"evaluations/{name}"
         append_json_line(saved.folder.evaluations, record)
+    say(f"python -m atgrpo_jax.report --run_dir={saved.folder.path} shows the episodes")
 
 
 def _played(trained: Experiment) -> Experiment:
@@ -141,7 +150,8 @@ def evaluate_folders(model: str, files: list[str]) -> None:
     asked = {model: cast(given, "--model", model)}
     if _AGAINST.value is not None:
         asked[_AGAINST.value] = cast(given, "--against", _AGAINST.value)
-    experiment = played(given, list(asked.values()))
+    under = bases(list(asked.values()), _BASE.value)
+    experiment = played(given, list(asked.values()), under)
     if len(given.policies) > len(experiment.policies):
         pairs = ",".join(f"{name}=FOLDER" for name in given.policies)
         say(
@@ -152,9 +162,7 @@ def evaluate_folders(model: str, files: list[str]) -> None:
 
     def contenders() -> Iterator[Contender]:
         for name in [model] if _AGAINST.value is None else [model, _AGAINST.value]:
-            folders = {experiment.team.policy(role): folder for role, folder in asked[name].items()}
-            weights = {own: PolicyWeights(policies.load(folder, own)) for own, folder in folders.items()}
-            yield name, 0, weights
+            yield name, 0, team_weights(policies, experiment, asked[name], under)
 
     for _ in scores(experiment, policies, contenders()):
         pass

@@ -26,7 +26,7 @@ from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.models.hf import hf
-from atgrpo_jax.models.hf.adapters import save_adapter
+from atgrpo_jax.models.hf.adapters import digest_of, save_adapter
 from atgrpo_jax.models.hf.rounded import rounding
 from atgrpo_jax.models.lora import merge
 from atgrpo_jax.models.transformer import PolicyWeights
@@ -86,13 +86,15 @@ class _Export:
         adapted = self.saved.learner.adapted
         if adapted and not self.merged and self._base_is_new:
             name = next(iter(adapted))
-            self._write(UNDER, self.saved.learner.source(name), everything[name].params, False)
+            self._write(UNDER, self.saved.learner.source(name), everything[name].params)
+        on = ""  # the digest of the base, which all adapters share
         for name, weights in everything.items():
             adapter = weights.adapter is not None and not self.merged
+            on = on or (digest_of(weights.params) if adapter else "")
             tree = _content(weights, self.merged)
             if weights.adapter is not None and self.merged:
                 check_tree(tree, f"{name}, merged", "write the adapter itself, without --merge")
-            dtype = self._write(name, self.saved.learner.source(name), tree, adapter)
+            dtype = self._write(name, self.saved.learner.source(name), tree, on if adapter else "")
             if name in before:
                 said = rounding(before[name], tree, dtype)
                 print(f"{name}, step {self.step} against step 0: {said}")
@@ -112,17 +114,20 @@ class _Export:
         changed = x.warm_start is not None or x.origin is not None
         return changed or source is None or not hf.has_weights(came_from(source))
 
-    def _write(self, name: str, source: str | dict[str, Any], tree: Any, adapter: bool) -> str:
-        """Writes one folder. Returns the type of the numbers in it."""
+    def _write(self, name: str, source: str | dict[str, Any], tree: Any, on: str = "") -> str:
+        """Writes one folder: a model, or an adapter, and then ``on`` is the digest of its base.
+
+        Returns the type of the numbers in it.
+        """
         x, folder = self.saved.experiment, self.out / name
-        given = x.folder(BASE if adapter or name == UNDER else x.initial_name(name))
+        given = x.folder(BASE if on or name == UNDER else x.initial_name(name))
         origin = "" if given is None else came_from(given)
         base = ""
-        if adapter:
+        if on:
             dtype = self.dtype or "float32"
             base = f"../{UNDER}" if self._base_is_new else origin
             family = self.saved.learner.models[name].family
-            save_adapter(str(folder), tree, x.lora, family, base, dtype)
+            save_adapter(str(folder), tree, x.lora, family, base, dtype, on)
             if isinstance(source, str):
                 hf.copy_beside(source, folder)
         else:
@@ -135,7 +140,7 @@ class _Export:
         what = card(self.saved, self.step, name, dtype, Path(origin).name, Path(base).name)
         (folder / "README.md").write_text(what, encoding="utf-8")
         print(f"wrote {folder} (step {self.step})")
-        if not adapter and (note := check_read_back(folder)):
+        if not on and (note := check_read_back(folder)):
             print(note)
         return dtype
 

@@ -7,7 +7,7 @@ anew (RUN_DIR/watch.html) until the run has ended, and an open page follows it. 
 node of a run instead: an episode, a turn, or what one role said there.
 
     python -m atgrpo_jax.report --run_dir=runs/plan --watch
-    python -m atgrpo_jax.report --run_dir=runs/plan --text=12/train/352
+    python -m atgrpo_jax.report --run_dir=runs/plan --text=12/train/530
 """
 
 from absl import flags
@@ -18,7 +18,7 @@ from atgrpo_jax.common.files import folder_path
 from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import FORM
-from atgrpo_jax.viewing.contents import kept, replays
+from atgrpo_jax.viewing.contents import evaluations, kept, replays
 from atgrpo_jax.viewing.page import Writer, watch
 from atgrpo_jax.viewing.text import node
 
@@ -32,7 +32,7 @@ _OUT = flags.DEFINE_string(
 _STEP = flags.DEFINE_list(
     "step", None, "Steps whose episodes are shown; those that tell most if not given. E.g. --step=0,100,300"
 )
-_TEXT = flags.DEFINE_string("text", None, f"Prints a node: {FORM}. E.g. --text=12/train/352")
+_TEXT = flags.DEFINE_string("text", None, f"Prints a node: {FORM}. E.g. --text=12/train/530")
 _EPISODES = flags.DEFINE_integer(
     "episodes", 64, "Most episodes of a step that are shown, evenly chosen. E.g. --episodes=200", 1
 )
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         print(node(folder, _TEXT.value))
         return
     steps = tuple(map(_number, _STEP.value or ()))
-    files = kept(folder)
+    files = [*kept(folder), *evaluations(folder)]
     unknown = sorted(set(steps) - {file.step for file in files})
     if unknown and not _WATCH.value:  # they may still come
         raise ConfigError(f"--step: there are no episodes of step {', '.join(map(str, unknown))}")

@@ -32,6 +32,7 @@ BASES = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e4},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
 }
+NOPE = {"num_key_value_heads": 2, "num_hidden_layers": 4, "pad_token_id": 0}
 MIXED = {"num_key_value_heads": 2, "head_dim": 16, "num_experts": 5, "moe_intermediate_size": 28}
 VARIANTS = {
     "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
@@ -47,6 +48,14 @@ VARIANTS = {
     ),
     "gemma 3": ("Gemma3", WINDOWED),
     "gemma 3 stretched": ("Gemma3", WINDOWED | {"rope_parameters": BASES, "query_pre_attn_scalar": 24}),
+    "mistral": ("Mistral", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": None}),
+    "mistral windowed": ("Mistral", {"num_key_value_heads": 3, "sliding_window": 24}),
+    "ministral": ("Ministral", WINDOWED | {"layer_types": ["full_attention", *["sliding_attention"] * 3]}),
+    "smollm3": ("SmolLM3", NOPE),
+    "smollm3 untied": (
+        "SmolLM3",
+        NOPE | {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False, "rope_parameters": LLAMA3},
+    ),
 }
 
 

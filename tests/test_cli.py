@@ -88,8 +88,8 @@ def test_what_ends_before_its_end_does_not_end_with_0(code):
 COMMANDS = {
     "train": {"gin_file", "gin_param", "run_dir", "hosts", "host", "coordinator", "heartbeat", "patience",
               "other_hosts", "changed_code", "gather", "lockstep", "from", "from_step", "change"},
-    "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "against", "split", "instances",
-                 "episodes", "temperature", "mesh"},
+    "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "base", "against", "split",
+                 "instances", "episodes", "temperature", "mesh"},
     "export": {"run_dir", "out", "step", "merge", "dtype", "mesh"},
     "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation", "hosts", "answer",
              "sigma"},

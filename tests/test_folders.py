@@ -1,5 +1,6 @@
 """A user's path with a model folder: train adapters on it, export, load elsewhere, compare."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -19,8 +20,14 @@ from reference import SIZES, forward, make, make_tokenizer, ours
 from safetensors import safe_open
 
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.engines import gate
+from atgrpo_jax.rollout.evaluation import evaluate
 from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder_teams import bases, cast, played, team_weights
+from atgrpo_jax.run.saved import SavedRun
+from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 TASK = '''
@@ -106,17 +113,17 @@ def test_both_adapters_were_trained(place):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
 def test_an_exported_team_is_the_same_for_transformers_and_peft(place):
-    command(place, "export", "--run_dir=run", "--out=adapters")
+    command(place, "export", "--run_dir=run", "--out=lora")
     command(place, "export", "--run_dir=run", "--out=merged", "--merge")
     tokens = np.random.default_rng(0).integers(0, 300, (2, 20))
     base = transformers.AutoModelForCausalLM.from_pretrained
     whole = FolderTokenizer(str(place / "model"))
     for role in ("scout", "mover"):
         merged = base(place / "merged" / role)
-        about = json.loads((place / "adapters" / role / "adapter_config.json").read_text())
+        about = json.loads((place / "lora" / role / "adapter_config.json").read_text())
         assert about["base_model_name_or_path"] == "../base_of_adapters"  # so that the team can be moved
-        under = base(place / "adapters" / "base_of_adapters")  # which the warm start has moved
-        adapted = PeftModel.from_pretrained(under, place / "adapters" / role).eval()
+        under = base(place / "lora" / "base_of_adapters")  # which the warm start has moved
+        adapted = PeftModel.from_pretrained(under, place / "lora" / role).eval()
         model, params = ours(place / "merged" / role)
         scores = forward(model, params, jnp.asarray(tokens))[2]
         with torch.no_grad():
@@ -125,8 +132,57 @@ def test_an_exported_team_is_the_same_for_transformers_and_peft(place):
             with adapted.disable_adapter():
                 bare = adapted(torch.tensor(tokens)).logits.numpy()
         assert np.abs(scores - bare).max() > 0.05  # another scale would show
-        for kind in ("merged", "adapters"):
+        for kind in ("merged", "lora"):
             assert FolderTokenizer(str(place / kind / role)).digest() == whole.digest()
+
+
+@pytest.mark.slow
+def test_an_exported_team_of_adapters_plays_as_the_run_does(place, monkeypatch):
+    """To the byte, where it plays the same step; and its command scores the same where it draws greedily."""
+    command(place, "export", "--run_dir=run", "--out=played")
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    saved = SavedRun("run")
+    x = gin_config.load("mine.gin", ["MODEL = 'model'"])
+    team = cast(x, "--model", "mover=played/mover,scout=played/scout")
+    under = bases([team], None)
+    folders = played(x, [team], under)
+    learner = TeamLearner(folders)
+    found = [
+        episodes_of(saved.experiment, saved.learner, saved.weights(2)),
+        episodes_of(folders, learner, team_weights(learner, folders, team, under)),
+        episodes_of(saved.experiment, saved.learner, saved.weights(0)),
+    ]
+    assert found[0] == found[1] != found[2]
+    greedy = ("--temperature=0", "--instances=8")
+    of_run, _ = command(place, "evaluate", "--run_dir=run", *greedy)
+    told = [
+        "--gin_file=mine.gin",
+        "--gin_param=MODEL = 'model'",
+        "--model=mover=played/mover,scout=played/scout",
+    ]
+    of_folders, err = command(place, "evaluate", *told, *greedy)
+    assert of_run.partition(": ")[2] == of_folders.partition(": ")[2] and "other numbers" not in err
+    (place / "played").rename(place / "moved")
+    (place / "moved" / "base_of_adapters").rename(place / "under")
+    told[2] = told[2].replace("played", "moved")
+    _, err = command(place, "evaluate", *told, *greedy, code=2)
+    assert "its base, /" in err and err.endswith("--base=FOLDER\n")
+    again, err = command(place, "evaluate", *told, *greedy, "--base=under")
+    assert again.partition(": ")[2] == of_run.partition(": ")[2] and "other numbers" not in err
+    _, err = command(place, "evaluate", *told, *greedy, "--base=model")  # without the warm start
+    assert "model has other numbers than moved/mover was trained on: it was rounded" in err
+
+
+def episodes_of(experiment, learner, weights):
+    """What is written down of six episodes with these weights."""
+    with contextlib.closing(learner.engine()) as engine:
+        gate.push(engine, weights, 2)
+        score = evaluate(
+            experiment.task, experiment.team, experiment.tokenizer, engine, experiment.evaluated(),
+            seed=0, step=2, split="test", instances=6,
+        )  # fmt: skip
+    return written(2, score.episodes, (), experiment.tokenizer, experiment.alphas)
 
 
 @pytest.mark.slow
@@ -184,7 +240,7 @@ def test_the_commands_of_the_page_run(place):
     lines = re.findall(r"^    python -m atgrpo_jax\.((?:export|evaluate) .*)", page, re.MULTILINE)
     for line in lines:
         command(place, *shlex.split(line))
-    assert len(lines) == 2
+    assert len(lines) == 4
 
 
 @pytest.mark.slow

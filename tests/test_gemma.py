@@ -1,7 +1,6 @@
 """Layers with windows, by Gemma 3: in rows, in scans, in the engine, at the gate, and in folders."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -12,22 +11,31 @@ import torch
 import transformers
 from fakes import LOGITS, PARITY
 from reference import VARIANTS, forward, make, ours
-from shared_learner import items, loss_of, packed, separate_rows
+from shared_families import (
+    check_each_matters,
+    check_gate,
+    check_rows,
+    check_samples,
+    check_scan,
+    check_shared_prefixes,
+    edit,
+    micro_of,
+    moved,
+    plain_logits,
+)
+from shared_learner import items
 from shared_local import CONFIG, STOP, draw, request
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.types import Candidate, Group, Origin, Outcome
-from atgrpo_jax.credit.groups import Credited
-from atgrpo_jax.engines.gate import next_logprobs
 from atgrpo_jax.engines.local.local import LocalEngine
-from atgrpo_jax.models.attention import causal_mask, masked_attention, narrower
+from atgrpo_jax.models.attention import narrower
 from atgrpo_jax.models.config import Architecture, Compute
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import PolicyWeights, init_params, logits
-from atgrpo_jax.update.batch import BatchConfig, pack
+from atgrpo_jax.models.transformer import PolicyWeights
+from atgrpo_jax.update.batch import BatchConfig
 
 # Windows of six tokens in the first and the last layer.
 GEMMA = Architecture(
@@ -35,47 +43,11 @@ GEMMA = Architecture(
     windows=(6, 0), rope_theta=1000.0, local_rope_theta=10.0, query_scalar=4,
 )  # fmt: skip
 MODEL = transformer(GEMMA, 64)
-LONGEST = 48  # tokens of a plain row
-PACKED = Packed(MODEL, MeshConfig().build())
-batch_logprobs = jax.jit(PACKED.logprobs)
-
-
-def moved(model):
-    """Fresh parameters, but norms after attention and MLP start small; here all blocks are heard."""
-
-    def move(path, x):
-        if x.ndim > 1:
-            return x
-        return x + 0.3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)) + 0.9 * ("out_norm" in str(path))
-
-    fresh = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(move, fresh)
 
 
 @pytest.fixture(scope="module")
 def params():
     return moved(MODEL)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _plain_logits(model, params, tokens_BT):
-    def attend(q, k, v, _, window):
-        return masked_attention(q, k, v, causal_mask(jnp.arange(LONGEST)[None], window)), None
-
-    hidden, _ = model.apply({"params": params}, tokens_BT, jnp.arange(LONGEST)[None], attend)
-    return logits(params, hidden)[0]
-
-
-def plain_logits(model, params, tokens):
-    """Of one row, by a mask; at one length, so that little is compiled."""
-    padded = np.zeros((1, LONGEST), np.int32)
-    padded[0, : len(tokens)] = tokens
-    return _plain_logits(model, params, padded)[: len(tokens)]
-
-
-def micro_of(groups, config):
-    (micro,) = [jax.tree.map(lambda x: x[0], packed(groups, config))]
-    return micro
 
 
 def test_windows_are_told_by_layer():
@@ -90,46 +62,19 @@ def test_windows_are_told_by_layer():
 
 @pytest.mark.parametrize("tokens", [48, 192], ids=["one tile", "three tiles"])
 def test_a_window_counts_positions_and_not_places(params, tokens):
-    """Rows with a prompt and branches, of one tile and of more, give each candidate's own row's logprobs."""
-    lengths = (3, 9, 12) if tokens == 48 else (20, 30, 25)
-    groups = items(lengths=(lengths, (1, 2, 3)))
-    micro = micro_of(groups, BatchConfig(row_tokens=tokens, rows=1) if tokens > 100 else BatchConfig(48, 2))
-    logprobs, _ = batch_logprobs(PolicyWeights(params), micro)
-    found = np.asarray(logprobs)[micro.trained.weights > 0]
-    expected = []
-    for item in groups:
-        prompt = item.group.origin.prompt_ids
-        for candidate in item.group.candidates:
-            row = [*prompt, *candidate.sample.tokens]
-            scores = jax.nn.log_softmax(plain_logits(MODEL, params, row))[len(prompt) - 1 : -1]
-            expected.append(scores[np.arange(len(candidate.sample.tokens)), candidate.sample.tokens])
-    np.testing.assert_allclose(np.sort(found), np.sort(np.concatenate(expected)), **PARITY)
+    check_rows(MODEL, params, tokens)
 
 
 @pytest.mark.thorough
 def test_prefix_shared_equals_separate_rows(params):
-    """Loss and gradient, on rows of two tiles, whose windows begin in the prompt."""
-    groups = items(lengths=((20, 30, 25), (9, 8, 7)))
-    shared = packed(groups, BatchConfig(row_tokens=128, rows=1))
-    separate = packed(separate_rows(groups), BatchConfig(row_tokens=64, rows=2))
-    one, other = (loss_of(PACKED, params, batch) for batch in (shared, separate))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **PARITY), one, other)
+    """The windows of rows of two tiles begin in the prompt."""
+    check_shared_prefixes(MODEL, params)
 
 
 @pytest.mark.thorough
 def test_periods_of_blocks_are_scanned():
     """Five layers: two periods, and one layer more."""
-    longer = dataclasses.replace(GEMMA, layers=5)
-    params = moved(transformer(longer, 64))
-    batch = packed(items(lengths=((9, 3, 2),)), BatchConfig(row_tokens=32, rows=1))
-
-    def loss(compute):
-        rows = Packed(transformer(longer, 64, compute), MeshConfig().build())
-        return loss_of(rows, params, batch)
-
-    plain = loss(Compute())
-    scanned = loss(Compute(remat="block", scan=True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **PARITY), plain, scanned)
+    check_scan(dataclasses.replace(GEMMA, layers=5))
 
 
 @pytest.mark.thorough
@@ -161,44 +106,18 @@ def test_kernels_are_taken_for_layers_without_a_window():
 @pytest.mark.thorough
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, tensor=2)], ids=["one device", "a mesh"])
 def test_samples_have_the_learners_logprobs_across_the_windows_edge(params, mesh):
-    """Prompts of less than a window to five of them, in pages of eight; answers of up to two windows."""
-    engine = LocalEngine(MODEL, (STOP,), CONFIG, mesh and mesh.build())
-    engine.push_weights("shared", PolicyWeights(params), 7)
-    requests = [request(range(4, 4 + n), n, max_tokens=14) for n in (3, 5, 8, 13, 30)]
-    beyond = 0
-    for one, samples in zip(requests, draw(engine, *requests), strict=True):
-        origin = Origin(one.addresses[0].group, one.prompt_ids, "", "shared", 7, one.sampling)
-        members = tuple(Candidate(origin, s, "", Outcome.OK, None) for s in samples)
-        item = Credited(Group(members, 0), np.ones(3, np.float32), np.ones(3, bool))
-        micro = jax.tree.map(lambda x: x[0], pack([item], BatchConfig(128, 1), "token", 1))
-        logprobs, _ = batch_logprobs(PolicyWeights(params), micro)
-        trained = micro.trained.weights > 0
-        np.testing.assert_allclose(
-            np.asarray(logprobs)[trained], micro.trained.old_logprobs[trained], rtol=0, atol=1e-4
-        )
-        beyond += sum(len(sample.tokens) > 6 for sample in samples)
-    assert beyond > 5  # answers that are longer than a window
+    """Prompts of less than a window to five of them; answers of up to two windows."""
+    samples = check_samples(MODEL, params, mesh)
+    assert sum(len(sample.tokens) > 6 for sample in samples) > 5
 
 
 def test_the_gate_knows_windows(params):
-    tokens = np.random.default_rng(0).integers(0, 64, (2, 16))
-    found = next_logprobs(MODEL, PolicyWeights(params), tokens, 1.0)
-    for row, logprobs in zip(tokens, found, strict=True):
-        expected = jax.nn.log_softmax(plain_logits(MODEL, params, row)[-1])
-        np.testing.assert_allclose(logprobs, expected, **PARITY)
+    check_gate(MODEL, params)
 
 
 def test_each_window_matters(params):
-    tokens = np.random.default_rng(0).integers(0, 64, 30)
-    base = plain_logits(MODEL, params, tokens)
-    for changes in (
-        {"windows": ()},
-        {"windows": (7, 7, 0)},
-        {"local_rope_theta": 11.0},
-        {"query_scalar": 5},
-    ):
-        other = transformer(dataclasses.replace(GEMMA, **changes), 64)
-        assert jnp.abs(plain_logits(other, params, tokens) - base).max() > 1e-3
+    changes = {"windows": ()}, {"windows": (7, 7, 0)}, {"local_rope_theta": 11.0}, {"query_scalar": 5}
+    check_each_matters(GEMMA, params, changes)
 
 
 def test_a_random_one_is_written_as_one_that_transformers_loads(params, tmp_path):
@@ -210,12 +129,6 @@ def test_a_random_one_is_written_as_one_that_transformers_loads(params, tmp_path
     _, read = ours(tmp_path)
     for row, expected in zip(tokens, theirs.numpy(), strict=True):
         np.testing.assert_allclose(plain_logits(MODEL, read, row), expected, **LOGITS)
-
-
-def edit(folder, **fields):
-    path = folder / "config.json"
-    said = json.loads(path.read_text()) | fields
-    path.write_text(json.dumps({name: value for name, value in said.items() if value is not ...}))
 
 
 OLD = {

@@ -46,7 +46,9 @@ def test_rope_scaling_matters(tmp_path):
     assert jnp.abs(forward(model, params, tokens)[2] - forward(plain, params, tokens)[2]).max() > 1e-2
 
 
-@pytest.mark.parametrize("variant", ["qwen3 untied", "qwen2", "llama", "gemma 3", "qwen3 moe"])
+@pytest.mark.parametrize(
+    "variant", ["qwen3 untied", "qwen2", "llama", "gemma 3", "qwen3 moe", "ministral", "smollm3"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_round_trip_is_bit_exact_and_transformers_loads_it(variant, dtype, tmp_path):
     kind, options = VARIANTS[variant]
@@ -138,7 +140,7 @@ PUBLISHED = {
     "qwen3-0.6b": 596_049_920, "qwen3-8b": 8_190_735_360, "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512, "llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248,
     "smollm2-135m": 134_515_008, "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952,
-    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-30b-a3b": 30_532_122_624, "mistral-7b-v0.3": 7_248_023_552, "smollm3-3b": 3_075_098_624,
 }  # fmt: skip
 
 

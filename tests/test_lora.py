@@ -1,22 +1,25 @@
 import asyncio
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
 from fakes import LOGITS, PARITY, credited, small_model
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from reference import VARIANTS, make, ours
 from reference import forward as hf_forward
 
 from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Address, GroupKey, Sampling
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.attention import masked_attention
-from atgrpo_jax.models.hf.adapters import save_adapter
+from atgrpo_jax.models.hf.adapters import AdapterFolder, digest_of, load_adapter, read_about, save_adapter
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, stack
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, apply, init_params, logits
@@ -166,7 +169,7 @@ def test_adapters_share_a_lane_and_each_gives_what_it_gives_alone(params):
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
-@pytest.mark.parametrize("variant", ["qwen3", "qwen2", "llama", "gemma 3"])
+@pytest.mark.parametrize("variant", ["qwen3", "qwen2", "llama", "gemma 3", "mistral windowed", "smollm3"])
 def test_peft_loads_an_exported_adapter_and_gives_our_logits(variant, tmp_path):
     make(tmp_path / "base", *VARIANTS[variant])
     model, params = ours(tmp_path / "base")
@@ -180,6 +183,81 @@ def test_peft_loads_an_exported_adapter_and_gives_our_logits(variant, tmp_path):
         expected = theirs(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(scores, expected, **LOGITS)
     assert np.abs(expected - hf_forward(model, params, jnp.asarray(tokens))[2]).max() > 0.1
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore")  # of peft and transformers, about each other
+def test_an_adapter_that_peft_saved_is_read(tmp_path):
+    make(tmp_path / "base", *VARIANTS["qwen3"])
+    model, params = ours(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    modules = model.family.target_modules()
+    theirs = get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=10, target_modules=modules))
+    with torch.no_grad():
+        for name, values in theirs.named_parameters():
+            if ".lora_B." in name:
+                values.add_(0.1)
+    theirs.save_pretrained(tmp_path / "saved")
+    about = read_about(str(tmp_path / "saved"))
+    assert about == AdapterFolder(LoraConfig(4, 10.0), str(tmp_path / "base"), "")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        init_adapter(params, jax.random.key(0), 4, model.family.adapted),
+    )
+    own = load_adapter(str(tmp_path / "saved"), shapes, model.family)
+    tokens = np.random.default_rng(1).integers(0, 96, (2, 30))
+    _, _, scores = hf_forward(model, merge(params, own, about.config.scale), jnp.asarray(tokens))
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(scores, expected, **LOGITS)
+    assert np.abs(expected - hf_forward(model, params, jnp.asarray(tokens))[2]).max() > 0.1
+
+
+@pytest.fixture
+def written(params, tmp_path):
+    own = adapter(params, 3)
+    save_adapter(str(tmp_path), own, CONFIG, MODEL.family, "../base", base_digest="abc")
+    return tmp_path, own
+
+
+def test_an_adapter_comes_back_as_it_was_written(params, written):
+    folder, own = written
+    assert read_about(str(folder)) == AdapterFolder(CONFIG, "../base", "abc")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), own)
+    found = load_adapter(str(folder), shapes, MODEL.family)
+    jax.tree.map(np.testing.assert_array_equal, found, own)
+    less = {layer: {n: ab for n, ab in of.items() if n != "q"} for layer, of in shapes.items()}
+    with pytest.raises(RunError, match=r"tensor \S+layers.0.self_attn.q_proj.lora_A.weight, which is not of"):
+        load_adapter(str(folder), less, MODEL.family)
+    save_adapter(str(folder), {"layer_0": own["layer_0"]}, CONFIG, MODEL.family, "")
+    with pytest.raises(RunError, match=r"lacks tensor \S+layers.1.mlp.down_proj.lora_A.weight"):
+        load_adapter(str(folder), shapes, MODEL.family)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("peft_type", "IA3", "peft_type = 'IA3' is not supported; expected LORA"),
+        ("use_rslora", True, "use_rslora = True is not supported; expected False"),
+        ("rank_pattern", {"q_proj": 2}, "rank_pattern = {'q_proj': 2} is not supported"),
+        ("modules_to_save", ["lm_head"], r"modules_to_save = \['lm_head'\] is not supported"),
+        ("init_lora_weights", "pissa", "init_lora_weights = 'pissa' is not supported"),
+        ("r", 0, "r = 0 is not supported; expected an integer from 1"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused(written, field, value, says):
+    path = written[0] / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(RunError, match=says):
+        read_about(str(written[0]))
+
+
+def test_a_digest_is_of_the_numbers_whatever_type_holds_them(params):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    assert digest_of(half) == digest_of(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half))
+    assert digest_of(half) != digest_of(params)
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}])

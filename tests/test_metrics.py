@@ -11,24 +11,69 @@ from atgrpo_jax.common.types import Episode, Group, Reward
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.metrics import episode_metrics, write_record
 from atgrpo_jax.run.tracking import Tracking
+from atgrpo_jax.tracking.tensorboard import _first
 from atgrpo_jax.tracking.trackers import Trackers
 
 
 def test_a_resumed_run_takes_the_place_of_the_steps_that_it_repeats(tmp_path):
     """In TensorBoard; metrics.jsonl is cut by whoever resumes."""
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path / "plan")
+    folder.path.mkdir()
     for first, steps in ((0, (0, 1, 2, 3)), (2, (2, 3))):
-        tracking = Tracking(Trackers(), folder, {})
-        tracking.begin(first)
-        for step in steps:
-            tracking.send(write_record(folder, step, {"rollout/success": first + step / 4, "loss": 1.0}))
-        tracking.note()
-    events = EventAccumulator(str(folder.tensorboard)).Reload()
-    assert events.Tags()["scalars"] == ["loss", "rollout/success"]
-    found = [(event.step, event.value) for event in events.Scalars("rollout/success")]
-    assert found == [(0, 0.0), (1, 0.25), (2, 2.5), (3, 2.75)]
+        tell(folder, first, steps)
+    assert events_of(folder.tensorboard / "plan") == {
+        name: [(0, 0.0), (1, 0.25), (2, 2.5), (3, 2.75)] for name in ("Success/rollout", "rollout/success")
+    } | {"loss": [(step, 1.0) for step in range(4)]}
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert lines[0] == {"step": 0, "loss": 1.0, "rollout/success": 0.0} and len(lines) == 6
+
+
+def tell(folder, first, steps):
+    """As a process of a run does that begins at ``first``."""
+    tracking = Tracking(Trackers(), folder, {})
+    tracking.begin(first)
+    for step in steps:
+        tracking.send(write_record(folder, step, {"rollout/success": first + step / 4, "loss": 1.0}))
+    tracking.note()
+
+
+def events_of(folder):
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_run_goes_on_where_its_events_are(tmp_path, older):
+    """Those of older runs were right in tensorboard/; those of a run that was renamed keep its first name."""
+    folder = RunFolder(tmp_path / "plan")
+    folder.path.mkdir()
+    tell(folder, 0, (0, 1))
+    if older:
+        (file,) = (folder.tensorboard / "plan").iterdir()
+        file.rename(folder.tensorboard / file.name)
+        file.parent.rmdir()
+    folder = RunFolder(folder.path.rename(tmp_path / "best"))
+    tell(folder, 2, (2,))
+    place = folder.tensorboard if older else folder.tensorboard / "plan"
+    files = [path for path in folder.tensorboard.rglob("*") if path.is_file()]
+    assert {path.parent for path in files} == {place}  # one file, if both began in the same second
+    assert events_of(place)["rollout/success"] == [(0, 0.0), (1, 0.25), (2, 2.5)]
+
+
+def test_success_comes_first_in_tensorboard():
+    names = (
+        "end/solved",
+        "Success/x",
+        "role/success/team",
+        "rollout/success",
+        "test/success",
+        "success",
+        "loss",
+    )
+    found = _first({name: float(i) for i, name in enumerate(names)})
+    assert found == {"Success/rollout": 3.0, "Success/test": 4.0}
+    assert min((*found, *names[:1], *names[2:])) in found  # by the codes of letters, as TensorBoard sorts
 
 
 def played(role, tokens, parts):

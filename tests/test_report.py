@@ -19,7 +19,7 @@ from atgrpo_jax.credit.groups import credit
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
-from atgrpo_jax.viewing.contents import Kept, Pieces, by_interest, evenly, kept, shown
+from atgrpo_jax.viewing.contents import Kept, Pieces, by_interest, evaluations, evenly, kept, shown
 from atgrpo_jax.viewing.page import Writer, tree, write_page
 from atgrpo_jax.viewing.text import node
 
@@ -139,6 +139,91 @@ async def _click_through(path):
         assert page.requested == [path.as_uri()] and page.errors == []
 
 
+@pytest.fixture
+def later(folder, tmp_path):
+    """A copy of the run, and a way to evaluate it once more: as ``evaluate`` leaves it."""
+    shutil.copytree(folder.path, tmp_path / "later")
+    copy = RunFolder(tmp_path / "later")
+
+    def evaluate(step, text, split="test", **more):
+        found = [played(step, split, i, [text] * 3) for i in range(2)]
+        content = episodes.written(step, found, (), CharTokenizer(), {"a": 1.0, "b": 1.0})
+        name = f"evaluations/{copy.write_evaluation(split, content)}"
+        append_json_line(copy.evaluations, {"step": step, "split": split, "episodes": name, **more})
+
+    return copy, evaluate
+
+
+def test_later_evaluations_are_files_like_others(later, tmp_path):
+    folder, evaluate = later
+    append_json_line(folder.evaluations, {"step": 0, "split": "test"})  # of a version that kept no episodes
+    evaluate(3, "5", temperature=0.0, gin_param=["math.Math.files = {}"])
+    evaluate(0, "7", "train", sampling={"a": {}, "b": {}})
+    assert [file.title for file in evaluations(folder)] == [
+        "test, step 3, evaluation 1 at temperature 0, with another math.Math.files",
+        "train, step 0, evaluation 1",
+    ]
+    writer = Writer(folder, tmp_path / "page.html")
+    names = writer.write()
+    # The newest one comes after the newest of each split.
+    assert names[:3] == ["train-3", "test-3", "train-0-evaluation1"] and len(names) == 7
+    assert names[-1] == "train-2" and "test-3-evaluation1" in names
+    evaluate(3, "6")  # while somebody watches
+    assert writer.write()[2:4] == ["test-3-evaluation2", "train-1"]
+    assert write_page(folder, tmp_path / "one.html", steps=(0,)) == ["test-0", "train-0-evaluation1"]
+    (folder.evaluated / "0001_test.jsonl.gz").unlink()
+    assert [file.name for file in evaluations(folder)] == ["train-0-evaluation1", "test-3-evaluation2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_later_evaluations_are_chosen_like_others(later, tmp_path):
+    folder, evaluate = later
+    evaluate(3, "5", temperature=0.0)
+    evaluate(3, "6", "train")
+    writer = Writer(folder, tmp_path / "page.html")
+    writer.write(reload_s=3.0)
+
+    async def look():
+        async with browser.opened(tmp_path / "page.html") as page:
+            titles = [
+                "test, step 0", "test, step 3", "test, step 3, evaluation 1 at temperature 0",
+                "train, step 1", "train, step 2", "train, step 3", "train, step 3, evaluation 1",
+            ]  # fmt: skip
+            await page.run("touched = Infinity")  # a person is busy
+            assert await page.all_of("#file option") == titles
+            assert await page.run("$('file').value") == "train-3"  # and not the later one
+            await page.run("document.querySelector('#table tbody tr:nth-child(1)').click()")
+            await page.run("new Promise((r) => setTimeout(r, 200))")
+            assert await page.run("$('file').value") == "train-3"
+            await page.choose("file", "test-3-evaluation1")
+            assert "evaluation 1 at temperature 0: 2 of 2 episodes" in (await page.all_of("#sample"))[0]
+            await page.run("document.querySelector('#list li:nth-child(2)').click()")
+            assert await page.all_of(".tree h3 span:first-child") == [
+                "test, step 3, evaluation 1, instance 1: "
+            ]
+            await page.run("document.querySelector('.tree button').click()")
+            await page.until("document.querySelectorAll('.tree').length === 3")
+            heads = await page.all_of(".tree h3 span:first-child")
+            assert [head.split(", ")[1:-1] for head in heads] == [
+                ["step 0"],
+                ["step 3"],
+                ["step 3", "evaluation 1"],
+            ]
+            # One that comes while a person watches is there after the page has loaded itself.
+            await asyncio.to_thread(evaluate, 3, "9")  # which has an event loop of its own
+            writer.write()
+            await page.run("touched = 0")
+            await page.until(f"{browser.READY} && contents.files.length === 8")
+            assert await page.run("$('file').value") == "test-3-evaluation1"
+            assert (await page.all_of(".tree h3"))[2].startswith("test, step 3, evaluation 1, instance 1: ")
+            await page.choose("file", "test-3-evaluation2")
+            assert (await page.all_of(".candidate pre"))[0] == "9"
+            assert page.errors == []
+
+    asyncio.run(look())
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """A run of one episode whose states are drawn, and of whose tokens it is said what was taught."""
@@ -253,12 +338,64 @@ def test_panels_for_many_roles_and_for_metrics_of_few_steps(drawn, tmp_path):
             panel = "#panels .panel:nth-of-type({}) .u-legend .u-label"
             assert await page.all_of(panel.format(3)) == ["step", *ROLES]
             assert await page.all_of(panel.format(4)) == ["step", "a/b/influence", "a/b/influence/on/c"]
+            assert await page.run("$('tasks').hidden") is True  # the task measures nothing
             # A step whose episodes all ended otherwise has no number of this end: it is nought.
             await page.choose("metric", "end/solved")
             assert await page.all_of("#other h3") == ["end/solved"]
             await page.choose("smooth", "5")
             assert await page.run("smoothed([0, null, 1, 2, 3, 4, 5])") == [0, None, 0.5, 1, 1.5, 2, 3]
             assert page.errors == []
+
+    asyncio.run(look())
+
+
+class Measured(Sum):
+    """Gives what is a number two numbers, under hostile names."""
+
+    def act(self, state, role, text):
+        step = super().act(state, role, text)
+        own = {HOSTILE: 0.25, "of/two": int(text) / 2} if text.isdigit() else {}
+        return dataclasses.replace(step, metrics=own)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_what_the_task_measures_is_shown_by_step_and_by_candidate(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with claim(folder, gin_config.load("smoke.gin")):
+        pass
+    made, _ = player({(t, r): ["1", "x"] for t in range(2) for r in "ab"}, Measured(), k=2)
+    content = episodes.written(
+        1, [asyncio.run(made.play(1, "train", 0))], (), CharTokenizer(), {"a": 1, "b": 1}
+    )
+    folder.write_episodes(1, content)
+    names = {
+        role: [f"role/{role}/task/{name}" for name in ("of%2Ftwo", "n10", "n9")] for role in ("a", "b%2F")
+    }
+    lines = [{"step": s} | {n: s / 4 for own in names.values() for n in own} for s in range(3)]
+    del lines[1][names["a"][0]]  # no candidate of this step had it
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_page(folder, tmp_path / "page.html")
+    many = {f"role/a/task/m{i}": 1.0 for i in range(13)}
+    folder.metrics.write_text(json.dumps({"step": 0} | many) + "\n")
+    write_page(folder, tmp_path / "many.html")
+
+    async def look():
+        async with browser.opened(tmp_path / "page.html") as page:
+            assert await page.all_of("#own h3") == ["n9", "n10", "of/two"]
+            assert await page.all_of("#own .panel:nth-of-type(3) .u-label") == ["step", "a", "b/"]
+            own = (
+                "[...document.querySelectorAll('.group:nth-of-type(1) .measured')].map((e) => e.textContent)"
+            )
+            assert await page.run(own) == [f"measured by the task{HOSTILE}0.25of/two0.5"]
+            assert await page.run("document.querySelectorAll('img').length") == 0
+            # It is open at first, so a page that loads itself anew does not turn it.
+            assert await page.run("$('tasks').open && $('tasks').dataset.first === 'open'")
+            assert page.errors == []
+        async with browser.opened(tmp_path / "many.html") as page:  # drawn when a person asks for them
+            assert await page.all_of("#own h3") == [] and not await page.run("$('tasks').open")
+            await page.run("$('tasks').open = true; new Promise((r) => setTimeout(r, 200))")
+            assert len(await page.all_of("#own h3")) == 13 and page.errors == []
 
     asyncio.run(look())
 

@@ -346,6 +346,26 @@ def test_thinking_is_asked_for_or_not_or_left_to_the_template(tmp_path):
     assert len({off.digest(), on.digest(), free.digest()}) == 3
 
 
+# Thinks unless it is told not to, and hears a word in the first message more than what it is told.
+SWITCHED = (
+    "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
+    "{% if '/no_think' in messages[0].content %}{% set enable_thinking = false %}"
+    "{% elif '/think' in messages[0].content %}{% set enable_thinking = true %}{% endif %}"
+    + CHATML
+    + "{% if not enable_thinking %}<think>{% endif %}"
+)
+
+
+def test_a_word_in_a_message_switches_thinking_if_the_template_says_so(tmp_path):
+    path = folder(tmp_path, template=SWITCHED)
+    shut = tokenizers.Tokenizer.from_file(f"{path}/tokenizer.json").token_to_id("<think>")
+    thinks = {False: (False, False, True), True: (True, False, True), None: (True, False, True)}
+    for thinking, expected in thinks.items():
+        made = FolderTokenizer(path, thinking=thinking)
+        ends = [made.prompt_ids(user(text))[-1] for text in ("ab", "ab /no_think", "ab /think")]
+        assert [end != shut for end in ends] == list(expected)
+
+
 def test_a_template_gets_further_values_of_its_own(tmp_path):
     path = folder(tmp_path, template=EFFORT)
     low = FolderTokenizer(path, template_values={"effort": "ab"})

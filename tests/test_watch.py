@@ -84,6 +84,11 @@ def test_a_watch_ends_with_the_run(root):
     assert contents(page)["reload_s"] == 1.0 and contents(page)["steps"] == [0, 1]
     append_json_line(folder.metrics, {"step": 2, "rollout/success": 0.5})
     until(lambda: contents(page)["steps"] == [0, 1, 2])
+    name = folder.write_evaluation("test", read_file(folder.episodes_of(2, "test")))
+    record = {"step": 2, "split": "test", "temperature": 0.5, "episodes": f"evaluations/{name}"}
+    append_json_line(folder.evaluations, record)
+    title = "test, step 2, evaluation 1 at temperature 0.5"
+    until(lambda: title in [file["title"] for file in contents(page)["files"]])
     folder.unlock()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and out.splitlines()[-1].endswith("this is the last page"), err

@@ -1,6 +1,8 @@
 """Writes plain values as Python text."""
 
 import ast
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -14,3 +16,13 @@ def literal(value: Any) -> str | None:
         return text if ast.literal_eval(text) == value else None
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
+
+
+def told(config: Any, later: Mapping[str, Any]) -> str:
+    """Returns the ``repr`` of a dataclass, with the fields of ``later`` only if they have other values.
+
+    What has come to a config later is so not in the identity of runs that do not set it.
+    """
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    parts = (f"{name}={value!r}" for name, value in values.items() if value != later.get(name, ...))
+    return f"{type(config).__name__}({', '.join(parts)})"

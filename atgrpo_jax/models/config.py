@@ -1,9 +1,12 @@
 """Describes a decoder (``Architecture``), and apart from that how it is computed (``Compute``)."""
 
 import dataclasses
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.common.literals import told
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "block"]
@@ -83,10 +86,13 @@ class Architecture:
     local_rope_theta: float | None = None  # of layers with a window; theirs is not scaled
     query_scalar: int | None = None  # scores are divided by its square root; None means head_size
     experts: Experts | None = None  # instead of one MLP, of width ``mlp_width``
+    # Whether the layers 0, 1, ... have rotary positions; then again from the first. () means all.
+    rotary: tuple[bool, ...] = ()
 
     def __post_init__(self):
         check_types(self)
-        object.__setattr__(self, "windows", _shortest(tuple(self.windows), self.layers))
+        object.__setattr__(self, "windows", _shortest(self.windows, self.layers, 0))
+        object.__setattr__(self, "rotary", _shortest(self.rotary, self.layers, True))
         for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_size"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "heads", self.heads % self.kv_heads == 0, "must be a multiple of kv_heads")
@@ -99,28 +105,34 @@ class Architecture:
             value = getattr(self, name)
             require(self, name, value is None or value > 0, "must be positive, or None")
 
+    def __repr__(self) -> str:
+        """Tells ``rotary`` only if it is set: runs from before it are known by this text."""
+        return told(self, {"rotary": ()})
+
     @property
     def period(self) -> int:
         """Returns after how many layers they are alike again."""
-        return len(self.windows) or 1
+        return math.lcm(len(self.windows) or 1, len(self.rotary) or 1)
 
     def window(self, layer: int) -> int | None:
         """Returns how many tokens a layer sees; None if it sees all."""
-        return (self.windows[layer % self.period] or None) if self.windows else None
+        return (self.windows[layer % len(self.windows)] or None) if self.windows else None
 
-    def rope(self, layer: int) -> tuple[float, RopeScaling | RopeStretch | None]:
-        """Returns the base and the scaling of a layer's rotary positions."""
+    def rope(self, layer: int) -> tuple[float, RopeScaling | RopeStretch | None] | None:
+        """Returns the base and the scaling of a layer's rotary positions; None if it has none."""
+        if self.rotary and not self.rotary[layer % len(self.rotary)]:
+            return None
         if self.local_rope_theta is not None and self.window(layer) is not None:
             return self.local_rope_theta, None
         return self.rope_theta, self.rope_scaling
 
 
-def _shortest(windows: tuple[int, ...], layers: int) -> tuple[int, ...]:
-    """Returns the shortest tuple that says the same of ``layers`` layers."""
-    all_ = [windows[layer % len(windows)] for layer in range(layers)] if any(windows) else []
+def _shortest(values: Sequence[Any], layers: int, plain: Any) -> tuple[Any, ...]:
+    """Returns the shortest tuple that says the same of ``layers`` layers; () if all are ``plain``."""
+    all_ = [values[layer % len(values)] for layer in range(layers)] if values else []
     periods = range(1, len(all_) + 1)
     period = next((p for p in periods if all_[p:] == all_[:-p]), 0)
-    return tuple(all_[:period]) if any(all_) else ()
+    return () if all(value == plain for value in all_) else tuple(all_[:period])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +210,23 @@ PRESETS: dict[str, Architecture] = {
     ),
     "gemma-3-270m": _gemma3(18, 640, 2048, 4),
     "gemma-3-1b": _gemma3(26, 1152, 6912, 4),
+    "mistral-7b-v0.3": Architecture(
+        32, 4096, 14_336, 32, 8, 128, 32_768, "mistral", tied=False, rope_theta=1e6, rms_epsilon=1e-5
+    ),
+    "smollm3-3b": Architecture(
+        36, 2048, 11_008, 16, 4, 128, 128_256, "smollm3", rope_theta=5e6, rotary=(True, True, True, False)
+    ),
 }
+
+
+def published(folder: str) -> str | None:
+    """Returns the preset of the model that a folder, or a name on a hub, is called after.
+
+    "Qwen/Qwen3-8B-Base" is called after qwen3-8b. None if it is called after none.
+    """
+    word = folder.rstrip("/").rpartition("/")[2].lower()
+    sizes = [name for name, own in PRESETS.items() if own.vocab_size is not None]
+    return max((name for name in sizes if f"{word}-".startswith(f"{name}-")), key=len, default=None)
 
 
 def preset(name: str) -> Architecture:

@@ -25,7 +25,7 @@ class Family:
 
     name: str  # the model_type of config.json
     folder_class: str  # the class of ``transformers`` that reads its folders
-    # Made of (architecture, compute, joined), called with (x_BTD, rotation, scale_BJ, cache, attend);
+    # Made of (architecture, compute, joined, mesh), called with (x_BTD, rotation, scale_BJ, cache, attend);
     # returns (x_BTD, cache).
     block: type[nn.Module]
     norm: Callable[..., nn.Module]  # (architecture, compute) -> the norm after the last block
@@ -39,7 +39,7 @@ class Family:
     # Raises ValueError for an architecture that the family does not have.
     check: Callable[[Architecture], None]
     # The fields of an Architecture that are not spelled alike in all families: read from a
-    # config.json, or RunError; and written to one.
+    # config.json, or RunError; and written to one. ``read`` may say that it is of another family.
     read: Callable[[Fields], dict[str, Any]]
     write: Callable[[Architecture], dict[str, Any]]
     # Gives the rotary positions in the words of all versions of ``transformers``.

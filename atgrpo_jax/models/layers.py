@@ -53,8 +53,10 @@ def rotations(positions_BT: jax.Array, frequencies: np.ndarray, limit: int) -> t
     return jnp.asarray(np.cos(angles))[positions_BT, None], jnp.asarray(np.sin(angles))[positions_BT, None]
 
 
-def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the pairs (i, i + H / 2) by their angles."""
+def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """Rotates the pairs (i, i + H / 2) by their angles; None leaves them as they are."""
+    if rotation is None:
+        return x_BTNH
     cos, sin = rotation
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -58,6 +58,10 @@ class EvaluationConfig:
         shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields)
         return f"{type(self).__name__}({shown})"
 
+    def validates(self, step: int, steps: int) -> bool:
+        """Returns whether step ``step`` of ``steps`` is followed by an evaluation on the validation split."""
+        return bool(self.every) and (step % self.every == 0 or step == steps)
+
     def sampling(self, rollout: Sampling, temperature: float | None = None) -> Sampling:
         """Returns the sampling settings of an evaluation.
 

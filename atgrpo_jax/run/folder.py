@@ -198,6 +198,10 @@ class RunFolder:
         """Writes the episodes of a later evaluation. Returns the name of the file in evaluations/."""
         return _write_next(self.evaluated, f"_{split}.jsonl.gz", content)
 
+    def read_evaluation(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yields the episodes in a file of evaluations/."""
+        return episodes.read(self.evaluated / name)
+
     def write_replay(self, content: bytes) -> str:
         """Writes an episode that was played on in another way. Returns the name of the file in replays/."""
         return _write_next(self.replays, ".jsonl.gz", content)

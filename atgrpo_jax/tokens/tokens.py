@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.copies import absolute, existing_folder, local_folder
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.literals import literal
+from atgrpo_jax.common.literals import literal, told
 from atgrpo_jax.common.types import Message, hash_bytes
 from atgrpo_jax.tokens.chat import GIVEN, ChatTemplate, marks, trial
 from atgrpo_jax.tokens.folder import TokenizerFolder, parts_of, turn_end
@@ -174,10 +174,7 @@ class FolderTokenizer:
 
     def __repr__(self) -> str:
         """Tells the later fields only if they are set: runs from before them are known by this text."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        later = {"thinking": False, "template_values": {}, "chat_template": None}
-        told = (f"{name}={value!r}" for name, value in values.items() if value != later.get(name, ...))
-        return f"FolderTokenizer({', '.join(told)})"
+        return told(self, {"thinking": False, "template_values": {}, "chat_template": None})
 
     @functools.cached_property
     def _files(self) -> TokenizerFolder:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError, UserError
-from atgrpo_jax.common.files import names_in
+from atgrpo_jax.common.files import names_in, read_json_lines
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import speaker
@@ -24,10 +24,22 @@ class Kept:
 
     step: int
     split: str
+    evaluation: str = ""  # the name of the file, if a later ``evaluate`` wrote it: 0002_test.jsonl.gz
+    how: str = ""  # and how it drew, in words
+
+    @property
+    def number(self) -> int:
+        """Returns which of the later evaluations it is, from 1; 0 if it is none."""
+        return int(self.evaluation.partition("_")[0] or 0)
 
     @property
     def name(self) -> str:
-        return f"{self.split}-{self.step}"
+        return f"{self.split}-{self.step}" + (f"-evaluation{self.number}" if self.number else "")
+
+    @property
+    def title(self) -> str:
+        later = f", evaluation {self.number}{self.how}" if self.number else ""
+        return f"{self.split}, step {self.step}{later}"
 
 
 def kept(folder: RunFolder) -> list[Kept]:
@@ -35,6 +47,23 @@ def kept(folder: RunFolder) -> list[Kept]:
     found = filter(None, map(_FILE.fullmatch, names_in(folder.episodes)))
     files = [Kept(int(match[1]), match[2] or "train") for match in found]
     return sorted(files, key=lambda file: (file.split != "train", file.split, file.step))
+
+
+def evaluations(folder: RunFolder) -> list[Kept]:
+    """Returns the files of episodes that later calls of ``evaluate`` wrote, in their order."""
+    there = names_in(folder.evaluated)
+    found = []
+    for record in read_json_lines(folder.evaluations):
+        name = record.get("episodes", "").rpartition("/")[2]  # records of older versions have none
+        if name in there:
+            found.append(Kept(record["step"], record["split"], name, _how(record)))
+    return found
+
+
+def _how(record: Mapping[str, Any]) -> str:
+    changed = sorted({param.partition("=")[0].strip() for param in record.get("gin_param") or ()})
+    how = f" at temperature {record['temperature']:g}" if "temperature" in record else ""
+    return how + (f", with another {', '.join(changed)}" if changed else "")
 
 
 def replays(folder: RunFolder) -> dict[Kept, list[dict[str, Any]]]:
@@ -64,14 +93,14 @@ def by_interest(files: Sequence[Kept], first: Collection[Kept] = ()) -> Iterator
     """Yields all files, such that those that come early tell most about the whole run.
 
     They are those of ``first``, then the last and the first of each split, then those halfway between two
-    that were named.
+    that were named. Later evaluations count as a split.
     """
     yield from first
     splits: dict[str, list[Kept]] = {}
     for file in files:
         if file in first:
             continue
-        splits.setdefault(file.split, []).append(file)
+        splits.setdefault("later" if file.number else file.split, []).append(file)
     orders = [[own[i] for i in _halving(len(own))] for own in splits.values()]
     for place in range(max(map(len, orders), default=0)):
         for order in orders:

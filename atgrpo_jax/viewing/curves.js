@@ -24,6 +24,8 @@ const UPDATES = [
   ["Tokens that were trained", /^policy\/([^/]+)\/trained_tokens$/],
 ];
 const PART = /^role\/([^/]+)\/part\/(.+)$/;
+const OF_TASK = /^role\/([^/]+)\/task\/(.+)$/;
+const MOST_OPEN = 12;  // panels of the task's own numbers that are drawn at once
 const COLUMNS = [
   ["step", null], ["success", "rollout/success"], ["validation", "validation/success"],
   ["test", "test/success"], ["groups with signal", "groups/signal"], ["turns", "rollout/turns"],
@@ -92,12 +94,25 @@ function drawParts(role) {
   panel($("parts"), plain(role), own.map(([name, found]) => [name, plain(found[2])]));
 }
 
+// What the task measures: a panel for each number, with a line for each role that has it.
+function tasksOwn() {
+  const found = new Map();
+  for (const metric of metrics()) {
+    const [, role, name] = OF_TASK.exec(metric) ?? [];
+    if (given(name)) found.set(name, [...found.get(name) ?? [], [metric, plain(role)]]);
+  }
+  return found;
+}
+
 // Draws all curves; those in a part of the page that is closed when it is opened.
 function drawCurves() {
   const roles = [...new Set(metrics().map((name) => PART.exec(name)?.[1]).filter(given))];
-  const closed = [[$("rewards"), $("parts"), () => roles.forEach(drawParts)],
+  const own = tasksOwn();
+  const closed = [[$("tasks"), $("own"), () => own.forEach((lines, name) => panel($("own"), plain(name), lines))],
+    [$("rewards"), $("parts"), () => roles.forEach(drawParts)],
     [$("updates"), $("learning"), () => drawPanels($("learning"), UPDATES)]];
   $("rewards").hidden = !roles.length;
+  $("tasks").hidden = !own.size;
   $("panels").replaceChildren();
   drawPanels($("panels"), PANELS);
   for (const [details, into, fill] of closed) {
@@ -119,7 +134,8 @@ function drawSteps(openFile) {
   const rows = contents.steps.map((step, i) =>
     present.map(([, name]) => name === null ? step : contents.series[name][i]));
   const files = new Map();
-  for (const file of contents.files) if (file.split === "train" || !files.has(file.step)) files.set(file.step, file);
+  for (const file of contents.files)
+    if ((file.split === "train" && !file.evaluation) || !files.has(file.step)) files.set(file.step, file);
   let by = 0, down = true, most = MOST_ROWS;
   const fill = () => {
     rows.sort((a, b) => ((a[by] ?? -Infinity) - (b[by] ?? -Infinity)) * (down ? -1 : 1));

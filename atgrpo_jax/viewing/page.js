@@ -41,7 +41,7 @@ function choose(id, value) {
 
 async function goTo(found) {
   const wanted = found.get("file"), [, split, step] = /^(.*)-(\d+)$/.exec(wanted ?? "") ?? [];
-  const near = contents.files.filter((f) => f.split === split)
+  const near = contents.files.find((f) => f.name === wanted) ?? contents.files.filter((f) => f.split === split && !f.evaluation)
     .sort((a, b) => Math.abs(a.step - step) - Math.abs(b.step - step))[0];
   if (near) $("file").value = near.name;
   await open(found);
@@ -84,7 +84,7 @@ async function open(wanted = null) {
   const file = contents.files.find((f) => f.name === $("file").value);
   const episodes = await episodesOf(file.name);
   $("sample").textContent = `This page has ${contents.files.length} of the run's ${contents.kept} files of ` +
-    `episodes. ${file.split}, step ${file.step}: ${file.problems.length} of ${file.of} episodes. ${contents.missing}`;
+    `episodes. ${file.title}: ${file.problems.length} of ${file.of} episodes. ${contents.missing}`;
   const groups = episodes.flatMap((e) => e.groups);
   choices("end", new Set(episodes.map((e) => e.end)), wanted);
   choices("role", new Set(groups.map((g) => g.role)), wanted);
@@ -191,6 +191,9 @@ async function begin() {
   head();
   $("metric").append(choice("choose", ""), ...metrics().map((name) => choice(name, name)));
   for (const id of ["metric", "smooth"]) choose(id, wanted.get(id));
+  const own = tasksOwn().size;
+  $("tasks").open = own > 0 && own <= MOST_OPEN;
+  $("tasks").dataset.first = $("tasks").open ? "open" : "";
   drawCurves();
   drawSteps(async (name) => {
     $("file").value = name;
@@ -198,7 +201,7 @@ async function begin() {
     keep();
     $("episodes").scrollIntoView();
   });
-  $("file").append(...contents.files.map((f) => choice(`${f.split}, step ${f.step}`, f.name)));
+  $("file").append(...contents.files.map((f) => choice(f.title, f.name)));
   for (const id of FILTERS) $(id).onchange = () => { list(); keep(); };
   $("shade").onchange = async () => { if (chosen) await (besideShown ? beside() : draw([chosen])); keep(); };
   $("text").oninput = () => { list(); keep(); };
@@ -210,7 +213,7 @@ async function begin() {
     document.querySelector(link.getAttribute("href")).scrollIntoView();
   };
   if (contents.files.length) {
-    const trained = contents.files.filter((f) => f.split === "train");
+    const trained = contents.files.filter((f) => f.split === "train" && !f.evaluation);
     $("file").value = (trained[trained.length - 1] ?? contents.files[0]).name;
     await goTo(wanted);
   } else $("sample").textContent = "This run has no episodes yet.";

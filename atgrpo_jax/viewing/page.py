@@ -18,6 +18,7 @@ from atgrpo_jax.viewing.contents import (
     Kept,
     Pieces,
     by_interest,
+    evaluations,
     evenly,
     kept,
     replays,
@@ -44,7 +45,8 @@ class Part(NamedTuple):
 
     def about(self, file: Kept) -> dict[str, Any]:
         """Returns what the page knows of it before it is unpacked."""
-        about = {"name": file.name, "step": file.step, "split": file.split}
+        about = {"name": file.name, "step": file.step, "split": file.split, "title": file.title}
+        about |= {"evaluation": file.number}
         return about | {"problems": self.problems, "of": self.of}
 
 
@@ -84,8 +86,13 @@ class Writer:
         """
         folder = self.folder
         played_on = replays(folder)
-        there = [file for file in [*kept(folder), *played_on] if not self._steps or file.step in self._steps]
-        looked_at = [file for file in there if file in played_on or is_file(folder.taught_by(file.step))]
+        files = [*kept(folder), *evaluations(folder), *played_on]
+        there = [file for file in files if not self._steps or file.step in self._steps]
+        looked_at = [
+            file
+            for file in there
+            if file in played_on or (not file.number and is_file(folder.taught_by(file.step)))
+        ]
         parts: dict[Kept, Part] = {}
         before, self._known = self._known, {}  # what is no longer shown is forgotten
         left = self._most_mb * 1e6
@@ -105,7 +112,7 @@ class Writer:
             "config": read_file(folder.config).decode(),
             "steps": [record["step"] for record in records],
             "series": series(records),
-            "files": [parts[f].about(f) for f in sorted(parts, key=lambda file: (file.split, file.step))],
+            "files": [parts[f].about(f) for f in sorted(parts, key=_place)],
             "kept": len(there),
             "missing": self._missing,
             "signs": SIGNS,
@@ -116,14 +123,22 @@ class Writer:
         return list(packed)
 
     def _read(self, file: Kept) -> Part:
+        if file.number:
+            return self._part(list(self.folder.read_evaluation(file.evaluation)), file.number)
         episodes = list(self.folder.read_episodes(file.step, file.split))
         with_taught(self.folder, file, episodes)
         return self._part(episodes)
 
-    def _part(self, episodes: Sequence[dict[str, Any]]) -> Part:
+    def _part(self, episodes: Sequence[dict[str, Any]], evaluation: int = 0) -> Part:
         chosen = [episodes[i] for i in evenly(len(episodes), self._most_episodes)]
-        packed = _packed([shown(episode, self._pieces) for episode in chosen])
+        own = {"evaluation": evaluation} if evaluation else {}
+        packed = _packed([shown(episode, self._pieces) | own for episode in chosen])
         return Part(packed, [episode["problem"] for episode in chosen], len(episodes))
+
+
+def _place(file: Kept) -> tuple[str, int, int]:
+    """Returns by what the page orders files: those of training before later evaluations of the same step."""
+    return file.split, file.step, file.number
 
 
 def watch(writer: Writer, every_s: float) -> None:

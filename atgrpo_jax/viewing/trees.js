@@ -79,7 +79,8 @@ function chance(logprobs, after) {
 // Groups
 
 function tree(episode, by) {
-  const place = `${episode.split}, step ${episode.step}, instance ${episode.instance}`;
+  const later = episode.evaluation ? `, evaluation ${episode.evaluation}` : "";
+  const place = `${episode.split}, step ${episode.step}${later}, instance ${episode.instance}`;
   const title = make("h3", {},
     make("span", { text: `${place}: ` }),
     make("span", { text: episode.solved ? "solved" : episode.end, className: episode.solved ? "solved" : "failed" }),
@@ -116,6 +117,8 @@ function groupBox(group, then, last, by) {
     head, ...boards(group, then, last), prompt, make("div", { className: "candidates" }, ...candidates));
 }
 
+const pairs = (rows) => make("dl", {}, ...rows.flatMap(([name, text]) => [make("dt", { text: name }), make("dd", { text })]));
+
 function candidateBox(candidate, k, executed, by, largest) {
   const what = make("div", { className: "what" },
     make("b", { text: executed ? `${k} executed` : String(k) }),
@@ -126,7 +129,10 @@ function candidateBox(candidate, k, executed, by, largest) {
     ...Object.entries(candidate.parts ?? {}).map(([name, value]) => [`· ${name}`, value]),
     ["advantage", candidate.advantage]].filter(([, value]) => given(value)).map(([name, value]) => [name, number(value)]);
   if (candidate.logprobs.length) rows.push(["probability", chance(candidate.logprobs, candidate.taught?.after)]);
-  box.append(make("dl", {}, ...rows.flatMap(([name, text]) => [make("dt", { text: name }), make("dd", { text })])));
+  box.append(pairs(rows));
+  const measured = Object.entries(candidate.metrics ?? {});
+  if (measured.length) box.append(make("div", { className: "measured" }, make("small", { text: "measured by the task" }),
+    pairs(measured.map(([name, value]) => [name, number(value)]))));
   if (candidate.note) box.append(make("p", { className: "note", text: candidate.note }));
   for (const ran of candidate.programs) {
     box.append(make("details", {}, make("summary", { text: `program: ${ran.end}` }),

@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # what is documented is 
 
 # The order of the pages, and the headings that they stand under. README is the first page.
 NAVIGATION = {
-    "Start": ("docs/quickstart", "docs/tour", "BUILD"),
+    "Start": ("docs/quickstart", "docs/tour", "docs/features", "BUILD"),
     "Tasks": (
         "docs/your-task", "docs/data", "docs/environments", "docs/search", "docs/maker-checker",
         "docs/split-sight", "docs/sandbox",

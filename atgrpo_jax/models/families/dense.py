@@ -10,13 +10,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from atgrpo_jax.common.jsonfile import Fields
 from atgrpo_jax.models.config import Architecture, Compute
 from atgrpo_jax.models.layers import KERNEL, OUT_KERNEL, Linear, rotate
 
 QKV = "q", "k", "v"
 GATE_UP = "gate", "up"
 LINEAR = (*QKV, "o", *GATE_UP, "down")
+SLIDING = "sliding_attention"  # a type of layers that see a window
+FULL = "full_attention"
 MODULES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -65,12 +69,26 @@ def kernels(c: Architecture) -> dict[str, tuple[int, int]]:
     }
 
 
+def windows(said: Fields, types: Any, size: int) -> tuple[int, ...]:
+    """Returns the window of each layer of a config.json, by the types of its layers."""
+    layers = said.whole("num_hidden_layers", 2**12)
+    if type(types) is not list or len(types) != layers or set(map(str, types)) - {SLIDING, FULL}:
+        raise said.refuse("layer_types", types, f"{SLIDING} or {FULL} for each of {layers} layers")
+    return tuple(size if kind == SLIDING else 0 for kind in types)
+
+
+def layer_types(c: Architecture) -> list[str]:
+    """Returns what a config.json says of each layer's window."""
+    return [FULL if c.window(layer) is None else SLIDING for layer in range(c.layers)]
+
+
 class DenseBlock(nn.Module):
     """Computes the parts of a block. What a subclass puts between them makes its family."""
 
     architecture: Architecture
     compute: Compute
     joined: bool = False
+    mesh: Mesh | None = None
 
     def linear(
         self, name: str, x: jax.Array, scale_BJ: Any, features: int, init: Any = KERNEL, bias: bool = False
@@ -90,7 +108,7 @@ class DenseBlock(nn.Module):
     def attention(
         self,
         h_BTD: jax.Array,
-        rotation: tuple[jax.Array, jax.Array],
+        rotation: tuple[jax.Array, jax.Array] | None,
         scale_BJ: Any,
         cache: Any,
         attend: Callable,

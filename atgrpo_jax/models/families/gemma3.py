@@ -17,10 +17,9 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.jsonfile import Fields
 from atgrpo_jax.models.config import Architecture, Compute, RopeScaling, RopeStretch
 from atgrpo_jax.models.families import dense
+from atgrpo_jax.models.families.dense import FULL, SLIDING
 from atgrpo_jax.models.family import Family
 
-_SLIDING = "sliding_attention"
-_FULL = "full_attention"
 _THETA = 1_000_000.0
 _LOCAL_THETA = 10_000.0
 # What fresh blocks scale their additions by, so that tokens are still recognised after all blocks.
@@ -73,7 +72,8 @@ def _embedded(x_BTD: jax.Array) -> jax.Array:
 
 def _check(c: Architecture) -> None:
     sizes = {size for size in c.windows if size}
-    require(c, "experts", c.experts is None, "gemma3_text has none")
+    for name in ("experts", "rotary"):
+        require(c, name, not getattr(c, name), "gemma3_text has none")
     require(c, "windows", len(sizes) <= 1, "gemma3_text has windows of one size")
     scaling = c.rope_scaling
     require(c, "rope_scaling", not isinstance(scaling, RopeScaling), "gemma3_text has RopeStretch or None")
@@ -91,10 +91,10 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 def _read(said: Fields) -> dict[str, Any]:
     said.only(_ONLY)
-    theta, scaling = _rope(said, _FULL, "rope_theta", _THETA)
-    local, local_scaling = _rope(said, _SLIDING, "rope_local_base_freq", _LOCAL_THETA)
+    theta, scaling = _rope(said, FULL, "rope_theta", _THETA)
+    local, local_scaling = _rope(said, SLIDING, "rope_local_base_freq", _LOCAL_THETA)
     if local_scaling is not None:
-        raise said.refuse("rope_parameters", said.raw["rope_parameters"], f"no scaling of {_SLIDING}")
+        raise said.refuse("rope_parameters", said.raw["rope_parameters"], f"no scaling of {SLIDING}")
     head_size = said.whole("head_dim", 2**12, 256)
     scalar = said.whole("query_pre_attn_scalar", 2**20, 256)
     return {
@@ -111,15 +111,12 @@ def _read(said: Fields) -> dict[str, Any]:
 
 def _windows(said: Fields) -> tuple[int, ...]:
     """Returns the window of each layer."""
-    layers = said.whole("num_hidden_layers", 2**12)
     types = said.given("layer_types", None)
     if types is None:
+        layers = said.whole("num_hidden_layers", 2**12)
         every = said.whole("sliding_window_pattern", 2**12, 6)
-        types = [_SLIDING if number % every else _FULL for number in range(1, layers + 1)]
-    if type(types) is not list or len(types) != layers or set(map(str, types)) - {_SLIDING, _FULL}:
-        raise said.refuse("layer_types", types, f"{_SLIDING} or {_FULL} for each of {layers} layers")
-    size = said.whole("sliding_window", 2**30, 4096)
-    return tuple(size if kind == _SLIDING else 0 for kind in types)
+        types = [SLIDING if number % every else FULL for number in range(1, layers + 1)]
+    return dense.windows(said, types, said.whole("sliding_window", 2**30, 4096))
 
 
 def _rope(said: Fields, kind: str, plain: str, default: float) -> tuple[float, RopeStretch | None]:
@@ -136,7 +133,7 @@ def _rope(said: Fields, kind: str, plain: str, default: float) -> tuple[float, R
     if theta != said.positive(plain, theta):
         raise said.refuse(plain, said.raw[plain], f"{theta}, as in rope_parameters")
     scaling = _stretch(inner)
-    older = said.part("rope_scaling") if kind == _FULL else {}
+    older = said.part("rope_scaling") if kind == FULL else {}
     if not older:
         return theta, scaling
     same = _stretch(Fields(f"{said.path}: rope_scaling", older))
@@ -167,7 +164,7 @@ def _write(c: Architecture) -> dict[str, Any]:
         "attention_bias": False,
         "query_pre_attn_scalar": c.head_size if c.query_scalar is None else c.query_scalar,
         "sliding_window": max(c.windows, default=0) or 4096,
-        "layer_types": [_FULL if c.window(layer) is None else _SLIDING for layer in range(c.layers)],
+        "layer_types": dense.layer_types(c),
         "rope_theta": c.rope_theta,
         "rope_local_base_freq": local,
         "rope_scaling": scaling,
@@ -178,14 +175,14 @@ def _write(c: Architecture) -> dict[str, Any]:
 def _parts(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns rope_parameters of the fields that say the same."""
     full = {"rope_theta": raw["rope_theta"]} | (raw.get("rope_scaling") or {"rope_type": "default"})
-    return {_FULL: full, _SLIDING: {"rope_type": "default", "rope_theta": raw["rope_local_base_freq"]}}
+    return {FULL: full, SLIDING: {"rope_type": "default", "rope_theta": raw["rope_local_base_freq"]}}
 
 
 def _spell(raw: dict[str, Any]) -> dict[str, Any]:
     """Gives the rotary positions where ``transformers`` before and after version 5 looks for them."""
     said = Fields("config.json", raw)
-    theta, scaling = _rope(said, _FULL, "rope_theta", _THETA)
-    local, _ = _rope(said, _SLIDING, "rope_local_base_freq", _LOCAL_THETA)
+    theta, scaling = _rope(said, FULL, "rope_theta", _THETA)
+    local, _ = _rope(said, SLIDING, "rope_local_base_freq", _LOCAL_THETA)
     older = None if scaling is None else {"rope_type": "linear", "factor": scaling.factor}
     raw = raw | {"rope_theta": theta, "rope_local_base_freq": local, "rope_scaling": older}
     return raw | {"rope_parameters": _parts(raw)}

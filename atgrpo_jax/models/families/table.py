@@ -1,7 +1,7 @@
 """Lists the families, and makes the model of an architecture."""
 
 from atgrpo_jax.models.config import Architecture, Compute
-from atgrpo_jax.models.families import gemma3, llama, qwen3_moe
+from atgrpo_jax.models.families import gemma3, llama, mistral, qwen3_moe, smollm3
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.transformer import Transformer
 
@@ -11,6 +11,9 @@ FAMILIES = {
     "llama": llama.LLAMA,
     "gemma3_text": gemma3.GEMMA3,
     "qwen3_moe": qwen3_moe.QWEN3_MOE,
+    "mistral": mistral.MISTRAL,
+    "ministral": mistral.MINISTRAL,
+    "smollm3": smollm3.SMOLLM3,
 }
 _COMPUTE = Compute()
 

@@ -28,9 +28,8 @@ def architecture(folder: str) -> Architecture:
     said.only({"quantization_config": (None,), "compression_config": (None,)})
     stored_dtype(said)
     try:
-        own = family.read(said)
+        own = {"family": family.name} | family.read(said)
         found = Architecture(
-            family=family.name,
             layers=said.whole("num_hidden_layers", 2**12),
             width=said.whole("hidden_size", 2**20),
             mlp_width=said.whole("intermediate_size", 2**22),
@@ -39,7 +38,7 @@ def architecture(folder: str) -> Architecture:
             rms_epsilon=said.positive("rms_norm_eps", 1e-6),
             **own,
         )
-        family.check(found)
+        family_of(found)
     except ValueError as error:  # sizes that do not go together
         raise RunError(f"{path}: {error}") from error
     return found

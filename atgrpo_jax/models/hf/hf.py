@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -200,10 +201,12 @@ def _spelled(raw: dict[str, Any], family: Family, dtype: str) -> dict[str, Any]:
     return family.spell(said)
 
 
-def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file. Raises OSError if the disk is full."""
+def save_tensors(
+    file: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Writes a safetensors file, with ``about`` in its metadata. Raises OSError if the disk is full."""
     try:
-        save_file(dict(tensors), file, metadata={"format": "pt"})
+        save_file(dict(tensors), file, metadata={"format": "pt", **about})
     except SafetensorError as error:  # the library raises this if the disk is full
         raise OSError(errno.ENOSPC, str(error), str(file)) from error
     file.chmod(0o644)  # the library lets only the owner read it, but servers must

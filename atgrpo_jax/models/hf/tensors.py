@@ -29,7 +29,7 @@ class Tensors:
         self.root = root
         self._files: dict[str, Path] = {}
         for path in _files(root):
-            with _opened(path) as file:
+            with opened(path) as file:
                 for name in file.keys():  # noqa: SIM118  (no mapping)
                     if name in self._files:
                         both = f"{self._files[name].name} and {path.name}"
@@ -52,7 +52,7 @@ class Slices:
 
     def __init__(self, root: Path, name: str, path: Path, shape: tuple[int, ...]):
         self._what = f"{root}: tensor {name}"
-        self._file = _opened(path)
+        self._file = opened(path)
         self._part = self._file.get_slice(name)
         found = tuple(self._part.get_shape())
         dtype = self._part.get_dtype()
@@ -127,8 +127,8 @@ def _inside(root: Path, index: Path, name: str) -> Path:
     return root / path
 
 
-def _opened(path: Path) -> Any:
-    """Opens a file. Raises RunError if it is missing, cut short or no safetensors."""
+def opened(path: Path) -> Any:
+    """Opens a file of tensors. Raises RunError if it is missing, cut short or no safetensors."""
     check_file(path)
     try:
         return safe_open(path, "np")
