@@ -95,6 +95,7 @@ COMMANDS = {
              "sigma"},
     "compare": {"out", "curve", "step"},
     "config": {"gin_file", "gin_param", "describe"},
+    "influence": {"run_dir", "step", "split", "instances", "temperature", "mesh"},
     "runs": set(),
     "replay": {"run_dir", "node", "random", "seed", "temperature", "execute", "say", "taught", "mesh"},
     "report": {"run_dir", "out", "step", "text", "watch", "every", "episodes", "mb"},

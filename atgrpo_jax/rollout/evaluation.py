@@ -39,6 +39,8 @@ class EvaluationConfig:
     instances: int = 200  # of the test split, before and after training; all if it has fewer
     every: int = 20  # steps between evaluations on the validation split; 0 for none
     validation_instances: int = 100  # of the validation split, each time; all if it has fewer
+    # Steps between measurements of what each role's words change, on the validation split; 0 for none.
+    influence_every: int = dataclasses.field(default=0, repr=False)
 
     def __post_init__(self):
         check_types(self)
@@ -46,6 +48,15 @@ class EvaluationConfig:
         require(self, "every", self.every >= 0, "must not be negative")
         for name in ("instances", "validation_instances"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        measured = self.influence_every
+        fits = measured == 0 or (measured > 0 and self.every > 0 and measured % self.every == 0)
+        require(self, "influence_every", fits, f"must be 0 or a multiple of every = {self.every}")
+
+    def __repr__(self) -> str:
+        """Shows a field without ``repr`` only if it is set: runs from before it keep their identity."""
+        fields = [f for f in dataclasses.fields(self) if f.repr or getattr(self, f.name) != f.default]
+        shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields)
+        return f"{type(self).__name__}({shown})"
 
     def validates(self, step: int, steps: int) -> bool:
         """Returns whether step ``step`` of ``steps`` is followed by an evaluation on the validation split."""

@@ -42,6 +42,7 @@ class RunFolder:
     episodes/step_*.jsonl.gz (of training), episodes/step_*.SPLIT.jsonl.gz (of evaluations)
     summary.json  curves.png  report.html  best.json (the best checkpoint, if it is kept)
     evaluations.jsonl (later ones, a line each)  evaluations/ (their episodes)
+    influence.jsonl (what roles' words changed, a line for each time that it was measured)
     replays/*.jsonl.gz (episodes that were played on in another way)  taught/*.jsonl.gz (by a step)
     hosts.jsonl (on how many hosts, and which mesh)  partners/*.jsonl (what partners answered)
     """
@@ -63,6 +64,7 @@ class RunFolder:
         self.trackers = self.path / "trackers"  # what trackers keep, and state.json; see tracking.py
         self.evaluations = self.path / "evaluations.jsonl"
         self.evaluated = self.path / "evaluations"
+        self.influence = self.path / "influence.jsonl"
         self.shapes = self.path / "hosts.jsonl"  # see shapes.py
         self.partners = self.path / "partners"  # see partners/answers.py
         self.replays = self.path / "replays"  # see replaying/kept.py

@@ -8,13 +8,12 @@ from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.common.finite import UNTOUCHED, check_finite
 from atgrpo_jax.common.hosts import ALONE, Hosts, told_json
 from atgrpo_jax.common.metric_names import together
-from atgrpo_jax.common.progress import Progress, say
+from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Episode
 from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.partners.opening import opened
-from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
 from atgrpo_jax.run import changes, origin
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
@@ -26,6 +25,7 @@ from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, episode_metrics, write_record
 from atgrpo_jax.run.playing import rollouts_of
 from atgrpo_jax.run.report import draw_curves
+from atgrpo_jax.run.scoring import Scoring
 from atgrpo_jax.run.shapes import earlier
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.run.team_state import NOTHING, TeamState
@@ -72,6 +72,7 @@ class Stages:
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
             hosts.even_out(lambda: self.engine.usage.programs)
             self.rollouts = rollouts_of(experiment, self.engine, self._runner, self._partners, hosts)
+            self._scoring = Scoring(experiment, folder, self.engine, self._runner, self._partners, hosts)
             self._gate = Gate(
                 self.learner.models,
                 experiment.tokenizer.stop_ids,
@@ -102,7 +103,8 @@ class Stages:
             given = origin.load(self.folder, self.experiment, learner, self.hosts) if forked else NOTHING
             team = learner.initial(self._runner, given)
             self.folder.check_ours()
-            record = together(self.sync(team), self._score(0, "validation"), self._score(0, "test"))
+            score = self._scoring.score
+            record = together(self.sync(team), score(0, "validation"), score(0, "test"))
             self._write(0, record)
             self.checkpoint(0, team)
         else:
@@ -177,9 +179,9 @@ class Stages:
         last = step == self.experiment.steps
         scores: dict[str, float] = {}
         if self._validates(step):
-            scores |= self._score(step, "validation")
+            scores |= self._scoring.score(step, "validation")
         if last:
-            scores |= self._score(step, "test")
+            scores |= self._scoring.score(step, "test")
         compiles = {"perf/compiles": float(self._compiles.count)}
         record = together(*metrics, episode_metrics(episodes), scores, compiles)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
@@ -199,24 +201,15 @@ class Stages:
 
         def write() -> bytes:
             if episodes:
-                self._write_episodes(step, episodes, credited)
+                own = self.experiment
+                content = written(step, episodes, credited, own.tokenizer, own.alphas)
+                self.folder.write_episodes(step, content)
             self.tracking.send(write_record(self.folder, step, record))
             if "validation/success" in record:
                 draw_curves(self.folder)
             return b""
 
         self.hosts.told(f"record of step {step}", write)
-
-    def _write_episodes(
-        self,
-        step: int,
-        episodes: Sequence[Episode],
-        credited: Sequence[Credited] = (),
-        split: str = "train",
-    ) -> None:
-        experiment = self.experiment
-        content = written(step, episodes, credited, experiment.tokenizer, experiment.alphas)
-        self.folder.write_episodes(step, content, split)
 
     def checkpoint(self, step: int, team: TeamState) -> None:
         """Saves the team after step ``step`` if a checkpoint is due, or if it is the best so far."""
@@ -263,35 +256,3 @@ class Stages:
         self.tracking.note()
         if self.experiment.keep_best and self.hosts.index == 0:
             self._keeping.note(self._checkpoints.steps())
-
-    def _score(self, step: int, split: str) -> dict[str, float]:
-        settings = self.experiment.evaluation
-        most = settings.instances if split == "test" else settings.validation_instances
-        instances = available(self.experiment.task, split, most)
-        sampling = self.experiment.evaluated()
-        with Progress(f"{split} after step {step}", instances, "episode", compiles=not self.done) as progress:
-            score = evaluate(
-                self.experiment.task,
-                self.experiment.team,
-                self.experiment.tokenizer,
-                self.engine,
-                sampling,
-                seed=self.experiment.seed,
-                step=step,
-                split=split,
-                instances=instances,
-                runner=self._runner,
-                on_episode=progress.advance,
-                hosts=self.hosts,
-                at_once=self.experiment.engine.at_once,
-                partners=self._partners,
-            )
-
-        def write() -> bytes:
-            self._write_episodes(step, score.episodes, split=split)
-            return b""
-
-        self.hosts.told(f"episodes of {split} after step {step}", write)
-        if self.hosts.index == 0:
-            say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
-        return {f"{split}/{name}": value for name, value in score.record().items()}

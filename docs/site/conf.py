@@ -21,7 +21,9 @@ NAVIGATION = {
         "docs/split-sight", "docs/sandbox",
     ),
     "Teams": ("docs/workflows", "docs/partners"),
-    "Looking": ("docs/report", "docs/metrics", "docs/replay", "docs/episodes", "docs/trackers"),
+    "Looking": (
+        "docs/report", "docs/metrics", "docs/replay", "docs/influence", "docs/episodes", "docs/trackers",
+    ),
     "Training": ("docs/config", "docs/models", "docs/forks", "docs/moving", "docs/sglang"),
     "Parts of your own": ("docs/your-loss", "docs/your-engine"),
     "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/container", "docs/performance"),
