@@ -25,7 +25,7 @@ import random
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
-from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main
+from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main, typed
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.replaying.again import SAME, Again, Change
 from atgrpo_jax.replaying.differing import findings, first_that_differs
@@ -123,7 +123,7 @@ def _teach(saved: SavedRun, steps: list[int]) -> None:
     for step in steps:
         write_taught(saved.folder, step, taught(saved, teams, step))
         print(f"{saved.folder.taught_by(step)}: what step {step} taught", flush=True)
-    print(f"Next: python -m atgrpo_jax.report --run_dir={_RUN_DIR.value}")
+    print(f"Next: {typed('atgrpo_jax.report')} --run_dir={_RUN_DIR.value}")
 
 
 def _number(text: str) -> int:

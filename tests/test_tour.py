@@ -41,7 +41,7 @@ def shortened(command):
 
 def pattern(line):
     """What a line matches in a shorter run: any number where it has one, any path, any spaces."""
-    line = re.sub(r"/work(?=/)", "PATH", re.sub(r"\s*#.*", "", line))
+    line = re.sub(r"/work(?=/)|python(?= -m)", "PATH", re.sub(r"\s*#.*", "", line))
     line = re.sub(r"(\d+ min )?\d+ s\b", "TIME", line)
     line = re.sub(r"[+-]?\d[\d,]*(\.\d+)?", "NUMBER", line)
     line = re.escape(re.sub(r"\s+", " ", line).strip()).replace(r"\ ", r"\s+")

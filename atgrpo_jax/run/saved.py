@@ -8,6 +8,7 @@ from pathlib import Path
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.arrays.trees import Damaged, check_no_pattern
+from atgrpo_jax.common.cli import typed
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
@@ -149,7 +150,7 @@ def _begun(
     if done > experiment.steps:
         raise RunError(
             f"{folder.path} holds {done} steps already, more than Experiment.steps = {experiment.steps}; "
-            "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
+            f"ask for more, or score one of its checkpoints: {typed('atgrpo_jax.evaluate')} --step=..."
         )
     like = recorded
     if recorded is not None:
