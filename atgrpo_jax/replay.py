@@ -27,7 +27,7 @@ from absl import flags
 from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main, typed
 from atgrpo_jax.common.errors import ConfigError, RunError
-from atgrpo_jax.replaying.again import SAME, Again, Change
+from atgrpo_jax.replaying.again import SAME, Again, Change, fitting
 from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay, write_taught
 from atgrpo_jax.replaying.taught import taught
@@ -71,6 +71,8 @@ def main(argv: list[str]) -> None:
     if not (given or _RANDOM.value or steps):
         raise ConfigError("say what to draw again: --node, --random, or --taught; see --help")
     saved = SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value))
+    for node in given:  # before weights are read and programs compiled
+        fitting(saved.folder, node, change)
     if steps:
         _teach(saved, steps)
     nodes = [*given, *_at_random(saved, _RANDOM.value, _SEED.value)]

@@ -54,4 +54,4 @@ def test_the_summary_says_what_to_look_at(tensorboard):
     after = lines[lines.index("Next:") + 1 :]
     page = f"  {typed('atgrpo_jax.report')} --run_dir=runs/a --text="
     assert after[1] == f"{page}3/test/5    # solved before training, fails now"
-    assert ("  tensorboard --logdir=runs/a/tensorboard" in after) == tensorboard
+    assert (f"  {typed('tensorboard.main')} --logdir=runs/a/tensorboard" in after) == tensorboard

@@ -90,7 +90,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     run_dir = summary["run_dir"]
     page = f"{typed('atgrpo_jax.report')} --run_dir={run_dir} --text="
     looks = [f"  {page}{name}    # {why}" for name, why in summary["failures"].items()]
-    curves = [f"  tensorboard --logdir={run_dir}/tensorboard"] if summary["tensorboard"] else []
+    board = f"  {typed('tensorboard.main')} --logdir={run_dir}/tensorboard"
     return "\n".join(
         (
             f"Held-out success on {summary['instances']} test instances:",
@@ -103,7 +103,7 @@ def summary_text(summary: dict[str, Any]) -> str:
             f"  open {run_dir}/report.html in a browser",
             *looks,
             f"  {typed('atgrpo_jax.evaluate')} --run_dir={run_dir}",
-            *curves,
+            *([board] if summary["tensorboard"] else []),
         )
     )
 
