@@ -375,7 +375,7 @@ def test_a_candidate_that_is_forced_is_executed_whatever_it_earned():
         (["--run_dir={run}", "--node=3/train/9", "--execute=1"], r"3/train/9 holds 4 groups; name one"),
         (
             ["--run_dir={run}", "--node=3/train/9/0/0/0/scout", "--execute=9"],
-            r"there is no candidate 9; .* 0 to 3",
+            r"there is no candidate 9: .* 0 to 3",
         ),
         (
             ["--run_dir={run}", "--node=0/test/1/0/0/0/scout", "--execute=1"],

@@ -217,8 +217,11 @@ def test_a_run_goes_on_with_another_number_of_hosts_or_mesh_only_if_it_is_told_t
         settle(folder, two, two, 1, 4, False)
     with pytest.raises(RunError, match="MeshConfig.data = 2 there, 1 given.*or --other_hosts to go on"):
         settle(folder, one, two, 2, 4, False)
-    with pytest.raises(RunError, match=r"Experiment.seed = 0 there, 3 given\); give another --run_dir$"):
+    with pytest.raises(RunError, match=r"Experiment.seed = 0 there, 3 given\); give another .*, or --from="):
         settle(folder, dataclasses.replace(one, seed=3), two, 2, 4, True)
+    wider = dataclasses.replace(one, model=dataclasses.replace(one.model, mlp_width=96), seed=3)
+    with pytest.raises(RunError, match=r"; Experiment.seed = 0 there, 3 given\); give another --run_dir$"):
+        settle(folder, wider, two, 2, 4, True)  # weights of other sizes are no beginning
     settle(folder, one, two, 1, 4, True)
     lines = read_json_lines(folder.shapes)
     assert lines[1] == {"after_step": 4, "hosts": 1, "mesh": str(one.mesh), "before": two.identity()}
