@@ -46,6 +46,7 @@ def pattern(line):
     line = re.sub(r"[+-]?\d[\d,]*(\.\d+)?", "NUMBER", line)
     line = re.escape(re.sub(r"\s+", " ", line).strip()).replace(r"\ ", r"\s+")
     line = line.replace("PATH", r"\S*").replace("TIME", r"(\d+\ min\ )?\d+\ s")
+    line = re.sub(r"instances?\b", "instances?", line)
     return line.replace("NUMBER", r"[+-]?\d[\d,]*(\.\d+)?(e-\d+)?")
 
 
