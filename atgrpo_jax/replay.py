@@ -27,6 +27,7 @@ from absl import flags
 from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main, typed
 from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.replaying.again import SAME, Again, Change, fitting
 from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay, write_taught
@@ -95,7 +96,7 @@ def _draw(saved: SavedRun, nodes: list[Node], change: Change) -> None:
             elif (words := first_that_differs(found)) is not None:
                 different.append(f"{node}: {words}")
     if different:
-        count = f"{len(different)} of {len(nodes)} nodes came otherwise than recorded"
+        count = f"{len(different)} of {counted(len(nodes), 'node')} came otherwise than recorded"
         raise RunError(f"{count}; the first one is {different[0]}")
     if change == SAME and len(nodes) > 1:
         print(f"all {len(nodes)} nodes: same bytes")

@@ -24,6 +24,7 @@ from atgrpo_jax.common.files import (
     remove_file,
     write_atomically,
 )
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.run import episodes, kept_files, lease
 from atgrpo_jax.run.kept_source import FOLDER
 from atgrpo_jax.run.lease import Lease
@@ -165,7 +166,7 @@ class RunFolder:
         records = self.read_metrics()
         if step == -1 and len(records) > 1:
             raise RunError(
-                f"{self.path} has metrics of {len(records) - 1} steps but no checkpoint; "
+                f"{self.path} has metrics of {counted(len(records) - 1, 'step')} but no checkpoint; "
                 "put checkpoints/ back, or give another --run_dir"
             )
         if len(records) <= step:

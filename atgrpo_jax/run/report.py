@@ -9,7 +9,7 @@ from atgrpo_jax.common.cli import typed
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place, is_file, write_atomically
 from atgrpo_jax.common.metric_names import OF_POLICY, OF_ROLE
-from atgrpo_jax.common.progress import duration
+from atgrpo_jax.common.progress import counted, duration
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
@@ -95,7 +95,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         (
             f"Held-out success on {summary['instances']} test instances:",
             f"  before  {score('before')}",
-            f"  after   {score('after')}, {summary['steps']} steps, "
+            f"  after   {score('after')}, {counted(summary['steps'], 'step')}, "
             f"{duration(summary['train_seconds'])} of training",
             f"Run folder: {run_dir}",
             "  report.html  curves.png  metrics.jsonl  episodes/  checkpoints/  config.gin",

@@ -9,6 +9,7 @@ from typing import Any
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import append_json_line, is_file, read_json_lines, remove_file
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.run.changes import with_changes
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
@@ -45,8 +46,8 @@ def settle(
     before = read_json_lines(folder.shapes)[-1]["hosts"] if is_file(folder.shapes) else 1
     if before != hosts and not other:
         raise RunError(
-            f"{folder.path} was made by {before} hosts, and there are {hosts} now; with --other_hosts it "
-            "goes on with other rounding, and the folder records it"
+            f"{folder.path} was made by {counted(before, 'host')}, and now it would be {hosts}; with "
+            "--other_hosts it goes on with other rounding, and the folder records it"
         )
     if before != hosts or ours.identity() != recorded.identity():
         _record(folder, ours, recorded, hosts, done)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import Node, speaker
 
@@ -52,7 +53,7 @@ def episode_text(
         return ""
     head = (
         f"{episode['split']}, step {episode['step']}, instance {episode['instance']}, "
-        f"episode {episode['episode']}: {episode['end']} after {episode['turns']} turns"
+        f"episode {episode['episode']}: {episode['end']} after {counted(episode['turns'], 'turn')}"
     )
     boards = [group["board"] for group in groups]
     at_the_end = []
@@ -110,10 +111,8 @@ def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
     said = [f"-- candidate {k}{', executed' if executed else ''}: {candidate['outcome']}"]
     if candidate["mixed"] is not None:
         parts = ", ".join(f"{name} {value:.3g}" for name, value in candidate["parts"].items())
-        said.append(
-            f"   reward {candidate['mixed']:.3g} (team {candidate['team']:.3g}, local "
-            f"{candidate['local']:.3g}: {parts})"
-        )
+        local = f"{candidate['local']:.3g}" + (f": {parts}" if parts else "")
+        said.append(f"   reward {candidate['mixed']:.3g} (team {candidate['team']:.3g}, local {local})")
     if candidate["advantage"] is not None:
         said.append(f"   advantage {candidate['advantage']:.3g}")
     said.append(_indented(candidate["text"]))
