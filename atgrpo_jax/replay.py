@@ -1,6 +1,6 @@
 """Draws again what a run drew, plays on from there, or shows what a step taught.
 
-    python -m atgrpo_jax.replay --run_dir=runs/plan --node=12/train/352
+    python -m atgrpo_jax.replay --run_dir=runs/plan --node=12/train/530
     python -m atgrpo_jax.replay --run_dir=runs/plan --random=20
 
 The weights are those of that step: from the nearest checkpoint, trained forward with the recorded
@@ -40,7 +40,7 @@ from atgrpo_jax.viewing.text import episode_text
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
 _NODE = flags.DEFINE_multi_string(
-    "node", [], f"What to draw again: {FORM}. It may be given several times. E.g. --node=12/train/352"
+    "node", [], f"What to draw again: {FORM}. It may be given several times. E.g. --node=12/train/530"
 )
 _RANDOM = flags.DEFINE_integer("random", 0, "So many groups of the run, taken at random. E.g. --random=20", 0)
 _SEED = flags.DEFINE_integer("seed", 0, "Which groups --random takes. E.g. --seed=1", 0)

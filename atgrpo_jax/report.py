@@ -7,7 +7,7 @@ anew (RUN_DIR/watch.html) until the run has ended, and an open page follows it. 
 node of a run instead: an episode, a turn, or what one role said there.
 
     python -m atgrpo_jax.report --run_dir=runs/plan --watch
-    python -m atgrpo_jax.report --run_dir=runs/plan --text=12/train/352
+    python -m atgrpo_jax.report --run_dir=runs/plan --text=12/train/530
 """
 
 from absl import flags
@@ -32,7 +32,7 @@ _OUT = flags.DEFINE_string(
 _STEP = flags.DEFINE_list(
     "step", None, "Steps whose episodes are shown; those that tell most if not given. E.g. --step=0,100,300"
 )
-_TEXT = flags.DEFINE_string("text", None, f"Prints a node: {FORM}. E.g. --text=12/train/352")
+_TEXT = flags.DEFINE_string("text", None, f"Prints a node: {FORM}. E.g. --text=12/train/530")
 _EPISODES = flags.DEFINE_integer(
     "episodes", 64, "Most episodes of a step that are shown, evenly chosen. E.g. --episodes=200", 1
 )

@@ -1,15 +1,18 @@
 """What the tests of the update share: a small learner, its batches, and how results are compared."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fakes import PARITY, credited, small_model
+from fakes import PARITY, SMALL, credited, small_model
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.types import Batch, Group
 from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.models.config import Experts
+from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.head import table, token_loss
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, init_params
@@ -20,6 +23,9 @@ from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.updates import Updates
 
 MODEL = small_model()
+MIXTURE = transformer(
+    dataclasses.replace(SMALL, family="qwen3_moe", experts=Experts(count=8, chosen=2, width=12)), 64
+)
 PACKED = Packed(MODEL, MeshConfig().build())
 batch_logprobs = jax.jit(PACKED.logprobs)
 ROWS = BatchConfig(row_tokens=48, rows=4)

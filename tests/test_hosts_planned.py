@@ -136,6 +136,9 @@ def test_what_is_in_flight():
     few = LocalEngineConfig(slots=16, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     one = setup(engine=few)
     assert (one.players, one.shards, one.at_once, one.in_flight) == (1, 2, 2, 8)
+    dealt = LocalEngineConfig(slots=16, mesh=MeshConfig(data=2, expert=4))
+    one = setup(engine=dealt)
+    assert (one.players, one.shards, one.gathering) == (1, 4, 1)  # no expert's matrix is gathered
     one = setup(task=Sum(Workflow((("a", "b"),), turns=2)))
     assert (one.turns, one.draws, one.groups) == (2, 1, 2)
     assert one.at_once == 4 and one.in_flight == 16  # of the 32 samples that are asked for
@@ -207,6 +210,11 @@ def test_larger_players_take_shorter_steps_and_more_instances_wait_less():
         ),
         ({"engine": LocalEngineConfig()}, 2, r"do not lie within one of 2 hosts. Each host draws"),
         ({"engine": LocalEngineConfig(mesh=MeshConfig(data=2, fsdp=4))}, 4, r"more data and less fsdp"),
+        (
+            {"engine": LocalEngineConfig(mesh=MeshConfig(data=2, expert=4))},
+            4,
+            r"fsdp x expert x tensor do not lie",
+        ),
         ({"engine": LocalEngineConfig(mesh=MeshConfig(data=4))}, 2, r"it must have all devices"),
     ],
 )

@@ -9,9 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import shared_learner
 from shared_learner import MODEL, OPTIMIZER, assert_same, items, learner, packed, sharded_update
 
-from atgrpo_jax.arrays.mesh import MeshConfig, check_mesh, divided_parameters
+from atgrpo_jax.arrays.mesh import MeshConfig, check_mesh, divided_parameters, parse_mesh
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.models.config import Compute
 from atgrpo_jax.models.families.table import transformer
@@ -54,18 +55,24 @@ def test_fused_kernels_are_sharded_like_tiles():
 
 
 @pytest.mark.slow
-def test_several_processes_make_one_update(tmp_path):
-    """Two of four devices each, as the hosts of a TPU slice: what one process with eight devices does."""
+@pytest.mark.parametrize(
+    ("mesh", "name"), [("data=2,fsdp=2,tensor=2", "MODEL"), ("tensor=2,expert=4", "MIXTURE")], ids=str
+)
+def test_several_processes_make_one_update(tmp_path, mesh, name):
+    """Two of four devices each, as the hosts of a TPU slice: what one process with eight devices does.
+
+    Each process has half of the experts in the second case.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     script, out = Path(__file__).with_name("process.py"), tmp_path / "found.npz"
-    lines = [[sys.executable, str(script), address, "2", str(i), str(out)] for i in range(2)]
+    lines = [[sys.executable, str(script), address, "2", str(i), str(out), mesh, name] for i in range(2)]
     running = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
     for process in running:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    state, metrics = sharded_update(MeshConfig(data=2, fsdp=2, tensor=2))
+    state, metrics = sharded_update(parse_mesh(mesh), getattr(shared_learner, name))
     with np.load(out) as found:
         assert_same(jax.tree.leaves(jax.device_get((state.params, metrics))), list(found.values()))
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.arrays.mesh import MeshConfig, parse_mesh
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.planning import tpu_compiler
 
@@ -27,14 +27,16 @@ def described(*slices):
 
 
 def slices_in(mesh):
-    return np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    return np.vectorize(lambda device: device.slice_index)(mesh.devices[:, :, 0])
 
 
-@pytest.mark.parametrize("config", [MeshConfig(2, 2, 2), MeshConfig(fsdp=8), MeshConfig(1, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "config", [MeshConfig(2, 2, 2), MeshConfig(fsdp=8), MeshConfig(1, 2, 2), MeshConfig(2, expert=4)], ids=str
+)
 def test_in_one_slice_it_is_jaxs_own(config):
-    shape = config.data, config.fsdp, config.tensor
-    automatic = (jax.sharding.AxisType.Auto,) * 3
-    assert config.build() == jax.make_mesh(shape, ("data", "fsdp", "tensor"), automatic)
+    shape = config.data, config.fsdp, config.expert, config.tensor
+    automatic = (jax.sharding.AxisType.Auto,) * 4
+    assert config.build() == jax.make_mesh(shape, ("data", "fsdp", "expert", "tensor"), automatic)
     with pytest.raises(ValueError, match="8"):
         MeshConfig(fsdp=16).build()
 
@@ -42,7 +44,7 @@ def test_in_one_slice_it_is_jaxs_own(config):
 @pytest.mark.parametrize("order", [(0, 0, 0, 0, 1, 1, 1, 1), (1, 0, 0, 1, 1, 0, 1, 0)], ids=str)
 def test_data_goes_over_slices_first_in_their_order(order):
     mesh = MeshConfig(data=4, fsdp=1, tensor=2).build(described(*order))
-    assert mesh.shape == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert mesh.shape == {"data": 4, "fsdp": 1, "expert": 1, "tensor": 2}
     assert slices_in(mesh).tolist() == [[[0, 0]], [[0, 0]], [[1, 1]], [[1, 1]]]
     devices = list(mesh.devices.flat)
     assert len(set(devices)) == 8
@@ -95,8 +97,20 @@ def test_a_mesh_is_made_of_chips_whose_axes_it_does_not_have():
     """On v6e-64, 8 x 8 chips, JAX makes none of data = 4 by itself. What it makes stays as it is."""
     chips = tpu_compiler.tpus("v6e", 64)
     with pytest.raises(NotImplementedError):
-        jax.make_mesh((4, 16, 1), ("data", "fsdp", "tensor"), devices=chips)
+        jax.make_mesh((4, 16, 1, 1), ("data", "fsdp", "expert", "tensor"), devices=chips)
     cut = MeshConfig(data=4, fsdp=16).build(chips)
     assert set(cut.devices.flat) == set(chips)
     whole = jax.make_mesh((8, 8, 1), ("data", "fsdp", "tensor"), devices=chips)
-    assert (MeshConfig(data=8, fsdp=8).build(chips).devices == whole.devices).all()
+    assert (MeshConfig(data=8, fsdp=8).build(chips).devices[:, :, 0] == whole.devices).all()
+
+
+def test_experts_are_named_only_where_they_are_dealt():
+    """Runs from before there was ``expert`` are known by the text of their config."""
+    plain, dealt = MeshConfig(2, 2), MeshConfig(2, 2, expert=2)
+    assert repr(plain) == "MeshConfig(data=2, fsdp=2, tensor=1, policies=1)"
+    assert eval(repr(dealt)) == dealt == parse_mesh("data=2,fsdp=2,expert=2")
+    assert (str(plain), str(dealt)) == (
+        "data = 2, fsdp = 2, tensor = 1",
+        "data = 2, fsdp = 2, tensor = 1, expert = 2",
+    )
+    assert (dealt.rows, dealt.side) == (8, 8)

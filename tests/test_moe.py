@@ -20,7 +20,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.engines.gate import Gate, push
 from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.models.config import Architecture, Compute, Experts, preset
-from atgrpo_jax.models.families.qwen3_moe import by_experts
+from atgrpo_jax.models.experts import Stacks, by_experts
 from atgrpo_jax.models.families.table import family_of, transformer
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.lora import LoraConfig
@@ -70,7 +70,7 @@ def test_each_token_gets_the_experts_that_were_chosen_for_it():
         return jnp.stack(rows).reshape(h_BTD.shape)
 
     def sorted_(h_BTD, share_BTC, gate, up, down):
-        return by_experts(h_BTD, share_BTC, chosen_BTC, gate, up, down, jax.nn.silu)
+        return by_experts(None, jax.nn.silu, h_BTD, share_BTC, chosen_BTC, Stacks(gate, up, down))
 
     inputs = h_BTD, share_BTC, gate, up, down
     expected, pull = jax.vjp(loop, *inputs)

@@ -68,12 +68,15 @@ def one(tmp_path_factory, serving):
 
 
 def test_the_lines_of_the_docs_are_a_config(tmp_path):
-    lines = re.search(r"```\n(from .*?)```", DOCS.read_text(), re.DOTALL)[1]
+    lines, one_node = re.findall(r"```\n(from .*?)```", DOCS.read_text(), re.DOTALL)
     model = 'MODEL = "/shared/Qwen3-8B"\n'  # for the paper's files, which need that folder
     assert model in lines
     (tmp_path / "nodes.gin").write_text(lines.replace(model, ""))
     engine = gin_config.load(["smoke.gin", str(tmp_path / "nodes.gin")], []).engine
     assert engine == SGLangConfig(urls=("http://10.0.0.2:30000",), folder="/shared/weights")
+    (tmp_path / "node.gin").write_text(one_node)
+    x = gin_config.load(["smoke.gin", str(tmp_path / "node.gin")], [])
+    assert x.engine == SGLangConfig(urls=("http://127.0.0.1:30000",)) and x.mesh.devices == 4
 
 
 @pytest.mark.slow

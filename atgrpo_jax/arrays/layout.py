@@ -1,4 +1,4 @@
-"""Lays devices out as an array [data, fsdp, tensor], near one another where the mesh moves most.
+"""Lays devices out as an array [data, fsdp, expert, tensor], near one another where the mesh moves most.
 
 Slices of TPUs, and machines with GPUs, are joined by a network that is slow beside their own links.
 So only data goes over them, which moves least.
@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 
-AXES = "data", "fsdp", "tensor"
+AXES = "data", "fsdp", "expert", "tensor"
 
 
 class Apart(Exception):
     """Raised if data cannot go over the slices or hosts of the devices."""
 
 
-def laid_out(shape: tuple[int, int, int], devices: Sequence[Any], rows_in_hosts: bool = False) -> np.ndarray:
+def laid_out(shape: tuple[int, ...], devices: Sequence[Any], rows_in_hosts: bool = False) -> np.ndarray:
     """Returns the devices as an array of this shape.
 
     Rows along data lie within a slice. With ``rows_in_hosts`` they lie within a host: on a slice of

@@ -21,23 +21,26 @@ from atgrpo_jax.common.progress import counted
 # The axes of parameters, each by a regular expression for the end of its path: (r"q/kernel$", "DN").
 # The package's docstring explains the letters. A family of models says which they are.
 ParameterAxes = Sequence[tuple[str, str]]
-MESH_AXES = {"D": "fsdp", "N": "tensor", "F": "tensor", "V": "tensor"}
+MESH_AXES = {"D": "fsdp", "N": "tensor", "F": "tensor", "V": "tensor", "E": "expert"}
+ROWS = "data", "fsdp", "expert"  # the axes of a mesh that split rows
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """The number of devices along each axis of a mesh.
 
-    ``data`` and ``fsdp`` both split rows; ``fsdp`` also splits parameters. ``tensor`` splits heads,
-    widths and the vocabulary. ``policies`` is the number of such meshes that stand side by side.
-    The policies are dealt to them in turn, and policies on different meshes are updated at the same
-    time.
+    ``data``, ``fsdp`` and ``expert`` split rows. ``fsdp`` also splits parameters. ``expert`` also deals
+    the experts of a mixture to devices, so that each has the parameters of its own ones only (expert
+    parallelism). ``tensor`` splits heads, widths and the vocabulary. ``policies`` is the number of such
+    meshes that stand side by side. The policies are dealt to them in turn, and policies on different
+    meshes are updated at the same time.
     """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
     policies: int = 1
+    expert: int = 1  # devices that the experts of a mixture are dealt to
 
     def __post_init__(self):
         check_types(self)
@@ -47,7 +50,17 @@ class MeshConfig:
     @property
     def side(self) -> int:
         """Returns the number of devices of one of the meshes that stand side by side."""
-        return self.data * self.fsdp * self.tensor
+        return self.rows * self.tensor
+
+    @property
+    def rows(self) -> int:
+        """Returns into how many parts one of these meshes splits rows."""
+        return self.data * self.fsdp * self.expert
+
+    @property
+    def rows_text(self) -> str:
+        """Returns ``rows`` as errors tell it."""
+        return f"data x fsdp{' x expert' if self.expert > 1 else ''} = {self.rows}"
 
     @property
     def devices(self) -> int:
@@ -66,14 +79,20 @@ class MeshConfig:
         first = place % self.policies * self.side
         devices = (devices or jax.devices())[first : first + self.side]
         try:
-            arranged = laid_out((self.data, self.fsdp, self.tensor), devices, rows_in_hosts)
+            arranged = laid_out(tuple(getattr(self, axis) for axis in AXES), devices, rows_in_hosts)
         except Apart as error:
             raise ConfigError(f"mesh {self}: {error}") from error
-        return Mesh(arranged, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+        return Mesh(arranged, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+    def __repr__(self) -> str:
+        """Tells ``expert`` only if it is set: runs from before it are known by this text."""
+        told = (f"{axis}={n}" for axis, n in dataclasses.asdict(self).items() if axis != "expert" or n > 1)
+        return f"MeshConfig({', '.join(told)})"
 
     def __str__(self) -> str:
-        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return ", ".join(f"{axis} = {n}" for axis, n in sizes.items() if axis != "policies" or n > 1)
+        sizes = dataclasses.asdict(self).items()
+        always = "data", "fsdp", "tensor"
+        return ", ".join(f"{axis} = {n}" for axis, n in sizes if axis in always or n > 1)
 
 
 def parse_mesh(text: str) -> MeshConfig:
@@ -132,7 +151,8 @@ def _meshes(devices: int, policies: int) -> Iterator[MeshConfig]:
         for data in range(1, side + 1):
             for fsdp in range(1, side // data + 1):
                 for tensor in range(1, side // (data * fsdp) + 1):
-                    yield MeshConfig(data, fsdp, tensor, sides)
+                    for expert in range(1, side // (data * fsdp * tensor) + 1):
+                        yield MeshConfig(data, fsdp, tensor, sides, expert)
 
 
 def _misfit(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> str | None:
@@ -201,22 +221,22 @@ def on_host(sharding: Any) -> bool:
 
 
 def group_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array [D, ...]. Its D shards are spread over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Returns the sharding of an array [D, ...]. Its D shards are spread as rows are."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def page_sharding(mesh: Mesh, heads: int) -> NamedSharding:
-    """Returns the sharding of an array [D, N, M, ...], with its D shards over data and fsdp.
+    """Returns the sharding of an array [D, N, M, ...], with its D shards spread as rows are.
 
     The key heads M are split over tensor if that axis divides ``heads``; else they are replicated.
     """
     tensor = "tensor" if heads % mesh.shape["tensor"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, tensor))
+    return NamedSharding(mesh, PartitionSpec(ROWS, None, tensor))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array [A, B, T], with the rows B over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), None))
+    """Returns the sharding of an array [A, B, T], with the rows B split."""
+    return NamedSharding(mesh, PartitionSpec(None, ROWS, None))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

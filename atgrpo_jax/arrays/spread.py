@@ -59,7 +59,7 @@ def here(mesh: Mesh) -> Mesh:
     own = set(jax.local_devices())
     rows = [row for row in mesh.devices if set(row.flat) <= own]
     if len(rows) * mesh.devices[0].size != len(own & set(mesh.devices.flat)) or not rows:
-        raise ValueError("fsdp x tensor do not lie within a host")
+        raise ValueError("fsdp x expert x tensor do not lie within a host")
     return Mesh(np.stack(rows), mesh.axis_names, axis_types=mesh.axis_types)
 
 

@@ -129,6 +129,26 @@ def credit(
     return credited, metrics
 
 
+def with_signal(episodes: Sequence[Episode], *, alpha: Alpha, baseline: Baseline) -> int:
+    """Returns how many groups have members that were paid differently: those that teach something.
+
+    With baseline "instance" the members are the episodes of an instance.
+    """
+    if baseline == "group":
+        groups = (group for episode in episodes for group in episode.groups if not group.by_partner)
+        rewards_GK, mask_GK = _table([_rewards(group, alpha) for group in groups])
+    else:
+        rewards_GK, mask_GK = _table(list(_returns(episodes, alpha).values()))
+    return int(group_relative(rewards_GK, mask_GK, "mean")[1].sum())
+
+
+def _returns(episodes: Sequence[Episode], alpha: Alpha) -> dict[tuple[str, int], list[float | None]]:
+    found = collections.defaultdict(list)
+    for episode in episodes:
+        found[episode.split, episode.instance].append(_return(episode, alpha))
+    return found
+
+
 def _by_instance(episodes: Sequence[Episode], alpha: Alpha, normalise: Normalise):
     sets: dict[tuple, list[Episode]] = collections.defaultdict(list)
     for episode in episodes:

@@ -219,6 +219,16 @@ PRESETS: dict[str, Architecture] = {
 }
 
 
+def published(folder: str) -> str | None:
+    """Returns the preset of the model that a folder, or a name on a hub, is called after.
+
+    "Qwen/Qwen3-8B-Base" is called after qwen3-8b. None if it is called after none.
+    """
+    word = folder.rstrip("/").rpartition("/")[2].lower()
+    sizes = [name for name, own in PRESETS.items() if own.vocab_size is not None]
+    return max((name for name in sizes if f"{word}-".startswith(f"{name}-")), key=len, default=None)
+
+
 def preset(name: str) -> Architecture:
     """Returns a published architecture. Raises ValueError for a name that is not in ``PRESETS``."""
     if name not in PRESETS:

@@ -25,7 +25,7 @@ class Family:
 
     name: str  # the model_type of config.json
     folder_class: str  # the class of ``transformers`` that reads its folders
-    # Made of (architecture, compute, joined), called with (x_BTD, rotation, scale_BJ, cache, attend);
+    # Made of (architecture, compute, joined, mesh), called with (x_BTD, rotation, scale_BJ, cache, attend);
     # returns (x_BTD, cache).
     block: type[nn.Module]
     norm: Callable[..., nn.Module]  # (architecture, compute) -> the norm after the last block

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from atgrpo_jax.arrays.mesh import ROWS
 from atgrpo_jax.common.types import TILE, Trained
 
 CHUNK_BYTES = 2**26  # of float32 logits on one device at a time; a tile a row may have more
-# mesh axes
-ROWS = ("data", "fsdp")
-VOCAB = "tensor"
+VOCAB = "tensor"  # the axis of a mesh that splits the vocabulary
 
 
 class TokenObjective(Protocol):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from atgrpo_jax.common.checks import check_types, require
+from atgrpo_jax.models.transformer import Transformer, shapes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,12 @@ def _fresh(shape: tuple[int, ...], key: jax.Array, rank: int) -> dict[str, jax.A
     bound = shape[0] ** -0.5
     a_DR = jax.random.uniform(key, (shape[0], rank), minval=-bound, maxval=bound)
     return {"a": a_DR, "b": jnp.zeros((rank, shape[1]))}
+
+
+def adapter_shapes(model: Transformer, rank: int) -> Any:
+    """Returns the shapes of an adapter on a model."""
+    params, adapted = shapes_of(model), model.family.adapted
+    return jax.eval_shape(lambda: init_adapter(params, jax.random.key(0), rank, adapted))
 
 
 def stack(adapters: Sequence[Any]) -> Any:

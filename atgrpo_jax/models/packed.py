@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from atgrpo_jax.arrays.mesh import platform_of
+from atgrpo_jax.arrays.mesh import ROWS, platform_of
 from atgrpo_jax.common.types import TILE, Batch
 from atgrpo_jax.models.attention import Window, masked_attention, narrower, prefix_mask, tiled_attention
 from atgrpo_jax.models.attention_kernel import fused_attention, supports
-from atgrpo_jax.models.head import ROWS, Head, table, tied, token_logprobs
+from atgrpo_jax.models.head import Head, table, tied, token_logprobs
 from atgrpo_jax.models.lora import stack
 from atgrpo_jax.models.transformer import Attend, PolicyWeights, Transformer, apply
 
@@ -27,7 +27,7 @@ class Packed:
     """Applies ``model`` to micro-batches: Batches whose arrays are [B, ...]."""
 
     def __init__(self, model: Transformer, mesh: Mesh):
-        self._model = model
+        self._model = model.clone(mesh=mesh)
         self._mesh = mesh
 
     def logprobs(self, weights: PolicyWeights, micro: Batch) -> tuple[jax.Array, jax.Array]:

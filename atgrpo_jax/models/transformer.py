@@ -8,14 +8,16 @@ Axis letters beyond the package's: J adapters.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from atgrpo_jax.models.config import Architecture, Compute, Remat
+from atgrpo_jax.models.config import Architecture, Compute, Dtype, Remat
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.head import table, tied
 from atgrpo_jax.models.layers import frequencies, rotations
@@ -53,6 +55,8 @@ class Transformer(nn.Module):
     vocab_size: int
     compute: Compute = Compute()
     joined: bool = False  # see ``join_layers``
+    # What rows and parameters are on, for blocks that exchange tokens; None for one device.
+    mesh: Mesh | None = None
 
     def setup(self):
         c = self.architecture
@@ -62,7 +66,9 @@ class Transformer(nn.Module):
         if not c.tied:  # used by ``logits``
             self.head = self.param("head", nn.initializers.normal(0.02), shape[::-1], param_dtype)
         block = _recomputed(self.family.block, self.compute.remat)
-        self.blocks = [block(c, self.compute, self.joined, name=f"layer_{i}") for i in range(c.layers)]
+        self.blocks = [
+            block(c, self.compute, self.joined, self.mesh, name=f"layer_{i}") for i in range(c.layers)
+        ]
         self.norm = self.family.norm(c, self.compute)
 
     def __call__(
@@ -112,7 +118,9 @@ class Transformer(nn.Module):
         c = self.architecture
         period = c.period
         whole = c.layers - c.layers % period
-        block = _recomputed(self.family.block, self.compute.remat)(c, self.compute, self.joined, parent=None)
+        block = _recomputed(self.family.block, self.compute.remat)(
+            c, self.compute, self.joined, self.mesh, parent=None
+        )
 
         def stacked(place: int) -> Any:
             layers = [layer.variables for layer in self.blocks[place:whole:period]]
@@ -172,6 +180,24 @@ def init_params(model: Transformer, key: jax.Array) -> Any:
     """Returns fresh parameters."""
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     return model.init(key, tokens_BT, tokens_BT, lambda q, k, v, *_: (q, None))["params"]
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(
+    family: Family, architecture: Architecture, vocab_size: int, param_dtype: Dtype, joined: bool = False
+) -> Any:
+    """Returns the shapes of a model's parameters."""
+    model = Transformer(family, architecture, vocab_size, Compute(param_dtype=param_dtype), joined)
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def shapes_of(model: Transformer) -> Any:
+    """Returns the shapes of a model's parameters. How it is computed does not change them.
+
+    They are kept, as it takes seconds to trace a deep model.
+    """
+    own = model.compute.param_dtype
+    return _shapes(model.family, model.architecture, model.vocab_size, own, model.joined)
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:

@@ -4,6 +4,8 @@ import dataclasses
 
 from atgrpo_jax.common.errors import ConfigError
 
+HOST_LINK = 16e9  # bytes a second between a device and its host's memory; assumed, not published
+
 
 @dataclasses.dataclass(frozen=True)
 class Device:

@@ -54,6 +54,7 @@ class Setup:
     devices: int  # of a host
     players: int  # whole copies of the weights that draw, of a host
     shards: int  # parts of a host's slots, each on its own devices
+    gathering: int  # devices of a player that each have a part of every matrix
     copied: bool  # whether each push copies whole weights
     slots: int  # of all hosts
     chunk: int
@@ -121,7 +122,8 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
         hosts=hosts,
         devices=experiment.mesh.devices // hosts,
         players=drawing.mesh.data // hosts,
-        shards=drawing.mesh.data // hosts * drawing.mesh.fsdp,
+        shards=drawing.mesh.rows // hosts,
+        gathering=drawing.mesh.fsdp,
         copied=drawing.copied and any(experiment.initial_name(policy) == policy for policy in policies),
         slots=drawing.slots,
         chunk=drawing.chunk,
@@ -208,13 +210,12 @@ def estimate(
 def speed_of(s: Setup, device: Device, utilisation: float, skew: Skew, work: HostWork) -> Speed:
     """Returns how fast a host draws. A decoding step reads all weights, or computes all slots."""
     row = s.devices // s.players
-    fsdp = s.shards // s.players
-    tensor = row // fsdp
+    tensor = row * s.players // s.shards
     flops = device.flops * utilisation
     bytes_read = s.numbers * s.itemsize / tensor
     computing = s.slots / s.hosts / s.shards * 2 * s.numbers / tensor / flops
-    between = bytes_read * (1 - 1 / fsdp) / (device.link * utilisation)
-    between += 2 * s.layers * COLLECTIVE_S * (tensor > 1)
+    between = bytes_read * (1 - 1 / s.gathering) / (device.link * utilisation)
+    between += 2 * s.layers * COLLECTIVE_S * (row > s.gathering)
     seen = s.prompt / s.samples + skew.mean / 2  # a prompt is read once for its samples
     return Speed(
         slots=s.slots // s.hosts,

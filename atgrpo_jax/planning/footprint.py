@@ -6,6 +6,7 @@ found by abstract evaluation of one device's share of the model.
 """
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,9 @@ from atgrpo_jax.engines.protocol import Planned
 from atgrpo_jax.models.config import Architecture, Compute
 from atgrpo_jax.models.families.table import family_of, transformer
 from atgrpo_jax.models.head import CHUNK_BYTES, table, token_loss
-from atgrpo_jax.models.lora import init_adapter
+from atgrpo_jax.models.lora import adapter_shapes
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import PolicyWeights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, shapes_of
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
@@ -34,6 +35,7 @@ _GRADIENTS = "gradients, and of one micro-batch"
 _COPY = "parameters in bfloat16, gathered"
 _ACTIVATIONS = "activations of the update"
 _HEAD = "the head's logits and gradient"
+_EXPERTS = "tokens and gradients of a layer's experts"
 
 
 def memory(experiment: Experiment, policies: TeamLearner, workload: Workload) -> dict[str, float]:
@@ -50,10 +52,11 @@ def memory(experiment: Experiment, policies: TeamLearner, workload: Workload) ->
         learner = _memory(experiment, policies, names, workload)
         engine = _engine(experiment, policies, names, workload)
         found += [learner, engine] if experiment.engine.apart(experiment.mesh) else [learner | engine]
-    return max(found, key=_total)
+    return max(found, key=total)
 
 
-def _total(lines: Mapping[str, float]) -> float:
+def total(lines: Mapping[str, float]) -> float:
+    """Returns the bytes of all lines."""
     return sum(lines.values())
 
 
@@ -79,6 +82,9 @@ def _memory(
         activations(config, compute, experiment.mesh, experiment.batch, row, ranks[name])
         for name, config in configs.items()
     )
+    mixtures = [config for config in configs.values() if config.experts is not None]
+    if mixtures:
+        lines[_EXPERTS] = max(_experts(config, experiment, row) for config in mixtures)
     lines[_HEAD] = max(_head(local[name], experiment, trained=ranks[name] is None) for name in configs)
     return lines
 
@@ -102,7 +108,7 @@ def _engine(
 
 def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
     """Replaces the estimates for the update by ``update``, the bytes that the compiler measured."""
-    estimates = {_GRADIENTS, _COPY, _ACTIVATIONS, _HEAD}
+    estimates = {_GRADIENTS, _COPY, _ACTIVATIONS, _HEAD, _EXPERTS}
     return {name: size for name, size in lines.items() if name not in estimates} | {
         "the update beside its state, as compiled": update
     }
@@ -167,7 +173,7 @@ def activations(
     of one and two layers are evaluated: every further layer keeps as much as the second one.
     """
     local = _local(config, mesh)
-    rows = batch.rows // (mesh.data * mesh.fsdp)
+    rows = batch.rows // mesh.rows
     compute = dataclasses.replace(compute, scan=False)
     one, two = (_bytes_a_row(dataclasses.replace(local, layers=n), compute, row, lora) for n in (1, 2))
     kept = one + (config.layers - 1) * (two - one)
@@ -192,6 +198,7 @@ def _local(config: Architecture, mesh: MeshConfig) -> Architecture:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def _bytes_a_row(config: Architecture, compute: Compute, row: int, lora: int | None) -> int:
     """Returns the bytes that are kept for each row.
 
@@ -214,11 +221,8 @@ def _residuals(config: Architecture, compute: Compute, rows: int, row: int, lora
 
         return jax.vjp(loss, trained)[1]
 
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    trained = params
-    if lora is not None:
-        adapted = model.family.adapted
-        trained = jax.eval_shape(lambda: init_adapter(params, jax.random.key(0), lora, adapted))
+    params = shapes_of(model)
+    trained = params if lora is None else adapter_shapes(model, lora)
     leaves = jax.tree.leaves(jax.eval_shape(backward, trained, params, micro))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
@@ -228,12 +232,24 @@ def _copy(local: Architecture, experiment: Experiment) -> float:
 
     They are a device's part and, with ``fsdp``, one whole layer.
     """
-    layer = family_of(local).block_kernels(local)
-    return (
-        jnp.dtype(experiment.compute.dtype).itemsize
-        * layer
-        * (local.layers / experiment.mesh.fsdp + (experiment.mesh.fsdp > 1))
-    )
+    mesh = experiment.mesh
+    shapes = family_of(local).kernels(local).values()
+    layer = sum(math.prod(shape) // (mesh.expert if len(shape) == 3 else 1) for shape in shapes)
+    return jnp.dtype(experiment.compute.dtype).itemsize * layer * (local.layers / mesh.fsdp + (mesh.fsdp > 1))
+
+
+def _experts(config: Architecture, experiment: Experiment, row: int) -> float:
+    """Returns the bytes that ``models.experts`` takes in an update beside what it is given.
+
+    They are the tokens that the devices along ``expert`` have together, what comes back to them, and
+    their gradient in float32; and the gradients in float32 of the experts of a device.
+    """
+    mesh = experiment.mesh
+    assert config.experts is not None
+    itemsize = jnp.dtype(experiment.compute.dtype).itemsize
+    tokens = experiment.batch.rows // (mesh.data * mesh.fsdp) * row
+    own = config.experts.count // mesh.expert * config.experts.width // mesh.tensor
+    return config.width * (tokens * (2 * itemsize + 4) + 3 * own * 4)
 
 
 def _head(local: Architecture, experiment: Experiment, trained: bool) -> float:
@@ -249,7 +265,12 @@ def _head(local: Architecture, experiment: Experiment, trained: bool) -> float:
 
 def fits(lines: Mapping[str, float], on: Device) -> bool:
     """Returns whether a twelfth of the memory is left for the runtime and for fragmentation."""
-    return _total(lines) <= on.memory * 11 / 12
+    return total(lines) <= room(on)
+
+
+def room(on: Device) -> float:
+    """Returns the bytes of a device that a run may take."""
+    return on.memory * 11 / 12
 
 
 def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence[str]:
@@ -259,5 +280,5 @@ def report(lines: Mapping[str, float], on: Device, mesh: MeshConfig) -> Sequence
     return [
         f"mesh {mesh}: {mesh.devices} x {on.name}, {on.memory / 1e9:.0f} GB each",
         *(f"  {name:{width}}  {size / 1e9:8.3f} GB" for name, size in lines.items()),
-        f"  {'in all, on each device':{width}}  {_total(lines) / 1e9:8.3f} GB: {verdict}",
+        f"  {'in all, on each device':{width}}  {total(lines) / 1e9:8.3f} GB: {verdict}",
     ]

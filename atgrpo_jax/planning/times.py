@@ -2,14 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from atgrpo_jax.models.config import Architecture, Compute
 from atgrpo_jax.models.families.table import family_of
-from atgrpo_jax.planning.devices import Device
+from atgrpo_jax.planning.devices import HOST_LINK, Device
+from atgrpo_jax.planning.footprint import bytes_on_hosts
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.team_learner import TeamLearner
@@ -50,7 +51,8 @@ def seconds(
 ) -> Mapping[str, tuple[float, float, str]]:
     """Returns stage -> (FLOP, least seconds, what limits it).
 
-    The groups are divided evenly among all who speak in a turn.
+    The groups are divided evenly among all who speak in a turn. Optimizer state that is offloaded
+    comes and goes in each update.
     """
     workflow = experiment.task.workflow
     speakers = experiment.team.drawn(workflow.turn_roles)
@@ -63,7 +65,8 @@ def seconds(
         policy = experiment.team.policy(role)
         model = experiment.architecture(experiment.initial_name(policy))
         vocab = model.vocab_size or experiment.tokenizer.vocab_size
-        done = work(model, experiment.compute, vocab, workload, workload.groups / len(speakers))
+        own = workload.groups / len(speakers)
+        done = work(model, experiment.compute, vocab, workload, own)
         rate = device.flops * utilisation * experiment.mesh.side
         numbers = model.layers * family_of(model).block_kernels(model) + vocab * model.width
         read = jnp.dtype(experiment.compute.dtype).itemsize * numbers
@@ -73,8 +76,29 @@ def seconds(
             totals[stage][1] += flop / rate
         totals["rollout"][2] += reading
         updates[policies.meshes[policy]] += done["update"] / rate
+    if experiment.optimizer.offload:
+        moves = 2 * experiment.loss.minibatches * experiment.loss.epochs
+        for policy in policies.names:
+            waiting = bytes_on_hosts(policies.shapes[policy]) / experiment.mesh.side
+            updates[policies.meshes[policy]] += moves * waiting / HOST_LINK
     totals["update"][1] = max(updates.values())  # side by side; the engine draws for one at a time
     return {
         stage: (flop, max(computing, reading), "arithmetic" if computing >= reading else "reading weights")
         for stage, (flop, computing, reading) in totals.items()
     }
+
+
+def report(
+    experiment: Experiment, policies: TeamLearner, workload: Workload, device: Device, utilisation: float
+) -> Sequence[str]:
+    """Returns the lines about a step."""
+    longest = workload.longest_group
+    lines = [
+        f"a step at most: {workload.groups} groups of {workload.prompt:.0f} + {workload.candidates} x "
+        f"{workload.new} tokens, the longest {longest} in rows of {experiment.batch.row(longest)}"
+    ]
+    stages = seconds(experiment, policies, workload, device, utilisation)
+    for stage, (flop, least, limit) in stages.items():
+        at = f"at {utilisation:.0%} of the peak rate; the limit is {limit}"
+        lines.append(f"  {stage:8} {flop / 1e12:12.3f} TFLOP  {least:10.3f} s {at}")
+    return lines

@@ -28,12 +28,18 @@ class Workload:
     candidates: int  # of each group; the mean over speakers, rounded up
     longest_answer: int  # tokens
     longest_group: int  # tokens
+    demonstrated: float = 0.0  # groups of an episode that is demonstrated, mean
+    demonstration: float = 0.0  # tokens, mean
 
 
-def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
+MEASURED = 16  # training instances whose prompts are measured
+
+
+def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int = 0) -> Workload:
     """Measures prompts in demonstrated episodes of the first ``instances`` training instances.
 
-    If the task has no demonstrations, everybody says nothing in them.
+    If the task has no demonstrations, everybody says nothing in them. The longest prompt has at least
+    ``longest`` tokens.
     """
     propose = demonstrations(experiment.task, experiment.tokenizer, 1, experiment.seed)
 
@@ -55,6 +61,8 @@ def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
     groups = [group for episode in episodes for group in episode.groups]
     origins = [group.origin for group in groups if not group.by_partner]
     lengths = [len(origin.prompt_ids) for origin in origins]
+    longest = max(*lengths, longest)
+    shown = [len(candidate.sample.tokens) for group in groups for candidate in group.candidates]
     workflow = experiment.task.workflow
     speakers = experiment.team.drawn(workflow.turn_roles)
     settings = [experiment.of_role(role) for role in speakers]
@@ -67,9 +75,11 @@ def workload_of(experiment: Experiment, instances: int = 16) -> Workload:
     return Workload(
         groups=experiment.rollout.instances * len(speakers) * workflow.turns * episodes,
         prompt=float(np.mean(lengths)),
-        longest_prompt=max(lengths),
+        longest_prompt=longest,
         new=math.ceil(sum(answers) / (mean * len(speakers))),
         candidates=mean,
         longest_answer=experiment.longest_answer,
-        longest_group=max(lengths) + max(answers),
+        longest_group=longest + max(answers),
+        demonstrated=len(groups) / instances,
+        demonstration=float(np.mean(shown)),
     )

@@ -48,6 +48,10 @@ class EvaluationConfig:
         for name in ("instances", "validation_instances"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
 
+    def validates(self, step: int, steps: int) -> bool:
+        """Returns whether step ``step`` of ``steps`` is followed by an evaluation on the validation split."""
+        return bool(self.every) and (step % self.every == 0 or step == steps)
+
     def sampling(self, rollout: Sampling, temperature: float | None = None) -> Sampling:
         """Returns the sampling settings of an evaluation.
 

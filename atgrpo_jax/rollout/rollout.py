@@ -30,7 +30,10 @@ class RolloutConfig(Sampling):
     candidate at every (turn, role).
     """
 
-    instances: int = 32  # instances of each step
+    instances: int = 32  # instances of each step, or of each of its rounds
+    # A step with fewer groups with signal than this plays another round of instances. 0: one round.
+    least_signal: int = 0
+    most_rounds: int = 4  # rounds of a step, the first one included
     candidates: int = 8  # K
     mode: Literal["tree", "trajectories"] = "tree"  # what is drawn and compared; see above
     select: Select = "mixed"  # how the executed candidate is chosen
@@ -41,6 +44,8 @@ class RolloutConfig(Sampling):
     def __post_init__(self):
         super().__post_init__()
         require(self, "instances", self.instances >= 1, "must be at least 1")
+        require(self, "least_signal", self.least_signal >= 0, "must not be negative")
+        require(self, "most_rounds", self.most_rounds >= 1, "must be at least 1")
         require(self, "candidates", self.candidates >= 2, "a baseline needs at least 2")
         require(self, "temperature", self.temperature > 0, "training needs more than 0")
         unknown = set(self.exclude) - {outcome.value for outcome in Outcome}
@@ -56,6 +61,11 @@ class RolloutConfig(Sampling):
     def tree(self) -> bool:
         """Returns whether a group's K candidates answer one prompt, as AT-GRPO samples them."""
         return self.mode == "tree"
+
+    @property
+    def rounds(self) -> int:
+        """Returns how often a step may play instances."""
+        return self.most_rounds if self.least_signal else 1
 
     @property
     def sampling(self) -> Sampling:
@@ -165,9 +175,11 @@ def play_all(
     return sorted(found, key=lambda episode: (place[episode.instance], episode.episode))
 
 
-def train_indices(step: int, instances: int) -> range:
-    """Returns the instances of step ``step`` (counted from 1).
+def train_indices(step: int, instances: int, rounds: int = 1, number: int = 0) -> range:
+    """Returns the instances that step ``step`` (counted from 1) plays in one of its ``rounds``.
 
-    Every step has new ones, and they depend on its number alone.
+    Every step and round has new ones, and they depend on these numbers alone. So a run that goes on
+    needs to know nothing of the rounds before, and those that no step played are left out.
     """
-    return range((step - 1) * instances, step * instances)
+    first = ((step - 1) * rounds + number) * instances
+    return range(first, first + instances)

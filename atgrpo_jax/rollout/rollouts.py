@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.hosts import ALONE, Hosts
@@ -21,8 +21,12 @@ class Rollouts:
     Args:
       player: plays one episode.
       engine: the one that ``player`` draws from; its usage goes into the metrics.
-      instances: instances of each step.
+      instances: instances of each round.
       episodes: episodes of each instance.
+      most_rounds: rounds of a step, the first one included.
+      enough: whether a step needs no other round after these episodes. It may look at which groups have
+        signal, and at nothing else of their rewards: then the mean gradient of a group with signal is
+        that of a step of fixed size. (What a group is worth is independent of how many there are.)
       hosts: those that play together.
       at_once: instances that all of them together play at the same time; all if None.
     """
@@ -33,6 +37,8 @@ class Rollouts:
         engine: Engine,
         instances: int,
         episodes: int,
+        most_rounds: int = 1,
+        enough: Callable[[Sequence[Episode]], bool] = lambda episodes: True,
         hosts: Hosts = ALONE,
         at_once: int | None = None,
     ):
@@ -40,28 +46,24 @@ class Rollouts:
         self._engine = engine
         self._instances = instances
         self._episodes = episodes
+        self._most_rounds = most_rounds
+        self._enough = enough
         self._hosts = hosts
         self._at_once = at_once
 
     def play(self, step: int) -> tuple[list[Episode], dict[str, float]]:
-        """Plays the instances of step ``step``. Returns their episodes, and metrics."""
+        """Plays the instances of step ``step``, in one round or more. Returns their episodes, and metrics."""
         began = time.monotonic()
         before = self._engine.usage
         waited_before_s = self._hosts.waited_s
         own_before_s = self._player.clock.seconds
         partners = self._player.partners
         costs_before = partners.costs if partners is not None else {}
-        indices = train_indices(step, self._instances)
-        episodes = play_all(
-            self._player,
-            step,
-            "train",
-            indices,
-            self._episodes,
-            hosts=self._hosts,
-            at_once=self._at_once,
-            stops=True,
-        )
+        episodes: list[Episode] = []
+        rounds = 0
+        while rounds == 0 or (rounds < self._most_rounds and not self._enough(episodes)):
+            episodes += self._round(step, rounds)
+            rounds += 1
         seconds = time.monotonic() - began
         own = {
             "used": dataclasses.asdict(self._engine.usage - before),
@@ -71,7 +73,22 @@ class Rollouts:
         told = self._hosts.meet(f"usage of step {step}", lambda: json.dumps(own).encode())
         found = [json.loads(data) for data in told]
         spent = dict(costs_since(partners, costs_before))
-        return episodes, _metrics(found, seconds) | _of_partners(spent)
+        metrics = _metrics(found, seconds) | _of_partners(spent)
+        if self._most_rounds > 1:
+            metrics["rollout/rounds"] = float(rounds)
+        return episodes, metrics
+
+    def _round(self, step: int, number: int) -> list[Episode]:
+        return play_all(
+            self._player,
+            step,
+            "train",
+            train_indices(step, self._instances, self._most_rounds, number),
+            self._episodes,
+            hosts=self._hosts,
+            at_once=self._at_once,
+            stops=True,
+        )
 
 
 def _metrics(found: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:

@@ -129,12 +129,11 @@ class Experiment:
         require(self, "mesh", sides <= len(policies), rule)
         rule = f"adapters are on one {BASE}, on one mesh, so policies must be 1"
         require(self, "mesh", sides == 1 or BASE not in self.initial_names, rule)
-        rows = self.mesh.data * self.mesh.fsdp
         require(
             self,
             "batch",
-            self.batch.rows % rows == 0,
-            f"BatchConfig.rows must be a multiple of mesh data x fsdp = {rows}",
+            self.batch.rows % self.mesh.rows == 0,
+            f"BatchConfig.rows must be a multiple of mesh {self.mesh.rows_text}",
         )
         self.engine.check(self.mesh)
 

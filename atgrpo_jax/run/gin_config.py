@@ -14,7 +14,7 @@ from atgrpo_jax.common.errors import ConfigError, one_line
 from atgrpo_jax.common.files import Place, read_file
 from atgrpo_jax.run.experiment import Experiment, first_difference
 from atgrpo_jax.run.gin_names import Maker, known_modules, nearest, nearest_makers, unknown
-from atgrpo_jax.run.gin_values import Macro, Reference, Values, made
+from atgrpo_jax.run.gin_values import AS_SAID, Instead, Macro, Reference, Values, made
 from atgrpo_jax.run.gin_wiring import wire
 from atgrpo_jax.run.gin_writing import text_of
 from atgrpo_jax.run.kept_source import FOLDER, make_importable
@@ -38,7 +38,9 @@ def load(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> Experi
     return read(gin_files, bindings)[0]
 
 
-def read(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> tuple[Experiment, Values]:
+def read(
+    gin_files: str | Sequence[str], bindings: Sequence[str] = (), instead: Instead = AS_SAID
+) -> tuple[Experiment, Values]:
     """Returns what ``load`` does, and the values that the experiment was made of."""
     files = [gin_files] if isinstance(gin_files, str) else list(gin_files)
     reader = _Reader()
@@ -47,7 +49,9 @@ def read(gin_files: str | Sequence[str], bindings: Sequence[str] = ()) -> tuple[
     symbols = dict(reader.imported)
     for binding in bindings:
         reader.read_text(binding, _PARAM, symbols)
-    return _experiment(reader, ", ".join([*files, _PARAM] if bindings else files)), reader.values
+    reader.values.set_unset(instead.unset)
+    sources = ", ".join([*files, _PARAM] if bindings else files)
+    return _experiment(reader, sources, instead), reader.values
 
 
 def gin_folder(package: Path = _PACKAGE) -> Path:
@@ -93,13 +97,13 @@ def _escaped(text: str) -> str:
     return text.encode("unicode_escape").decode().replace("'", "\\'").replace('"', '\\"')
 
 
-def _experiment(reader: "_Reader", sources: str) -> Experiment:
+def _experiment(reader: "_Reader", sources: str, instead: Instead = AS_SAID) -> Experiment:
     """Returns the experiment of what was read. ``sources`` names the files."""
     reader.refuse_unused()
     if not any(maker is Experiment for _, maker in reader.values.fields):
         raise ConfigError(f"{sources} configures no experiment.Experiment")
     wire(reader.values)
-    return made(reader.values, sources)
+    return made(reader.values, sources, instead.make)
 
 
 def _find(gin_file: str, of: str = "") -> Place:

@@ -2,12 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from atgrpo_jax.common.errors import ConfigError, UserError
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.gin_names import Maker, default_of, lacking, name_of, nearest
+
+UNSET = "what nothing sets"  # the source of such macros
+# Makes a part of what a config gives its maker.
+Make = Callable[[Maker, Mapping[str, Any]], Any]
 
 # What constructors raise for a bad value, or if a package is missing.
 _BAD_VALUE = (ValueError, TypeError, ImportError, AttributeError, LookupError, RuntimeError, OSError)
@@ -55,6 +59,21 @@ class Made(NamedTuple):
     place: str
 
 
+def called(maker: Maker, given: Mapping[str, Any]) -> Any:
+    """Makes a part as a run does."""
+    return maker(**given)
+
+
+class Instead(NamedTuple):
+    """Says what is made instead of what a config says: of its parts, and of macros that nothing sets."""
+
+    make: Make = called
+    unset: Mapping[str, Any] = {}
+
+
+AS_SAID = Instead()
+
+
 class Values:
     """All that is set: values of fields by scope and maker, and values of macros.
 
@@ -82,6 +101,11 @@ class Values:
 
     def set_macro(self, name: str, value: Any, source: str, line: int | None) -> None:
         self.macros[name] = self._setting(value, source, line)
+
+    def set_unset(self, values: Mapping[str, Any]) -> None:
+        """Sets macros that something uses and nothing sets."""
+        for name in values.keys() & self.macros_used - self.macros.keys():
+            self.set_macro(name, values[name], UNSET, None)
 
     def _setting(self, value: Any, source: str, line: int | None) -> Setting:
         for inner in inside(value):
@@ -116,21 +140,22 @@ def inside(value: Any) -> Iterator[Macro | Reference]:
             yield from inside(item)
 
 
-def made(values: Values, sources: str) -> Experiment:
+def made(values: Values, sources: str, make: Make = called) -> Experiment:
     """Makes the experiment. ``sources`` names the files, for errors that belong to none of them.
 
-    Raises ConfigError, in one line.
+    ``make`` makes each part. Raises ConfigError, in one line.
     """
     try:
-        return _Maker(values, sources).make(Experiment, (), sources)
+        return _Maker(values, sources, make).make(Experiment, (), sources)
     except UserError as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
 class _Maker:
-    def __init__(self, values: Values, sources: str):
+    def __init__(self, values: Values, sources: str, make: Make):
         self._values = values
         self._sources = sources
+        self._make = make
 
     def make(self, maker: Maker, scopes: tuple[str, ...], place: str, like: Any = None) -> Any:
         """Makes the part that is named at a place.
@@ -151,7 +176,7 @@ class _Maker:
             name = self._values.name(maker)
             raise ConfigError(f"{place}: {name} needs a {lacks[0]}; write {name}.{lacks[0]} = ...")
         try:
-            part = dataclasses.replace(like, **given) if same else maker(**given)
+            part = dataclasses.replace(like, **given) if same else self._make(maker, given)
         except _BAD_VALUE as error:
             text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{self._at_fault(text, settings)}: {text}") from error

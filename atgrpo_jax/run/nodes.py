@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from atgrpo_jax.common.errors import ConfigError
 
-FORM = "STEP/SPLIT/INSTANCE[/EPISODE[/TURN[/STAGE[/SPEAKER[/K]]]]], e.g. 12/train/352 or 0/test/3/0/1/0/mover"
+FORM = "STEP/SPLIT/INSTANCE[/EPISODE[/TURN[/STAGE[/SPEAKER[/K]]]]], e.g. 12/train/530 or 0/test/3/0/1/0/mover"
 
 
 class Node(NamedTuple):

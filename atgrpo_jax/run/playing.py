@@ -1,6 +1,10 @@
 """Makes what plays the episodes of a training step, as an experiment says."""
 
+from collections.abc import Sequence
+
 from atgrpo_jax.common.hosts import Hosts
+from atgrpo_jax.common.types import Episode
+from atgrpo_jax.credit.groups import with_signal
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.rollout.player import Player
@@ -19,7 +23,14 @@ def rollouts_of(
     player = training(experiment, engine, runner, partners)
     at_once = experiment.engine.at_once
     instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
-    return Rollouts(player, engine, settings.instances, episodes, hosts, instances_at_once)
+
+    def enough(played: Sequence[Episode]) -> bool:
+        found = with_signal(played, alpha=experiment.alphas, baseline=experiment.credit.baseline)
+        return found >= settings.least_signal
+
+    return Rollouts(
+        player, engine, settings.instances, episodes, settings.rounds, enough, hosts, instances_at_once
+    )
 
 
 def training(

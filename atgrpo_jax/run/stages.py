@@ -233,8 +233,7 @@ class Stages:
 
     def _validates(self, step: int) -> bool:
         """Returns whether a step is followed by an evaluation on the validation split."""
-        every = self.experiment.evaluation.every
-        return bool(every) and (step % every == 0 or step == self.experiment.steps)
+        return self.experiment.evaluation.validates(step, self.experiment.steps)
 
     def checkpoint_now(self) -> None:
         """Saves the last complete step if it is not saved yet. (``begin`` saves step 0 itself.)"""

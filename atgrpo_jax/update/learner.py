@@ -13,9 +13,9 @@ from atgrpo_jax.arrays.mesh import batch_sharding, host_sharding, parameter_shar
 from atgrpo_jax.arrays.spread import put
 from atgrpo_jax.common.types import Batch
 from atgrpo_jax.models.head import logprob_gap, table, token_loss
-from atgrpo_jax.models.lora import LoraConfig, init_adapter
+from atgrpo_jax.models.lora import LoraConfig, adapter_shapes, init_adapter
 from atgrpo_jax.models.packed import Packed
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, init_params, shapes_of
 from atgrpo_jax.update.batch import answers, each, filled
 from atgrpo_jax.update.loss import LARGEST
 from atgrpo_jax.update.objectives import Objective
@@ -58,7 +58,7 @@ class Learner:
         self._objective = objective
         self._lora = lora
         self._largest: dict[tuple[int, int], int] = {}  # (B, T) -> the largest A so far
-        params = jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
+        params = shapes_of(model) if lora is None else adapter_shapes(model, lora.rank)
         shapes = PolicyState(params, jax.eval_shape(self._optimizer.init, params))
         self.shardings = computing = parameter_shardings(shapes, mesh, model.family.axes)
         if optimizer.offload:

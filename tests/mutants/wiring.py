@@ -18,16 +18,18 @@ FAULTS = {
          "validation has the test's number of instances"),
         ("                split=split,\n", '                split="train",\n', "scores are of the training split"),
         ("gate.push(self.engine, weights, team.version)", "gate.push(self.engine, weights, 0)", "pushes are all called 0"),
-        ("return bool(every) and (step % every == 0 or step == self.experiment.steps)", "return bool(every) and step == self.experiment.steps", "no validation on the way"),
+        ("self.experiment.evaluation.validates(step, self.experiment.steps)", "step == self.experiment.steps", "no validation on the way"),
         ("due = step % experiment.checkpoint_every == 0 or step == experiment.steps", "due = step % experiment.checkpoint_every == 0",
          "the last step is not saved"),
         ("self._opened = opening.pop_all()", "self._opened = opening.pop_all()\n        opening.close()\n        self._opened = contextlib.ExitStack()", "nothing is closed at the end"),
         ("        with contextlib.ExitStack() as opening:", "        opening = contextlib.ExitStack()\n        if True:", "a start that fails leaves the engine open"),
         ("        self._complete = team\n        return record", "        return record", "a stop saves an older team"),
     ],
-    ("rollout/rollouts.py", "test_trainer.py test_stages.py"): [
-        ("train_indices(step, self._instances)", "train_indices(1, self._instances)", "all steps train on the same instances"),
-        ('            "train",\n            indices', '            "test",\n            indices', "training on the test split"),
+    ("rollout/rollouts.py", "test_trainer.py test_stages.py test_refill.py"): [
+        ("train_indices(step, self._instances,", "train_indices(1, self._instances,", "all steps train on the same instances"),
+        ("self._most_rounds, number)", "self._most_rounds, 0)", "every round plays the same instances"),
+        ("not self._enough(episodes)", "self._enough(episodes)", "a step that has enough plays on"),
+        ('            "train",\n            train_indices', '            "test",\n            train_indices', "training on the test split"),
     ],
     ("partners/asking.py", "test_partners.py"): [
         ('at = f"{self._seed}/{key.path()}"', "at = key.path()", "answers of another run are taken for ours"),
@@ -98,12 +100,12 @@ FAULTS = {
          "a run goes on with another seed"),
         ("tree == (self.credit.baseline == \"group\")", "True", "baselines of one member are accepted"),
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
-        ("self.batch.rows % rows == 0,", "True,", "rows that the mesh does not divide"),
+        ("self.batch.rows % self.mesh.rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
     ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
         ("Address(seed, key, k) for k in range(count)", "Address(seed, key, 0) for k in range(count)",
          "all siblings have one address"),
-        ("range((step - 1) * instances, step * instances)", "range(step, step + instances)", "steps share instances"),
+        ("((step - 1) * rounds + number) * instances", "(step - 1) * rounds + number", "steps share instances"),
         ("*map(instance, indices)", "*map(instance, reversed(indices))", "results are in another order"),
     ],
     ("tasks/course.py", "test_workflow.py test_rollout.py"): [
@@ -484,6 +486,27 @@ FAULTS = {
     ],
     ("tools/probing/speed.py", "test_probe.py"): [
         ("compiles.count - count)", "0)", "later compilations are not seen"),
+    ],
+    ("planning/stand_ins.py", "test_plan.py"): [
+        ("or published(folder)", "or published(folder) or 'tiny'", "any model stands in for a name that says nothing"),
+        ("        self.unread = True\n", "", "no prompt is longer than those of made-up problems"),
+        ("if name not in FILES}", "}", "files that are not there are opened"),
+        ("ids = [0] * AROUND", "ids = [0]", "a template has no tokens"),
+    ],
+    ("planning/hours.py", "test_plan.py"): [
+        ("1 + sum(settings", "sum(settings", "the validation before training is forgotten"),
+        ("+ 2 * settings.instances", "+ settings.instances", "the test before training is forgotten"),
+        ("groups=episodes * groups, candidates=1", "groups=episodes * groups", "evaluations draw as many candidates as training"),
+        ("warm.instances * workload.demonstrated", "warm.instances", "an episode of the warm start is one group"),
+    ],
+    ("planning/fitting.py", "test_plan.py"): [
+        ("sorted(tried, key=lambda one: one[0])", "tried", "what fits first is taken, and not what costs least"),
+        ("            yield own\n            if rows == least", "            if rows == least", "rows of a micro-batch are as they were"),
+        ("while (side := 2 * side)", "while (side := 1024 * side)", "no more devices are tried"),
+        ("round_up(max(engine.slots // share, 1), drawing.data * drawing.fsdp)", "engine.slots", "the engine draws as many at once"),
+    ],
+    ("planning/times.py", "test_plan.py"): [
+        ("moves = 2 *", "moves = 1 *", "offloaded state only comes"),
     ],
     ("planning/devices.py", "test_probe.py"): [
         ("begins[max(found, key=len)]", "begins[min(found, key=len)]", "v5e is taken for v5p"),

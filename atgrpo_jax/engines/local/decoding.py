@@ -189,6 +189,7 @@ class Programs(NamedTuple):
 @functools.lru_cache
 def programs(model: Transformer, sizes: Sizes, mesh: Mesh | None) -> Programs:
     """Returns the jitted programs of a lane."""
+    model = model.clone(mesh=mesh)
     sharding = None if mesh is None else _shardings(model, sizes, mesh)
     both = None if sharding is None else (sharding, None)
 

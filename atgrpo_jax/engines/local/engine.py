@@ -62,7 +62,8 @@ class LocalEngine:
         Args:
           models: one model for all policies, or a mapping from policy to model.
           meshes: the mesh of all policies' weights, or a mapping from policy to mesh. Slots are
-            split over data and fsdp, which must divide ``config.slots``. One device if not given.
+            split as rows are, into parts whose number divides ``config.slots``. One device if not
+            given.
           decode: returns the text of token ids, for requests with stop strings or a pattern.
           default_shape: tokens and samples of most requests. Programs are compiled for these sizes
             and also draw smaller requests. If not given, they are compiled for each request's own
@@ -202,7 +203,7 @@ class LocalEngine:
 
     def _fits_twice(self, policy: str, params: Any) -> bool:
         mesh = self._mesh(policy)
-        whole = mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
+        whole = mesh is None or mesh.size == mesh.shape["data"]
         return whole and sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= self._config.joined_mb * 1e6
 
     def _ask(self, ticket: Ticket) -> None:

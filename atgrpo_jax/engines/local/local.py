@@ -40,8 +40,8 @@ class LocalEngineConfig(Settings, EngineConfig):
         require(self, "first_device", self.mesh is not None or not self.first_device, rule)
 
     def check(self, mesh: MeshConfig) -> None:
-        rows = (self.mesh or mesh).data * (self.mesh or mesh).fsdp
-        require(self, "slots", self.slots % rows == 0, f"must be a multiple of mesh data x fsdp = {rows}")
+        own = self.mesh or mesh
+        require(self, "slots", self.slots % own.rows == 0, f"must be a multiple of mesh {own.rows_text}")
 
     def devices_needed(self, mesh: MeshConfig) -> int:
         own = 0 if self.mesh is None else self.first_device + self.mesh.devices
@@ -81,7 +81,8 @@ class LocalEngineConfig(Settings, EngineConfig):
             )
         if own.data % hosts:
             raise ConfigError(
-                f"the engine's mesh, {own}: fsdp x tensor do not lie within one of {hosts} hosts. {_WHOLE}"
+                f"the engine's mesh, {own}: fsdp x expert x tensor do not lie within one of {hosts} hosts. "
+                f"{_WHOLE}"
             )
 
     def drawing(self, mesh: MeshConfig) -> Drawing:
@@ -116,13 +117,13 @@ class LocalEngineConfig(Settings, EngineConfig):
         return lines
 
     def _keeps_joined(self, mesh: MeshConfig, whole: float) -> bool:
-        return mesh.fsdp * mesh.tensor == 1 and whole <= self.joined_mb * 1e6
+        return mesh.side == mesh.data and whole <= self.joined_mb * 1e6
 
     def _cache(self, model: Transformer, mesh: MeshConfig, planned: Planned) -> float:
         """Returns the bytes of the pages on each device, and of the slots' logits."""
         config = model.architecture
         split = mesh.tensor if config.kv_heads % mesh.tensor == 0 else 1
-        slots = self.slots / (mesh.data * mesh.fsdp)
+        slots = self.slots / mesh.rows
         most = slots * power_of_two(planned.longest_answer)
         tokens = self.prompt_cache + min(self.answer_cache or most, most)
         numbers = 2 * config.layers * config.kv_heads // split * config.head_size

@@ -1,11 +1,12 @@
 """Sets the sizes of the in-process engine, and derives those of a lane from them."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from atgrpo_jax.arrays.mesh import platform_of
+from atgrpo_jax.arrays.mesh import ROWS, platform_of
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.rounding import power_of_two, round_up
 from atgrpo_jax.engines.local import paged_kernel
@@ -19,19 +20,19 @@ from atgrpo_jax.models.transformer import Transformer
 class Settings:
     """Sets sizes and limits of the in-process engine."""
 
-    slots: int = 64  # samples that are drawn at the same time, split over data and fsdp
+    slots: int = 64  # samples that are drawn at the same time, split as rows are
     max_prompt: int = 1024  # most tokens of a prompt
-    prompt_cache: int = 16384  # prompt tokens that are kept for reuse, on each of data x fsdp
-    # Answer tokens that are stored, on each of data x fsdp. If the room runs out, the samples that
-    # began last begin again later. 0 means room for all that the slots can draw.
+    prompt_cache: int = 16384  # prompt tokens that are kept for reuse, on each of data x fsdp x expert
+    # Answer tokens that are stored, on each of data x fsdp x expert. If the room runs out, the samples
+    # that began last begin again later. 0 means room for all that the slots can draw.
     answer_cache: int = 0
     # Tokens of a prompt page, which are stored, shared and evicted together. On a GPU best a power
     # of two, at least 16: attention is one kernel then.
     page: int = 64
-    prefill: int = 64  # prompt tokens that are computed at once, on each of data x fsdp
+    prefill: int = 64  # prompt tokens that are computed at once, on each of data x fsdp x expert
     chunk: int = 16  # most tokens of a sample before the host looks which samples have ended
     # Megabytes. Models without adapters up to this size are kept a second time, with their layers
-    # joined for decoding, unless fsdp or tensor splits them.
+    # joined for decoding, unless a mesh splits them.
     joined_mb: float = 100.0
     # Seconds. When a request has waited longer, its incomplete samples are errors. 0: no limit.
     deadline_s: float = 0.0
@@ -70,7 +71,7 @@ def lane_sizes(
     default_shape: tuple[int, int] | None = None,
 ) -> Sizes:
     """Returns the sizes of the lane that a request belongs to, without its pattern."""
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
     sampling = request.sampling
     slots = config.slots // shards
     tokens, samples = default_shape or (1, len(request.addresses))

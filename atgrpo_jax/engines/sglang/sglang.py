@@ -31,7 +31,7 @@ from atgrpo_jax.engines.sglang.published import Published
 from atgrpo_jax.engines.sglang.pushes import Pushes
 from atgrpo_jax.engines.sglang.secrets import api_key, kept
 from atgrpo_jax.engines.sglang.servers import HERE, Server
-from atgrpo_jax.models.transformer import PolicyWeights, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, shapes_of
 
 _HANG_UP_S = 1.0  # seconds, at the end, to tell servers that nobody waits for samples any more
 
@@ -236,8 +236,7 @@ def _bytes_on_their_way(served: Served) -> int:
     sizes = {}
     for policy, initial in served.initial_names.items():
         model = served.models[policy]
-        shapes = jax.eval_shape(lambda m=model: init_params(m, jax.random.key(0)))
-        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(model)))
         sizes[initial] = 2 * count * jnp.dtype(model.compute.dtype).itemsize
     return sum(sizes.values())
 

@@ -15,10 +15,12 @@ from concurrent.futures import Future
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError, PromptTooLong, RunError
+from atgrpo_jax.common.rounding import round_up
 from atgrpo_jax.common.types import Sample, receipts
 from atgrpo_jax.engines.protocol import (
     EngineConfig,
@@ -78,7 +80,21 @@ class SGLangJaxConfig(EngineConfig):
         require(self, "devices", distinct and exact, rule)
 
     def bytes_on_device(self, planned: Planned) -> dict[str, float]:
-        raise ConfigError("Experiment.engine is SGLangJaxConfig, whose memory plan does not know")
+        """Returns the bytes of each policy's cache and, unless the Engine can have ours, of its weights.
+
+        They are those of the sizes that are set. What sglang-jax takes beside them is not known.
+        """
+        lines = {}
+        for name, model in planned.models.items():
+            c, itemsize = model.architecture, jnp.dtype(model.compute.dtype).itemsize
+            head = round_up(c.head_size, LANES)
+            numbers = 2 * c.layers * max(c.kv_heads // self.tensor, 1) * head
+            lines[f"cache of sglang-jax, {name}"] = float(self.max_total_tokens * numbers * itemsize)
+            same = model.compute.dtype == model.compute.param_dtype and planned.mesh.side == self.tensor == 1
+            if name in planned.adapted or not same:
+                count = sum(leaf.size for leaf in jax.tree.leaves(planned.params[name]))
+                lines[f"parameters copied for sglang-jax, {name}"] = count * itemsize / self.tensor
+        return lines
 
     def longest_prompt(self, answer: int) -> int:
         return self.context_length - answer

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from atgrpo_jax.common.jsonfile import Fields
 from atgrpo_jax.models.config import Architecture, Compute
@@ -87,6 +88,7 @@ class DenseBlock(nn.Module):
     architecture: Architecture
     compute: Compute
     joined: bool = False
+    mesh: Mesh | None = None
 
     def linear(
         self, name: str, x: jax.Array, scale_BJ: Any, features: int, init: Any = KERNEL, bias: bool = False

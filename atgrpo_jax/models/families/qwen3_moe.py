@@ -1,7 +1,6 @@
 """Defines Qwen3's mixtures of experts: Qwen3, but a router chooses a few of many MLPs for each token.
 
-No token is dropped, whatever the others choose. Axis letters beyond the package's: J adapters, E
-experts, C experts that a token is given to, X = B T C, F width of one expert.
+Axis letters beyond the package's: J adapters, E experts, C experts that a token is given to.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from atgrpo_jax.common.checks import require
 from atgrpo_jax.common.jsonfile import Fields
 from atgrpo_jax.models.config import Architecture, Experts
+from atgrpo_jax.models.experts import Stacks, by_experts
 from atgrpo_jax.models.families import dense, llama
 from atgrpo_jax.models.layers import KERNEL, OUT_KERNEL
 
@@ -44,40 +44,14 @@ class Block(llama.Qwen3Block):
         share_BTC, chosen_BTC = jax.lax.top_k(jax.nn.softmax(scores_BTE.astype(jnp.float32)), experts.chosen)
         if experts.normed:
             share_BTC /= jnp.sum(share_BTC, axis=-1, keepdims=True)
-        gate_EDF, up_EDF, down_EFD = (self._stack(name, h_BTD.dtype) for name in STACKS)
+        stacks = Stacks(*(self._stack(name, h_BTD.dtype) for name in STACKS))
         share_BTC = share_BTC.astype(h_BTD.dtype)
-        return by_experts(h_BTD, share_BTC, chosen_BTC, gate_EDF, up_EDF, down_EFD, activation)
+        return by_experts(self.mesh, activation, h_BTD, share_BTC, chosen_BTC, stacks)
 
     def _stack(self, name: str, dtype: Any) -> jax.Array:
         init = OUT_KERNEL if name == "expert_down" else KERNEL
         shape = _kernels(self.architecture)[name]
         return Stack(shape, init, self.compute.param_dtype, name=name)().astype(dtype)
-
-
-def by_experts(
-    h_BTD: jax.Array,
-    share_BTC: jax.Array,
-    chosen_BTC: jax.Array,
-    gate_EDF: jax.Array,
-    up_EDF: jax.Array,
-    down_EFD: jax.Array,
-    activation: Callable,
-) -> jax.Array:
-    """Returns for each token the sum of its experts' outputs, weighted by ``share``.
-
-    Tokens are sorted by expert, once for each of their experts, and each expert multiplies its own.
-    """
-    C = chosen_BTC.shape[-1]
-    chosen_X = chosen_BTC.reshape(-1)
-    order_X = jnp.argsort(chosen_X, stable=True)
-    counts_E = jnp.bincount(chosen_X, length=len(gate_EDF)).astype(jnp.int32)
-    h_XD = h_BTD.reshape(-1, h_BTD.shape[-1])[order_X // C]
-    gate_XF = jax.lax.ragged_dot(h_XD, gate_EDF, counts_E)
-    up_XF = jax.lax.ragged_dot(h_XD, up_EDF, counts_E)
-    out_XD = jax.lax.ragged_dot(activation(gate_XF) * up_XF, down_EFD, counts_E)
-    back_X = jnp.argsort(order_X)
-    out_BTCD = out_XD[back_X].reshape(*chosen_BTC.shape, -1)
-    return jnp.einsum("btcd,btc->btd", out_BTCD, share_BTC)
 
 
 STACKS = ("expert_gate", "expert_up", "expert_down")
@@ -166,7 +140,7 @@ QWEN3_MOE = dataclasses.replace(
         "expert_up": "mlp.experts.{}.up_proj",
         "expert_down": "mlp.experts.{}.down_proj",
     },
-    # Each expert is split as an MLP is; the experts themselves are not divided among devices.
+    # Experts are dealt to devices, and each is split as an MLP is.
     axes=((r"expert_(gate|up)/kernel$", "EDF"), (r"expert_down/kernel$", "EFD"), *dense.AXES),
     adapted=_ATTENTION,
     joined=(dense.QKV,),

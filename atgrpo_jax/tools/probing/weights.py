@@ -16,7 +16,7 @@ from atgrpo_jax.engines.gate import Gate, push
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.models.config import Architecture, Compute, Dtype
 from atgrpo_jax.models.families.table import transformer
-from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params
+from atgrpo_jax.models.transformer import PolicyWeights, Transformer, init_params, shapes_of
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.tools.probing.item import POLICY
 from atgrpo_jax.tools.probing.parts import Found
@@ -74,7 +74,7 @@ def random_params(model: Transformer, mesh: Any) -> Any:
     A program that makes all of them at once takes minutes to compile for a large model, so there is
     one for each shape.
     """
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shapes = shapes_of(model)
     shardings = parameter_shardings(shapes, mesh, model.family.axes)
     leaves, structure = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))

@@ -1,0 +1,72 @@
+"""Estimates the time of a whole run: so many steps, evaluations and steps of the warm start."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from atgrpo_jax.planning import times
+from atgrpo_jax.planning.devices import Device
+from atgrpo_jax.planning.workload import MEASURED, Workload
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.team_learner import TeamLearner
+
+
+class Part(NamedTuple):
+    """Says how long a part of a run takes in all, and how much of it there is, in words."""
+
+    seconds: float
+    what: str
+
+
+def parts(
+    experiment: Experiment, policies: TeamLearner, workload: Workload, device: Device, utilisation: float
+) -> Mapping[str, Part]:
+    """Returns the parts of a run that the devices' arithmetic, or their memory, limits."""
+    steps = experiment.steps
+
+    def seconds(stage: str, workload: Workload) -> float:
+        return times.seconds(experiment, policies, workload, device, utilisation)[stage][1]
+
+    found = {
+        stage: Part(steps * seconds(stage, workload), f"{steps} steps") for stage in ("rollout", "update")
+    }
+    settings = experiment.evaluation
+    validations = 1 + sum(settings.validates(step, steps) for step in range(1, steps + 1))
+    episodes = validations * settings.validation_instances + 2 * settings.instances
+    workflow = experiment.task.workflow
+    groups = len(experiment.team.drawn(workflow.turn_roles)) * workflow.turns
+    alone = dataclasses.replace(workload, groups=episodes * groups, candidates=1)
+    found["evaluation"] = Part(
+        seconds("rollout", alone),
+        f"{validations} x {settings.validation_instances} episodes of validation, "
+        f"2 x {settings.instances} of test, at most",
+    )
+    warm = experiment.warm_start
+    if warm is not None:
+        shown = dataclasses.replace(
+            workload,
+            groups=round(warm.instances * workload.demonstrated),
+            candidates=warm.candidates,
+            new=max(round(workload.demonstration), 1),
+        )
+        found["warm start"] = Part(
+            warm.steps * seconds("update", shown), f"{warm.steps} steps, unless it is in the cache"
+        )
+    return found
+
+
+def report(
+    experiment: Experiment, policies: TeamLearner, workload: Workload, device: Device, utilisation: float
+) -> Sequence[str]:
+    """Returns the lines about the whole run."""
+    found = parts(experiment, policies, workload, device, utilisation)
+    total = sum(part.seconds for part in found.values()) / 3600
+    return [
+        f"the whole run: {total:.3g} hours, by the figures above",
+        *(f"  {name:10} {part.seconds / 3600:10.4g} h  {part.what}" for name, part in found.items()),
+        "  The numbers of steps, groups and episodes are the config's, and answers as long as it allows;",
+        f"  prompts and demonstrations are those of {MEASURED} instances. The hours are estimates, from",
+        f"  {utilisation:.0%} of {device.flops / 1e12:.0f} TFLOP/s and {device.bandwidth / 1e12:.2f} TB/s of "
+        "each device, without compiling, programs, the host's work",
+        "  and what devices exchange.",
+    ]
