@@ -46,7 +46,7 @@ def pattern(line):
     line = re.sub(r"[+-]?\d[\d,]*(\.\d+)?", "NUMBER", line)
     line = re.escape(re.sub(r"\s+", " ", line).strip()).replace(r"\ ", r"\s+")
     line = line.replace("PATH", r"\S*").replace("TIME", r"(\d+\ min\ )?\d+\ s")
-    line = re.sub(r"instances?\b", "instances?", line)
+    line = re.sub(r"(NUMBER\\s\+[a-z]+?)s?\b", r"\1s?", line)  # there may be one of them, or more
     return line.replace("NUMBER", r"[+-]?\d[\d,]*(\.\d+)?(e-\d+)?")
 
 
