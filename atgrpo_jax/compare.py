@@ -3,7 +3,8 @@
     python -m atgrpo_jax.compare runs/plan runs/lora_0 runs/lora_1 runs/lora_2
 
 Runs that differ in their seed alone are one group. All groups are compared with the first one. --step
-compares what they scored after that step, also of runs that go on.
+compares what they scored after that step, also of runs that go on. The curves are written to compare.png
+in the working directory, in place of those of the last call, unless --out names another file.
 """
 
 from absl import flags
@@ -24,7 +25,9 @@ from atgrpo_jax.viewing.comparing import (
 )
 from atgrpo_jax.viewing.folders import outline
 
-_OUT = flags.DEFINE_string("out", "compare.png", "The figure to write. E.g. --out=compare.png")
+_OUT = flags.DEFINE_string(
+    "out", "compare.png", "The figure to write, in place of one that is there. E.g. --out=lora.png"
+)
 _CURVE = flags.DEFINE_string(
     "curve", None, "The metric of the figure; a success if not given. E.g. --curve=groups/signal"
 )

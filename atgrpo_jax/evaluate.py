@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
-from atgrpo_jax.common.cli import gin_files, gin_flags, mesh_flag, run_main
+from atgrpo_jax.common.cli import gin_files, gin_flags, mesh_flag, run_main, typed
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import Place, append_json_line
 from atgrpo_jax.common.progress import Progress, say
@@ -119,7 +119,7 @@ def evaluate_run(saved: SavedRun) -> None:
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
         record["episodes"] = f"evaluations/{name}"
         append_json_line(saved.folder.evaluations, record)
-    say(f"python -m atgrpo_jax.report --run_dir={saved.folder.path} shows the episodes")
+    say(f"{typed('atgrpo_jax.report')} --run_dir={saved.folder.path} shows the episodes")
 
 
 def _played(trained: Experiment) -> Experiment:

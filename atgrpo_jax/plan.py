@@ -6,6 +6,7 @@ This needs neither weights nor files of problems nor accelerators: a published s
 model that is not here, made-up problems for files. The first lines say what stands in for what.
 ``--preset`` replaces the config's model by one of a published size. If the run does not fit, the last
 lines are the cheapest change with which it does, to be pasted, and the exit code is 1.
+``--device_gb`` is the memory of a device that ``--device`` does not know. Then nothing is said of times.
 
 With ``--hosts=N`` the mesh is over so many hosts. This also says how many samples each of them has
 in flight, what a step takes, who waits for what, and which setting would help. The rollout of a
@@ -22,6 +23,7 @@ from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import gin_flags, needed_gin_files, run_main
+from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.models.config import PRESETS
 from atgrpo_jax.planning.devices import DEVICES
 from atgrpo_jax.planning.plans import Asked, Plan
@@ -32,6 +34,9 @@ _MESH = flags.DEFINE_string(
 )
 _DEVICE = flags.DEFINE_string(
     "device", "v5e", f"The kind of device: {', '.join(DEVICES)}. E.g. --device=h100"
+)
+_DEVICE_GB = flags.DEFINE_float(
+    "device_gb", None, "GB of memory of another kind of device, instead of --device. E.g. --device_gb=24", 0.1
 )
 _PRESET = flags.DEFINE_string(
     "preset", None, f"A model instead of the config's: {', '.join(PRESETS)}. E.g. --preset=qwen3-8b"
@@ -61,6 +66,8 @@ _UTILISATION = flags.DEFINE_float(
 
 
 def main(argv: list[str]) -> None:
+    if _DEVICE.present and _DEVICE_GB.present:
+        raise ConfigError("--device and --device_gb both say what the device is; give one of them")
     asked = Asked(
         needed_gin_files(argv, _GIN_FILE),
         _GIN_PARAM.value,
@@ -72,6 +79,7 @@ def main(argv: list[str]) -> None:
         _SIGMA.value,
         _COMPILE.value,
         _UTILISATION.value,
+        _DEVICE_GB.value,
     )
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")

@@ -25,9 +25,10 @@ import random
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
-from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main
+from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main, typed
 from atgrpo_jax.common.errors import ConfigError, RunError
-from atgrpo_jax.replaying.again import SAME, Again, Change
+from atgrpo_jax.common.progress import counted
+from atgrpo_jax.replaying.again import SAME, Again, Change, fitting
 from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay, write_taught
 from atgrpo_jax.replaying.taught import taught
@@ -71,6 +72,8 @@ def main(argv: list[str]) -> None:
     if not (given or _RANDOM.value or steps):
         raise ConfigError("say what to draw again: --node, --random, or --taught; see --help")
     saved = SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value))
+    for node in given:  # before weights are read and programs compiled
+        fitting(saved.folder, node, change)
     if steps:
         _teach(saved, steps)
     nodes = [*given, *_at_random(saved, _RANDOM.value, _SEED.value)]
@@ -93,7 +96,7 @@ def _draw(saved: SavedRun, nodes: list[Node], change: Change) -> None:
             elif (words := first_that_differs(found)) is not None:
                 different.append(f"{node}: {words}")
     if different:
-        count = f"{len(different)} of {len(nodes)} nodes came otherwise than recorded"
+        count = f"{len(different)} of {counted(len(nodes), 'node')} came otherwise than recorded"
         raise RunError(f"{count}; the first one is {different[0]}")
     if change == SAME and len(nodes) > 1:
         print(f"all {len(nodes)} nodes: same bytes")
@@ -123,7 +126,7 @@ def _teach(saved: SavedRun, steps: list[int]) -> None:
     for step in steps:
         write_taught(saved.folder, step, taught(saved, teams, step))
         print(f"{saved.folder.taught_by(step)}: what step {step} taught", flush=True)
-    print(f"Next: python -m atgrpo_jax.report --run_dir={_RUN_DIR.value}")
+    print(f"Next: {typed('atgrpo_jax.report')} --run_dir={_RUN_DIR.value}")
 
 
 def _number(text: str) -> int:

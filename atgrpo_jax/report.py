@@ -15,7 +15,7 @@ from absl import flags
 from atgrpo_jax.common.cli import refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import folder_path
-from atgrpo_jax.common.progress import Progress
+from atgrpo_jax.common.progress import Progress, counted
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import FORM
 from atgrpo_jax.viewing.contents import evaluations, kept, replays
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
 
         names = Writer(folder, path, steps, _EPISODES.value, _MB.value, advance).write()
     of = len(files) + len(replays(folder))
-    print(f"{path}: episodes of {len(names)} of {of} files. Open it in a browser.")
+    print(f"{path}: episodes of {len(names)} of {counted(of, 'file')}. Open it in a browser.")
 
 
 def _number(text: str) -> int:

@@ -3,16 +3,19 @@
 import asyncio
 import dataclasses
 import functools
+import gzip
+import json
 import re
 import sys
 import types
 from pathlib import Path
 
 import pytest
-from fakes import Sum
+from fakes import CharTokenizer, Sum
 from shared_rollout import player
 
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.run import episodes
 from atgrpo_jax.tasks.calls import KEPT, MOST_CELLS, MOST_LETTERS, board_of
 from atgrpo_jax.tasks.environments.gymnasium_games import FrozenLake
 from atgrpo_jax.tasks.environments.stepwise import StepWise
@@ -20,7 +23,7 @@ from atgrpo_jax.tasks.games import plan_path, sokoban, split_sight, sudoku
 from atgrpo_jax.tasks.games.sokoban_rooms import Instance as Room
 from atgrpo_jax.tasks.games.sudoku_puzzles import Instance as Puzzle
 from atgrpo_jax.tools.contract import check
-from atgrpo_jax.viewing.text import board_text
+from atgrpo_jax.viewing.text import SIGNS, board_text, episode_text
 
 
 class Drawing(Sum):
@@ -106,11 +109,11 @@ def test_sokoban_draws_boxes_goals_and_what_was_proposed():
     state = task.initial(room)
     assert lines(task, state) == ["# # # # #", "# @ $ G #", "# . . . #", "# # # # #"]
     proposed = task.act(state, "scout", "[D]").state
-    assert lines(task, proposed)[1:3] == ["# @ $ G #", "# @ . . #"]
+    assert lines(task, proposed)[1:3] == ["#  @  $  G  #", "#  +@ .  .  #"]
     assert board_of(task, proposed, "here")[2][1] == "proposed @"
-    assert lines(task, task.act(state, "mover", "[R]").state)[1] == "# . @ $ #"
+    assert lines(task, task.act(state, "mover", "[R]").state)[1] == "#  .  @  *$ #"
     on_goal = dataclasses.replace(state, player=(1, 3))
-    assert lines(task, on_goal)[1] == "# . $ + #" and board_of(task, on_goal, "here")[1][3] == "agent +"
+    assert lines(task, on_goal)[1] == "#  .  $  @+ #" and board_of(task, on_goal, "here")[1][3] == "agent +"
 
 
 def test_sudoku_tells_given_filled_wrong_and_proposed_digits_apart():
@@ -118,18 +121,25 @@ def test_sudoku_tells_given_filled_wrong_and_proposed_digits_apart():
     solution = (1, 2, 3, 4, 3, 4, 1, 2, 2, 1, 4, 3, 4, 3, 2, 1)
     puzzle = (0, 0, 0, 4, *solution[4:])
     state = task.initial(Puzzle(puzzle, solution))
-    assert lines(task, state) == [". .   . 4", "3 4   1 2", "", "2 1   4 3", "4 3   2 1"]
+    assert lines(task, state) == [
+        ".  .     .  '4",
+        "'3 '4    '1 '2",
+        "",
+        "'2 '1    '4 '3",
+        "'4 '3    '2 '1",
+    ]
     proposed = task.act(state, "scout", "[001]").state
     assert board_of(task, proposed, "here")[0] == ("proposed 1", "floor", "", "floor", "given 4")
     filled = dataclasses.replace(state, grid=(1, 3, *puzzle[2:]))
     assert board_of(task, filled, "here")[0][:2] == ("filled 1", "wrong 3")
+    assert [lines(task, of)[0] for of in (proposed, filled)] == ["+1 .     .  '4", "=1 x3    .  '4"]
 
 
 def test_split_sight_marks_what_the_message_names():
     task = split_sight.SplitSight(size=3)
     instance = plan_path.Instance(("..#", "#..", "..."), (0, 0), (2, 2))
     told = task.act(task.initial(instance), "seer", "[10 11]").state
-    assert lines(task, told) == ["@ . #", "! ! .", ". . G"]
+    assert lines(task, told) == ["@  .  #", "#! x! .", ".  .  G"]
     assert board_of(task, told, "here")[1] == ("wall !", "wrong !", "floor")
 
 
@@ -143,7 +153,7 @@ def test_the_board_in_the_docs():
     module.Sorting.drawn = module.drawn
     sorting = module.Sorting()
     state = sorting.act(module.State((3, 21, 5, 8)), "planner", "3 5 8 21").state
-    assert lines(sorting, state) == ["3  21 5  8", "3  5  8  21"]
+    assert lines(sorting, state) == ["'3  '21 '5  '8", "+3  +5  +8  +21"]
     assert check(sorting, instances=2, episodes=4) == []
 
 
@@ -159,5 +169,17 @@ def test_frozen_lake_draws_its_map():
 
 def test_a_terminal_prints_a_board_and_nothing_in_it_moves_the_cursor():
     rows = ("given 12", "", "wall"), ("odd \x1b[2J", "new", "")
-    assert board_text(rows) == "12              #\n\\x1b[2J new"
+    assert board_text(rows) == "'12                     #\nodd:\\x1b[2J new"
     assert board_text("a\n\x1bb") == "a\n\\x1bb"
+
+
+def test_every_kind_has_a_sign_of_its_own_and_a_line_says_which_are_there():
+    assert len(set(SIGNS.values())) == len(SIGNS) and all(len(sign) == 1 for sign in SIGNS.values())
+    made, _ = player({(t, r): ["1"] for t in range(2) for r in "ab"}, Drawing(), k=1)
+    episode = asyncio.run(made.play(1, "train", 0))
+    content = episodes.written(1, [episode], (), CharTokenizer(), {"a": 1.0, "b": 1.0})
+    (record,) = map(json.loads, gzip.decompress(content).splitlines())
+    whole = episode_text(record, record["groups"]).splitlines()
+    assert whole[1] == "signs on boards: ' given, = filled" and whole.count("   '  =1 =1") == 1
+    first = episode_text(record, record["groups"][:1])  # its board is a text
+    assert "signs" not in first and "nothing yet" in first

@@ -95,6 +95,32 @@ class Changes(Good):
         return dataclasses.replace(super().act((), role, text), state=tuple(state))
 
 
+class Empty(Good):
+    """Fails in its second turn, where it looks for a number below 0."""
+
+    def demonstration(self, state, role, rng):
+        return str(rng.randrange(len(state) or 5) if len(state) < 2 else rng.randrange(0))
+
+
+class Large(Good):
+    def initial(self, instance):
+        return "long " * 99
+
+    def prompt(self, state, role):
+        raise KeyError(role)
+
+
+def test_the_state_in_which_a_call_failed_is_shown():
+    def told(task, rule):
+        found = check(task, instances=1, episodes=2)
+        return next(problem.seen for problem in found if problem.rule == rule)
+
+    seen = told(Empty(), "demonstrations are texts")
+    assert re.fullmatch(r"train 0, turn 1, a: ValueError: empty range.*, in the state \(\d, \d\)", seen)
+    rule = "prompts are lists of messages"
+    assert re.search(r"KeyError: 'a' \(.*\), in the state '(long ){39}long \.\.\.$", told(Large(), rule))
+
+
 @pytest.mark.parametrize(
     ("task", "says"),
     [
@@ -159,7 +185,8 @@ def test_one_finding_hides_no_other():
     }  # fmt: skip
     assert said[-1].startswith("the longest prompt has")
     (first, *_) = (p.seen for p in found if p.rule == "prompts are lists of messages")
-    assert re.fullmatch(r"train 0, turn 0, b: KeyError: 'numbers' \(test_check_goes_on.py, line \d+\)", first)
+    where = r"train 0, turn 0, b: KeyError: 'numbers' \(test_check_goes_on.py, line \d+\), in the state "
+    assert re.match(where, first)
 
 
 def test_what_raises_while_instances_are_counted_is_a_line():

@@ -1,5 +1,6 @@
 """What becomes of an exception of an entry point; help, flags and words on the command line."""
 
+import ast
 import errno
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atgrpo_jax.common.cli import gin_files, guarded, needed_gin_files
+from atgrpo_jax.common.cli import gin_files, guarded, needed_gin_files, typed
 from atgrpo_jax.common.errors import RunError
 
 ROOT = Path(__file__).parents[1]
@@ -91,8 +92,8 @@ COMMANDS = {
     "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "base", "against", "split",
                  "instances", "episodes", "temperature", "mesh"},
     "export": {"run_dir", "out", "step", "merge", "dtype", "mesh"},
-    "plan": {"gin_file", "gin_param", "mesh", "device", "preset", "compile", "utilisation", "hosts", "answer",
-             "sigma"},
+    "plan": {"gin_file", "gin_param", "mesh", "device", "device_gb", "preset", "compile", "utilisation",
+             "hosts", "answer", "sigma"},
     "compare": {"out", "curve", "step"},
     "config": {"gin_file", "gin_param", "describe"},
     "influence": {"run_dir", "step", "split", "instances", "temperature", "mesh"},
@@ -193,3 +194,37 @@ def test_a_pipe_to_somebody_else_that_breaks_is_a_fault():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+
+
+def test_what_a_person_is_told_to_type_starts_this_python(tmp_path, monkeypatch):
+    """Two environments whose Pythons are links to the same file, with other packages."""
+    for name in ("one/bin/python", "one/bin/python3", "other/bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(os.path.realpath(sys.executable))
+    monkeypatch.chdir(tmp_path)
+
+    def command(running, path):
+        monkeypatch.setattr(sys, "executable", str(tmp_path / running))
+        monkeypatch.setenv("PATH", str(tmp_path / path))
+        return typed("atgrpo_jax.train")
+
+    assert command("one/bin/python", "one/bin") == "python -m atgrpo_jax.train"
+    assert command("one/bin/python3", "one/bin") == "python -m atgrpo_jax.train"
+    assert command("one/bin/python", "other/bin") == "one/bin/python -m atgrpo_jax.train"
+    assert command("one/bin/python", "nothing") == "one/bin/python -m atgrpo_jax.train"
+    monkeypatch.chdir(tmp_path / "other" / "bin")
+    assert command("other/bin/python", "one/bin") == "./python -m atgrpo_jax.train"
+    (tmp_path / "a b").symlink_to(tmp_path / "one")
+    monkeypatch.chdir(tmp_path)
+    assert command("a b/bin/python", "other/bin") == "'a b/bin/python' -m atgrpo_jax.train"
+    monkeypatch.setattr(sys, "executable", "/bin/python")
+    assert typed("pytest") == "/bin/python -m pytest"  # shorter than the way there from here
+
+
+def test_no_text_but_docstrings_says_which_python_by_itself():
+    for path in (ROOT / "atgrpo_jax").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        about = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in about)
+        said = [node.lineno for node in texts if isinstance(node.value, str) and "python -m " in node.value]
+        assert not said or path.name == "cli.py", (path, said)

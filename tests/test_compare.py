@@ -76,6 +76,7 @@ def test_groups_are_paired_by_their_means_and_compared_over_seeds(runs):
     lines = comparing.differences(groups(runs, "a0", "a1", "b0", "b1"))
     assert lines[0].startswith("B - A: +25.0% (95 % interval -51.") and "over seeds" in lines[0]
     assert lines[1].startswith("B - A: +25.0%") and "of 4 that both" in lines[1]
+    assert "seeds" in lines[0] and lines[1].endswith("these runs alone, and says nothing about other seeds")
 
 
 def test_runs_without_common_instances_say_so(runs):

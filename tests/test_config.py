@@ -8,6 +8,7 @@ from fuzz import fuzz
 from hypothesis import assume, given, strategies
 
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.literals import shortened
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
 from atgrpo_jax.models.config import Architecture, RopeScaling
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
@@ -19,6 +20,7 @@ from atgrpo_jax.run.gin_names import GONE, name_of, parameters
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tasks.games.plan_path import PlanPath
 from atgrpo_jax.tasks.workflow import Workflow
+from atgrpo_jax.tokens.tokens import TinyTokenizer
 from atgrpo_jax.update.objectives import LossConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
@@ -213,6 +215,32 @@ def test_difference_and_identity():
     assert base.identity() != other.identity()
     bare = dataclasses.replace(base, warm_start=None)
     assert experiment_difference(bare, base).startswith("Experiment.warm_start = ")
+
+
+def test_three_differences_are_shown_in_short_and_the_others_counted():
+    base = load("smoke.gin")
+    bindings = ["plan_path.PlanPath.seed = 4", "experiment.Experiment.seed = 1", "team.Team.alpha = 2.0"]
+    three = load("smoke.gin", bindings)
+    assert experiment_difference(three, base) == (
+        "PlanPath.seed = 0 there, 4 given; Team.alpha = 1.0 there, 2.0 given; "
+        "Experiment.seed = 0 there, 1 given"
+    )
+    five = load("smoke.gin", [*bindings, "rollout.RolloutConfig.candidates = 3", "mesh.MeshConfig.data = 2"])
+    told = experiment_difference(five, base)
+    assert told.count(" there, ") == 3 and told.endswith("; and 2 more")
+    words = TinyTokenizer(tuple(f"word{i}" for i in range(99)))
+    told = experiment_difference(base, dataclasses.replace(base, tokenizer=words))
+    assert told.startswith("TinyTokenizer.words = (") and "word5" in told and "word6" not in told
+
+
+def test_short_texts_of_two_values_differ():
+    one = tuple(range(99))
+    assert shortened(3, 4) == ("3", "4")
+    assert shortened(one, ()) == ("(0, 1, 2, 3, 4, 5, ...)", "()")
+    mine, yours = shortened(one, (*one[:50], -7, *one[51:]))
+    assert mine.startswith("...") and ", 49, 50, 51, " in mine and ", 49, -7, 51, " in yours
+    assert len(mine) == len(yours) == 63
+    assert shortened(one, one)[0] == shortened(one, one)[1]
 
 
 def read_again(experiment, tmp_path):

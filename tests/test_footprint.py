@@ -227,7 +227,7 @@ def test_a_bad_mesh_is_named(text):
 
 
 def test_an_unknown_device_is_named():
-    with pytest.raises(ConfigError, match="--device=v9: expected one of"):
+    with pytest.raises(ConfigError, match="--device=v9: expected one of .*, as in --device_gb=24"):
         devices.device_named("v9")
 
 
@@ -243,7 +243,7 @@ def test_the_command(tmp_path):
     assert "TFLOP" in compiled.stdout
     large = plan("--device=v5e", "--preset=qwen3-1.7b", "--hosts=1")
     assert large.returncode == 1 and "GB: does not fit" in large.stdout
-    assert "over 1 hosts with 1 devices each, if answers have 5 tokens" in large.stdout
+    assert "over 1 host with 1 device each, if answers have 5 tokens" in large.stdout
     for flags, says in (
         (["--mesh=fsdp=8"], "must be a multiple of mesh data x fsdp = 8"),
         (
@@ -252,9 +252,10 @@ def test_the_command(tmp_path):
         ),
         (
             ["--hosts=3"],
-            "--hosts=3: mesh data = 1, fsdp = 1, tensor = 1 has 1 devices, not as many on each host",
+            "--hosts=3: mesh data = 1, fsdp = 1, tensor = 1 has 1 device, not as many on each host",
         ),
         (["--preset=qwen9"], "--preset=qwen9: expected one of"),
+        (["--device=v5e", "--device_gb=24"], "--device and --device_gb both say what the device is"),
     ):
         refused = plan(*flags)
         assert refused.returncode == 2 and says in refused.stderr, refused.stderr

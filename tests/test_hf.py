@@ -225,8 +225,12 @@ def test_a_full_disk_is_said_as_one(tmp_path, monkeypatch):
 def test_what_rounding_takes_is_counted_by_hand():
     before = {"a": np.array([1.0, 2.0, 3.0], np.float32), "b": np.array([4.0], np.float32)}
     after = {"a": np.array([1.0, 2.0 + 2**-20, 3.5], np.float32), "b": np.array([4.0], np.float32)}
-    said = "as bfloat16, 25.0% of the numbers differ, and 50.0% did before they were rounded"
-    assert rounding(before, after, "bfloat16") == f"{said}; float32 keeps all"
+    assert rounding(before, after, "bfloat16") == (
+        "50.0% of its numbers were changed by training; as bfloat16, 25.0% still are (rounding undid the "
+        "rest; --dtype=float32 keeps all)"
+    )
     for other, dtype, share in ((after, "float32", "50.0%"), (before, "float16", "0.0%")):
-        said = f"as {dtype}, {share} of the numbers differ; nothing was rounded"
+        said = f"{share} of its numbers were changed by training; as {dtype}, nothing is rounded"
         assert rounding(before, other, dtype) == said
+    moved = before | {"b": np.array([5.0 + 2**-20], np.float32)}
+    assert "as bfloat16, 25.0% still are (rounding undid none; --" in rounding(before, moved, "bfloat16")

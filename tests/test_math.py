@@ -342,7 +342,7 @@ def test_files_of_problems(tmp_path, capsys):
     assert [task.instance("train", i).answer for i in range(3)] == ["4"] * 3
     assert task.instance("test", 0).answer == "2"
     said = capsys.readouterr().err
-    assert "train: 3 problems, of which 1 are left out for being in a later split, 1 for coming twice" in said
+    assert "train: 3 problems, without 1 for being in a later split and 1 for coming twice" in said
 
 
 def test_rows_of_several_answers(tmp_path):

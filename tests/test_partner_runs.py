@@ -210,7 +210,7 @@ def test_a_whole_run_is_made_again_from_its_records_alone(whole, tmp_path, capsy
     assert left(folder.path) == left(whole)
     jax.tree.map(np.testing.assert_array_equal, params, run(x, whole))
     assert "/models: Cannot connect" in (said := capsys.readouterr().err)
-    assert f"going on with the {ANSWERS} answers that are recorded" in said
+    assert f"going on with what is recorded, {ANSWERS} answers" in said
 
 
 @pytest.fixture

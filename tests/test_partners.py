@@ -106,7 +106,7 @@ def test_what_is_recorded_is_not_asked_again_also_without_the_server(server, tmp
     with gone, asking(server, tmp_path, tries=1) as partners:
         ask(partners, 3)
     said = capsys.readouterr().err
-    assert "/models: Cannot connect" in said and "going on with the 3 answers that are recorded" in said
+    assert "/models: Cannot connect" in said and "going on with what is recorded, 3 answers" in said
     server.__enter__()
 
 

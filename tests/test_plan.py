@@ -146,6 +146,21 @@ def test_a_longest_prompt_that_nobody_saw_counts(nothing):
     assert plan.workload.prompt < 300  # of made-up sums
 
 
+def test_another_device_is_its_memory_and_has_no_times(nothing):
+    known = Plan(Asked(["smoke.gin"], device="h200"))
+    need = footprint.total(known.memory)
+    for gb, fits in ((2 * need / 1e9, True), (0.5 * need / 1e9, False)):
+        plan = Plan(Asked(["smoke.gin"], device_gb=gb))
+        *lines, last = plan.lines()
+        assert plan.fits is fits and plan.memory == known.memory
+        assert lines[-1].endswith(": fits" if fits else ": does not fit")
+        what = "times" if fits else "times, and what would fit,"
+        assert last == f"{what} need the rates of a device that --device knows"
+    for other in ({"hosts": 2}, {"compile": True}):
+        with pytest.raises(ConfigError, match=f"--{next(iter(other))} needs a --device"):
+            Asked(["smoke.gin"], device_gb=24, **other)
+
+
 def test_pieces_by_hand():
     tokens = Pieces(100)
     text = "Reasoning, 12 (x_1)\n\n naïve 数学"

@@ -158,7 +158,7 @@ def test_the_command(tmp_path):
 
     (tmp_path / "in.jsonl").write_text(json.dumps(APPS) + "\n" + json.dumps(APPS | {"input_output": ""}))
     ended = command("--source=apps", "--out=out.jsonl.gz", "in.jsonl")
-    assert (ended.returncode, ended.stdout) == (0, "1 problems in out.jsonl.gz\n")
+    assert (ended.returncode, ended.stdout) == (0, "1 problem in out.jsonl.gz\n")
     assert "left out: 1 (no tests): in.jsonl, row 2\n" in ended.stderr
     ended = command("--source=books", "--out=x", "in.jsonl")
     assert ended.returncode == 2 and "--source=books: expected one of apps, codecontests" in ended.stderr

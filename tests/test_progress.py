@@ -10,7 +10,7 @@ import termios
 import pytest
 
 from atgrpo_jax.common import progress as progress_module
-from atgrpo_jax.common.progress import Progress, duration, say, speak_as
+from atgrpo_jax.common.progress import Progress, counted, duration, say, speak_as
 from atgrpo_jax.run.metrics import headline
 
 RECORD = {"rollout/success": 0.4375, "groups/signal": 0.624, "rollout/tokens": 5200.0, "perf/step_s": 4.0}
@@ -109,3 +109,7 @@ def test_other_hosts_are_silent_but_for_lines_with_their_number(capsys):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_one_thing_is_no_plural():
+    assert [counted(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from reference import VARIANTS, make, make_tokenizer
@@ -35,3 +37,21 @@ def test_what_it_cannot_read_is_an_error(folder):
     (folder / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(RunError, match=r"^transformers \d.* cannot read .*"):
         check_read_back(folder)
+
+
+# Python without PyTorch, as it is after pip install .
+WITHOUT = """
+import importlib.util, logging, sys
+from pathlib import Path
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *of: None if name.partition(".")[0] == "torch" else find(name, *of)
+from atgrpo_jax.tools.read_back import check_read_back
+assert check_read_back(Path(sys.argv[1])) is None
+assert not sys.modules["transformers"].utils.is_torch_available()
+logging.getLogger("transformers").warning("something else")
+"""
+
+
+def test_only_the_advice_to_install_pytorch_is_silent(folder):
+    done = subprocess.run([sys.executable, "-c", WITHOUT, folder], capture_output=True, text=True, check=True)
+    assert done.stderr == "[transformers] something else\n" and done.stdout == ""

@@ -23,7 +23,7 @@ from atgrpo_jax.arrays.trees import remove_tree
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.credit.groups import credit
-from atgrpo_jax.replaying.again import SAME, Again, Change
+from atgrpo_jax.replaying.again import SAME, Again, Change, fitting
 from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay
 from atgrpo_jax.replaying.taught import logprobs, taught
@@ -299,6 +299,38 @@ def test_records_become_the_values_that_they_were_written_of(tmp_path):
         assert ours.advantages_K.dtype == np.float32
 
 
+def test_what_a_change_cannot_be_is_told_by_the_record_alone(tmp_path):
+    """Nothing is there but the files of episodes: no config, no weights."""
+    run = RunFolder(tmp_path / "run")
+    alpha = {"a": 1.0, "b": 1.0}
+
+    def write(step, split, script, instance):
+        made, _ = player(script, Sum())
+        episode = asyncio.run(made.play(step, split, instance))
+        run.write_episodes(step, episodes.written(step, [episode], (), CharTokenizer(), alpha), split)
+
+    write(1, "test", {(t, r): ["1"] for t in range(2) for r in "ab"}, 3)
+    first = "0/0/0/a"
+    evaluated = Node.parse(f"1/test/3/{first}")
+    with pytest.raises(ConfigError, match=r"draw one candidate; take .* train step; this run keeps none yet"):
+        fitting(run, evaluated, Change(executes=1))
+    for step in (1, 2):
+        write(step, "train", {(t, r): ["1", "2", "x"] for t in range(2) for r in "ab"}, 4 + step)
+    assert run.kept_episodes() == [(1, "test"), (1, "train"), (2, "train")]
+    with pytest.raises(ConfigError) as raised:
+        fitting(run, evaluated, Change(executes=1))
+    assert str(raised.value) == (
+        "there is no candidate 1: evaluations draw one candidate; take a node of a train step, "
+        f"e.g. --node=2/train/6/{first}"
+    )
+    trained = Node.parse(f"2/train/6/{first}")
+    with pytest.raises(ConfigError, match="^there is no candidate 3: the group has 0 to 2$"):
+        fitting(run, trained, Change(executes=3))
+    record, under = fitting(run, trained, Change(executes=2))
+    assert record["instance"] == 6 and [group["role"] for group in under] == ["a"]
+    assert fitting(run, evaluated, Change(says="x"))[1][0]["role"] == "a"
+
+
 def _without_receipts(episode):
     return re.sub(r"receipt='\w*'", "", repr(episode))
 
@@ -343,7 +375,11 @@ def test_a_candidate_that_is_forced_is_executed_whatever_it_earned():
         (["--run_dir={run}", "--node=3/train/9", "--execute=1"], r"3/train/9 holds 4 groups; name one"),
         (
             ["--run_dir={run}", "--node=3/train/9/0/0/0/scout", "--execute=9"],
-            r"there is no candidate 9; .* 0 to 3",
+            r"there is no candidate 9: .* 0 to 3",
+        ),
+        (
+            ["--run_dir={run}", "--node=0/test/1/0/0/0/scout", "--execute=1"],
+            r"there is no candidate 1: evaluations draw one .* e\.g\. --node=5/train/\d+/0/0/0/scout",
         ),
         (["--run_dir={run}", "--node=3/train/900"], r"\S+ keeps nothing at 3/train/900"),
         (["--run_dir={run}", "--node=7/train/9"], r"\S+step_000007.jsonl.gz is not there"),

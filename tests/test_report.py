@@ -22,7 +22,7 @@ from atgrpo_jax.run.saved import claim
 from atgrpo_jax.viewing.contents import Kept, Pieces, by_interest, evaluations, evenly, kept, shown
 from atgrpo_jax.viewing.meanings import meaning_of
 from atgrpo_jax.viewing.page import Writer, tree, write_page
-from atgrpo_jax.viewing.text import node
+from atgrpo_jax.viewing.text import episode_text, node
 
 HOSTILE = (
     "<script>document.title = 'mine'</script><img src=http://127.0.0.1:9/x>\u202eright to left</pre>\x1b[2J"
@@ -517,10 +517,18 @@ def test_a_node_as_text_with_its_boards(drawn):
     assert "-- at the end:" not in node(drawn, "1/train/0/0/0")
 
 
+def test_a_reward_without_parts_is_shown_without_them(folder):
+    (episode,) = (e for e in folder.read_episodes(3) if e["instance"] == 31)
+    for candidate in episode["groups"][0]["candidates"]:
+        candidate["parts"] = {}
+    first = episode_text(episode, episode["groups"][:1])
+    assert "   reward 11 (team 1, local 10)\n" in first and ": )" not in first
+
+
 def test_a_node_as_text(folder):
     whole = node(folder, "3/train/31")
     assert whole.startswith(
-        "train, step 3, instance 31, episode 0: solved after 1 turns\n\n== turn 0, stage 0, a"
+        "train, step 3, instance 31, episode 0: solved after 1 turn\n\n== turn 0, stage 0, a"
     )
     assert "-- candidate 0, executed: ok\n   reward 11 (team 1, local 10: number 10)\n" in whole
     assert "-- candidate 1: invalid" in whole

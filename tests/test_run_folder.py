@@ -158,7 +158,7 @@ def test_rewind_refuses_to_lose_what_is_there(folder):
         RunError, match=r"has no line of step 2, but there is checkpoint 4; put the file back"
     ):
         folder.rewind(4)
-    with pytest.raises(RunError, match=r"has metrics of 1 steps but no checkpoint; put checkpoints/ back"):
+    with pytest.raises(RunError, match=r"has metrics of 1 step but no checkpoint; put checkpoints/ back"):
         folder.rewind(-1)
     assert len(folder.read_metrics()) == 2
     folder.metrics.unlink()
@@ -213,12 +213,15 @@ def test_a_run_goes_on_with_another_number_of_hosts_or_mesh_only_if_it_is_told_t
     settle(folder, two, None, 2, 0, False)
     settle(folder, two, two, 2, 4, False)
     assert [line["hosts"] for line in read_json_lines(folder.shapes)] == [2]
-    with pytest.raises(RunError, match="made by 2 hosts, and there are 1 now; with --other_hosts it goes on"):
+    with pytest.raises(RunError, match="made by 2 hosts, and now it would be 1; with --other_hosts"):
         settle(folder, two, two, 1, 4, False)
     with pytest.raises(RunError, match="MeshConfig.data = 2 there, 1 given.*or --other_hosts to go on"):
         settle(folder, one, two, 2, 4, False)
-    with pytest.raises(RunError, match=r"Experiment.seed = 0 there, 3 given\); give another --run_dir$"):
+    with pytest.raises(RunError, match=r"Experiment.seed = 0 there, 3 given\); give another .*, or --from="):
         settle(folder, dataclasses.replace(one, seed=3), two, 2, 4, True)
+    wider = dataclasses.replace(one, model=dataclasses.replace(one.model, mlp_width=96), seed=3)
+    with pytest.raises(RunError, match=r"; Experiment.seed = 0 there, 3 given\); give another --run_dir$"):
+        settle(folder, wider, two, 2, 4, True)  # weights of other sizes are no beginning
     settle(folder, one, two, 1, 4, True)
     lines = read_json_lines(folder.shapes)
     assert lines[1] == {"after_step": 4, "hosts": 1, "mesh": str(one.mesh), "before": two.identity()}
@@ -231,7 +234,7 @@ def test_a_run_of_one_host_has_no_record_of_hosts(tmp_path):
     settle(folder, x, None, 1, 0, False)
     settle(folder, x, x, 1, 3, False)
     assert not folder.shapes.exists() and earlier(folder) == ()
-    with pytest.raises(RunError, match="made by 1 hosts, and there are 2 now"):
+    with pytest.raises(RunError, match="made by 1 host, and now it would be 2"):
         settle(folder, x, x, 2, 3, False)
 
 

@@ -181,10 +181,7 @@ def test_puzzles_of_files(tmp_path, capsys):
     task = Sudoku(files=files)
     drawn = [task.instance("train", i) for i in range(8)]
     assert {d.puzzle for d in drawn} == {*others, nine.puzzle} and set(drawn[:4]) == set(drawn[4:])
-    assert (
-        "6 problems, of which 1 are left out for being in a later split, 1 for coming"
-        in capsys.readouterr().err
-    )
+    assert "6 problems, without 1 for being in a later split and 1 for coming" in capsys.readouterr().err
     assert [task.instance("test", i) for i in range(2)] == [INSTANCE, TASK.instance("test", 0)]
     with pytest.raises(IndexError):
         task.instance("test", 2)

@@ -6,6 +6,7 @@ import pytest
 from fakes import CharTokenizer, Sum
 from shared_rollout import player
 
+from atgrpo_jax.common.cli import typed
 from atgrpo_jax.run import episodes
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.report import failures, summary_text
@@ -31,7 +32,7 @@ def test_failures_are_one_that_was_solved_before_and_one_of_each_end(tmp_path):
     write(folder, 0, [TOO_SMALL, TOO_SMALL, TOO_SMALL, SOLVED, SOLVED, SOLVED])
     write(folder, 3, [SOLVED, TOO_LARGE, TOO_LARGE, TOO_SMALL, SOLVED, TOO_SMALL])
     assert list(failures(folder, 3).items()) == [
-        ("3/test/3", "solved before training"), ("3/test/1", "failed: ended"),
+        ("3/test/3", "solved before training, fails now"), ("3/test/1", "failed: ended"),
     ]  # fmt: skip
     write(folder, 3, [TOO_SMALL, TOO_LARGE, TOO_LARGE, SOLVED, SOLVED, SOLVED])
     found = failures(folder, 3)
@@ -46,12 +47,11 @@ def test_the_summary_says_what_to_look_at(tensorboard):
     summary = {
         "run_dir": "runs/a", "steps": 3, "instances": 20, "before": score, "after": score,
         "train_seconds": 70.0,
-        "failures": {"3/test/5": "solved before training"}, "tensorboard": tensorboard,
+        "failures": {"3/test/5": "solved before training, fails now"}, "tensorboard": tensorboard,
     }  # fmt: skip
     lines = summary_text(summary).splitlines()
     assert lines[2] == "  after   50.0% (95 % interval 40.0% to 60.0%), 3 steps, 1 min 10 s of training"
     after = lines[lines.index("Next:") + 1 :]
-    assert after[1] == (
-        "  python -m atgrpo_jax.report --run_dir=runs/a --text=3/test/5    # solved before training"
-    )
-    assert ("  tensorboard --logdir=runs/a/tensorboard" in after) == tensorboard
+    page = f"  {typed('atgrpo_jax.report')} --run_dir=runs/a --text="
+    assert after[1] == f"{page}3/test/5    # solved before training, fails now"
+    assert (f"  {typed('tensorboard.main')} --logdir=runs/a/tensorboard" in after) == tensorboard

@@ -41,11 +41,12 @@ def shortened(command):
 
 def pattern(line):
     """What a line matches in a shorter run: any number where it has one, any path, any spaces."""
-    line = re.sub(r"/work(?=/)", "PATH", re.sub(r"\s*#.*", "", line))
+    line = re.sub(r"/work(?=/)|python(?= -m)", "PATH", re.sub(r"\s*#.*", "", line))
     line = re.sub(r"(\d+ min )?\d+ s\b", "TIME", line)
     line = re.sub(r"[+-]?\d[\d,]*(\.\d+)?", "NUMBER", line)
     line = re.escape(re.sub(r"\s+", " ", line).strip()).replace(r"\ ", r"\s+")
     line = line.replace("PATH", r"\S*").replace("TIME", r"(\d+\ min\ )?\d+\ s")
+    line = re.sub(r"(NUMBER\\s\+[a-z]+?)s?\b", r"\1s?", line)  # there may be one of them, or more
     return line.replace("NUMBER", r"[+-]?\d[\d,]*(\.\d+)?(e-\d+)?")
 
 

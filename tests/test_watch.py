@@ -70,7 +70,7 @@ def test_runs_are_listed_compared_and_shown(root, tmp_path):
     ]  # fmt: skip
     said = ended("compare", root / "one", root / "two", "--step=2", f"--out={tmp_path / 'a.png'}")
     assert "B - A: +50.0%" in said and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert "episodes of 1 of 1 files" in ended("report", f"--run_dir={root / 'one'}", "--step=2")
+    assert "episodes of 1 of 1 file" in ended("report", f"--run_dir={root / 'one'}", "--step=2")
     assert [file["name"] for file in contents(one.report)["files"]] == ["test-2"]
     assert "test, step 2, instance 1" in ended("report", f"--run_dir={root / 'one'}", "--text=2/test/1")
 

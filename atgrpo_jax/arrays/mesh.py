@@ -16,6 +16,7 @@ from atgrpo_jax.arrays.layout import AXES, Apart, laid_out
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.progress import counted
 
 # The axes of parameters, each by a regular expression for the end of its path: (r"q/kernel$", "DN").
 # The package's docstring explains the letters. A family of models says which they are.
@@ -156,7 +157,7 @@ def _meshes(devices: int, policies: int) -> Iterator[MeshConfig]:
 
 def _misfit(config: MeshConfig, devices: int, divided: Iterable[Divided]) -> str | None:
     if config.devices > devices:
-        return f"needs {config.devices} devices, {devices} found"
+        return f"needs {counted(config.devices, 'device')}, {devices} found"
     for name, size, axis in divided:
         if size % getattr(config, axis):
             return f"{name} has size {size}, which {axis} = {getattr(config, axis)} does not divide"

@@ -5,6 +5,8 @@ import importlib.metadata
 import importlib.util
 import os
 import select
+import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -87,6 +89,28 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     A stop by a signal exits with 128 + the signal's number, as shells report it.
     """
     app.run(lambda argv: guarded(main, argv), flags_parser=_words)
+
+
+def typed(module: str) -> str:
+    """Returns what a person types to run a module with this Python, as in ``python -m atgrpo_jax.train``.
+
+    If ``python`` is another one in the person's shell, or none, it is the path of this one.
+    """
+    found = shutil.which("python")
+    if found is not None and _same_python(found, sys.executable):
+        return f"python -m {module}"
+    folder, name = os.path.split(sys.executable)
+    near = os.path.join(os.path.relpath(folder), name)
+    return f"{shlex.quote(min(near, sys.executable, key=len))} -m {module}"
+
+
+def _same_python(one: str, other: str) -> bool:
+    """Returns whether two paths are one Python of one environment, as python and python3 are.
+
+    Pythons of two environments may be links to the same file.
+    """
+    folders = (os.path.realpath(os.path.dirname(path)) for path in (one, other))
+    return len(set(folders)) == 1 and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _words(argv: list[str]) -> list[str]:

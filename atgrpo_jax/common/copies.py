@@ -16,7 +16,7 @@ from etils import epath
 from atgrpo_jax.common import buckets
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import make_folder, naming, sync_folder, write_atomically
-from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.progress import counted, say
 
 _KINDS = (".json", ".safetensors", ".jinja", ".txt", ".model", ".py")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
@@ -94,7 +94,7 @@ def copied(folder: epath.Path, only: str | None = None) -> Path:
         missing = [name for name in wanted if have.get(name) != wanted[name]]
         size = sum(there[name].size for name in missing)
         if size > _LARGE:
-            say(f"copying {len(missing)} files ({size / 1e9:.1f} GB) of {folder} to {local}")
+            say(f"copying {counted(len(missing), 'file')} ({size / 1e9:.1f} GB) of {folder} to {local}")
         for name in missing:
             buckets.download(folder / name, local / name)
         if only:

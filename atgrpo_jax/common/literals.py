@@ -2,8 +2,26 @@
 
 import ast
 import dataclasses
+import itertools
+import reprlib
 from collections.abc import Mapping
 from typing import Any
+
+LONG = 60  # letters of a value that a person is shown
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONG
+
+
+def shortened(one: Any, other: Any) -> tuple[str, str]:
+    """Returns short texts of two values. They differ if the values have different ``repr``."""
+    texts = _SHORT.repr(one), _SHORT.repr(other)
+    if texts[0] != texts[1]:
+        return texts
+    whole = repr(one), repr(other)
+    alike = (a == b for a, b in zip(*whole, strict=False))
+    start = max(0, sum(itertools.takewhile(bool, alike)) - LONG // 3)
+    cut = [f"{'...' if start else ''}{text[start : start + LONG]}" for text in whole]
+    return cut[0], cut[1]
 
 
 def literal(value: Any) -> str | None:

@@ -115,6 +115,11 @@ def say_at_once(line: str) -> None:
     sys.stderr.flush()
 
 
+def counted(number: int, what: str) -> str:
+    """Returns a number of things in words: "1 step", "2 steps"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -23,6 +23,7 @@ from atgrpo_jax.common.files import (
     sync_folder,
     write_atomically,
 )
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.common.types import GroupKey, Message, Sample
 
 Kind = Literal["step", "evaluated"]  # of a file: of a training run, or of later evaluations
@@ -83,9 +84,9 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.answers} answers, {self.asked} of them asked for now ({self.seconds:.1f} s in all) and "
-            f"the others recorded before; {self.prompt_tokens} tokens of prompts, {self.answer_tokens} of "
-            "answers"
+            f"{counted(self.answers, 'answer')}, {self.asked} of them asked for now ({self.seconds:.1f} s "
+            f"in all) and the others recorded before; {counted(self.prompt_tokens, 'token')} of prompts, "
+            f"{self.answer_tokens} of answers"
         )
 
 

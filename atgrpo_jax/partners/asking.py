@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import aiohttp
 
 from atgrpo_jax.common.errors import PromptTooLong, RunError, Unreachable
-from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.progress import counted, say
 from atgrpo_jax.common.types import GroupKey, Message, Sample, hash_bytes
 from atgrpo_jax.engines.sglang.background import Background
 from atgrpo_jax.engines.sglang.secrets import api_key, kept, plain
@@ -132,7 +132,7 @@ class _Asked:
                 if isinstance(error, RunError):
                     raise
                 raise Unreachable(f"{error}; start the server, or set partners.Partner.url") from None
-            say(f"{error}; going on with the {self._recorded} answers that are recorded")
+            say(f"{error}; going on with what is recorded, {counted(self._recorded, 'answer')}")
 
     def digest(self, messages: Sequence[Message]) -> str:
         """Returns a digest of all that an answer depends on, but for the server."""

@@ -1,6 +1,7 @@
 """Holds the published figures of devices."""
 
 import dataclasses
+import math
 
 from atgrpo_jax.common.errors import ConfigError
 
@@ -33,8 +34,16 @@ DEVICES = {
 def device_named(name: str) -> Device:
     """Returns a device by its name. Raises ConfigError if it is not in ``DEVICES``."""
     if name not in DEVICES:
-        raise ConfigError(f"--device={name}: expected one of {', '.join(DEVICES)}")
+        raise ConfigError(
+            f"--device={name}: expected one of {', '.join(DEVICES)}; for another one say its memory instead, "
+            "as in --device_gb=24"
+        )
     return DEVICES[name]
+
+
+def device_of_memory(gb: float) -> Device:
+    """Returns a device of which nothing is known but its memory, in GB: it has no rates."""
+    return Device("device", (), gb * 1e9, math.nan, math.nan, math.nan)
 
 
 def device_of_kind(kind: str) -> Device | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from atgrpo_jax.arrays.spread import check_hosts
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.estimate import Estimate, Setup, estimate, setup_of
 from atgrpo_jax.planning.events import Skew
@@ -23,7 +24,7 @@ def check(experiment: Experiment, hosts: int) -> None:
     mesh = experiment.mesh
     if mesh.devices % hosts:
         raise ConfigError(
-            f"--hosts={hosts}: mesh {mesh} has {mesh.devices} devices, not as many on each host"
+            f"--hosts={hosts}: mesh {mesh} has {counted(mesh.devices, 'device')}, not as many on each host"
         )
     check_hosts(mesh, mesh.devices, hosts)
     experiment.engine.check_hosts(mesh, hosts)
@@ -34,7 +35,7 @@ def report(
 ) -> Sequence[str]:
     """Returns the lines about a step over several hosts."""
     drawing = experiment.engine.drawing(experiment.mesh)
-    about = f"over {hosts} hosts with {experiment.mesh.devices // hosts} devices each"
+    about = f"over {counted(hosts, 'host')} with {counted(experiment.mesh.devices // hosts, 'device')} each"
     if drawing is None:
         return [f"{about}: samples are drawn elsewhere, so nothing is said of the rollout"]
     setup = setup_of(experiment, drawing, workload, skew, hosts)

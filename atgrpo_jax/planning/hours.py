@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.planning import times
 from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.workload import MEASURED, Workload
@@ -28,7 +29,8 @@ def parts(
         return times.seconds(experiment, policies, workload, device, utilisation)[stage][1]
 
     found = {
-        stage: Part(steps * seconds(stage, workload), f"{steps} steps") for stage in ("rollout", "update")
+        stage: Part(steps * seconds(stage, workload), counted(steps, "step"))
+        for stage in ("rollout", "update")
     }
     settings = experiment.evaluation
     validations = 1 + sum(settings.validates(step, steps) for step in range(1, steps + 1))
@@ -50,7 +52,7 @@ def parts(
             new=max(round(workload.demonstration), 1),
         )
         found["warm start"] = Part(
-            warm.steps * seconds("update", shown), f"{warm.steps} steps, unless it is in the cache"
+            warm.steps * seconds("update", shown), f"{counted(warm.steps, 'step')}, unless it is in the cache"
         )
     return found
 

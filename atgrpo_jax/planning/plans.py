@@ -11,7 +11,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.models.config import PRESETS, preset
 from atgrpo_jax.planning import fitting, footprint, hosts, hours, times, tpu_compiler
-from atgrpo_jax.planning.devices import device_named
+from atgrpo_jax.planning.devices import device_named, device_of_memory
 from atgrpo_jax.planning.events import Skew
 from atgrpo_jax.planning.stand_ins import StandIns
 from atgrpo_jax.planning.workload import workload_of
@@ -35,8 +35,12 @@ class Asked:
     sigma: float = 0.8  # how unequal answers are; only for several hosts
     compile: bool = False  # the update, for TPUs
     utilisation: float = 0.4  # the part of the device's peak rate that is reached
+    device_gb: float | None = None  # memory of another device, of which no rates are known
 
     def __post_init__(self):
+        if self.device_gb is not None and (self.compile or self.hosts is not None):
+            flag = "--compile" if self.compile else "--hosts"
+            raise ConfigError(f"{flag} needs a --device: --device_gb says nothing of it but its memory")
         if self.preset is not None and self.preset not in PRESETS:
             raise ConfigError(f"--preset={self.preset}: expected one of {', '.join(PRESETS)}")
 
@@ -81,7 +85,8 @@ class Plan:
     def __init__(self, asked: Asked):
         """Raises ConfigError if a run would refuse the config."""
         self._asked = asked
-        self._device = device_named(asked.device)
+        gb = asked.device_gb
+        self._device = device_named(asked.device) if gb is None else device_of_memory(gb)
         stand_ins = StandIns(asked.preset)
         self.experiment = experiment = asked.read(stand_ins)
         count = experiment.engine.devices_needed(experiment.mesh)
@@ -105,6 +110,10 @@ class Plan:
         yield from footprint.report(self.memory, device, experiment.mesh)
         if offloaded := footprint.bytes_on_hosts(self._policies.shapes):
             yield f"  optimizer state in the memory of all hosts: {offloaded / 1e9:.3f} GB"
+        if asked.device_gb is not None:
+            what = "times" if self.fits else "times, and what would fit,"
+            yield f"{what} need the rates of a device that --device knows"
+            return
         for part in (times, hours):
             yield from part.report(experiment, self._policies, self.workload, device, asked.utilisation)
         if asked.hosts is not None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from atgrpo_jax.replaying.teams import Teams
 from atgrpo_jax.rollout.evaluation import evaluating
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose
-from atgrpo_jax.run.nodes import Node
+from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.nodes import Node, speaker
 from atgrpo_jax.run.playing import training
 from atgrpo_jax.run.recorded import episode_of, key_of
 from atgrpo_jax.run.saved import SavedRun
@@ -39,6 +40,10 @@ class Change:
     temperature: float | None = None
     executes: int | None = None
     says: str | None = None
+
+    @property
+    def of_one_group(self) -> bool:
+        return self.executes is not None or self.says is not None
 
 
 SAME = Change()
@@ -87,14 +92,8 @@ class Again:
         """
         self._set_to(node.step)
         experiment = self._saved.experiment
-        record = recorded_at(self._saved, node)
-        under = [group for group in record["groups"] if node.holds(group)]
+        record, under = fitting(self._saved.folder, node, change)
         changed = {key_of(record, group) for group in under if group["policy"]}
-        if change != SAME and not changed:
-            raise ConfigError(f"{node}: a partner speaks there, and its answers are as they are recorded")
-        one_group = change.executes is not None or change.says is not None
-        if one_group and len(under) != 1:
-            raise ConfigError(f"{node} holds {len(under)} groups; name one, down to its speaker")
         team = self._teams.after(node.step - 1 if node.split == "train" else node.step)
         gate.push(self._engine, self._saved.learner.weights(team), team.version)
 
@@ -117,7 +116,7 @@ class Again:
             return samples if change.says is None else [*samples, self._said(team, group.origin, change)]
 
         forced = {}
-        for key in changed if one_group else ():
+        for key in changed if change.of_one_group else ():
             forced[key] = _forced(groups[key], change)
         again = dataclasses.replace(player, propose=propose, forced=forced)
         played = coroutines.run(again.play(node.step, node.split, node.instance, recorded.episode))
@@ -160,20 +159,62 @@ class Again:
         return dataclasses.replace(sample, logprobs=tuple(map(float, found)))
 
 
-def recorded_at(saved: SavedRun, node: Node) -> Mapping[str, Any]:
+def fitting(
+    folder: RunFolder, node: Node, change: Change
+) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """Returns what is written down of a node's episode, and its groups under the node.
+
+    Nothing but the record is read. Raises RunError if there is no such node, and ConfigError for a change
+    that does not fit it.
+    """
+    record = _recorded_at(folder, node)
+    under = [group for group in record["groups"] if node.holds(group)]
+    if change != SAME and not any(group["policy"] for group in under):
+        raise ConfigError(f"{node}: a partner speaks there, and its answers are as they are recorded")
+    if change.of_one_group and len(under) != 1:
+        raise ConfigError(f"{node} holds {len(under)} groups; name one, down to its speaker")
+    if change.executes is not None:
+        _check_candidate(folder, node, under[0]["candidates"], change.executes)
+    return record, under
+
+
+def _check_candidate(
+    folder: RunFolder, node: Node, candidates: Sequence[Mapping[str, Any]], number: int
+) -> None:
+    if not 0 <= number < len(candidates):
+        why = f"the group has 0 to {len(candidates) - 1}"
+        if node.split != "train":
+            why = f"evaluations draw one candidate; {_newest_trained(folder)}"
+        raise ConfigError(f"there is no candidate {number}: {why}")
+    if candidates[number]["finish"] == "error":
+        raise ConfigError(f"candidate {number} was never drawn: the engine failed; name another one")
+
+
+def _newest_trained(folder: RunFolder) -> str:
+    """Returns in words which group of the newest step of training could be taken."""
+    steps = [step for step, split in folder.kept_episodes() if split == "train"]
+    if not steps:
+        return "take a node of a train step; this run keeps none yet"
+    episode = next(folder.read_episodes(steps[-1]))
+    group = next(group for group in episode["groups"] if group["policy"])
+    here = episode["instance"], episode["episode"], group["turn"], group["stage"], speaker(group)
+    return f"take a node of a train step, e.g. --node={Node(steps[-1], 'train', *here)}"
+
+
+def _recorded_at(folder: RunFolder, node: Node) -> Mapping[str, Any]:
     """Returns what is written down of a node's episode. Raises RunError if there is no such node."""
     number = node.episode or 0
     try:
-        episodes = saved.folder.read_episodes(node.step, node.split)
+        episodes = folder.read_episodes(node.step, node.split)
         found = [e for e in episodes if (e["instance"], e["episode"]) == (node.instance, number)]
     except FileNotFoundError as error:
-        path = saved.folder.episodes_of(node.step, node.split)
+        path = folder.episodes_of(node.step, node.split)
         raise RunError(f"{path} is not there; that step's episodes are not kept") from error
     for episode in found:
         own = [group for group in episode["groups"] if node.holds(group)]
         if own and (node.k is None or node.k < len(own[0]["candidates"])):
             return episode
-    raise RunError(f"{saved.folder.path} keeps nothing at {node}")
+    raise RunError(f"{folder.path} keeps nothing at {node}")
 
 
 def _recorded(group: Group | None, key: GroupKey, prompt_ids: tuple[int, ...], version: int) -> list[Sample]:
@@ -199,14 +240,9 @@ def _sampling(origin: Origin, change: Change) -> Sampling:
 
 def _forced(group: Group, change: Change) -> int:
     """Returns the number of the candidate that is executed; a text of a person's comes last."""
-    count = len(group.candidates)
     if change.says is not None:
-        return count
+        return len(group.candidates)
     assert change.executes is not None
-    if not 0 <= change.executes < count:
-        raise ConfigError(f"there is no candidate {change.executes}; the group has 0 to {count - 1}")
-    if group.candidates[change.executes].sample.finish == "error":
-        raise ConfigError(f"candidate {change.executes} was never drawn: the engine failed; name another one")
     return change.executes
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.common.types import Candidate, Episode, Group
 from atgrpo_jax.run.nodes import Node
 from atgrpo_jax.tokens.tokens import Tokenizer
@@ -30,8 +31,8 @@ def findings(node: Node, recorded: Episode, played: Episode, tokenizer: Tokenize
         begun = begun or here
         if begun:
             found.append(_group(before.get(key), group, node.k if here else None, tokenizer))
-    own = f"{played.end} after {played.turns} turns"
-    was = f"{recorded.end} after {recorded.turns} turns"
+    own = f"{played.end} after {counted(played.turns, 'turn')}"
+    was = f"{recorded.end} after {counted(recorded.turns, 'turn')}"
     found.append(Finding(own == was, f"end: {own}" + ("" if own == was else f"; recorded: {was}")))
     return found
 
@@ -63,7 +64,9 @@ def _candidate(was: Candidate, now: Candidate, tokenizer: Tokenizer) -> str:
         if before != after:
             return f"token {i} is {_shown(after, tokenizer)}, {_shown(before, tokenizer)} is recorded"
     if len(old.tokens) != len(new.tokens):
-        return f"{len(new.tokens)} tokens, {len(old.tokens)} are recorded; the first ones agree"
+        return (
+            f"{counted(len(new.tokens), 'token')}, and {len(old.tokens)} in the record; the first ones agree"
+        )
     for i, (recorded, found) in enumerate(zip(old.logprobs, new.logprobs, strict=True)):
         if recorded != found:
             return f"same tokens; the logprob of token {i} is {found!r}, {recorded!r} is recorded"

@@ -14,6 +14,7 @@ from scipy import special
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.hosts import ALONE, Hosts
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.common.types import Episode, Sampling
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.partners.answers import Cost, Partners, costs_since
@@ -88,7 +89,7 @@ def _told(sampling: Sampling) -> str:
         value = getattr(sampling, field.name)
         if field.name not in ("temperature", "max_tokens") and value != field.default:
             rules.append(f"{field.name} {value!r}")
-    return ", ".join((*rules, f"at most {sampling.max_tokens} tokens"))
+    return ", ".join((*rules, f"at most {counted(sampling.max_tokens, 'token')}"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,7 +167,7 @@ class Difference:
     def __str__(self) -> str:
         return (
             f"{self.mean:+.1%} (95 % interval {self.low:+.1%} to {self.high:+.1%}); "
-            f"better on {self.better} instances, worse on {self.worse}"
+            f"better on {counted(self.better, 'instance')}, worse on {self.worse}"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from atgrpo_jax.common.files import read_json_lines
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.found import FoundRun
 from atgrpo_jax.tokens import tiny_file
@@ -82,7 +83,7 @@ def _roles(x: Experiment) -> str:
 def _origin(x: Experiment, origin: str) -> str:
     if x.origin is not None:
         return "It started from policies of another run."
-    warm = "" if x.warm_start is None else f", with a warm start of {x.warm_start.steps} steps"
+    warm = "" if x.warm_start is None else f", with a warm start of {counted(x.warm_start.steps, 'step')}"
     return f"It started from {f'`{origin}`' if origin else 'random parameters'}{warm}."
 
 
@@ -96,7 +97,7 @@ def _settings(x: Experiment, step: int) -> Iterator[tuple[Any, ...]]:
         yield (
             f"samples of {role}",
             f"{own.candidates} a prompt, temperature {sampling.temperature:g}, "
-            f"at most {sampling.max_tokens} tokens",
+            f"at most {counted(sampling.max_tokens, 'token')}",
         )
     yield "learning rate", f"{x.optimizer.learning_rate:g}"
     yield "weight of the team's reward", f"{x.team.alpha:g}"
@@ -117,7 +118,7 @@ def _scores(run: FoundRun, step: int) -> Iterator[tuple[Any, ...]]:
     for record in read_json_lines(run.folder.evaluations):
         if record["step"] in (0, step):
             changed = sorted({param.partition("=")[0].strip() for param in record.get("gin_param") or ()})
-            how = [f"{record['instances']} instances"]
+            how = [counted(record["instances"], "instance")]
             how += [f"temperature {record['temperature']:g}"] if "temperature" in record else []
             how += [f"with another {', '.join(changed)}"] if changed else []
             yield _row(record["split"], record["step"], record, ", ".join(how))

@@ -9,6 +9,7 @@ from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.copies import absolute
 from atgrpo_jax.common.hosts import ALONE, Hosts, check_alike
+from atgrpo_jax.common.literals import shortened
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Sampling, hash_bytes
 from atgrpo_jax.credit.groups import CreditConfig
@@ -20,7 +21,7 @@ from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import BASE, Team
-from atgrpo_jax.run.kept_files import by_content, represented
+from atgrpo_jax.run.kept_files import differences, represented
 from atgrpo_jax.run.role_settings import RoleSettings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Runner
@@ -34,6 +35,7 @@ from atgrpo_jax.update.warm_start import WarmStartConfig
 
 # Fields that may change when a run goes on: they do not affect the steps that are done.
 CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "trackers")
+SHOWN = 3  # of the fields in which two experiments differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,11 +252,14 @@ def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] |
 
 
 def experiment_difference(ours: Experiment, theirs: Experiment) -> str | None:
-    """Returns a line on the first field in which two experiments differ; None if they agree.
+    """Returns a line on the first ``SHOWN`` fields in which two experiments differ, and how many more
+    do; None if they agree.
 
     Fields that may change when a run goes on are not compared.
     """
-    return first_difference("Experiment", _without_changeable(ours), _without_changeable(theirs))
+    found = [_told(*one) for one in experiment_changes(ours, theirs)]
+    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return "; ".join(found[:SHOWN] + more) or None
 
 
 def experiment_changes(ours: Experiment, theirs: Experiment) -> Iterator[tuple[str, Any, Any]]:
@@ -281,19 +286,11 @@ def _without_changeable(experiment: Experiment) -> Experiment:
 def first_difference(name: str, ours: Any, theirs: Any) -> str | None:
     """Returns a line on the first field in which two values differ; None if they are equal.
 
-    Paths are equal if what is there has the same content. ``name`` is what to call the values if they
-    are not dataclasses.
+    ``name`` is what to call the values if they are not dataclasses.
     """
-    for field, own, other in differences(name, ours, theirs):
-        return f"{field} = {other!r} there, {own!r} given"
-    return None
+    return next((_told(*found) for found in differences(name, ours, theirs)), None)
 
 
-def differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yields the name, our value and their value of every field in which two values differ."""
-    if type(ours) is type(theirs) and dataclasses.is_dataclass(ours):
-        for field in dataclasses.fields(ours):
-            inner = f"{type(ours).__name__}.{field.name}"
-            yield from differences(inner, getattr(ours, field.name), getattr(theirs, field.name))
-    elif ours != theirs and by_content(ours) != by_content(theirs):
-        yield name, ours, theirs
+def _told(field: str, ours: Any, theirs: Any) -> str:
+    own, other = shortened(ours, theirs)
+    return f"{field} = {other} there, {own} given"

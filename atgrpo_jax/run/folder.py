@@ -24,11 +24,12 @@ from atgrpo_jax.common.files import (
     remove_file,
     write_atomically,
 )
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.run import episodes, kept_files, lease
 from atgrpo_jax.run.kept_source import FOLDER
 from atgrpo_jax.run.lease import Lease
 
-_EPISODES = re.compile(r"step_([0-9]{6,})(?:\.[a-z]+)?\.jsonl\.gz")
+_EPISODES = re.compile(r"step_([0-9]{6,})(?:\.([a-z]+))?\.jsonl\.gz")
 _PARTIAL = re.compile(rf"\.{_EPISODES.pattern}\.partial")
 
 
@@ -167,7 +168,7 @@ class RunFolder:
         records = self.read_metrics()
         if step == -1 and len(records) > 1:
             raise RunError(
-                f"{self.path} has metrics of {len(records) - 1} steps but no checkpoint; "
+                f"{self.path} has metrics of {counted(len(records) - 1, 'step')} but no checkpoint; "
                 "put checkpoints/ back, or give another --run_dir"
             )
         if len(records) <= step:
@@ -193,6 +194,11 @@ class RunFolder:
     def read_episodes(self, step: int, split: str = "train") -> Iterator[dict[str, Any]]:
         """Yields what is written down of a step's episodes; see ``episodes``."""
         return episodes.read(self.episodes_of(step, split))
+
+    def kept_episodes(self) -> list[tuple[int, str]]:
+        """Returns the step and the split of every file of episodes, those of later evaluations left out."""
+        found = filter(None, map(_EPISODES.fullmatch, names_in(self.episodes)))
+        return sorted((int(match[1]), match[2] or "train") for match in found)
 
     def write_evaluation(self, split: str, content: bytes) -> str:
         """Writes the episodes of a later evaluation. Returns the name of the file in evaluations/."""

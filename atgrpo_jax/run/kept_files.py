@@ -39,6 +39,20 @@ def by_content(value: Any) -> Any:
     return _replaced(value, lambda text: _digest(text) or text)
 
 
+def differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the name, our value and their value of every field in which two values differ.
+
+    Paths are equal if what is there has the same content. ``name`` is what to call the values if they
+    are not dataclasses.
+    """
+    if type(ours) is type(theirs) and dataclasses.is_dataclass(ours):
+        for field in dataclasses.fields(ours):
+            inner = f"{type(ours).__name__}.{field.name}"
+            yield from differences(inner, getattr(ours, field.name), getattr(theirs, field.name))
+    elif ours != theirs and by_content(ours) != by_content(theirs):
+        yield name, ours, theirs
+
+
 def represented(experiment: Any) -> str:
     """Returns the ``repr`` of a config, with digests of contents in place of paths."""
     text = repr(experiment)

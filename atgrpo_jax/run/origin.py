@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from atgrpo_jax.arrays.finite_trees import check_tree
+from atgrpo_jax.common.cli import typed
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import is_file, read_file, remove_file, write_atomically
 from atgrpo_jax.common.hosts import ALONE, Hosts
@@ -162,5 +163,5 @@ def _check_same_base(run: FoundRun, base: str, params: Any, learner: TeamLearner
     if not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), theirs, params))):
         raise RunError(
             f"the adapters of {run.folder.path} are on other weights than those of {base}, so "
-            "they cannot be on one base; merge one of them: python -m atgrpo_jax.export --merge"
+            f"they cannot be on one base; merge one of them: {typed('atgrpo_jax.export')} --merge"
         )

@@ -5,10 +5,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from atgrpo_jax.common.cli import typed
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place, is_file, write_atomically
 from atgrpo_jax.common.metric_names import OF_POLICY, OF_ROLE
-from atgrpo_jax.common.progress import duration
+from atgrpo_jax.common.progress import counted, duration
 from atgrpo_jax.rollout.contributions import alarms
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run.experiment import Experiment
@@ -23,6 +24,7 @@ PANELS = (
     ("KL to the sampling policy (nats a token)", (f"{OF_POLICY}/*/kl_old",)),
     ("Seconds", ("perf/rollout_s", "perf/update_s", "perf/step_s")),
 )
+_LOST = "solved before training, fails now"
 
 
 def summarise(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
@@ -75,10 +77,10 @@ def failures(folder: RunFolder, last: int) -> dict[str, str]:
     if is_file(folder.episodes_of(last, "test")):
         for episode in folder.read_episodes(last, "test"):
             known = episode["instance"] in solved_before
-            why = "solved before training" if known else f"failed: {episode['end']}"
+            why = _LOST if known else f"failed: {episode['end']}"
             if not episode["solved"] and why not in found.values():
                 found[f"{last}/test/{episode['instance']}"] = why
-    return dict(sorted(found.items(), key=lambda item: item[1] != "solved before training"))
+    return dict(sorted(found.items(), key=lambda item: item[1] != _LOST))
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -89,14 +91,14 @@ def summary_text(summary: dict[str, Any]) -> str:
         return f"{s['success']:.1%} (95 % interval {s['low']:.1%} to {s['high']:.1%})"
 
     run_dir = summary["run_dir"]
-    page = f"python -m atgrpo_jax.report --run_dir={run_dir} --text="
+    page = f"{typed('atgrpo_jax.report')} --run_dir={run_dir} --text="
     looks = [f"  {page}{name}    # {why}" for name, why in summary["failures"].items()]
-    curves = [f"  tensorboard --logdir={run_dir}/tensorboard"] if summary["tensorboard"] else []
+    board = f"  {typed('tensorboard.main')} --logdir={run_dir}/tensorboard"
     return "\n".join(
         (
             f"Held-out success on {summary['instances']} test instances:",
             f"  before  {score('before')}",
-            f"  after   {score('after')}, {summary['steps']} steps, "
+            f"  after   {score('after')}, {counted(summary['steps'], 'step')}, "
             f"{duration(summary['train_seconds'])} of training",
             *(f"  alarm: {line}" for line in summary.get("idle", ())),
             f"Run folder: {run_dir}",
@@ -104,8 +106,8 @@ def summary_text(summary: dict[str, Any]) -> str:
             "Next:",
             f"  open {run_dir}/report.html in a browser",
             *looks,
-            f"  python -m atgrpo_jax.evaluate --run_dir={run_dir}",
-            *curves,
+            f"  {typed('atgrpo_jax.evaluate')} --run_dir={run_dir}",
+            *([board] if summary["tensorboard"] else []),
         )
     )
 

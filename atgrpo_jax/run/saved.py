@@ -8,9 +8,11 @@ from pathlib import Path
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.arrays.trees import Damaged, check_no_pattern
+from atgrpo_jax.common.cli import typed
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.run import changes, gin_config, origin
@@ -148,8 +150,9 @@ def _begun(
     done = max(steps_in(folder.checkpoints), default=0)
     if done > experiment.steps:
         raise RunError(
-            f"{folder.path} holds {done} steps already, more than Experiment.steps = {experiment.steps}; "
-            "ask for more, or score one of its checkpoints: python -m atgrpo_jax.evaluate --step=..."
+            f"{folder.path} holds {counted(done, 'step')} already, more than Experiment.steps = "
+            f"{experiment.steps}; ask for more, or score one of its checkpoints: "
+            f"{typed('atgrpo_jax.evaluate')} --step=..."
         )
     like = recorded
     if recorded is not None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import append_json_line, is_file, read_json_lines, remove_file
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.run.changes import with_changes
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.kept_files import differences
 
 
 def settle(
@@ -37,15 +39,15 @@ def settle(
         theirs = dataclasses.replace(recorded, mesh=ours.mesh, engine=ours.engine)
     differs = experiment_difference(ours, theirs)
     if differs:
-        hint = _hint(ours, recorded, other)
+        hint = _hint(folder, ours, recorded, other)
         raise RunError(
             f"{folder.path} holds a run of another config ({differs}); give another --run_dir{hint}"
         )
     before = read_json_lines(folder.shapes)[-1]["hosts"] if is_file(folder.shapes) else 1
     if before != hosts and not other:
         raise RunError(
-            f"{folder.path} was made by {before} hosts, and there are {hosts} now; with --other_hosts it "
-            "goes on with other rounding, and the folder records it"
+            f"{folder.path} was made by {counted(before, 'host')}, and now it would be {hosts}; with "
+            "--other_hosts it goes on with other rounding, and the folder records it"
         )
     if before != hosts or ours.identity() != recorded.identity():
         _record(folder, ours, recorded, hosts, done)
@@ -64,11 +66,23 @@ def _record(folder: RunFolder, ours: Experiment, recorded: Experiment | None, ho
     append_json_line(folder.shapes, line)
 
 
-def _hint(ours: Experiment, recorded: Experiment, other: bool) -> str:
-    """Returns what to do if only the mesh, the engine, or what may change differ; "" if more does."""
+def _hint(folder: RunFolder, ours: Experiment, recorded: Experiment, other: bool) -> str:
+    """Returns what else can be done: with this run, if what differs may change, or with its weights, if
+    they fit; "" if nothing can."""
     moved = dataclasses.replace(recorded, mesh=ours.mesh, engine=ours.engine)
     if not other and not experiment_difference(ours, moved):
         return ", or --other_hosts to go on with other bytes"
     if not experiment_difference(ours, with_changes(moved if other else recorded, ours)):
         return ", or --change to go on with this from the next step"
+    if _same_weights(ours, recorded):
+        return f", or --from={folder.path} with it to begin there with this run's weights"
     return ""
+
+
+def _same_weights(ours: Experiment, recorded: Experiment) -> bool:
+    """Returns whether the recorded run's weights can be ours: policies, sizes and tokens are the same."""
+
+    def meant(x: Experiment) -> tuple[Any, ...]:
+        return x.policies, x.initial_names, x.model, x.lora, x.compute.param_dtype, x.tokenizer
+
+    return not any(differences("weights", meant(ours), meant(recorded)))

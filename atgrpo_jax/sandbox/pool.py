@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.sandbox import packages, start
 from atgrpo_jax.sandbox.levels import LEVELS, Level, missing
 from atgrpo_jax.sandbox.probe import probe
@@ -106,7 +107,7 @@ class Sandbox:
         if self.level == "kernel" and not self._apart:
             reasons.append("no namespaces of its own: programs can ask whether a path exists")
         weaker = f" ({'; '.join(reasons)})" if reasons else ""
-        return f"sandbox: level {self.level}, {self._count} programs at once{weaker}"
+        return f"sandbox: level {self.level}, {counted(self._count, 'program')} at once{weaker}"
 
     @property
     def processes(self) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from atgrpo_jax.common import copies
 from atgrpo_jax.common.copies import local_file
-from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.progress import counted, say
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.tasks.splits import SPLITS
 
@@ -73,7 +73,7 @@ def rows_of(
         again = len(rows) - len(distinct)
         shared = len(distinct) - len(own)
         say(
-            f"{split}: {len(rows)} problems, of which {shared} are left out for being in a later split, "
+            f"{split}: {counted(len(rows), 'problem')}, without {shared} for being in a later split and "
             f"{again} for coming twice"
         )
     if not own:

@@ -20,6 +20,7 @@ from absl import flags
 from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.cli import gin_flags, needed_gin_files, run_main
 from atgrpo_jax.common.errors import RunError, UserError
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
@@ -154,8 +155,9 @@ def main(
             print(problem, flush=True)
         problems[problem] = None
     if problems:
-        places = "1 place" if len(problems) == 1 else f"{len(problems)} places"
-        raise RunError(f"{type(experiment.task).__name__} breaks the contract in {places}")
+        raise RunError(
+            f"{type(experiment.task).__name__} breaks the contract in {counted(len(problems), 'place')}"
+        )
     print(f"{type(experiment.task).__name__} keeps the contract")
 
 

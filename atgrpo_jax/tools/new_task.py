@@ -11,7 +11,7 @@ import keyword
 import string
 from pathlib import Path
 
-from atgrpo_jax.common.cli import run_main
+from atgrpo_jax.common.cli import run_main, typed
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.run.gin_names import known_modules
 
@@ -70,14 +70,14 @@ def _check_free(name: str) -> None:
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
-        raise ConfigError("one name is needed, e.g. python -m atgrpo_jax.tools.new_task my_game")
+        raise ConfigError(f"one name is needed, e.g. {typed('atgrpo_jax.tools.new_task')} my_game")
     name = argv[1]
     print(f"Written: {', '.join(write(name, Path.cwd()))}")
     print(
         "Next:\n"
-        f"  python -m atgrpo_jax.tools.check_task --gin_file={name}.gin    # does it keep the contract?\n"
-        f"  python -m atgrpo_jax.train --gin_file={name}.gin               # a minute or two\n"
-        f"  python -m pytest test_{name}.py                                # pip install pytest\n"
+        f"  {typed('atgrpo_jax.tools.check_task')} --gin_file={name}.gin    # does it keep the contract?\n"
+        f"  {typed('atgrpo_jax.train')} --gin_file={name}.gin               # a minute or two\n"
+        f"  {typed('pytest')} test_{name}.py                                # pip install pytest\n"
         f"Then change {name}.py to your own game, and do the same again."
     )
 

@@ -26,6 +26,8 @@ RAISED = (Exception, SystemExit, asyncio.CancelledError)
 _GUESSES = ("", "0", "1", "yes", "no", "a b c", "1 2 3", "[1, 2]", "\\boxed{1}", "I do not know.")
 # Largest absolute value of a reward's team or local part, and of their sums over an episode.
 BOUND = 10.0
+LONGEST_STATE = 200  # letters of a state that are shown
+NO_STATE: Any = object()  # where a call looks at none
 
 T = TypeVar("T")
 
@@ -89,13 +91,16 @@ class Calls:
         except RAISED as error:
             self.found(rule, f"{place}: {cause(error)}")
 
-    def called(self, rule: str, place: str, call: Callable[..., T], *args: Any) -> T:
-        """Calls a method of the task and returns its result. Raises Broken if it raises."""
+    def called(self, rule: str, place: str, call: Callable[..., T], *args: Any, state: Any = NO_STATE) -> T:
+        """Calls a method of the task and returns its result. Raises Broken if it raises.
+
+        ``state`` is the one that the method looks at, if it does.
+        """
         self.doing(place, getattr(call, "__name__", rule))
         try:
             return call(*args)
         except RAISED as error:
-            self.found(rule, f"{place}: {cause(error)}")
+            self.found(rule, f"{place}: {cause(error, state)}")
             raise Broken from error
 
     def instance(self, split: str, index: int) -> Any:
@@ -107,12 +112,13 @@ class Calls:
 
     def next(self, course: Course, place: str) -> Sequence[str]:
         """Returns who speaks next. Raises Broken if the task cannot say so."""
-        return self.called("speaks says True or False", f"{place}, turn {course.turn}", course.next)
+        place = f"{place}, turn {course.turn}"
+        return self.called("speaks says True or False", place, course.next, state=course.state)
 
     def prompt(self, state: Any, role: str, place: str) -> Sequence[Message]:
         """Returns a prompt of the task. Raises Broken if it is no list of messages."""
         rule = "prompts are lists of messages"
-        found = self.called(rule, place, self.task.prompt, state, role)
+        found = self.called(rule, place, self.task.prompt, state, role, state=state)
         good = isinstance(found, Sequence) and not isinstance(found, str) and len(found) > 0
         if not good or not all(map(_is_message, found)):
             self.found(
@@ -123,14 +129,15 @@ class Calls:
 
     def board(self, state: Any, place: str) -> Board | None:
         """Returns what the task draws of a state. Raises Broken if that is no board."""
-        return self.called("boards are texts or rows of texts", place, board_of, self.task, state, place)
+        rule = "boards are texts or rows of texts"
+        return self.called(rule, place, board_of, self.task, state, place, state=state)
 
     def demonstration(self, state: Any, role: str, place: str, rng: random.Random) -> str:
         """Returns a demonstration of the task, or anything if it has none. Raises Broken if it is no text."""
         if not isinstance(self.task, Demonstrating):
             return guess(rng)
         rule = "demonstrations are texts"
-        found = self.called(rule, place, self.task.demonstration, state, role, rng)
+        found = self.called(rule, place, self.task.demonstration, state, role, rng, state=state)
         if not isinstance(found, str):
             self.found(rule, f"{place}: {str(found)[:80]!r} is none")
             raise Broken
@@ -149,7 +156,7 @@ class Calls:
         try:
             return await self.act(state, role, text, place)
         except RAISED as error:
-            self.found("no text raises", f"{place}: {text[:80]!r}: {cause(error)}")
+            self.found("no text raises", f"{place}: {text[:80]!r}: {cause(error, state)}")
             return None
 
     async def act(self, state: Any, role: str, text: str, place: str) -> Transition:
@@ -210,8 +217,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and bool(abs(value) < LARGEST)  # type: ignore[operator]
 
 
-def cause(error: BaseException) -> str:
-    """Returns a line that says which exception was raised, and where."""
+def cause(error: BaseException, state: Any = NO_STATE) -> str:
+    """Returns a line that says which exception was raised, where, and in which state if that is given."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ") + place
+    return f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ") + place + _in(state)
+
+
+def _in(state: Any) -> str:
+    if state is NO_STATE:
+        return ""
+    try:
+        text = " ".join(repr(state).split())
+    except RAISED:  # which is a problem of its own
+        return ", in a state whose repr raises, too"
+    return f", in the state {text if len(text) <= LONGEST_STATE else text[:LONGEST_STATE] + ' ...'}"

@@ -19,7 +19,7 @@ from absl import flags
 
 from atgrpo_jax.common.cli import run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
-from atgrpo_jax.common.progress import say
+from atgrpo_jax.common.progress import counted, say
 from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.tasks.code import code_problems
 from atgrpo_jax.tasks.games.sokoban_levels import level_of
@@ -228,7 +228,7 @@ def main(argv: list[str], source: str | None, out: str | None) -> None:
         say(
             f"left out: {count} ({reason}): {'; '.join(done.places[reason])}{'; ...' * (count > MOST_PLACES)}"
         )
-    print(f"{done.written} problems in {out}")
+    print(f"{counted(done.written, 'problem')} in {out}")
 
 
 if __name__ == "__main__":

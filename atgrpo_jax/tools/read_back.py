@@ -1,8 +1,8 @@
 """Checks that ``transformers``, through which most tools read model folders, reads ours."""
 
+import logging
 from pathlib import Path
-
-import transformers
+from typing import Any
 
 from atgrpo_jax.common.errors import RunError, one_line
 from atgrpo_jax.tokens.folder import TELLING, TokenizerFolder
@@ -15,6 +15,7 @@ def check_read_back(folder: Path) -> str | None:
     versions rebuild a tokenizer from the name of its class. Returns None if the ids are the same,
     or the folder has no tokenizer. Raises RunError if ``transformers`` cannot read the folder.
     """
+    transformers = _transformers()
     version = transformers.__version__
     has_tokenizer = (folder / "tokenizer.json").is_file()
     theirs = None
@@ -34,3 +35,18 @@ def check_read_back(folder: Path) -> str | None:
                 "which the policy was trained; give other tools ids and not texts, or use another version"
             )
     return None
+
+
+def _transformers() -> Any:
+    """Returns the library, without its advice to install PyTorch: what is read here needs none."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("PyTorch was not found")
+
+    logger = logging.getLogger("transformers")
+    logger.addFilter(other)
+    try:
+        import transformers
+    finally:
+        logger.removeFilter(other)
+    return transformers

@@ -46,7 +46,7 @@ class Robustness:
             try:
                 acted(self._task, state, role, text, ProgramResult(end, out, out, True))
             except RAISED as error:
-                self._calls.found("no run raises", f"{place}: {end} {out[:20]!r}: {cause(error)}")
+                self._calls.found("no run raises", f"{place}: {end} {out[:20]!r}: {cause(error, state)}")
 
     def survive(self, state: Any, role: str, place: str) -> None:
         """Tries texts, and outputs of programs, in child processes. Those that end or hang one are
@@ -58,7 +58,7 @@ class Robustness:
             try:
                 acted(self._task, state, role, text, ProgramResult("ok", text, text, True))
             except Exception as error:
-                return cause(error)
+                return cause(error, state)
             return None
 
         for text, raised, ending in in_child(call, texts, self._patience):

@@ -20,6 +20,8 @@ from atgrpo_jax.viewing.folders import Outline
 # The first one that has points enough is drawn. Instances of the first two were not trained on.
 CURVES = ("test/success", "validation/success", "rollout/success")
 
+_ALONE = "This is about these runs alone, and says nothing about other seeds"
+
 
 @dataclasses.dataclass(frozen=True)
 class At:
@@ -150,7 +152,7 @@ def differences(groups: Sequence[Group]) -> list[str]:
             none = f"no {first.at.split} instance is the same in both"
             lines.append(f"{pair}: {none}, so they cannot be paired")
         else:
-            lines.append(f"{pair}: {found} of {common} that both were tested on: these runs alone")
+            lines.append(f"{pair}: {found} of {common} that both were tested on. {_ALONE}")
     return lines
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import speaker
 from atgrpo_jax.tokens.tokens import Tokenizer
 
-_FILE = re.compile(r"step_([0-9]{6,})(?:\.([a-z]+))?\.jsonl\.gz")
 REPLAYS = "replay"  # in place of the split, for a page's file of replays
 FINE = 5  # significant digits of the numbers that a page shows
 
@@ -44,8 +42,7 @@ class Kept:
 
 def kept(folder: RunFolder) -> list[Kept]:
     """Returns the files of episodes that a run has: those of training, then of other splits, by step."""
-    found = filter(None, map(_FILE.fullmatch, names_in(folder.episodes)))
-    files = [Kept(int(match[1]), match[2] or "train") for match in found]
+    files = [Kept(step, split) for step, split in folder.kept_episodes()]
     return sorted(files, key=lambda file: (file.split != "train", file.split, file.step))
 
 

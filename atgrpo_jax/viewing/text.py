@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.nodes import Node, speaker
 
-# What a cell of a board looks like if it has no label of its own, by its kind. The page has a colour for
-# each of them (page.css).
+# What a cell of a board looks like, by its kind: on a terminal before its label, on the page if it has
+# none, where each kind has a colour (page.css).
 SIGNS = {
     "floor": ".", "wall": "#", "hole": "O", "goal": "G", "agent": "@", "box": "$", "done": "*",
-    "proposed": "+", "given": "", "filled": "", "wrong": "x",
+    "proposed": "+", "given": "'", "filled": "=", "wrong": "x",
 }  # fmt: skip
 
 
@@ -52,10 +53,14 @@ def episode_text(
         return ""
     head = (
         f"{episode['split']}, step {episode['step']}, instance {episode['instance']}, "
-        f"episode {episode['episode']}: {episode['end']} after {episode['turns']} turns"
+        f"episode {episode['episode']}: {episode['end']} after {counted(episode['turns'], 'turn')}"
     )
-    at_the_end = _board("at the end", episode["board"]) if groups == episode["groups"] else []
-    return "\n\n".join([head, *shown, *at_the_end])
+    boards = [group["board"] for group in groups]
+    at_the_end = []
+    if groups == episode["groups"]:
+        boards.append(episode["board"])
+        at_the_end = _board("at the end", episode["board"])
+    return "\n\n".join([head + _legend(boards), *shown, *at_the_end])
 
 
 def _group(group: Mapping[str, Any], only: int | None) -> str:
@@ -77,6 +82,14 @@ def _board(title: str, board: Any) -> list[str]:
     return [] if board is None else [f"-- {title}:\n{_indented(board_text(board))}"]
 
 
+def _legend(boards: Sequence[Any]) -> str:
+    """Returns a line on the signs in boards that are rows of cells; "" if there are none."""
+    rows = [row for board in boards if board is not None and not isinstance(board, str) for row in board]
+    kinds = {cell.partition(" ")[0] for row in rows for cell in row}
+    signs = [f"{sign} {kind}" for kind, sign in SIGNS.items() if kind in kinds]
+    return f"\nsigns on boards: {', '.join(signs)}" if signs else ""
+
+
 def board_text(board: str | Sequence[Sequence[str]]) -> str:
     """Returns a board as lines: its own text, or a column for each cell of a row."""
     if isinstance(board, str):
@@ -87,19 +100,19 @@ def board_text(board: str | Sequence[Sequence[str]]) -> str:
 
 
 def cell_text(cell: str) -> str:
-    """Returns the label of a cell, or the sign of its kind, or the kind."""
+    """Returns the sign of a cell's kind and its label; a kind without a sign is spelt."""
     kind, _, label = cell.partition(" ")
-    return label or SIGNS.get(kind, kind)
+    if kind in SIGNS:
+        return SIGNS[kind] + label
+    return f"{kind}:{label}" if label else kind
 
 
 def _candidate(candidate: Mapping[str, Any], k: int, executed: bool) -> str:
     said = [f"-- candidate {k}{', executed' if executed else ''}: {candidate['outcome']}"]
     if candidate["mixed"] is not None:
         parts = ", ".join(f"{name} {value:.3g}" for name, value in candidate["parts"].items())
-        said.append(
-            f"   reward {candidate['mixed']:.3g} (team {candidate['team']:.3g}, local "
-            f"{candidate['local']:.3g}: {parts})"
-        )
+        local = f"{candidate['local']:.3g}" + (f": {parts}" if parts else "")
+        said.append(f"   reward {candidate['mixed']:.3g} (team {candidate['team']:.3g}, local {local})")
     if candidate["advantage"] is not None:
         said.append(f"   advantage {candidate['advantage']:.3g}")
     said.append(_indented(candidate["text"]))

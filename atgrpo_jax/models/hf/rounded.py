@@ -8,9 +8,9 @@ import numpy as np
 
 
 def rounding(before: Any, after: Any, dtype: str) -> str:
-    """Returns how many numbers differ between two trees, once they are rounded to ``dtype``, in words.
+    """Returns how many numbers training changed, and how many still are once rounded to ``dtype``, in words.
 
-    Both have the same shapes. They are compared leaf by leaf, on the host.
+    Both trees have the same shapes. They are compared leaf by leaf, on the host.
     """
     total = exact = written = lost = 0
     for own, other in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
@@ -21,7 +21,9 @@ def rounding(before: Any, after: Any, dtype: str) -> str:
         total += now.size
         exact += int((now != then).sum())
         lost += int((rounded.astype(now.dtype) != now).sum())
-    line = f"as {dtype}, {written / total:.1%} of the numbers differ"
+    line = f"{exact / total:.1%} of its numbers were changed by training"
     if not lost:
-        return f"{line}; nothing was rounded"
-    return f"{line}, and {exact / total:.1%} did before they were rounded; float32 keeps all"
+        return f"{line}; as {dtype}, nothing is rounded"
+    undone = "the rest" if written < exact else "none"
+    still = f"as {dtype}, {written / total:.1%} still are"
+    return f"{line}; {still} (rounding undid {undone}; --dtype=float32 keeps all)"

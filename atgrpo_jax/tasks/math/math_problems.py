@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from atgrpo_jax.common.cli import typed
 from atgrpo_jax.common.types import seed_of
 from atgrpo_jax.sandbox.protocol import Program
 from atgrpo_jax.tasks.data import read_rows, words_of
@@ -207,7 +208,7 @@ def unsayable(answer: str) -> str:
     if "####" in answer:
         return (
             "GSM8K's own, with its reasoning: "
-            "python -m atgrpo_jax.tools.prepare --source=answers takes it off"
+            f"{typed('atgrpo_jax.tools.prepare')} --source=answers takes it off"
         )
     if answer.casefold().rstrip(".") in _NOBODY_SAYS:
         return "a word for no answer"

@@ -19,6 +19,7 @@ import numpy as np
 
 from atgrpo_jax.common.errors import RunError, one_line
 from atgrpo_jax.common.hosts import Hosts
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.hosts.gathering import Gather, by_devices
 from atgrpo_jax.hosts.programs import summing
 from atgrpo_jax.tools.probing.parts import Found, Result, tried
@@ -118,7 +119,9 @@ class Rounds:
         if faults:
             raise RunError(f"{len(faults)} results are not as they must be: {'; '.join(faults[:3])}")
         values = {"rounds": ROUNDS, "own_programs": own, "seconds": seconds, "flags": setting.flags}
-        line = f"this host ran {own} programs of its own; the slowest round took {max(seconds):.2g} s"
+        line = (
+            f"this host ran {counted(own, 'program')} of its own; the slowest round took {max(seconds):.2g} s"
+        )
         return Found(line, values)
 
     def _round(self, setting: Setting, number: int) -> int:

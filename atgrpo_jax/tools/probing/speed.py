@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.common.types import Sample
 from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.models.config import Architecture, Compute, Dtype, preset
@@ -120,7 +121,9 @@ def model(size: Size, platform: str, rates: Mapping[str, float] | None) -> Found
     }
     line = f"sampler and learner differ by {gap:.1e} nats; {values['peak_mb']:,} MB at most"
     later = drawn.compiled_later + learned.compiled_later
-    return Found(line + (f"; {later} programs were compiled after the first call" if later else ""), values)
+    return Found(
+        line + (f"; {counted(later, 'program')} compiled after the first call" if later else ""), values
+    )
 
 
 def _phase(tokens: int, timed: Timed, gflop: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from atgrpo_jax.arrays.mesh import MeshConfig, copied, parameter_shardings
+from atgrpo_jax.common.progress import counted
 from atgrpo_jax.engines.gate import Gate, push
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.models.config import Architecture, Compute, Dtype
@@ -62,7 +63,8 @@ def copies(model: Transformer, devices: Sequence[Any], repeats: int = 5) -> Foun
     first, *later = times
     rate = size / statistics.median(later) / 1e6
     values = {"devices": count, "mb": size / 1e6, "first_s": first, "mb_per_s": rate}
-    line = f"{rate:,.0f} MB/s: {size / 1e6:,.0f} MB, split over {count} devices, to a whole copy on each"
+    devices = counted(count, "device")
+    line = f"{rate:,.0f} MB/s: {size / 1e6:,.0f} MB, split over {devices}, to a whole copy on each"
     return Found(line, values)
 
 
