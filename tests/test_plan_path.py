@@ -149,6 +149,19 @@ def test_the_scout_is_scored_on_its_simulation_and_moves_nobody():
     assert TASK.act(step.state, "scout", "").state == START
 
 
+def test_a_mover_that_does_what_was_proposed_is_counted():
+    """What comes behind the goal does not matter, nor how moves are written; another way there does."""
+    shown = TASK.act(START, "scout", "[DDRRU]").state
+
+    def repeats(text, state=shown):
+        return TASK.act(state, "mover", text).metrics
+
+    assert repeats("[DDRR]") == repeats("[00 10 20 21 22 12]") == {"repeats": 1.0}
+    assert repeats("[DDUDRR]") == repeats("[DDR]") == {"repeats": 0.0}
+    assert repeats("[DD]", START) == repeats("no list") == {}  # nothing was proposed, or done
+    assert TASK.act(shown, "scout", "[DDRR]").metrics == {}
+
+
 def test_prompts_show_the_current_position_and_the_proposal():
     later = TASK.act(TASK.act(START, "mover", "[DD]").state, "scout", "[RUR]").state
     text = TASK.prompt(later, "mover")[0]["content"]

@@ -242,6 +242,7 @@ def drawn(tmp_path_factory):
     folder.write_episodes(1, gzip.compress(json.dumps(record).encode()))
     lines = [{"step": s, "rollout/success": 0.5} | {f"role/{r}/team": s for r in ROLES} for s in range(6)]
     lines[2] |= {"role/a%2Fb/influence": 0.25, "role/a%2Fb/influence/on/c": 0.5}
+    lines[2] |= {"role/a%2Fb/signal": 0.25, "role/c/repeats/a%2Fb": 0.5, "role/c/first/signal": 0.5}
     for step, ends in enumerate([{"solved": 0.5, "ended": 0.5}, {"ended": 1.0}], 1):
         lines[step] |= {f"end/{end}": share for end, share in ends.items()}
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -338,6 +339,7 @@ def test_panels_for_many_roles_and_for_metrics_of_few_steps(drawn, tmp_path):
                 "Success",
                 "How episodes ended",
                 "Reward of the team, by role",
+                "Signal, share of the gradient and repetitions, by role",
                 "Influence, by role",
             ]
             assert await page.all_of("#panels .hint") == [
@@ -349,7 +351,8 @@ def test_panels_for_many_roles_and_for_metrics_of_few_steps(drawn, tmp_path):
             assert meanings[1] == "\n".join(f"{end}: {says(end)}" for end in ("end/ended", "end/solved"))
             panel = "#panels .panel:nth-of-type({}) .u-legend .u-label"
             assert await page.all_of(panel.format(3)) == ["step", *ROLES]
-            assert await page.all_of(panel.format(4)) == ["step", "a/b/influence", "a/b/influence/on/c"]
+            assert await page.all_of(panel.format(4)) == ["step", "a/b/signal", "c/repeats/a/b"]
+            assert await page.all_of(panel.format(5)) == ["step", "a/b/influence", "a/b/influence/on/c"]
             assert await page.run("$('tasks').hidden") is True  # the task measures nothing
             # A step whose episodes all ended otherwise has no number of this end: it is nought.
             await page.choose("metric", "end/solved")
@@ -410,6 +413,43 @@ def test_what_the_task_measures_is_shown_by_step_and_by_candidate(tmp_path):
             assert len(await page.all_of("#own h3")) == 13 and page.errors == []
 
     asyncio.run(look())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium")
+def test_a_page_says_what_is_wrong_and_has_a_ledger_by_turn(folder, tmp_path):
+    """Texts have a token more than letters. In instance 30 executed are four 3, so b ends at 12.
+
+    Three groups there have rewards 1, 2, 3, so |advantages| of 1.225, 0, 1.225. The last one has 2, 2, 3,
+    as 1 would have ended at 10: 0.707, 0.707, 1.414. The only one of instance 31 has 11, -1, 1: 1.397,
+    0.889, 0.508, and 3, 2, 2 tokens. That is a mass of 3 * 4.899, 5.657 and 6.985.
+    """
+    shutil.copytree(folder.path, tmp_path / "run")
+    shown = RunFolder(tmp_path / "run")
+    wrong = {"groups/total": 4.0, "groups/signal": 0.0, "groups/too_small": 0.0, "rollout/success": 1.0}
+    for step in range(4, 14):
+        append_json_line(shown.metrics, {"step": step} | wrong)
+
+    async def look(path, says):
+        async with browser.opened(path) as page:
+            assert await page.all_of("#findings li") == says
+            assert await page.run("$('findings').hidden") is (not says)
+            return await page.all_of("#speakers table:nth-of-type(2) :is(th, td)")
+
+    write_page(shown, tmp_path / "wrong.html")
+    says = ["100% of the groups of the last 10 steps gave no signal: raise RolloutConfig.candidates or "
+            "temperature, or draw harder instances"]  # fmt: skip
+    cells = asyncio.run(look(tmp_path / "wrong.html", says))
+    write_page(folder, tmp_path / "sound.html")
+    assert asyncio.run(look(tmp_path / "sound.html", [])) == cells
+    assert [cells[i : i + 7] for i in range(0, len(cells), 7)] == [
+        ["turn, role", "groups", "with signal", "tokens", "tokens a group with signal",
+         "all candidates one text", "share of advantage mass"],
+        ["0 a", "2", "100.0 %", "13", "6.5", "0.0 %", "43.5 %"],
+        ["0 b", "1", "100.0 %", "6", "6", "0.0 %", "17.9 %"],
+        ["1 a", "1", "100.0 %", "6", "6", "0.0 %", "17.9 %"],
+        ["1 b", "1", "100.0 %", "6", "6", "0.0 %", "20.7 %"],
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

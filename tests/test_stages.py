@@ -14,9 +14,13 @@ from atgrpo_jax.common.hosts import Alone
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run import stages as stages_module
+from atgrpo_jax.run.findings import LEAST
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import one_step
+from atgrpo_jax.run.report import summarise
 from atgrpo_jax.run.stages import Stages
+
+NO_SIGNAL = {"groups/total": 4.0, "groups/signal": 0.0, "groups/too_small": 0.0}
 
 
 @pytest.fixture
@@ -126,6 +130,18 @@ def test_a_record_is_a_line_and_the_steps_episodes_and_ends_the_step(begun):
     assert record["mine"] == 2.0 and stages.done == 1 and stages.unsaved()
     assert [line["step"] for line in stages.folder.read_metrics()] == [0, 1]
     assert [len(episode["groups"]) for episode in stages.folder.read_episodes(1)] == [2, 2]
+
+
+def test_a_record_has_the_ledger_of_the_step_and_the_summary_what_is_wrong(begun):
+    """All candidates of both roles always say the same three things, so a shared gradient is one half's."""
+    stages, team = begun(steps=LEAST)
+    episodes, credited, _ = played(stages, team)
+    for step in range(1, LEAST + 1):
+        record = stages.record(step, team, episodes, credited, NO_SIGNAL)
+    assert record["role/a/gradient_share"] == record["role/b/gradient_share"] == 0.5
+    assert record["role/b/repeats/a"] == 1.0 and "role/a/first/groups" not in record
+    summary = summarise(stages.experiment, stages.folder)
+    assert list(summary["findings"]) == ["no_signal", "copy/b"]
 
 
 def test_what_is_not_finite_is_not_recorded(begun):

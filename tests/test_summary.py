@@ -42,15 +42,21 @@ def test_failures_are_one_that_was_solved_before_and_one_of_each_end(tmp_path):
 
 
 @pytest.mark.parametrize("tensorboard", [True, False])
-def test_the_summary_says_what_to_look_at(tensorboard):
+@pytest.mark.parametrize("found", [{}, {"no_signal": "90% gave no signal", "copy/mover": "mover repeats"}])
+def test_the_summary_says_what_to_look_at(tensorboard, found):
     score = {"success": 0.5, "low": 0.4, "high": 0.6, "turns": 2.0}
     summary = {
         "run_dir": "runs/a", "steps": 3, "instances": 20, "before": score, "after": score,
-        "train_seconds": 70.0,
+        "train_seconds": 70.0, "findings": found,
         "failures": {"3/test/5": "solved before training, fails now"}, "tensorboard": tensorboard,
     }  # fmt: skip
     lines = summary_text(summary).splitlines()
     assert lines[2] == "  after   50.0% (95 % interval 40.0% to 60.0%), 3 steps, 1 min 10 s of training"
+    head = "What does not look right (docs/ledger.md):"
+    if found:
+        at = lines.index(head)
+        assert lines[at : at + 4] == [head, "  90% gave no signal", "  mover repeats", "Next:"]
+    assert (head in lines) == bool(found)
     after = lines[lines.index("Next:") + 1 :]
     page = f"  {typed('atgrpo_jax.report')} --run_dir=runs/a --text="
     assert after[1] == f"{page}3/test/5    # solved before training, fails now"

@@ -4,6 +4,7 @@ policy/NAME/loss         metrics of a policy, from updates and from the gate
 role/NAME/team           rewards and lengths of a role's candidates
 role/NAME/part/PART      parts of their local reward
 role/NAME/task/METRIC    numbers of the task's own (``Transition.metrics``)
+role/NAME/repeats/ROLE   how often it repeats another role, or itself (``credit.ledger``)
 """
 
 from collections.abc import Mapping
@@ -24,11 +25,12 @@ def of_role(
     values: Mapping[str, float],
     parts: Mapping[str, float] = MappingProxyType({}),
     own: Mapping[str, float] = MappingProxyType({}),
+    repeats: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Returns the metrics of a role, with the parts of its reward and the task's own numbers."""
+    """Returns the metrics of a role: its own, parts of its reward, numbers of the task, repetitions."""
     start = f"{OF_ROLE}/{_level(role)}"
     named = {f"{start}/{name}": value for name, value in values.items()}
-    for kind, found in (("part", parts), ("task", own)):
+    for kind, found in (("part", parts), ("task", own), ("repeats", repeats)):
         named |= {f"{start}/{kind}/{_level(name)}": value for name, value in found.items()}
     return named
 
@@ -42,6 +44,11 @@ def together(*records: Mapping[str, float]) -> dict[str, float]:
             raise RunError(f"two metrics of one step are called {twice[0]!r}")
         found |= record
     return found
+
+
+def plain(level: str) -> str:
+    """Returns the name that one level of a metric's name stands for."""
+    return level.replace("%2F", "/").replace("%25", "%")
 
 
 def _level(name: str) -> str:

@@ -4,6 +4,7 @@ Metrics that start with "perf/" depend on the machine (seconds, rates, compiles)
 same in every run with the same config and seed.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,11 @@ from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.common.finite import UNTOUCHED, check_finite
 from atgrpo_jax.common.metric_names import of_role, together
 from atgrpo_jax.common.types import Episode
+from atgrpo_jax.credit.groups import Credited
+from atgrpo_jax.credit.ledger import ledger
+from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.update.batch import token_weights
 
 
 def write_record(folder: RunFolder, step: int, values: Mapping[str, float]) -> dict[str, float]:
@@ -28,6 +33,18 @@ def write_record(folder: RunFolder, step: int, values: Mapping[str, float]) -> d
     folder.check_ours()
     append_json_line(folder.metrics, record)
     return record
+
+
+def training_metrics(
+    experiment: Experiment, step: int, episodes: Sequence[Episode], credited: Sequence[Credited]
+) -> dict[str, float]:
+    """Returns what a step's episodes were, and the ledger of its groups."""
+    loss = experiment.loss
+    workflow = experiment.task.workflow
+    weigh = functools.partial(token_weights, aggregate=loss.aggregate, constant=experiment.rollout.max_tokens)
+    updated = experiment.team.updated(step, workflow.roles)
+    found = ledger(episodes, credited, weigh=weigh, updated=updated, turns=workflow.turns)
+    return together(episode_metrics(episodes), found)
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:

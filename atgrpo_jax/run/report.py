@@ -13,6 +13,7 @@ from atgrpo_jax.common.progress import counted, duration
 from atgrpo_jax.rollout.contributions import alarms
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.findings import findings
 from atgrpo_jax.run.folder import RunFolder
 
 # The title of a panel, and patterns of the metrics in it; a star is any policy or role.
@@ -23,6 +24,7 @@ PANELS = (
     ("Entropy (nats a token)", (f"{OF_POLICY}/*/entropy",)),
     ("KL to the sampling policy (nats a token)", (f"{OF_POLICY}/*/kl_old",)),
     ("Seconds", ("perf/rollout_s", "perf/update_s", "perf/step_s")),
+    ("Groups with signal, and gradient, by role", (f"{OF_ROLE}/*/signal", f"{OF_ROLE}/*/gradient_share")),
 )
 _LOST = "solved before training, fails now"
 
@@ -40,6 +42,7 @@ def summarise(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
         "before": before,
         "after": after,
         "train_seconds": sum(record.get("perf/step_s", 0.0) for record in records),
+        "findings": findings(records),
         "failures": failures(folder, experiment.steps),
         "tensorboard": experiment.trackers.tensorboard is not None,
     }
@@ -94,6 +97,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     page = f"{typed('atgrpo_jax.report')} --run_dir={run_dir} --text="
     looks = [f"  {page}{name}    # {why}" for name, why in summary["failures"].items()]
     board = f"  {typed('tensorboard.main')} --logdir={run_dir}/tensorboard"
+    curves = [board] if summary["tensorboard"] else []
+    found = [f"  {line}" for line in summary["findings"].values()]
     return "\n".join(
         (
             f"Held-out success on {summary['instances']} test instances:",
@@ -103,11 +108,12 @@ def summary_text(summary: dict[str, Any]) -> str:
             *(f"  alarm: {line}" for line in summary.get("idle", ())),
             f"Run folder: {run_dir}",
             "  report.html  curves.png  metrics.jsonl  episodes/  checkpoints/  config.gin",
+            *(["What does not look right (docs/ledger.md):", *found] if found else []),
             "Next:",
             f"  open {run_dir}/report.html in a browser",
             *looks,
             f"  {typed('atgrpo_jax.evaluate')} --run_dir={run_dir}",
-            *([board] if summary["tensorboard"] else []),
+            *curves,
         )
     )
 
@@ -116,9 +122,9 @@ def plot_curves(records: list[dict[str, Any]], title: str, path: Place) -> None:
     """Draws a PNG with one panel for each row of ``PANELS``."""
     from matplotlib.figure import Figure  # it takes half a second, which the start of a run can do without
 
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    axes = figure.subplots(2, 3)
-    for axis, (name, patterns) in zip(axes.flat, PANELS, strict=True):
+    figure = Figure(figsize=(16, 7), layout="constrained")
+    axes = list(figure.subplot_mosaic("aaabbbcccddd;eeeeffffgggg").values())
+    for axis, (name, patterns) in zip(axes, PANELS, strict=True):
         keys = {key for record in records for key in record}
         drawn = [key for key in sorted(keys) if _matches_any(key, patterns)]
         for key in drawn:
@@ -133,7 +139,7 @@ def plot_curves(records: list[dict[str, Any]], title: str, path: Place) -> None:
         axis.grid(alpha=0.3)
         if drawn:
             axis.legend(fontsize=8)
-    axes.flat[0].set_ylim(-0.02, 1.02)
+    axes[0].set_ylim(-0.02, 1.02)
     figure.suptitle(title, parse_math=False)
     drawn_png = io.BytesIO()
     figure.savefig(drawn_png, dpi=110)

@@ -22,7 +22,7 @@ from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.keeping import Keeping
-from atgrpo_jax.run.metrics import CompileCounter, episode_metrics, write_record
+from atgrpo_jax.run.metrics import CompileCounter, training_metrics, write_record
 from atgrpo_jax.run.playing import rollouts_of
 from atgrpo_jax.run.report import draw_curves
 from atgrpo_jax.run.scoring import Scoring
@@ -183,7 +183,8 @@ class Stages:
         if last:
             scores |= self._scoring.score(step, "test")
         compiles = {"perf/compiles": float(self._compiles.count)}
-        record = together(*metrics, episode_metrics(episodes), scores, compiles)
+        played = training_metrics(self.experiment, step, episodes, credited)
+        record = together(*metrics, played, scores, compiles)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
         self._write(step, record, episodes, credited)
         self.done = step

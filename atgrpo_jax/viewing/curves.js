@@ -10,6 +10,7 @@ const PANELS = [
   ["Outcomes of candidates", /^outcome\/(.+)$/],
   ["Reward of the team, by role", /^role\/([^/]+)\/team$/],
   ["Local reward, by role", /^role\/([^/]+)\/local$/],
+  ["Signal, share of the gradient and repetitions, by role", /^role\/([^/]+\/(?:signal|gradient_share|repeats\/[^/]+))$/],
   ["Influence, by role", /^role\/([^/]+\/influence.*)$/],
   ["Tokens of an answer, by role", /^role\/([^/]+)\/tokens$/],
   ["Turns of an episode", ["rollout/turns", "validation/turns", "test/turns"]],

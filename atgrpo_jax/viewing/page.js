@@ -110,6 +110,22 @@ function drawSpeakers(groups) {
       number(mean(all.map((c) => c.mixed).filter(given))), number(mean(all.map((c) => c.logprobs.length))), outcomes.join(", ")];
   });
   $("speakers").replaceChildren(table(["speaker", "groups", "with signal", "mean reward", "mean tokens", "outcomes"], rows));
+  if (groups.some(hasSignal)) $("speakers").append(ledger(groups));
+}
+
+// Where tokens and advantages of a training step are, by turn and role (docs/ledger.md).
+function ledger(groups) {
+  const mass = (some) => sum(some.flatMap((g) => g.candidates.map((c) => c.trained ? Math.abs(c.advantage) * c.logprobs.length : 0)));
+  const drawn = groups.filter((g) => g.policy), whole = mass(drawn), places = new Map();
+  for (const g of drawn) places.set(`${g.turn}/${g.role}`, [...(places.get(`${g.turn}/${g.role}`) ?? []), g]);
+  const rows = [...places.values()].sort((a, b) => a[0].turn - b[0].turn || a[0].stage - b[0].stage).map((own) => {
+    const tokens = sum(own.flatMap((g) => g.candidates.map((c) => c.logprobs.length))), useful = own.filter(hasSignal).length;
+    const several = own.filter((g) => g.candidates.length > 1);
+    const same = several.filter((g) => new Set(g.candidates.map((c) => c.text)).size === 1).length;
+    return [`${own[0].turn} ${own[0].role}`, String(own.length), percent(useful / own.length), String(tokens),
+      useful ? number(tokens / useful) : "", several.length ? percent(same / several.length) : "", percent(mass(own) / whole)];
+  });
+  return table(["turn, role", "groups", "with signal", "tokens", "tokens a group with signal", "all candidates one text", "share of advantage mass"], rows);
 }
 
 function wantedBy(episode) {
@@ -180,6 +196,8 @@ function head() {
   $("summary").textContent = after === undefined ? `not ended; ${far}` :
     `test success ${percent(before.success)} before, ${percent(after.success)} after ${steps} steps ` +
     `(95 % interval ${percent(after.low)} to ${percent(after.high)})`;
+  $("findings").replaceChildren(...contents.findings.map((text) => make("li", { text })));
+  $("findings").hidden = !contents.findings.length;
   $("gin").textContent = contents.config;
 }
 

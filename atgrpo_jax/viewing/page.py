@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from atgrpo_jax.common.errors import RunError, Stopped, Unreachable
 from atgrpo_jax.common.files import is_file, read_file, write_atomically
+from atgrpo_jax.run.findings import findings
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import (
     Kept,
@@ -111,6 +112,7 @@ class Writer:
         contents = {
             "title": folder.path.name,
             "summary": summary_of(folder),
+            "findings": list(findings(records).values()),
             "config": read_file(folder.config).decode(),
             "steps": [record["step"] for record in records],
             "series": curves,
@@ -190,7 +192,7 @@ class Tree:
         name = file.name
         part = Part(_packed([self.data]), [self.data["problem"]], 1)
         contents = {
-            "title": name, "summary": {}, "config": "", "steps": [], "series": {},
+            "title": name, "summary": {}, "findings": [], "config": "", "steps": [], "series": {},
             "files": [part.about(file)], "kept": 1, "missing": "", "signs": SIGNS, "reload_s": None,
             "inline": True, "meanings": {},
         }  # fmt: skip

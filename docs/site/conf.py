@@ -22,7 +22,8 @@ NAVIGATION = {
     ),
     "Teams": ("docs/workflows", "docs/partners"),
     "Looking": (
-        "docs/report", "docs/metrics", "docs/replay", "docs/influence", "docs/episodes", "docs/trackers",
+        "docs/report", "docs/metrics", "docs/ledger", "docs/influence", "docs/replay", "docs/episodes",
+        "docs/trackers",
     ),
     "Training": ("docs/config", "docs/models", "docs/forks", "docs/moving", "docs/sglang"),
     "Parts of your own": ("docs/your-loss", "docs/your-engine"),

@@ -22,6 +22,22 @@ FAULTS = {
         ("        with contextlib.ExitStack() as opening:", "        opening = contextlib.ExitStack()\n        if True:", "a start that fails leaves the engine open"),
         ("        self._complete = team\n        return record", "        return record", "a stop saves an older team"),
     ],
+    ("run/findings.py", "test_findings.py"): [
+        ("[-LAST:]", "", "the whole run counts"),
+        ("if len(recent) >= LEAST:", "if recent:", "one step is a habit"),
+        ("if without < USUAL:", "if without > USUAL:", "a sound run has no signal"),
+        ("if same is None:", "if not same:", "different texts are not known of"),
+        (">= 0.5 else", "<= 0.5 else", "harder instances for those who fail"),
+        ('record for record in recent if f"{start}advantage_mass" in record', "record for record in recent", "a frozen role is idle"),
+        ("if len(values) >= LEAST else None", "if values else None", "what happened once is a habit"),
+        ("if who != other and share", "if share", "who repeats itself copies"),
+        ("record[name] * record[weight] for record in recent) / max(total, 1.0)", "record[name] for record in recent) / len(recent)", "small steps count as much as large ones"),
+        ("yield plain(match[1]), name", "yield match[1], name", "names are said as metrics spell them"),
+    ],
+    ("run/metrics.py", "test_ledger.py"): [
+        ("aggregate=loss.aggregate", 'aggregate="candidate"', "the ledger weighs by candidates"),
+        ("updated = experiment.team.updated(step, workflow.roles)", "updated = experiment.policies", "the ledger thinks that all policies are updated"),
+    ],
     ("run/scoring.py", "test_trainer.py test_stages.py test_influence.py"): [
         ('most = settings.instances if split == "test" else settings.validation_instances', "most = settings.instances",
          "validation has the test's number of instances"),
@@ -295,7 +311,7 @@ FAULTS = {
         ('f"set in {setting.place}, by %', 'f"set in {macro.place}, by %', "a macro's own place is called the field's"),
     ],
     ("common/metric_names.py", "test_metrics.py test_task_metrics.py"): [
-        ('(("part", parts), ("task", own))', '(("part", parts), ("part", own))', "metrics of a task hide parts of rewards"),
+        ('("task", own)', '("part", own)', "metrics of a task hide parts of rewards"),
     ],
     ("tasks/calls.py", "test_task_metrics.py test_rollout_faults.py"): [
         ("*reward.parts.values(), *step.metrics.values()", "*reward.parts.values()", "a metric may be a number of NumPy"),

@@ -202,7 +202,12 @@ class Game(abc.ABC):
             reward = Reward.of(
                 float(played.solved), progress=self.progress * played.gained, shortest=shortest, **parts
             )
-            return Transition(played.state, reward, Outcome.OK, played.solved or played.dead, played.solved)
+            end = played.solved or played.dead
+            # What differs only in what is not carried out is the same.
+            found = state.proposal
+            shown = found is not None and found.carried is not None
+            repeats = {"repeats": float(played.carried == found.carried)} if shown else {}
+            return Transition(played.state, reward, Outcome.OK, end, played.solved, metrics=repeats)
         bounded = min(max(played.gained, -1.0), 1.0)
         worth = played.solved + self.progress * bounded + shortest
         reward = Reward.of(0.0, proposal=self.proposal / turns * worth, **parts)
