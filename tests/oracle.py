@@ -3,10 +3,11 @@
 Nothing of the package is imported and nothing here is fast: every answer is a row of its own, and derivatives
 come from a tape of single operations (tape.py), which tests compare with central differences.
 
-The formulas: groups, rewards and loss of arXiv 2510.11062 (equations 1, 3, 4); dual clip 1912.09729; the
-estimate of KL that is never negative (exp(d) - 1 - d); truncated importance sampling 2110.00641; a divisor
-shared by all answers 2503.20783; AdamW 1711.05101; Muon (Jordan 2024, scaled as in 2502.16982, equation 4);
-adapters 2106.09685; rotary positions 2104.09864; RMSNorm 1910.07467; SwiGLU 2002.05202.
+The formulas: groups, rewards and loss of arXiv 2510.11062 (equations 1, 3, 4); other advantages 2402.14740
+and 2602.02710; dual clip 1912.09729; the estimate of KL that is never negative (exp(d) - 1 - d); truncated
+importance sampling 2110.00641; a divisor shared by all answers 2503.20783; AdamW 1711.05101; Muon (Jordan
+2024, scaled as in 2502.16982, equation 4); adapters 2106.09685; rotary positions 2104.09864; RMSNorm
+1910.07467; SwiGLU 2002.05202.
 """
 
 import dataclasses
@@ -135,8 +136,13 @@ class Prompt:
     answers: tuple[Answer, ...]
 
 
-def advantages(rewards: Sequence[float | None], normalise: str) -> list[float | None]:
-    """None where there is no reward; all None where no two rewards differ."""
+def advantages(
+    rewards: Sequence[float | None], normalise: str, leave_one_out: bool = False
+) -> list[float | None]:
+    """None where there is no reward; all None where no two rewards differ.
+
+    With ``leave_one_out`` every reward is compared with the mean of the others.
+    """
     present = [r for r in rewards if r is not None]
     if len(present) < 2 or min(present) == max(present):
         return [None] * len(rewards)
@@ -144,7 +150,13 @@ def advantages(rewards: Sequence[float | None], normalise: str) -> list[float | 
     divisor = 1.0
     if normalise == "std":
         divisor = math.sqrt(sum((r - mean) ** 2 for r in present) / len(present)) + 1e-6
-    return [None if r is None else (r - mean) / divisor for r in rewards]
+    if normalise == "rate":
+        divisor = mean
+
+    def baseline(r: float) -> float:
+        return (sum(present) - r) / (len(present) - 1) if leave_one_out else mean
+
+    return [None if r is None else (r - baseline(r)) / divisor for r in rewards]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,25 +41,26 @@ class Paid(Sum):
         return Transition((*state, text), reward, Outcome.OK, text == "9", text == "9")
 
 
-def fixed(engine, request):
+def fixed(engine, request, texts=lambda step: TEXTS):
     """The same three texts for everybody; the last one is cut."""
     samples = []
     for address in request.addresses:
-        text = TEXTS[max(address.k, address.group.episode)]
-        tokens = tuple(map(ord, text)) + ((0,) if text != TEXTS[-1] else ())
-        finish = "stop" if text != TEXTS[-1] else "length"
+        drawn = texts(address.group.step)
+        text = drawn[max(address.k, address.group.episode)]
+        tokens = tuple(map(ord, text)) + ((0,) if text != drawn[-1] else ())
+        finish = "stop" if text != drawn[-1] else "length"
         samples.append(Sample(tokens, (-1.0,) * len(tokens), finish, engine.versions.get(request.policy, 0)))
     return samples
 
 
-def honest(off=0.0):
+def honest(off=0.0, texts=lambda step: TEXTS):
     """The same texts, with logprobs by the weights that the engine holds, at the request's temperature."""
 
     def answer(engine, request):
         weights = by_path(engine.weights[request.policy].params)
         p = {path: tape.node(value) for path, value in weights.items()}
         samples = []
-        for sample in fixed(engine, request):
+        for sample in fixed(engine, request, texts):
             temperature = request.sampling.temperature
             own, _ = oracle.logprobs(p, SHAPE, request.prompt_ids, sample.tokens, temperature)
             samples.append(dataclasses.replace(sample, logprobs=tuple(own.value + off)))

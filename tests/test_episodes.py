@@ -13,7 +13,7 @@ from shared_rollout import Echo, Shouts, player
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Episode, Outcome
-from atgrpo_jax.credit.groups import Credited, credit
+from atgrpo_jax.credit.groups import CreditConfig, Credited, credit
 from atgrpo_jax.rollout.player import KEPT
 from atgrpo_jax.run import episodes
 from atgrpo_jax.run.folder import RunFolder
@@ -72,7 +72,7 @@ def test_the_same_episodes_are_the_same_bytes():
     played = [asyncio.run(made.play(1, "train", 0)) for _ in range(2)]
     found = []
     for episode in played:
-        credited, _ = credit([episode], alpha=ALPHA, baseline="group", normalise="std")
+        credited, _, _ = credit([episode], alpha=ALPHA, rule=CreditConfig("group", "std"))
         found.append(episodes.written(1, [episode], credited, CharTokenizer(), ALPHA))
     assert found[0] == found[1]
 

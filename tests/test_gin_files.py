@@ -30,6 +30,8 @@ TEAMS = ("single", "shared", "lora", "roles")
 PAIRS = [(f"{task}.gin", f"teams/{team}.gin") for task, team in itertools.product(SMALL, TEAMS)]
 TRACKERS = ("wandb", "mlflow", "trackio")
 PAIRS += [("smoke.gin", f"trackers/{tracker}.gin") for tracker in TRACKERS]
+CREDIT = ("dr_grpo", "rloo", "role_wise", "dr_mas", "rae", "maxrl", "outcome")
+PAIRS += [("smoke.gin", f"credit/{rule}.gin") for rule in CREDIT]
 PAIRS += [("math_model.gin", f"teams/{team}.gin") for team in ("aggregation", "debate", "maker_checker")]
 CELLS = [
     *itertools.product(TASKS, TEAMS, ("1.7b", "8b")),

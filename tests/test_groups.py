@@ -5,11 +5,18 @@ import pytest
 from fakes import KEY, ORIGIN, candidate, group
 
 from atgrpo_jax.common.types import Candidate, Episode, Group, Outcome, Reward, Sample, Sampling
-from atgrpo_jax.credit.groups import GroupError, audit, credit
+from atgrpo_jax.credit.groups import CreditConfig, GroupError, audit, credit
 
 
 def episodes(*groups, instance=3, episode=0, end="solved"):
-    return [Episode("train", instance, episode, groups, end == "solved", 1, end)]
+    """One episode; the groups are at its place."""
+    placed = []
+    for own in groups:
+        key = dataclasses.replace(own.origin.key, instance=instance, episode=episode)
+        origin = dataclasses.replace(own.origin, key=key)
+        members = tuple(dataclasses.replace(c, origin=origin) for c in own.candidates)
+        placed.append(Group(members, own.chosen))
+    return [Episode("train", instance, episode, tuple(placed), end == "solved", 1, end)]
 
 
 def test_a_clean_group_passes_the_audit():
@@ -72,9 +79,9 @@ def test_the_audit_refuses_samples_at_each_others_addresses_and_those_of_another
 
 
 def test_credit_by_group():
-    credited, metrics = credit(
+    credited, metrics, _ = credit(
         episodes(group(0.0, 2.0), group(1.0, 1.0), group(5.0), group(4.0, 8.0), group(6.0), group(1.0, 3.0)),
-        alpha=1.0, baseline="group", normalise="mean",
+        alpha=1.0, rule=CreditConfig("group", "mean"),
     )  # fmt: skip
     advantages = [[-1.0, 1.0], [0.0, 0.0], [0.0], [-2.0, 2.0], [0.0], [-1.0, 1.0]]
     assert [c.advantages_K.tolist() for c in credited] == advantages
@@ -90,7 +97,7 @@ def test_outcomes_are_counted_over_all_groups():
     """One of three, and none of two."""
     crashed = candidate(reward=None, outcome=Outcome.TOOL_CRASH)
     first = Group((candidate(reward=0.0), crashed, candidate(reward=1.0)), 2)
-    _, metrics = credit(episodes(first, group(0.0, 2.0)), alpha=1.0, baseline="group", normalise="mean")
+    _, metrics, _ = credit(episodes(first, group(0.0, 2.0)), alpha=1.0, rule=CreditConfig("group", "mean"))
     assert metrics["outcome/tool_crash"] == pytest.approx(1 / 5)
     assert metrics["outcome/ok"] == pytest.approx(4 / 5)
 
@@ -101,8 +108,8 @@ def test_an_excluded_candidate_leaves_its_siblings_what_they_would_have_without_
         candidate(reward=None, outcome=Outcome.ENGINE_ERROR),
         candidate(reward=2.0),
     )
-    with_it, metrics = credit(episodes(Group(members, 2)), alpha=1.0, baseline="group", normalise="std")
-    without, _ = credit(episodes(group(0.0, 2.0)), alpha=1.0, baseline="group", normalise="std")
+    with_it, metrics, _ = credit(episodes(Group(members, 2)), alpha=1.0, rule=CreditConfig("group", "std"))
+    without, _, _ = credit(episodes(group(0.0, 2.0)), alpha=1.0, rule=CreditConfig("group", "std"))
     np.testing.assert_array_equal(with_it[0].advantages_K[[0, 2]], without[0].advantages_K)
     assert with_it[0].mask_K.tolist() == [True, False, True]
     assert metrics["outcome/engine_error"] == pytest.approx(1 / 3)
@@ -120,7 +127,7 @@ def with_team(members: Group, *parts: float) -> Group:
 def test_alpha_weighs_the_team_part():
     def advantages(alpha):
         played = episodes(with_team(group(1.0, 0.0), 0.0, 2.0))
-        credited, _ = credit(played, alpha=alpha, baseline="group", normalise="mean")
+        credited, _, _ = credit(played, alpha=alpha, rule=CreditConfig("group", "mean"))
         return credited[0].advantages_K.tolist()
 
     assert advantages(0.0) == [0.5, -0.5]
@@ -134,23 +141,24 @@ def test_alpha_weighs_the_team_part_of_returns(alpha, advantage):
         *episodes(with_team(group(1.0), 0.0), with_team(group(2.0), 0.0), episode=0),
         *episodes(with_team(group(1.0), 0.0), with_team(group(0.0), 2.0), episode=1),
     ]
-    credited, _ = credit(played, alpha=alpha, baseline="instance", normalise="mean")
+    credited, _, _ = credit(played, alpha=alpha, rule=CreditConfig("instance", "mean"))
     assert [c.advantages_K.tolist() for c in credited] == [[advantage]] * 2 + [[-advantage]] * 2
 
 
 def test_an_excluded_sample_of_an_episode_is_not_trained_its_others_are():
     excluded = Group((candidate(reward=None, outcome=Outcome.TOOL_CRASH),), None)
     played = [*episodes(group(3.0), excluded, episode=0, end="ended"), *episodes(group(1.0), episode=1)]
-    credited, _ = credit(played, alpha=1.0, baseline="instance", normalise="mean")
+    credited, _, _ = credit(played, alpha=1.0, rule=CreditConfig("instance", "mean"))
     assert [c.mask_K.tolist() for c in credited] == [[True], [False], [True]]
-    assert [c.advantages_K.tolist() for c in credited] == [[1.0], [1.0], [-1.0]]
+    assert [c.advantages_K.tolist() for c in credited] == [[1.0], [0.0], [-1.0]]
 
 
 def test_what_is_executed_counts_towards_the_return():
     """Not the first, the best or the mean of those drawn."""
     played = [*episodes(group(7.0, 2.0, 0.0, chosen=1)), *episodes(group(4.0), episode=1)]
-    credited, _ = credit(played, alpha=1.0, baseline="instance", normalise="mean")
-    assert credited[0].advantages_K.tolist() == [-1.0] * 3
+    credited, _, _ = credit(played, alpha=1.0, rule=CreditConfig("instance", "mean"))
+    assert credited[0].advantages_K.tolist() == [0.0, -1.0, 0.0]  # its siblings led nowhere
+    assert credited[0].mask_K.tolist() == [False, True, False]
     assert credited[1].advantages_K.tolist() == [1.0]
 
 
@@ -161,7 +169,7 @@ def test_credit_by_instance_gives_every_sample_of_an_episode_its_return():
         *episodes(group(1.0), episode=1),
         *episodes(group(9.0), instance=4),
     ]
-    credited, metrics = credit(played, alpha=1.0, baseline="instance", normalise="mean")
+    credited, metrics, _ = credit(played, alpha=1.0, rule=CreditConfig("instance", "mean"))
     assert [c.advantages_K.tolist() for c in credited] == [[1.0], [1.0], [-1.0], [0.0]]
     assert [c.mask_K.tolist() for c in credited] == [[True], [True], [True], [False]]
     assert metrics["groups/total"] == 2
@@ -173,7 +181,7 @@ def test_an_episode_that_the_engine_failed_has_no_return():
         *episodes(group(5.0), episode=1),
         *episodes(group(9.0), episode=2, end="engine_error"),
     ]
-    credited, _ = credit(played, alpha=1.0, baseline="instance", normalise="mean")
+    credited, _, _ = credit(played, alpha=1.0, rule=CreditConfig("instance", "mean"))
     assert [c.advantages_K.tolist() for c in credited] == [[-2.0], [2.0], [0.0]]
     assert [c.mask_K.tolist() for c in credited] == [[True], [True], [False]]
 
@@ -189,19 +197,19 @@ def by_partner(reward, team=0.0):
 def test_what_a_partner_says_is_in_no_baseline_and_no_metric():
     own = group(1.0, 2.0, 3.0)
     audit(by_partner(9.0), version=7, seed=7)
-    credited, metrics = credit(
-        episodes(by_partner(9.0), own, by_partner(-9.0)), alpha=1.0, baseline="group", normalise="mean"
+    credited, metrics, _ = credit(
+        episodes(by_partner(9.0), own, by_partner(-9.0)), alpha=1.0, rule=CreditConfig("group", "mean")
     )
     assert [c.advantages_K.tolist() for c in credited] == [[0.0], [-1.0, 0.0, 1.0], [0.0]]
     assert [c.mask_K.tolist() for c in credited] == [[False], [True] * 3, [False]]
-    _, alone = credit(episodes(own), alpha=1.0, baseline="group", normalise="mean")
+    _, alone, _ = credit(episodes(own), alpha=1.0, rule=CreditConfig("group", "mean"))
     assert metrics == alone and metrics["groups/total"] == 1.0 and metrics["outcome/ok"] == 1.0
 
 
 def test_of_what_a_partner_did_returns_hold_the_team_part():
     one = episodes(group(1.0), by_partner(9.0, team=0.5), episode=0)
     other = episodes(group(1.0), by_partner(-9.0), episode=1)
-    credited, metrics = credit(one + other, alpha=4.0, baseline="instance", normalise="mean")
+    credited, metrics, _ = credit(one + other, alpha=4.0, rule=CreditConfig("instance", "mean"))
     assert [c.advantages_K.tolist() for c in credited] == [[1.0], [0.0], [-1.0], [0.0]]
     assert [c.mask_K.tolist() for c in credited] == [[True], [False]] * 2
     assert metrics["outcome/ok"] == 1.0
@@ -212,4 +220,4 @@ def test_of_what_a_partner_did_returns_hold_the_team_part():
 def test_a_reward_that_is_not_finite_is_named(baseline, value):
     played = episodes(group(1.0, value, chosen=1)) + episodes(group(2.0, 1.0), episode=1)
     with pytest.raises(GroupError, match=r"1/train/3/0/0/0/a: Reward.* mixed is (nan|inf); must be finite"):
-        credit(played, alpha=1.0, baseline=baseline, normalise="std")
+        credit(played, alpha=1.0, rule=CreditConfig(baseline, "std"))

@@ -1,6 +1,7 @@
 """Runs of two processes, each with a device: they leave what one process with two devices leaves."""
 
 import functools
+import json
 import os
 import random
 import re
@@ -15,6 +16,8 @@ STEPS = 3
 BINDINGS = (
     "experiment.Experiment.checkpoint_every = 1",
     "mesh.MeshConfig.data = 2",
+    'groups.CreditConfig.baseline = "running"',  # which every host remembers by itself
+    'groups.CreditConfig.normalise = "mean"',
     "objectives.LossConfig.minibatches = 1",
     "rollout.RolloutConfig.instances = 9",  # one of two hosts plays more of them, and runs more programs
     "evaluation.EvaluationConfig.instances = 2",
@@ -56,6 +59,13 @@ def check_same(folder, alone):
     assert episodes == expected_episodes
     for ours, theirs in zip(weights(folder), weights(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    about = [checkpoint(place) for place in (folder, alone)]
+    assert about[0]["memory"] == about[1]["memory"] and about[0]["memory"].keys() == {"scout", "mover"}
+
+
+def checkpoint(folder):
+    saved = folder / "run" / "checkpoints" / str(STEPS) / "saved.json"
+    return json.loads(saved.read_text())["about"]
 
 
 @pytest.mark.slow

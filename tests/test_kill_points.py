@@ -36,6 +36,7 @@ pytestmark = [
 
 SHORT = """
 from __gin__ import dynamic_registration
+from atgrpo_jax.credit import groups
 from atgrpo_jax.rollout import evaluation
 from atgrpo_jax.run import experiment
 from atgrpo_jax.rollout import rollout
@@ -48,6 +49,8 @@ experiment.Experiment.steps = 2
 experiment.Experiment.checkpoint_every = 1
 experiment.Experiment.keep_checkpoints = 1
 team.Team.sharing = "lora"
+groups.CreditConfig.baseline = "running"
+groups.CreditConfig.normalise = "mean"
 config.Architecture.layers = 1
 rollout.RolloutConfig.instances = 2
 evaluation.EvaluationConfig.instances = 1
@@ -116,7 +119,7 @@ def litter(root):
 
 
 def left(x, root):
-    """What must be the same: metrics but for perf/, episodes, all arrays of the last checkpoint."""
+    """What must be the same: metrics but for perf/, episodes, all numbers of the last checkpoint."""
     folder = RunFolder(root / "run")
     metrics = [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in folder.read_metrics()]
     episodes = {path.name: path.read_bytes() for path in folder.episodes.iterdir()}

@@ -14,7 +14,7 @@ from shared_trainer import experiment
 from shared_workflows import talk
 
 from atgrpo_jax.common.types import Episode, Group
-from atgrpo_jax.credit.groups import credit
+from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.credit.ledger import ledger
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.metrics import training_metrics
@@ -45,7 +45,7 @@ def played(script, workflow=TWICE, team=None, task=None):
 
 
 def of(episodes, aggregate="candidate", updated=("shared",), turns=2, baseline="group"):
-    credited, _ = credit(episodes, alpha=1.0, baseline=baseline, normalise="mean")
+    credited, _, _ = credit(episodes, alpha=1.0, rule=CreditConfig(baseline, "mean"))
     return ledger(episodes, credited, weigh=weigh(aggregate), updated=updated, turns=turns)
 
 
@@ -75,7 +75,7 @@ def test_a_ledger_by_hand():
 def test_shares_are_those_of_the_weights_and_advantages_that_an_update_is_given(aggregate):
     """The batch of one update of all groups says of each token whose it is: by the number of its loss."""
     episodes = played(SCRIPT)
-    credited, _ = credit(episodes, alpha=1.0, baseline="group", normalise="mean")
+    credited, _, _ = credit(episodes, alpha=1.0, rule=CreditConfig(normalise="mean"))
     config = BatchConfig(row_tokens=64, rows=4)
     trained = pack(credited, config, aggregate, 8, {"a": 0, "b": 1}).trained
     pull = np.abs(trained.advantages) * trained.weights
@@ -211,7 +211,7 @@ def test_seats_and_a_judge_have_a_ledger():
 def test_a_step_is_weighed_as_its_experiment_says():
     """|advantages| are 1, 1, 0 and 2/3, 1/3, 1/3, tokens 2, 2, 3 and 4, 2, 2."""
     episodes = played({(0, "a"): ["5", "3", "04"], (0, "b"): ["001", "2", "2"]}, ONCE)
-    credited, _ = credit(episodes, alpha=1.0, baseline="group", normalise="mean")
+    credited, _, _ = credit(episodes, alpha=1.0, rule=CreditConfig(normalise="mean"))
     for aggregate, share in (("candidate", 2 / (2 + 4 / 3)), ("token", 4 / (4 + 4))):
         x = experiment(loss=LossConfig(minibatches=1, aggregate=aggregate))
         found = training_metrics(x, 1, episodes, credited)
@@ -221,7 +221,7 @@ def test_a_step_is_weighed_as_its_experiment_says():
 
 def test_a_frozen_policy_has_no_gradient():
     episodes = played(SCRIPT, ONCE, team=Team("full"))
-    credited, _ = credit(episodes, alpha=1.0, baseline="group", normalise="mean")
+    credited, _, _ = credit(episodes, alpha=1.0, rule=CreditConfig(normalise="mean"))
     found = training_metrics(experiment(team=Team("full", frozen=("b",))), 1, episodes, credited)
     assert "role/a/advantage_mass" in found and "role/b/advantage_mass" not in found
     alternating = experiment(team=Team("full", alternate=1))

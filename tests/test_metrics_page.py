@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from chat_server import MODEL, ChatServer
-from fakes import Longest
+from fakes import Longest, group
 from shared_trainer import experiment, fixed
 
 import atgrpo_jax
 from atgrpo_jax.common.types import Episode, Outcome, Reward
+from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.partners.partners import Partner
@@ -88,10 +89,10 @@ def of_a_run(path):
             team=Team({"a": "lora:x", "b": "lora:x"}, partners={"c": Partner(server.url, MODEL)}),
             engine=LocalEngineConfig(slots=8),
             gate=True,
-            rollout=dataclasses.replace(experiment().rollout, least_signal=1),
             loss=LossConfig(minibatches=1, kl=0.1, correction=2.0),
             batch=BatchConfig(row_tokens=32, rows=4),
-            evaluation=EvaluationConfig(instances=2, validation_instances=2, every=1),
+            evaluation=EvaluationConfig(instances=2, validation_instances=2, every=1, influence_every=1),
+            rollout=dataclasses.replace(experiment().rollout, least_signal=1),
             steps=1,
         )
         with Stages(x, RunFolder(path)) as stages:
@@ -125,9 +126,16 @@ def of_kinds():
     return {f"end/{end}" for end in ends} | {f"outcome/{outcome.value}" for outcome in Outcome}
 
 
+def of_rules():
+    """What a rule of credit with a memory writes."""
+    episode = Episode("train", 0, 0, (group(1.0, 2.0),), False, 1, "ended")
+    return set(credit([episode], alpha=1.0, rule=CreditConfig("running", "mean"))[1])
+
+
 @pytest.mark.thorough
 def test_what_runs_write_is_on_the_page_and_nothing_else_is(tmp_path):
     written = of_a_run(tmp_path / "run") | of_servers(tmp_path / "servers") | of_hosts() | of_kinds()
+    written |= of_rules()
     found = {name: meaning_of(name) for name in written}
     unknown = sorted(name for name, row in found.items() if row is None)
     assert not unknown, f"no row in viewing/meanings.txt: {unknown}"

@@ -138,22 +138,33 @@ def play(alpha, tree, exclude):
             yield instance, groups, best
 
 
-def credited(alpha, tree, exclude, normalise):
+def credited(x, exclude, memory):
     """(role, prompt, K samples, K advantages) of each group, advantages None where nothing is trained."""
-    episodes = list(play(alpha, tree, exclude))
-    if tree:
-        for _, groups, _ in episodes:
-            for role, prompt, drawn, mixed in groups:
-                yield role, prompt, drawn, oracle.advantages(mixed, normalise)
-        return
-    returns = collections.defaultdict(list)
-    for instance, groups, complete in episodes:
-        returns[instance].append(None if complete is None else sum(mixed for *_, (mixed,) in groups))
-    for instance, groups, _ in episodes:
-        given = oracle.advantages(returns[instance], normalise)
-        number = [e for e in episodes if e[0] == instance].index((instance, groups, _))
-        for role, prompt, drawn, _ in groups:
-            yield role, prompt, drawn, [given[number]]
+    rule, items = x.credit, []
+    sets = collections.defaultdict(dict)  # by name: rewards by what is compared
+    for number, (instance, groups, complete) in enumerate(
+        play(x.team.alpha, x.rollout.mode == "tree", exclude)
+    ):
+        for place, (role, prompt, drawn, rewarded) in enumerate(groups):
+            if rule.reward == "return" or rule.baseline == "instance":
+                rewarded = [None if complete is None else sum(mixed for *_, (mixed,) in groups)]
+            names = {"group": (number, place), "instance": instance, "instance_role": (instance, role)}
+            units = [
+                number if rule.baseline == "instance" else (number, place, k) for k in range(len(rewarded))
+            ]
+            name = names.get(rule.baseline, role)
+            sets[name].update(zip(units, rewarded, strict=True))
+            items.append((role, prompt, drawn, name, units))
+    given = {}
+    for name, values in sets.items():
+        rewarded = list(values.values())
+        if rule.baseline == "running":
+            found = [None if r is None else r - memory[name] for r in rewarded]
+        else:
+            found = oracle.advantages(rewarded, rule.normalise, rule.leave_one_out)
+        given[name] = dict(zip(values, found, strict=True))
+    for role, prompt, drawn, name, units in items:
+        yield role, prompt, drawn, [given[name][unit] for unit in units]
 
 
 CASES = {
@@ -164,6 +175,19 @@ CASES = {
         "rollout": {"mode": "trajectories", "exclude": ("truncated", "engine_error")},
         "credit": {"baseline": "instance"},
         "team": {"alpha": 2.5},
+    },
+    "each role's returns of an instance": {
+        "rollout": {"mode": "trajectories"},
+        "credit": {"baseline": "instance_role", "reward": "return"},
+    },
+    "the others of a role in the step": {
+        "credit": {"baseline": "role", "normalise": "mean", "leave_one_out": True},
+        "team": {"alpha": 0.5},
+    },
+    "a running mean": {
+        "rollout": {"exclude": ("truncated", "engine_error")},
+        "credit": {"baseline": "running", "normalise": "mean"},
+        "memory": {"a": 2.5, "bb": -0.5},
     },
     "truncated answers excluded": {
         "rollout": {"exclude": ("truncated", "engine_error")},
@@ -251,11 +275,11 @@ def experiment(case, folder):
 def expected(x, case, policy, roles, start, base):
     """The oracle's parameters and metrics of one policy after the first step."""
     exclude = {"error"} | ({"length"} if "truncated" in x.rollout.exclude else set())
-    tree, items = x.rollout.mode == "tree", []
+    items = []
     shape = SHAPES[case.get("folder", "qwen3")]
     p = {path: tape.node(value) for path, value in (base | start).items()}
     scale = x.lora.scale if base else 0.0
-    for role, prompt, drawn, advantages in credited(x.team.alpha, tree, exclude, x.credit.normalise):
+    for role, prompt, drawn, advantages in credited(x, exclude, case.get("memory", {})):
         answers = []
         for (text, finish, off), advantage in zip(drawn, advantages, strict=True):
             if role in roles and advantage is not None:
@@ -293,11 +317,11 @@ def test_a_step_of_the_trainer_is_that_of_the_formulas(name, folders, tmp_path):
     case = CASES[name]
     x = experiment(case, folders[case.get("folder", "qwen3")])
     with Stages(x, RunFolder(tmp_path)) as stages:
-        team = stages.begin()
+        team = stages.begin()._replace(memory=case.get("memory", {}))
         start = {policy: by_path(state.params) for policy, state in team.policies.items()}
         base = by_path(team.base or {})
         episodes, _ = stages.rollouts.play(1)
-        team, learned = stages.learner.update(team, stages.credit(team, episodes)[0], 1)
+        team, learned = stages.learner.update(team, stages.credit(team, episodes)[1], 1)
         after = {policy: by_path(state.params) for policy, state in team.policies.items()}
     for policy in x.policies:
         roles = [role for role in ROLES if x.team.policy(role) == policy]

@@ -120,7 +120,7 @@ def test_a_partner_is_played_and_never_trained(server, tmp_path, capsys):
     with Stages(x, RunFolder(tmp_path)) as stages:
         team = stages.begin()
         episodes, played = stages.rollouts.play(1)
-        credited, signal = stages.credit(team, episodes)
+        _, credited, signal = stages.credit(team, episodes)
         record = stages.record(1, team, episodes, credited, played, signal)
         asked = x.engine.built[-1].requests
     assert stages.learner.names == ("shared",) and {r.policy for r in asked} == {"shared"}
@@ -176,7 +176,7 @@ def test_returns_hold_the_team_part_of_what_a_partner_did(server, tmp_path):
     x = with_partner(server, rollout=rollout, credit=CreditConfig("instance", "mean"))
     with Stages(x, RunFolder(tmp_path)) as stages:
         team = stages.begin()
-        credited, _ = stages.credit(team, stages.rollouts.play(1)[0])
+        _, credited, _ = stages.credit(team, stages.rollouts.play(1)[0])
     assert [c.advantages_K.tolist() for c in credited] == [[0.0], [0.0], [-2.0], [0.0], [2.0], [0.0]]
     assert [c.mask_K.tolist() for c in credited] == [[True], [False]] * 3
 

@@ -36,7 +36,7 @@ def played(tmp_path, step, settings, **changes):
     with Stages(experiment(some, rollout=settings, **changes), RunFolder(tmp_path)) as stages:
         team = stages.begin()
         episodes, metrics = stages.rollouts.play(step)
-        _, signal = stages.credit(team, episodes)
+        _, _, signal = stages.credit(team, episodes)
     return (
         [episode.instance for episode in episodes],
         metrics,

@@ -22,7 +22,7 @@ from shared_rollout import player
 from atgrpo_jax.arrays.trees import remove_tree
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
-from atgrpo_jax.credit.groups import credit
+from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.replaying.again import SAME, Again, Change, fitting
 from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay
@@ -287,7 +287,7 @@ def test_records_become_the_values_that_they_were_written_of(tmp_path):
     made, _ = player({(t, r): ["1", "2", "x"] for t in range(2) for r in "ab"}, Sum())
     episode = asyncio.run(made.play(1, "train", 0))
     alpha = {"a": 1.0, "b": 1.0}
-    credited, _ = credit([episode], alpha=alpha, baseline="group", normalise="std")
+    credited, _, _ = credit([episode], alpha=alpha, rule=CreditConfig("group", "std"))
     run = RunFolder(tmp_path / "run")
     run.write_episodes(1, episodes.written(1, [episode], credited, CharTokenizer(), alpha))
     (record,) = run.read_episodes(1)

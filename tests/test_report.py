@@ -15,7 +15,7 @@ from shared_rollout import player
 
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import append_json_line
-from atgrpo_jax.credit.groups import credit
+from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
     alpha = {"a": 1.0, "b": 1.0}
     for step in (1, 2, 3):
         found = [played(step, "train", step * 10 + i, texts) for i, texts in enumerate(TEXTS)]
-        credited, _ = credit(found, alpha=alpha, baseline="group", normalise="std")
+        credited, _, _ = credit(found, alpha=alpha, rule=CreditConfig("group", "std"))
         folder.write_episodes(step, episodes.written(step, found, credited, CharTokenizer(), alpha))
     for step, texts in ((0, ["1"] * 3), (3, ["10"] * 3)):
         found = [played(step, "test", i, texts) for i in range(2)]
@@ -233,7 +233,7 @@ def drawn(tmp_path_factory):
         pass
     made, _ = player({(t, r): ["1", "3"] for t in range(2) for r in "ab"}, Drawing(), k=2)
     episode = asyncio.run(made.play(1, "train", 0))
-    credited, _ = credit([episode], alpha={"a": 1.0, "b": 1.0}, baseline="group", normalise="std")
+    credited, _, _ = credit([episode], alpha={"a": 1.0, "b": 1.0}, rule=CreditConfig("group", "std"))
     content = episodes.written(1, [episode], credited, CharTokenizer(), {"a": 1.0, "b": 1.0})
     record = json.loads(gzip.decompress(content))
     first, second = record["groups"][0]["candidates"]

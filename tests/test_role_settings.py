@@ -12,7 +12,7 @@ from shared_learner import MODEL, OPTIMIZER, assert_same, items, packed
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.types import Sampling
-from atgrpo_jax.credit.groups import credit
+from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import RolloutConfig, engine_propose
 from atgrpo_jax.rollout.team import Team
@@ -81,7 +81,7 @@ def test_each_role_draws_and_is_paid_by_its_own_settings():
     assert [group.origin.sampling for group in episode.groups] == list(sampling.values())
     # After 2, b's 8 would solve it; nothing does. Local rewards are the numbers, and alpha weighs nothing.
     alpha = {role: team.alpha_of(role) for role in "ab"}
-    credited, _ = credit([episode], alpha=alpha, baseline="group", normalise="mean")
+    credited, _, _ = credit([episode], alpha=alpha, rule=CreditConfig("group", "mean"))
     np.testing.assert_allclose(credited[0].advantages_K, [-0.5, 0.5])
     np.testing.assert_allclose(credited[1].advantages_K, [-3, 4, -1])
 

@@ -49,7 +49,7 @@ def equal(one, other):
 
 def played(stages, team, step=1):
     episodes, _ = stages.rollouts.play(step)
-    credited, signal = stages.credit(team, episodes)
+    _, credited, signal = stages.credit(team, episodes)
     return episodes, credited, signal
 
 

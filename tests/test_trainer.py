@@ -29,7 +29,7 @@ def rolled_out(x, path):
     with Stages(x, RunFolder(path)) as stages:
         team = TeamState({})  # of version 0, as the engine says
         episodes = stages.rollouts.play(1)[0]
-        return episodes, stages.credit(team, episodes)[0], x.engine.built[-1].requests
+        return episodes, stages.credit(team, episodes)[1], x.engine.built[-1].requests
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def learned(x, path):
     with Stages(x, RunFolder(path)) as stages:
         team = stages.begin()
         episodes, _ = stages.rollouts.play(1)
-        return stages.learner.update(team, stages.credit(team, episodes)[0], 1)[1]
+        return stages.learner.update(team, stages.credit(team, episodes)[1], 1)[1]
 
 
 @pytest.mark.thorough

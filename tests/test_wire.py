@@ -27,7 +27,7 @@ from atgrpo_jax.common.types import (
     Sample,
     Sampling,
 )
-from atgrpo_jax.credit.groups import credit
+from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.rollout import wire
 from atgrpo_jax.rollout.rollout import play_all
 from atgrpo_jax.rollout.team import Team
@@ -228,7 +228,7 @@ def test_who_reads_them_sees_no_difference():
     assert back == played and repr(back) == repr(played)
     found = []
     for some in (played, back):
-        credited, metrics = credit(some, alpha=1.0, baseline="instance", normalise="std")
+        credited, metrics, _ = credit(some, alpha=1.0, rule=CreditConfig("instance", "std"))
         content = written(1, some, credited, CharTokenizer(), {"a": 1.0, "b": 1.0})
         found.append((metrics, episode_metrics(some), content))
     assert found[0] == found[1]

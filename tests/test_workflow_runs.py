@@ -13,7 +13,7 @@ from shared_workflows import demonstrated, talk
 
 from atgrpo_jax.common.hosts import ALONE
 from atgrpo_jax.common.types import Sampling
-from atgrpo_jax.credit.groups import GroupError, audit, credit
+from atgrpo_jax.credit.groups import CreditConfig, GroupError, audit, credit
 from atgrpo_jax.rollout import wire
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.player import Player
@@ -82,7 +82,7 @@ def test_trajectories_compare_whole_episodes_of_all_seats(name):
     """Three episodes of an instance: all groups of one have its advantage, and the three sum to zero."""
     task = TASKS[name]
     episodes = played(task, k=1, episodes=3)
-    credited, _ = credit(episodes, alpha=1.0, baseline="instance", normalise="mean")
+    credited, _, _ = credit(episodes, alpha=1.0, rule=CreditConfig("instance", "mean"))
     assert len(credited) == sum(len(episode.groups) for episode in episodes)
     found = {}
     for item in credited:

@@ -1,35 +1,141 @@
-"""Turns episodes into credited groups: audits, baselines, and counts of what gives no signal."""
+"""Turns episodes into credited groups: audits, rules of credit, and counts of what gives no signal.
+
+docs/your-credit.md says which rule is which published one, and how to write one.
+"""
 
 import collections
 import dataclasses
 import math
+import types
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from atgrpo_jax.common.checks import check_types
+from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.types import Address, Candidate, Episode, Group, Origin, of_role, receipts
-from atgrpo_jax.credit.advantages import Normalise, group_relative
+from atgrpo_jax.common.types import Address, Episode, Group, GroupKey, Origin, receipts
+from atgrpo_jax.credit.advantages import Normalise, above, apart, group_relative, running_mean
+from atgrpo_jax.credit.sets import (
+    Alpha,
+    Compared,
+    GroupError,
+    Placed,
+    Rewards,
+    compare,
+    earning,
+    mixed,
+    outcome_of,
+    return_of,
+    whole,
+)
 
-Baseline = Literal["group", "instance"]
-Alpha = float | Mapping[str, float]
-
-
-class GroupError(RunError):
-    """Says that members of one group cannot share a baseline."""
+Baseline = Literal["group", "instance", "instance_role", "role", "running"]
+Earned = Literal["mixed", "return", "outcome"]
+NO_MEMORY: Mapping[str, float] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
 class CreditConfig:
-    """Says how a candidate's advantage is computed; see ``credit``."""
+    """Says how a candidate's advantage is computed. Credit of your own overrides a method.
 
-    baseline: Baseline = "group"  # who a candidate is compared with; see ``credit``
-    normalise: Normalise = "std"  # what the difference is divided by
+    ``baseline`` says what a candidate's reward is compared with:
+
+    - "group": with those of its siblings, which answered the same prompt.
+    - "instance": whole episodes with the other episodes of their instance; each counts once.
+    - "instance_role": with all that its role earned in the episodes of its instance.
+    - "role": with all that its role earned in the step.
+    - "running": with the role's running mean from before the step, an exponential moving average. In the
+      first step in which the role earns anything it is the mean of that step.
+
+    ``reward`` says which reward that is: "mixed" is the candidate's own, alpha * team + local. "return"
+    is the sum of these over the executed candidates of its episode. "outcome" is 1 if its episode was
+    solved, and else 0. The last two are those of a whole episode, and all that was executed in it gets
+    them. With "instance", "mixed" is the return.
+    """
+
+    baseline: Baseline = "group"  # what a reward is compared with (docs/your-credit.md)
+    # What the difference to the mean is divided by: "std", nothing ("mean"), or the mean, which is the
+    # rate of success ("rate"; rewards must be 0 or 1).
+    normalise: Normalise = "std"
+    reward: Earned = "mixed"  # the candidate's own, or the return or the outcome of its episode
+    leave_one_out: bool = False  # whether the mean is that of the others alone
+    decay: float = 0.9  # of a "running" mean, a step: how much of it stays
 
     def __post_init__(self):
         check_types(self)
+        own = self.reward == "mixed" or self.baseline != "group"
+        rule = 'is of executed candidates, and siblings are not; use another baseline than "group"'
+        require(self, "reward", own, rule)
+        running = self.baseline == "running"
+        rule = 'a running mean is one number from before; use "mean"'
+        require(self, "normalise", not running or self.normalise == "mean", rule)
+        rule = "a running mean holds no reward of its step, so nothing can be left out"
+        require(self, "leave_one_out", not (running and self.leave_one_out), rule)
+        require(self, "decay", 0 <= self.decay < 1, "must be in [0, 1)")
+
+    def __repr__(self) -> str:
+        """Tells the later fields only if they are set: runs from before them are known by this text."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        later = {"reward": "mixed", "leave_one_out": False, "decay": 0.9}
+        told = (f"{name}={value!r}" for name, value in values.items() if value != later.get(name, ...))
+        return f"{type(self).__qualname__}({', '.join(told)})"
+
+    def fits(self, tree: bool, refills: bool) -> bool:
+        """Returns whether the rule is for mode "tree" or "trajectories", and for steps of several rounds.
+
+        In a tree, an episode goes on from the best of K candidates. So what it led to is not what the
+        policy's draws lead to, and no reward for it. In trajectories, no candidate has a sibling.
+        Whether a step ``refills`` depends on which sets have a signal, so none may be of all its rounds.
+        """
+        if refills and self.baseline in ("role", "running"):
+            return False
+        if self.reward != "mixed" or self.baseline == "instance":
+            return not tree
+        return tree or self.baseline != "group"
+
+    def rewards(self, episode: Episode, alpha: Alpha) -> Rewards:
+        """Returns what each candidate of an episode earned. ``alpha`` is one for all, or that of each role.
+
+        There is a list for each group, in order, with a number for each candidate, or None if that one is
+        not trained. What is returned for partners does not count.
+        """
+        if self.reward == "outcome":
+            return whole(episode, outcome_of(episode))
+        if self.reward == "return" or self.baseline == "instance":
+            return whole(episode, return_of(episode, alpha))
+        return mixed(episode, alpha)
+
+    def set_of(self, key: GroupKey) -> str | None:
+        """Returns the name of the set in which a group's candidates are; None if they are one alone."""
+        if self.baseline == "group":
+            return None
+        instance = f"{key.split}/{key.instance}"
+        return {"instance": instance, "instance_role": f"{instance}/{key.role}"}.get(self.baseline, key.role)
+
+    def advantages(self, compared: Compared) -> np.ndarray:
+        """Returns advantages [G, K] of rewards [G, K]. A set whose advantages are all 0 has no signal.
+
+        Raises GroupError if rewards other than 0 and 1 should be divided by their rate.
+        """
+        rewards_GK, mask_GK = compared.rewards_GK, compared.mask_GK
+        if self.baseline == "running":
+            means = {name: running_mean(None, own, 0.0) for name, own in earning(compared)}
+            means |= compared.memory
+            baselines_G = np.array([means.get(name, 0.0) for name in compared.names])
+            return above(rewards_GK, mask_GK, baselines_G)[0]
+        if self.normalise == "rate":
+            _check_success(compared)
+        return group_relative(rewards_GK, mask_GK, self.normalise, self.leave_one_out)[0]
+
+    def remembered(self, compared: Compared) -> Mapping[str, float]:
+        """Returns numbers by name: ``Compared.memory`` of the next step. Checkpoints hold them."""
+        if self.baseline != "running":
+            return {}
+        memory = dict(compared.memory)
+        for name, own in earning(compared):
+            memory[name] = running_mean(memory.get(name), own, self.decay)
+        return memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,142 +190,111 @@ def audit(group: Group, version: int, seed: int) -> None:
 
 
 def credit(
-    episodes: Sequence[Episode], *, alpha: Alpha, baseline: Baseline, normalise: Normalise
-) -> tuple[list[Credited], dict[str, float]]:
-    """Returns all groups with the advantages of their candidates, and metrics.
+    episodes: Sequence[Episode],
+    *,
+    alpha: Alpha,
+    rule: CreditConfig = CreditConfig(),
+    memory: Mapping[str, float] = NO_MEMORY,
+) -> tuple[list[Credited], dict[str, float], dict[str, float]]:
+    """Returns all groups with the advantages of their candidates, metrics, and the next step's memory.
 
-    baseline "group" is AT-GRPO: it compares a candidate's mixed reward with those of its siblings
-    (same instance, turn and role). "instance" is trajectory-level GRPO: it compares an episode's
-    return with those of the other episodes of the instance, and gives the advantage to every
-    sample of the episode. A return is the sum of the mixed rewards of the executed candidates.
-
-    ``alpha`` is that of all roles, or a mapping from each role.
+    ``alpha`` is that of all roles, or a mapping from each role. ``memory`` is what the step before left.
 
     Groups without signal are included; their mask is false. So are the groups of partners, which
-    count in no baseline and in no metric. Only the team part of what partners did counts in the
-    return of an episode.
+    count in no baseline and in no metric. The metrics ``groups/...`` count sets of rewards that are
+    compared: with the baseline "group", these are the groups.
 
-    Raises GroupError that names the candidate if a mixed reward is not finite.
+    Raises GroupError if a reward or an advantage is not finite, and RunError for a rule whose rewards or
+    advantages have another shape than what they are for.
     """
-    groups = [group for episode in episodes for group in episode.groups]
-    if baseline == "group":
-        drawn = [group for group in groups if not group.by_partner]
-        rewards_GK, mask_GK = _table([_rewards(group, alpha) for group in drawn])
-        advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
-        trained = [
-            Credited(g, a[: len(g.candidates)], (m & s)[: len(g.candidates)])
-            for g, a, m, s in zip(drawn, advantages_GK, mask_GK, signal_G, strict=True)
-        ]
-        others = iter(trained)
-        credited = [_untrained(group) if group.by_partner else next(others) for group in groups]
-    else:
-        credited, mask_GK, signal_G = _by_instance(episodes, alpha, normalise)
-    members_G = mask_GK.sum(1)
-    drawn_candidates = (c for g in groups if not g.by_partner for c in g.candidates)
-    outcomes = collections.Counter(c.outcome.value for c in drawn_candidates)
+    placed, compared = _compared(episodes, alpha, rule, memory)
+    advantages_GK = _advantages(rule, compared)
+    signal_G = (advantages_GK != 0).any(1)
+    credited = []
+    for group, row, columns in placed:
+        trained_K = np.array([column is not None and signal_G[row] for column in columns], bool)
+        advantages_K = [0.0 if column is None else advantages_GK[row, column] for column in columns]
+        credited.append(Credited(group, np.array(advantages_K, np.float32), trained_K))
+    after = _memory(rule, compared)
+    members_G = compared.mask_GK.sum(1)
+    drawn = (c for g in placed if not g.group.by_partner for c in g.group.candidates)
+    outcomes = collections.Counter(c.outcome.value for c in drawn)
     total = max(len(signal_G), 1)
     metrics = {
         "groups/total": float(len(signal_G)),
         "groups/signal": float(signal_G.sum()) / total,
         "groups/zero_variance": float(((members_G >= 2) & ~signal_G).sum()) / total,
-        "groups/too_small": float((members_G < 2).sum()) / total,
+        "groups/too_small": float(((members_G < 2) & ~signal_G).sum()) / total,
     }
     candidates = max(sum(outcomes.values()), 1)
     metrics |= {f"outcome/{name}": n / candidates for name, n in sorted(outcomes.items())}
-    return credited, metrics
+    return credited, metrics | {f"credit/{name}": value for name, value in after.items()}, after
 
 
-def with_signal(episodes: Sequence[Episode], *, alpha: Alpha, baseline: Baseline) -> int:
-    """Returns how many groups have members that were paid differently: those that teach something.
-
-    With baseline "instance" the members are the episodes of an instance.
-    """
-    if baseline == "group":
-        groups = (group for episode in episodes for group in episode.groups if not group.by_partner)
-        rewards_GK, mask_GK = _table([_rewards(group, alpha) for group in groups])
-    else:
-        rewards_GK, mask_GK = _table(list(_returns(episodes, alpha).values()))
-    return int(group_relative(rewards_GK, mask_GK, "mean")[1].sum())
+def with_signal(episodes: Sequence[Episode], *, alpha: Alpha, rule: CreditConfig) -> int:
+    """Returns how many sets hold rewards that differ: those that teach something."""
+    compared = _compared(episodes, alpha, rule, NO_MEMORY)[1]
+    return int(group_relative(compared.rewards_GK, compared.mask_GK, "mean")[1].sum())
 
 
-def _returns(episodes: Sequence[Episode], alpha: Alpha) -> dict[tuple[str, int], list[float | None]]:
-    found = collections.defaultdict(list)
-    for episode in episodes:
-        found[episode.split, episode.instance].append(_return(episode, alpha))
-    return found
+def remembered(
+    episodes: Sequence[Episode], *, alpha: Alpha, rule: CreditConfig, memory: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns the memory that ``credit`` returns, without advantages."""
+    return _memory(rule, _compared(episodes, alpha, rule, memory)[1])
 
 
-def _by_instance(episodes: Sequence[Episode], alpha: Alpha, normalise: Normalise):
-    sets: dict[tuple, list[Episode]] = collections.defaultdict(list)
-    for episode in episodes:
-        sets[episode.split, episode.instance].append(episode)
-    returns = []
-    for members in sets.values():
-        returns.append([_return(episode, alpha) for episode in members])
-    rewards_GK, mask_GK = _table(returns)
-    advantages_GK, signal_G = group_relative(rewards_GK, mask_GK, normalise)
-    credited = []
-    for members, advantages_K, mask_K, signal in zip(
-        sets.values(), advantages_GK, mask_GK, signal_G, strict=True
-    ):
-        for episode, advantage, present in zip(members, advantages_K, mask_K, strict=False):
-            for group in episode.groups:
-                if group.by_partner:
-                    credited.append(_untrained(group))
-                    continue
-                advantages = np.full(len(group.candidates), advantage, np.float32)
-                trained = [present and signal and c.reward is not None for c in group.candidates]
-                credited.append(Credited(group, advantages, np.array(trained)))
-    return credited, mask_GK, signal_G
+def _compared(
+    episodes: Sequence[Episode], alpha: Alpha, rule: CreditConfig, memory: Mapping[str, float]
+) -> tuple[list[Placed], Compared]:
+    earned = ((episode, _rewards(rule, episode, alpha)) for episode in episodes)
+    return compare(earned, rule.set_of, rule.baseline == "instance", memory)
 
 
-def _untrained(group: Group) -> Credited:
-    count = len(group.candidates)
-    return Credited(group, np.zeros(count, np.float32), np.zeros(count, bool))
-
-
-def _rewards(group: Group, alpha: Alpha) -> list[float | None]:
-    return [_reward(candidate, alpha) for candidate in group.candidates]
-
-
-def _reward(candidate: Candidate, alpha: Alpha) -> float | None:
-    if candidate.reward is None:
-        return None
-    mixed = candidate.reward.mixed(of_role(alpha, candidate.origin.key.role))
-    if not math.isfinite(mixed):
-        raise GroupError(
-            f"{candidate.origin.key.path()}: {candidate.reward} mixed is {mixed}; must be finite"
+def _rewards(rule: CreditConfig, episode: Episode, alpha: Alpha) -> Rewards:
+    rewards = rule.rewards(episode, alpha)
+    given, asked = [len(row) for row in rewards], [len(group.candidates) for group in episode.groups]
+    if given != asked:
+        raise RunError(
+            f"{type(rule).__name__}.rewards returned lists of {given} rewards for groups of {asked} "
+            "candidates; it must return a number or None for each (docs/your-credit.md)"
         )
-    return mixed
-
-
-def _return(episode: Episode, alpha: Alpha) -> float | None:
-    """Returns the sum of the executed candidates' mixed rewards; None if the engine failed.
-
-    Of what a partner did only the team part counts: nobody is trained to earn the rest.
-    """
-    if episode.end == "engine_error":
-        return None
-    total = 0.0
-    for group in episode.groups:
-        executed = None if group.chosen is None else group.candidates[group.chosen]
-        if executed is None or executed.reward is None:
-            continue
-        mixed = _reward(executed, alpha)
-        assert mixed is not None
-        weight = of_role(alpha, group.origin.key.role)
-        total += weight * executed.reward.team if group.by_partner else mixed
-    return total
-
-
-def _table(rows: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rewards_GK and mask_GK from rows of several lengths; None is a missing reward."""
-    size = max(map(len, rows), default=1)
-    mask_GK = np.zeros((len(rows), size), bool)
-    rewards_GK = np.zeros((len(rows), size), np.float64)
-    for g, row in enumerate(rows):
+    for group, row in zip(episode.groups, rewards, strict=True):
         for k, reward in enumerate(row):
-            if reward is not None:
-                rewards_GK[g, k] = reward
-                mask_GK[g, k] = True
-    return rewards_GK, mask_GK
+            if not (group.by_partner or reward is None or math.isfinite(reward)):
+                raise GroupError(
+                    f"{group.origin.key.path()}: candidate {k} has the reward {reward}; must be finite"
+                )
+    return rewards
+
+
+def _advantages(rule: CreditConfig, compared: Compared) -> np.ndarray:
+    """Returns float32 advantages, 0 where masked."""
+    advantages_GK = np.asarray(rule.advantages(compared))
+    if advantages_GK.shape != compared.mask_GK.shape:
+        raise RunError(
+            f"{type(rule).__name__}.advantages returned the shape {advantages_GK.shape} for rewards of the "
+            f"shape {compared.mask_GK.shape}; these must be the same (docs/your-credit.md)"
+        )
+    advantages_GK = np.where(compared.mask_GK, advantages_GK, 0.0).astype(np.float32)
+    for name, advantages_K, rewards_K in zip(compared.names, advantages_GK, compared.rewards_GK, strict=True):
+        if not np.isfinite(advantages_K).all():
+            raise GroupError(
+                f"{name}: the advantages {advantages_K.tolist()} of the rewards {rewards_K.tolist()} are not "
+                "all finite"
+            )
+    return advantages_GK
+
+
+def _memory(rule: CreditConfig, compared: Compared) -> dict[str, float]:
+    return {name: float(value) for name, value in sorted(rule.remembered(compared).items())}
+
+
+def _check_success(compared: Compared) -> None:
+    for name, rewards_N in earning(compared):
+        for reward in rewards_N:
+            if all(apart(min(reward, one), max(reward, one)) for one in (0.0, 1.0)):
+                raise GroupError(
+                    f'{name}: a reward is {reward}, and CreditConfig.normalise = "rate" is for rewards that '
+                    'are all 0 or 1; CreditConfig.reward = "outcome" gives such'
+                )

@@ -81,16 +81,24 @@ class Checkpoints:
             raise RunError(f"no checkpoint in {self._path} is whole; start the run anew in another folder")
         return None
 
-    def save(self, step: int, tree: Any, base: Any = None, version: int = 0) -> None:
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        base: Any = None,
+        version: int = 0,
+        memory: Mapping[str, float] | None = None,
+    ) -> None:
         """Writes a checkpoint, which is on disk when this returns. Raises OSError or RunError.
 
-        ``version`` is that of the weights. ``base`` holds the weights that adapters are on. They
-        never change, so they are written once, beside the checkpoints.
+        ``version`` is that of the weights, ``memory`` that of the rule of credit. ``base`` holds the
+        weights that adapters are on. They never change, so they are written once, beside the checkpoints.
         """
         hosts = self._hosts
         if base is not None and self._base_digest is None:
             self._base_digest = trees.write_tree(self._base, base, {"identity": self._identity}, hosts=hosts)
         about = {"identity": self._identity, "step": step, "version": version, "base": self._base_digest}
+        about |= {"memory": dict(memory)} if memory else {}  # JSON keeps every bit of a number
         trees.write_tree(self._path / str(step), tree, about, hosts=hosts)
         if hosts.index == 0:
             self.forget_old()
@@ -128,6 +136,10 @@ class Checkpoints:
         about = self._about(step)
         self._check_base(step, about)
         return trees.read_tree(self._path / str(step), shapes, self._hosts), about["version"]
+
+    def memory(self, step: int) -> dict[str, float]:
+        """Returns what the rule of credit remembers after ``step``. Raises as ``restore`` does."""
+        return self._about(step).get("memory", {})
 
     def _check_base(self, step: int, about: Mapping[str, Any]) -> None:
         if about["base"] != self._base_digest:

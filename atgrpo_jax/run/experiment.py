@@ -98,13 +98,14 @@ class Experiment:
         require(self, "keep_best", scored, "nothing is scored on the way with EvaluationConfig.every = 0")
         require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")
         require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
-        tree = self.rollout.tree
         require(
             self,
             "credit",
-            tree == (self.credit.baseline == "group"),
-            f"with RolloutConfig.mode = {self.rollout.mode!r} every baseline would have one member; "
-            'use baseline "group" with mode "tree", "instance" with "trajectories"',
+            self.credit.fits(self.rollout.tree, self.rollout.least_signal > 0),
+            f"is not for RolloutConfig.mode = {self.rollout.mode!r}, least_signal = "
+            f'{self.rollout.least_signal}: baseline "group" needs "tree", or every baseline would have one '
+            'member; "instance" and rewards of episodes need "trajectories"; "role" and "running" need '
+            "least_signal = 0",
         )
         shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
         require(self, "tokenizer", shown, "its chat template does not show what a message says")

@@ -47,7 +47,7 @@ def one_step(stages: Stages, team: TeamState, step: int) -> tuple[TeamState, dic
     """Makes one training step. Returns the team after it, and the step's metrics."""
     began = time.monotonic()
     episodes, played = stages.rollouts.play(step)  # nothing of an incomplete rollout is kept
-    credited, signal = stages.credit(team, episodes)
+    team, credited, signal = stages.credit(team, episodes)
     stages.engine.release()  # the update frees the team's old arrays
     team, learned = stages.learner.update(team, credited, step)
     proof = stages.sync(team)

@@ -25,7 +25,7 @@ def rollouts_of(
     instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
 
     def enough(played: Sequence[Episode]) -> bool:
-        found = with_signal(played, alpha=experiment.alphas, baseline=experiment.credit.baseline)
+        found = with_signal(played, alpha=experiment.alphas, rule=experiment.credit)
         return found >= settings.least_signal
 
     return Rollouts(

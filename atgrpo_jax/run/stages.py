@@ -127,18 +127,20 @@ class Stages:
         if newest is not None:
             say(f"going on after step {newest} of {self.folder.path}")
 
-    def credit(self, team: TeamState, episodes: Sequence[Episode]) -> tuple[list[Credited], dict[str, float]]:
-        """Audits the groups, which ``team`` drew. Returns them with their advantages, and metrics."""
+    def credit(
+        self, team: TeamState, episodes: Sequence[Episode]
+    ) -> tuple[TeamState, list[Credited], dict[str, float]]:
+        """Audits the groups, which ``team`` drew.
+
+        Returns the team with its new memory, the groups with their advantages, and metrics.
+        """
         for episode in episodes:
             for group in episode.groups:
                 audit(group, team.version, self.experiment.seed)
-        settings = self.experiment.credit
-        return credit(
-            episodes,
-            alpha=self.experiment.alphas,
-            baseline=settings.baseline,
-            normalise=settings.normalise,
+        credited, metrics, memory = credit(
+            episodes, alpha=self.experiment.alphas, rule=self.experiment.credit, memory=team.memory
         )
+        return team._replace(memory=memory), credited, metrics
 
     def sync(self, team: TeamState) -> dict[str, float]:
         """Pushes the team's weights to the engine; the gate checks that it samples from them.
@@ -252,7 +254,7 @@ class Stages:
         for name, state in team.policies.items():
             check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
         self.folder.check_ours()
-        self._checkpoints.save(step, team.policies, team.base, team.version)
+        self._checkpoints.save(step, team.policies, team.base, team.version, team.memory)
         self._saved = step
         self.tracking.note()
         if self.experiment.keep_best and self.hosts.index == 0:

@@ -122,7 +122,7 @@ class TeamLearner:
         for name, state in states.items():
             do = "delete that checkpoint's folder to go on from an earlier one"
             check_tree(state, f"checkpoint {step}, policy {name}", do)
-        return TeamState(states, base, version)
+        return TeamState(states, base, version, checkpoints.memory(step))
 
     def refer_to(self, team: TeamState) -> None:
         """Sets the team whose logprobs the loss's KL term compares with."""
@@ -188,7 +188,7 @@ class TeamLearner:
             tokens += learned["trained_tokens"]
         seconds = time.monotonic() - began
         metrics |= {"perf/update_s": seconds, "perf/update_tokens_per_s": tokens / seconds}
-        return TeamState(states, team.base, team.version + 1), metrics
+        return team._replace(policies=states, version=team.version + 1), metrics
 
     def _inputs(
         self, policy: str, team: TeamState, items: Sequence[Credited], step: int

@@ -12,6 +12,7 @@ class TeamState(NamedTuple):
     policies: Mapping[str, PolicyState]
     base: Any = None  # frozen parameters that adapters are on; None in a team without adapters
     version: int = 0  # of the weights: how many updates the team has had; the engine is told it
+    memory: Mapping[str, float] = {}  # of the rule of credit; see ``CreditConfig.remembered``
 
 
 class Given(NamedTuple):

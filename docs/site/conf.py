@@ -26,7 +26,7 @@ NAVIGATION = {
         "docs/trackers",
     ),
     "Training": ("docs/config", "docs/models", "docs/forks", "docs/moving", "docs/sglang"),
-    "Parts of your own": ("docs/your-loss", "docs/your-engine"),
+    "Parts of your own": ("docs/your-credit", "docs/your-loss", "docs/your-engine"),
     "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/container", "docs/performance"),
     "Results": ("docs/results", "docs/paper", "docs/parity", "docs/log"),
     "Python interface": (

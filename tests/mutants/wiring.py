@@ -7,10 +7,11 @@ FAULTS = {
         ("episodes = 1 if settings.tree else settings.candidates", "episodes = 1", "one trajectory an instance"),
         ("own.candidates if settings.tree else 1 for role", "own.candidates for role", "trajectories branch"),
     ],
-    ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py"): [
+    ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py test_credit.py"): [
         ("alpha=self.experiment.alphas", "alpha=1.0", "the team's alpha is not heard"),
-        ("normalise=settings.normalise", 'normalise="std"', "normalisation is not heard"),
-        ("baseline=settings.baseline", 'baseline="group"', "the baseline is not heard"),
+        ("rule=self.experiment.credit, ", "", "the rule of credit is not heard"),
+        ("memory=team.memory\n", "\n", "the rule of credit remembers nothing"),
+        ("return team._replace(memory=memory), credited, metrics", "return team, credited, metrics", "what is to be remembered is lost"),
         ("learner.refer_to(learner.restore(self._checkpoints, 0))", "learner.refer_to(learner.restore(self._checkpoints, self.done))",
          "after a resume the reference is the step that the run goes on from"),
         ("audit(group, team.version, self.experiment.seed)", "audit(group, group.origin.version, self.experiment.seed)", "any version passes the audit"),
@@ -89,8 +90,16 @@ FAULTS = {
         ('state_digest, "", -1, partner.sampling)', 'state_digest, "shared", -1, partner.sampling)', "a partner's words are trained"),
     ],
     ("credit/groups.py", "test_groups.py"): [
-        ("weight * executed.reward.team if group.by_partner else mixed", "mixed", "returns hold what a partner earned alone"),
-        ("for g in groups if not g.by_partner for c", "for g in groups for c", "partners' outcomes are counted"),
+        ("for g in placed if not g.group.by_partner for c", "for g in placed for c", "partners' outcomes are counted"),
+    ],
+    ("credit/sets.py", "test_groups.py"): [
+        ("weight * executed.reward.team if group.by_partner else earned", "earned", "returns hold what a partner earned alone"),
+    ],
+    ("run/checkpoint.py", "test_credit.py"): [
+        ('{"memory": dict(memory)} if memory else {}', "{}", "checkpoints forget running means"),
+    ],
+    ("replaying/teams.py", "test_credit.py"): [
+        ("self._team._replace(memory=memory)", "self._team", "a replay forgets running means"),
     ],
     ("run/loop.py", "test_trainer.py test_stages.py test_policies.py"): [
         ("proof = stages.sync(team)", "proof = {}", "the engine never gets new weights"),
@@ -114,8 +123,8 @@ FAULTS = {
         ("self.reference.get(policy)", "None", "the KL term is left out"),
         ("items[item.group.origin.policy].append(item)", "items[experiment.policies[0]].append(item)",
          "one policy gets all groups"),
-        ("return TeamState(states, team.base, team.version + 1), metrics", "return team._replace(version=team.version + 1), metrics", "updates are thrown away"),
-        ("return TeamState(states, team.base, team.version + 1), metrics", "return TeamState(states, team.base, team.version), metrics", "new weights keep the old version"),
+        ("return team._replace(policies=states, version=team.version + 1), metrics", "return team._replace(version=team.version + 1), metrics", "updates are thrown away"),
+        ("return team._replace(policies=states, version=team.version + 1), metrics", "return team._replace(policies=states), metrics", "new weights keep the old version"),
         ("experiment.team.updated(step, experiment.task.workflow.roles)", "experiment.policies", "frozen policies are trained"),
         ("objectives={role: experiment.losses.index(own.loss) for role, own in experiment.by_role.items()},", "", "all roles have the first one's loss"),
         ("experiment.team.rates.get(policy, 1.0)", "1.0", "rates are not heard"),
@@ -131,7 +140,7 @@ FAULTS = {
     ("run/experiment.py", "test_config.py test_train.py"): [
         ('CHANGEABLE = ("steps", ', 'CHANGEABLE = ("seed", "steps", ',
          "a run goes on with another seed"),
-        ("tree == (self.credit.baseline == \"group\")", "True", "baselines of one member are accepted"),
+        ("self.credit.fits(self.rollout.tree, self.rollout.least_signal > 0)", "True", "baselines of one member are accepted"),
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
         ("self.batch.rows % self.mesh.rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
