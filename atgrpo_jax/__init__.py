@@ -9,6 +9,7 @@ Words, each with one meaning:
 
     instance     a problem of a task, named by its split and number
     episode      one play of an instance, from its first turn to its end
+    success      the share of episodes that end solved; in training of the best of K, in evaluations of one
     turn         one round of an episode: the stages of the workflow, one after the other
     stage        those who speak at the same time, in the same state
     role         who speaks: a name, a prompt, a part of the reward
@@ -18,6 +19,7 @@ Words, each with one meaning:
     sample       the tokens that an engine drew once, with their log-probabilities
     candidate    a sample with its text, reward and outcome; one of K from the same prompt and state
     group        the K candidates of one who speaks, once, in an episode
+    signal       what a group has whose rewards are not all equal; the others teach nothing
     executed     the group's candidate whose state the episode goes on from
     reward       alpha * team + local: what all roles share, and what one role earned
     advantage    a candidate's reward relative to its group

@@ -45,7 +45,7 @@ install_checkout() {
       return 1
     }
   fi
-  echo "installing atgrpo_jax and what it needs; about a minute the first time" >&2
+  echo "installing atgrpo_jax and what it needs; one to three minutes the first time, without a word" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root$extras"
   echo "$stamp$extras" >> "$venv/.atgrpo"
 }

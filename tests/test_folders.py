@@ -268,7 +268,8 @@ def test_a_folder_is_scored_alone_and_against_another(place):
     args = ["--model=model", "--gin_file=mine.gin", "--gin_param=MODEL = 'model'", "--episodes=2"]
     out, _ = command(place, "evaluate", *args, "--against=other/mover")
     first, second, paired = out.splitlines()
-    assert first.startswith("test after model: ") and " of 3 x 2 episodes, pass@2 " in first
+    assert first.startswith("test after model: ")
+    assert " of 3 x 2 episodes (95 " in first and "%), pass@2 " in first
     assert second.startswith("test after other/mover: ")
     assert paired.startswith("difference to other/mover: ")
     again, _ = command(place, "evaluate", *args, "--against=model")

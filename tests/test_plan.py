@@ -326,6 +326,39 @@ def test_a_mesh_that_was_a_flag_stays_one(large):
     assert large(memory, mesh=MeshConfig(fsdp=4)).fits
 
 
+def test_changes_are_tried_on_the_mesh_of_the_flag(large):
+    """The file's mesh has eight rows at once, which fewer rows would not be a multiple of."""
+    files = "mesh.MeshConfig.fsdp = 8"
+    memory = 0.7 * room_for(large(1e12, files, mesh=MeshConfig()))
+    assert to_paste(list(large(memory, files, mesh=MeshConfig()).lines())) == ["batch.BatchConfig.rows = 4"]
+
+
+def test_rows_are_those_of_a_mesh_that_deals_experts(large):
+    experts = """
+config.Architecture.family = "qwen3_moe"
+config.Architecture.experts = @config.Experts()
+config.Experts.count = 8
+config.Experts.chosen = 2
+config.Experts.width = 256
+mesh.MeshConfig.expert = 4
+"""
+    memory = 0.97 * room_for(large(1e12, experts))
+    lines = to_paste(list(large(memory, experts).lines()))
+    assert lines == ["batch.BatchConfig.rows = 8"] and large(memory, experts + lines[0]).fits
+
+
+def test_what_a_run_would_refuse_is_said_if_nothing_can_be_tried(large, monkeypatch):
+    search = large(1e6).search()
+
+    def refused(lines, mesh):
+        raise ConfigError("rows must be a multiple of 7")
+
+    monkeypatch.setattr(search, "_read", refused)
+    lacks, nowhere, _ = fitting.report(search, flag=False)
+    for line in (lacks, nowhere):
+        assert line.endswith("A run would refuse each of them, e.g. rows must be a multiple of 7")
+
+
 @pytest.mark.thorough
 def test_more_devices_are_named_if_nothing_fits_on_those_there_are(large):
     """A megabyte less than the least that one device can do with. Two hold half of the parameters each."""

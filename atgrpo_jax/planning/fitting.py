@@ -75,6 +75,7 @@ class Search:
         self._learners: dict[str, TeamLearner] = {}
         # Bytes on each device, by what they hold, of what takes least so far.
         self.least: Mapping[str, float] = {"": float("inf")}
+        self.refused = ""  # why a run would refuse the change that was tried last, if it would
 
     def cheapest(self) -> Fit | None:
         """Returns the change that costs least on the devices that there are; None if none fits."""
@@ -141,7 +142,8 @@ class Search:
         try:
             experiment = self._read(change.lines, change.mesh)
             self._learner(experiment)
-        except ConfigError:
+        except ConfigError as error:
+            self.refused = str(error)
             return None
         return experiment
 
@@ -180,7 +182,7 @@ class Search:
     def _rows(self, mesh: MeshConfig) -> Iterator[tuple[str, ...]]:
         """Yields ever fewer and shorter rows of a micro-batch. This changes no sum."""
         batch = self.experiment.batch
-        least = mesh.data * mesh.fsdp
+        least = mesh.rows
         rows = round_up(batch.rows, least)
         while True:
             line = f"batch.BatchConfig.rows = {rows}"
@@ -215,7 +217,7 @@ class Search:
         said: tuple[str, ...] | None = None
         for share in SHARES:
             sizes = {
-                "slots": round_up(max(engine.slots // share, 1), drawing.data * drawing.fsdp),
+                "slots": round_up(max(engine.slots // share, 1), drawing.rows),
                 "prompt_cache": max(engine.prompt_cache // share, least),
                 "answer_cache": engine.answer_cache // share,
             }
@@ -230,10 +232,11 @@ class Search:
 
 
 def _splits(mesh: MeshConfig, side: int) -> Iterator[MeshConfig]:
-    """Yields meshes that split the parameters over ``side`` devices, by fsdp and by tensor."""
-    for tensor in TENSORS:
-        if side % tensor == 0:
-            yield dataclasses.replace(mesh, data=1, fsdp=side // tensor, tensor=tensor)
+    """Yields meshes that split the parameters over ``side`` devices, and experts as now or not at all."""
+    for expert, tensor in itertools.product(sorted({mesh.expert, 1}, reverse=True), TENSORS):
+        if side % (expert * tensor) == 0:
+            fsdp = side // (expert * tensor)
+            yield dataclasses.replace(mesh, data=1, fsdp=fsdp, expert=expert, tensor=tensor)
 
 
 def mesh_lines(mesh: MeshConfig, before: MeshConfig) -> Sequence[str]:
@@ -259,6 +262,8 @@ def report(search: Search, flag: bool) -> Iterator[str]:
 
 
 def _lacking(search: Search) -> str:
+    if "" in search.least:
+        return f"A run would refuse each of them, e.g. {search.refused}"
     largest = max(search.least, key=lambda name: search.least[name])
     short = footprint.total(search.least) - footprint.room(search.device)
     return (

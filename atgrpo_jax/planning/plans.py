@@ -46,10 +46,10 @@ class Asked:
 
     def read(self, stand_ins: StandIns, lines: Sequence[str] = ()) -> Experiment:
         """Returns what a run would read, with more ``lines``. Raises ConfigError if it would refuse."""
-        experiment = stand_ins.load(self.gin_files, [*self.bindings, *lines])
+        axes = {} if self.mesh is None else dataclasses.asdict(self.mesh)
+        mesh = [f"mesh.MeshConfig.{axis} = {size}" for axis, size in axes.items()]
+        experiment = stand_ins.load(self.gin_files, [*self.bindings, *mesh, *lines])
         changes: dict[str, object] = {}
-        if self.mesh is not None:
-            changes["mesh"] = self.mesh
         if self.preset is not None:
             changes["model"] = preset(self.preset)
             changes["compute"] = dataclasses.replace(

@@ -133,12 +133,11 @@ class Score:
     def __str__(self) -> str:
         instances, episodes = self.solved_IK.shape
         low, high = self.interval
-        several = (
-            f" x {episodes} episodes, pass@{episodes} {self.pass_at(episodes):.1%}" if episodes > 1 else ""
-        )
+        several = f" x {episodes} episodes" if episodes > 1 else ""
+        at_least_one = f"pass@{episodes} {self.pass_at(episodes):.1%}, " if episodes > 1 else ""
         return (
             f"{self.success:.1%} of {instances}{several} (95 % interval {low:.1%} to {high:.1%}), "
-            f"{self.mean_turns:.2f} turns"
+            f"{at_least_one}{self.mean_turns:.2f} turns"
         )
 
     def record(self) -> dict[str, float]:

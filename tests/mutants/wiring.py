@@ -545,7 +545,7 @@ FAULTS = {
         ("sorted(tried, key=lambda one: one[0])", "tried", "what fits first is taken, and not what costs least"),
         ("            yield own\n            if rows == least", "            if rows == least", "rows of a micro-batch are as they were"),
         ("while (side := 2 * side)", "while (side := 1024 * side)", "no more devices are tried"),
-        ("round_up(max(engine.slots // share, 1), drawing.data * drawing.fsdp)", "engine.slots", "the engine draws as many at once"),
+        ("round_up(max(engine.slots // share, 1), drawing.rows)", "engine.slots", "the engine draws as many at once"),
     ],
     ("planning/times.py", "test_plan.py"): [
         ("moves = 2 *", "moves = 1 *", "offloaded state only comes"),

@@ -73,7 +73,8 @@ def _embedded(x_BTD: jax.Array) -> jax.Array:
 def _check(c: Architecture) -> None:
     sizes = {size for size in c.windows if size}
     for name in ("experts", "rotary"):
-        require(c, name, not getattr(c, name), "gemma3_text has none")
+        rule = "the family gemma3_text has none; docs/models.md says which one has"
+        require(c, name, not getattr(c, name), rule)
     require(c, "windows", len(sizes) <= 1, "gemma3_text has windows of one size")
     scaling = c.rope_scaling
     require(c, "rope_scaling", not isinstance(scaling, RopeScaling), "gemma3_text has RopeStretch or None")

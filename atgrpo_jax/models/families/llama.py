@@ -57,7 +57,8 @@ def _vectors(c: Architecture, qk_norm: bool, qkv_bias: bool) -> dict[str, int]:
 
 def _check(c: Architecture) -> None:
     for name in ("windows", "local_rope_theta", "query_scalar", "experts", "rotary"):
-        require(c, name, not getattr(c, name), f"{c.family} has none")
+        rule = f"the family {c.family} has none; docs/models.md says which one has"
+        require(c, name, not getattr(c, name), rule)
     stretched = isinstance(c.rope_scaling, RopeStretch)
     require(c, "rope_scaling", not stretched, f"{c.family} has RopeScaling or None")
 
