@@ -97,7 +97,7 @@ def setup(machine: Machine, count: int, instances: int = 128, slots: int = 512) 
         loss=dataclasses.replace(x.loss, minibatches=2),
         rollout=dataclasses.replace(x.rollout, instances=instances, candidates=4, max_tokens=2048),
     )
-    return setup_of(x, engine.drawing(x.mesh), WORKLOAD, SKEW, DEVICES[machine.device], count)
+    return setup_of(x, engine.drawing(x.mesh), WORKLOAD, SKEW, count)
 
 
 def curve(machine: Machine, scaling: str, counts: Sequence[int]) -> Iterator[dict]:

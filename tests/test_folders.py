@@ -281,9 +281,9 @@ def test_a_folder_is_scored_alone_and_against_another(place):
 def test_an_exported_team_is_scored_as_the_team_that_it_is(place):
     """The moved team draws what the run's own team draws, but for the last digits of the merged weights."""
     command(place, "export", "--run_dir=run", "--out=team", "--merge", "--dtype=float32")
-    (place / "team").rename(place / "moved")
-    args = ["--gin_file=mine.gin", "--gin_param=MODEL = 'moved/mover'", "--temperature=0"]
-    team = "mover=moved/mover,scout=moved/scout"
+    (place / "team").rename(place / "elsewhere")
+    args = ["--gin_file=mine.gin", "--gin_param=MODEL = 'elsewhere/mover'", "--temperature=0"]
+    team = "mover=elsewhere/mover,scout=elsewhere/scout"
     out, err = command(place, "evaluate", f"--model={team}", "--against=model", *args)
     assert out.startswith(f"test after {team}: ") and "do not count" not in err
     run, _ = command(place, "evaluate", "--run_dir=run", "--temperature=0")
