@@ -522,7 +522,8 @@ def test_alarms_are_in_the_summary_and_on_the_terminal():
     score = {"success": 0.5, "low": 0.4, "high": 0.6, "turns": 2.0}
     summary = {
         "run_dir": "runs/a", "steps": 3, "instances": 20, "before": score, "after": score,
-        "train_seconds": 70.0, "failures": {}, "tensorboard": False, "findings": {}, "idle": ["b may be idle: so it is"],
+        "train_seconds": 70.0, "failures": {}, "tensorboard": False, "findings": {},
+        "idle": ["b may be idle: so it is"],
     }  # fmt: skip
     assert "  alarm: b may be idle: so it is" in summary_text(summary).splitlines()
 
