@@ -24,17 +24,18 @@ from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import gin_files, gin_flags, mesh_flag, run_main, typed
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import Place, append_json_line
-from atgrpo_jax.common.progress import Progress, say
+from atgrpo_jax.common.progress import say
 from atgrpo_jax.engines import gate
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.partners.opening import opened
-from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by, evaluate
+from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.folder_teams import bases, cast, played, team_weights
 from atgrpo_jax.run.saved import SavedRun, moved
+from atgrpo_jax.run.scoring import scored
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import Tokenizer
@@ -195,22 +196,18 @@ def scores(
             name, step, weights = contender
             gate.push(engine, weights, step)
             title = f"{_SPLIT.value} after {name}"
-            with Progress(title, instances * _EPISODES.value, "episode", compiles=True) as progress:
-                score = evaluate(
-                    experiment.task,
-                    experiment.team,
-                    experiment.tokenizer,
-                    engine,
-                    sampling,
-                    seed=experiment.seed,
-                    step=step,
-                    split=_SPLIT.value,
-                    instances=instances,
-                    episodes=_EPISODES.value,
-                    runner=runner,
-                    on_episode=progress.advance,
-                    partners=partners,
-                )
+            score = scored(
+                experiment,
+                engine,
+                runner,
+                partners,
+                title,
+                sampling=sampling,
+                step=step,
+                split=_SPLIT.value,
+                instances=instances,
+                episodes=_EPISODES.value,
+            )
             print(f"{title}: {score}; {drawn_by(sampling)}", flush=True)
             if score.success == 0:
                 for line in _said_first(score, experiment.tokenizer):

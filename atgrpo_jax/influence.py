@@ -22,15 +22,13 @@ from atgrpo_jax.arrays.mesh import parse_mesh
 from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
-from atgrpo_jax.common.hosts import ALONE
-from atgrpo_jax.common.progress import Progress
 from atgrpo_jax.engines import gate
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.contributions import figures, table
-from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate
+from atgrpo_jax.rollout.evaluation import available, drawn_by
 from atgrpo_jax.rollout.influence import check_enough
 from atgrpo_jax.run.saved import SavedRun
-from atgrpo_jax.run.scoring import compared
+from atgrpo_jax.run.scoring import compared, scored
 from atgrpo_jax.tasks.splits import SPLITS
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
@@ -75,21 +73,17 @@ def measure(saved: SavedRun) -> None:
         experiment.running() as runner,
     ):
         gate.push(engine, saved.weights(step), step)
-        with Progress(title, instances, "episode", compiles=True) as progress:
-            score = evaluate(
-                experiment.task,
-                experiment.team,
-                experiment.tokenizer,
-                engine,
-                sampling,
-                seed=experiment.seed,
-                step=step,
-                split=_SPLIT.value,
-                instances=instances,
-                runner=runner,
-                on_episode=progress.advance,
-                partners=partners,
-            )
+        score = scored(
+            experiment,
+            engine,
+            runner,
+            partners,
+            title,
+            sampling=sampling,
+            step=step,
+            split=_SPLIT.value,
+            instances=instances,
+        )
         print(f"{title}: {score}; {drawn_by(sampling)}\n", flush=True)
         found = compared(
             experiment,
@@ -98,7 +92,6 @@ def measure(saved: SavedRun) -> None:
             partners,
             score.episodes,
             f"influence after step {step}",
-            hosts=ALONE,
             temperature=_TEMPERATURE.value,
         )
     print("\n".join((*table(found), "", *map(str, found))))

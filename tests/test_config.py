@@ -7,8 +7,11 @@ import pytest
 from fuzz import fuzz
 from hypothesis import assume, given, strategies
 
+from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.literals import shortened
+from atgrpo_jax.common.types import hash_bytes
+from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
 from atgrpo_jax.models.config import Architecture, RopeScaling
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
@@ -24,6 +27,9 @@ from atgrpo_jax.tokens.tokens import TinyTokenizer
 from atgrpo_jax.update.objectives import LossConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
+
+# Of the defaults of all parts of an experiment, as the first runs wrote them.
+DEFAULTS = "dca881b065f53324eaf9ababb6ba139c"
 
 
 def test_bindings_come_after_the_file():
@@ -215,6 +221,21 @@ def test_difference_and_identity():
     assert base.identity() != other.identity()
     bare = dataclasses.replace(base, warm_start=None)
     assert experiment_difference(bare, base).startswith("Experiment.warm_start = ")
+
+
+def test_runs_from_before_are_known_by_the_same_text():
+    """A field that comes later is told only if it is set (``common.literals.told``)."""
+    fields = [field for field in dataclasses.fields(Experiment) if field.repr]
+    defaults = {field.name: repr(field.default) for field in fields if field.name != "task"}
+    assert hash_bytes("\n".join(map(" ".join, sorted(defaults.items())))).hex() == DEFAULTS
+    later = {
+        "rollout": dataclasses.replace(RolloutConfig(), least_signal=3),
+        "credit": CreditConfig(leave_one_out=True),
+        "evaluation": EvaluationConfig(influence_every=20),
+        "mesh": MeshConfig(expert=2),
+        "model": Architecture(rotary=(True, False)),
+    }
+    assert all(repr(value) != defaults[name] for name, value in later.items())
 
 
 def test_three_differences_are_shown_in_short_and_the_others_counted():

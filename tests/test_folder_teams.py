@@ -296,6 +296,13 @@ def test_a_tiny_tokenizer_may_be_beside_an_adapter_or_in_its_base(tiny):
         played(x, [team], bases([team], None))
 
 
+def test_a_tiny_tokenizer_and_another_one_are_refused(tiny, models):
+    x = given()
+    for one, other in ((f"{tiny}/a", f"{models}/a"), (f"{models}/a", f"{tiny}/a")):
+        with pytest.raises(RunError, match="/a has another tokenizer than .*/a; a team shares one"):
+            played(x, [cast(x, "--model", f"maker={one},tester={other},judge={one}")], {})
+
+
 def test_tiny_tokenizers_that_differ_are_refused(tiny):
     tiny_file.write(TinyTokenizer(("south",)), tiny / "b")
     x = given()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.run import changes, gin_config
 from atgrpo_jax.run.experiment import experiment_difference
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.kept_files import by_content, came_from, check_kept, keep, paths_of
+from atgrpo_jax.run.kept_files import by_content, came_from, check_kept, differences, keep, paths_of
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.tasks.math.math import Math
 
@@ -36,6 +35,7 @@ class Mine(Math):
         step = super().act(state, role, text, runs)
         return dataclasses.replace(step, reward=helper.paid(text))
 """
+FILES = "problems.jsonl", "prompts/reasoner.txt", "model/tokenizer.json"  # that a run reads
 HELPER = """
 from atgrpo_jax.common.types import Reward
 
@@ -165,14 +165,14 @@ def test_the_same_command_goes_on_as_long_as_nothing_has_changed(made, tmp_path)
     home = tmp_path / "home"
     shutil.copytree(made, home, symlinks=True)
     again = ["--gin_file=mine.gin", "--run_dir=runs/half", "--gin_param=experiment.Experiment.steps = 3"]
-    what = random.choice(["problems.jsonl", "prompts/reasoner.txt", "model/tokenizer.json"])
-    before = (home / what).read_text()
-    changed = before.replace("1 + 1", "1 + 2") if what == "problems.jsonl" else before + "\n"
-    (home / what).write_text(changed)
+    before = {name: (home / name).read_text() for name in FILES}
+    for name, text in before.items():
+        (home / name).write_text(text.replace("1 + 1", "1 + 2") if name == "problems.jsonl" else text + "\n")
     ran = command(home, "train", *again)
-    assert ran.returncode == 2 and "holds a run of another config" in ran.stderr, (what, ran.stderr)
-    assert what.partition("/")[0] in ran.stderr, (what, ran.stderr)
-    (home / what).write_text(before)
+    assert ran.returncode == 2 and "holds a run of another config" in ran.stderr, ran.stderr
+    assert all(name.partition("/")[0] in ran.stderr for name in FILES), ran.stderr
+    for name, text in before.items():
+        (home / name).write_text(text)
 
     (home / "helper.py").write_text(HELPER + "# another one\n")
     ran = command(home, "train", *again)
@@ -220,6 +220,11 @@ def test_files_count_by_content_wherever_they_are(home, tmp_path):
     shutil.copytree(home, other)
     there = loaded(other)
     assert here.identity() == there.identity() and experiment_difference(here, there) is None
+    models = {"of a role": here.tokenizer}, {"of a role": there.tokenizer}  # also inside of other values
+    assert not list(differences("models", *models))
+    (other / "model" / "tokenizer_config.json").write_text("{} ")
+    assert [name for name, *_ in differences("models", *models)] == ["models"]
+    there = loaded(other)
     (other / "held.jsonl").write_text((other / "held.jsonl").read_text() + "\n")
     there = loaded(other)
     assert here.identity() != there.identity()

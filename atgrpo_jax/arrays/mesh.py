@@ -16,6 +16,7 @@ from atgrpo_jax.arrays.layout import AXES, Apart, laid_out
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.literals import told
 from atgrpo_jax.common.progress import counted
 
 # The axes of parameters, each by a regular expression for the end of its path: (r"q/kernel$", "DN").
@@ -86,8 +87,7 @@ class MeshConfig:
 
     def __repr__(self) -> str:
         """Tells ``expert`` only if it is set: runs from before it are known by this text."""
-        told = (f"{axis}={n}" for axis, n in dataclasses.asdict(self).items() if axis != "expert" or n > 1)
-        return f"MeshConfig({', '.join(told)})"
+        return told(self, {"expert": 1})
 
     def __str__(self) -> str:
         sizes = dataclasses.asdict(self).items()

@@ -14,6 +14,7 @@ import numpy as np
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.literals import told
 from atgrpo_jax.common.types import Address, Episode, Group, GroupKey, Origin, receipts
 from atgrpo_jax.credit.advantages import Normalise, above, apart, group_relative, running_mean
 from atgrpo_jax.credit.sets import (
@@ -76,10 +77,7 @@ class CreditConfig:
 
     def __repr__(self) -> str:
         """Tells the later fields only if they are set: runs from before them are known by this text."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        later = {"reward": "mixed", "leave_one_out": False, "decay": 0.9}
-        told = (f"{name}={value!r}" for name, value in values.items() if value != later.get(name, ...))
-        return f"{type(self).__qualname__}({', '.join(told)})"
+        return told(self, {"reward": "mixed", "leave_one_out": False, "decay": 0.9})
 
     def fits(self, tree: bool, refills: bool) -> bool:
         """Returns whether the rule is for mode "tree" or "trajectories", and for steps of several rounds.

@@ -85,7 +85,7 @@ class StandIns:
     """
 
     def __init__(self, name: str | None):
-        """With the ``name`` of a preset, this is every model that is not here."""
+        """Takes the preset of this ``name``, if there is one, for every model that is not here."""
         self._preset = name
         self.told: dict[str, str] = {}
         self.unread = False

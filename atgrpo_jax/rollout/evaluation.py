@@ -14,6 +14,7 @@ from scipy import special
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.hosts import ALONE, Hosts
+from atgrpo_jax.common.literals import told
 from atgrpo_jax.common.progress import counted
 from atgrpo_jax.common.types import Episode, Sampling
 from atgrpo_jax.engines.protocol import Engine
@@ -41,7 +42,7 @@ class EvaluationConfig:
     every: int = 20  # steps between evaluations on the validation split; 0 for none
     validation_instances: int = 100  # of the validation split, each time; all if it has fewer
     # Steps between measurements of what each role's words change, on the validation split; 0 for none.
-    influence_every: int = dataclasses.field(default=0, repr=False)
+    influence_every: int = 0
 
     def __post_init__(self):
         check_types(self)
@@ -54,10 +55,8 @@ class EvaluationConfig:
         require(self, "influence_every", fits, f"must be 0 or a multiple of every = {self.every}")
 
     def __repr__(self) -> str:
-        """Shows a field without ``repr`` only if it is set: runs from before it keep their identity."""
-        fields = [f for f in dataclasses.fields(self) if f.repr or getattr(self, f.name) != f.default]
-        shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields)
-        return f"{type(self).__name__}({shown})"
+        """Tells ``influence_every`` only if it is set: runs from before it are known by this text."""
+        return told(self, {"influence_every": 0})
 
     def validates(self, step: int, steps: int) -> bool:
         """Returns whether step ``step`` of ``steps`` is followed by an evaluation on the validation split."""

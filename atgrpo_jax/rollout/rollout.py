@@ -9,6 +9,7 @@ from atgrpo_jax.common import coroutines
 from atgrpo_jax.common.checks import require
 from atgrpo_jax.common.errors import PromptTooLong
 from atgrpo_jax.common.hosts import ALONE, Hosts
+from atgrpo_jax.common.literals import told
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Address, Episode, Outcome, Sample, Sampling, of_role
 from atgrpo_jax.credit.selection import Select
@@ -56,6 +57,10 @@ class RolloutConfig(Sampling):
             Outcome.ENGINE_ERROR.value in self.exclude,
             "a sample that was never drawn cannot be scored: engine_error must be excluded",
         )
+
+    def __repr__(self) -> str:
+        """Tells rounds only if there are several: runs from before them are known by this text."""
+        return told(self, {} if self.least_signal else {"least_signal": 0, "most_rounds": self.most_rounds})
 
     @property
     def tree(self) -> bool:

@@ -106,7 +106,7 @@ def played(given: Experiment, casts: Sequence[Cast], under: Mapping[str, str]) -
         experiment = dataclasses.replace(
             given,
             model={name: hf.architecture(folder) for name, folder in models.items()},
-            tokenizer=_tokenizer(given.tokenizer, [_asked(folder, under) for folder in sorted(used)]),
+            tokenizer=_tokenizer(given.tokenizer, [_asked(folder, under) for folder in used]),
             team=dataclasses.replace(
                 given.team,
                 sharing=("lora:shared" if adapted else "shared") if alone else sharing,
@@ -208,14 +208,15 @@ def _asked(folder: str, under: Mapping[str, str]) -> str:
 def _tokenizer(own: Tokenizer, folders: Sequence[str]) -> Tokenizer:
     """Returns the tokenizer of the first folder, which asks as ``own`` does if that is of a folder, too.
 
-    If the folder has none, ``own`` speaks for it, unless that is of another folder.
+    If the folder has none, ``own`` speaks for it, unless that is of another folder. Raises RunError if
+    some folders hold a tiny tokenizer and others another one, or none.
     """
-    tiny = {folder: tiny_file.read(local_folder(folder)) for folder in folders}
-    first = folders[0]
-    if found := tiny[first]:
-        for folder, other in tiny.items():
-            if other != found:
-                raise RunError(f"{folder} has another tokenizer than {first}; a team shares one tokenizer")
+    first, *others = folders
+    found = tiny_file.read(local_folder(first))
+    for folder in others:
+        if tiny_file.read(local_folder(folder)) != found:
+            raise RunError(f"{folder} has another tokenizer than {first}; a team shares one tokenizer")
+    if found is not None:
         return found
     if isinstance(own, FolderTokenizer):
         return dataclasses.replace(own, folder=first)

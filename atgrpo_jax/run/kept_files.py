@@ -35,8 +35,15 @@ def paths_of(experiment: Any) -> list[str]:
 
 
 def by_content(value: Any) -> Any:
-    """Returns a plain value in which the digest of the content stands in place of each path."""
-    return _replaced(value, lambda text: _digest(text) or text)
+    """Returns plain values in which the digest of the content stands in place of each path."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: by_content(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return type(value), fields
+    if isinstance(value, dict):
+        return {key: by_content(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(by_content, value))
+    return (_digest(value) or value) if isinstance(value, str) else value
 
 
 def differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:

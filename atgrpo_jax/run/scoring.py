@@ -1,15 +1,15 @@
 """Scores a team on held-out instances while it trains, and measures what each role's words change."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from atgrpo_jax.common.hosts import Hosts
+from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.progress import Progress, say
-from atgrpo_jax.common.types import Episode
+from atgrpo_jax.common.types import Episode, Sampling
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.rollout.contributions import Compared, alarms, figures
-from atgrpo_jax.rollout.evaluation import available, drawn_by, evaluate, evaluating
+from atgrpo_jax.rollout.evaluation import Score, available, drawn_by, evaluate, evaluating
 from atgrpo_jax.rollout.influence import Influence, check_enough
 from atgrpo_jax.rollout.rollout import engine_propose
 from atgrpo_jax.run.episodes import written
@@ -47,23 +47,19 @@ class Scoring:
         most = settings.instances if split == "test" else settings.validation_instances
         instances = available(experiment.task, split, most)
         sampling = experiment.evaluated()
-        with Progress(f"{split} after step {step}", instances, "episode", compiles=not step) as progress:
-            score = evaluate(
-                experiment.task,
-                experiment.team,
-                experiment.tokenizer,
-                self._engine,
-                sampling,
-                seed=experiment.seed,
-                step=step,
-                split=split,
-                instances=instances,
-                runner=self._runner,
-                on_episode=progress.advance,
-                hosts=self._hosts,
-                at_once=experiment.engine.at_once,
-                partners=self._partners,
-            )
+        score = scored(
+            experiment,
+            self._engine,
+            self._runner,
+            self._partners,
+            f"{split} after step {step}",
+            sampling=sampling,
+            step=step,
+            split=split,
+            instances=instances,
+            compiles=not step,
+            hosts=self._hosts,
+        )
 
         def write() -> bytes:
             content = written(step, score.episodes, (), experiment.tokenizer, experiment.alphas)
@@ -102,6 +98,45 @@ class Scoring:
         return metrics | {"perf/influence_s": time.monotonic() - began}
 
 
+def scored(
+    experiment: Experiment,
+    engine: Engine,
+    runner: Runner | None,
+    partners: Partners | None,
+    title: str,
+    *,
+    sampling: Mapping[str, Sampling],
+    step: int,
+    split: str,
+    instances: int,
+    episodes: int = 1,
+    compiles: bool = True,
+    hosts: Hosts = ALONE,
+) -> Score:
+    """Plays the first instances of a split with the weights that the engine holds, under a bar ``title``.
+
+    ``compiles`` says whether the first episode has to wait for programs.
+    """
+    with Progress(title, instances * episodes, "episode", compiles=compiles) as progress:
+        return evaluate(
+            experiment.task,
+            experiment.team,
+            experiment.tokenizer,
+            engine,
+            sampling,
+            seed=experiment.seed,
+            step=step,
+            split=split,
+            instances=instances,
+            episodes=episodes,
+            runner=runner,
+            on_episode=progress.advance,
+            hosts=hosts,
+            at_once=experiment.engine.at_once,
+            partners=partners,
+        )
+
+
 def compared(
     experiment: Experiment,
     engine: Engine,
@@ -110,7 +145,7 @@ def compared(
     episodes: Sequence[Episode],
     title: str,
     *,
-    hosts: Hosts,
+    hosts: Hosts = ALONE,
     temperature: float | None = None,
 ) -> list[Compared]:
     """Compares episodes of an evaluation with ones in which a role says something else, for all roles.

@@ -83,6 +83,6 @@ def _same_weights(ours: Experiment, recorded: Experiment) -> bool:
     """Returns whether the recorded run's weights can be ours: policies, sizes and tokens are the same."""
 
     def meant(x: Experiment) -> tuple[Any, ...]:
-        return x.policies, x.initial_names, x.model, x.lora, x.compute.param_dtype, x.tokenizer.digest()
+        return x.policies, x.initial_names, x.model, x.lora, x.compute.param_dtype, x.tokenizer
 
     return not any(differences("weights", meant(ours), meant(recorded)))

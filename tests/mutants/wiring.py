@@ -42,7 +42,7 @@ FAULTS = {
     ("run/scoring.py", "test_trainer.py test_stages.py test_influence.py"): [
         ('most = settings.instances if split == "test" else settings.validation_instances', "most = settings.instances",
          "validation has the test's number of instances"),
-        ("                split=split,\n", '                split="train",\n', "scores are of the training split"),
+        ("            split=split,\n            instances=instances,\n            compiles", '            split="train",\n            instances=instances,\n            compiles', "scores are of the training split"),
         ("        if split == \"validation\" and self._measures(step):", "        if split == \"validation\":", "influence is always measured"),
     ],
     ("rollout/influence.py", "test_influence.py"): [
