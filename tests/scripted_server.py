@@ -238,6 +238,9 @@ class ScriptedServer:
         return self
 
     def __exit__(self, *exc):
+        """Ends the server, if it still runs. Its port may be somebody else's then."""
+        if self._loop.is_closed():
+            return
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

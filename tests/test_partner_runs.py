@@ -315,7 +315,6 @@ def test_a_server_that_is_gone_is_found_before_anything_is_built(server, tmp_pat
     with pytest.raises(Unreachable, match="role b: http.*/v1/models: Cannot connect"):
         Stages(x, RunFolder(tmp_path))
     assert not x.engine.built
-    server.__enter__()
 
 
 def test_nobody_clones_a_partner():

@@ -107,7 +107,6 @@ def test_what_is_recorded_is_not_asked_again_also_without_the_server(server, tmp
         ask(partners, 3)
     said = capsys.readouterr().err
     assert "/models: Cannot connect" in said and "going on with what is recorded, 3 answers" in said
-    server.__enter__()
 
 
 @pytest.mark.parametrize(
