@@ -166,13 +166,16 @@ def test_the_same_command_goes_on_as_long_as_nothing_has_changed(made, tmp_path)
     shutil.copytree(made, home, symlinks=True)
     again = ["--gin_file=mine.gin", "--run_dir=runs/half", "--gin_param=experiment.Experiment.steps = 3"]
     before = {name: (home / name).read_text() for name in FILES}
-    for name, text in before.items():
-        (home / name).write_text(text.replace("1 + 1", "1 + 2") if name == "problems.jsonl" else text + "\n")
-    ran = command(home, "train", *again)
-    assert ran.returncode == 2 and "holds a run of another config" in ran.stderr, ran.stderr
-    assert all(name.partition("/")[0] in ran.stderr for name in FILES), ran.stderr
-    for name, text in before.items():
-        (home / name).write_text(text)
+    for changed in (FILES[:2], FILES[2:]):  # a refusal names three fields, and two belong to the prompts
+        for name in changed:
+            text = before[name]
+            text = text.replace("1 + 1", "1 + 2") if name == "problems.jsonl" else text + "\n"
+            (home / name).write_text(text)
+        ran = command(home, "train", *again)
+        assert ran.returncode == 2 and "holds a run of another config" in ran.stderr, ran.stderr
+        assert all(name.partition("/")[0] in ran.stderr for name in changed), ran.stderr
+        for name in changed:
+            (home / name).write_text(before[name])
 
     (home / "helper.py").write_text(HELPER + "# another one\n")
     ran = command(home, "train", *again)
