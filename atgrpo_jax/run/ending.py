@@ -1,0 +1,35 @@
+"""Says which step of a run is its last one: by number, or by the tokens that were drawn."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TOKENS = "rollout/tokens"  # the metric: those of all candidates of a step
+
+
+class Ending:
+    """Knows the last step of a run.
+
+    That is number ``Experiment.steps``, or an earlier one: the first by which ``Experiment.tokens``
+    were drawn, if these are not 0. Which one this is depends on the records of the run alone, so a
+    run that was killed ends after the same step.
+
+    Args:
+      records: those of the steps that are done, from step 0 on.
+    """
+
+    def __init__(self, steps: int, tokens: int, records: Sequence[Mapping[str, Any]] = ()):
+        self.last = steps
+        self._tokens = tokens
+        self._drawn = 0.0
+        for step, record in enumerate(records):
+            self.count(step, record)
+
+    def count(self, step: int, record: Mapping[str, Any]) -> None:
+        """Counts what a step has drawn."""
+        self._drawn += record.get(TOKENS, 0.0)
+        if self._tokens and self._drawn >= self._tokens:
+            self.last = min(self.last, step)
+
+    def shown(self) -> dict[str, str]:
+        """Returns what the terminal shows of it."""
+        return {"of all tokens": f"{self._drawn:,.0f}/{self._tokens:,}"} if self._tokens else {}
