@@ -100,6 +100,7 @@ COMMANDS = {
     "runs": set(),
     "replay": {"run_dir", "node", "random", "seed", "temperature", "execute", "say", "taught", "mesh"},
     "report": {"run_dir", "out", "step", "text", "watch", "every", "episodes", "mb"},
+    "study": {"study_dir", "at_once"},
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},
     "tools.new_task": set(),

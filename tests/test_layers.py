@@ -21,6 +21,7 @@ RANKS = [
     {"update", "tracking"},
     {"run"},
     {"planning", "replaying", "viewing"},
+    {"studying"},
     {"tools.probing"},
     {"tools"},
     {""},  # train, evaluate, export, plan, report: the commands
