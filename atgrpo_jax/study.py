@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from atgrpo_jax.common.buckets import is_url
 from atgrpo_jax.common.cli import run_main
 from atgrpo_jax.common.errors import ConfigError
 
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> None:
     path = Path(argv[1])
     study = read(path)
     given = _STUDY_DIR.value or f"runs/{path.stem}"
+    if is_url(given):
+        raise ConfigError(f"--study_dir={given}: a study is on a disk; an arm may name runs in a bucket")
     folder = StudyFolder(Path(given).expanduser().absolute())
     print(conduct(folder, study, starter(study, folder, _AT_ONCE.value), _AT_ONCE.value))
 

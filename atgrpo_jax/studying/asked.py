@@ -61,7 +61,10 @@ class Prediction:
     def __str__(self) -> str:
         if self.better:
             first, second = self.better
-            return f"{first} is better than {second} by {self.by * 100:g} points"
+            points = f"{abs(self.by) * 100:g} points"
+            if self.by < 0:
+                return f"{first} is less than {points} worse than {second}"
+            return f"{first} is better than {second}" + (f" by more than {points}" if self.by else "")
         return f"every run of {self.arm} reaches {self.at_least:.1%}"
 
 

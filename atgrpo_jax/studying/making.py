@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from atgrpo_jax.common.progress import counted, duration, say
 from atgrpo_jax.run.ending import TOKENS
 from atgrpo_jax.studying.asked import Study
 from atgrpo_jax.studying.recorded import Run, StudyFolder
-from atgrpo_jax.viewing.folders import outline
+from atgrpo_jax.viewing.folders import is_running, outline
 
 LOOK_S = 0.5  # seconds between two looks at the processes
 TELL_S = 60.0  # seconds between two lines on how far the runs are
@@ -117,41 +117,77 @@ def make(
     If this is stopped, all processes are asked to stop, and have ended when it raises.
     """
     missing = deque(run for run in runs if run.seed is not None and not is_made(run))
-    total, done = len(runs), len(runs) - len(missing)
-    say(f"{counted(total, 'run')}: {done} there, {len(missing)} to make, {at_once} at a time")
-    going: dict[int, tuple[Run, Process, float]] = {}
+    told = Told(len(runs), len(runs) - len(missing))
+    say(f"{counted(len(runs), 'run')}: {told.done} there, {len(missing)} to make, {at_once} at a time")
+    going: dict[int, tuple[Run, Process]] = {}
     failed = []
-    told_s = time.monotonic()
     try:
         while missing or going:
-            for place in range(at_once):
-                if missing and place not in going:
-                    run = missing.popleft()
-                    say(f"{run.name}: {how_far(run)}")
-                    going[place] = run, start(run, place), time.monotonic()
+            for place in set(range(at_once)) - set(going):
+                run = _free(missing)
+                if run is not None:
+                    told.begins(run)
+                    going[place] = run, start(run, place)
             time.sleep(look_s)
-            for place, (run, process, began_s) in list(going.items()):
+            for place, (run, process) in list(going.items()):
                 code = process.poll()
                 if code is None:
                     continue
                 del going[place]
-                if code or not is_made(run):
-                    failed.append(run)
-                    say(f"{run.name}: failed; the other runs go on")
-                else:
-                    done += 1
-                    took = duration(time.monotonic() - began_s)
-                    say(f"{run.name}: {how_far(run)}; ended after {took}, {done} of {total} runs")
-            if time.monotonic() - told_s >= TELL_S:
-                told_s = time.monotonic()
-                for run, _, _ in going.values():
-                    say(f"{run.name}: {how_far(run)}")
+                made = code == 0 and is_made(run)
+                told.ended(run, made)
+                failed += [] if made else [run]
+            told.now_and_then([run for run, _ in going.values()], missing)
     finally:
-        for _, process, _ in going.values():
+        for _, process in going.values():
             process.ask_to_stop()
-        for _, process, _ in going.values():
+        for _, process in going.values():
             process.wait()
     return failed
+
+
+def _free(missing: deque[Run]) -> Run | None:
+    """Takes the first run in which nobody trains. A killed study's processes need a moment to end."""
+    for run in missing:
+        if not is_running(run.folder):
+            missing.remove(run)
+            return run
+    return None
+
+
+class Told:
+    """Says on the terminal how far a study is.
+
+    Args:
+      total: all runs.
+      done: those that are made.
+    """
+
+    def __init__(self, total: int, done: int):
+        self._total = total
+        self.done = done
+        self._said_s = time.monotonic()
+        self._began_s: dict[Run, float] = {}
+
+    def begins(self, run: Run) -> None:
+        self._began_s[run] = time.monotonic()
+        say(f"{run.name}: {how_far(run)}")
+
+    def ended(self, run: Run, made: bool) -> None:
+        took = duration(time.monotonic() - self._began_s[run])
+        self.done += made
+        end = f"{how_far(run)}; ended" if made else "failed; the other runs go on. It ended"
+        say(f"{run.name}: {end} after {took}, {self.done} of {counted(self._total, 'run')} made")
+
+    def now_and_then(self, going: Iterable[Run], missing: Iterable[Run]) -> None:
+        if time.monotonic() - self._said_s < TELL_S:
+            return
+        self._said_s = time.monotonic()
+        for run in going:
+            say(f"{run.name}: {how_far(run)}")
+        for run in missing:
+            if is_running(run.folder):
+                say(f"{run.name}: another process trains in it; {how_far(run)}")
 
 
 def how_far(run: Run) -> str:
