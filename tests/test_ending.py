@@ -45,17 +45,14 @@ def run(tmp_path_factory):
     return folder, summary
 
 
-def test_a_run_ends_by_its_tokens_as_it_would_by_its_steps(run, tmp_path):
+def test_a_run_ends_by_its_tokens_as_others_by_their_steps(run):
     """The test, the last checkpoint and the summary are those of the last step."""
     folder, summary = run
-    by_steps = RunFolder(tmp_path)
-    other = train(experiment(honest(), steps=3), by_steps)
-    assert [r["rollout/tokens"] for r in folder.read_metrics()[1:]] == [A_STEP] * 3
-    assert without_seconds(folder) == without_seconds(by_steps)
-    assert (summary["steps"], summary["after"]) == (other["steps"], other["after"]) == (3, other["after"])
-    assert sorted(p.name for p in folder.checkpoints.iterdir()) == sorted(
-        p.name for p in by_steps.checkpoints.iterdir()
-    )
+    records = folder.read_metrics()
+    assert [record["rollout/tokens"] for record in records[1:]] == [A_STEP] * 3
+    assert ["test/success" in record for record in records] == [True, False, False, True]
+    assert sorted(path.name for path in folder.checkpoints.iterdir() if path.is_dir()) == ["0", "3"]
+    assert summary["steps"] == 3 and summary["after"]["success"] == records[3]["test/success"]
 
 
 def test_a_run_that_was_stopped_ends_after_the_same_step(run, tmp_path):
@@ -64,9 +61,10 @@ def test_a_run_that_was_stopped_ends_after_the_same_step(run, tmp_path):
     folder = RunFolder(tmp_path)
     with Stages(x, folder) as stages:
         one_step(stages, stages.begin(), 1)
-    for _ in "again", "and when it has ended":
-        assert train(x, folder)["steps"] == 3
-        assert without_seconds(folder) == without_seconds(whole)
+    assert train(x, folder)["steps"] == 3 and without_seconds(folder) == without_seconds(whole)
+    with Stages(x, folder) as stages:
+        stages.begin()
+        assert stages.done == stages.ending.last == 3  # nothing is left to do
 
 
 def test_more_tokens_go_on_and_fewer_than_were_drawn_are_refused(tmp_path):
