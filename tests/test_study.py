@@ -290,6 +290,7 @@ def test_runs_that_are_there_can_be_arms(asked, episode, undrawn, tmp_path):
             paths["d"],
             "d ended after 2 steps and 200 tokens, and the study is of 10 tokens; name",
         ),
+        ("tokens = 500", paths["d"], "ended after 2 steps and 200 tokens, and the study is of 500 tokens"),
         ("steps = 3", paths["d"], "ended after 2 steps and 200 tokens, and the study is of 3 steps"),
         ("", paths["c"], "arm ours: .*c and .*c have the same seed 6; name one of them"),
         ("", tmp_path / "nothing", "arm ours: .*nothing holds no run"),

@@ -16,6 +16,7 @@ from atgrpo_jax.common import leash
 from atgrpo_jax.common.errors import ConfigError, one_line
 from atgrpo_jax.common.files import is_file, make_folder
 from atgrpo_jax.common.progress import counted, duration, say
+from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.run.ending import TOKENS
 from atgrpo_jax.studying.asked import Study
 from atgrpo_jax.studying.recorded import Run, StudyFolder
@@ -122,23 +123,26 @@ def make(
     going: dict[int, tuple[Run, Process]] = {}
     failed = []
     try:
-        while missing or going:
-            for place in set(range(at_once)) - set(going):
-                run = _free(missing)
-                if run is not None:
-                    told.begins(run)
-                    going[place] = run, start(run, place)
-            time.sleep(look_s)
-            for place, (run, process) in list(going.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                del going[place]
-                made = code == 0 and is_made(run)
-                told.ended(run, made)
-                failed += [] if made else [run]
-            told.now_and_then([run for run, _ in going.values()], missing)
+        with Stopping():  # of its own: what follows may take longer than a stop has time
+            while missing or going:
+                for place in set(range(at_once)) - set(going):
+                    run = _free(missing)
+                    if run is not None:
+                        told.begins(run)
+                        going[place] = run, start(run, place)
+                time.sleep(look_s)
+                for place, (run, process) in list(going.items()):
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    del going[place]
+                    made = code == 0 and is_made(run)
+                    told.ended(run, made)
+                    failed += [] if made else [run]
+                told.now_and_then([run for run, _ in going.values()], missing)
     finally:
+        if going:
+            say("stopping when each run has saved its last step; a second signal stops at once")
         for _, process in going.values():
             process.ask_to_stop()
         for _, process in going.values():

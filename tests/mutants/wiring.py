@@ -240,6 +240,32 @@ FAULTS = {
         ("fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN | fcntl.LOCK_NB", "no run is running"),
         ('return "ended" if run.ended else "stopped"', 'return "ended"', "all have ended"),
     ],
+    ("run/ending.py", "test_ending.py"): [
+        (">= self._tokens:", "> self._tokens:", "the step that draws the last token does not end the run"),
+        ("min(self.last, step)", "step", "a run ends again and again"),
+    ],
+    ("studying/verdicts.py", "test_study.py"): [
+        ("if interval.low > by:", "if interval.mean > by:", "a mean is a verdict"),
+        ("mean - math.hypot(mean - found.low, reach)", "found.low", "seeds do not count"),
+        ("ddof=1)", "ddof=0)", "seeds spread too little"),
+        ("worst = min(runs,", "worst = max(runs,", "the best seed reaches a bar for all"),
+    ],
+    ("studying/making.py", "test_study.py"): [
+        ("if run.seed is not None and not is_made(run))", "if run.seed is not None)", "what is made is made again"),
+        ("made = code == 0 and is_made(run)", "made = True", "a run that failed is made"),
+        ("if not is_running(run.folder):", "if True:", "two processes train in one folder"),
+        ("process.ask_to_stop()", "pass", "runs do not hear of a stop"),
+    ],
+    ("studying/recorded.py", "test_study.py"): [
+        ('if recorded["digest"] == digest:', "if True:", "a study becomes another one"),
+        ("begun = begun or is_file(folder.table) or _any_begun(folder)", "begun = True", "what was not begun cannot change"),
+        ("if key not in _FOR_PEOPLE", "if True", "words cannot be put better"),
+    ],
+    ("studying/measured.py", "test_study.py"): [
+        ("and drawn >= study.tokens", "", "a run may end before the study does"),
+        ("Ending(found.done, study.tokens, found.records).last == found.done and ", "", "a run may end after the study does"),
+        ("/ (places_X[-1] - places_X[0])", "", "areas are no shares"),
+    ],
     ("viewing/contents.py", "test_report.py"): [
         ("[count - 1, 0] if count > 1", "[0, count - 1] if count > 1", "the first comes before the last"),
         ("i * count // most", "i", "samples are the first ones"),
