@@ -318,6 +318,7 @@ def test_runs_that_are_there_can_be_arms(asked, episode, undrawn, tmp_path):
         ("seeds = [0, 1]", "seeds = [0, 0]", "names one twice"),
         ("tokens = 150", "tokens = 150\nsteps = 3", "one of tokens and steps ends the runs"),
         ("tokens = 150", "tokens = 150\nmeasure = 'best'", "expected one of 'test', 'validation'"),
+        ('every = 1"]', "every = 0\"]\nmeasure = 'validation'", "arm fast: the measure .* needs evaluations"),
         ("tokens = 150", "tokens = '150'", "Study.tokens = '150': expected int"),
         ("tokens = 150", "tokens =", "asked.toml: Invalid value"),
         ("EvaluationConfig.every", "EvaluationConfig.evry", "arm fast: .*evry"),

@@ -97,6 +97,11 @@ def configs(study: Study) -> dict[str, dict[str, Any]]:
             experiment = gin_config.load(study.files(name), study.bindings(name, study.seeds[0]))
         except ConfigError as error:
             raise ConfigError(f"arm {name}: {error}") from error
+        if study.measure == "validation" and not experiment.evaluation.every:
+            raise ConfigError(
+                f'arm {name}: the measure "validation" needs evaluations on the way, and it has '
+                "evaluation.EvaluationConfig.every = 0; set e.g. 10"
+            )
         found[name] = {
             "identity": experiment.identity(),
             "steps": experiment.steps,
