@@ -24,6 +24,11 @@ class Ending:
         for step, record in enumerate(records):
             self.count(step, record)
 
+    @property
+    def known(self) -> int | None:
+        """Returns the last step; None if it is not known yet."""
+        return None if self._drawn < self._tokens else self.last
+
     def count(self, step: int, record: Mapping[str, Any]) -> None:
         """Counts what a step has drawn."""
         self._drawn += record.get(TOKENS, 0.0)

@@ -32,7 +32,7 @@ def train(
         hosts.heed(stopping, stages.unsaved)
         try:
             team = stages.begin()
-            with Progress("train", experiment.steps, "step", stages.done, compiles=True) as progress:
+            with Progress("train", stages.ending.known, "step", stages.done, compiles=True) as progress:
                 while stages.done < stages.ending.last:
                     team, record = one_step(stages, team, stages.done + 1)
                     progress.advance(**headline(stages.done, record), **stages.ending.shown())
