@@ -36,6 +36,7 @@ seeds = [0, 1]
 tokens = 150
 
 [arms.fast]
+about = "the higher rate"
 gin_params = ["optimizer.OptimizerConfig.learning_rate = 2e-3"]
 
 [arms.slow]
@@ -166,6 +167,7 @@ def test_a_study_makes_its_runs_and_says_what_came_out(asked, episode, tmp_path,
     first, second = rows(folder.verdicts)
     assert (first["verdict"], first["mean"]) == ("undecided", "0.750000")  # two seeds decide hardly anything
     assert (second["verdict"], second["measured"]) == ("held", "the worst is seed 0 with 75.0%")
+    assert "- fast: the higher rate\n\n| prediction" in page
     assert "# Is fast better?" in page and "| it learns faster |" in page and "150 sampled tokens" in page
     assert folder.figure.read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().err

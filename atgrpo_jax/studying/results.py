@@ -95,6 +95,8 @@ def _page(
             "tokens of a test episode")  # fmt: skip
     rows = [_told(name, runs) for name, runs in arms.items()]
     lines += [*_markdown(head, rows), ""]
+    about = [f"- {name}: {arm.about}" for name, arm in study.arms.items() if arm.about]
+    lines += [*about, *([""] if about else [])]
     if verdicts:
         judged = [
             (f"{place}. {one.prediction}", one.why, one.word, one.prediction.because)
