@@ -10,18 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fakes import KEY, ORIGIN, Sum, group
-from shared_rollout import SAMPLING, play, player
+from fakes import KEY, ORIGIN, CharTokenizer, ScriptedEngine, Sum, group, with_receipts
+from shared_rollout import SAMPLING, play
 from shared_trainer import experiment, honest
 
 from atgrpo_jax.common.errors import ConfigError
-from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.credit.advantages import group_relative
 from atgrpo_jax.credit.branching import corrected, goes_on, share_that_goes_on
 from atgrpo_jax.credit.groups import CreditConfig, Credited
 from atgrpo_jax.replaying.again import Again, Change
 from atgrpo_jax.replaying.differing import findings
 from atgrpo_jax.rollout import wire
+from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import RolloutConfig, engine_propose
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
@@ -146,11 +146,23 @@ def test_answers_a_useful_group_by_hand():
 # The rollout
 
 
-def branching(script, task=None, first=2, **settings):
-    made, engine = player(script, task, **settings)
-    settings = {"propose": engine_propose(engine, SAMPLING, first, 5)}
-    further = engine_propose(engine, SAMPLING, 3, 5, after=first)
-    return dataclasses.replace(made, further=further, **settings), engine
+class ByAddress(ScriptedEngine):
+    """Candidate k is text k of the script, whatever else is asked for."""
+
+    async def sample(self, request):
+        self.requests.append(request)
+        key = request.addresses[0].group
+        texts = [self.script[key.turn, key.role][address.k] for address in request.addresses]
+        return with_receipts(request, [self._sample(text) for text in texts])
+
+
+def branching(script, order, first=2):
+    """A player that draws ``first`` of three candidates first, and its engine."""
+    engine = ByAddress(script)
+    propose = engine_propose(engine, SAMPLING, first, 5)
+    further = engine_propose(engine, SAMPLING, 3, 5, after=first) if first < 3 else None
+    task = Sum(Workflow(order, 1))
+    return Player(task, Team(), CharTokenizer(), propose, SAMPLING, seed=5, further=further), engine
 
 
 def numbers(engine):
@@ -158,40 +170,19 @@ def numbers(engine):
 
 
 def test_a_group_goes_on_if_its_first_rewards_differ():
-    """The engine answers a request by its addresses; see ``ByAddress``."""
     script = {(0, "a"): ["1", "4", "2"], (0, "b"): ["1", "1", "5"]}
-    task = Sum(Workflow(("a", "b"), 1))
-    made, engine = branching(script, task)
-    engine.sample = by_address(engine)
+    made, engine = branching(script, ("a", "b"))
     episode = play(made)
     assert numbers(engine) == [[0, 1], [2], [0, 1]]
-    whole, plain = player(script, task)
-    plain.sample = by_address(plain)
-    at_once = play(whole)
-    assert episode.groups[0] == at_once.groups[0]  # receipts, rewards, and who is executed
+    at_once = play(branching(script, ("a", "b"), first=3)[0])
+    assert episode.groups[0] == at_once.groups[0]  # tokens, receipts, rewards, and who is executed
     assert episode.groups[1].candidates == at_once.groups[1].candidates[:2]
     assert wire.decode(wire.encode([episode])) == [episode]  # as hosts send it
 
 
-def by_address(engine):
-    """Candidate k is text k of the script, whatever else is asked for."""
-    sample = type(engine).sample
-
-    async def drawn(request):
-        key = request.addresses[0].group
-        texts = engine.script[key.turn, key.role]
-        own = types.SimpleNamespace(**vars(engine), _sample=engine._sample)
-        own.script = {(key.turn, key.role): [texts[address.k] for address in request.addresses]}
-        return await sample(own, request)
-
-    return drawn
-
-
-def test_what_has_no_reward_is_no_difference_and_a_failed_later_draw_ends_nothing():
-    task = Sum(Workflow((("a", "b", "c"),), 1))
+def test_what_has_no_reward_is_no_difference_and_a_later_draw_may_fail():
     script = {(0, "a"): ["1", None, "2"], (0, "b"): ["1", "7", None], (0, "c"): [None, None, "1"]}
-    made, engine = branching(script, task, exclude=(Outcome.ENGINE_ERROR.value,))
-    engine.sample = by_address(engine)
+    made, engine = branching(script, (("a", "b", "c"),))
     episode = play(made)
     a, b, c = episode.groups
     assert numbers(engine) == [[0, 1]] * 3 + [[2]]
@@ -201,21 +192,21 @@ def test_what_has_no_reward_is_no_difference_and_a_failed_later_draw_ends_nothin
     assert episode.end == "engine_error"
 
 
-def test_who_speaks_at_the_same_time_is_scored_where_the_others_have_got_to():
-    """b's numbers only differ in what they earn once a's 8 is there: 2 solves. Its prompt shows no 8."""
-    script = {(0, "a"): ["8", "8", "0"], (0, "b"): ["2", "2", "1"]}
-    made, engine = branching(script, Sum(Workflow((("a", "b"),), 1)))
-    script[0, "b"] = ["2", "1", "2"]
-    engine.sample = by_address(engine)
+@pytest.mark.parametrize(("b", "team", "later"), [("23", [1, 0], []), ("213", [1, 0, 0], [[2]])])
+def test_who_speaks_at_the_same_time_is_scored_where_the_others_have_got_to(b, team, later):
+    """After a's 8, b's 2 solves and earns 3, as its 3 does. Its prompt shows no 8, where 2 would earn 2."""
+    script = {(0, "a"): ["8", "8", "0"], (0, "b"): [*b.ljust(3, "0")]}
+    made, engine = branching(script, (("a", "b"),))
     group = play(made).groups[1]
-    assert [one.reward.team for one in group.candidates] == [1, 0, 1]
+    assert [one.reward.team for one in group.candidates] == team
     assert len({one.origin.state_digest for one in group.candidates}) == 1
-    assert numbers(engine) == [[0, 1], [0, 1], [2]]
+    assert numbers(engine) == [[0, 1], [0, 1], *later]
 
 
 # Runs
 
-TEXTS = {0: ("30", "51", "12"), 1: ("30", "12", "51")}  # 3, 6, 3 and 3, 3, 6; of even and odd instances
+# They earn 3, 6, 3, 3 and 3, 3, 6, 6; of even and odd instances.
+TEXTS = {0: ("30", "51", "12", "12"), 1: ("30", "12", "51", "51")}
 
 
 def some(engine, request):
@@ -223,9 +214,11 @@ def some(engine, request):
     return honest(texts=lambda step: texts)(engine, request)
 
 
-def two_draws(**changes):
+ROLLOUT = RolloutConfig(instances=2, candidates=4, max_tokens=4, first_candidates=2)
+
+
+def two_draws(rollout=ROLLOUT, **changes):
     """Adapters, of which b's draws all at once."""
-    rollout = RolloutConfig(instances=2, candidates=3, max_tokens=4, first_candidates=2)
     team = Team("lora", roles={"b": {"first_candidates": 0}})
     settings = {"rollout": rollout, "team": team, "checkpoint_every": 1, "max_logprob_gap": 9.0}
     return experiment(some, **settings | changes)
@@ -244,24 +237,29 @@ def trained(path, x, *until):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """Two steps with the page's settings, but for the sizes."""
     path = tmp_path_factory.mktemp("run")
-    x = two_draws(steps=2)
+    (gin,) = re.findall(r"^```\n(include \"smoke.gin\".*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (path / "branching.gin").write_text(gin)
+    rollout = dataclasses.replace(load(str(path / "branching.gin")).rollout, instances=2, max_tokens=4)
+    assert rollout == ROLLOUT
+    x = two_draws(rollout, steps=2)
     return x, path, *trained(path, x, 2)
 
 
 def test_a_run_trains_what_went_on_with_its_factor(run):
     _, path, _, record = run
     groups = [g for e in RunFolder(path).read_episodes(1) for g in e["groups"]]
-    assert [(g["role"], len(g["candidates"])) for g in groups] == [("a", 3), ("b", 3), ("a", 2), ("b", 3)]
+    assert [(g["role"], len(g["candidates"])) for g in groups] == [("a", 4), ("b", 4), ("a", 2), ("b", 4)]
     assert (record["groups/second_draw"], record["groups/signal"]) == (0.5, 0.75)
     assert record["policy/a/updates"] == record["policy/b/updates"] == 1
-    # 3, 6 and 3 are earned: two of three pairs differ. Advantages -1, 2 and -1, times 3/2; b's as they are.
+    # 3, 6, 3 and 3 are earned: half of all pairs differ, so a's advantages are twice those of b.
     assert [[c["advantage"] for c in g["candidates"]] for g in groups] == [
-        [-1.5, 3, -1.5], [-1, 2, -1], [0, 0], [-1, -1, 2],
+        [-1.5, 4.5, -1.5, -1.5], [-0.75, 2.25, -0.75, -0.75], [0, 0], [-1.5, -1.5, 1.5, 1.5],
     ]  # fmt: skip
     assert [g["candidates"][0]["trained"] for g in groups] == [True, True, False, True]
-    # Two texts of two digits and a stop id, one without; then two with. All that for one useful group.
-    assert record["role/a/tokens_per_signal"] == 8 + 6
+    # Two texts of two digits and a stop id, two without it; then two with. All that for one useful group.
+    assert record["role/a/tokens_per_signal"] == 10 + 6
 
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(run, tmp_path):
@@ -288,10 +286,10 @@ def test_nodes_are_drawn_again(run):
             played = again.play(node)
             found = findings(node, played.recorded, played.episode, x.tokenizer)
             assert all(one.same for one in found), (name, found)
-            assert [len(g.candidates) for g in played.episode.groups] == [2 if "/3" in name else 3, 3]
+            assert [len(g.candidates) for g in played.episode.groups] == [2 if "/3" in name else 4, 4]
         other = again.play(Node.parse("2/train/2/0/0/0/a"), Change(executes=1))
         first = other.episode.groups[0]
-        assert (len(first.candidates), first.chosen) == (3, 1)
+        assert (len(first.candidates), first.chosen) == (4, 1)
 
 
 # Settings, and the page
@@ -324,10 +322,3 @@ def test_it_needs_groups_that_are_compared_with_themselves_and_room_for_a_second
 def test_the_pages_tables_are_what_the_benchmark_prints():
     for table in (EXACT.of_bias(), EXACT.of_cost(), EXACT.of_break_even()):
         assert f"\n\n{table}\n\n" in PAGE
-
-
-def test_the_pages_settings_train(tmp_path):
-    (gin,) = re.findall(r"^```\n(include \"smoke.gin\".*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    (tmp_path / "branching.gin").write_text(gin)
-    rollout = load(str(tmp_path / "branching.gin")).rollout
-    assert (rollout.candidates, rollout.first_candidates) == (4, 2)
