@@ -1,6 +1,7 @@
 """Prints what it does to the gradient, and what it saves, to draw the candidates of a group in two parts.
 
     python benchmarks/branching.py
+    python benchmarks/branching.py RUN_DIR 29 33     what it would have done in these steps of a run
 
 Rewards are 1 with probability p, else 0. All is exact: every outcome of K candidates is visited. Only the
 last column of the first table is drawn, with a fixed seed. The tables are those of docs/branching.md.
@@ -13,11 +14,14 @@ rewards differ, as the package does, "equal" goes on if they do not.
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from atgrpo_jax.credit.branching import goes_on, share_that_goes_on
+from atgrpo_jax.run.folder import RunFolder
 
 PS = (0.02, 0.05, 0.1, 0.2, 0.5)
 DEAD = (0.0, 0.5, 0.8)  # shares of prompts on which all answers earn the same
@@ -115,33 +119,34 @@ def answers_a_useful_group(rule: str, K: int, K1: int, p: float, dead: float = 0
 
 
 @functools.cache
-def noise(rule: str, K: int, K1: int, p: float) -> tuple[float, float]:
-    """Returns the expected sum of squares of a group's advantages over n, and its gradient.
+def noise(rule: str, K: int, K1: int, p: float, advantages=others) -> float:
+    """Returns the variance of a group's gradient by its expected gradient squared.
 
-    The first is the variance of the gradient if the scores of single answers are noise of size 1. "equal" is
-    not corrected, or nothing would be left of its second part.
+    The scores of single answers are taken for noise of size 1, so the variance is the expected sum of squares
+    of advantages over n. "equal" is not corrected, or nothing would be left of its second part.
     """
+    corrects = rule == "differ"
     variance = 0.0
     for probability, rewards in groups(rule, K, K1, p):
-        weight = factor(rule, rewards, K, K1) if rule == "differ" else 1.0
-        variance += probability * float(((weight * others(rewards) / len(rewards)) ** 2).sum())
-    return variance, gradient(rule, K, K1, p, corrects=rule == "differ")
+        weight = factor(rule, rewards, K, K1) if corrects else 1.0
+        variance += probability * float(((weight * advantages(rewards) / len(rewards)) ** 2).sum())
+    return variance / gradient(rule, K, K1, p, advantages, corrects) ** 2
 
 
-def answers_for_precision(rule: str, K: int, K1: int, p: float, dead: float = 0.0) -> float:
+def answers_for_precision(
+    rule: str, K: int, K1: int, p: float, dead: float = 0.0, advantages=others
+) -> float:
     """Returns the answers for the same signal to noise, as a multiple of those of K drawn at once."""
-
-    def needed(rule: str) -> float:
-        variance, found = noise(rule, K, K1, p)
-        all_ = dead * cost(rule, K, K1, 0.0) + (1 - dead) * cost(rule, K, K1, p)
-        return all_ * variance / found**2
-
-    return needed(rule) / needed("once")
+    drawn = dead * cost(rule, K, K1, 0.0) + (1 - dead) * cost(rule, K, K1, p)
+    return drawn * noise(rule, K, K1, p, advantages) / (K * noise("once", K, K1, p, advantages))
 
 
-def break_even(K: int, K1: int, p: float) -> float:
-    """Returns the share of dead prompts from which on "differ" needs fewer answers for the same precision."""
-    allowed = K * noise("once", K, K1, p)[0] / noise("differ", K, K1, p)[0]
+def break_even(K: int, K1: int, p: float, advantages=others) -> float:
+    """Returns the share of dead prompts from which on "differ" needs fewer answers for the same precision.
+
+    It is above 1 if there is no such share.
+    """
+    allowed = K * noise("once", K, K1, p, advantages) / noise("differ", K, K1, p, advantages)
     alive = cost("differ", K, K1, p)
     return (alive - allowed) / (alive - K1)
 
@@ -175,21 +180,70 @@ def of_cost() -> str:
             for p in (0.05, 0.2, 0.5):
                 each = [answers_a_useful_group(rule, K, K1, p, dead) for rule in ("once", "differ", "equal")]
                 alone = answers_a_useful_group("once", K1, K1, p, dead)
-                same = [answers_for_precision(rule, K, K1, p, dead) for rule in ("differ", "equal")]
+                same = [answers_for_precision("differ", K, K1, p, dead, how) for how in (others, std)]
+                same.append(answers_for_precision("equal", K, K1, p, dead))
                 rows.append([f"{K1} of {K}", f"{dead:.0%}", f"{p:g}", *(f"{x:.1f}" for x in (*each, alone)),
                              *(f"{x:.2f}" for x in same)])  # fmt: skip
-    head = ("K1 of K", "dead", "p", "K at once", "differ", "equal", "K1 at once", "differ, precision",
-            "equal, precision")  # fmt: skip
+    head = ("K1 of K", "dead", "p", "K at once", "differ", "equal", "K1 at once", "differ, mean",
+            "differ, std", "equal, mean")  # fmt: skip
     return table(head, rows)
 
 
 def of_break_even() -> str:
     """Returns the shares of dead prompts from which on drawing in two parts pays."""
     rows = []
-    for K, K1 in ((8, 4), (8, 5), (8, 2), (6, 3), (4, 2)):
-        rows.append([f"{K1} of {K}", *(f"{break_even(K, K1, p):.0%}" for p in (0.05, 0.2, 0.5))])
-    return table(("K1 of K", "p = 0.05", "p = 0.2", "p = 0.5"), rows)
+    for K, K1 in ((8, 5), (8, 4), (8, 2), (6, 3), (4, 2)):
+        row = [f"{K1} of {K}"]
+        for how in (others, std):
+            found = (break_even(K, K1, p, how) for p in (0.05, 0.2, 0.5))
+            row += [f"{share:.0%}" if share < 1 else "never" for share in found]
+        rows.append(row)
+    ps = ("p = 0.05", "p = 0.2", "p = 0.5")
+    return table(("K1 of K", *(f"mean, {p}" for p in ps), *(f"std, {p}" for p in ps)), rows)
+
+
+def recorded(path: str, steps: Sequence[int]) -> list[Mapping[str, Any]]:
+    """Returns the groups that policies drew in some steps of a run, which draws all candidates at once."""
+    folder = RunFolder(path)
+    episodes = (episode for step in steps for episode in folder.read_episodes(step))
+    return [group for episode in episodes for group in episode["groups"] if group["policy"]]
+
+
+def of_run(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what each K1 would have drawn of these groups, and how precise the gradient would be.
+
+    A group that goes on has the same candidates. So this is exact for the groups as they were played, and
+    with the advantages that they were trained with.
+    """
+    K = min(len(group["candidates"]) for group in groups)
+    rows = []
+    tokens_at_once = variance_at_once = 0.0
+    for K1 in range(K, 1, -1):
+        tokens = variance = useful = factors = 0.0
+        for group in groups:
+            rewards = [one["mixed"] for one in group["candidates"]]
+            advantages = np.array([one["advantage"] for one in group["candidates"]])
+            goes = goes_on(rewards[:K1])
+            lengths = [len(one["tokens"]) for one in group["candidates"]]
+            tokens += sum(lengths if goes else lengths[:K1])
+            if goes:
+                weight = 1 / share_that_goes_on(rewards, K1)
+                variance += float(((weight * advantages / len(rewards)) ** 2).sum())
+                useful += 1
+                factors += weight
+        if K1 == K:
+            tokens_at_once, variance_at_once = tokens, variance
+        share = tokens / tokens_at_once
+        rows.append([str(K1), f"{useful / len(groups):.1%}", f"{share:.2f}", f"{tokens / useful:.1f}",
+                     f"{share * variance / variance_at_once:.2f}", f"{factors / useful:.2f}"])  # fmt: skip
+    return table(
+        ("K1", "go on", "tokens", "tokens a useful group", "tokens, same precision", "mean factor"), rows
+    )
 
 
 if __name__ == "__main__":
-    print(of_bias(), of_cost(), of_break_even(), sep="\n\n")
+    if sys.argv[1:]:
+        run, first, last = sys.argv[1:]
+        print(of_run(recorded(run, range(int(first), int(last) + 1))))
+    else:
+        print(of_bias(), of_cost(), of_break_even(), sep="\n\n")

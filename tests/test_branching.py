@@ -143,6 +143,23 @@ def test_answers_a_useful_group_by_hand():
     assert cost == pytest.approx([64 / 7, 2.5 / 0.25, 3.5 / (7 / 16)])
 
 
+def test_what_a_run_would_have_drawn_by_hand():
+    """Of 1 0 0 0, 0 0 0 0 and 0 0 1 1, with 2 first, the first one goes on, with the factor 2.
+
+    Squares of advantages are 4 in both groups with signal; the one that is left counts four times.
+    """
+    groups = []
+    for rewards in ((1, 0, 0, 0), (0, 0, 0, 0), (0, 0, 1, 1)):
+        pairs = zip(rewards, EXACT.std(rewards), strict=True)
+        groups.append(
+            {"candidates": [{"mixed": paid, "advantage": own, "tokens": [1]} for paid, own in pairs]}
+        )
+    *_, at_once, three, two = EXACT.of_run(groups).splitlines()
+    assert at_once == "| 4 | 66.7% | 1.00 | 6.0 | 1.00 | 1.00 |"
+    assert two == "| 2 | 33.3% | 0.67 | 8.0 | 1.33 | 2.00 |"
+    assert three.startswith("| 3 | 66.7% | 0.92 | 5.5 |")
+
+
 # The rollout
 
 
