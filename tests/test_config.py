@@ -236,6 +236,7 @@ def test_runs_from_before_are_known_by_the_same_text():
         "model": Architecture(rotary=(True, False)),
     }
     assert all(repr(value) != defaults[name] for name, value in later.items())
+    assert repr(RolloutConfig(first_candidates=2)) != defaults["rollout"]
 
 
 def test_three_differences_are_shown_in_short_and_the_others_counted():

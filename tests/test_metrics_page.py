@@ -92,7 +92,7 @@ def of_a_run(path):
             loss=LossConfig(minibatches=1, kl=0.1, correction=2.0),
             batch=BatchConfig(row_tokens=32, rows=4),
             evaluation=EvaluationConfig(instances=2, validation_instances=2, every=1, influence_every=1),
-            rollout=dataclasses.replace(experiment().rollout, least_signal=1),
+            rollout=dataclasses.replace(experiment().rollout, least_signal=1, first_candidates=2),
             steps=1,
         )
         with Stages(x, RunFolder(path)) as stages:

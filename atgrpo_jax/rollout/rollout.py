@@ -36,6 +36,9 @@ class RolloutConfig(Sampling):
     least_signal: int = 0
     most_rounds: int = 4  # rounds of a step, the first one included
     candidates: int = 8  # K
+    # So many of the K are drawn first, and the others only if two of their rewards differ
+    # (docs/branching.md). 0: all are drawn at once.
+    first_candidates: int = 0
     mode: Literal["tree", "trajectories"] = "tree"  # what is drawn and compared; see above
     select: Select = "mixed"  # how the executed candidate is chosen
     # Candidates with these outcomes say nothing about the policy. They get no reward, and are left
@@ -48,6 +51,11 @@ class RolloutConfig(Sampling):
         require(self, "least_signal", self.least_signal >= 0, "must not be negative")
         require(self, "most_rounds", self.most_rounds >= 1, "must be at least 1")
         require(self, "candidates", self.candidates >= 2, "a baseline needs at least 2")
+        first = self.first_candidates
+        rule = f"must be 0, or at least 2 and below candidates = {self.candidates}"
+        require(self, "first_candidates", first == 0 or 2 <= first < self.candidates, rule)
+        rule = 'mode "trajectories" plays whole episodes, which have no siblings to draw later; use "tree"'
+        require(self, "first_candidates", first == 0 or self.tree, rule)
         require(self, "temperature", self.temperature > 0, "training needs more than 0")
         unknown = set(self.exclude) - {outcome.value for outcome in Outcome}
         require(self, "exclude", not unknown, f"unknown outcomes {sorted(unknown)}")
@@ -59,8 +67,9 @@ class RolloutConfig(Sampling):
         )
 
     def __repr__(self) -> str:
-        """Tells rounds only if there are several: runs from before them are known by this text."""
-        return told(self, {} if self.least_signal else {"least_signal": 0, "most_rounds": self.most_rounds})
+        """Tells later fields only if they are set: runs from before them are known by this text."""
+        rounds = {} if self.least_signal else {"least_signal": 0, "most_rounds": self.most_rounds}
+        return told(self, {"first_candidates": 0} | rounds)
 
     @property
     def tree(self) -> bool:
@@ -82,10 +91,12 @@ def engine_propose(
     sampling: Sampling | Mapping[str, Sampling],
     candidates: int | Mapping[str, int],
     seed: int,
+    after: int | Mapping[str, int] = 0,
 ) -> Propose:
     """Returns a function that draws the samples of a group from an engine, each at its own address.
 
-    ``sampling`` and ``candidates`` are those of all roles, or mappings from each role.
+    ``sampling`` and ``candidates`` are those of all roles, or mappings from each role. The first
+    ``after`` candidates are left out: they were drawn before.
 
     If a prompt is too long for the engine because of what roles have said, the samples are errors,
     as when an engine fails. If no role has spoken yet, the task itself made the prompt too long,
@@ -93,15 +104,17 @@ def engine_propose(
     """
 
     async def propose(state, key, prompt_ids, policy, spoken):
-        count = of_role(candidates, key.role)
-        addresses = tuple(Address(seed, key, k) for k in range(count))
+        numbers = range(of_role(after, key.role), of_role(candidates, key.role))
+        addresses = tuple(Address(seed, key, k) for k in numbers)
+        if not addresses:  # the role has drawn all before
+            return []
         try:
             return await engine.sample(Request(policy, prompt_ids, addresses, of_role(sampling, key.role)))
         except PromptTooLong as error:
             if not spoken:
                 raise
             say(f"{error}; the episode ends there")
-            return [Sample((), (), "error", engine.version(policy))] * count
+            return [Sample((), (), "error", engine.version(policy))] * len(numbers)
 
     return propose
 

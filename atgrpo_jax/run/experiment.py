@@ -22,7 +22,7 @@ from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import BASE, Team
 from atgrpo_jax.run.kept_files import differences, represented
-from atgrpo_jax.run.role_settings import RoleSettings, role_settings
+from atgrpo_jax.run.role_settings import RoleSettings, check_siblings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.protocol import Demonstrating, Task, ToolTask, missing
@@ -112,6 +112,7 @@ class Experiment:
         self.team.policies(self.task.workflow.roles)
         for role in self.task.workflow.roles:
             self.of_role(role)  # checks what the team says of the role
+        check_siblings(self.credit, self.by_role)
         for name in ("model", "pretrained"):
             given = getattr(self, name)
             exact = not isinstance(given, Mapping) or set(given) == set(self.initial_names)

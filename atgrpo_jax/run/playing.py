@@ -41,15 +41,20 @@ def training(
     by_role = experiment.by_role
     sampling = {role: own.sampling for role, own in by_role.items()}
     candidates = {role: own.candidates if settings.tree else 1 for role, own in by_role.items()}
+    first = {role: own.first_candidates or candidates[role] for role, own in by_role.items()}
+    further = None
+    if first != candidates:
+        further = engine_propose(engine, sampling, candidates, experiment.seed, after=first)
     return Player(
         experiment.task,
         experiment.team,
         experiment.tokenizer,
-        engine_propose(engine, sampling, candidates, experiment.seed),
+        engine_propose(engine, sampling, first, experiment.seed),
         sampling,
         experiment.seed,
         runner=runner,
         select=settings.select,
         exclude=settings.exclude,
         partners=partners,
+        further=further,
     )

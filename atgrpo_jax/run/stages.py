@@ -10,6 +10,7 @@ from atgrpo_jax.common.hosts import ALONE, Hosts, told_json
 from atgrpo_jax.common.metric_names import together
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Episode
+from atgrpo_jax.credit.branching import corrected
 from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
@@ -140,6 +141,9 @@ class Stages:
         credited, metrics, memory = credit(
             episodes, alpha=self.experiment.alphas, rule=self.experiment.credit, memory=team.memory
         )
+        first = {role: own.first_candidates for role, own in self.experiment.by_role.items()}
+        credited, drawn = corrected(credited, first, self.experiment.alphas)
+        metrics |= drawn
         return team._replace(memory=memory), credited, metrics
 
     def sync(self, team: TeamState) -> dict[str, float]:

@@ -107,10 +107,22 @@ FAULTS = {
         ("range(stages.done + 1, experiment.steps + 1)", "range(stages.done + 1, experiment.steps)", "the last step is left out"),
         ("stages.checkpoint(step, team)\n", "pass\n", "nothing is saved on the way"),
     ],
+    ("rollout/player.py", "test_branching.py"): [
+        ("goes_on(earned(candidates, alpha))", "goes_on(earned(candidates, 1 - alpha))", "what goes on is not what is compared later"),
+        ("self._drawn(origin, samples, len(drawn)))", "self._drawn(origin, samples[:1], len(drawn)))", "one more candidate, and no other"),
+    ],
+    ("rollout/rollout.py", "test_branching.py"): [
+        ("range(of_role(after, key.role), of_role(candidates, key.role))", "range(0, of_role(candidates, key.role) - of_role(after, key.role))",
+         "the later candidates are the first ones again"),
+        ("        if not addresses:  # the role has drawn all before\n            return []\n", "", "an engine is asked for nothing"),
+    ],
+    ("run/role_settings.py", "test_branching.py"): [
+        ("require(credit, \"baseline\", alone, rule)", "pass", "groups that stopped are compared with others"),
+    ],
     ("rollout/rollout.py", "test_stages.py test_trainer.py"): [
         ("Request(policy, prompt_ids, addresses, of_role(", "Request(policy, prompt_ids[:-1], addresses, of_role(", "the engine is asked for another prompt than is recorded"),
         ("Request(policy, prompt_ids, addresses, of_role(", "Request(policy, prompt_ids, addresses[::-1], of_role(", "samples are at each other's addresses"),
-        ("addresses = tuple(Address(seed, key, k) for k in range(count))", "addresses = tuple(Address(0 * seed + 1, key, k) for k in range(count))", "the samples are another run's"),
+        ("addresses = tuple(Address(seed, key, k) for k in numbers)", "addresses = tuple(Address(0 * seed + 1, key, k) for k in numbers)", "the samples are another run's"),
     ],
     ("run/team_learner.py", "test_policies.py test_oracle.py test_trainer.py test_stages.py"): [
         ("gate.check_gap(policy", "(lambda *given: None)(policy", "sampler and learner are not compared"),
@@ -145,7 +157,7 @@ FAULTS = {
         ("self.batch.rows % self.mesh.rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
     ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
-        ("Address(seed, key, k) for k in range(count)", "Address(seed, key, 0) for k in range(count)",
+        ("Address(seed, key, k) for k in numbers", "Address(seed, key, 0) for k in numbers",
          "all siblings have one address"),
         ("((step - 1) * rounds + number) * instances", "(step - 1) * rounds + number", "steps share instances"),
         ("*map(instance, indices)", "*map(instance, reversed(indices))", "results are in another order"),
@@ -171,7 +183,7 @@ FAULTS = {
         ('if any(run.end == "crash" for run in runs):', "if False:", "a failing sandbox is the candidate's fault"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", self.seed)', "ties go to one place"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", key.path())', "ties do not know the seed"),
-        ("self.team.alpha_of(key.role), seed)", "1.0, seed)", "alpha is not heard in selection"),
+        ("self.select, alpha, seed)", "self.select, 1.0, seed)", "alpha is not heard in selection"),
         ("policy = self.team.policy(key.role)", "policy = self.team.policy(self.task.workflow.roles[0])", "all roles speak by one policy"),
     ],
     ("engines/gate.py", "test_weight_sync.py"): [
