@@ -25,7 +25,7 @@ NAVIGATION = {
         "docs/report", "docs/metrics", "docs/ledger", "docs/influence", "docs/replay", "docs/episodes",
         "docs/trackers",
     ),
-    "Training": ("docs/config", "docs/models", "docs/forks", "docs/moving", "docs/sglang"),
+    "Training": ("docs/config", "docs/curriculum", "docs/models", "docs/forks", "docs/moving", "docs/sglang"),
     "Parts of your own": ("docs/your-credit", "docs/your-loss", "docs/your-engine"),
     "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/container", "docs/performance"),
     "Results": ("docs/results", "docs/paper", "docs/parity", "docs/log"),
