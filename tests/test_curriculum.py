@@ -192,7 +192,7 @@ def test_refuses_a_pool_that_a_step_may_use_up():
 
 def test_refuses_signal_that_is_of_the_whole_step():
     rule = CreditConfig("role", "mean")
-    with pytest.raises(ValueError, match='Experiment.credit.*"success"'):
+    with pytest.raises(ValueError, match='Experiment.credit.*no curriculum by "signal"'):
         experiment(rollout=RolloutConfig(instances=2, curriculum=CurriculumConfig(4)), credit=rule)
     by_success = CurriculumConfig(4, "success")
     experiment(rollout=RolloutConfig(instances=2, curriculum=by_success), credit=rule)

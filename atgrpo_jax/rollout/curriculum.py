@@ -4,6 +4,7 @@ Axis letter: I instances of the pool.
 """
 
 import dataclasses
+import types
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -32,7 +33,7 @@ class Lesson(NamedTuple):
 
 
 Lessons = Mapping[int, Lesson]  # by number, of the instances that were played
-NO_LESSONS: Lessons = {}
+NO_LESSONS: Lessons = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,8 @@ class CurriculumConfig:
     Each instance has a value from 0 to 1, by what it taught so far. It is drawn in proportion to that,
     mixed with draws that are uniform. ``by`` says what its value is:
 
-    - "signal": the share of its groups that had a signal. An instance that is always solved has none, nor
-      has one that never is.
+    - "signal": the share of its groups that had a signal. An instance that is always solved, or
+      never, has few.
     - "success": 4 p (1 - p), where p is the share of its episodes that were solved. In mode "tree" these
       are episodes of the best of K; so this is for mode "trajectories".
     """

@@ -21,8 +21,8 @@ def shares(value_I: np.ndarray, floor: float) -> np.ndarray:
     """Returns floor / I + (1 - floor) * value / (sum of values); without any value, all are equal.
 
     The shares sum to 1, and none is below floor / I. To draw in proportion to a score, mixed with draws that
-    do not know it, is prioritized level replay (arXiv 2010.03940), which mixes
-    in levels that were not played for long.
+    do not know it, is prioritized level replay (arXiv 2010.03940). It mixes in those that were not played for
+    long.
     """
     count = len(value_I)
     total = math.fsum(value_I)
@@ -44,5 +44,8 @@ def order(share_I: np.ndarray, seed: int) -> np.ndarray:
 
 
 def effective(share_I: np.ndarray) -> float:
-    """Returns 1 / (sum of squares), the effective number of instances (Kish 1965): I if all are equal."""
+    """Returns 1 / (sum of squares), the effective number of instances: I if all shares are equal.
+
+    It is that of weighted samples (Kish, Survey Sampling, 1965).
+    """
     return 1 / math.fsum(share_I**2)

@@ -83,7 +83,7 @@ class RolloutConfig(Sampling):
 
     @property
     def by_signal(self) -> bool:
-        """Returns whether it depends on which sets of rewards have a signal what is played."""
+        """Returns whether what is played depends on which sets of rewards have a signal."""
         return self.least_signal > 0 or (self.curriculum is not None and self.curriculum.by == "signal")
 
     @property
