@@ -30,7 +30,7 @@ from atgrpo_jax.rollout.rollouts import Rollouts
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.gin_config import load
+from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.run.loop import one_step
 from atgrpo_jax.run.recorded import credited_of, episode_of
 from atgrpo_jax.run.stages import Stages
@@ -405,7 +405,9 @@ def test_hosts_that_know_different_things_do_not_play_together():
 def test_the_settings_on_the_page_are_those_of_a_run(tmp_path):
     (block,) = re.findall(r"^```\n(include.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     (tmp_path / "page.gin").write_text(block)
-    found = load(str(tmp_path / "page.gin")).rollout
-    assert found.curriculum == CurriculumConfig(pool=500, by="signal", floor=0.1, decay=0.5)
+    found = load(str(tmp_path / "page.gin"))
+    assert found.rollout.curriculum == CurriculumConfig(pool=500, by="signal", floor=0.1, decay=0.5)
+    (tmp_path / "again.gin").write_text(render(found))
+    assert load(str(tmp_path / "again.gin")) == found
     fields = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
     assert fields == [field.name for field in dataclasses.fields(CurriculumConfig)]
