@@ -97,7 +97,7 @@ def lessons_of(config, before, episodes, baseline="group"):
 
 
 def test_lessons_move_with_what_was_played():
-    half, kept = spoke("a", 1, 2), spoke("b", 1, 1)
+    half, kept = spoke("a", 1, 2, None), spoke("b", 1, 1)
     config = CurriculumConfig(9, decay=0.75)
     before = {3: Lesson(1.0, 0.0), 5: Lesson(0.25, 0.125)}
     found = lessons_of(
