@@ -14,9 +14,8 @@ STEPS, MORE_STEPS = 12, 13
 SHORT = {
     "quick.gin": [
         f"experiment.Experiment.steps = {STEPS}",
-        "rollout.RolloutConfig.instances = 6",
-        "warm_start.WarmStartConfig.steps = 5",
-        "warm_start.WarmStartConfig.instances = 6",
+        "rollout.RolloutConfig.instances = 8",
+        "warm_start.WarmStartConfig.steps = 20",
         "evaluation.EvaluationConfig.instances = 10",
         "evaluation.EvaluationConfig.validation_instances = 5",
     ],

@@ -15,6 +15,7 @@ from atgrpo_jax.common.types import Address, Episode, Outcome, Sample, Sampling,
 from atgrpo_jax.credit.selection import Select
 from atgrpo_jax.engines.protocol import Engine, Request
 from atgrpo_jax.rollout import wire
+from atgrpo_jax.rollout.curriculum import CurriculumConfig
 from atgrpo_jax.rollout.player import Player, Propose
 from atgrpo_jax.rollout.shares import Shown, share
 
@@ -41,6 +42,8 @@ class RolloutConfig(Sampling):
     first_candidates: int = 0
     mode: Literal["tree", "trajectories"] = "tree"  # what is drawn and compared; see above
     select: Select = "mixed"  # how the executed candidate is chosen
+    # Which instances a step plays. None: new ones in each step, in their order.
+    curriculum: CurriculumConfig | None = None
     # Candidates with these outcomes say nothing about the policy. They get no reward, and are left
     # out of the baseline.
     exclude: tuple[str, ...] = (Outcome.TOOL_CRASH.value, Outcome.ENGINE_ERROR.value)
@@ -50,6 +53,10 @@ class RolloutConfig(Sampling):
         require(self, "instances", self.instances >= 1, "must be at least 1")
         require(self, "least_signal", self.least_signal >= 0, "must not be negative")
         require(self, "most_rounds", self.most_rounds >= 1, "must be at least 1")
+        pool = None if self.curriculum is None else self.curriculum.pool
+        enough = not pool or pool >= self.instances * self.rounds
+        rule = f"a pool of {pool} is less than a step may play, {self.instances * self.rounds} instances"
+        require(self, "curriculum", enough, rule)
         require(self, "candidates", self.candidates >= 2, "a baseline needs at least 2")
         first = self.first_candidates
         rule = f"must be 0, or at least 2 and below candidates = {self.candidates}"
@@ -69,7 +76,7 @@ class RolloutConfig(Sampling):
     def __repr__(self) -> str:
         """Tells later fields only if they are set: runs from before them are known by this text."""
         rounds = {} if self.least_signal else {"least_signal": 0, "most_rounds": self.most_rounds}
-        return told(self, {"first_candidates": 0} | rounds)
+        return told(self, {"first_candidates": 0, "curriculum": None} | rounds)
 
     @property
     def tree(self) -> bool:
@@ -80,6 +87,11 @@ class RolloutConfig(Sampling):
     def rounds(self) -> int:
         """Returns how often a step may play instances."""
         return self.most_rounds if self.least_signal else 1
+
+    @property
+    def by_signal(self) -> bool:
+        """Returns whether what is played depends on which sets of rewards have a signal."""
+        return self.least_signal > 0 or (self.curriculum is not None and self.curriculum.by == "signal")
 
     @property
     def sampling(self) -> Sampling:

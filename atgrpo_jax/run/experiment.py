@@ -101,11 +101,11 @@ class Experiment:
         require(
             self,
             "credit",
-            self.credit.fits(self.rollout.tree, self.rollout.least_signal > 0),
+            self.credit.fits(self.rollout.tree, self.rollout.by_signal),
             f"is not for RolloutConfig.mode = {self.rollout.mode!r}, least_signal = "
             f'{self.rollout.least_signal}: baseline "group" needs "tree", or every baseline would have one '
             'member; "instance" and rewards of episodes need "trajectories"; "role" and "running" need '
-            "least_signal = 0",
+            'least_signal = 0, and no curriculum by "signal"',
         )
         shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
         require(self, "tokenizer", shown, "its chat template does not show what a message says")

@@ -15,6 +15,7 @@ from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.partners.opening import opened
+from atgrpo_jax.rollout.curriculum import learned
 from atgrpo_jax.run import changes, origin
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
@@ -24,7 +25,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, training_metrics, write_record
-from atgrpo_jax.run.playing import rollouts_of
+from atgrpo_jax.run.playing import picking, rollouts_of
 from atgrpo_jax.run.report import draw_curves
 from atgrpo_jax.run.scoring import Scoring
 from atgrpo_jax.run.shapes import earlier
@@ -45,6 +46,7 @@ class Stages:
     def __init__(self, experiment: Experiment, folder: RunFolder, hosts: Hosts = ALONE):
         for split in SPLITS:
             check_split(experiment.task, split)  # a bad split is found before any time is spent
+        pick = picking(experiment)
         self.experiment = experiment
         self.folder = folder
         self.hosts = hosts
@@ -72,7 +74,7 @@ class Stages:
             self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
             hosts.even_out(lambda: self.engine.usage.programs)
-            self.rollouts = rollouts_of(experiment, self.engine, self._runner, self._partners, hosts)
+            self.rollouts = rollouts_of(experiment, pick, self.engine, self._runner, self._partners, hosts)
             self._scoring = Scoring(experiment, folder, self.engine, self._runner, self._partners, hosts)
             self._gate = Gate(
                 self.learner.models,
@@ -133,7 +135,7 @@ class Stages:
     ) -> tuple[TeamState, list[Credited], dict[str, float]]:
         """Audits the groups, which ``team`` drew.
 
-        Returns the team with its new memory, the groups with their advantages, and metrics.
+        Returns the team with its new memory and lessons, the groups with their advantages, and metrics.
         """
         for episode in episodes:
             for group in episode.groups:
@@ -143,8 +145,8 @@ class Stages:
         )
         first = {role: own.first_candidates for role, own in self.experiment.by_role.items()}
         credited, drawn = corrected(credited, first, self.experiment.alphas)
-        metrics |= drawn
-        return team._replace(memory=memory), credited, metrics
+        lessons = learned(self.experiment.rollout.curriculum, team.lessons, episodes, credited)
+        return team._replace(memory=memory, lessons=lessons), credited, metrics | drawn
 
     def sync(self, team: TeamState) -> dict[str, float]:
         """Pushes the team's weights to the engine; the gate checks that it samples from them.
@@ -258,7 +260,7 @@ class Stages:
         for name, state in team.policies.items():
             check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
         self.folder.check_ours()
-        self._checkpoints.save(step, team.policies, team.base, team.version, team.memory)
+        self._checkpoints.save(step, team.policies, team.base, team.version, team.memory, team.lessons)
         self._saved = step
         self.tracking.note()
         if self.experiment.keep_best and self.hosts.index == 0:
