@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from atgrpo_jax.models.config import Compute as Compute
     from atgrpo_jax.models.lora import LoraConfig as LoraConfig
     from atgrpo_jax.partners.partners import Partner as Partner
+    from atgrpo_jax.rollout.curriculum import CurriculumConfig as CurriculumConfig
     from atgrpo_jax.rollout.evaluation import EvaluationConfig as EvaluationConfig
     from atgrpo_jax.rollout.rollout import RolloutConfig as RolloutConfig
     from atgrpo_jax.rollout.team import Team as Team
@@ -105,6 +106,7 @@ _HOMES = {
     "models.config": ("Architecture", "Compute"),
     "models.lora": ("LoraConfig",),
     "partners.partners": ("Partner",),
+    "rollout.curriculum": ("CurriculumConfig",),
     "rollout.evaluation": ("EvaluationConfig",),
     "rollout.rollout": ("RolloutConfig",),
     "rollout.team": ("Team",),

@@ -11,6 +11,7 @@ importance sampling 2110.00641; a divisor shared by all answers 2503.20783; Adam
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -157,6 +158,12 @@ def advantages(
         return (sum(present) - r) / (len(present) - 1) if leave_one_out else mean
 
     return [None if r is None else (r - baseline(r)) / divisor for r in rewards]
+
+
+def share_of_starts_that_differ(rewards: Sequence[float | None], first: int) -> float:
+    """Of all choices of ``first`` answers of a group, the share that have two different rewards."""
+    starts = list(itertools.combinations(rewards, first))
+    return sum(len(set(start) - {None}) > 1 for start in starts) / len(starts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.engines.sglang.sglang import SGLangConfig
 from atgrpo_jax.models.config import Architecture, RopeScaling
+from atgrpo_jax.rollout.curriculum import CurriculumConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
@@ -236,6 +237,8 @@ def test_runs_from_before_are_known_by_the_same_text():
         "model": Architecture(rotary=(True, False)),
     }
     assert all(repr(value) != defaults[name] for name, value in later.items())
+    assert repr(RolloutConfig(first_candidates=2)) != defaults["rollout"]
+    assert repr(RolloutConfig(curriculum=CurriculumConfig())) != defaults["rollout"]
 
 
 def test_three_differences_are_shown_in_short_and_the_others_counted():

@@ -18,6 +18,8 @@ BINDINGS = (
     "mesh.MeshConfig.data = 2",
     'groups.CreditConfig.baseline = "running"',  # which every host remembers by itself
     'groups.CreditConfig.normalise = "mean"',
+    "curriculum.CurriculumConfig.pool = 20",  # so do they what instances taught
+    'curriculum.CurriculumConfig.by = "success"',
     "objectives.LossConfig.minibatches = 1",
     "rollout.RolloutConfig.instances = 9",  # one of two hosts plays more of them, and runs more programs
     "evaluation.EvaluationConfig.instances = 2",
@@ -60,6 +62,7 @@ def check_same(folder, alone):
     for ours, theirs in zip(weights(folder), weights(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     about = [checkpoint(place) for place in (folder, alone)]
+    assert about[0]["lessons"] == about[1]["lessons"] and len(about[0]["lessons"]) > 9
     assert about[0]["memory"] == about[1]["memory"] and about[0]["memory"].keys() == {"scout", "mover"}
 
 

@@ -37,6 +37,11 @@ def test_a_request_gives_the_same_samples_whatever_the_company(engine, params):
     random.Random(1).shuffle(order)
     shuffled = draw(engine, *(requests[i] for i in order))
     assert [shuffled[order.index(i)] for i in range(len(order))] == together
+    # Two of the three samples of a request first, and the third one later.
+    first = [dataclasses.replace(one, addresses=one.addresses[:2]) for one in requests]
+    later = [dataclasses.replace(one, addresses=one.addresses[2:]) for one in requests]
+    apart = draw(engine, *first, *later)
+    assert [[*two, *third] for two, third in zip(apart[:11], apart[11:], strict=True)] == together
 
 
 @pytest.mark.thorough

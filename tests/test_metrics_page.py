@@ -21,6 +21,7 @@ from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.partners.partners import Partner
+from atgrpo_jax.rollout.curriculum import CurriculumConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollouts import _metrics
 from atgrpo_jax.rollout.team import Team
@@ -92,7 +93,9 @@ def of_a_run(path):
             loss=LossConfig(minibatches=1, kl=0.1, correction=2.0),
             batch=BatchConfig(row_tokens=32, rows=4),
             evaluation=EvaluationConfig(instances=2, validation_instances=2, every=1, influence_every=1),
-            rollout=dataclasses.replace(experiment().rollout, least_signal=1),
+            rollout=dataclasses.replace(
+                experiment().rollout, least_signal=1, first_candidates=2, curriculum=CurriculumConfig(8)
+            ),
             steps=1,
         )
         with Stages(x, RunFolder(path)) as stages:

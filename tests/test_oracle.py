@@ -112,8 +112,11 @@ def sampler(shape, temperature):
     return answer
 
 
-def play(alpha, tree, exclude):
-    """Episodes, each a list of (role, prompt, K samples, K rewards); None for what is excluded."""
+def play(alpha, tree, exclude, first=0):
+    """Episodes, each a list of (role, prompt, K samples, K rewards); None for what is excluded.
+
+    With ``first`` a group is cut there if these do not differ.
+    """
     for instance in range(INSTANCES):
         for episode in range(1 if tree else CANDIDATES):
             said, groups = [str(instance)], []
@@ -126,6 +129,8 @@ def play(alpha, tree, exclude):
                         None if finish in exclude else alpha * rewards(text)[0] + rewards(text)[1]
                         for text, finish, _ in drawn
                     ]
+                    if first and len(set(mixed[:first]) - {None}) < 2:
+                        drawn, mixed = drawn[:first], mixed[:first]
                     groups.append((role, tuple(map(ord, content(said, role))), drawn, mixed))
                     best = max((m for m in mixed if m is not None), default=None)
                     if best is None:
@@ -143,7 +148,7 @@ def credited(x, exclude, memory):
     rule, items = x.credit, []
     sets = collections.defaultdict(dict)  # by name: rewards by what is compared
     for number, (instance, groups, complete) in enumerate(
-        play(x.team.alpha, x.rollout.mode == "tree", exclude)
+        play(x.team.alpha, x.rollout.mode == "tree", exclude, x.rollout.first_candidates)
     ):
         for place, (role, prompt, drawn, rewarded) in enumerate(groups):
             if rule.reward == "return" or rule.baseline == "instance":
@@ -162,6 +167,9 @@ def credited(x, exclude, memory):
             found = [None if r is None else r - memory[name] for r in rewarded]
         else:
             found = oracle.advantages(rewarded, rule.normalise, rule.leave_one_out)
+            if x.rollout.first_candidates:
+                share = oracle.share_of_starts_that_differ(rewarded, x.rollout.first_candidates)
+                found = [None if a is None else a / share for a in found]
         given[name] = dict(zip(values, found, strict=True))
     for role, prompt, drawn, name, units in items:
         yield role, prompt, drawn, [given[name][unit] for unit in units]
@@ -188,6 +196,10 @@ CASES = {
         "rollout": {"exclude": ("truncated", "engine_error")},
         "credit": {"baseline": "running", "normalise": "mean"},
         "memory": {"a": 2.5, "bb": -0.5},
+    },
+    "the third candidate where the first two differ": {
+        "rollout": {"first_candidates": 2, "exclude": ("truncated", "engine_error")},
+        "team": {"alpha": 0.5},
     },
     "truncated answers excluded": {
         "rollout": {"exclude": ("truncated", "engine_error")},

@@ -59,7 +59,7 @@ def test_every_shipped_run_is_planned_where_nothing_is(files, nothing):
     lines = list(plan.lines())
     text = "".join(Path(SHIPPED / name).read_text() for name in files)
     assert plan.fits and not list(Path().iterdir())
-    assert any(re.fullmatch(r"the whole run: [\d.e+-]+ hours, by the figures above", line) for line in lines)
+    assert any(re.fullmatch(r"the whole run: (< )?[\d.,]+ hours, by .*", line) for line in lines)
     named = re.findall(r'^MODEL = "(.*)"', text, re.M) or ["smollm2-135m"] * ("_model.gin" in "".join(files))
     if named:
         assert lines[0] == "taken in place of what is not here:"
@@ -201,7 +201,7 @@ def test_hours_by_hand():
     assert parts["warm start"].seconds == pytest.approx(cloned / rate)
     total = sum(part.seconds for part in parts.values()) / 3600
     lines = hours.report(x, TeamLearner(x), workload, device, 0.5)
-    assert lines[0] == f"the whole run: {total:.3g} hours, by the figures above"
+    assert lines[0] == f"the whole run: {hours._hours(total)} hours, by the figures above"
     assert "50% of 989 TFLOP/s" in "".join(lines)
 
 
@@ -409,3 +409,10 @@ def test_the_command_in_an_empty_folder(tmp_path):
     unknown = plan("plan_model.gin", '--gin_param=MODEL = "mine"')
     assert unknown.returncode == 2 and "--preset=NAME" in unknown.stderr
     assert unknown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(1063.4, "1,060"), (99.96, "100"), (0.0123, "0.0123"), (4e-4, "< 0.001")]
+)
+def test_hours_have_no_exponent(given, told):
+    assert hours._hours(given) == told

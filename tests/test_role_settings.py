@@ -31,7 +31,7 @@ def test_what_a_role_does_not_say_is_the_teams():
     mine = role_settings(TEAM, ROLLOUT, LossConfig(), "a")
     assert (mine.sampling, mine.candidates) == (Sampling(max_tokens=4), 2)
     assert mine.loss == LossConfig(clip_high=0.3, kl=0.01)
-    assert role_settings(TEAM, ROLLOUT, LossConfig(), "b") == (Sampling(max_tokens=8), 3, LossConfig())
+    assert role_settings(TEAM, ROLLOUT, LossConfig(), "b") == (Sampling(max_tokens=8), 3, LossConfig(), 0)
     assert (TEAM.alpha_of("a"), TEAM.alpha_of("b")) == (0.5, 1.0)
 
 

@@ -324,8 +324,27 @@ def test_a_failure_inside_reaches_whoever_waits_and_ends_nothing_else(params, mo
     monkeypatch.setattr(
         starting, "_arguments", lambda *sizes: asked(*sizes) | {"attention_backend": "none such"}
     )
+    before = detokenizers()
     with pytest.raises(RunError, match="policy a: sglang-jax did not start"):
         SIZES.build(served("a"))
+    # Its thread waits in a socket. If that were closed, ZeroMQ would abort this process, now or later.
+    left = detokenizers() - before
+    assert len(left) == 1
+    wake(left)
+    assert all(thread.is_alive() for thread in left)
+
+
+def detokenizers():
+    return {thread for thread in threading.enumerate() if thread.name == "sglang-jax::detokenizer"}
+
+
+def wake(threads):
+    """Sends each thread a signal, so that it looks at its socket again."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    for thread in threads:
+        signal.pthread_kill(thread.ident, signal.SIGUSR1)
+    time.sleep(0.2)
+    signal.signal(signal.SIGUSR1, before)
 
 
 @live

@@ -12,7 +12,13 @@ import pytest
 PAGE = Path(__file__).parents[1] / "docs" / "tour.md"
 STEPS, MORE_STEPS = 12, 13
 SHORT = {
-    "quick.gin": [f"experiment.Experiment.steps = {STEPS}", "warm_start.WarmStartConfig.steps = 20"],
+    "quick.gin": [
+        f"experiment.Experiment.steps = {STEPS}",
+        "rollout.RolloutConfig.instances = 8",
+        "warm_start.WarmStartConfig.steps = 20",
+        "evaluation.EvaluationConfig.instances = 10",
+        "evaluation.EvaluationConfig.validation_instances = 5",
+    ],
     "train --gin_file=my_game.gin": [
         "experiment.Experiment.steps = 1",
         "warm_start.WarmStartConfig.steps = 3",

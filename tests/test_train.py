@@ -24,7 +24,7 @@ from atgrpo_jax.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 
-STEPS = gin_config.load("smoke.gin").steps
+STEPS = 8  # of a run of smoke.gin, unless a test says otherwise
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def train(place, name, *params):
     cache = f'warm_start.WarmStartConfig.cache_dir = "{place / "cache"}"'
     return start(
         place, "--gin_file=smoke.gin", f"--run_dir={name}",
-        *(f"--gin_param={p}" for p in (cache, *params)),
+        *(f"--gin_param={p}" for p in (cache, f"experiment.Experiment.steps = {STEPS}", *params)),
     )  # fmt: skip
 
 

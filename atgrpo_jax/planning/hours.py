@@ -64,11 +64,19 @@ def report(
     found = parts(experiment, policies, workload, device, utilisation)
     total = sum(part.seconds for part in found.values()) / 3600
     return [
-        f"the whole run: {total:.3g} hours, by the figures above",
-        *(f"  {name:10} {part.seconds / 3600:10.4g} h  {part.what}" for name, part in found.items()),
+        f"the whole run: {_hours(total)} hours, by the figures above",
+        *(f"  {name:10} {_hours(part.seconds / 3600):>10} h  {part.what}" for name, part in found.items()),
         "  The numbers of steps, groups and episodes are the config's, and answers as long as it allows;",
         f"  prompts and demonstrations are those of {MEASURED} instances. The hours are estimates, from",
         f"  {utilisation:.0%} of {device.flops / 1e12:.0f} TFLOP/s and {device.bandwidth / 1e12:.2f} TB/s of "
         "each device, without compiling, programs, the host's work",
         "  and what devices exchange.",
     ]
+
+
+def _hours(hours: float) -> str:
+    """Returns three digits of a number of hours, never with an exponent: 1,060 or 0.0123."""
+    rounded = float(f"{hours:.3g}")
+    if rounded < 0.001:
+        return "< 0.001"
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:#.3g}"

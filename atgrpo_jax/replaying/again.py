@@ -115,10 +115,18 @@ class Again:
             samples = await drawing(state, key, prompt_ids, policy, spoken)
             return samples if change.says is None else [*samples, self._said(team, group.origin, change)]
 
+        async def further(state, key, prompt_ids, policy, spoken):
+            if (key.turn, key.stage) < begins or key in changed:
+                return []  # ``propose`` has given as many as are recorded
+            assert player.further is not None
+            return await player.further(state, key, prompt_ids, policy, spoken)
+
         forced = {}
         for key in changed if change.of_one_group else ():
             forced[key] = _forced(groups[key], change)
         again = dataclasses.replace(player, propose=propose, forced=forced)
+        if player.further is not None:
+            again = dataclasses.replace(again, further=further)
         played = coroutines.run(again.play(node.step, node.split, node.instance, recorded.episode))
         if change.temperature is not None:
             played = _at(played, changed, change)

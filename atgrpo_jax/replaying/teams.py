@@ -6,6 +6,7 @@ from atgrpo_jax.arrays.trees import Damaged
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.credit.groups import Credited, remembered
+from atgrpo_jax.rollout.curriculum import learned
 from atgrpo_jax.run.recorded import credited_of, episode_of
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.run.team_state import TeamState, Watch
@@ -59,15 +60,18 @@ class Teams:
         except FileNotFoundError as error:
             raise RunError(f"{folder.episodes_of(step)} is missing; the step cannot be made again") from error
         credited = [item for record in records for item in credited_of(record, sampling)]
+        episodes = [episode_of(record, sampling) for record in records]
         memory = remembered(
-            [episode_of(record, sampling) for record in records],
+            episodes,
             alpha=saved.experiment.alphas,
             rule=saved.experiment.credit,
             memory=self._team.memory,
         )
+        lessons = learned(saved.experiment.rollout.curriculum, self._team.lessons, episodes, credited)
+        before = self._team._replace(memory=memory, lessons=lessons)
         self._before_update()
         try:
-            team, _ = saved.learner.update(self._team._replace(memory=memory), credited, step, watch)
+            team, _ = saved.learner.update(before, credited, step, watch)
         except RunError as error:
             raise RunError(
                 f"the episodes of step {step} do not follow from the team after step {self._step}, so a "

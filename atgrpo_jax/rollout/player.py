@@ -23,6 +23,7 @@ from atgrpo_jax.common.types import (
     of_role,
     seed_of,
 )
+from atgrpo_jax.credit.branching import earned, goes_on
 from atgrpo_jax.credit.selection import Select, choose
 from atgrpo_jax.partners.answers import Partners
 from atgrpo_jax.rollout.team import Team
@@ -56,7 +57,8 @@ class Clock:
 class Player:
     """Plays episodes.
 
-    ``propose`` draws the samples: from an engine (``engine_propose``), or from demonstrations.
+    ``propose`` draws the samples: from an engine (``engine_propose``), or from demonstrations. If
+    there is ``further``, it draws the others of a group in which two rewards of these differ.
     """
 
     task: Task | ToolTask
@@ -71,6 +73,7 @@ class Player:
     clock: Clock = dataclasses.field(default_factory=Clock)  # time in the task and the tokenizer
     partners: Partners | None = None  # answer for the team's partners; None if ``propose`` does
     forced: Mapping[GroupKey, int] = dataclasses.field(default_factory=dict)  # executed whatever they earn
+    further: Propose | None = None  # draws the candidates after those of ``propose``
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """Plays one episode of the team on ``task.instance(split, index)``."""
@@ -90,9 +93,11 @@ class Player:
                 role, seat = self.task.workflow.seat(speaker)
                 keys.append(GroupKey(step, split, index, episode, course.turn, role, seat, course.stage))
             board = self._board(course.state, f"{where}, turn {course.turn}")
-            draws = await asyncio.gather(*(self._draw(course.state, key, bool(groups)) for key in keys))
+            shown = course.state
+            spoken = bool(groups)
+            draws = await asyncio.gather(*(self._draw(shown, key, spoken) for key in keys))
             for drawn in draws:
-                group, steps = await self._score(course.state, drawn)
+                group, steps = await self._group(course.state, drawn, shown, spoken)
                 groups.append(dataclasses.replace(group, board=board))
                 if group.chosen is None:
                     return finish("engine_error")
@@ -125,7 +130,7 @@ class Player:
             return str(getattr(instance, "id", "") or digest(instance)), self.task.initial(instance)
 
     async def _draw(self, state: Any, key: GroupKey, spoken: bool) -> list[Drawn]:
-        """Draws K samples of the prompt that ``key.role`` sees in ``state``, each with its origin.
+        """Draws samples of the prompt that ``key.role`` sees in ``state``, each with its origin.
 
         A partner gives one. It has no tokens, because they are not ours.
 
@@ -142,29 +147,52 @@ class Player:
             return [(Origin(key, prompt_ids, state_digest, "", -1, partner.sampling), sample, text)]
         policy = self.team.policy(key.role)
         samples = await self.propose(state, key, prompt_ids, policy, spoken)
-        for k, sample in enumerate(samples):
-            _check_logprobs(sample, f"{place(key)}, candidate {k} of policy {policy}")
         version = next((s.version for s in samples if s.finish != "error"), -1)
-        with self.clock:
-            texts = [self.tokenizer.decode(sample.tokens) for sample in samples]
-        return [
-            (
-                Origin(
-                    key,
-                    prompt_ids,
-                    state_digest,
-                    policy,
-                    version if sample.finish == "error" else sample.version,
-                    of_role(self.sampling, key.role),
-                ),
-                sample,
-                text,
-            )
-            for sample, text in zip(samples, texts, strict=True)
-        ]
+        origin = Origin(key, prompt_ids, state_digest, policy, version, of_role(self.sampling, key.role))
+        return self._drawn(origin, samples, 0)
 
-    async def _score(self, state: Any, drawn: Sequence[Drawn]) -> tuple[Group, list[Transition | None]]:
-        """Scores every candidate from the same ``state``, then selects the one to execute.
+    def _drawn(self, origin: Origin, samples: Sequence[Sample], first: int) -> list[Drawn]:
+        """Returns samples, the candidates from number ``first`` on, with their origins and texts.
+
+        The version of ``origin`` is that of samples that failed. Raises NotFinite for a sample whose
+        logprobs are not finite.
+        """
+        found = []
+        for k, sample in enumerate(samples, first):
+            _check_logprobs(sample, f"{place(origin.key)}, candidate {k} of policy {origin.policy}")
+            version = origin.version if sample.finish == "error" else sample.version
+            with self.clock:
+                text = self.tokenizer.decode(sample.tokens)
+            found.append((dataclasses.replace(origin, version=version), sample, text))
+        return found
+
+    async def _group(
+        self, state: Any, drawn: Sequence[Drawn], shown: Any, spoken: bool
+    ) -> tuple[Group, list[Transition | None]]:
+        """Scores what is ``drawn``, draws the others if the rewards differ, and selects one to execute.
+
+        All are scored from ``state``. ``shown`` is the state that their prompt shows.
+        """
+        origin = drawn[0][0]
+        key = origin.key
+        alpha = self.team.alpha_of(key.role)
+        candidates, steps = await self._score(state, drawn)
+        if self.further is not None and goes_on(earned(candidates, alpha)):
+            samples = await self.further(shown, key, origin.prompt_ids, origin.policy, spoken)
+            if samples:
+                others, led_to = await self._score(state, self._drawn(origin, samples, len(drawn)))
+                candidates += others
+                steps += led_to
+        with self.clock:
+            seed = seed_of("select", self.seed, key.path())
+            chosen = choose([c.reward for c in candidates], self.select, alpha, seed)
+            chosen = self.forced.get(key, chosen)
+        return Group(tuple(candidates), chosen), steps
+
+    async def _score(
+        self, state: Any, drawn: Sequence[Drawn]
+    ) -> tuple[list[Candidate], list[Transition | None]]:
+        """Scores every candidate from the same ``state``.
 
         Raises RunError if scoring has changed ``state``: the other candidates need it unchanged.
         """
@@ -174,7 +202,7 @@ class Player:
         runs = await asyncio.gather(*(self._run(state, key, text) for text in given))
         left = iter(runs)
         candidates: list[Candidate] = []
-        steps = []
+        steps: list[Transition | None] = []
         with self.clock:
             for origin, sample, text in drawn:
                 step = None
@@ -194,10 +222,7 @@ class Player:
                     f"{place(key)}: act or programs of {type(self.task).__name__} changed the state they "
                     "were given, or its repr is another each time; they must return a new one"
                 )
-            seed = seed_of("select", self.seed, key.path())
-            chosen = choose([c.reward for c in candidates], self.select, self.team.alpha_of(key.role), seed)
-            chosen = self.forced.get(key, chosen)
-        return Group(tuple(candidates), chosen), steps
+        return candidates, steps
 
     async def _run(self, state: Any, key: GroupKey, text: str) -> Sequence[ProgramResult]:
         """Runs the programs that a text asks for, round by round, and returns all their results.

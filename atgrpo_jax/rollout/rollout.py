@@ -15,6 +15,7 @@ from atgrpo_jax.common.types import Address, Episode, Outcome, Sample, Sampling,
 from atgrpo_jax.credit.selection import Select
 from atgrpo_jax.engines.protocol import Engine, Request
 from atgrpo_jax.rollout import wire
+from atgrpo_jax.rollout.curriculum import CurriculumConfig
 from atgrpo_jax.rollout.player import Player, Propose
 from atgrpo_jax.rollout.shares import Shown, share
 
@@ -36,8 +37,13 @@ class RolloutConfig(Sampling):
     least_signal: int = 0
     most_rounds: int = 4  # rounds of a step, the first one included
     candidates: int = 8  # K
+    # So many of the K are drawn first, and the others only if two of their rewards differ
+    # (docs/branching.md). 0: all are drawn at once.
+    first_candidates: int = 0
     mode: Literal["tree", "trajectories"] = "tree"  # what is drawn and compared; see above
     select: Select = "mixed"  # how the executed candidate is chosen
+    # Which instances a step plays. None: new ones in each step, in their order.
+    curriculum: CurriculumConfig | None = None
     # Candidates with these outcomes say nothing about the policy. They get no reward, and are left
     # out of the baseline.
     exclude: tuple[str, ...] = (Outcome.TOOL_CRASH.value, Outcome.ENGINE_ERROR.value)
@@ -47,7 +53,16 @@ class RolloutConfig(Sampling):
         require(self, "instances", self.instances >= 1, "must be at least 1")
         require(self, "least_signal", self.least_signal >= 0, "must not be negative")
         require(self, "most_rounds", self.most_rounds >= 1, "must be at least 1")
+        pool = None if self.curriculum is None else self.curriculum.pool
+        enough = not pool or pool >= self.instances * self.rounds
+        rule = f"a pool of {pool} is less than a step may play, {self.instances * self.rounds} instances"
+        require(self, "curriculum", enough, rule)
         require(self, "candidates", self.candidates >= 2, "a baseline needs at least 2")
+        first = self.first_candidates
+        rule = f"must be 0, or at least 2 and below candidates = {self.candidates}"
+        require(self, "first_candidates", first == 0 or 2 <= first < self.candidates, rule)
+        rule = 'mode "trajectories" plays whole episodes, which have no siblings to draw later; use "tree"'
+        require(self, "first_candidates", first == 0 or self.tree, rule)
         require(self, "temperature", self.temperature > 0, "training needs more than 0")
         unknown = set(self.exclude) - {outcome.value for outcome in Outcome}
         require(self, "exclude", not unknown, f"unknown outcomes {sorted(unknown)}")
@@ -59,8 +74,9 @@ class RolloutConfig(Sampling):
         )
 
     def __repr__(self) -> str:
-        """Tells rounds only if there are several: runs from before them are known by this text."""
-        return told(self, {} if self.least_signal else {"least_signal": 0, "most_rounds": self.most_rounds})
+        """Tells later fields only if they are set: runs from before them are known by this text."""
+        rounds = {} if self.least_signal else {"least_signal": 0, "most_rounds": self.most_rounds}
+        return told(self, {"first_candidates": 0, "curriculum": None} | rounds)
 
     @property
     def tree(self) -> bool:
@@ -73,6 +89,11 @@ class RolloutConfig(Sampling):
         return self.most_rounds if self.least_signal else 1
 
     @property
+    def by_signal(self) -> bool:
+        """Returns whether what is played depends on which sets of rewards have a signal."""
+        return self.least_signal > 0 or (self.curriculum is not None and self.curriculum.by == "signal")
+
+    @property
     def sampling(self) -> Sampling:
         return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
 
@@ -82,10 +103,12 @@ def engine_propose(
     sampling: Sampling | Mapping[str, Sampling],
     candidates: int | Mapping[str, int],
     seed: int,
+    after: int | Mapping[str, int] = 0,
 ) -> Propose:
     """Returns a function that draws the samples of a group from an engine, each at its own address.
 
-    ``sampling`` and ``candidates`` are those of all roles, or mappings from each role.
+    ``sampling`` and ``candidates`` are those of all roles, or mappings from each role. The first
+    ``after`` candidates are left out: they were drawn before.
 
     If a prompt is too long for the engine because of what roles have said, the samples are errors,
     as when an engine fails. If no role has spoken yet, the task itself made the prompt too long,
@@ -93,15 +116,17 @@ def engine_propose(
     """
 
     async def propose(state, key, prompt_ids, policy, spoken):
-        count = of_role(candidates, key.role)
-        addresses = tuple(Address(seed, key, k) for k in range(count))
+        numbers = range(of_role(after, key.role), of_role(candidates, key.role))
+        addresses = tuple(Address(seed, key, k) for k in numbers)
+        if not addresses:  # the role has drawn all before
+            return []
         try:
             return await engine.sample(Request(policy, prompt_ids, addresses, of_role(sampling, key.role)))
         except PromptTooLong as error:
             if not spoken:
                 raise
             say(f"{error}; the episode ends there")
-            return [Sample((), (), "error", engine.version(policy))] * count
+            return [Sample((), (), "error", engine.version(policy))] * len(numbers)
 
     return propose
 

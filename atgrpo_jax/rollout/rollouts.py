@@ -8,22 +8,22 @@ from typing import Any
 
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.metric_names import of_role
-from atgrpo_jax.common.types import Episode
+from atgrpo_jax.common.types import Episode, hash_bytes
 from atgrpo_jax.engines.protocol import Engine, Usage
 from atgrpo_jax.partners.answers import Cost, costs_since
+from atgrpo_jax.rollout.curriculum import NO_LESSONS, Lessons, Picked
 from atgrpo_jax.rollout.player import Player
-from atgrpo_jax.rollout.rollout import play_all, train_indices
+from atgrpo_jax.rollout.rollout import play_all
 
 
 class Rollouts:
-    """Plays fresh training instances with a team, whose samples come from an engine.
+    """Plays training instances with a team, whose samples come from an engine.
 
     Args:
       player: plays one episode.
       engine: the one that ``player`` draws from; its usage goes into the metrics.
-      instances: instances of each round.
+      pick: gives the instances of a step, in rounds, by its number and what instances taught before.
       episodes: episodes of each instance.
-      most_rounds: rounds of a step, the first one included.
       enough: whether a step needs no other round after these episodes. It may look at which groups have
         signal, and at nothing else of their rewards: then the mean gradient of a group with signal is
         that of a step of fixed size. (What a group is worth is independent of how many there are.)
@@ -35,24 +35,24 @@ class Rollouts:
         self,
         player: Player,
         engine: Engine,
-        instances: int,
+        pick: Callable[[int, Lessons], Picked],
         episodes: int,
-        most_rounds: int = 1,
         enough: Callable[[Sequence[Episode]], bool] = lambda episodes: True,
         hosts: Hosts = ALONE,
         at_once: int | None = None,
     ):
         self._player = player
         self._engine = engine
-        self._instances = instances
+        self._pick = pick
         self._episodes = episodes
-        self._most_rounds = most_rounds
         self._enough = enough
         self._hosts = hosts
         self._at_once = at_once
 
-    def play(self, step: int) -> tuple[list[Episode], dict[str, float]]:
+    def play(self, step: int, lessons: Lessons = NO_LESSONS) -> tuple[list[Episode], dict[str, float]]:
         """Plays the instances of step ``step``, in one round or more. Returns their episodes, and metrics."""
+        picked = self._pick(step, lessons)
+        self._hosts.compare(f"instances of step {step}", lambda: hash_bytes(repr(picked.rounds)))
         began = time.monotonic()
         before = self._engine.usage
         waited_before_s = self._hosts.waited_s
@@ -61,8 +61,8 @@ class Rollouts:
         costs_before = partners.costs if partners is not None else {}
         episodes: list[Episode] = []
         rounds = 0
-        while rounds == 0 or (rounds < self._most_rounds and not self._enough(episodes)):
-            episodes += self._round(step, rounds)
+        while rounds == 0 or (rounds < len(picked.rounds) and not self._enough(episodes)):
+            episodes += self._round(step, picked.rounds[rounds])
             rounds += 1
         seconds = time.monotonic() - began
         own = {
@@ -73,17 +73,17 @@ class Rollouts:
         told = self._hosts.meet(f"usage of step {step}", lambda: json.dumps(own).encode())
         found = [json.loads(data) for data in told]
         spent = dict(costs_since(partners, costs_before))
-        metrics = _metrics(found, seconds) | _of_partners(spent)
-        if self._most_rounds > 1:
+        metrics = _metrics(found, seconds) | _of_partners(spent) | picked.metrics(rounds)
+        if len(picked.rounds) > 1:
             metrics["rollout/rounds"] = float(rounds)
         return episodes, metrics
 
-    def _round(self, step: int, number: int) -> list[Episode]:
+    def _round(self, step: int, indices: Sequence[int]) -> list[Episode]:
         return play_all(
             self._player,
             step,
             "train",
-            train_indices(step, self._instances, self._most_rounds, number),
+            indices,
             self._episodes,
             hosts=self._hosts,
             at_once=self._at_once,

@@ -10,6 +10,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place, make_folder, names_in
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.progress import say
+from atgrpo_jax.rollout.curriculum import NO_LESSONS, Lesson, Lessons
 
 
 class Checkpoints:
@@ -88,17 +89,20 @@ class Checkpoints:
         base: Any = None,
         version: int = 0,
         memory: Mapping[str, float] | None = None,
+        lessons: Lessons = NO_LESSONS,
     ) -> None:
         """Writes a checkpoint, which is on disk when this returns. Raises OSError or RunError.
 
-        ``version`` is that of the weights, ``memory`` that of the rule of credit. ``base`` holds the
-        weights that adapters are on. They never change, so they are written once, beside the checkpoints.
+        ``version`` is that of the weights, ``memory`` that of the rule of credit, and ``lessons`` are what
+        instances taught. ``base`` holds the weights that adapters are on. They never change, so they are
+        written once, beside the checkpoints.
         """
         hosts = self._hosts
         if base is not None and self._base_digest is None:
             self._base_digest = trees.write_tree(self._base, base, {"identity": self._identity}, hosts=hosts)
         about = {"identity": self._identity, "step": step, "version": version, "base": self._base_digest}
         about |= {"memory": dict(memory)} if memory else {}  # JSON keeps every bit of a number
+        about |= {"lessons": {str(index): own for index, own in lessons.items()}} if lessons else {}
         trees.write_tree(self._path / str(step), tree, about, hosts=hosts)
         if hosts.index == 0:
             self.forget_old()
@@ -140,6 +144,10 @@ class Checkpoints:
     def memory(self, step: int) -> dict[str, float]:
         """Returns what the rule of credit remembers after ``step``. Raises as ``restore`` does."""
         return self._about(step).get("memory", {})
+
+    def lessons(self, step: int) -> dict[int, Lesson]:
+        """Returns what instances taught up to ``step``. Raises as ``restore`` does."""
+        return {int(index): Lesson(*own) for index, own in self._about(step).get("lessons", {}).items()}
 
     def _check_base(self, step: int, about: Mapping[str, Any]) -> None:
         if about["base"] != self._base_digest:

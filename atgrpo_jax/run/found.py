@@ -50,7 +50,10 @@ class FoundRun:
             best = best_of(self.folder.read_metrics(), self.steps())
             if best is None:
                 raise RunError(f"{self.folder.path} has no checkpoint with a validation score")
-            say(f"step {best[0]} has the best validation success of the checkpoints there: {best[1]:.1%}")
+            say(
+                f"step {best[0]} has the best validation success of the checkpoints there: {best[1]:.1%} "
+                "(of equals it is the earliest)"
+            )
             return best[0]
         if not text.isdecimal() or not text.isascii():
             raise ConfigError(f"step {text!r}: it is a step of that run, so a number, or best")

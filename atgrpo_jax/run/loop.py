@@ -46,7 +46,7 @@ def train(
 def one_step(stages: Stages, team: TeamState, step: int) -> tuple[TeamState, dict[str, float]]:
     """Makes one training step. Returns the team after it, and the step's metrics."""
     began = time.monotonic()
-    episodes, played = stages.rollouts.play(step)  # nothing of an incomplete rollout is kept
+    episodes, played = stages.rollouts.play(step, team.lessons)  # nothing of an incomplete rollout is kept
     team, credited, signal = stages.credit(team, episodes)
     stages.engine.release()  # the update frees the team's old arrays
     team, learned = stages.learner.update(team, credited, step)

@@ -10,10 +10,12 @@ from atgrpo_jax.common.hosts import ALONE, Hosts, told_json
 from atgrpo_jax.common.metric_names import together
 from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.types import Episode
+from atgrpo_jax.credit.branching import corrected
 from atgrpo_jax.credit.groups import Credited, audit, credit
 from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.partners.opening import opened
+from atgrpo_jax.rollout.curriculum import learned
 from atgrpo_jax.run import changes, origin
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
@@ -24,7 +26,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, training_metrics, write_record
-from atgrpo_jax.run.playing import rollouts_of
+from atgrpo_jax.run.playing import picking, rollouts_of
 from atgrpo_jax.run.report import draw_curves
 from atgrpo_jax.run.scoring import Scoring
 from atgrpo_jax.run.shapes import earlier
@@ -45,6 +47,7 @@ class Stages:
     def __init__(self, experiment: Experiment, folder: RunFolder, hosts: Hosts = ALONE):
         for split in SPLITS:
             check_split(experiment.task, split)  # a bad split is found before any time is spent
+        pick = picking(experiment)
         self.experiment = experiment
         self.folder = folder
         self.hosts = hosts
@@ -73,7 +76,7 @@ class Stages:
             self._runner = opening.enter_context(experiment.running(hosts))
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
             hosts.even_out(lambda: self.engine.usage.programs)
-            self.rollouts = rollouts_of(experiment, self.engine, self._runner, self._partners, hosts)
+            self.rollouts = rollouts_of(experiment, pick, self.engine, self._runner, self._partners, hosts)
             self._scoring = Scoring(experiment, folder, self.engine, self._runner, self._partners, hosts)
             self._gate = Gate(
                 self.learner.models,
@@ -142,7 +145,7 @@ class Stages:
     ) -> tuple[TeamState, list[Credited], dict[str, float]]:
         """Audits the groups, which ``team`` drew.
 
-        Returns the team with its new memory, the groups with their advantages, and metrics.
+        Returns the team with its new memory and lessons, the groups with their advantages, and metrics.
         """
         for episode in episodes:
             for group in episode.groups:
@@ -150,7 +153,10 @@ class Stages:
         credited, metrics, memory = credit(
             episodes, alpha=self.experiment.alphas, rule=self.experiment.credit, memory=team.memory
         )
-        return team._replace(memory=memory), credited, metrics
+        first = {role: own.first_candidates for role, own in self.experiment.by_role.items()}
+        credited, drawn = corrected(credited, first, self.experiment.alphas)
+        lessons = learned(self.experiment.rollout.curriculum, team.lessons, episodes, credited)
+        return team._replace(memory=memory, lessons=lessons), credited, metrics | drawn
 
     def sync(self, team: TeamState) -> dict[str, float]:
         """Pushes the team's weights to the engine; the gate checks that it samples from them.
@@ -219,7 +225,7 @@ class Stages:
                 content = written(step, episodes, credited, own.tokenizer, own.alphas)
                 self.folder.write_episodes(step, content)
             self.tracking.send(write_record(self.folder, step, record))
-            if "validation/success" in record:
+            if "validation/success" in record and 0 < step < self.experiment.steps:  # the end draws its own
                 draw_curves(self.folder)
             return b""
 
@@ -265,7 +271,7 @@ class Stages:
         for name, state in team.policies.items():
             check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
         self.folder.check_ours()
-        self._checkpoints.save(step, team.policies, team.base, team.version, team.memory)
+        self._checkpoints.save(step, team.policies, team.base, team.version, team.memory, team.lessons)
         self._saved = step
         self.tracking.note()
         if self.experiment.keep_best and self.hosts.index == 0:

@@ -122,7 +122,7 @@ class TeamLearner:
         for name, state in states.items():
             do = "delete that checkpoint's folder to go on from an earlier one"
             check_tree(state, f"checkpoint {step}, policy {name}", do)
-        return TeamState(states, base, version, checkpoints.memory(step))
+        return TeamState(states, base, version, checkpoints.memory(step), checkpoints.lessons(step))
 
     def refer_to(self, team: TeamState) -> None:
         """Sets the team whose logprobs the loss's KL term compares with."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+from atgrpo_jax.rollout.curriculum import NO_LESSONS, Lessons
 from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
 
 
@@ -13,6 +14,7 @@ class TeamState(NamedTuple):
     base: Any = None  # frozen parameters that adapters are on; None in a team without adapters
     version: int = 0  # of the weights: how many updates the team has had; the engine is told it
     memory: Mapping[str, float] = {}  # of the rule of credit; see ``CreditConfig.remembered``
+    lessons: Lessons = NO_LESSONS  # what instances taught; of the curriculum
 
 
 class Given(NamedTuple):

@@ -14,12 +14,11 @@ def paths(names: Iterable[str]) -> list[Path]:
 
     The packages are named as in an import. Raises ValueError for one that is not installed.
     """
-    by_import = _distributions()
     wanted: list[str] = []
     for name in names:
         if find_spec(name) is None:
             raise ValueError(f"{name} is not installed here")
-        wanted += by_import.get(name, [])
+        wanted += _distributions().get(name, [])
     found: dict[Path, None] = {}
     seen: set[str] = set()
     while wanted:

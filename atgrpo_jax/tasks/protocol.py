@@ -98,6 +98,18 @@ class Drawn(Protocol):
 
 
 @runtime_checkable
+class FromFiles(Protocol):
+    """What a task has beside, if its problems may be rows of files."""
+
+    def file_rows(self, split: str) -> Sequence[Any]:
+        """Returns the problems of a split's files, each once; none if problems are made up.
+
+        The first so many training instances are these, in some order. The next so many are them again.
+        """
+        ...
+
+
+@runtime_checkable
 class ToolTask(Play, Protocol):
     """A task in which some roles write programs. It is a set of pure functions, too: it says which
     programs to run, and is told how they ended."""

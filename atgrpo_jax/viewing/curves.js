@@ -6,6 +6,7 @@ const PANELS = [
   ["Success", ["rollout/success", "validation/success", "test/success"],
     "training: best of K executed (RolloutConfig.select); validation and test: one drawn"],
   ["Groups with signal, and without", ["groups/signal", "groups/zero_variance", "groups/too_small"]],
+  ["The curriculum's pool and draws", /^curriculum\/(.+)$/],
   ["How episodes ended", /^end\/(.+)$/],
   ["Outcomes of candidates", /^outcome\/(.+)$/],
   ["Reward of the team, by role", /^role\/([^/]+)\/team$/],

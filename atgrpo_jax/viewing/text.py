@@ -32,7 +32,7 @@ def node(folder: RunFolder, name: str) -> str:
     found = [episode for episode in episodes if episode["instance"] == wanted.instance]
     if not found:
         there = sorted({episode["instance"] for episode in episodes})
-        raise RunError(f"{path} has no instance {wanted.instance}; it has {there[0]} to {there[-1]}")
+        raise RunError(f"{path} has no instance {wanted.instance}; it has {_listed(there)}")
     texts = [
         episode_text(episode, groups, wanted.k)
         for episode in found
@@ -42,6 +42,13 @@ def node(folder: RunFolder, name: str) -> str:
     if not any(texts):
         raise RunError(f"{path} has nothing at {name}; without its last part, the whole is shown")
     return "\n\n".join(filter(None, texts))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Returns ascending numbers as text; a curriculum leaves gaps between them."""
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def episode_text(

@@ -25,7 +25,10 @@ NAVIGATION = {
         "docs/report", "docs/metrics", "docs/ledger", "docs/influence", "docs/replay", "docs/episodes",
         "docs/trackers", "docs/studies",
     ),
-    "Training": ("docs/config", "docs/models", "docs/forks", "docs/moving", "docs/sglang"),
+    "Training": (
+        "docs/config", "docs/curriculum", "docs/branching", "docs/models", "docs/forks", "docs/moving",
+        "docs/sglang",
+    ),
     "Parts of your own": ("docs/your-credit", "docs/your-loss", "docs/your-engine"),
     "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/container", "docs/performance"),
     "Results": ("docs/results", "docs/paper", "docs/parity", "docs/log"),

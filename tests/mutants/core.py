@@ -63,6 +63,15 @@ FAULTS = {
         ("np.where(mask_GK, rewards_GK, baselines)", "rewards_GK", "missing rewards are compared with a running mean"),
         ("else decay * before + (1 - decay) * mean", "else decay * mean + (1 - decay) * before", "a running mean forgets what it should keep"),
     ],
+    ("credit/branching.py", "test_branching.py"): [
+        ("stops = math.comb(missing, first)", "stops = 0", "starts without any reward go on"),
+        ("math.comb(alike + missing, first - 1)", "math.comb(alike, first - 1)", "candidates without a reward are a difference"),
+        ("for high in present[i + 1 :]", "for high in present[i:]", "a candidate is its own sibling"),
+        ("return 1 / share_that_goes_on(", "return 1.0 + 0 * share_that_goes_on(", "nothing is corrected"),
+        ("item.mask_K & (factor > 0)", "item.mask_K", "groups that stopped are trained"),
+        ("if len(group.candidates) <= first:", "if len(group.candidates) < first:", "groups that stopped divide by nothing"),
+        ("own = first.get(role, 0)", "own = max(first.values())", "a role that draws at once is corrected"),
+    ],
     ("credit/groups.py", "test_credit.py"): [
         ("means |= compared.memory", "pass", "a running mean is that of the step"),
         ("memory = dict(compared.memory)", "memory = {}", "a role that was silent is forgotten"),

@@ -11,7 +11,7 @@ FAULTS = {
         ("alpha=self.experiment.alphas", "alpha=1.0", "the team's alpha is not heard"),
         ("rule=self.experiment.credit, ", "", "the rule of credit is not heard"),
         ("memory=team.memory\n", "\n", "the rule of credit remembers nothing"),
-        ("return team._replace(memory=memory), credited, metrics", "return team, credited, metrics", "what is to be remembered is lost"),
+        ("return team._replace(memory=memory, lessons=lessons), credited, metrics", "return team, credited, metrics", "what is to be remembered is lost"),
         ("learner.refer_to(learner.restore(self._checkpoints, 0))", "learner.refer_to(learner.restore(self._checkpoints, self.done))",
          "after a resume the reference is the step that the run goes on from"),
         ("audit(group, team.version, self.experiment.seed)", "audit(group, group.origin.version, self.experiment.seed)", "any version passes the audit"),
@@ -60,10 +60,36 @@ FAULTS = {
         ("| apart(low, high)", "", "rewards that change are no change"),
     ],
     ("rollout/rollouts.py", "test_trainer.py test_stages.py test_refill.py"): [
-        ("train_indices(step, self._instances,", "train_indices(1, self._instances,", "all steps train on the same instances"),
-        ("self._most_rounds, number)", "self._most_rounds, 0)", "every round plays the same instances"),
+        ("picked.rounds[rounds])", "picked.rounds[0])", "every round plays the same instances"),
         ("not self._enough(episodes)", "self._enough(episodes)", "a step that has enough plays on"),
-        ('            "train",\n            train_indices', '            "test",\n            train_indices', "training on the test split"),
+        ('            "train",\n            indices', '            "test",\n            indices', "training on the test split"),
+    ],
+    ("rollout/rollouts.py", "test_curriculum.py"): [
+        ('self._hosts.compare(f"instances of', '(lambda *given: None)(f"instances of', "hosts do not compare what they play"),
+    ],
+    ("run/playing.py", "test_refill.py test_curriculum.py"): [
+        ("train_indices(step, each", "train_indices(1, each", "all steps train on the same instances"),
+        ("each, rounds, number)", "each, rounds, 0)", "every round has the same instances"),
+        ('seed_of("instances", experiment.seed, step)', 'seed_of("instances", experiment.seed)', "all steps have one order"),
+        ('seed_of("instances", experiment.seed, step)', 'seed_of("instances", step)', "all seeds have one order"),
+    ],
+    ("rollout/odds.py", "test_curriculum.py"): [
+        ("4 * success_I * (1 - success_I)", "4 * success_I * success_I", "what is always solved is played most"),
+        ("floor / count + (1 - floor)", "floor / count + 1.0", "shares do not sum to 1"),
+        ("exponential_I / share_I", "exponential_I * share_I", "what is worth least comes first"),
+        ("if total == 0:", "if False:", "a pool without values divides by 0"),
+    ],
+    ("rollout/curriculum.py", "test_curriculum.py"): [
+        ('if episode.end != "engine_error"', 'if episode.end != "ended"', "what the engine failed teaches"),
+        ("if not item.group.by_partner and", "if", "what partners say teaches"),
+        ("float(item.mask_K.any())", "float(item.mask_K.all())", "a group teaches only if all of it is trained"),
+        ("after = dict(lessons)", "after = {}", "what was not played is forgotten"),
+        ("signal: float = 1.0", "signal: float = 0.0", "what was never played counts nothing"),
+        ("if config is None:", "if False:", "lessons without a curriculum"),
+        ("rows < max(config.pool, needed)", "rows < config.pool", "a step may play a problem twice"),
+    ],
+    ("run/checkpoint.py", "test_curriculum.py"): [
+        ("if lessons else {}", "if False else {}", "lessons are not saved"),
     ],
     ("partners/asking.py", "test_partners.py"): [
         ('at = f"{self._seed}/{key.path()}"', "at = key.path()", "answers of another run are taken for ours"),
@@ -99,7 +125,7 @@ FAULTS = {
         ('{"memory": dict(memory)} if memory else {}', "{}", "checkpoints forget running means"),
     ],
     ("replaying/teams.py", "test_credit.py"): [
-        ("self._team._replace(memory=memory)", "self._team", "a replay forgets running means"),
+        ("self._team._replace(memory=memory, lessons=lessons)", "self._team", "a replay forgets running means"),
     ],
     ("run/loop.py", "test_trainer.py test_stages.py test_policies.py"): [
         ("proof = stages.sync(team)", "proof = {}", "the engine never gets new weights"),
@@ -107,10 +133,22 @@ FAULTS = {
         ("stages.done < stages.ending.last", "stages.done < stages.ending.last - 1", "the last step is left out"),
         ("stages.checkpoint(step, team)\n", "pass\n", "nothing is saved on the way"),
     ],
+    ("rollout/player.py", "test_branching.py"): [
+        ("goes_on(earned(candidates, alpha))", "goes_on(earned(candidates, 1 - alpha))", "what goes on is not what is compared later"),
+        ("self._drawn(origin, samples, len(drawn)))", "self._drawn(origin, samples[:1], len(drawn)))", "one more candidate, and no other"),
+    ],
+    ("rollout/rollout.py", "test_branching.py"): [
+        ("range(of_role(after, key.role), of_role(candidates, key.role))", "range(0, of_role(candidates, key.role) - of_role(after, key.role))",
+         "the later candidates are the first ones again"),
+        ("        if not addresses:  # the role has drawn all before\n            return []\n", "", "an engine is asked for nothing"),
+    ],
+    ("run/role_settings.py", "test_branching.py"): [
+        ("require(credit, \"baseline\", alone, rule)", "pass", "groups that stopped are compared with others"),
+    ],
     ("rollout/rollout.py", "test_stages.py test_trainer.py"): [
         ("Request(policy, prompt_ids, addresses, of_role(", "Request(policy, prompt_ids[:-1], addresses, of_role(", "the engine is asked for another prompt than is recorded"),
         ("Request(policy, prompt_ids, addresses, of_role(", "Request(policy, prompt_ids, addresses[::-1], of_role(", "samples are at each other's addresses"),
-        ("addresses = tuple(Address(seed, key, k) for k in range(count))", "addresses = tuple(Address(0 * seed + 1, key, k) for k in range(count))", "the samples are another run's"),
+        ("addresses = tuple(Address(seed, key, k) for k in numbers)", "addresses = tuple(Address(0 * seed + 1, key, k) for k in numbers)", "the samples are another run's"),
     ],
     ("run/team_learner.py", "test_policies.py test_oracle.py test_trainer.py test_stages.py"): [
         ("gate.check_gap(policy", "(lambda *given: None)(policy", "sampler and learner are not compared"),
@@ -140,12 +178,12 @@ FAULTS = {
     ("run/experiment.py", "test_config.py test_train.py"): [
         ('CHANGEABLE = ("steps", ', 'CHANGEABLE = ("seed", "steps", ',
          "a run goes on with another seed"),
-        ("self.credit.fits(self.rollout.tree, self.rollout.least_signal > 0)", "True", "baselines of one member are accepted"),
+        ("self.credit.fits(self.rollout.tree, self.rollout.by_signal)", "True", "baselines of one member are accepted"),
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
         ("self.batch.rows % self.mesh.rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
     ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
-        ("Address(seed, key, k) for k in range(count)", "Address(seed, key, 0) for k in range(count)",
+        ("Address(seed, key, k) for k in numbers", "Address(seed, key, 0) for k in numbers",
          "all siblings have one address"),
         ("((step - 1) * rounds + number) * instances", "(step - 1) * rounds + number", "steps share instances"),
         ("*map(instance, indices)", "*map(instance, reversed(indices))", "results are in another order"),
@@ -171,7 +209,7 @@ FAULTS = {
         ('if any(run.end == "crash" for run in runs):', "if False:", "a failing sandbox is the candidate's fault"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", self.seed)', "ties go to one place"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", key.path())', "ties do not know the seed"),
-        ("self.team.alpha_of(key.role), seed)", "1.0, seed)", "alpha is not heard in selection"),
+        ("self.select, alpha, seed)", "self.select, 1.0, seed)", "alpha is not heard in selection"),
         ("policy = self.team.policy(key.role)", "policy = self.team.policy(self.task.workflow.roles[0])", "all roles speak by one policy"),
     ],
     ("engines/gate.py", "test_weight_sync.py"): [

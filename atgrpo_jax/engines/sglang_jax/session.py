@@ -20,7 +20,7 @@ import jax
 from atgrpo_jax.arrays.tree_paths import path_text
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.engines.sglang_jax.samples import NONE, Answer, read
-from atgrpo_jax.engines.sglang_jax.starting import start_engine
+from atgrpo_jax.engines.sglang_jax.starting import abandoned, start_engine
 from atgrpo_jax.models.family import Family
 from atgrpo_jax.models.transformer import Transformer
 
@@ -63,7 +63,7 @@ class Session:
         self._policy = policy
         self._family = model.family
         self._closed = False
-        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None  # the scheduler's, which calls _pace
         self._engine = start_engine(policy, model, stop_ids, devices, config)
         self._manager = self._engine.tokenizer_manager
         self._loop = self._engine.loop
@@ -152,14 +152,20 @@ class Session:
 
     def close(self) -> None:
         self._closed = True
-        self._ended.wait(timeout=2)  # never set if the scheduler's thread has failed
+        until = time.monotonic() + PATIENCE
+        while (working := self._thread is None or self._thread.is_alive()) and time.monotonic() < until:
+            time.sleep(IDLE)
         self.submit(self._leave()).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         while self._loop.is_running():
             time.sleep(IDLE)
         self._loop.close()
-        for socket in (self._scheduler.recv_from_tokenizer, self._engine.send_to_rpc):
-            socket.context.destroy(linger=0)
+        self._engine.send_to_rpc.context.destroy(linger=0)
+        context = self._scheduler.recv_from_tokenizer.context
+        if working:
+            abandoned.add(context)
+        else:
+            context.destroy(linger=0)
 
     async def _leave(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -173,8 +179,8 @@ class Session:
 
         Sleeps while there are none, because the thread has no pause and would take a whole core.
         """
+        self._thread = threading.current_thread()
         if self._closed:
-            self._ended.set()
             raise SystemExit
         if not self._manager.rid_to_state:
             time.sleep(IDLE)

@@ -25,6 +25,10 @@ from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.transformer import Transformer
 
 SPARE = 8  # tokens of a context that sglang-jax keeps for itself
+# ZeroMQ contexts that a thread may still wait in, for as long as this process lives: those of Engines that
+# did not start. If another thread closed such a socket, ZeroMQ would abort the process; if a context were
+# garbage-collected, it would block.
+abandoned: set[Any] = set()
 
 
 def start_engine(
@@ -50,8 +54,7 @@ def start_engine(
         try:
             return _engine(_arguments(str(folder), model, devices, config))
         except (Exception, SystemExit) as error:  # it may exit, as if it had its own process
-            for context in _contexts() - before:  # left open, they block when garbage-collected
-                context.destroy(linger=0)
+            abandoned.update(_contexts() - before)
             raise RunError(
                 f"policy {policy}: sglang-jax did not start: {error!r}; above is what it logged"
             ) from error

@@ -92,10 +92,12 @@ class Sokoban(Game):
         split, a bad row of a file, or if no such room is found; IndexError past the end of a
         held-out split's files."""
         if self.levels:
-            rows = rows_of(files_of(self.levels), split, read_levels, _rows)
-            return pick(rows, self.seed, split, index)
+            return pick(self.file_rows(split), self.seed, split, index)
         limits = self.least_moves, self.most_moves
         return draw_room(self.size, self.boxes, self.walls, *limits, self.seed, split, index)
+
+    def file_rows(self, split: str) -> tuple[Instance, ...]:
+        return rows_of(files_of(self.levels), split, read_levels, _rows) if self.levels else ()
 
     def _levels(self) -> Iterator[Instance]:
         for _, paths in files_of(self.levels):

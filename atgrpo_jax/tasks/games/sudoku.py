@@ -75,8 +75,11 @@ class Sudoku(Game):
         split, a bad row of a file, or if no such puzzle is found; IndexError past the end of a
         held-out split's files."""
         if self.files:
-            return pick(rows_of(files_of(self.files), split, read_puzzles, _key), self.seed, split, index)
+            return pick(self.file_rows(split), self.seed, split, index)
         return draw(self.size, self.least_empty, self.most_empty, self.seed, split, index)
+
+    def file_rows(self, split: str) -> tuple[Instance, ...]:
+        return rows_of(files_of(self.files), split, read_puzzles, _key) if self.files else ()
 
     @property
     def sources(self) -> Mapping[str, Any]:

@@ -132,9 +132,12 @@ class Math:
         files, or one that names the line and field of a bad row; IndexError past the end of a
         held-out split's files."""
         if self.files:
-            return pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index)
+            return pick(self.file_rows(split), self.seed, split, index)
         kind = self.least_terms, self.terms, self.largest, self.signs
         return made_up(*kind, self.seed, split, index)
+
+    def file_rows(self, split: str) -> tuple[Problem, ...]:
+        return rows_of(files_of(self.files), split, read, key) if self.files else ()
 
     def initial(self, instance: Problem) -> State:
         return State(instance)

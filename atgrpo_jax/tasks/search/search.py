@@ -153,7 +153,10 @@ class Search:
         held-out split's files."""
         if not self.files:
             return worlds.made_up(self.hops, self.people, self.relations, self.seed, split, index)
-        return self._problem(pick(rows_of(files_of(self.files), split, read, key), self.seed, split, index))
+        return self._problem(pick(self.file_rows(split), self.seed, split, index))
+
+    def file_rows(self, split: str) -> tuple[Question, ...]:
+        return rows_of(files_of(self.files), split, read, key) if self.files else ()
 
     def _problem(self, question: Question) -> Problem:
         corpus = read_corpus(tuple(self.corpus)) if self.corpus else None
