@@ -79,8 +79,7 @@ class Experiment:
     origin: str | None = dataclasses.field(default=None, repr=False)  # of a fork: see origin.py
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
     gate: bool = True  # after every push, check the engine's weights; see engines/gate.py
-    # Who else shows the records. Without ``repr`` it is no part of ``identity``, nor was it before it came.
-    trackers: Trackers = dataclasses.field(default=Trackers(), repr=False)
+    trackers: Trackers = dataclasses.field(default=Trackers(), repr=False)  # who else shows the records
 
     def __post_init__(self):
         lacks = missing(self.task)

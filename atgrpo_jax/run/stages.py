@@ -225,7 +225,7 @@ class Stages:
                 content = written(step, episodes, credited, own.tokenizer, own.alphas)
                 self.folder.write_episodes(step, content)
             self.tracking.send(write_record(self.folder, step, record))
-            if "validation/success" in record and 0 < step < self.experiment.steps:  # the end draws its own
+            if "validation/success" in record and 0 < step < self.ending.last:  # the end draws its own
                 draw_curves(self.folder)
             return b""
 
