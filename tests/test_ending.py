@@ -1,6 +1,7 @@
 """The last step of a run: by its number, or by the tokens that were drawn, by hand."""
 
 import json
+import shutil
 
 import pytest
 from shared_trainer import experiment, honest
@@ -38,34 +39,23 @@ def without_seconds(folder):
     return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in folder.read_metrics()]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run that ends by its tokens, in its third step."""
-    folder = RunFolder(tmp_path_factory.mktemp("whole"))
-    summary = train(experiment(honest(), steps=9, tokens=2 * A_STEP + 1), folder)
-    return folder, summary
-
-
-def test_a_run_ends_by_its_tokens_as_others_by_their_steps(run):
+def test_a_run_ends_by_its_tokens_also_if_it_was_killed_before_it_saved_that(tmp_path):
     """The test, the last checkpoint and the summary are those of the last step."""
-    folder, summary = run
+    x = experiment(honest(), steps=9, tokens=2 * A_STEP + 1, checkpoint_every=1, keep_checkpoints=3)
+    folder = RunFolder(tmp_path)
+    summary = train(x, folder)
     records = folder.read_metrics()
     assert [record["rollout/tokens"] for record in records[1:]] == [A_STEP] * 3
     assert ["test/success" in record for record in records] == [True, False, False, True]
-    assert sorted(path.name for path in folder.checkpoints.iterdir() if path.is_dir()) == ["0", "3"]
     assert summary["steps"] == 3 and summary["after"]["success"] == records[3]["test/success"]
-
-
-def test_a_run_that_was_stopped_ends_after_the_same_step(run, tmp_path):
-    whole, _ = run
-    x = experiment(honest(), steps=9, tokens=2 * A_STEP + 1, checkpoint_every=1)
-    folder = RunFolder(tmp_path)
+    whole = without_seconds(folder)
+    shutil.rmtree(folder.checkpoints / "3")
     with Stages(x, folder) as stages:
-        one_step(stages, stages.begin(), 1)
-    assert train(x, folder)["steps"] == 3 and without_seconds(folder) == without_seconds(whole)
-    with Stages(x, folder) as stages:
-        stages.begin()
-        assert stages.done == stages.ending.last == 3  # nothing is left to do
+        team = stages.begin()
+        assert (stages.done, stages.ending.known) == (2, None)
+        one_step(stages, team, 3)
+        assert stages.done == stages.ending.last == 3
+    assert without_seconds(folder) == whole and (folder.checkpoints / "3").is_dir()
 
 
 def test_more_tokens_go_on_and_fewer_than_were_drawn_are_refused(tmp_path):
