@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 from atgrpo_jax.common.metric_names import of_role
-from atgrpo_jax.common.types import Episode
+from atgrpo_jax.common.types import Group
 from atgrpo_jax.credit.advantages import apart
 from atgrpo_jax.rollout.evaluation import TAIL, Difference, Score, difference, wilson
 
@@ -171,9 +171,9 @@ def table(compared: Sequence[Compared]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def team_reward(episode: Episode) -> float:
+def team_reward(groups: Sequence[Group]) -> float:
     """Returns the team rewards of all executed candidates, summed. One without a reward counts as 0."""
-    executed = [group.candidates[group.chosen] for group in episode.groups if group.chosen is not None]
+    executed = [group.candidates[group.chosen] for group in groups if group.chosen is not None]
     return sum(candidate.reward.team for candidate in executed if candidate.reward is not None)
 
 

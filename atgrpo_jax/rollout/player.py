@@ -1,11 +1,12 @@
 """Plays one episode of a team: the sampling tree. What draws the samples is given."""
 
 import asyncio
+import copy
 import dataclasses
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import check_finite
@@ -37,6 +38,38 @@ from atgrpo_jax.tokens.tokens import Tokenizer
 # this episode) -> K samples.
 Propose = Callable[[Any, GroupKey, tuple[int, ...], str, bool], Awaitable[Sequence[Sample]]]
 Drawn = tuple[Origin, Sample, str]  # the last one is the sample's text
+
+
+class Played(NamedTuple):
+    """The name of an episode."""
+
+    step: int
+    split: str
+    instance: int
+    episode: int
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {self.split} instance {self.instance}, episode {self.episode}"
+
+
+class Branch(NamedTuple):
+    """A place at which an episode could have gone on from another candidate of a group."""
+
+    course: Course  # as it was before one of the candidates acted
+    transitions: Sequence[Transition | None]  # of each candidate
+    drawn: Sequence[Sequence[Drawn]]  # by those who speak at the same time, and act after it
+
+
+class Afterwards(Protocol):
+    """Gives the candidates of an episode other rewards when it is over."""
+
+    counts: dict[str, int]  # of what that took
+
+    async def credited(
+        self, player: "Player", played: Played, episode: Episode, branches: Sequence[Branch]
+    ) -> Episode:
+        """Returns the episode. ``branches`` are those of its groups, in order."""
+        ...
 
 
 class Clock:
@@ -71,35 +104,55 @@ class Player:
     clock: Clock = dataclasses.field(default_factory=Clock)  # time in the task and the tokenizer
     partners: Partners | None = None  # answer for the team's partners; None if ``propose`` does
     forced: Mapping[GroupKey, int] = dataclasses.field(default_factory=dict)  # executed whatever they earn
+    afterwards: Afterwards | None = None
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """Plays one episode of the team on ``task.instance(split, index)``."""
+        played = Played(step, split, index, episode)
         problem, state = self._start(step, split, index)
         course = Course(self.task, state)
+        groups, branches = await self.go_on(played, course)
+        end = course.end or "engine_error"
+        board = self._board(course.state, str(played))
+        made = Episode(
+            split, index, episode, tuple(groups), end == "solved", course.turns, end, problem, board
+        )
+        if self.afterwards is None:
+            return made
+        return await self.afterwards.credited(self, played, made, branches)
+
+    async def go_on(
+        self, played: Played, course: Course, drawn: Sequence[Sequence[Drawn]] = ()
+    ) -> tuple[list[Group], list[Branch]]:
+        """Plays an episode from where ``course`` is, and leads that to the end.
+
+        If no candidate of a group can be executed, that group is the last one, and the course has no end.
+
+        ``drawn`` is by those who act before anybody else speaks. Returns the groups that were played, and
+        the branches of those of which a candidate was executed.
+        """
         groups: list[Group] = []
-        where = f"step {step}, {split} instance {index}, episode {episode}"
-
-        def finish(end) -> Episode:
-            solved = end == "solved"
-            board = self._board(course.state, where)
-            return Episode(split, index, episode, tuple(groups), solved, course.turns, end, problem, board)
-
-        while speakers := self._next(course, where):
-            keys = []
-            for speaker in speakers:
-                role, seat = self.task.workflow.seat(speaker)
-                keys.append(GroupKey(step, split, index, episode, course.turn, role, seat, course.stage))
-            board = self._board(course.state, f"{where}, turn {course.turn}")
-            draws = await asyncio.gather(*(self._draw(course.state, key, bool(groups)) for key in keys))
-            for drawn in draws:
-                group, steps = await self._score(course.state, drawn)
+        branches: list[Branch] = []
+        draws, board = list(drawn), None
+        while True:
+            for number, own in enumerate(draws):
+                group, steps = await self._score(course.state, own)
                 groups.append(dataclasses.replace(group, board=board))
                 if group.chosen is None:
-                    return finish("engine_error")
+                    return groups, branches
+                branches.append(Branch(copy.copy(course), steps, draws[number + 1 :]))
                 taken = steps[group.chosen]
                 assert taken is not None
                 course.take(taken)
-        return finish(course.end)
+            speakers = self._next(course, str(played))
+            if not speakers:
+                return groups, branches
+            keys = []
+            for speaker in speakers:
+                role, seat = self.task.workflow.seat(speaker)
+                keys.append(GroupKey(*played, course.turn, role, seat, course.stage))
+            board = self._board(course.state, f"{played}, turn {course.turn}")
+            draws = await asyncio.gather(*(self._draw(course.state, key, course.acted) for key in keys))
 
     def _next(self, course: Course, where: str) -> Sequence[str]:
         with self.clock, calling(self.task, "speaks", f"{where}, turn {course.turn}"):

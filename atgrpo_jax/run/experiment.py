@@ -107,6 +107,8 @@ class Experiment:
             'member; "instance" and rewards of episodes need "trajectories"; "role" and "running" need '
             "least_signal = 0",
         )
+        rule = "partners would be asked in every continuation; needs CreditConfig.counterfactual = 0"
+        require(self, "team", not (self.credit.counterfactual and self.team.partners), rule)
         shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
         require(self, "tokenizer", shown, "its chat template does not show what a message says")
         self.team.policies(self.task.workflow.roles)

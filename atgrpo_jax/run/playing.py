@@ -7,6 +7,7 @@ from atgrpo_jax.common.types import Episode
 from atgrpo_jax.credit.groups import with_signal
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.partners.answers import Partners
+from atgrpo_jax.rollout.counterfactual import Counterfactual
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose
 from atgrpo_jax.rollout.rollouts import Rollouts
@@ -41,6 +42,8 @@ def training(
     by_role = experiment.by_role
     sampling = {role: own.sampling for role, own in by_role.items()}
     candidates = {role: own.candidates if settings.tree else 1 for role, own in by_role.items()}
+    share = experiment.credit.counterfactual
+    first = engine_propose(engine, sampling, 1, experiment.seed)
     return Player(
         experiment.task,
         experiment.team,
@@ -52,4 +55,5 @@ def training(
         select=settings.select,
         exclude=settings.exclude,
         partners=partners,
+        afterwards=Counterfactual(first, share, experiment.seed) if share else None,
     )

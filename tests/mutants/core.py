@@ -73,7 +73,7 @@ FAULTS = {
          "long episodes count more"),
         ('if self.reward == "outcome":', 'if self.reward == "return":', "outcomes and returns change places"),
         ("((members_G < 2) & ~signal_G).sum()", "(members_G < 2).sum()", "a signal counts as too small"),
-        ("            _check_success(compared)", "            pass", "any reward is divided by a rate"),
+        ("            check_success(compared)", "            pass", "any reward is divided by a rate"),
         ('if self.reward != "mixed" or self.baseline == "instance":', 'if self.baseline == "instance":',
          "what the best of several led to is a reward"),
     ],
