@@ -8,7 +8,7 @@ import pytest
 from fakes import AnsweringEngine, CharTokenizer, Sum
 from shared_hosts import Party
 from shared_rollout import SAMPLING
-from shared_trainer import Paid, experiment, honest
+from shared_trainer import Paid, experiment
 from test_partner_runs import Saved
 
 from atgrpo_jax.common.hosts import ALONE
@@ -156,9 +156,11 @@ def test_every_reward_is_the_sum_of_all_that_the_team_earns_from_there_on(workfl
 
     found = 0
     for index in range(4):
-        episode, *_ = played(
+        episode, drawing, _ = played(
             Game(workflow, pays), lambda address, told: said_at(address.group, address.k, told), index
         )
+        asked = [(request.addresses[0], request.prompt_ids) for request in drawing.requests]
+        assert len(set(asked)) == len(asked)  # nothing is drawn twice
         base = episode.groups[0].origin.key
         order = [
             (turn, stage, name)
@@ -210,11 +212,11 @@ def test_groups_are_taken_by_chance_and_frozen_policies_are_left_out():
     """A share of a half takes about a half of the groups of a, and always the same ones."""
 
     def taken(share, team=None):
-        found = (played(Game(pays=bait), by_table(BAIT), i, share=share, team=team) for i in range(40))
+        found = (played(Game(pays=bait), by_table(BAIT), i, share=share, team=team) for i in range(20))
         return [teams(episode)[0] == [1, 5, 3] for episode, *_ in found]
 
     half = taken(0.5)
-    assert 10 < sum(half) < 30 and taken(0.5) == half
+    assert 5 < sum(half) < 15 and taken(0.5) == half
     assert all(more for more, less in zip(taken(0.8), half, strict=True) if less)
     assert not any(taken(1.0, Team("full", alpha=2.0, frozen=("a",))))
 
@@ -258,24 +260,25 @@ def test_several_hosts_play_what_one_plays():
 
 
 def says(engine, request):
-    """Digits that depend on the address and the prompt, with logprobs by the engine's weights."""
+    """Digits that depend on the address and the prompt; logprobs are not looked at here."""
     told = CharTokenizer().decode(request.prompt_ids)
     texts = [f"{seed_of(a.group.path(), told, a.k) % 9}{seed_of(told, a.k) % 8}" for a in request.addresses]
-    del texts[2:]
-    answer = honest(texts=lambda step: (*texts, "51")[: len(request.addresses)])
-    return answer(engine, request)
+    drawn = [CharTokenizer().answer_ids(text) for text in texts]
+    version = engine.versions[request.policy]
+    return [Sample(ids, (-1.0,) * len(ids), "stop", version) for ids in drawn]
 
 
 def left(path):
+    """What a run has left of step 1, without what depends on the machine."""
     folder = RunFolder(path)
     records = [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in folder.read_metrics()]
-    return records, [folder.episodes_of(step).read_bytes() for step in (1, 2)]
+    return records[1], folder.episodes_of(1).read_bytes()
 
 
 def trained(path, steps):
     x = experiment(
-        says, credit=CreditConfig(normalise="mean", counterfactual=1.0), team=Team("lora"),
-        steps=2, checkpoint_every=2, max_logprob_gap=10.0,
+        says, credit=CreditConfig(normalise="mean", counterfactual=1.0), steps=2, checkpoint_every=2,
+        max_logprob_gap=10.0,
     )  # fmt: skip
     x = dataclasses.replace(x, task=Paid(Workflow(("a", "b"), turns=2)))
     with Stages(x, RunFolder(path)) as stages:
@@ -285,14 +288,16 @@ def trained(path, steps):
     return x, record
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_to_the_same_bytes_and_a_replay_plays_on_as_it_did(tmp_path):
-    x, record = trained(tmp_path / "whole", 2)
+    """It ends after step 1, which is not saved and so is made again."""
+    trained(tmp_path, 1)
+    ended = left(tmp_path)
+    x, record = trained(tmp_path, 2)
+    assert left(tmp_path) == ended
     assert record["counterfactual/groups"] > 0 and 0.2 < record["counterfactual/token_share"] < 0.8
-    trained(tmp_path / "ended", 1)  # not saved: step 1 is made again
-    trained(tmp_path / "ended", 2)
-    assert left(tmp_path / "ended") == left(tmp_path / "whole")
-    node = Node(1, "train", 1)
-    with Again(Saved(x, tmp_path / "whole")) as again:
+    node = Node(2, "train", 3)
+    with Again(Saved(x, tmp_path)) as again:
         found = again.play(node)
     assert first_that_differs(findings(node, found.recorded, found.episode, x.tokenizer)) is None
     paid = [c.reward.team for g in found.episode.groups for c in g.candidates]

@@ -59,6 +59,16 @@ FAULTS = {
         ("return self.lost.high < SPARED * low", "return self.lost.high < SPARED", "a team that solves nothing is idle"),
         ("| apart(low, high)", "", "rewards that change are no change"),
     ],
+    ("rollout/counterfactual.py", "test_counterfactual.py"): [
+        ("[own[:1] for own in branch.drawn]", "branch.drawn", "who speaks at the same time is the best of K in a continuation"),
+        ("        if at in self._said:", "        if False:", "what is known is drawn again"),
+        ("        if at not in self._drawn:", "        if True:", "continuations draw what others drew"),
+        ("if candidate.reward is not None and then is not None:", "if then is not None:", "what is excluded is played on from"),
+        ("if len(alike) < 2:", "if len(alike) < 1:", "groups of one text are played on from"),
+        ("if group.origin.policy not in updated or chance", "if chance", "frozen policies are played on from"),
+        ("team=candidate.reward.team + later", "team=later", "what is earned at once is forgotten"),
+        ("return None if course.end is None else team_reward(groups)", "return team_reward(groups)", "what failed has an outcome"),
+    ],
     ("rollout/rollouts.py", "test_trainer.py test_stages.py test_refill.py"): [
         ("train_indices(step, self._instances,", "train_indices(1, self._instances,", "all steps train on the same instances"),
         ("self._most_rounds, number)", "self._most_rounds, 0)", "every round plays the same instances"),
@@ -262,7 +272,7 @@ FAULTS = {
     ],
     ("rollout/player.py", "test_boards.py"): [
         ("dataclasses.replace(group, board=board)", "group", "groups have no boards"),
-        ("            board = self._board(course.state, where)\n", "            board = None\n", "the end is not drawn"),
+        ("board = self._board(course.state, str(played))", "board = None", "the end is not drawn"),
     ],
     ("run/episodes.py", "test_report.py"): [
         ('"board": group.board', '"board": None', "boards are not written down"),
