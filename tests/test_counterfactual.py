@@ -11,6 +11,7 @@ from shared_rollout import SAMPLING
 from shared_trainer import Paid, experiment
 from test_partner_runs import Saved
 
+from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.hosts import ALONE
 from atgrpo_jax.common.types import Address, Outcome, Reward, Sample, seed_of
 from atgrpo_jax.credit.groups import CreditConfig, credit
@@ -23,6 +24,7 @@ from atgrpo_jax.rollout.rollout import RolloutConfig, engine_propose
 from atgrpo_jax.rollout.rollouts import Rollouts
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.loop import one_step
 from atgrpo_jax.run.nodes import Node
 from atgrpo_jax.run.stages import Stages
@@ -221,6 +223,11 @@ def test_groups_are_taken_by_chance_and_frozen_policies_are_left_out():
     assert not any(taken(1.0, Team("full", alpha=2.0, frozen=("a",))))
 
 
+class Anywhere(CreditConfig):
+    def fits(self, tree, refills):
+        return True
+
+
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match=r"counterfactual = 1.5: must be in \[0, 1\]"):
         CreditConfig(counterfactual=1.5)
@@ -230,8 +237,14 @@ def test_what_does_not_go_together_is_refused():
     trajectories = RolloutConfig(instances=2, candidates=3, max_tokens=4, mode="trajectories")
     with pytest.raises(ValueError, match="is not for RolloutConfig.mode = 'trajectories'"):
         experiment(credit=on, rollout=trajectories)
-    with pytest.raises(ValueError, match="partners would be asked in every continuation"):
+    rule = 'counterfactual needs RolloutConfig.mode = "tree", and no partners'
+    with pytest.raises(ValueError, match=rule):
+        experiment(credit=Anywhere(counterfactual=1.0), rollout=trajectories)
+    with pytest.raises(ValueError, match=rule):
         experiment(credit=on, team=Team(partners={"b": Partner("http://127.0.0.1:1/v1", "m")}))
+    asked = ['rollout.RolloutConfig.mode = "trajectories"']
+    with pytest.raises(ConfigError, match="is not for RolloutConfig.mode = 'trajectories'"):
+        load(["smoke.gin", "credit/counterfactual.gin"], asked)
     assert repr(CreditConfig()) == "CreditConfig(baseline='group', normalise='std')"
     assert "counterfactual=1.0" in repr(on)
 

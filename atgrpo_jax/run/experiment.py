@@ -107,8 +107,9 @@ class Experiment:
             'member; "instance" and rewards of episodes need "trajectories"; "role" and "running" need '
             "least_signal = 0",
         )
-        rule = "partners would be asked in every continuation; needs CreditConfig.counterfactual = 0"
-        require(self, "team", not (self.credit.counterfactual and self.team.partners), rule)
+        plays_on = self.rollout.tree and not self.team.partners
+        rule = 'counterfactual needs RolloutConfig.mode = "tree", and no partners: all would be asked again'
+        require(self, "credit", plays_on or not self.credit.counterfactual, rule)
         shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
         require(self, "tokenizer", shown, "its chat template does not show what a message says")
         self.team.policies(self.task.workflow.roles)

@@ -58,6 +58,9 @@ FAULTS = {
         ("return self.lost.high < SPARED * low", "return self.lost.mean < SPARED * low", "the alarm trusts a mean"),
         ("return self.lost.high < SPARED * low", "return self.lost.high < SPARED", "a team that solves nothing is idle"),
         ("| apart(low, high)", "", "rewards that change are no change"),
+        ("self.count > 0 and self.lost.high < 0", "self.count > 0 and self.lost.mean < 0", "harm is known by a mean"),
+        ("return harm | idle", "return idle | harm", "an idle role is said before a saboteur"),
+        ("high, found = min(rings)", "high, found = max(rings)", "the comparison in which most is lost is said"),
     ],
     ("rollout/counterfactual.py", "test_counterfactual.py"): [
         ("[own[:1] for own in branch.drawn]", "branch.drawn", "who speaks at the same time is the best of K in a continuation"),
