@@ -49,7 +49,8 @@ def keep_compiled(given: str | None, writes: bool = True) -> None:
     if given == OFF:
         _turn_off()
         return
-    told = jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache
+    values = jax.config.values
+    told = values["jax_compilation_cache_dir"] is not None or not values["jax_enable_compilation_cache"]
     if given is None and told:
         return
     try:
