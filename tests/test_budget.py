@@ -65,7 +65,9 @@ def test_compiling_is_a_row_and_in_no_other():
     assert sum(found.values()) == 10.0
 
 
-def test_a_real_run_sums_to_its_steps_and_leaves_a_trace(tmp_path):
+@pytest.mark.thorough
+def test_a_real_run_sums_to_its_steps_and_leaves_a_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr("atgrpo_jax.run.stages.draw_curves", lambda folder: None)  # takes seconds
     x = experiment(max_logprob_gap=1e9)
     run, found, text = budget(x, "sums", 2, tmp_path)
     whole = sum(one.seconds for one in run.steps) / 2

@@ -153,9 +153,9 @@ def _numbers(run: Run) -> tuple[float, float, float]:
 
 def _update(run: Run, limits: Limits, seconds: float) -> list[Row]:
     """Returns the rows of what the devices do in the updates: the shares that parts have when one update of
-    each policy is divided.
+    each policy is divided. One whose optimizer state is in host memory is left whole.
     """
-    last = run.steps[-1].updates
+    last = () if run.experiment.optimizer.offload else run.steps[-1].updates
     counts = Counter(policy for policy, _, _ in last)
     totals: dict[str, Part] = defaultdict(lambda: Part(0.0))
     for policy, learner, inputs in {one[0]: one for one in reversed(last)}.values():
