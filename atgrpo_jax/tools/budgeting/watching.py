@@ -33,7 +33,7 @@ class Watched:
     parts: Mapping[str, float]
     compiling: Mapping[str, float]  # seconds of it in each part, and "all"
     record: Mapping[str, float]  # the step's metrics
-    used: Usage  # of the engine
+    used: Usage  # of the engine, by the rollout
     updates: tuple[tuple[str, Learner, UpdateInputs], ...]  # each with the name of its policy
 
 
@@ -89,6 +89,8 @@ class _Watch:
         self._compiles = CompileCounter()
         self._updates: list[tuple[str, Learner, UpdateInputs]] = []
         self._timed: set[int] = set()
+        self._used = Usage()
+        self._put(stages.rollouts, "play", self._counted(stages.rollouts.play))
         update = functools.partial(stages.learner.update, watch=self._before_update)
         self._put(stages.learner, "update", update)
         # All are packed before the first of them is computed: else the device would compute meanwhile.
@@ -109,20 +111,29 @@ class _Watch:
         self._seconds.clear()
         self._compiling.clear()
         self._updates.clear()
-        before = self._stages.engine.usage
         began, compiled = time.perf_counter(), self._compiles.seconds
         team, record = one_step(self._stages, team, number)
         seconds = time.perf_counter() - began
         self._compiling["all"] = self._compiles.seconds - compiled
-        used = self._stages.engine.usage - before
         parts, compiling = dict(self._seconds), dict(self._compiling)
-        return team, Watched(seconds, parts, compiling, record, used, tuple(self._updates))
+        return team, Watched(seconds, parts, compiling, record, self._used, tuple(self._updates))
 
     def _before_update(self, policy: str, learner: Learner, state: PolicyState, inputs: UpdateInputs) -> None:
         self._updates.append((policy, learner, inputs))
         if id(learner) not in self._timed:  # policies may share it
             self._timed.add(id(learner))
             self._put(learner, "update", self._clocked("on devices", learner.update))
+
+    def _counted(self, play: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the call, after which ``_used`` is what it had the engine do; the gate draws, too."""
+
+        def counted(*given: Any) -> Any:
+            before = self._stages.engine.usage
+            played = play(*given)
+            self._used = self._stages.engine.usage - before
+            return played
+
+        return counted
 
     def _clocked(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Returns the call with a clock, which waits until what it returns is computed."""
