@@ -131,12 +131,16 @@ def test_only_the_host_whose_programs_are_kept_says_where(process, capsys):
     assert process.exists() and not capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_is_a_line(process, tmp_path, capsys):
+def test_a_folder_that_cannot_be_made_is_a_line(process, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     keep_compiled(str(tmp_path / "file"))
     assert jax.config.jax_compilation_cache_dir is None and program(1) == 5.0
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / "file") in line and line.endswith("--compiled=FOLDER names another folder")
+    monkeypatch.setattr(compiled, "FOLDER", "~no-such-person/here")  # as where a user has no home
+    keep_compiled(None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("~no-such-person/here names a home that is not known, so what is compiled")
 
 
 def test_a_disk_that_fills_up_is_one_line(process, capsys, limited_file_size):
@@ -198,3 +202,9 @@ def test_another_number_of_cores_has_a_folder_of_its_own(monkeypatch):
     here = machine()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(977))
     assert machine() != here
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "replay", "influence", "tools/budget"])
+def test_every_command_that_compiles_keeps_it(command):
+    text = (Path(compiled.__file__).parents[1] / f"{command}.py").read_text()
+    assert "compiled_flag()" in text and "keep_compiled(" in text

@@ -54,14 +54,8 @@ def keep_compiled(given: str | None, writes: bool = True) -> None:
     if given is None and told:
         return
     try:
-        folder = folder_path(given or FOLDER)
-    except ValueError as error:
-        raise ConfigError(f"--compiled={given} {error}") from error
-    if not isinstance(folder, Path):
-        raise ConfigError(f"--compiled={given}: give a folder of a disk; buckets are slower than compiling")
-    folder /= machine()
-    is_new = not folder.exists()
-    try:
+        folder = _folder(given) / machine()
+        is_new = not folder.exists()
         make_folder(folder)
         _mend(folder)
     except (OSError, RunError) as error:
@@ -81,6 +75,19 @@ def keep_compiled(given: str | None, writes: bool = True) -> None:
             f"what is compiled is kept in {folder}, at most {BYTES >> 30} GB, and later starts are faster; "
             "--compiled=off keeps nothing"
         )
+
+
+def _folder(given: str | None) -> Path:
+    """Returns the folder that is ``given``, or else the default. Raises RunError if that has no home."""
+    try:
+        folder = folder_path(given or FOLDER)
+    except ValueError as error:
+        if given is None:
+            raise RunError(f"{FOLDER} {error}") from error
+        raise ConfigError(f"--compiled={given} {error}") from error
+    if not isinstance(folder, Path):
+        raise ConfigError(f"--compiled={given}: give a folder of a disk")
+    return folder
 
 
 def machine() -> str:
