@@ -10,6 +10,7 @@ from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.tools.budget import budget
+from atgrpo_jax.tools.budgeting import table
 from atgrpo_jax.tools.budgeting.table import Limits, rows
 from atgrpo_jax.tools.budgeting.watching import Run, Watched
 
@@ -68,6 +69,8 @@ def test_compiling_is_a_row_and_in_no_other():
 @pytest.mark.thorough
 def test_a_real_run_sums_to_its_steps_and_leaves_a_trace(tmp_path, monkeypatch):
     monkeypatch.setattr("atgrpo_jax.run.stages.draw_curves", lambda folder: None)  # takes seconds
+    monkeypatch.setattr(table, "SIDE", {"cpu": 64})
+    monkeypatch.setattr(table, "BYTES", 2**16)
     x = experiment(max_logprob_gap=1e9)
     run, found, text = budget(x, "sums", 2, tmp_path)
     whole = sum(one.seconds for one in run.steps) / 2

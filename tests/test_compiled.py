@@ -81,7 +81,8 @@ def kept(folder):
 
 
 @pytest.mark.thorough
-def test_a_second_start_compiles_nothing_and_leaves_the_same_bytes(process, tmp_path, capsys):
+def test_a_second_start_compiles_nothing_and_leaves_the_same_bytes(process, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("atgrpo_jax.run.stages.draw_curves", lambda folder: None)  # takes seconds
     x = gin_config.load(["smoke.gin", str(Path(__file__).parent / "lengths.gin")], SMALLEST)
 
     def start(name):
