@@ -127,9 +127,9 @@ class _Watch:
     def _counted(self, play: Callable[..., Any]) -> Callable[..., Any]:
         """Returns the call, after which ``_used`` is what it had the engine do; the gate draws, too."""
 
-        def counted(*given: Any) -> Any:
+        def counted(*given: Any, **named: Any) -> Any:
             before = self._stages.engine.usage
-            played = play(*given)
+            played = play(*given, **named)
             self._used = self._stages.engine.usage - before
             return played
 
