@@ -44,16 +44,24 @@ def budget(
 def main(argv: list[str], given: tuple, steps: int, trace: str | None, compiled: str | None) -> None:
     gin_file, gin_param = given
     files = needed_gin_files(argv, gin_file)
-    folder = None if trace is None else folder_path(trace)
-    if folder is not None:
-        if not isinstance(folder, Path):
-            raise ConfigError(f"--trace={trace}: give a folder of a disk")
-        make_folder(folder)
+    folder = None if trace is None else _folder(trace)
     keep_compiled(compiled)
     _, _, text = budget(gin_config.load(files, gin_param.value), ", ".join(files), steps, folder)
     print("\n".join(text))
     if folder is not None:
         print(f"trace of one more step: {folder} (perfetto_trace.json.gz in it opens in ui.perfetto.dev)")
+
+
+def _folder(trace: str) -> Path:
+    """Makes the folder that --trace names. Raises ConfigError if it is none of a disk."""
+    try:
+        folder = folder_path(trace)
+    except ValueError as error:
+        raise ConfigError(f"--trace={trace} {error}") from error
+    if not isinstance(folder, Path):
+        raise ConfigError(f"--trace={trace}: give a folder of a disk")
+    make_folder(folder)
+    return folder
 
 
 if __name__ == "__main__":
