@@ -22,6 +22,7 @@ RANKS = [
     {"run"},
     {"planning", "replaying", "viewing"},
     {"tools.probing"},
+    {"tools.budgeting"},
     {"tools"},
     {""},  # train, evaluate, export, plan, report: the commands
 ]
