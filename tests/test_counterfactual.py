@@ -19,6 +19,7 @@ from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.replaying.again import Again
 from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.rollout.counterfactual import Counterfactual
+from atgrpo_jax.rollout.curriculum import Picked
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import RolloutConfig, engine_propose
 from atgrpo_jax.rollout.rollouts import Rollouts
@@ -254,7 +255,8 @@ def test_several_hosts_play_what_one_plays():
 
     def step(hosts=ALONE):
         drawing = engine(by_table(BAIT))
-        rollouts = Rollouts(player(Game(pays=bait), drawing), drawing, 5, 1, hosts=hosts, at_once=4)
+        playing = player(Game(pays=bait), drawing)
+        rollouts = Rollouts(playing, drawing, lambda *_: Picked([range(5)]), 1, hosts=hosts, at_once=4)
         episodes, metrics = rollouts.play(1)
         return episodes, {name: value for name, value in metrics.items() if name.startswith("counterf")}
 
