@@ -45,6 +45,7 @@ setup(
         "absl-py>=2.1",
         "aiohttp>=3.11,<4",
         "etils>=1.12",  # paths in buckets; Orbax brings it, too
+        "filelock>=3.12",  # JAX needs it to keep its folder of compiled programs small
         "flax>=0.12",
         "gin-config==0.5.0",  # run/gin_config.py uses its parser, so the version is fixed
         "jax>=0.10,<0.13",

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
-from atgrpo_jax.common.cli import gin_files, gin_flags, mesh_flag, run_main, typed
+from atgrpo_jax.common.cli import compiled_flag, gin_files, gin_flags, mesh_flag, run_main, typed
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import Place, append_json_line
 from atgrpo_jax.common.progress import say
@@ -30,6 +30,7 @@ from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by
 from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.compiled import keep_compiled
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.folder import RunFolder
@@ -43,6 +44,7 @@ from atgrpo_jax.tokens.tokens import Tokenizer
 _GIN_FILE, _GIN_PARAM = gin_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The run folder. E.g. --run_dir=runs/plan")
 _MESH = mesh_flag()
+_COMPILED = compiled_flag()
 _STEP = flags.DEFINE_string(
     "step",
     None,
@@ -92,6 +94,7 @@ def main(argv: list[str]) -> None:
     files = gin_files(argv, _GIN_FILE)
     if (_RUN_DIR.value is None) == (_MODEL.value is None):
         raise ConfigError("give either --run_dir or --model, e.g. --run_dir=runs/plan")
+    keep_compiled(_COMPILED.value)
     if _RUN_DIR.value is not None:
         if files:
             raise ConfigError(

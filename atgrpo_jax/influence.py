@@ -19,7 +19,7 @@ import contextlib
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
-from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main
+from atgrpo_jax.common.cli import compiled_flag, mesh_flag, refuse_arguments, run_main
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.engines import gate
@@ -27,12 +27,14 @@ from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.contributions import figures, table
 from atgrpo_jax.rollout.evaluation import available, drawn_by
 from atgrpo_jax.rollout.influence import check_enough
+from atgrpo_jax.run.compiled import keep_compiled
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.run.scoring import compared, scored
 from atgrpo_jax.tasks.splits import SPLITS
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
 _MESH = mesh_flag()
+_COMPILED = compiled_flag()
 _STEP = flags.DEFINE_string(
     "step",
     None,
@@ -56,6 +58,7 @@ def main(argv: list[str]) -> None:
     refuse_arguments(argv)
     if _RUN_DIR.value is None:
         raise ConfigError("--run_dir is missing, e.g. --run_dir=runs/plan")
+    keep_compiled(_COMPILED.value)
     measure(SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value)))
 
 

@@ -83,6 +83,8 @@ def main(argv: list[str]) -> None:
     )
     # The devices are imagined: nothing is put on them.
     jax.config.update("jax_platforms", "cpu")
+    # JAX keeps programs for such devices, but does not load them, and warns of each.
+    jax.config.update("jax_enable_compilation_cache", False)
     plan = Plan(asked)
     for line in plan.lines():
         print(line, flush=True)

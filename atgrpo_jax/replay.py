@@ -25,7 +25,7 @@ import random
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
-from atgrpo_jax.common.cli import mesh_flag, refuse_arguments, run_main, typed
+from atgrpo_jax.common.cli import compiled_flag, mesh_flag, refuse_arguments, run_main, typed
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.progress import counted
 from atgrpo_jax.replaying.again import SAME, Again, Change, fitting
@@ -33,6 +33,7 @@ from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay, write_taught
 from atgrpo_jax.replaying.taught import taught
 from atgrpo_jax.replaying.teams import Teams
+from atgrpo_jax.run.compiled import keep_compiled
 from atgrpo_jax.run.nodes import FORM, Node, speaker
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.viewing.contents import kept
@@ -56,6 +57,7 @@ _EXECUTE = flags.DEFINE_integer(
 _SAY = flags.DEFINE_string("say", None, 'A text of yours to go on from. E.g. --say="[R, R, D]"')
 _TAUGHT = flags.DEFINE_list("taught", None, "Steps whose lessons are to be seen. E.g. --taught=12,100")
 _MESH = mesh_flag()
+_COMPILED = compiled_flag()
 
 
 def main(argv: list[str]) -> None:
@@ -71,6 +73,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--temperature, --execute and --say need a --node")
     if not (given or _RANDOM.value or steps):
         raise ConfigError("say what to draw again: --node, --random, or --taught; see --help")
+    keep_compiled(_COMPILED.value)
     saved = SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value))
     for node in given:  # before weights are read and programs compiled
         fitting(saved.folder, node, change)

@@ -15,7 +15,14 @@ python -m atgrpo_jax.train --run_dir=runs/plan --change --gin_param=...
 
 from absl import flags
 
-from atgrpo_jax.common.cli import gin_files, gin_flags, host_flags, look_for_no_missing_tpu, run_main
+from atgrpo_jax.common.cli import (
+    compiled_flag,
+    gin_files,
+    gin_flags,
+    host_flags,
+    look_for_no_missing_tpu,
+    run_main,
+)
 from atgrpo_jax.common.errors import ConfigError
 
 _GIN_FILE, _GIN_PARAM = gin_flags()
@@ -87,6 +94,7 @@ _LOCKSTEP = flags.DEFINE_bool(
     "Let every host issue the same number of programs on its devices between two that all hosts run "
     "together: for machines on which the probe asks for it. E.g. --lockstep",
 )
+_COMPILED = compiled_flag()
 
 
 def main(argv: list[str]) -> None:
@@ -95,6 +103,7 @@ def main(argv: list[str]) -> None:
     from atgrpo_jax.hosts.joining import joined, place_of
     from atgrpo_jax.hosts.start import check_same_start
     from atgrpo_jax.run import gin_config
+    from atgrpo_jax.run.compiled import keep_compiled
     from atgrpo_jax.run.folder import RunFolder
     from atgrpo_jax.run.loop import train
     from atgrpo_jax.run.report import summary_text
@@ -116,6 +125,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--lockstep needs Experiment.gate = True")
     cpu = _GATHER.value == "cpu"
     with joined(place, _HEARTBEAT.value, _PATIENCE.value, cpu, _LOCKSTEP.value) as hosts:
+        keep_compiled(_COMPILED.value, hosts.index == 0)
         check_same_start(hosts, gin_config.render(experiment))
         claimed = claim(
             folder, experiment, hosts, _OTHER_HOSTS.value, _CHANGE.value, asked, _CHANGED_CODE.value

@@ -332,6 +332,8 @@ def test_it_needs_groups_that_are_compared_with_themselves_and_room_for_a_second
     for credit in (CreditConfig("role"), CreditConfig("running", "mean")):
         with pytest.raises(ValueError, match="CreditConfig.baseline = .* first_candidates needs a rule that"):
             two_draws(credit=credit)
+    with pytest.raises(ValueError, match="CreditConfig.counterfactual = 0.5: first_candidates looks at what"):
+        two_draws(credit=CreditConfig(counterfactual=0.5))
     with pytest.raises(ValueError, match=r"Team.roles\['a'\]: RolloutConfig.first_candidates = 2: must be 0"):
         two_draws(team=Team(roles={"a": {"candidates": 2}}))
 

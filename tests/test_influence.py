@@ -22,9 +22,9 @@ from atgrpo_jax.rollout.evaluation import EvaluationConfig, evaluating, wilson
 from atgrpo_jax.rollout.influence import Influence
 from atgrpo_jax.rollout.rollout import engine_propose, play_all
 from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.findings import findings
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import one_step, train
-from atgrpo_jax.run.report import summary_text
 from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.workflow import Workflow
@@ -381,8 +381,43 @@ def test_the_alarm_rings_in_at_most_a_fortieth_if_the_role_is_worth_the_threshol
         assert rings <= 35, (p, noise, count)  # 25 and two standard deviations
 
 
-def test_no_false_alarm_in_ten_seeds_of_honest_games_and_no_planted_idler_is_missed():
-    """Both know a part: each is right in 97 of 100. The idler's words are not looked at."""
+def test_harm_is_known_by_the_whole_interval_and_an_idler_does_none():
+    """One of 10 is lost, 5 are won: that may be chance. Of 20 won, none lost, it may not."""
+    assert not compared([1] + [0] * 5 + [1] * 4, [0] + [1] * 9).harmful
+    assert compared([0] * 20 + [1] * 20, [1] * 40).harmful
+    assert not compared([0] * 20 + [1] * 20, [1] * 40, "sibling").harmful and not compared([], []).harmful
+    rng = np.random.default_rng(0)
+    for p, noise, count in [(0.9, 0.05, 200), (0.5, 0.2, 60), (0.5, 1.0, 100), (0.1, 0.5, 100)]:
+        rings = 0
+        for _ in range(1000):  # what the words shake is solved again with the same chance
+            solved, other = rng.random((2, count)) < p
+            other = np.where(rng.random(count) < noise, other, solved)
+            rings += compared(solved, other).harmful
+        assert rings <= 35, (p, noise, count)  # 25 and two standard deviations
+
+
+def test_one_line_a_role_and_harm_comes_first():
+    """b is idle in two ways: it loses less of an empty text. c does harm, and is idle in one way."""
+    idle, worth = compared([1] * 100, [1] * 100), compared([1] * 100, [1] * 99 + [0], "echo")
+    harm, none = compared([0] * 20 + [1] * 80, [1] * 100, "shuffled"), compared([1] * 100, [0] * 100)
+    assert idle.idle and worth.idle and harm.idle and harm.harmful and not none.idle
+    found = [dataclasses.replace(one, role="b") for one in (worth, idle)]
+    found += [dataclasses.replace(one, role="c") for one in (harm, none)]
+    record = figures(found) | {f"role/{role}/sure": 0.0 for role in "bc"}
+    rung = alarms(record, "abc")
+    assert list(rung) == ["harm/c", "idle/b"] and "with an empty text in its place" in rung["idle/b"]
+    assert rung["harm/c"].startswith(
+        "the team does better without c: with what it said elsewhere in its place the team would gain 20.0% ("
+    )
+    assert str(found[2]).endswith(": the team does better without its words")
+    assert findings([{"step": 0}, record, {"step": 2}]) == rung  # the newest measurement
+    lost = figures([none]) | {"role/a/sure": 0.0}
+    assert findings([record, lost]) == {}
+
+
+def test_no_false_alarm_in_ten_seeds_of_honest_games_and_no_planted_idler_or_saboteur_is_missed():
+    """Both know a part: each is right in 97 of 100. The idler's words are not looked at. The saboteur
+    spoils all by what it says in 30 of 100 instances; what it says elsewhere spoils as many."""
 
     def says(address, told):
         right = seed_of("right", *address.key_words()) % 100 < 97
@@ -394,15 +429,29 @@ def test_no_false_alarm_in_ten_seeds_of_honest_games_and_no_planted_idler_is_mis
     def first(i, a, b):
         return a == str(i % 10)
 
+    def spoils(i, a, b):
+        return a == str(i % 10) and b != "spoil"
+
+    def saboteur(address, told):
+        spoiling = address.group.role == "b" and seed_of("spoils", *address.key_words()) % 100 < 30
+        return "spoil" if spoiling else says(address, told)
+
     idle = {"honest": 0, "a": 0, "b": 0}
+    harm = {"honest": 0, "idler": 0, "a": 0, "silent": 0, "shuffled": 0}
     for seed in range(10):
         kinds = "silent", "shuffled"  # an echo of a is b's digit here
         found, *_ = measured(Game(rule=both), says, 60, seed, kinds)
         idle["honest"] += sum(one.idle for one in found.values())
+        harm["honest"] += sum(one.harmful for one in found.values())
         found, *_ = measured(Game(rule=first), says, 60, seed, (*kinds, "echo"))
         for (role, _), one in found.items():
             idle[role] += one.idle
+            harm["idler"] += one.harmful
+        found, *_ = measured(Game(rule=spoils), saboteur, 60, seed, kinds) if seed < 5 else ({},)
+        for (role, instead), one in found.items():
+            harm[role if role == "a" else instead] += one.harmful
     assert idle == {"honest": 0, "a": 0, "b": 10 * 3}
+    assert harm == {"honest": 0, "idler": 0, "a": 0, "silent": 5, "shuffled": 0}
 
 
 def test_sentences_and_the_table_say_it_plainly():
@@ -414,11 +463,10 @@ def test_sentences_and_the_table_say_it_plainly():
     assert str(useful).endswith("it is not shown to be idle")
     record = figures([idle, useful])
     assert record["role/a/idle_silent"] == 1.0 and record["role/a/idle_shuffled"] == 0.0
-    (line,) = alarms(record, ["a", "b"])
-    assert line == (
-        "a may be idle: with an empty text in its place the team would lose 0.0% (95 % interval -5.5% to "
-        "5.5%)"
-    )
+    assert alarms(record, ["a", "b"]) == {
+        "idle/a": "a may be idle: with an empty text in its place the team would lose 0.0% (95 % interval "
+        "-5.5% to 5.5%)"
+    }
     # One of 60 is solved only without a. With the made-up ones the middle is 1/63, and the spread 6.4 %:
     # Student's 1.999 x sqrt((1 + 3 - 1/63) / 62 / 63).
     harmful = str(compared([0] + [1] * 59, [1] * 60))
@@ -477,7 +525,7 @@ def test_a_run_measures_when_it_is_asked_and_changes_nothing_else(runs):
         weights(settings(influence_every=2), path / "on"), weights(settings(), path / "off"), strict=True
     )
     assert all(np.array_equal(one, other) for one, other in pairs)
-    assert summaries["on"]["idle"] == [] and "idle" not in summaries["off"]
+    assert summaries["on"]["findings"] == summaries["off"]["findings"] == {}
 
 
 @pytest.mark.thorough
@@ -516,16 +564,6 @@ def test_the_command_plays_the_episodes_that_the_run_played_last(tmp_path):
     last = RunFolder(tmp_path / "run").read_metrics()[-1]
     assert (record["success"], record["step"], record["split"]) == (last["test/success"], 1, "test")
     assert {"role/mover/lost_echo", "role/scout/idle_silent"} <= record.keys() & last.keys()
-
-
-def test_alarms_are_in_the_summary_and_on_the_terminal():
-    score = {"success": 0.5, "low": 0.4, "high": 0.6, "turns": 2.0}
-    summary = {
-        "run_dir": "runs/a", "steps": 3, "instances": 20, "before": score, "after": score,
-        "train_seconds": 70.0, "failures": {}, "tensorboard": False, "findings": {},
-        "idle": ["b may be idle: so it is"],
-    }  # fmt: skip
-    assert "  alarm: b may be idle: so it is" in summary_text(summary).splitlines()
 
 
 def test_the_switch_is_in_the_identity_only_if_it_is_on():

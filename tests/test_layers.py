@@ -23,6 +23,7 @@ RANKS = [
     {"planning", "replaying", "viewing"},
     {"studying"},
     {"tools.probing"},
+    {"tools.budgeting"},
     {"tools"},
     {""},  # train, evaluate, export, plan, report: the commands
 ]

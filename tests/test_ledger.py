@@ -53,14 +53,16 @@ def test_a_ledger_by_hand():
     """Of |advantage| * tokens / (9 * tokens), for 3 groups of 3 with signal: 4/9, 2/9 and (8/3)/9."""
     assert of(played(SCRIPT)) == pytest.approx({
         "groups/identical": 1 / 4,
-        "role/a/groups": 2, "role/a/signal": 1, "role/a/drawn_tokens": 14, "role/a/tokens_per_signal": 7,
+        "role/a/groups": 2, "role/a/signal": 1, "role/a/drawn_tokens": 14, "role/a/drawn_entropy": 1,
+        "role/a/tokens_per_signal": 7,
         "role/a/identical": 0, "role/a/advantage_mass": 2 * 2 + 2 * 2 + 2 + 2,
         "role/a/effective_candidates": 2, "role/a/gradient_share": 9 / 13, "role/a/repeats/a": 0,
         "role/a/first/groups": 1, "role/a/first/signal": 1, "role/a/first/drawn_tokens": 7,
         "role/a/first/gradient_share": 6 / 13,
         "role/a/later/groups": 1, "role/a/later/signal": 1, "role/a/later/drawn_tokens": 7,
         "role/a/later/gradient_share": 3 / 13,
-        "role/b/groups": 2, "role/b/signal": 1 / 2, "role/b/drawn_tokens": 13, "role/b/tokens_per_signal": 13,
+        "role/b/groups": 2, "role/b/signal": 1 / 2, "role/b/drawn_tokens": 13, "role/b/drawn_entropy": 1,
+        "role/b/tokens_per_signal": 13,
         "role/b/identical": 1 / 2, "role/b/advantage_mass": 4 / 3 * 2 + 2 / 3 * 2 + 2 / 3 * 3,
         "role/b/effective_candidates": (8 / 3) ** 2 / (24 / 9), "role/b/gradient_share": 4 / 13,
         "role/b/repeats/a": 0, "role/b/repeats/b": 0,
@@ -84,6 +86,17 @@ def test_shares_are_those_of_the_weights_and_advantages_that_an_update_is_given(
     assert [found[f"role/{role}/gradient_share"] for role in "ab"] == pytest.approx(expected)
     if aggregate == "token":  # long answers weigh more
         assert expected[0] == pytest.approx(12 / 18)
+
+
+def test_the_entropy_of_a_role_is_of_what_its_tokens_were_drawn_from():
+    """Of 7 + 7 tokens of a, all of 1 nat, two are drawn from fewer tokens, at 0.25 and 0.5 nats."""
+    (episode,) = played(SCRIPT)
+    first = episode.groups[0].candidates[0]
+    sample = dataclasses.replace(first.sample, drawn_logprobs=(-0.25, -0.5))
+    members = (dataclasses.replace(first, sample=sample), *episode.groups[0].candidates[1:])
+    groups = (dataclasses.replace(episode.groups[0], candidates=members), *episode.groups[1:])
+    found = of([dataclasses.replace(episode, groups=groups)])
+    assert found["role/a/drawn_entropy"] == (12 + 0.75) / 14 and found["role/b/drawn_entropy"] == 1
 
 
 def test_policies_have_gradients_of_their_own():

@@ -23,7 +23,7 @@ from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.curriculum import CurriculumConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
-from atgrpo_jax.rollout.rollouts import _metrics
+from atgrpo_jax.rollout.rollouts import _metrics, _of_continuations
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import one_step
@@ -130,9 +130,11 @@ def of_kinds():
 
 
 def of_rules():
-    """What a rule of credit with a memory writes."""
+    """What a rule of credit with a memory writes, and one that plays on."""
     episode = Episode("train", 0, 0, (group(1.0, 2.0),), False, 1, "ended")
-    return set(credit([episode], alpha=1.0, rule=CreditConfig("running", "mean"))[1])
+    remembered = set(credit([episode], alpha=1.0, rule=CreditConfig("running", "mean"))[1])
+    counts = {"groups": 1, "misled": 0, "tokens": 3}
+    return remembered | set(_of_continuations([{"afterwards": counts}], [episode]))
 
 
 @pytest.mark.thorough
@@ -148,7 +150,7 @@ def test_what_runs_write_is_on_the_page_and_nothing_else_is(tmp_path):
 
 def test_names_in_the_source_are_on_the_page():
     """Those that are written out: "perf/step_s". It is quick, and knows what no run of a test writes."""
-    own = re.compile(r"(?:rollout|groups|perf|outcome|end|validation|test|credit)/[a-z_]+")
+    own = re.compile(r"(?:rollout|groups|perf|outcome|end|validation|test|credit|counterfactual)/[a-z_]+")
     found = {}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -52,7 +52,7 @@ def test_the_summary_says_what_to_look_at(tensorboard, found):
     }  # fmt: skip
     lines = summary_text(summary).splitlines()
     assert lines[2] == "  after   50.0% (95 % interval 40.0% to 60.0%), 3 steps, 1 min 10 s of training"
-    head = "What does not look right (docs/ledger.md):"
+    head = "What does not look right (docs/ledger.md, docs/influence.md):"
     if found:
         at = lines.index(head)
         assert lines[at : at + 4] == [head, "  90% gave no signal", "  mover repeats", "Next:"]

@@ -56,6 +56,16 @@ def host_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
     )
 
 
+def compiled_flag() -> flags.FlagHolder:
+    """Defines --compiled, for entry points that compile."""
+    return flags.DEFINE_string(
+        "compiled",
+        None,
+        "The folder that keeps compiled programs for later starts, or off. If it is not given, it is that of "
+        "JAX_COMPILATION_CACHE_DIR, or else ~/.cache/atgrpo_jax/compiled. E.g. --compiled=off",
+    )
+
+
 def mesh_flag() -> flags.FlagHolder:
     """Defines --mesh, for entry points that read a run."""
     return flags.DEFINE_string(

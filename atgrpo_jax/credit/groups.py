@@ -16,13 +16,14 @@ from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.literals import told
 from atgrpo_jax.common.types import Address, Episode, Group, GroupKey, Origin, receipts
-from atgrpo_jax.credit.advantages import Normalise, above, apart, group_relative, running_mean
+from atgrpo_jax.credit.advantages import Normalise, above, group_relative, running_mean
 from atgrpo_jax.credit.sets import (
     Alpha,
     Compared,
     GroupError,
     Placed,
     Rewards,
+    check_success,
     compare,
     earning,
     mixed,
@@ -62,6 +63,8 @@ class CreditConfig:
     reward: Earned = "mixed"  # the candidate's own, or the return or the outcome of its episode
     leave_one_out: bool = False  # whether the mean is that of the others alone
     decay: float = 0.9  # of a "running" mean, a step: how much of it stays
+    # The share of groups whose candidates are credited with what comes of each, by playing on from it.
+    counterfactual: float = 0.0
 
     def __post_init__(self):
         check_types(self)
@@ -74,10 +77,14 @@ class CreditConfig:
         rule = "a running mean holds no reward of its step, so nothing can be left out"
         require(self, "leave_one_out", not (running and self.leave_one_out), rule)
         require(self, "decay", 0 <= self.decay < 1, "must be in [0, 1)")
+        require(self, "counterfactual", 0 <= self.counterfactual <= 1, "must be in [0, 1]")
+        rule = 'what comes of siblings is compared with one another; needs the baseline "group"'
+        require(self, "counterfactual", not self.counterfactual or self.baseline == "group", rule)
 
     def __repr__(self) -> str:
         """Tells the later fields only if they are set: runs from before them are known by this text."""
-        return told(self, {"reward": "mixed", "leave_one_out": False, "decay": 0.9})
+        later = {"reward": "mixed", "leave_one_out": False, "decay": 0.9, "counterfactual": 0.0}
+        return told(self, later)
 
     def fits(self, tree: bool, refills: bool) -> bool:
         """Returns whether the rule is for mode "tree" or "trajectories", and for steps of several rounds.
@@ -123,7 +130,7 @@ class CreditConfig:
             baselines_G = np.array([means.get(name, 0.0) for name in compared.names])
             return above(rewards_GK, mask_GK, baselines_G)[0]
         if self.normalise == "rate":
-            _check_success(compared)
+            check_success(compared)
         return group_relative(rewards_GK, mask_GK, self.normalise, self.leave_one_out)[0]
 
     def remembered(self, compared: Compared) -> Mapping[str, float]:
@@ -286,13 +293,3 @@ def _advantages(rule: CreditConfig, compared: Compared) -> np.ndarray:
 
 def _memory(rule: CreditConfig, compared: Compared) -> dict[str, float]:
     return {name: float(value) for name, value in sorted(rule.remembered(compared).items())}
-
-
-def _check_success(compared: Compared) -> None:
-    for name, rewards_N in earning(compared):
-        for reward in rewards_N:
-            if all(apart(min(reward, one), max(reward, one)) for one in (0.0, 1.0)):
-                raise GroupError(
-                    f'{name}: a reward is {reward}, and CreditConfig.normalise = "rate" is for rewards that '
-                    'are all 0 or 1; CreditConfig.reward = "outcome" gives such'
-                )

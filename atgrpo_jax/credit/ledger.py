@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from atgrpo_jax.common.metric_names import of_role
-from atgrpo_jax.common.types import Episode, Group
+from atgrpo_jax.common.types import Episode, Group, Sample
 from atgrpo_jax.credit.groups import Credited
 
 # (lengths_GK, mask_GK) -> the weight of every token of a candidate in the loss of all these groups.
@@ -28,6 +28,7 @@ class _Table(NamedTuple):
     first_G: np.ndarray  # whether it is of an episode's first turn
     signal_G: np.ndarray  # whether some candidate is trained
     tokens_G: np.ndarray  # drawn by all candidates, trained or not
+    nats_G: np.ndarray  # -logprob of all these tokens, in the distributions that they were drawn from
     texts_G: np.ndarray  # how many candidates have a text
     identical_G: np.ndarray  # whether all texts are equal
     mass_GK: np.ndarray  # |advantage| * tokens of the trained candidates
@@ -86,6 +87,8 @@ def ledger(
 def _of_role(table: _Table, own_G: np.ndarray) -> dict[str, float]:
     """Returns what is said of a role over all turns."""
     values = _counts(table, own_G)
+    if values["drawn_tokens"]:
+        values["drawn_entropy"] = float(table.nats_G[own_G].sum()) / values["drawn_tokens"]
     useful = own_G & table.signal_G
     if useful.any():
         values["tokens_per_signal"] = values["drawn_tokens"] / float(useful.sum())
@@ -122,12 +125,14 @@ def _table(drawn: Sequence[Credited], weigh: Weigh, updated: Collection[str]) ->
     lengths_GK = np.zeros((len(drawn), size), np.int64)
     mask_GK = np.zeros((len(drawn), size), bool)
     advantages_GK = np.zeros((len(drawn), size))
+    nats_G = np.zeros(len(drawn))
     texts = []
     for g, item in enumerate(drawn):
         candidates = item.group.candidates
         lengths_GK[g, : len(candidates)] = [len(c.sample.tokens) for c in candidates]
         mask_GK[g, : len(candidates)] = item.mask_K
         advantages_GK[g, : len(candidates)] = item.advantages_K
+        nats_G[g] = sum(-logprob for c in candidates for logprob in _drawn_logprobs(c.sample))
         texts.append([c.text for c in candidates if c.sample.finish != "error"])
     mass_GK = np.where(mask_GK, np.abs(advantages_GK) * lengths_GK, 0.0)
     policies_G = np.array([item.group.origin.policy for item in drawn])
@@ -144,11 +149,17 @@ def _table(drawn: Sequence[Credited], weigh: Weigh, updated: Collection[str]) ->
         np.array([key.turn == 0 for key in keys]),
         mask_GK.sum(1) > 0,
         lengths_GK.sum(1),
+        nats_G,
         np.array([len(said) for said in texts]),
         np.array([len(set(said)) == 1 for said in texts]),
         mass_GK,
         pull_GK,
     )
+
+
+def _drawn_logprobs(sample: Sample) -> Sequence[float]:
+    """Returns those of the distribution that each token was drawn from."""
+    return sample.logprobs if sample.drawn_logprobs is None else sample.drawn_logprobs
 
 
 def _repeats(episodes: Sequence[Episode]) -> dict[tuple[str, str], list[bool]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Candidate, Episode, Group, GroupKey, of_role
+from atgrpo_jax.credit.advantages import apart
 
 Alpha = float | Mapping[str, float]
 # Of an episode: for each of its groups, what each candidate earned. None is not trained, and compared
@@ -127,6 +128,17 @@ def earning(compared: Compared) -> Iterator[tuple[str, np.ndarray]]:
     for name, rewards_K, mask_K in zip(compared.names, compared.rewards_GK, compared.mask_GK, strict=True):
         if mask_K.any():
             yield name, rewards_K[mask_K]
+
+
+def check_success(compared: Compared) -> None:
+    """Raises GroupError if a reward is neither 0 nor 1."""
+    for name, rewards_N in earning(compared):
+        for reward in rewards_N:
+            if all(apart(min(reward, one), max(reward, one)) for one in (0.0, 1.0)):
+                raise GroupError(
+                    f'{name}: a reward is {reward}, and CreditConfig.normalise = "rate" is for rewards that '
+                    'are all 0 or 1; CreditConfig.reward = "outcome" gives such'
+                )
 
 
 def _count_once(

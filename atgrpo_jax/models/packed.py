@@ -45,12 +45,13 @@ class Packed:
             adapters,
             micro.tokens,
             micro.positions,
-            self._attend(micro),
+            self.attend(micro),
             scale_BJ=scale_BJ,
         )
         return hidden_BTD, Head(self._mesh, tied(weights.params), weights.adapter is None)
 
-    def _attend(self, micro: Batch) -> Attend:
+    def attend(self, micro: Batch) -> Attend:
+        """Returns how queries meet keys in a micro-batch, of each layer."""
         T = micro.tokens.shape[1]
         by_row = P(ROWS)
         by_head = P(ROWS, None, "tensor")

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 from atgrpo_jax.common.metric_names import of_role
-from atgrpo_jax.common.types import Episode
+from atgrpo_jax.common.types import Group
 from atgrpo_jax.credit.advantages import apart
 from atgrpo_jax.rollout.evaluation import TAIL, Difference, Score, difference, wilson
 
@@ -98,6 +98,12 @@ class Compared:
         low, _ = wilson(int(self.solved_I.sum()), self.count)
         return self.lost.high < SPARED * low
 
+    @property
+    def harmful(self) -> bool:
+        """Returns whether the team does better with other words in the role's place: the whole 95 % interval
+        of the success lost is below 0."""
+        return self.instead != "sibling" and self.count > 0 and self.lost.high < 0
+
     def __str__(self) -> str:
         """Returns one plain sentence."""
         if not self.count:
@@ -112,6 +118,7 @@ class Compared:
         lost = self.lost
         cost = _cost(lost.mean, lost.low, lost.high)
         verdict = "it may be idle" if self.idle else "it is not shown to be idle"
+        verdict = "the team does better without its words" if self.harmful else verdict
         return f"{words}, and the team would {cost}: {verdict}"
 
 
@@ -134,16 +141,28 @@ def figures(compared: Sequence[Compared]) -> dict[str, float]:
     return metrics
 
 
-def alarms(record: Mapping[str, float], roles: Sequence[str]) -> list[str]:
-    """Returns a sentence for each role that may be idle by the metrics of a step."""
-    found = []
+def alarms(record: Mapping[str, float], roles: Sequence[str]) -> dict[str, str]:
+    """Returns a sentence for each role that does harm or may be idle by the metrics of a step.
+
+    Their names are harm/ROLE and idle/ROLE. Those that do harm come first. Of several comparisons in which
+    a role rings, the one counts in which least is lost.
+    """
+    harm, idle = {}, {}
     for role in roles:
+        rings = []
         for instead, words in IN_PLACE.items():
             names = of_role(role, dict.fromkeys((f"idle_{instead}", *_lost(instead)), 0.0))
-            idle, *lost = (record.get(name, 0.0) for name in names)
-            if idle:
-                found.append(f"{role} may be idle: with {words} in its place the team would {_cost(*lost)}")
-    return found
+            rung, mean, low, high = (record.get(name, 0.0) for name in names)
+            if rung:
+                rings.append((high, f"with {words} in its place the team would {_cost(mean, low, high)}"))
+        if not rings:
+            continue
+        high, found = min(rings)
+        if high < 0:
+            harm[f"harm/{role}"] = f"the team does better without {role}: {found}"
+        else:
+            idle[f"idle/{role}"] = f"{role} may be idle: {found}"
+    return harm | idle
 
 
 def _lost(instead: Instead) -> tuple[str, str, str]:
@@ -171,9 +190,9 @@ def table(compared: Sequence[Compared]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def team_reward(episode: Episode) -> float:
+def team_reward(groups: Sequence[Group]) -> float:
     """Returns the team rewards of all executed candidates, summed. One without a reward counts as 0."""
-    executed = [group.candidates[group.chosen] for group in episode.groups if group.chosen is not None]
+    executed = [group.candidates[group.chosen] for group in groups if group.chosen is not None]
     return sum(candidate.reward.team for candidate in executed if candidate.reward is not None)
 
 

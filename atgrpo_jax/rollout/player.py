@@ -1,12 +1,13 @@
 """Plays one episode of a team: the sampling tree. What draws the samples is given."""
 
 import asyncio
+import copy
 import dataclasses
 import math
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from atgrpo_jax.common.clock import Clock
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import check_finite
 from atgrpo_jax.common.types import (
@@ -26,6 +27,7 @@ from atgrpo_jax.common.types import (
 from atgrpo_jax.credit.branching import earned, goes_on
 from atgrpo_jax.credit.selection import Select, choose
 from atgrpo_jax.partners.answers import Partners
+from atgrpo_jax.rollout.crossings import Crossing, Drawn, EpisodeKey
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.sandbox.protocol import Program, ProgramResult, Runner
 from atgrpo_jax.tasks.calls import KEPT, board_of, calling, kind, place, scored
@@ -37,20 +39,18 @@ from atgrpo_jax.tokens.tokens import Tokenizer
 # Draws the samples of one group: (state, key, prompt ids, policy, whether any role has spoken in
 # this episode) -> K samples.
 Propose = Callable[[Any, GroupKey, tuple[int, ...], str, bool], Awaitable[Sequence[Sample]]]
-Drawn = tuple[Origin, Sample, str]  # the last one is the sample's text
 
 
-class Clock:
-    """Measures time: each ``with clock:`` adds its duration to ``seconds``."""
+class Afterwards(Protocol):
+    """Gives the candidates of an episode other rewards when it is over."""
 
-    def __init__(self):
-        self.seconds = 0.0
+    counts: dict[str, int]  # of what that took
 
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *exc) -> None:
-        self.seconds += time.perf_counter() - self._began
+    async def credited(
+        self, player: "Player", episode_key: EpisodeKey, episode: Episode, crossings: Sequence[Crossing]
+    ) -> Episode:
+        """Returns the episode. ``crossings`` are those of its groups, in order."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,37 +74,57 @@ class Player:
     partners: Partners | None = None  # answer for the team's partners; None if ``propose`` does
     forced: Mapping[GroupKey, int] = dataclasses.field(default_factory=dict)  # executed whatever they earn
     further: Propose | None = None  # draws the candidates after those of ``propose``
+    afterwards: Afterwards | None = None
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """Plays one episode of the team on ``task.instance(split, index)``."""
+        episode_key = EpisodeKey(step, split, index, episode)
         problem, state = self._start(step, split, index)
         course = Course(self.task, state)
+        groups, crossings = await self.go_on(episode_key, course)
+        end = course.end or "engine_error"
+        board = self._board(course.state, str(episode_key))
+        made = Episode(
+            split, index, episode, tuple(groups), end == "solved", course.turns, end, problem, board
+        )
+        if self.afterwards is None:
+            return made
+        return await self.afterwards.credited(self, episode_key, made, crossings)
+
+    async def go_on(
+        self, episode_key: EpisodeKey, course: Course, drawn: Sequence[Sequence[Drawn]] = ()
+    ) -> tuple[list[Group], list[Crossing]]:
+        """Plays an episode from where ``course`` is, and leads that to the end.
+
+        If no candidate of a group can be executed, that group is the last one, and the course has no end.
+
+        ``drawn`` is by those who act before anybody else speaks; then no ``further`` ones are drawn. Returns
+        the groups that were played, and the crossings of those of which a candidate was executed.
+        """
         groups: list[Group] = []
-        where = f"step {step}, {split} instance {index}, episode {episode}"
-
-        def finish(end) -> Episode:
-            solved = end == "solved"
-            board = self._board(course.state, where)
-            return Episode(split, index, episode, tuple(groups), solved, course.turns, end, problem, board)
-
-        while speakers := self._next(course, where):
-            keys = []
-            for speaker in speakers:
-                role, seat = self.task.workflow.seat(speaker)
-                keys.append(GroupKey(step, split, index, episode, course.turn, role, seat, course.stage))
-            board = self._board(course.state, f"{where}, turn {course.turn}")
-            shown = course.state
-            spoken = bool(groups)
-            draws = await asyncio.gather(*(self._draw(shown, key, spoken) for key in keys))
-            for drawn in draws:
-                group, steps = await self._group(course.state, drawn, shown, spoken)
+        crossings: list[Crossing] = []
+        draws, board = list(drawn), None
+        shown, spoken = course.state, course.acted
+        while True:
+            for number, own in enumerate(draws):
+                group, steps = await self._group(course.state, own, shown, spoken)
                 groups.append(dataclasses.replace(group, board=board))
                 if group.chosen is None:
-                    return finish("engine_error")
+                    return groups, crossings
+                crossings.append(Crossing(copy.copy(course), steps, draws[number + 1 :]))
                 taken = steps[group.chosen]
                 assert taken is not None
                 course.take(taken)
-        return finish(course.end)
+            speakers = self._next(course, str(episode_key))
+            if not speakers:
+                return groups, crossings
+            keys = []
+            for speaker in speakers:
+                role, seat = self.task.workflow.seat(speaker)
+                keys.append(GroupKey(*episode_key, course.turn, role, seat, course.stage))
+            board = self._board(course.state, f"{episode_key}, turn {course.turn}")
+            shown, spoken = course.state, course.acted
+            draws = await asyncio.gather(*(self._draw(shown, key, spoken) for key in keys))
 
     def _next(self, course: Course, where: str) -> Sequence[str]:
         with self.clock, calling(self.task, "speaks", f"{where}, turn {course.turn}"):

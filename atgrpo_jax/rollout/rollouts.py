@@ -59,6 +59,8 @@ class Rollouts:
         own_before_s = self._player.clock.seconds
         partners = self._player.partners
         costs_before = partners.costs if partners is not None else {}
+        afterwards = self._player.afterwards
+        counts_before = {} if afterwards is None else dict(afterwards.counts)
         episodes: list[Episode] = []
         rounds = 0
         while rounds == 0 or (rounds < len(picked.rounds) and not self._enough(episodes)):
@@ -70,10 +72,14 @@ class Rollouts:
             "environment_s": self._player.clock.seconds - own_before_s,
             "waited_s": self._hosts.waited_s - waited_before_s,
         }
+        if afterwards is not None:
+            own["afterwards"] = {name: n - counts_before[name] for name, n in afterwards.counts.items()}
         told = self._hosts.meet(f"usage of step {step}", lambda: json.dumps(own).encode())
         found = [json.loads(data) for data in told]
         spent = dict(costs_since(partners, costs_before))
         metrics = _metrics(found, seconds) | _of_partners(spent) | picked.metrics(rounds)
+        if afterwards is not None:
+            metrics |= _of_continuations(found, episodes)
         if len(picked.rounds) > 1:
             metrics["rollout/rounds"] = float(rounds)
         return episodes, metrics
@@ -126,6 +132,21 @@ def _of_partners(spent: Mapping[str, Cost]) -> dict[str, float]:
         metrics |= of_role(role, values)
     total = sum(spent.values(), Cost())
     return metrics | {"perf/partner_asked": float(total.asked), "perf/partner_s": total.seconds}
+
+
+def _of_continuations(found: Sequence[Mapping[str, Any]], episodes: Sequence[Episode]) -> dict[str, float]:
+    """Returns what was played to credit candidates with what comes of them, from what each host says."""
+    groups, misled, tokens = (
+        float(sum(own["afterwards"][name] for own in found)) for name in ("groups", "misled", "tokens")
+    )
+    own = [group for episode in episodes for group in episode.groups if not group.by_partner]
+    drawn = sum(len(c.sample.tokens) for group in own for c in group.candidates)
+    metrics = {
+        "counterfactual/groups": groups,
+        "counterfactual/tokens": tokens,
+        "counterfactual/token_share": tokens / max(tokens + drawn, 1.0),
+    }
+    return metrics | ({"counterfactual/misled": misled / groups} if groups else {})
 
 
 def _mean(found: Sequence[Mapping[str, Any]], name: str) -> float:

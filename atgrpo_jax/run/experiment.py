@@ -21,8 +21,9 @@ from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import BASE, Team
+from atgrpo_jax.run.agreement import check_credit, check_siblings
 from atgrpo_jax.run.kept_files import differences, represented
-from atgrpo_jax.run.role_settings import RoleSettings, check_siblings, role_settings
+from atgrpo_jax.run.role_settings import RoleSettings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.tasks.protocol import Demonstrating, Task, ToolTask, missing
@@ -100,21 +101,13 @@ class Experiment:
         require(self, "keep_best", scored, "nothing is scored on the way with EvaluationConfig.every = 0")
         require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")
         require(self, "max_logprob_gap", self.max_logprob_gap > 0, "must be positive")
-        require(
-            self,
-            "credit",
-            self.credit.fits(self.rollout.tree, self.rollout.by_signal),
-            f"is not for RolloutConfig.mode = {self.rollout.mode!r}, least_signal = "
-            f'{self.rollout.least_signal}: baseline "group" needs "tree", or every baseline would have one '
-            'member; "instance" and rewards of episodes need "trajectories"; "role" and "running" need '
-            'least_signal = 0, and no curriculum by "signal"',
-        )
+        check_credit(self)
         shown = not isinstance(self.tokenizer, FolderTokenizer) or self.tokenizer.shows_messages
         require(self, "tokenizer", shown, "its chat template does not show what a message says")
         self.team.policies(self.task.workflow.roles)
         for role in self.task.workflow.roles:
             self.of_role(role)  # checks what the team says of the role
-        check_siblings(self.credit, self.by_role)
+        check_siblings(self)
         for name in ("model", "pretrained"):
             given = getattr(self, name)
             exact = not isinstance(given, Mapping) or set(given) == set(self.initial_names)

@@ -1,16 +1,18 @@
 """Says what is wrong with a run, from the metrics of its last steps, and what to do about it.
 
-docs/ledger.md explains the metrics. Each rule has a threshold, and a reason for it.
+docs/ledger.md explains the metrics. Each rule has a threshold, and a reason for it. What was measured of
+the roles' words (docs/influence.md) comes first.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from atgrpo_jax.common.metric_names import OF_ROLE, plain
+from atgrpo_jax.rollout.contributions import alarms
 
 LAST = 20  # steps that are looked at: one has too few groups to tell chance from habit
 LEAST = 10  # of them must have a number
-MOST = 3  # findings that are said
+MOST = 3  # findings of theirs that are said
 # What holds for two of three groups or answers is the rule and not the exception: three times as much
 # is drawn as is of use.
 USUAL = 2 / 3
@@ -21,16 +23,21 @@ Record = Mapping[str, float]
 
 
 def findings(records: Sequence[Record]) -> dict[str, str]:
-    """Returns what is wrong: at most ``MOST`` lines by short names, the most important one first.
+    """Returns what is wrong: lines by short names, the most important one first.
 
-    It looks at the last ``LAST`` training steps, and says nothing about fewer than ``LEAST``.
+    First are alarms of the newest measurement of the roles' words, if there is one, a line for a role at
+    most. Then come at most ``MOST`` lines about the last ``LAST`` training steps, and none about fewer
+    than ``LEAST``.
     """
+    measuring = (r for r in reversed(records) if any(name.endswith("/sure") for name in r))
+    measured = next(measuring, {})
+    rung = alarms(measured, [who for who, _ in _roles([measured], "sure")])
     recent = [record for record in records if "groups/total" in record][-LAST:]
     found: dict[str, str] = {}
     if len(recent) >= LEAST:
         for rule in (_no_signal, _untaught_role, _captured, _copies, _repeats_itself):
             found |= dict(rule(recent))
-    return dict(list(found.items())[:MOST])
+    return rung | dict(list(found.items())[:MOST])
 
 
 def _no_signal(recent: Sequence[Record]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from atgrpo_jax.common.types import Episode, seed_of
 from atgrpo_jax.credit.groups import with_signal
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.partners.answers import Partners
+from atgrpo_jax.rollout.counterfactual import Counterfactual
 from atgrpo_jax.rollout.curriculum import Lessons, Picked, picked, size_of
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose, train_indices
@@ -66,6 +67,8 @@ def training(
     further = None
     if first != candidates:
         further = engine_propose(engine, sampling, candidates, experiment.seed, after=first)
+    share = experiment.credit.counterfactual
+    alone = engine_propose(engine, sampling, 1, experiment.seed)
     return Player(
         experiment.task,
         experiment.team,
@@ -78,4 +81,5 @@ def training(
         exclude=settings.exclude,
         partners=partners,
         further=further,
+        afterwards=Counterfactual(alone, share, experiment.seed) if share else None,
     )

@@ -10,7 +10,6 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place, is_file, write_atomically
 from atgrpo_jax.common.metric_names import OF_POLICY, OF_ROLE
 from atgrpo_jax.common.progress import counted, duration
-from atgrpo_jax.rollout.contributions import alarms
 from atgrpo_jax.rollout.evaluation import available
 from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.experiment import Experiment
@@ -48,8 +47,6 @@ def summarise(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
         "failures": failures(folder, last),
         "tensorboard": experiment.trackers.tensorboard is not None,
     }
-    if experiment.evaluation.influence_every:
-        summary["idle"] = alarms(records[last], experiment.task.workflow.roles)
     folder.check_ours()
     write_atomically(folder.summary, (json.dumps(summary, indent=2) + "\n").encode())
     draw_curves(folder)
@@ -107,10 +104,9 @@ def summary_text(summary: dict[str, Any]) -> str:
             f"  before  {score('before')}",
             f"  after   {score('after')}, {counted(summary['steps'], 'step')}, "
             f"{duration(summary['train_seconds'])} of training",
-            *(f"  alarm: {line}" for line in summary.get("idle", ())),
             f"Run folder: {run_dir}",
             "  report.html  curves.png  metrics.jsonl  episodes/  checkpoints/  config.gin",
-            *(["What does not look right (docs/ledger.md):", *found] if found else []),
+            *(["What does not look right (docs/ledger.md, docs/influence.md):", *found] if found else []),
             "Next:",
             f"  open {run_dir}/report.html in a browser",
             *looks,

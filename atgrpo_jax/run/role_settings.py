@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from atgrpo_jax.common.checks import require
-from atgrpo_jax.common.types import GroupKey, Sampling
-from atgrpo_jax.credit.groups import CreditConfig
+from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.update.objectives import LossConfig
@@ -45,17 +44,6 @@ def role_settings(team: Team, rollout: RolloutConfig, loss: LossConfig, role: st
     except ValueError as error:
         raise ValueError(f"Team.roles[{role!r}]: {error}") from error
     return RoleSettings(drawing.sampling, drawing.candidates, learning, drawing.first_candidates)
-
-
-def check_siblings(credit: CreditConfig, by_role: Mapping[str, RoleSettings]) -> None:
-    """Raises ValueError if some candidates are drawn later, and are compared with more than siblings.
-
-    How many there are then depends on the rewards of the first ones, also in the sets of other groups.
-    """
-    branching = [role for role, own in by_role.items() if own.first_candidates]
-    alone = all(credit.set_of(GroupKey(0, "train", 0, 0, 0, role)) is None for role in branching)
-    rule = 'first_candidates needs a rule that compares a group with itself alone: baseline "group"'
-    require(credit, "baseline", alone, rule)
 
 
 def _names(kind: Any) -> list[str]:

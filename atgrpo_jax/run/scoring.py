@@ -82,7 +82,7 @@ class Scoring:
         return bool(every and step) and (step % every == 0 or last)
 
     def _influence(self, step: int, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Plays the episodes again with other words of each role. Tells of roles that may be idle."""
+        """Plays the episodes again with other words of each role, and says which alarms ring."""
         began = time.monotonic()
         experiment = self._experiment
         found = compared(
@@ -96,7 +96,7 @@ class Scoring:
         )
         metrics = figures(found)
         if self._hosts.index == 0:
-            for line in alarms(metrics, experiment.task.workflow.roles):
+            for line in alarms(metrics, experiment.task.workflow.roles).values():
                 say(f"after step {step}: {line}")
         return metrics | {"perf/influence_s": time.monotonic() - began}
 

@@ -27,6 +27,7 @@ class Course:
         self.end: Literal["solved", "ended", "turn_limit"] | None = None
         self._task = task
         self.waiting: Sequence[str] = ()  # speakers of this stage who have not acted, in order
+        self.acted = False  # whether anybody has
 
     def next(self) -> Sequence[str]:
         """Returns who speaks in the next stage, all from ``state``; nobody if the episode is over.
@@ -61,6 +62,7 @@ class Course:
         Only the stage's last action may end the episode.
         """
         self.state = transition.state
+        self.acted = True
         self.waiting = self.waiting[1:]
         if transition.done and not self.waiting:
             self.end = "solved" if transition.solved else "ended"

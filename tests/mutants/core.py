@@ -32,6 +32,8 @@ FAULTS = {
          "the penalty's estimate is of the other direction"),
     ],
     ("credit/ledger.py", "test_ledger.py"): [
+        ("return sample.logprobs if sample.drawn_logprobs is None else sample.drawn_logprobs", "return sample.logprobs",
+         "the entropy of a role is not of what was drawn from"),
         ("if own_G.sum() < policy_G.sum():", "if True:", "a policy of one role has shares"),
         ("mass_GK[rows_G] * weigh(lengths_GK[rows_G], mask_GK[rows_G])", "mass_GK[rows_G]", "shares know no weights of the loss"),
         ("for policy in updated:", "for policy in set(policies_G):", "frozen policies have gradients"),
@@ -82,7 +84,7 @@ FAULTS = {
          "long episodes count more"),
         ('if self.reward == "outcome":', 'if self.reward == "return":', "outcomes and returns change places"),
         ("((members_G < 2) & ~signal_G).sum()", "(members_G < 2).sum()", "a signal counts as too small"),
-        ("            _check_success(compared)", "            pass", "any reward is divided by a rate"),
+        ("            check_success(compared)", "            pass", "any reward is divided by a rate"),
         ('if self.reward != "mixed" or self.baseline == "instance":', 'if self.baseline == "instance":',
          "what the best of several led to is a reward"),
     ],

@@ -113,7 +113,7 @@ FAULTS = {
     ("models/packed.py", "test_learner_sharding.py::test_sharded_equals_unsharded test_lora.py test_oracle.py"): [
         ("jnp.full((len(micro.tokens), 1), weights.scale, jnp.float32)", "jnp.full((len(micro.tokens), 1), 2.0, jnp.float32)", "adapters times two, whatever their scale"),
         ('Head(self._mesh, tied(weights.params), weights.adapter is None)', 'Head(self._mesh, True, weights.adapter is None)', "an untied head is projected as an embedding"),
-        ("micro.positions,\n            self._attend", "jnp.broadcast_to(jnp.arange(micro.tokens.shape[1]), micro.tokens.shape),\n            self._attend", "positions count through the row"),
+        ("micro.positions,\n            self.attend", "jnp.broadcast_to(jnp.arange(micro.tokens.shape[1]), micro.tokens.shape),\n            self.attend", "positions count through the row"),
     ],
     ("models/transformer.py", "test_transformer.py test_oracle.py test_lora.py"): [
         ('head_DV = table(params).T if tied(params) else table(params)', 'head_DV = params["embedding"].T', "an own head is not used"),

@@ -58,6 +58,19 @@ FAULTS = {
         ("return self.lost.high < SPARED * low", "return self.lost.mean < SPARED * low", "the alarm trusts a mean"),
         ("return self.lost.high < SPARED * low", "return self.lost.high < SPARED", "a team that solves nothing is idle"),
         ("| apart(low, high)", "", "rewards that change are no change"),
+        ("self.count > 0 and self.lost.high < 0", "self.count > 0 and self.lost.mean < 0", "harm is known by a mean"),
+        ("return harm | idle", "return idle | harm", "an idle role is said before a saboteur"),
+        ("high, found = min(rings)", "high, found = max(rings)", "the comparison in which most is lost is said"),
+    ],
+    ("rollout/counterfactual.py", "test_counterfactual.py"): [
+        ("[own[:1] for own in crossing.drawn]", "crossing.drawn", "who speaks at the same time is the best of K in a continuation"),
+        ("        if at in self._said:", "        if False:", "what is known is drawn again"),
+        ("        if at not in self._drawn:", "        if True:", "continuations draw what others drew"),
+        ("if candidate.reward is not None and then is not None:", "if then is not None:", "what is excluded is played on from"),
+        ("if len(alike) < 2:", "if len(alike) < 1:", "groups of one text are played on from"),
+        ("if group.origin.policy not in updated or chance", "if chance", "frozen policies are played on from"),
+        ("team=candidate.reward.team + later", "team=later", "what is earned at once is forgotten"),
+        ("return None if course.end is None else team_reward(groups)", "return team_reward(groups)", "what failed has an outcome"),
     ],
     ("rollout/rollouts.py", "test_trainer.py test_stages.py test_refill.py"): [
         ("picked.rounds[rounds])", "picked.rounds[0])", "every round plays the same instances"),
@@ -142,8 +155,10 @@ FAULTS = {
          "the later candidates are the first ones again"),
         ("        if not addresses:  # the role has drawn all before\n            return []\n", "", "an engine is asked for nothing"),
     ],
-    ("run/role_settings.py", "test_branching.py"): [
+    ("run/agreement.py", "test_branching.py test_config.py test_train.py"): [
         ("require(credit, \"baseline\", alone, rule)", "pass", "groups that stopped are compared with others"),
+        ("credit.fits(rollout.tree, rollout.by_signal)", "True", "baselines of one member are accepted"),
+        ("not (branching and credit.counterfactual)", "True", "the correction has rewards that nothing was decided by"),
     ],
     ("rollout/rollout.py", "test_stages.py test_trainer.py"): [
         ("Request(policy, prompt_ids, addresses, of_role(", "Request(policy, prompt_ids[:-1], addresses, of_role(", "the engine is asked for another prompt than is recorded"),
@@ -178,7 +193,6 @@ FAULTS = {
     ("run/experiment.py", "test_config.py test_train.py"): [
         ('CHANGEABLE = ("steps", ', 'CHANGEABLE = ("seed", "steps", ',
          "a run goes on with another seed"),
-        ("self.credit.fits(self.rollout.tree, self.rollout.by_signal)", "True", "baselines of one member are accepted"),
         ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
         ("self.batch.rows % self.mesh.rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
@@ -326,7 +340,7 @@ FAULTS = {
     ],
     ("rollout/player.py", "test_boards.py"): [
         ("dataclasses.replace(group, board=board)", "group", "groups have no boards"),
-        ("            board = self._board(course.state, where)\n", "            board = None\n", "the end is not drawn"),
+        ("board = self._board(course.state, str(episode_key))", "board = None", "the end is not drawn"),
     ],
     ("run/episodes.py", "test_report.py"): [
         ('"board": group.board', '"board": None', "boards are not written down"),

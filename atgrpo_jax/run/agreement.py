@@ -1,0 +1,38 @@
+"""Refuses parts of an experiment that are sound alone, and do not go together."""
+
+from typing import Any
+
+from atgrpo_jax.common.checks import require
+from atgrpo_jax.common.types import GroupKey
+
+
+def check_credit(experiment: Any) -> None:
+    """Raises ValueError if the rule of credit does not fit what the experiment draws and who plays."""
+    credit, rollout = experiment.credit, experiment.rollout
+    require(
+        experiment,
+        "credit",
+        credit.fits(rollout.tree, rollout.by_signal),
+        f"is not for RolloutConfig.mode = {rollout.mode!r}, least_signal = {rollout.least_signal}: baseline "
+        '"group" needs "tree", or every baseline would have one member; "instance" and rewards of episodes '
+        'need "trajectories"; "role" and "running" need least_signal = 0, and no curriculum by "signal"',
+    )
+    if credit.counterfactual:
+        plays_on = rollout.tree and not experiment.team.partners
+        rule = 'counterfactual needs RolloutConfig.mode = "tree", and no partners: all would be asked again'
+        require(experiment, "credit", plays_on, rule)
+
+
+def check_siblings(experiment: Any) -> None:
+    """Raises ValueError if some candidates are drawn later, and are compared with more than siblings.
+
+    How many there are then depends on the rewards of the first ones, also in the sets of other groups. And
+    the correction for it (credit/branching.py) needs the rewards by which it was decided.
+    """
+    branching = [role for role, own in experiment.by_role.items() if own.first_candidates]
+    credit = experiment.credit
+    alone = all(credit.set_of(GroupKey(0, "train", 0, 0, 0, role)) is None for role in branching)
+    rule = 'first_candidates needs a rule that compares a group with itself alone: baseline "group"'
+    require(credit, "baseline", alone, rule)
+    rule = "first_candidates looks at what candidates earn at once, which is not what this credits them with"
+    require(credit, "counterfactual", not (branching and credit.counterfactual), rule)
