@@ -3,7 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-TOKENS = "rollout/tokens"  # the metric: those of all candidates of a step
+# The metrics: tokens of all candidates of a step, and of what was played to say what they are worth.
+TOKENS = ("rollout/tokens", "counterfactual/tokens")
+
+
+def drawn(record: Mapping[str, Any]) -> float:
+    """Returns how many tokens a step has drawn, for training."""
+    return float(sum(record.get(name, 0.0) for name in TOKENS))
 
 
 class Ending:
@@ -31,7 +37,7 @@ class Ending:
 
     def count(self, step: int, record: Mapping[str, Any]) -> None:
         """Counts what a step has drawn."""
-        self._drawn += record.get(TOKENS, 0.0)
+        self._drawn += drawn(record)
         if self._tokens and self._drawn >= self._tokens:
             self.last = min(self.last, step)
 

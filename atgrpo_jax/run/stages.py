@@ -195,7 +195,7 @@ class Stages:
         step is complete when this returns.
         """
         played = training_metrics(self.experiment, step, episodes, credited)
-        self.ending.count(step, played)
+        self.ending.count(step, together(*metrics, played))
         last = step == self.ending.last
         scores: dict[str, float] = {}
         if self._validates(step):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.run.ending import TOKENS, Ending
+from atgrpo_jax.run.ending import Ending, drawn
 from atgrpo_jax.studying.asked import Study
 from atgrpo_jax.studying.recorded import Run
 from atgrpo_jax.viewing.contents import kept
@@ -43,19 +43,19 @@ def measure(run: Run, study: Study) -> Measured:
     found = outline(run.folder)
     if not found.ended:
         raise RunError(f"arm {run.arm}: {run.folder.path} is at step {found.done}, and has not ended")
-    drawn = float(sum(record.get(TOKENS, 0.0) for record in found.records))
-    by_tokens = Ending(found.done, study.tokens, found.records).last == found.done and drawn >= study.tokens
+    tokens = sum(map(drawn, found.records))
+    by_tokens = Ending(found.done, study.tokens, found.records).last == found.done and tokens >= study.tokens
     fits = by_tokens if study.tokens else study.steps in (0, found.done)
     if not fits:
         ends = f"{study.tokens:,} tokens" if study.tokens else f"{study.steps} steps"
         raise RunError(
-            f"arm {run.arm}: {run.folder.path} ended after {found.done} steps and {drawn:,.0f} tokens, and "
+            f"arm {run.arm}: {run.folder.path} ended after {found.done} steps and {tokens:,.0f} tokens, and "
             f"the study is of {ends}; name runs that end there, or leave that out of the study"
         )
     episodes = list(found.folder.read_episodes(found.done, "test"))
     told = [[len(c["tokens"]) for group in e["groups"] for c in group["candidates"]] for e in episodes]
     values = _solved(found, "test", found.done) if study.measure == "test" else _on_the_way(found, study)
-    return Measured(found, values, drawn, float(np.mean([sum(counts) for counts in told])))
+    return Measured(found, values, tokens, float(np.mean([sum(counts) for counts in told])))
 
 
 def _solved(run: Outline, split: str, step: int) -> dict[Instance, float]:
@@ -73,7 +73,7 @@ def _on_the_way(run: Outline, study: Study) -> dict[Instance, float]:
             f"{run.folder.path} has no evaluations on the validation split on its way; the measure "
             '"validation" needs evaluation.EvaluationConfig.every = 10 or the like'
         )
-    amounts = [1.0 if study.steps else record.get(TOKENS, 0.0) for record in run.records]
+    amounts = [1.0 if study.steps else drawn(record) for record in run.records]
     places_X = np.cumsum(amounts)[steps]
     solved = [_solved(run, "validation", step) for step in steps]
     common = sorted(set.intersection(*map(set, solved)))
