@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
             (
                 run.name,
                 state(run),
-                f"{max(run.done, 0)}/{run.steps}",
+                str(max(run.done, 0)) + ("" if run.tokens else f"/{run.steps}"),
                 *scores,
                 run.seed,
                 "-" if age == float("inf") else duration(age),

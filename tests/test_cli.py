@@ -101,6 +101,7 @@ COMMANDS = {
     "replay": {"run_dir", "node", "random", "seed", "temperature", "execute", "say", "taught", "mesh",
                "compiled"},
     "report": {"run_dir", "out", "step", "text", "watch", "every", "episodes", "mb"},
+    "study": {"study_dir", "at_once"},
     "tools.budget": {"gin_file", "gin_param", "steps", "trace", "compiled"},
     "tools.check_task": {"gin_file", "gin_param", "instances", "bound", "digests"},
     "tools.model_folder": {"name", "out"},

@@ -304,7 +304,11 @@ def experiments():
         "team": filled(
             Team, rates=strategies.dictionaries(strategies.just("shared"), strategies.floats(0, 9))
         ),
-        "evaluation": filled(EvaluationConfig),
+        "evaluation": filled(
+            EvaluationConfig,
+            every=strategies.sampled_from([1, 4, 20]),
+            influence_every=strategies.sampled_from([0, 20, 40]),
+        ),
         "optimizer": filled(OptimizerConfig, clip_norm=strategies.none() | strategies.floats(0.1, 9)),
         "warm_start": strategies.none() | filled(WarmStartConfig),
         "sandbox": filled(SandboxConfig),

@@ -21,6 +21,7 @@ RANKS = [
     {"update", "tracking"},
     {"run"},
     {"planning", "replaying", "viewing"},
+    {"studying"},
     {"tools.probing"},
     {"tools.budgeting"},
     {"tools"},

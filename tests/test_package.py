@@ -18,7 +18,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.run.gin_config import gin_folder
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("atgrpo_jax", "benchmarks", "docs", "gin", "launch", "tests")
+FOLDERS = ("atgrpo_jax", "benchmarks", "docs", "gin", "launch", "studies", "tests")
 FILES = ("AGENTS.md", "BUILD.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in",
          "README.md", "pyproject.toml", "setup.py")  # fmt: skip
 NAME = f"atgrpo_jax-{atgrpo_jax.__version__}"

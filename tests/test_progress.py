@@ -93,6 +93,26 @@ def test_a_log_file_gets_plain_lines_now_and_then(capsys, monkeypatch):
     ]
 
 
+def test_nothing_is_forecast_of_work_whose_end_nobody_knows(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with Progress("train", None, "step", compiles=True) as progress:
+        for _ in range(3):
+            now[0] += 12.0
+            progress.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "train 0  compiling",
+        "train 1  12.00 s",
+        "train 2  12.00 s/step",
+        "train 3  12.00 s/step",
+    ]
+    with terminal() as got, Progress("train", None, "step") as progress:
+        progress.advance()
+        progress.advance()
+        progress._bar.refresh()
+    assert "train 2/?" in got[0]
+
+
 def test_other_hosts_are_silent_but_for_lines_with_their_number(capsys):
     speak_as(2)
     try:

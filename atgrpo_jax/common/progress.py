@@ -22,8 +22,9 @@ class Progress:
     left are of the units after it, and nothing is forecast before the second one is done.
     """
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0, compiles: bool = False):
-        """``compiles`` says whether the first unit waits for a compiler, which may take a minute."""
+    def __init__(self, what: str, total: int | None, unit: str, done: int = 0, compiles: bool = False):
+        """``total`` is None if nobody knows it. ``compiles`` says whether the first unit waits for a
+        compiler, which may take a minute."""
         self._what = what
         self._total = total
         self._unit = unit
@@ -53,8 +54,8 @@ class Progress:
             _bars.append(self._bar)
 
     def __enter__(self) -> "Progress":
-        if self._compiles and self._bar is None and not _speaker and self._done < self._total:
-            self._print(f"{self._what} {self._done}/{self._total}  compiling")
+        if self._compiles and self._bar is None and not _speaker and self._done != self._total:
+            self._print(f"{self._so_far()}  compiling")
         return self
 
     def __exit__(self, *exc) -> None:
@@ -85,10 +86,16 @@ class Progress:
                 rate = f"{now - self._start:.2f} s"
             else:
                 seconds = (now - self._start) / (self._done - self._first)
-                rate = f"{seconds:.2f} s/{self._unit}, {duration(seconds * (self._total - self._done))} left"
-            self._print(f"{self._what} {self._done}/{self._total}{words}  {rate}")
+                rate = f"{seconds:.2f} s/{self._unit}"
+                if self._total is not None:
+                    rate += f", {duration(seconds * (self._total - self._done))} left"
+            self._print(f"{self._so_far()}{words}  {rate}")
         if self._done == self._first:
             self._start = now
+
+    def _so_far(self) -> str:
+        total = "" if self._total is None else f"/{self._total}"
+        return f"{self._what} {self._done}{total}"
 
     def _print(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)

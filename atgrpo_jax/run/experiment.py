@@ -35,7 +35,8 @@ from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig
 
 # Fields that may change when a run goes on: they do not affect the steps that are done.
-CHANGEABLE = ("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "trackers")
+CHANGEABLE = ("steps", "tokens", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best",
+              "trackers")  # fmt: skip
 SHOWN = 3  # of the fields in which two experiments differ
 
 
@@ -73,13 +74,13 @@ class Experiment:
     checkpoint_every: int = 10  # steps
     keep_checkpoints: int = 2  # how many of the newest are kept; step 0 is kept as well
     # Fields without repr are no part of the identity that older runs have, too.
+    tokens: int = dataclasses.field(default=0, repr=False)  # drawn in training, and it ends; 0 is off
     keep_every: int = dataclasses.field(default=0, repr=False)  # steps; each such one is kept; 0 is off
     keep_best: bool = dataclasses.field(default=False, repr=False)  # by validation; the earliest of equals
     origin: str | None = dataclasses.field(default=None, repr=False)  # of a fork: see origin.py
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
     gate: bool = True  # after every push, check the engine's weights; see engines/gate.py
-    # Who else shows the records. Without ``repr`` it is no part of ``identity``, nor was it before it came.
-    trackers: Trackers = dataclasses.field(default=Trackers(), repr=False)
+    trackers: Trackers = dataclasses.field(default=Trackers(), repr=False)  # who else shows the records
 
     def __post_init__(self):
         lacks = missing(self.task)
@@ -94,7 +95,8 @@ class Experiment:
         object.__setattr__(self, "pretrained", _absolute(self.pretrained))
         for name in ("steps", "checkpoint_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
-        require(self, "keep_every", self.keep_every >= 0, "must not be negative")
+        for name in ("tokens", "keep_every"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
         scored = not self.keep_best or self.evaluation.every > 0
         require(self, "keep_best", scored, "nothing is scored on the way with EvaluationConfig.every = 0")
         require(self, "seed", self.seed >= 0, "must not be negative; every number is a seed of its own")

@@ -21,7 +21,7 @@ from atgrpo_jax.run.team_state import TeamState
 def train(
     experiment: Experiment, folder: RunFolder, hosts: Hosts | None = None, may_exit: bool = True
 ) -> dict[str, Any]:
-    """Trains to ``experiment.steps``, from the newest checkpoint of ``folder`` if there is one.
+    """Trains to the last step (``Ending``), from the newest checkpoint of ``folder`` if there is one.
 
     Returns the summary, which is also written to the folder. After SIGTERM or Ctrl-C it saves the
     last complete step and raises Stopped, or ends the process if it ``may_exit`` (``Stopping``). If the
@@ -32,10 +32,10 @@ def train(
         hosts.heed(stopping, stages.unsaved)
         try:
             team = stages.begin()
-            with Progress("train", experiment.steps, "step", stages.done, compiles=True) as progress:
-                for step in range(stages.done + 1, experiment.steps + 1):
-                    team, record = one_step(stages, team, step)
-                    progress.advance(**headline(step, record))
+            with Progress("train", stages.ending.known, "step", stages.done, compiles=True) as progress:
+                while stages.done < stages.ending.last:
+                    team, record = one_step(stages, team, stages.done + 1)
+                    progress.advance(**headline(stages.done, record), **stages.ending.shown())
         except Stopped as stopped:
             stages.checkpoint_now()
             stopped.note = stages.where()

@@ -11,6 +11,7 @@ from atgrpo_jax.common.files import Place, is_file, write_atomically
 from atgrpo_jax.common.metric_names import OF_POLICY, OF_ROLE
 from atgrpo_jax.common.progress import counted, duration
 from atgrpo_jax.rollout.evaluation import available
+from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.findings import findings
 from atgrpo_jax.run.folder import RunFolder
@@ -33,16 +34,17 @@ def summarise(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
     records = folder.read_metrics()
     keys = ("success", "low", "high", "turns")
     before = _scores(folder, records, 0, keys)
-    after = _scores(folder, records, experiment.steps, keys)
+    last = Ending(experiment.steps, experiment.tokens, records).last
+    after = _scores(folder, records, last, keys)
     summary = {
         "run_dir": str(folder.path),
-        "steps": experiment.steps,
+        "steps": last,
         "instances": available(experiment.task, "test", experiment.evaluation.instances),
         "before": before,
         "after": after,
         "train_seconds": sum(record.get("perf/step_s", 0.0) for record in records),
         "findings": findings(records),
-        "failures": failures(folder, experiment.steps),
+        "failures": failures(folder, last),
         "tensorboard": experiment.trackers.tensorboard is not None,
     }
     folder.check_ours()

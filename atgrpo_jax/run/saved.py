@@ -17,6 +17,7 @@ from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.run import changes, gin_config, origin
 from atgrpo_jax.run.checkpoint import steps_in
+from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.found import FoundRun
@@ -154,6 +155,13 @@ def _begun(
             f"{experiment.steps}; ask for more, or score one of its checkpoints: "
             f"{typed('atgrpo_jax.evaluate')} --step=..."
         )
+    if experiment.tokens:
+        enough = Ending(experiment.steps, experiment.tokens, folder.read_metrics()[: done + 1]).last
+        if done > enough:
+            raise RunError(
+                f"{folder.path} holds {counted(done, 'step')} already, and {enough} of them drew "
+                f"Experiment.tokens = {experiment.tokens}; ask for more"
+            )
     like = recorded
     if recorded is not None:
         changes.forget_undone(folder, recorded)

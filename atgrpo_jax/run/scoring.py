@@ -40,8 +40,11 @@ class Scoring:
         if settings.influence_every:
             check_enough(available(experiment.task, "validation", settings.validation_instances))
 
-    def score(self, step: int, split: str) -> dict[str, float]:
-        """Plays a split after ``step``, and writes its episodes. Returns metrics."""
+    def score(self, step: int, split: str, last: bool = False) -> dict[str, float]:
+        """Plays a split after ``step``, and writes its episodes. Returns metrics.
+
+        ``last`` says whether it is the run's last step.
+        """
         experiment = self._experiment
         settings = experiment.evaluation
         most = settings.instances if split == "test" else settings.validation_instances
@@ -70,13 +73,13 @@ class Scoring:
         if self._hosts.index == 0:
             say(f"{split} after step {step}: {score}; {drawn_by(sampling)}")
         metrics = {f"{split}/{name}": value for name, value in score.record().items()}
-        if split == "validation" and self._measures(step):
+        if split == "validation" and self._measures(step, last):
             metrics |= self._influence(step, score.episodes)
         return metrics
 
-    def _measures(self, step: int) -> bool:
+    def _measures(self, step: int, last: bool) -> bool:
         every = self._experiment.evaluation.influence_every
-        return bool(every and step) and (step % every == 0 or step == self._experiment.steps)
+        return bool(every and step) and (step % every == 0 or last)
 
     def _influence(self, step: int, episodes: Sequence[Episode]) -> dict[str, float]:
         """Plays the episodes again with other words of each role, and says which alarms ring."""

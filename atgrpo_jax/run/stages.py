@@ -19,6 +19,7 @@ from atgrpo_jax.rollout.curriculum import learned
 from atgrpo_jax.run import changes, origin
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
+from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.environment import record_environment
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
@@ -51,6 +52,7 @@ class Stages:
         self.folder = folder
         self.hosts = hosts
         self.done = 0
+        self.ending = Ending(experiment.steps, experiment.tokens)
         self._complete: TeamState | None = None  # after step ``done``
         self._saved: int | None = None  # step of the newest checkpoint; None before the first
         self._compiles = CompileCounter()
@@ -113,11 +115,19 @@ class Stages:
         else:
             team = restored
             self.done = self._saved = newest
+            self._count_again()
             self.sync(team)
         if self.experiment.refers:
             learner.refer_to(learner.restore(self._checkpoints, 0))
         self._complete = team
         return team
+
+    def _count_again(self) -> None:
+        """Counts the tokens of the steps that are done."""
+        own = self.experiment
+        if own.tokens:
+            records = told_json(self.hosts, "records", self.folder.read_metrics)
+            self.ending = Ending(own.steps, own.tokens, records)
 
     def _take_up(self, newest: int | None) -> None:
         """Prepares the run folder to go on after step ``newest``, or to begin. Only host 0 does this."""
@@ -184,15 +194,16 @@ class Stages:
         Returns the metrics. Raises NotFinite, before it writes, if one of them is not finite. The
         step is complete when this returns.
         """
-        last = step == self.experiment.steps
+        played = together(*metrics, training_metrics(self.experiment, step, episodes, credited))
+        self.ending.count(step, played)
+        last = step == self.ending.last
         scores: dict[str, float] = {}
         if self._validates(step):
-            scores |= self._scoring.score(step, "validation")
+            scores |= self._scoring.score(step, "validation", last)
         if last:
             scores |= self._scoring.score(step, "test")
         compiles = {"perf/compiles": float(self._compiles.count)}
-        played = training_metrics(self.experiment, step, episodes, credited)
-        record = together(*metrics, played, scores, compiles)
+        record = together(played, scores, compiles)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
         self._write(step, record, episodes, credited)
         self.done = step
@@ -214,7 +225,7 @@ class Stages:
                 content = written(step, episodes, credited, own.tokenizer, own.alphas)
                 self.folder.write_episodes(step, content)
             self.tracking.send(write_record(self.folder, step, record))
-            if "validation/success" in record and 0 < step < self.experiment.steps:  # the end draws its own
+            if "validation/success" in record and 0 < step < self.ending.last:  # the end draws its own
                 draw_curves(self.folder)
             return b""
 
@@ -223,7 +234,7 @@ class Stages:
     def checkpoint(self, step: int, team: TeamState) -> None:
         """Saves the team after step ``step`` if a checkpoint is due, or if it is the best so far."""
         experiment = self.experiment
-        due = step % experiment.checkpoint_every == 0 or step == experiment.steps
+        due = step % experiment.checkpoint_every == 0 or step == self.ending.last
         due = due or bool(experiment.keep_every and step % experiment.keep_every == 0)
         if due or (experiment.keep_best and self._validates(step) and self._is_best(step)):
             self._save(step, team)
@@ -235,7 +246,7 @@ class Stages:
 
     def _validates(self, step: int) -> bool:
         """Returns whether a step is followed by an evaluation on the validation split."""
-        return self.experiment.evaluation.validates(step, self.experiment.steps)
+        return self.experiment.evaluation.validates(step, self.ending.last)
 
     def checkpoint_now(self) -> None:
         """Saves the last complete step if it is not saved yet. (``begin`` saves step 0 itself.)"""

@@ -79,9 +79,12 @@ class Group:
     letter: str
     runs: Sequence[Outline]
     at: At = At()
+    name: str = ""  # if it has one
 
     @property
     def title(self) -> str:
+        if self.name:
+            return self.name
         names = [run.name for run in self.runs]
         return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
 

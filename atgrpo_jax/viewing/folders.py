@@ -11,15 +11,17 @@ from typing import Any
 from atgrpo_jax.common import buckets
 from atgrpo_jax.common.files import is_file, names_in, read_file
 from atgrpo_jax.run import lease
+from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.experiment import CHANGEABLE
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.viewing.contents import kept
 
 SEED = "experiment.Experiment.seed"
 STEPS = "experiment.Experiment.steps"
+TOKENS = "experiment.Experiment.tokens"
 # Settings that change nothing of what a step learns. Runs that differ in these alone are one group, but
-# for the number of steps.
-_UNLEARNT = "|".join({*CHANGEABLE, "cache_dir", "workers"} - {"steps"})
+# for the number of steps or tokens.
+_UNLEARNT = "|".join({*CHANGEABLE, "cache_dir", "workers"} - {"steps", "tokens"})
 IDLE = re.compile(rf".*\.({_UNLEARNT})|" + re.escape(SEED))
 STALE_S = 120.0  # a run in a bucket whose lease is older than this has ended
 
@@ -43,8 +45,21 @@ class Outline:
     @property
     def steps(self) -> int:
         """Returns how many steps the run is to have."""
-        text = self.settings.get(STEPS, "")
+        return self._number(STEPS)
+
+    @property
+    def tokens(self) -> int:
+        """Returns the drawn tokens by which it is to end; 0 if steps alone end it."""
+        return self._number(TOKENS)
+
+    def _number(self, name: str) -> int:
+        text = self.settings.get(name, "")
         return int(text) if text.isdigit() else 0
+
+    @property
+    def ended(self) -> bool:
+        """Returns whether it has made its last step."""
+        return self.done >= Ending(self.steps, self.tokens, self.records).last > 0
 
     @property
     def done(self) -> int:
@@ -54,7 +69,9 @@ class Outline:
     @property
     def kind(self) -> tuple[tuple[str, str], ...]:
         """Returns the settings that runs of one group, with several seeds, have in common."""
-        return tuple(sorted(item for item in self.settings.items() if not IDLE.fullmatch(item[0])))
+        unset = (TOKENS, "0")  # runs from before it was a setting do not tell it
+        items = self.settings.items()
+        return tuple(sorted(item for item in items if item != unset and not IDLE.fullmatch(item[0])))
 
     def last(self, metric: str) -> tuple[int, float] | None:
         """Returns the newest value of a metric, with its step."""
@@ -121,4 +138,4 @@ def state(run: Outline) -> str:
     """Returns "running", "ended", or "stopped" for one that did not reach its last step."""
     if is_running(run.folder):
         return "running"
-    return "ended" if run.done >= run.steps > 0 else "stopped"
+    return "ended" if run.ended else "stopped"

@@ -23,7 +23,7 @@ NAVIGATION = {
     "Teams": ("docs/workflows", "docs/partners"),
     "Looking": (
         "docs/report", "docs/metrics", "docs/ledger", "docs/influence", "docs/replay", "docs/episodes",
-        "docs/trackers",
+        "docs/trackers", "docs/studies",
     ),
     "Training": (
         "docs/config", "docs/curriculum", "docs/branching", "docs/models", "docs/forks", "docs/moving",

@@ -16,8 +16,8 @@ FAULTS = {
          "after a resume the reference is the step that the run goes on from"),
         ("audit(group, team.version, self.experiment.seed)", "audit(group, group.origin.version, self.experiment.seed)", "any version passes the audit"),
         ("gate.push(self.engine, weights, team.version)", "gate.push(self.engine, weights, 0)", "pushes are all called 0"),
-        ("self.experiment.evaluation.validates(step, self.experiment.steps)", "step == self.experiment.steps", "no validation on the way"),
-        ("due = step % experiment.checkpoint_every == 0 or step == experiment.steps", "due = step % experiment.checkpoint_every == 0",
+        ("self.experiment.evaluation.validates(step, self.ending.last)", "step == self.experiment.steps", "no validation on the way"),
+        ("due = step % experiment.checkpoint_every == 0 or step == self.ending.last", "due = step % experiment.checkpoint_every == 0",
          "the last step is not saved"),
         ("self._opened = opening.pop_all()", "self._opened = opening.pop_all()\n        opening.close()\n        self._opened = contextlib.ExitStack()", "nothing is closed at the end"),
         ("        with contextlib.ExitStack() as opening:", "        opening = contextlib.ExitStack()\n        if True:", "a start that fails leaves the engine open"),
@@ -43,7 +43,7 @@ FAULTS = {
         ('most = settings.instances if split == "test" else settings.validation_instances', "most = settings.instances",
          "validation has the test's number of instances"),
         ("            split=split,\n            instances=instances,\n            compiles", '            split="train",\n            instances=instances,\n            compiles', "scores are of the training split"),
-        ("        if split == \"validation\" and self._measures(step):", "        if split == \"validation\":", "influence is always measured"),
+        ("        if split == \"validation\" and self._measures(step, last):", "        if split == \"validation\":", "influence is always measured"),
     ],
     ("rollout/influence.py", "test_influence.py"): [
         ("elif known is not None and known.origin.prompt_ids == prompt_ids:", "elif known is not None:", "who hears something else says the same"),
@@ -143,7 +143,7 @@ FAULTS = {
     ("run/loop.py", "test_trainer.py test_stages.py test_policies.py"): [
         ("proof = stages.sync(team)", "proof = {}", "the engine never gets new weights"),
         ("    stages.engine.release()", "    _ = stages.engine.release", "the update frees what the engine draws from"),
-        ("range(stages.done + 1, experiment.steps + 1)", "range(stages.done + 1, experiment.steps)", "the last step is left out"),
+        ("stages.done < stages.ending.last", "stages.done < stages.ending.last - 1", "the last step is left out"),
         ("stages.checkpoint(step, team)\n", "pass\n", "nothing is saved on the way"),
     ],
     ("rollout/player.py", "test_branching.py"): [
@@ -290,7 +290,33 @@ FAULTS = {
     ("viewing/folders.py", "test_compare.py"): [
         ("step in (None, file.step)", "True", "the last evaluation is paired, whatever the step"),
         ("fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN | fcntl.LOCK_NB", "no run is running"),
-        ('return "ended" if run.done >= run.steps > 0 else "stopped"', 'return "ended"', "all have ended"),
+        ('return "ended" if run.ended else "stopped"', 'return "ended"', "all have ended"),
+    ],
+    ("run/ending.py", "test_ending.py"): [
+        (">= self._tokens:", "> self._tokens:", "the step that draws the last token does not end the run"),
+        ("min(self.last, step)", "step", "a run ends again and again"),
+    ],
+    ("studying/verdicts.py", "test_study.py"): [
+        ("if interval.low > by:", "if interval.mean > by:", "a mean is a verdict"),
+        ("mean - math.hypot(mean - found.low, reach)", "found.low", "seeds do not count"),
+        ("ddof=1)", "ddof=0)", "seeds spread too little"),
+        ("worst = min(runs,", "worst = max(runs,", "the best seed reaches a bar for all"),
+    ],
+    ("studying/making.py", "test_study.py"): [
+        ("if run.seed is not None and not is_made(run))", "if run.seed is not None)", "what is made is made again"),
+        ("made = code == 0 and is_made(run)", "made = True", "a run that failed is made"),
+        ("if not is_running(run.folder):", "if True:", "two processes train in one folder"),
+        ("process.ask_to_stop()", "pass", "runs do not hear of a stop"),
+    ],
+    ("studying/recorded.py", "test_study.py"): [
+        ('if recorded["digest"] == digest:', "if True:", "a study becomes another one"),
+        ("begun = begun or is_file(folder.table) or _any_begun(folder)", "begun = True", "what was not begun cannot change"),
+        ("if key not in _FOR_PEOPLE", "if True", "words cannot be put better"),
+    ],
+    ("studying/measured.py", "test_study.py"): [
+        ("and drawn >= study.tokens", "", "a run may end before the study does"),
+        ("Ending(found.done, study.tokens, found.records).last == found.done and ", "", "a run may end after the study does"),
+        ("/ (places_X[-1] - places_X[0])", "", "areas are no shares"),
     ],
     ("viewing/contents.py", "test_report.py"): [
         ("[count - 1, 0] if count > 1", "[0, count - 1] if count > 1", "the first comes before the last"),

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from atgrpo_jax.common import leash
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.engines.sglang import leash
 from atgrpo_jax.engines.sglang.secrets import plain
 
 LAST_WORDS = 15  # last lines of a server's log that are shown

@@ -1,0 +1,1 @@
+"""Compares arms over several seeds, with predictions that were written down before."""
