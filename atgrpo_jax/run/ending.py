@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# The metrics: tokens of all candidates of a step, and of what was played to say what they are worth.
-TOKENS = ("rollout/tokens", "counterfactual/tokens")
+# Metrics: the tokens of all candidates of a step, and those that were drawn to play on from candidates.
+_TOKENS = "rollout/tokens", "counterfactual/tokens"
 
 
-def drawn(record: Mapping[str, Any]) -> float:
-    """Returns how many tokens a step has drawn, for training."""
-    return float(sum(record.get(name, 0.0) for name in TOKENS))
+def drawn_tokens(record: Mapping[str, Any]) -> float:
+    """Returns how many tokens a training step has drawn, by its metrics."""
+    return sum(record.get(name, 0.0) for name in _TOKENS)
 
 
 class Ending:
@@ -37,7 +37,7 @@ class Ending:
 
     def count(self, step: int, record: Mapping[str, Any]) -> None:
         """Counts what a step has drawn."""
-        self._drawn += drawn(record)
+        self._drawn += drawn_tokens(record)
         if self._tokens and self._drawn >= self._tokens:
             self.last = min(self.last, step)
 

@@ -194,8 +194,8 @@ class Stages:
         Returns the metrics. Raises NotFinite, before it writes, if one of them is not finite. The
         step is complete when this returns.
         """
-        played = training_metrics(self.experiment, step, episodes, credited)
-        self.ending.count(step, together(*metrics, played))
+        played = together(*metrics, training_metrics(self.experiment, step, episodes, credited))
+        self.ending.count(step, played)
         last = step == self.ending.last
         scores: dict[str, float] = {}
         if self._validates(step):
@@ -203,7 +203,7 @@ class Stages:
         if last:
             scores |= self._scoring.score(step, "test")
         compiles = {"perf/compiles": float(self._compiles.count)}
-        record = together(*metrics, played, scores, compiles)
+        record = together(played, scores, compiles)
         check_finite(record, f"step {step}, metrics", UNTOUCHED)
         self._write(step, record, episodes, credited)
         self.done = step

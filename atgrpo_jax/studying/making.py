@@ -17,7 +17,7 @@ from atgrpo_jax.common.errors import ConfigError, one_line
 from atgrpo_jax.common.files import is_file, make_folder
 from atgrpo_jax.common.progress import counted, duration, say
 from atgrpo_jax.common.stopping import Stopping
-from atgrpo_jax.run.ending import drawn
+from atgrpo_jax.run.ending import drawn_tokens
 from atgrpo_jax.studying.asked import Study
 from atgrpo_jax.studying.recorded import Run, StudyFolder
 from atgrpo_jax.viewing.folders import is_running, outline
@@ -201,11 +201,8 @@ def how_far(run: Run) -> str:
     found = outline(run.folder)
     if found.done < 0:
         return "before its first step"
-    tokens = sum(map(drawn, found.records))
-    words = [
-        f"step {found.done}",
-        f"{tokens:,.0f} tokens" + (f" of {found.tokens:,}" if found.tokens else ""),
-    ]
+    drawn = sum(map(drawn_tokens, found.records))
+    words = [f"step {found.done}", f"{drawn:,.0f} tokens" + (f" of {found.tokens:,}" if found.tokens else "")]
     for split in ("validation", "test"):
         scored = found.last(f"{split}/success")
         if scored is not None:

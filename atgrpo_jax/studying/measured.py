@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.run.ending import Ending, drawn
+from atgrpo_jax.run.ending import Ending, drawn_tokens
 from atgrpo_jax.studying.asked import Study
 from atgrpo_jax.studying.recorded import Run
 from atgrpo_jax.viewing.contents import kept
@@ -43,8 +43,8 @@ def measure(run: Run, study: Study) -> Measured:
     found = outline(run.folder)
     if not found.ended:
         raise RunError(f"arm {run.arm}: {run.folder.path} is at step {found.done}, and has not ended")
-    tokens = sum(map(drawn, found.records))
-    by_tokens = Ending(found.done, study.tokens, found.records).last == found.done and tokens >= study.tokens
+    drawn = float(sum(map(drawn_tokens, found.records)))
+    by_tokens = Ending(found.done, study.tokens, found.records).last == found.done and drawn >= study.tokens
     fits = by_tokens if study.tokens else study.steps in (0, found.done)
     if not fits:
         ends = f"{study.tokens:,} tokens" if study.tokens else f"{study.steps} steps"
@@ -73,7 +73,7 @@ def _on_the_way(run: Outline, study: Study) -> dict[Instance, float]:
             f"{run.folder.path} has no evaluations on the validation split on its way; the measure "
             '"validation" needs evaluation.EvaluationConfig.every = 10 or the like'
         )
-    amounts = [1.0 if study.steps else drawn(record) for record in run.records]
+    amounts = [1.0 if study.steps else drawn_tokens(record) for record in run.records]
     places_X = np.cumsum(amounts)[steps]
     solved = [_solved(run, "validation", step) for step in steps]
     common = sorted(set.intersection(*map(set, solved)))
