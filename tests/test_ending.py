@@ -30,7 +30,6 @@ def test_the_last_step_is_the_first_by_which_the_tokens_were_drawn(tokens, last)
 def test_steps_are_the_most_and_what_comes_after_the_last_step_does_not_count():
     assert Ending(1, 30, records(10)).last == 1
     assert Ending(9, 10, records(10, 20)).last == 1
-    assert Ending(9, 10, [{}, {"rollout/tokens": 4.0, "counterfactual/tokens": 6.0}]).last == 1
     assert Ending(9, 0).shown() == {} and Ending(9, 0).known == 9
     assert (Ending(9, 11, records(10)).known, Ending(9, 10, records(10)).known) == (None, 1)
     assert Ending(9, 30, [{}, {"rollout/tokens": 10.0, "counterfactual/tokens": 20.0}]).last == 1

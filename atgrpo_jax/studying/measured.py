@@ -49,13 +49,13 @@ def measure(run: Run, study: Study) -> Measured:
     if not fits:
         ends = f"{study.tokens:,} tokens" if study.tokens else f"{study.steps} steps"
         raise RunError(
-            f"arm {run.arm}: {run.folder.path} ended after {found.done} steps and {tokens:,.0f} tokens, and "
+            f"arm {run.arm}: {run.folder.path} ended after {found.done} steps and {drawn:,.0f} tokens, and "
             f"the study is of {ends}; name runs that end there, or leave that out of the study"
         )
     episodes = list(found.folder.read_episodes(found.done, "test"))
     told = [[len(c["tokens"]) for group in e["groups"] for c in group["candidates"]] for e in episodes]
     values = _solved(found, "test", found.done) if study.measure == "test" else _on_the_way(found, study)
-    return Measured(found, values, tokens, float(np.mean([sum(counts) for counts in told])))
+    return Measured(found, values, drawn, float(np.mean([sum(counts) for counts in told])))
 
 
 def _solved(run: Outline, split: str, step: int) -> dict[Instance, float]:

@@ -314,7 +314,7 @@ FAULTS = {
         ("if key not in _FOR_PEOPLE", "if True", "words cannot be put better"),
     ],
     ("studying/measured.py", "test_study.py"): [
-        ("and tokens >= study.tokens", "", "a run may end before the study does"),
+        ("and drawn >= study.tokens", "", "a run may end before the study does"),
         ("Ending(found.done, study.tokens, found.records).last == found.done and ", "", "a run may end after the study does"),
         ("/ (places_X[-1] - places_X[0])", "", "areas are no shares"),
     ],
