@@ -237,7 +237,7 @@ def test_the_command(tmp_path):
         line = [sys.executable, "-m", "atgrpo_jax.plan", "--gin_file=plan.gin", *flags]
         return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
 
-    compiled = plan("--device=v6e", "--compile")
+    compiled = plan("--device=v6e", "--compile", "--gin_param=config.Architecture.layers = 1")
     assert compiled.returncode == 0, compiled.stderr
     assert "the update beside its state, as compiled" in compiled.stdout and "GB: fits" in compiled.stdout
     assert "TFLOP" in compiled.stdout

@@ -17,6 +17,7 @@ import jax
 from filelock import FileLock
 from jax.experimental.compilation_cache import compilation_cache
 
+from atgrpo_jax.common.cores import cores
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import folder_path, make_folder
 from atgrpo_jax.common.progress import say
@@ -96,9 +97,11 @@ def machine() -> str:
     JAX knows the features, but not the number. XLA divides loops by it, so what was compiled on one core
     would stay on one.
     """
-    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    about = Path("/proc/cpuinfo")  # of Linux
+    first = about.read_text().partition("\n\n")[0].splitlines() if about.exists() else []
     lines = [line for line in first if line.partition(":")[0].strip() in PROCESSOR]
-    return hash_bytes("\n".join((platform.machine(), *lines, str(len(os.sched_getaffinity(0)))))).hex()[:12]
+    name = platform.machine(), platform.processor(), *lines, str(len(cores()))
+    return hash_bytes("\n".join(name)).hex()[:12]
 
 
 class _Warned:

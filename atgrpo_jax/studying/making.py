@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from atgrpo_jax.common import leash
+from atgrpo_jax.common.cores import cores, kept_to
 from atgrpo_jax.common.errors import ConfigError, one_line
 from atgrpo_jax.common.files import is_file, make_folder
 from atgrpo_jax.common.progress import counted, duration, say
@@ -43,24 +44,19 @@ class Process(Protocol):
 
 
 class Training:
-    """Runs a command on a leash (``common/leash.py``) and on the given cores. Its output goes to ``log``."""
+    """Runs a command on a leash (``common/leash.py``), on its ``own`` cores. Its output goes to ``log``."""
 
-    def __init__(self, command: Sequence[str], log: Path, cores: set[int]):
-        ours = os.sched_getaffinity(0)
-        with open(log, "ab") as words:
+    def __init__(self, command: Sequence[str], log: Path, own: set[int]):
+        with open(log, "ab") as words, kept_to(own):
             words.write(f"$ {shlex.join(command)}\n".encode())
             words.flush()
-            os.sched_setaffinity(0, cores)  # which the process inherits
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", leash.__file__, str(os.getpid()), *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=words,
-                    stderr=words,
-                    start_new_session=True,  # Ctrl-C goes to the study alone, which asks once
-                )
-            finally:
-                os.sched_setaffinity(0, ours)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", leash.__file__, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                start_new_session=True,  # Ctrl-C goes to the study alone, which asks once
+            )
 
     def poll(self) -> int | None:
         return self._process.poll()
@@ -78,11 +74,11 @@ def shares(at_once: int) -> list[set[int]]:
 
     Sums of the CPU depend on the number of cores, so each process has as many, from start to end.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    if not 1 <= at_once <= len(cores):
-        raise ConfigError(f"--at_once={at_once}: this machine gives us {counted(len(cores), 'core')}")
-    each = len(cores) // at_once
-    return [set(cores[each * place : each * (place + 1)]) for place in range(at_once)]
+    usable = cores()
+    if not 1 <= at_once <= len(usable):
+        raise ConfigError(f"--at_once={at_once}: this machine gives us {counted(len(usable), 'core')}")
+    each = len(usable) // at_once
+    return [set(usable[each * place : each * (place + 1)]) for place in range(at_once)]
 
 
 def command(study: Study, run: Run) -> list[str]:
@@ -95,11 +91,11 @@ def command(study: Study, run: Run) -> list[str]:
 
 def starter(study: Study, folder: StudyFolder, at_once: int) -> Callable[[Run, int], Process]:
     """Returns what starts a run in one of ``at_once`` places."""
-    cores = shares(at_once)
+    own = shares(at_once)
 
     def start(run: Run, place: int) -> Process:
         make_folder(folder.logs)
-        return Training(command(study, run), folder.log(run), cores[place])
+        return Training(command(study, run), folder.log(run), own[place])
 
     return start
 

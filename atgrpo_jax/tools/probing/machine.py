@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import atgrpo_jax
+from atgrpo_jax.common.cores import cores
 from atgrpo_jax.sandbox.levels import LEVELS
 from atgrpo_jax.sandbox.pool import SandboxConfig
 from atgrpo_jax.tools.probing.parts import Found
@@ -24,21 +25,20 @@ def host() -> Found:
     """Returns versions, cores, their load, and memory. It does not ask JAX for its devices."""
     versions = {name: _version(name) for name in _PACKAGES}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     values = {
         "atgrpo_jax": atgrpo_jax.__version__,
         "commit": commit(Path(atgrpo_jax.__file__).parent),
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": cores,
+        "cores": len(cores()),
         "memory_gb": round(memory / 1e9, 1),
         "load": round(os.getloadavg()[0], 1),  # processes that want a core, before the probe's own
         "packages": {name: version for name, version in versions.items() if version},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
     line = (
-        f"{cores} cores ({values['processor']}), load {values['load']}, {memory / 1e9:.0f} GB, "
+        f"{values['cores']} cores ({values['processor']}), load {values['load']}, {memory / 1e9:.0f} GB, "
         f"{values['system']}"
     )
     return Found(line, values)
