@@ -222,6 +222,20 @@ def test_a_host_that_is_deaf_when_another_one_failed_ends_with_its_line(party):
     assert made.exits[0] == (0, "host 1: out of memory", 2)
 
 
+def test_a_host_that_stops_stays_until_the_others_leave_and_one_that_failed_does_not(party):
+    made = party(2)
+    left = []
+    stops = threading.Thread(target=lambda: left.append(made.hosts[1].leave(Stopped(signal.SIGTERM))))
+    stops.start()
+    time.sleep(0.3)
+    assert left == []  # host 0 may still have to write something
+    made.hosts[0].leave(Stopped(signal.SIGTERM))
+    stops.join(timeout=5)
+    assert len(left) == 1
+    made = party(2)
+    made.hosts[1].leave(RunError("out of memory"))  # host 0 says nothing, and this ends
+
+
 def test_a_run_without_meetings_ends_and_says_where_it_is(party, monkeypatch):
     monkeypatch.setattr(watching, "GRACE_S", 0.1)
     made = party(1, patience_s=0.1)

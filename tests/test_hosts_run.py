@@ -97,7 +97,7 @@ def test_two_processes_leave_the_bytes_of_one_whatever_ends_them(tmp_path, alone
     assert ended(start(2, tmp_path, *words, counted=True)) == [0, 0]
     check_same(tmp_path, alone)
     counted = "".join((tmp_path / f"collectives_{i}.txt").read_text() for i in range(2))
-    assert set(counted.splitlines()) == {"idle"}, counted
+    assert set(counted.splitlines()) <= {"idle"}, counted  # none, if the first run had almost ended
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ class Joined:
             said = failure(error)
             if others and not isinstance(error, OtherFailed):
                 told = OtherFailed(*others[0])  # the same fault, or one that follows from it
-        self._watcher.bye(said)
+        self._watcher.bye(said, waits=said.state == "stopped")
         return told
 
 

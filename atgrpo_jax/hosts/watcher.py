@@ -5,6 +5,7 @@ why. A stop of one host becomes a stop of all. A host that does not hear of a fa
 main thread waits for the devices of a host that has left, is ended.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from atgrpo_jax.hosts.store import Store
 LOOK_S = 0.3  # time between two looks at the news
 BEAT_S = 2.0  # time between two beats of this host
 GRACE_S = 5.0  # time for the main thread to end by itself after another host has failed
-BYE_S = 8.0  # time that host 0, which keeps the store, waits for the others before it leaves
+BYE_S = 8.0  # time that a host waits for the others before it leaves
 BYES = "byes"
 HUNG_CODE = 3  # exit code if a host does not come to a meeting
 NEWS = "news"
@@ -75,15 +76,21 @@ class Watcher:
         self.news[self._index] = said
         self._store.put(f"{NEWS}/{self._index}", said.to_bytes())
 
-    def bye(self, said: Said) -> None:
-        """Tells the others that this host leaves. Host 0 waits until they have left, or a few seconds."""
+    def bye(self, said: Said, waits: bool = False) -> None:
+        """Tells the others that this host leaves.
+
+        Host 0 waits until they have left, or a few seconds. So does any other one that ``waits``, as one that
+        stops does: host 0 may still have to write something, and JAX aborts it soon after one has gone.
+        """
         self.tell(said)
         self._store.put(f"{BYES}/{self._index}", b"")
         until = time.monotonic() + BYE_S
-        while self._index == 0 and time.monotonic() < until:
-            if len(self._store.under(BYES)) == self._count:
-                break
-            time.sleep(0.05)
+        waits = waits or self._index == 0
+        with contextlib.suppress(Unreachable):  # host 0 has gone first
+            while waits and time.monotonic() < until:
+                if len(self._store.under(BYES)) == self._count:
+                    break
+                time.sleep(0.05)
 
     def leave_at_once(self) -> None:
         """Tells the others that this host ends now, since it was asked to stop and does not hear it.
