@@ -48,6 +48,7 @@ def test_rollout_prints_one(flag):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_short_soak_finds_nothing_wrong_and_nothing_lost():
     path = ROOT / "benchmarks" / "soak.py"
     done = subprocess.run([sys.executable, path, "--seconds=5"], capture_output=True, text=True, check=True)

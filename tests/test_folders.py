@@ -137,6 +137,7 @@ def test_an_exported_team_is_the_same_for_transformers_and_peft(place):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_exported_team_of_adapters_plays_as_the_run_does(place, monkeypatch):
     """To the byte, where it plays the same step; and its command scores the same where it draws greedily."""
     command(place, "export", "--run_dir=run", "--out=played")
@@ -207,6 +208,7 @@ def test_export_rounds_as_it_is_asked_and_says_what_that_took(place):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_adapters_name_the_folder_that_they_were_trained_on_while_it_is_there(place):
     bare = "--gin_param=experiment.Experiment.warm_start = None"
     args = ["--gin_file=mine.gin", "--gin_param=MODEL = 'model'", bare, "--run_dir=unwarmed"]
@@ -229,6 +231,7 @@ def test_adapters_name_the_folder_that_they_were_trained_on_while_it_is_there(pl
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_of_the_page_run(place):
     page = (Path(__file__).parents[1] / "docs" / "models.md").read_text().replace("\\\n", "")
     for there, here in (

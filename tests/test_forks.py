@@ -158,6 +158,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_keeps_the_same_ones(tmp_path, monkeypatch):
     """Killed whenever it saves or removes a second checkpoint: each time it gets one call further."""
     left = 0
@@ -619,6 +620,7 @@ DRAWING = (
 
 @pytest.mark.slow
 @pytest.mark.thorough
+@pytest.mark.long
 def test_two_hosts_fork_and_keep_the_best(tmp_path):
     """Of a run by two hosts a fork begins; its rate changes; host 0 decides what is kept."""
     words = ["--gin_file=smoke.gin", f"--gin_file={LENGTHS}", "--heartbeat=60"]
@@ -641,6 +643,7 @@ def test_two_hosts_fork_and_keep_the_best(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.thorough
+@pytest.mark.long
 def test_the_page_is_true(tmp_path):
     """Its commands run one after the other; the first one makes a smaller run than it says."""
     text = (HERE.parent / "docs" / "forks.md").read_text().replace("\\\n", "")

@@ -52,6 +52,7 @@ def once(four):
 
 @pytest.mark.slow
 @pytest.mark.thorough
+@pytest.mark.long
 def test_four_processes_draw_the_bytes_of_one(once, tmp_path):
     assert ended([process(tmp_path / "alone.txt", *arguments(tmp_path, **FOUR))]) == [0]
     drawn = "step_000001.jsonl.gz"  # before the update, which adds up in another order
@@ -60,6 +61,7 @@ def test_four_processes_draw_the_bytes_of_one(once, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.thorough
+@pytest.mark.long
 def test_four_processes_leave_the_same_bytes_twice(once, four):
     again = four("again")
     assert left(once) == left(again)
@@ -69,6 +71,7 @@ def test_four_processes_leave_the_same_bytes_twice(once, four):
 
 @pytest.mark.slow
 @pytest.mark.thorough
+@pytest.mark.long
 def test_two_processes_with_two_devices_each_split_what_learns_and_hold_whole_what_draws(tmp_path):
     """The parameters are split over four devices of both; a copy that draws is on the two of a process."""
     words = arguments(tmp_path, DATA=1, FSDP=4, COPIES=2, TENSOR=2)

@@ -58,6 +58,7 @@ def test_fused_kernels_are_sharded_like_tiles():
 @pytest.mark.parametrize(
     ("mesh", "name"), [("data=2,fsdp=2,tensor=2", "MODEL"), ("tensor=2,expert=4", "MIXTURE")], ids=str
 )
+@pytest.mark.long
 def test_several_processes_make_one_update(tmp_path, mesh, name):
     """Two of four devices each, as the hosts of a TPU slice: what one process with eight devices does.
 

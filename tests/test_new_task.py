@@ -93,6 +93,7 @@ def ran(folder, *words, **variables):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_and_what_it_prints_as_next_in_an_empty_directory(tmp_path):
     """The last lines that it prints are commands, and they work as they stand: about a minute of a core."""
     done = ran(tmp_path, "atgrpo_jax.tools.new_task", "mine")

@@ -107,6 +107,7 @@ def outputs(notebook, beginning):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_shows_numbers_and_curves(ran):
     _, notebook = ran
     tables = [printed for printed, _ in outputs(notebook, "show(")]

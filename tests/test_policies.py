@@ -171,6 +171,7 @@ def test_folders_by_policy(experiment, tmp_path):
 
 
 @pytest.mark.thorough
+@pytest.mark.long
 def test_models_of_one_team_may_differ(experiment, tmp_path):
     """A Qwen3 scout and a Llama mover of its own size; or an adapter on that Llama."""
     options = {

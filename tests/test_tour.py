@@ -57,6 +57,7 @@ def pattern(line):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_tour_can_be_typed(tmp_path):
     assert len(list(commands())) == 12
     for command, lines in commands():

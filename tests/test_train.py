@@ -263,6 +263,7 @@ def test_a_finished_run_can_be_made_longer(whole, place):
     ],
     ids=["a policy a role", "an adapter a role"],
 )
+@pytest.mark.long
 def test_variants_run_and_resume(place, params, changes):
     name = "variant_" + params[0].split("=")[1].strip(' "')
     params = [*params, "warm_start.WarmStartConfig.steps = 30"]
