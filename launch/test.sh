@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs lint, types and tests, in a virtual environment of their own.
 #   bash launch/test.sh                       tests that take seconds each; about ten minutes on 2 cores
-#   bash launch/test.sh --all                 all tests: whole runs, real servers, kills; CI runs this
+#   bash launch/test.sh --all                 all tests: whole runs, real servers, kills; CI runs most of it
 #   bash launch/test.sh tests/test_loss.py    arguments go to pytest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
