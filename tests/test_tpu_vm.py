@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import shared_tpu  # puts launch/ on the path
@@ -138,6 +139,39 @@ def test_a_full_disk_is_told_although_it_takes_no_note(base, capsys, limited_fil
     assert on_vm.full(base) == ""
     assert on_vm.full(base, least=10**18).startswith("error: the VM's disk is full (")
     assert "cannot write" in capsys.readouterr().out
+
+
+def test_an_older_state_does_not_come_after_the_end_of_the_run(base):
+    """The unit that reports and the one that has ended are two processes, which stop at the same time."""
+    on_vm.write(base / "phase.json", {"phase": "running", "line": "", "since": 0.0})
+    copying, go_on, said = threading.Event(), threading.Event(), []
+
+    def slow(*words, stdin):
+        copying.set()
+        assert go_on.wait(10)
+        return storage(*words, stdin=stdin)
+
+    def storage(*words, stdin):
+        if words[-1].endswith("state.json"):
+            said.append(json.loads(stdin)["exit"])
+        return subprocess.CompletedProcess(words, 0, b"", b"")
+
+    reports = threading.Thread(target=on_vm.Reporter(base, slow).report)
+    reports.start()
+    assert copying.wait(10)
+    ends = threading.Thread(target=lambda: on_vm.Reporter(base, storage).say(on_vm.ended(base, "TERM")))
+    ends.start()
+    ends.join(timeout=0.3)
+    go_on.set()
+    reports.join(timeout=10)
+    ends.join(timeout=10)
+    assert said == [None, 143]
+
+
+def test_a_report_that_hangs_holds_no_other_one_up(base, monkeypatch):
+    monkeypatch.setattr(on_vm, "TURN_S", 0.1)
+    with on_vm.in_turn(base / "report.lock"), on_vm.in_turn(base / "report.lock"):
+        pass
 
 
 def test_a_cut_file_counts_as_none(tmp_path):

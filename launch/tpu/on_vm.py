@@ -1,6 +1,5 @@
 """What runs on a VM, by the Python of its image. launch/tpu_host.sh calls it; so do the two units.
 
-python3 on_vm.py BASE mayrun                 ends with 0 if the run should be started
 python3 on_vm.py BASE before LOCK DEVICES    removes libtpu's lock file, if no process holds a chip
 python3 on_vm.py BASE train                  becomes the run
 python3 on_vm.py BASE probe ARGUMENTS        becomes the probe
@@ -15,6 +14,8 @@ and ended.json.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ DONE = (0, 2, 143)  # exit codes after which nothing starts the run again; as in
 MOST = 8_000_000  # bytes of a log that are copied: its end
 LEAST = 50_000_000  # bytes of disk, below which a line says that it is full
 UPLOAD_S = 120.0
+TURN_S = 10.0  # the longest that a report waits for another one
 PORT = 8482  # where the first VM listens for the others: the port that JAX itself takes on Cloud TPUs
 
 
@@ -172,8 +174,31 @@ def gcloud(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes
     )
 
 
+@contextlib.contextmanager
+def in_turn(lock: Path) -> Iterator[None]:
+    """Keeps other processes out meanwhile. If one does not end, or a full disk has no room, it goes on."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(lock.open("a"))
+        except OSError:
+            yield
+            return
+        until = time.monotonic() + TURN_S
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        yield
+
+
 class Reporter:
-    """Copies what this VM does to the bucket. Nothing that goes wrong here ends the run."""
+    """Copies what this VM does to the bucket. Nothing that goes wrong here ends the run.
+
+    Several processes report. Each reads what there is and writes it before the next one reads: else an older
+    state could come last.
+    """
 
     def __init__(self, base: Path, storage: Callable[..., subprocess.CompletedProcess[bytes]] = gcloud):
         self._base = base
@@ -182,15 +207,19 @@ class Reporter:
 
     def say(self, phase: dict[str, Any]) -> None:
         """Notes what this VM does, and reports it, even if a full disk cannot take the note."""
-        try:
-            write(self._base / "phase.json", dict(phase, since=time.time()))
-        except OSError as error:
-            print(f"cannot write {self._base}: {error.strerror}", flush=True)
-        self.report(phase)
+        with in_turn(self._base / "report.lock"):
+            try:
+                write(self._base / "phase.json", dict(phase, since=time.time()))
+            except OSError as error:
+                print(f"cannot write {self._base}: {error.strerror}", flush=True)
+            self._report(phase)
 
-    def report(self, phase: dict[str, Any] | None = None) -> None:
-        """Copies the log and the state. ``phase`` is what the disk has, if it is not given."""
-        phase = phase or read(self._base / "phase.json")
+    def report(self) -> None:
+        """Copies the log and the state, with the phase that the disk has."""
+        with in_turn(self._base / "report.lock"):
+            self._report(read(self._base / "phase.json"))
+
+    def _report(self, phase: dict[str, Any]) -> None:
         job = read(self._base / "job.json")
         vm = read(self._base / "vm.json")
         end = read(self._base / "ended.json")
