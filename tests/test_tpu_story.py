@@ -2,6 +2,8 @@
 
 import ast
 import json
+import signal
+import subprocess
 
 import pytest
 from shared_tpu import BUCKET, WHERE, Desk, wait_for
@@ -41,6 +43,18 @@ def comes(desk: Desk, host: int = 0, **fields) -> None:
     wait_for(lambda: fields.items() <= state(desk, host).items())
 
 
+def take_away(desk: Desk, watch: subprocess.Popen, *hosts: int) -> None:
+    """Takes the machines away. The run on each of them was told in time, and has saved.
+
+    The watch is held meanwhile, for it would make new ones at once.
+    """
+    watch.send_signal(signal.SIGSTOP)
+    desk.cloud.preempt("w")
+    assert [state(desk, host)["exit"] for host in hosts] == [143] * len(hosts)
+    assert not (desk.cloud.folder / "vms" / "w").exists()
+    watch.send_signal(signal.SIGCONT)
+
+
 def steps(desk: Desk) -> list[int]:
     file = desk.object("w/run/metrics.jsonl")
     return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
@@ -68,9 +82,7 @@ def test_a_run_survives_the_loss_of_its_machines(desk):
     watch = desk.start("watch", "w", "--delete", "--every=0.5")
     comes(desk, attempt=1, phase="running")
     wait_for(lambda: "train begins" in desk.object("w/hosts/0/log-1.txt").read_text())
-    desk.cloud.preempt("w")
-    assert state(desk)["exit"] == 143  # it was told in time, and saved
-    assert not (desk.cloud.folder / "vms" / "w").exists()
+    take_away(desk, watch, 0)
     desk.object("w/run/hold").unlink()
     out, err = watch.communicate(timeout=200)
     assert watch.returncode == 0, err
@@ -244,8 +256,7 @@ def test_two_vms_that_are_taken_away_are_made_again(desk):
     watch = desk.start("watch", "w", "--delete", "--every=0.5")
     for host in (0, 1):
         wait_for(lambda host=host: "all hosts are there" in log(desk, host))
-    desk.cloud.preempt("w")
-    assert [state(desk, host)["exit"] for host in (0, 1)] == [143, 143]
+    take_away(desk, watch, 0, 1)
     desk.object("w/run/hold").unlink()
     out, err = watch.communicate(timeout=200)
     assert watch.returncode == 0, err
