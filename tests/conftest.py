@@ -9,7 +9,7 @@ import signal
 import tempfile
 import uuid
 
-# XLA's passes took a quarter of the tests' time. What the README tells people to run compiles as theirs does.
+# XLA's passes took a quarter of the tests' time. The test of launch/local.sh compiles as people do.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands that tests start, too: libtpu looks for a TPU, loudly
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
