@@ -116,6 +116,7 @@ def test_the_same_is_trained_once(make, first):
         {"config": dataclasses.replace(CONFIG, candidates=3)},
         {"config": dataclasses.replace(CONFIG, learning_rate=2e-2)},
         {"config": dataclasses.replace(CONFIG, warmup=0)},
+        {"config": dataclasses.replace(CONFIG, turns=1)},
         {"team": Team("full"), "names": ("scout", "mover")},
         {"team": Team({"scout": "full:b", "mover": "full:a"}), "names": ("a", "b")},
     ],

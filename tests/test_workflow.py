@@ -34,10 +34,10 @@ class Choosing(Told):
         return role == self.workflow.speakers[0] if not state else role in state[-1].partition("!")[2].split()
 
 
-def played(task, *said):
+def played(task, *said, most_turns=None):
     """Plays an episode with these texts, and returns the stages that spoke, and how it ended."""
     texts = iter(said)
-    course = Course(task, ())
+    course = Course(task, (), most_turns)
     stages = []
     while speakers := course.next():
         stages.append(f"{course.turn}.{course.stage} {' '.join(speakers)}")
@@ -52,6 +52,12 @@ def test_one_after_the_other():
     assert played(task, *"1234") == (["0.0 a", "0.1 b", "1.0 a", "1.1 b"], "turn_limit", 2)
     assert played(task, "stop") == (["0.0 a"], "ended", 1)
     assert played(task, "1", "2", "right") == (["0.0 a", "0.1 b", "1.0 a"], "solved", 2)
+
+
+def test_an_episode_may_have_fewer_turns_than_the_workflow_and_never_more():
+    task = Told(Workflow(("a", "b"), turns=2))
+    assert played(task, *"12", most_turns=1) == (["0.0 a", "0.1 b"], "turn_limit", 1)
+    assert played(task, *"1234", most_turns=3) == played(task, *"1234")
 
 
 def test_all_at_once():

@@ -28,7 +28,7 @@ class Workload:
     candidates: int  # of each group; the mean over speakers, rounded up
     longest_answer: int  # tokens
     longest_group: int  # tokens
-    demonstrated: float = 0.0  # groups of an episode that is demonstrated, mean
+    demonstrated: float = 0.0  # groups of an episode that a warm start clones, mean
     demonstration: float = 0.0  # tokens, mean
 
 
@@ -62,8 +62,11 @@ def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int 
     origins = [group.origin for group in groups if not group.by_partner]
     lengths = [len(origin.prompt_ids) for origin in origins]
     longest = max(*lengths, longest)
-    shown = [len(candidate.sample.tokens) for group in groups for candidate in group.candidates]
     workflow = experiment.task.workflow
+    warm = experiment.warm_start
+    turns = (warm and warm.turns) or workflow.turns
+    cloned = [group for group in groups if group.origin.key.turn < turns]
+    shown = [len(candidate.sample.tokens) for group in cloned for candidate in group.candidates]
     speakers = experiment.team.drawn(workflow.turn_roles)
     settings = [experiment.of_role(role) for role in speakers]
     tree = experiment.rollout.tree
@@ -80,6 +83,6 @@ def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int 
         candidates=mean,
         longest_answer=experiment.longest_answer,
         longest_group=longest + max(answers),
-        demonstrated=len(groups) / instances,
+        demonstrated=len(cloned) / instances,
         demonstration=float(np.mean(shown)),
     )

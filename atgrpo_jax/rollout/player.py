@@ -74,13 +74,14 @@ class Player:
     partners: Partners | None = None  # answer for the team's partners; None if ``propose`` does
     forced: Mapping[GroupKey, int] = dataclasses.field(default_factory=dict)  # executed whatever they earn
     further: Propose | None = None  # draws the candidates after those of ``propose``
+    most_turns: int | None = None  # of an episode, if it may not have all of the workflow's
     afterwards: Afterwards | None = None
 
     async def play(self, step: int, split: str, index: int, episode: int = 0) -> Episode:
         """Plays one episode of the team on ``task.instance(split, index)``."""
         episode_key = EpisodeKey(step, split, index, episode)
         problem, state = self._start(step, split, index)
-        course = Course(self.task, state)
+        course = Course(self.task, state, self.most_turns)
         groups, crossings = await self.go_on(episode_key, course)
         end = course.end or "engine_error"
         board = self._board(course.state, str(episode_key))

@@ -16,16 +16,19 @@ class Course:
                 course.take(speaker's transition from course.state)
 
     ``turn`` and ``stage`` (of the turn) are counted from 0. ``end`` is None until the episode is over.
-    ``turns`` counts those in which somebody spoke.
+    ``turns`` counts those in which somebody spoke. There are at most the workflow's, and at most
+    ``most_turns`` if these are given.
     """
 
-    def __init__(self, task: Play, state: Any):
+    def __init__(self, task: Play, state: Any, most_turns: int | None = None):
         self.state = state
         self.turn = 0
         self.stage = -1
         self.turns = 0
         self.end: Literal["solved", "ended", "turn_limit"] | None = None
         self._task = task
+        turns = task.workflow.turns
+        self._most_turns = turns if most_turns is None else min(most_turns, turns)
         self.waiting: Sequence[str] = ()  # speakers of this stage who have not acted, in order
         self.acted = False  # whether anybody has
 
@@ -36,14 +39,13 @@ class Course:
         for the next turn would be no other one. Raises RunError if ``speaks`` returns no bool.
         """
         assert not self.waiting, "the stage is not over"
-        workflow = self._task.workflow
-        stages = workflow.stages
+        stages = self._task.workflow.stages
         while self.end is None:
             self.stage += 1
             if self.stage == len(stages):
                 if self.turns == self.turn:
                     self.end = "ended"
-                elif self.turns == workflow.turns:
+                elif self.turns == self._most_turns:
                     self.end = "turn_limit"
                 else:
                     self.turn += 1

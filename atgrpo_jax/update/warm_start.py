@@ -20,6 +20,7 @@ from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import RunError, Unreachable
 from atgrpo_jax.common.files import Place, folder_path, make_folder
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
+from atgrpo_jax.common.literals import told
 from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.common.types import Episode, Sample, Sampling, hash_bytes, seed_of
 from atgrpo_jax.credit.groups import Credited
@@ -44,6 +45,9 @@ class WarmStartConfig:
     steps: int = 60  # of cloning
     instances: int = 64  # that are played in each step
     candidates: int = 8  # demonstrations of each prompt; a random one is executed
+    # Most turns of a demonstrated episode. 0: those of the workflow. Early turns of many instances
+    # teach more than all turns of few (docs/log.md).
+    turns: int = 0
     learning_rate: float = 1e-3  # all else that is not set here is as in Experiment.optimizer
     warmup: int = 20  # updates; then the rate decays to a tenth until the last step
     cache_dir: str = "~/.cache/atgrpo_jax"  # where results are kept; gs://... does, too
@@ -53,11 +57,16 @@ class WarmStartConfig:
         for name in ("steps", "instances", "candidates"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "learning_rate", self.learning_rate > 0, "must be positive")
-        require(self, "warmup", self.warmup >= 0, "must not be negative")
+        for name in ("turns", "warmup"):
+            require(self, name, getattr(self, name) >= 0, "must not be negative")
         try:
             folder_path(self.cache_dir)
         except ValueError as error:
             require(self, "cache_dir", False, str(error))
+
+    def __repr__(self) -> str:
+        """Tells ``turns`` only if it is set: runs from before it are known by this text."""
+        return told(self, {"turns": 0})
 
 
 def warm_start(
@@ -115,7 +124,10 @@ def warm_start(
     if kept and hosts.told("cache of the warm start", lambda: b"whole" * _cached(path)):
         return trees.read_tree(path, {name: learners[name].shapes.params for name in fresh}, hosts)
     propose = demonstrations(task, tokenizer, config.candidates, seed)
-    player = Player(task, team, tokenizer, propose, Sampling(), seed, runner=runner, select="random")
+    player = Player(
+        task, team, tokenizer, propose, Sampling(), seed,
+        runner=runner, select="random", most_turns=config.turns or None,
+    )  # fmt: skip
     params = _clone(config, fresh, learners, player, batch, hosts)
     proof = Gate(models, tokenizer.stop_ids, 1.0, 1.0, seed, hosts)
     proof.learned({name: PolicyWeights(own) for name, own in params.items()}, 0)
