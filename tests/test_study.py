@@ -427,11 +427,12 @@ evaluation.EvaluationConfig.every = 0
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
 def test_a_study_that_comes_with_the_checkout_loads(path):
-    """It has every shipped rule of credit."""
+    """One about credit has every shipped rule."""
     study = read(path)
     assert set(configs(study)) == set(study.arms) and len(study.seeds) >= 3 and study.tokens
     rules = {f"credit/{rule.name}" for rule in (ROOT / "gin" / "credit").iterdir()}
-    assert {name for arm in study.arms.values() for name in arm.gin_files} == rules
+    if path.stem.startswith("credit_"):
+        assert {name for arm in study.arms.values() for name in arm.gin_files} == rules
     assert {name for one in study.predictions for name in one.arms} == set(study.arms)
     assert all(one.because for one in study.predictions) and f"`studies/{path.name}`" in PAGE
 
