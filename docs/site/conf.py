@@ -36,7 +36,7 @@ NAVIGATION = {
         "docs/site/api/runs", "docs/site/api/teams", "docs/site/api/tasks", "docs/site/api/models",
         "docs/site/api/updates",
     ),
-    "Design": ("docs/design", "CONTRIBUTING", "AGENTS", "docs/site/site", "CHANGELOG"),
+    "Design": ("docs/code", "docs/design", "CONTRIBUTING", "AGENTS", "docs/site/site", "CHANGELOG"),
 }  # fmt: skip
 
 project = "atgrpo_jax"
