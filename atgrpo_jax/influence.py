@@ -24,7 +24,7 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.engines import gate
 from atgrpo_jax.partners.opening import opened
-from atgrpo_jax.rollout.contributions import figures, table
+from atgrpo_jax.rollout.contributions import alarms, figures, table
 from atgrpo_jax.rollout.evaluation import available, drawn_by
 from atgrpo_jax.rollout.influence import check_enough
 from atgrpo_jax.run.compiled import keep_compiled
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(saved: SavedRun) -> None:
-    """Measures a run's team at a step. Prints a table and a sentence for each comparison."""
+    """Measures a run's team at a step. Prints a table, a sentence for each comparison, and the alarms."""
     experiment = saved.experiment
     step = saved.step_of(_STEP.value)
     instances = available(experiment.task, _SPLIT.value, _INSTANCES.value or experiment.evaluation.instances)
@@ -97,10 +97,12 @@ def measure(saved: SavedRun) -> None:
             f"influence after step {step}",
             temperature=_TEMPERATURE.value,
         )
-    print("\n".join((*table(found), "", *map(str, found))))
+    metrics = figures(found)
+    verdicts = alarms(metrics, experiment.task.workflow.roles).values() or ["no alarm rings"]
+    print("\n".join((*table(found), "", *map(str, found), "", *verdicts)))
     settings: dict[str, object] = {"step": step, "split": _SPLIT.value, "instances": instances}
     settings["temperature"] = _TEMPERATURE.value
-    append_json_line(saved.folder.influence, settings | score.record() | figures(found))
+    append_json_line(saved.folder.influence, settings | score.record() | metrics)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import transformers
 
 from atgrpo_jax.models.hf import hf
+from atgrpo_jax.tasks.games.plan_path import Instance
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"layers": 1, "prompts": 2, "candidates": 2, "prompt_tokens": 8, "new_tokens": 4}
@@ -184,3 +185,41 @@ def test_structure_counts_by_hand(tmp_path):
     assert other["uses of identifiers for another meaning"] == "0: none"
     counted = ("clipped docstrings: first word", "clipped docstrings: no verb", "rooms")
     assert [other[name] for name in counted] == ["0", "0", "1"]
+
+
+def heard(task, *words):
+    """Returns what the mover is shown after seer and third role said so, and what the third one earned."""
+    state = task.initial(Instance(("..#", ".#.", "..."), (0, 0), (2, 2)))
+    for role, text in zip(("seer", "third"), words, strict=True):
+        step = task.act(state, role, text)
+        state = step.state
+    (message,) = task.prompt(state, "mover")
+    return message["content"].split("\n"), step.reward.local
+
+
+def test_the_third_role_is_idle_or_does_harm_by_how_it_is_made():
+    """From (0, 0) one way of two is blocked on the map that the seer tells. A lie blocks the other one."""
+    third = benchmark("alarms/third_role")
+    shown = ["mover", "hears 11 02", "at 00", "goal 22", "list cells in brackets"]
+    unheard, blind = third.ThirdRole(part="unheard"), third.ThirdRole(part="blind")
+    assert heard(unheard, "[11 02]", "[10 20]")[0] == heard(unheard, "[11 02]", "")[0] == shown
+    assert heard(blind, "[11 02]", "[10]")[0] == [*shown, "third 10"]
+    assert heard(blind, "[11 02]", "")[0] == shown
+    liar = third.ThirdRole(part="liar")
+    told, honest = heard(liar, "[11 02]", "")
+    assert told[1] == "hears 02 11" and honest == -0.5
+    assert heard(liar, "[11 02]", "[22 11]")[0][1] == "hears 02 11"  # not the goal, and no word twice
+    lied, harm = heard(liar, "[11 02]", "[10 20]")
+    assert lied[1] == "hears 02 10 11" and harm > honest
+
+
+def test_rows_say_which_role_rings():
+    lost = {"lost_silent": -0.2, "lost_silent_low": -0.3, "lost_silent_high": -0.1, "idle_silent": 1.0}
+    kept = {"lost_silent": 0.4, "lost_silent_low": 0.3, "lost_silent_high": 0.5, "idle_silent": 0.0}
+    record = {f"role/{role}/{name}": value for role, given in (("third", lost), ("seer", kept))
+              for name, value in {"sure": 0.0, **given}.items()}  # fmt: skip
+    rows = benchmark("alarms").lines("liar", 3, record | {"success": 0.31})
+    assert rows == [
+        ("liar", "3", "31.0%", "third", "-20.0% (-30.0% to -10.0%)", "-", "-", "harm"),
+        ("liar", "3", "31.0%", "seer", "+40.0% (+30.0% to +50.0%)", "-", "-", "-"),
+    ]

@@ -560,6 +560,7 @@ def test_the_command_plays_the_episodes_that_the_run_played_last(tmp_path):
     rows = [line.split()[:3] for line in done.stdout.splitlines()]
     assert ["mover", "echo", "6"] in rows and ["scout", "silent", "6"] in rows
     assert "scout: with an empty text in its place the outcome changed in " in done.stdout
+    assert done.stdout.endswith("\n\nno alarm rings\n")
     (record,) = map(json.loads, (tmp_path / "run" / "influence.jsonl").read_text().splitlines())
     last = RunFolder(tmp_path / "run").read_metrics()[-1]
     assert (record["success"], record["step"], record["split"]) == (last["test/success"], 1, "test")
