@@ -51,8 +51,9 @@ def prefill(model: Transformer, sizes: Sizes, cache: Cache, params: Any, adapter
             def visit(r, carry):
                 out_DTNH, prompts = carry
                 mine = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, r, 1, keepdims=False), pages)
-                own = (jax.vmap(lambda x, rows: x.at[rows].get(mode="clip"))(x, mine.rows) for x in of_rows)
-                out, prompts = over(*own, prompts, mine, work.passes[b, r])
+                take = jax.vmap(lambda x, rows: x.at[rows].get(mode="clip"))
+                q_DF, k_DF, v_DF = (take(x, mine.rows) for x in of_rows)
+                out, prompts = over(q_DF, k_DF, v_DF, prompts, mine, work.passes[b, r])
                 put = jax.vmap(lambda old, rows, new: old.at[rows].set(new, mode="drop"))
                 return put(out_DTNH, mine.rows, out), prompts
 

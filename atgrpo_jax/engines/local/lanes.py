@@ -69,6 +69,11 @@ class Lane:
         waiting = sum(len(ticket.waiting) for ticket in self.tickets)
         return waiting < sum(len(shard.free) for shard in self._shards)
 
+    @property
+    def asked(self) -> bool:
+        """Returns whether there are requests that no shard has yet."""
+        return bool(self._queue)
+
     def drop(self, ticket: Ticket) -> None:
         """Removes a ticket that nobody waits for any more."""
         if ticket in self._queue:
