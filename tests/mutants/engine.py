@@ -1,6 +1,6 @@
 """What samples and what computes: the in-process engine, sampling, attention, the model, folders, tokens."""
 
-LOCAL = "test_local_company.py test_local_samples.py test_lora.py"
+LOCAL = "test_prompt_blocks.py test_local_company.py test_local_samples.py test_lora.py"
 
 FAULTS = {
     ("engines/local/sampling.py", "test_sampling.py"): [
