@@ -3,6 +3,7 @@
 Axis letters: D shards, N prompt pages, E readers; ``d`` is a shard's number.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,9 +29,9 @@ class Block:
         room = len(self.items) < ROUNDS * self._sizes.fill
         return room and self.tokens + tokens <= self._sizes.together
 
-    def add(self, item: Item, tokens: int) -> None:
+    def add(self, item: Item) -> None:
         self.items.append(item)
-        self.tokens += tokens
+        self.tokens += len(item.tokens(self._sizes.page))
 
 
 def missing_pages(shards: Sequence[Shard], sizes: Sizes) -> Iterator[Work]:
@@ -38,25 +39,32 @@ def missing_pages(shards: Sequence[Shard], sizes: Sizes) -> Iterator[Work]:
 
     Takes them from the shards.
     """
-    plan: list[list[Block]] = []  # by block and shard
-    for d, shard in enumerate(shards):
-        block_of: dict[int, int] = {}
-        # Long ones first, and short ones where these leave room.
-        for item in sorted(shard.items, key=lambda item: (item.number, -len(item.tokens(sizes.page)))):
-            tokens = len(item.tokens(sizes.page))
-            b = block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0
-            while b < len(plan) and not plan[b][d].fits(tokens):
-                b += 1
-            while b >= len(plan):
-                plan.append([Block(sizes) for _ in shards])
-            plan[b][d].add(item, tokens)
-            block_of[item.pages[item.number]] = b
+    plans = [planned(shard.items, sizes) for shard in shards]
+    for shard in shards:
         shard.items = []
+    plan = list(itertools.zip_longest(*plans))
     for i in range(0, len(plan), BLOCKS):
         yield _work_of(plan[i : i + BLOCKS], sizes)
 
 
-def _work_of(plan: Sequence[Sequence[Block]], sizes: Sizes) -> Work:
+def planned(items: Sequence[Item], sizes: Sizes) -> list[Block]:
+    """Returns the blocks in which these pages are computed."""
+    blocks: list[Block] = []
+    block_of: dict[int, int] = {}
+    # Long ones first, and short ones where these leave room.
+    for item in sorted(items, key=lambda item: (item.number, -len(item.tokens(sizes.page)))):
+        tokens = len(item.tokens(sizes.page))
+        b = block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0
+        while b < len(blocks) and not blocks[b].fits(tokens):
+            b += 1
+        while b >= len(blocks):
+            blocks.append(Block(sizes))
+        blocks[b].add(item)
+        block_of[item.pages[item.number]] = b
+    return blocks
+
+
+def _work_of(plan: Sequence[Sequence[Block | None]], sizes: Sizes) -> Work:
     def full(value, *shape, dtype=np.int32):
         return np.full((sizes.shards, BLOCKS, *shape), value, dtype)
 
@@ -80,7 +88,7 @@ def _work_of(plan: Sequence[Sequence[Block]], sizes: Sizes) -> Work:
     for b, by_shard in enumerate(plan):
         for d, block in enumerate(by_shard):
             row = 0
-            for i, item in enumerate(block.items):
+            for i, item in enumerate(block.items if block else ()):
                 ticket, own, number = item
                 r, f = divmod(i, sizes.fill)
                 at = d, b, r, f
