@@ -1,4 +1,4 @@
-"""How the pages of prompts are put into blocks of rows, by hand: no device draws."""
+"""How prompts are put into blocks of rows, and whose turn it is, by hand: no device draws."""
 
 import random
 
@@ -6,6 +6,7 @@ import numpy as np
 from shared_local import CONFIG, MODEL, request
 
 from atgrpo_jax.engines.local.inputs import BLOCKS, missing_pages
+from atgrpo_jax.engines.local.lanes import Lane
 from atgrpo_jax.engines.local.settings import Company, lane_sizes
 from atgrpo_jax.engines.local.shards import Item, Shard
 from atgrpo_jax.engines.local.tickets import Ticket
@@ -73,3 +74,25 @@ def test_every_page_is_computed_once_from_its_own_tokens():
     assert len(set(pages)) == len(pages) == sum(-(-length // SIZES.page) for length in lengths)
     expected = {n: [100 * i + n for i in range(length)] for n, length in enumerate(lengths)}
     assert found == expected
+
+
+def test_who_waits_is_computed_where_rows_are_empty_and_draws_when_it_is_his_turn():
+    """Two slots. Prompts of 6 and 5 tokens enter; of those that wait, one of 7 has no room, one of 4 has."""
+    lane = Lane(MODEL, SIZES._replace(slots=2), None, np.array([3]), np.zeros((0, 64), np.int32))
+    lengths = (6, 5, 7, 4)
+    tickets = [
+        Ticket(request([number] * length, number, k=1), None, float(number))
+        for number, length in enumerate(lengths)
+    ]
+    for ticket in tickets:
+        ticket.enter(0, 1.0)
+        lane.add(ticket)
+    lane.admit()
+    assert [bool(ticket.pages) for ticket in tickets] == [True, True, False, True]
+    assert [len(ticket.waiting) for ticket in tickets] == [0, 0, 1, 1]
+    lane.drop(tickets[0])
+    lane.admit()
+    assert [len(ticket.waiting) for ticket in tickets[1:]] == [0, 0, 1]
+    lane.drop(tickets[1])
+    lane.admit()
+    assert not lane.asked and not any(ticket.waiting for ticket in tickets)

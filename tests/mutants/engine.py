@@ -40,6 +40,8 @@ FAULTS = {
         ("slots.least[at] = sampling.min_tokens", "slots.least[at] = 0", "the least length is not heard"),
         ("slots.scale[at][ticket.adapter] = ticket.scale", "slots.scale[at][0] = ticket.scale", "all rows by the first adapter"),
         ("slots.prompt_page[at] = ticket.pages[-1]", "slots.prompt_page[at] = ticket.pages[0]", "samples begin after the prompt's first page"),
+        ("while begun and begun[0][0].asked <= self._queue[0].asked:", "while begun:", "a prompt that is computed early draws early, too"),
+        ("if length > self._sizes.page or block is None:", "if True:", "prompts that wait are not computed where rows are empty"),
         ("self._slots.have[at] = drawn.have[at]", "pass", "rows forget how many tokens they have"),
         ("slots.rules.temperature[at] = sampling.temperature", "slots.rules.temperature[at] = 1.0", "temperature is not heard"),
         ("back.ticket.waiting.appendleft(back.k)", "pass", "who makes room never comes back"),
