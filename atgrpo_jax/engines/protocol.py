@@ -128,7 +128,7 @@ class Usage:
     programs: int = 0  # programs issued on our own devices
 
     def _with(self, other: "Usage", sign: int) -> "Usage":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Usage(*(one + sign * two for one, two in pairs))
 
     def __add__(self, other: "Usage") -> "Usage":

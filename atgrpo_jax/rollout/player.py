@@ -3,9 +3,10 @@
 import asyncio
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from atgrpo_jax.common.clock import Clock
 from atgrpo_jax.common.errors import RunError
@@ -251,7 +252,7 @@ class Player:
         Programs of one round run at the same time. The task may choose a round's programs by the
         results of earlier rounds.
         """
-        if not isinstance(self.task, ToolTask) or key.speaker not in self.task.tools:
+        if self._tool_task is None or key.speaker not in self._tool_task.tools:
             return ()
         assert self.runner is not None, "a task whose roles write programs needs somewhere to run them"
         runs: list[ProgramResult] = []
@@ -262,18 +263,23 @@ class Player:
     def _programs(
         self, state: Any, key: GroupKey, text: str, runs: Sequence[ProgramResult]
     ) -> Sequence[Program]:
-        assert isinstance(self.task, ToolTask)
+        assert self._tool_task is not None
         with self.clock, calling(self.task, "programs", place(key)):
-            return self.task.programs(state, key.speaker, text, runs)
+            return self._tool_task.programs(state, key.speaker, text, runs)
+
+    @functools.cached_property
+    def _tool_task(self) -> ToolTask | None:
+        """Returns the task if its roles write programs. Kept: to ask takes as long as to score a text."""
+        return self.task if isinstance(self.task, ToolTask) else None
 
     def _act(
         self, state: Any, key: GroupKey, text: str, sample: Sample, runs: Sequence[ProgramResult]
     ) -> tuple[Transition, Outcome]:
         with calling(self.task, "act", place(key)):
-            if isinstance(self.task, ToolTask):
-                step = self.task.act(state, key.speaker, text, runs)
+            if self._tool_task is not None:
+                step = self._tool_task.act(state, key.speaker, text, runs)
             else:
-                step = self.task.act(state, key.speaker, text)
+                step = cast(Task, self.task).act(state, key.speaker, text)
         step = scored(step, self.task, key, self.team.alpha_of(key.role))
         if any(run.end == "crash" for run in runs):
             return step, Outcome.TOOL_CRASH

@@ -1,6 +1,6 @@
 """What samples and what computes: the in-process engine, sampling, attention, the model, folders, tokens."""
 
-LOCAL = "test_local_company.py test_local_samples.py test_lora.py"
+LOCAL = "test_prompt_blocks.py test_local_company.py test_local_samples.py test_lora.py"
 
 FAULTS = {
     ("engines/local/sampling.py", "test_sampling.py"): [
@@ -28,7 +28,6 @@ FAULTS = {
         ("live_R &= ~stop_R & (count_R < flat.limit)", "live_R &= ~stop_R & (count_R <= flat.limit)", "a token beyond the limit"),
         ("live_R &= ~stop_R & (count_R < flat.limit)", "live_R &= count_R < flat.limit", "samples go on after their stop"),
         ("(flat.prompt + count_R)[:, None], attend", "count_R[:, None], attend", "answers are at the prompt's positions"),
-        ("page_block.number[..., None] * p + jnp.arange(p)", "0 * page_block.number[..., None] + jnp.arange(p)", "every page begins at position 0"),
         ("stopped_R | stop_R, pattern_state_R", "stop_R, pattern_state_R", "a stop is forgotten a token later"),
         ("jnp.where((slots.prompt_page >= 0)[..., None], begun, cache.hidden_Dsw)", "begun", "slots begin anew in every chunk"),
         ("offset_Ds = count_Ds % sizes.answer_page", "offset_Ds = 0 * count_Ds", "all tokens of a page in one place"),
@@ -41,6 +40,8 @@ FAULTS = {
         ("slots.least[at] = sampling.min_tokens", "slots.least[at] = 0", "the least length is not heard"),
         ("slots.scale[at][ticket.adapter] = ticket.scale", "slots.scale[at][0] = ticket.scale", "all rows by the first adapter"),
         ("slots.prompt_page[at] = ticket.pages[-1]", "slots.prompt_page[at] = ticket.pages[0]", "samples begin after the prompt's first page"),
+        ("while begun and begun[0][0].asked <= self._queue[0].asked:", "while begun:", "a prompt that is computed early draws early, too"),
+        ("if length > self._sizes.page or block is None:", "if True:", "prompts that wait are not computed where rows are empty"),
         ("self._slots.have[at] = drawn.have[at]", "pass", "rows forget how many tokens they have"),
         ("slots.rules.temperature[at] = sampling.temperature", "slots.rules.temperature[at] = 1.0", "temperature is not heard"),
         ("back.ticket.waiting.appendleft(back.k)", "pass", "who makes room never comes back"),
@@ -48,8 +49,11 @@ FAULTS = {
         ("ticket.done[branch.k] = branch", "ticket.done[len(ticket.done)] = branch", "samples in the order of their ends"),
     ],
     ("engines/local/inputs.py", LOCAL): [
-        ("work.scale[at][ticket.adapter] = ticket.scale", "work.scale[at][0] = ticket.scale", "all prompts by the first adapter"),
-        ("page_blocks.last[at] = len(tokens) - 1", "page_blocks.last[at] = sizes.page - 1", "samples begin after the padding"),
+        ("work.scale[d, b, rows, ticket.adapter] = ticket.scale", "work.scale[d, b, rows, 0] = ticket.scale", "all prompts by the first adapter"),
+        ("pages.last[at] = rows[-1]", "pages.last[at] = sizes.together - 1", "samples begin after the padding"),
+        ("number * sizes.page + np.arange(len(tokens))", "np.arange(len(tokens))", "every page begins at position 0"),
+        ("rows = np.arange(row, row + len(tokens))", "rows = np.arange(len(tokens))", "prompts of a block are written over each other"),
+        ("work.rounds[b] = max(work.rounds[b], r + 1)", "work.rounds[b] = 1", "prompts beyond the first round see nothing"),
         ("readers.lengths[d, e] = len(ticket.request.prompt_ids)", "readers.lengths[d, e] = len(ticket.pages) * sizes.page", "padding of prompts is read"),
         ("block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0", "0", "pages are computed before the ones that they read"),
     ],

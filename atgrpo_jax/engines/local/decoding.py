@@ -4,10 +4,9 @@ All arrays have a leading axis of shards, which a mesh splits. A shard has slots
 own. A slot draws one sample at a time. What a slot does not see leaves no trace in it, so a slot's
 bits depend on nothing but itself. The host (lanes.py) says what goes where.
 
-D shards, s their slots, R = D s, J adapters, T pattern states, V vocabulary, Z stop ids, F prompt
-pages computed at once, p tokens of one, B = D F, P and X pages of prompt and answer, n of a bank,
-W siblings that read together, w model width, H head size, M key heads, N query heads (after D:
-prompt pages)
+D shards, s their slots, R = D s, J adapters, T pattern states (after D: prompt tokens computed at
+once), V vocabulary, Z stop ids, B = D T, P and X pages of prompt and answer, n of a bank, W siblings
+that read together, w model width, H head size, M key heads, N query heads (after D: prompt pages)
 """
 
 import functools
@@ -36,28 +35,42 @@ from atgrpo_jax.models.transformer import Transformer, apply, exact_products, lo
 def prefill(model: Transformer, sizes: Sizes, cache: Cache, params: Any, adapters: Any, work: Work) -> Cache:
     """Computes prompt pages, and the hidden states at their last tokens."""
     D = sizes.shards
-    F = sizes.fill
-    p = sizes.page
+    T = sizes.together
 
     def block(b, cache):
         at = functools.partial(jax.lax.dynamic_index_in_dim, index=b, axis=1, keepdims=False)
-        page_block, scale_DFJ = jax.tree.map(at, (work.page_blocks, work.scale))
+        tokens_DT, positions_DT, scale_DTJ, pages = jax.tree.map(
+            at, (work.tokens, work.positions, work.scale, work.pages)
+        )
 
         def attend(q, k, v, prompts, window):
-            q_DF, k_DF, v_DF = (x.reshape(D, F, *x.shape[1:]) for x in (q, k, v))
             attention = functools.partial(prefill_attention, window=narrower(window, sizes.limit))
             over = jax.vmap(attention, in_axes=(0, 0, 0, 0, 0, None))
-            out, prompts = over(q_DF, k_DF, v_DF, prompts, page_block, work.passes[b])
-            return out.reshape(q.shape), prompts
+            of_rows = [x.reshape(D, T, *x.shape[2:]) for x in (q, k, v)]
 
-        positions_DFp = page_block.number[..., None] * p + jnp.arange(p)
-        inputs = page_block.tokens.reshape(D * F, p), positions_DFp.reshape(D * F, p), attend, cache.prompts
-        scale_BJ = scale_DFJ.reshape(D * F, -1)
+            def visit(r, carry):
+                out_DTNH, prompts = carry
+                mine = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, r, 1, keepdims=False), pages)
+                take = jax.vmap(lambda x, rows: x.at[rows].get(mode="clip"))
+                q_DF, k_DF, v_DF = (take(x, mine.rows) for x in of_rows)
+                out, prompts = over(q_DF, k_DF, v_DF, prompts, mine, work.passes[b, r])
+                put = jax.vmap(lambda old, rows, new: old.at[rows].set(new, mode="drop"))
+                return put(out_DTNH, mine.rows, out), prompts
+
+            carry = jnp.zeros_like(of_rows[0]), prompts
+            out_DTNH, prompts = jax.lax.fori_loop(0, work.rounds[b], visit, carry)
+            return out_DTNH.reshape(q.shape), prompts
+
+        # Adapters differ from row to row. Without them, rows of many tokens are computed alike.
+        shape = (-1, 1) if sizes.adapters else (-1, sizes.page)
+        inputs = tokens_DT.reshape(shape), positions_DT.reshape(shape), attend, cache.prompts
+        scale_BJ = scale_DTJ.reshape(D * T, -1)
         hidden, prompts = apply(model, params, adapters, *inputs, scale_BJ=scale_BJ, limit=sizes.limit)
-        hidden_DFpw = hidden.reshape(D, F, p, -1)
-        last_DF1w = jnp.take_along_axis(hidden_DFpw, page_block.last[..., None, None], axis=2)
-        put = jax.vmap(lambda old, pages, new: old.at[pages].set(new, mode="drop"))
-        last_DNw = put(cache.last_DNw, page_block.page, last_DF1w[:, :, 0])
+
+        def put_last(old_Nw, hidden_Tw, pages, last):
+            return old_Nw.at[pages].set(hidden_Tw.at[last].get(mode="clip"), mode="drop")
+
+        last_DNw = jax.vmap(put_last)(cache.last_DNw, hidden.reshape(D, T, -1), pages.page, pages.last)
         return cache._replace(prompts=prompts, last_DNw=last_DNw)
 
     return jax.lax.fori_loop(0, work.blocks, block, cache)

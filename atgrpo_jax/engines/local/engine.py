@@ -245,7 +245,8 @@ class LocalEngine:
                 for _ in range(TURNS):  # callers that were just answered may ask again
                     if lane.hungry:
                         await asyncio.sleep(0)
-                        lane.admit()
+                        if lane.asked:
+                            lane.admit()
                 if not lane.tickets:
                     break
                 loop = asyncio.get_running_loop()

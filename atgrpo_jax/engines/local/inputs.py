@@ -1,8 +1,9 @@
-"""Says what the programs of a lane read: prompt pages to compute, and pages to attend to.
+"""Says what the programs of a lane read: prompt tokens to compute, and pages to attend to.
 
 Axis letters: D shards, N prompt pages, E readers; ``d`` is a shard's number.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,7 +13,25 @@ from atgrpo_jax.engines.local.paged_attention import PageBlock, Passes, Readers
 from atgrpo_jax.engines.local.shards import Item, Shard
 from atgrpo_jax.engines.local.tickets import Ticket
 
-BLOCKS = 8  # blocks of prompt pages in a call of the program
+BLOCKS = 8  # blocks of prompt tokens in a call of the program
+ROUNDS = 4  # most rounds of attention in a block
+
+
+class Block:
+    """Holds prompt pages of one shard whose tokens are computed together."""
+
+    def __init__(self, sizes: Sizes):
+        self._sizes = sizes
+        self.items: list[Item] = []
+        self.tokens = 0
+
+    def fits(self, tokens: int) -> bool:
+        room = len(self.items) < ROUNDS * self._sizes.fill
+        return room and self.tokens + tokens <= self._sizes.together
+
+    def add(self, item: Item) -> None:
+        self.items.append(item)
+        self.tokens += len(item.tokens(self._sizes.page))
 
 
 def missing_pages(shards: Sequence[Shard], sizes: Sizes) -> Iterator[Work]:
@@ -20,48 +39,73 @@ def missing_pages(shards: Sequence[Shard], sizes: Sizes) -> Iterator[Work]:
 
     Takes them from the shards.
     """
-    plan: list[list[list[Item]]] = []  # items by block and shard
-    for d, shard in enumerate(shards):
-        block_of: dict[int, int] = {}
-        for item in sorted(shard.items, key=lambda item: item.number):
-            b = block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0
-            while b < len(plan) and len(plan[b][d]) == sizes.fill:
-                b += 1
-            while b >= len(plan):
-                plan.append([[] for _ in shards])
-            plan[b][d].append(item)
-            block_of[item.pages[item.number]] = b
+    plans = [planned(shard.items, sizes) for shard in shards]
+    for shard in shards:
         shard.items = []
+    plan = list(itertools.zip_longest(*plans))
     for i in range(0, len(plan), BLOCKS):
         yield _work_of(plan[i : i + BLOCKS], sizes)
 
 
-def _work_of(plan: Sequence[Sequence[Sequence[Item]]], sizes: Sizes) -> Work:
-    def zeros(*shape, dtype=np.int32):
-        return np.zeros((sizes.shards, BLOCKS, sizes.fill, *shape), dtype)
+def planned(items: Sequence[Item], sizes: Sizes) -> list[Block]:
+    """Returns the blocks in which these pages are computed."""
+    blocks: list[Block] = []
+    block_of: dict[int, int] = {}
+    # Long ones first, and short ones where these leave room.
+    for item in sorted(items, key=lambda item: (item.number, -len(item.tokens(sizes.page)))):
+        tokens = len(item.tokens(sizes.page))
+        b = block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0
+        while b < len(blocks) and not blocks[b].fits(tokens):
+            b += 1
+        while b >= len(blocks):
+            blocks.append(Block(sizes))
+        blocks[b].add(item)
+        block_of[item.pages[item.number]] = b
+    return blocks
 
-    page_blocks = PageBlock(
-        zeros(sizes.page), zeros(), zeros(sizes.longest_prompt), zeros(), zeros() + sizes.prompt_pages
+
+def _work_of(plan: Sequence[Sequence[Block | None]], sizes: Sizes) -> Work:
+    def full(value, *shape, dtype=np.int32):
+        return np.full((sizes.shards, BLOCKS, *shape), value, dtype)
+
+    rounds = ROUNDS, sizes.fill
+    pages = PageBlock(
+        full(sizes.together, *rounds, sizes.page),
+        full(0, *rounds),
+        full(0, *rounds, sizes.longest_prompt),
+        full(0, *rounds),
+        full(sizes.prompt_pages, *rounds),
     )
     work = Work(
-        page_blocks,
-        zeros(sizes.adapters, dtype=np.float32),
+        full(0, sizes.together),
+        full(0, sizes.together),
+        full(0, sizes.together, sizes.adapters, dtype=np.float32),
+        pages,
+        np.zeros((BLOCKS, ROUNDS), np.int32),
         np.zeros(BLOCKS, np.int32),
         np.int32(len(plan)),
     )
     for b, by_shard in enumerate(plan):
-        for d, items in enumerate(by_shard):
-            for f, (ticket, pages, number) in enumerate(items):
-                at = d, b, f
-                tokens = ticket.request.prompt_ids[number * sizes.page : (number + 1) * sizes.page]
-                page_blocks.tokens[at][: len(tokens)] = tokens
-                page_blocks.number[at] = number
-                page_blocks.last[at] = len(tokens) - 1
-                page_blocks.page[at] = pages[number]
-                page_blocks.table[at][: len(pages)] = pages
+        for d, block in enumerate(by_shard):
+            row = 0
+            for i, item in enumerate(block.items if block else ()):
+                ticket, own, number = item
+                r, f = divmod(i, sizes.fill)
+                at = d, b, r, f
+                tokens = item.tokens(sizes.page)
+                rows = np.arange(row, row + len(tokens))
+                row += len(tokens)
+                work.tokens[d, b, rows] = tokens
+                work.positions[d, b, rows] = number * sizes.page + np.arange(len(tokens))
                 if sizes.adapters:
-                    work.scale[at][ticket.adapter] = ticket.scale
-                work.passes[b] = max(work.passes[b], number)
+                    work.scale[d, b, rows, ticket.adapter] = ticket.scale
+                pages.rows[at][: len(tokens)] = rows
+                pages.number[at] = number
+                pages.last[at] = rows[-1]
+                pages.page[at] = own[number]
+                pages.table[at][: len(own)] = own
+                work.passes[b, r] = max(work.passes[b, r], number)
+                work.rounds[b] = max(work.rounds[b], r + 1)
     return work
 
 

@@ -4,7 +4,8 @@ All arrays have a leading axis of shards, which a mesh splits. A shard has slots
 own. A slot draws one sample at a time.
 
 Axis letters: D shards, s their slots, N prompt pages of a shard, n answer pages of a bank, F prompt
-pages computed at once, J adapters, X pages of an answer, w model width
+pages that attention visits at once, T prompt tokens computed at once, J adapters, X pages of an
+answer, w model width
 """
 
 import functools
@@ -26,7 +27,7 @@ class Sizes(NamedTuple):
     page: int  # p, tokens of a prompt page
     prompt_pages: int  # N, of a shard
     longest_prompt: int  # P, pages
-    fill: int  # F, prompt pages of a shard that are computed at once
+    fill: int  # F, prompt pages of a shard that attention visits at once
     siblings: int  # W, most samples of one prompt that read it together
     blocks: int  # of readers, in a shard
     answer_page: int  # tokens of an answer page
@@ -38,6 +39,11 @@ class Sizes(NamedTuple):
     pattern_states: int  # T, of the pattern that all samples match; 0 if there is none
     chunk: int  # most tokens of a slot between two looks of the host
     fused: bool  # whether attention is one kernel
+
+    @property
+    def together(self) -> int:
+        """Returns T, how many prompt tokens of a shard are computed at once."""
+        return self.fill * self.page
 
     @property
     def limit(self) -> int:
@@ -55,11 +61,17 @@ class Cache(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Holds blocks of prompt pages, to be computed one after the other."""
+    """Holds blocks of prompt tokens, to be computed one after the other.
 
-    page_blocks: PageBlock  # [D, blocks, F, ...]
-    scale: Any  # [D, blocks, F, J] of each adapter; 0 where it is not the prompt's own
-    passes: Any  # [blocks] most earlier pages that a prompt of the block has
+    A block has the tokens of whole pages, one after the other. Attention takes them in rounds.
+    """
+
+    tokens: Any  # [D, blocks, T]
+    positions: Any  # [D, blocks, T]
+    scale: Any  # [D, blocks, T, J] of each adapter; 0 where it is not the prompt's own
+    pages: PageBlock  # [D, blocks, rounds, F, ...]
+    passes: Any  # [blocks, rounds] most earlier pages that a prompt of the round has
+    rounds: Any  # [blocks] how many hold anything
     blocks: Any  # a number: how many hold anything
 
 

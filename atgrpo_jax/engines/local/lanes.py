@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.mesh import group_sharding, replicated
 from atgrpo_jax.engines.local.decoding import programs
-from atgrpo_jax.engines.local.inputs import missing_pages, reading
+from atgrpo_jax.engines.local.inputs import missing_pages, planned, reading
 from atgrpo_jax.engines.local.lane_arrays import Cache, Drawn, Sizes, Slots
 from atgrpo_jax.engines.local.shards import Item, Shard
 from atgrpo_jax.engines.local.tickets import Branch, Ticket
@@ -69,6 +69,11 @@ class Lane:
         waiting = sum(len(ticket.waiting) for ticket in self.tickets)
         return waiting < sum(len(shard.free) for shard in self._shards)
 
+    @property
+    def asked(self) -> bool:
+        """Returns whether there are requests that no shard has yet."""
+        return bool(self._queue)
+
     def drop(self, ticket: Ticket) -> None:
         """Removes a ticket that nobody waits for any more."""
         if ticket in self._queue:
@@ -83,16 +88,38 @@ class Lane:
 
     def admit(self) -> None:
         """Puts waiting samples into free slots, and gives all slots pages for the next chunk."""
-        for d, shard in enumerate(self._shards):
-            for ticket in shard.tickets:
-                self._enter(d, ticket)
+        begun = [
+            (ticket, d) for d, shard in enumerate(self._shards) for ticket in shard.tickets if ticket.waiting
+        ]
+        begun.sort(key=lambda one: one[0].asked)
         while self._queue:
+            while begun and begun[0][0].asked <= self._queue[0].asked:
+                ticket, d = begun.pop(0)
+                self._enter(d, ticket)
             d = max(range(len(self._shards)), key=lambda d: len(self._shards[d].free))
             if not self._shards[d].free or not self._begin(d, self._queue[0]):
                 break
             self._queue.popleft()
+        for ticket, d in begun:
+            self._enter(d, ticket)
         for d in range(len(self._shards)):
+            self._look_ahead(d)
             self._provide(d)
+
+    def _look_ahead(self, d: int) -> None:
+        """Begins tickets that get no slot yet, if their prompts fit into rows that are else empty."""
+        shard = self._shards[d]
+        blocks = planned(shard.items, self._sizes) if self._queue else []
+        for ticket in list(self._queue):
+            length = len(ticket.request.prompt_ids)
+            block = next((block for block in blocks if block.fits(length)), None)
+            if length > self._sizes.page or block is None:
+                continue
+            if not self._begin(d, ticket):
+                break
+            self._queue.remove(ticket)
+            if shard.items[-1].ticket is ticket:
+                block.add(shard.items[-1])
 
     def _begin(self, d: int, ticket: Ticket) -> bool:
         """Puts a ticket into a shard. Returns whether there was room for its prompt."""

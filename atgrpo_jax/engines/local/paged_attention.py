@@ -104,10 +104,10 @@ def partial(q_NMXH: jax.Array, pages: Pages, sees: jax.Array) -> Partial:
 class PageBlock(NamedTuple):
     """Holds a page of each of F prompts, to be computed after its earlier pages, as arrays."""
 
-    tokens: Any  # [F, p]
+    rows: Any  # [F, p] where its tokens are in their block; a number beyond the last row: no token
     number: Any  # [F] index of the page in its prompt
     table: Any  # [F, P] pages of the prompt
-    last: Any  # [F] offset of its last token in the page
+    last: Any  # [F] row of its last token
     page: Any  # [F] where it is stored; a number beyond the last page: nowhere
 
 

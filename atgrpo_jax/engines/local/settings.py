@@ -81,7 +81,7 @@ def lane_sizes(
     answer_page = min(most, max(power_of_two(config.page) // 2, most // 16, least))  # divides ``most``
     longest_answer = most // answer_page
     fused = fused and paged_kernel.supports(company.model.architecture.head_size, config.page, answer_page)
-    banks = 1 if fused else min(longest_answer, 4)
+    banks = 1 if fused else min(longest_answer, 8)
     all_pages = slots * longest_answer
     wanted = -(-config.answer_cache // answer_page) or all_pages
     answer_pages = round_up(min(max(wanted, longest_answer), all_pages), banks)

@@ -1,6 +1,7 @@
 """Keeps the slots and pages of one part of a mesh, and the requests that are in them."""
 
 import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from atgrpo_jax.engines.local.lane_arrays import Sizes
@@ -14,6 +15,10 @@ class Item(NamedTuple):
     ticket: Ticket
     pages: list[int]  # of the whole prompt
     number: int  # index of this page in ``pages``
+
+    def tokens(self, page: int) -> Sequence[int]:
+        """Returns the tokens in it, if a page holds so many."""
+        return self.ticket.request.prompt_ids[self.number * page : (self.number + 1) * page]
 
 
 class Shard:
