@@ -43,7 +43,7 @@ def test_the_audit_names_the_first_member_and_field_that_differ(change):
 
 
 def test_the_audit_refuses_stale_weights():
-    with pytest.raises(GroupError, match="drawn by version 0 of policy shared, the learner holds 5"):
+    with pytest.raises(GroupError, match="drawn by version 0 of policy shared, and the step is of version 5"):
         audit(group(1.0, 2.0), version=5, seed=0)
 
 

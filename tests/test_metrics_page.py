@@ -82,7 +82,7 @@ class Measured(Longest):
 
 
 def of_a_run(path):
-    """A step with all that a run can have in this process: adapters, a partner, a KL term, correction."""
+    """Steps with all a run can have in this process: adapters, a partner, a KL term, a lag, correction."""
     with ChatServer() as server:
         x = dataclasses.replace(
             experiment(),
@@ -96,10 +96,12 @@ def of_a_run(path):
             rollout=dataclasses.replace(
                 experiment().rollout, least_signal=1, first_candidates=2, curriculum=CurriculumConfig(8)
             ),
-            steps=1,
+            steps=2,
+            max_lag=1,
         )
         with Stages(x, RunFolder(path)) as stages:
-            one_step(stages, stages.begin(), 1)
+            team, _ = one_step(stages, stages.begin(), 1)
+            one_step(stages, team, 2)
     return {name for record in RunFolder(path).read_metrics() for name in record}
 
 

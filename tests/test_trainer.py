@@ -95,7 +95,7 @@ def test_groups_of_older_weights_are_refused(tmp_path):
     def stale(engine, request):
         return [dataclasses.replace(sample, version=3) for sample in fixed(engine, request)]
 
-    with pytest.raises(RunError, match="was drawn by version 3 of policy shared, the learner holds 0"):
+    with pytest.raises(RunError, match="was drawn by version 3 of policy shared, .* is of version 0"):
         rolled_out(experiment(stale), tmp_path)
 
 

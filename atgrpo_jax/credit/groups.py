@@ -180,7 +180,7 @@ def audit(group: Group, version: int, seed: int) -> None:
         if candidate.sample.version != version:
             raise GroupError(
                 f"group {first.key.path()}: candidate {k} was drawn by version "
-                f"{candidate.sample.version} of policy {first.policy}, the learner holds {version}"
+                f"{candidate.sample.version} of policy {first.policy}, and the step is of version {version}"
             )
         if not candidate.sample.receipt:
             raise GroupError(

@@ -80,6 +80,17 @@ class EngineConfig:
         """Returns whether the engine has none of the devices of the learner's ``mesh``."""
         return False
 
+    def check_ahead(self, mesh: MeshConfig) -> None:
+        """Raises ValueError if the engine cannot draw while policies on ``mesh`` are updated.
+
+        An engine that can overrides this. It keeps the arrays that it was given last until the next push:
+        the update does not free them.
+        """
+        raise ValueError(
+            f"Experiment.max_lag: {type(self).__name__} does not say that it can draw during an update; set "
+            "it to 0, or write check_ahead (docs/your-engine.md)"
+        )
+
     def bytes_on_device(self, planned: Planned) -> dict[str, float]:
         """Returns the bytes that the engine takes on each of its devices, by what they hold.
 

@@ -68,6 +68,8 @@ def _memory(
     for name, shapes in held.items():
         lines[f"parameters, {name}"] = bytes_a_device(shapes.params)
         lines[f"optimizer, {name}"] = bytes_a_device(shapes.opt_state)
+        if experiment.max_lag:
+            lines[f"parameters that draw meanwhile, {name}"] = bytes_a_device(shapes.params)
     if policies.adapted:
         lines["parameters, base of adapters"] = bytes_a_device(policies.base_shapes())
     lines[_GRADIENTS] = 2 * max(bytes_a_device(shapes.params) for shapes in held.values())

@@ -94,11 +94,11 @@ class Again:
         experiment = self._saved.experiment
         record, under = fitting(self._saved.folder, node, change)
         changed = {key_of(record, group) for group in under if group["policy"]}
-        team = self._teams.after(node.step - 1 if node.split == "train" else node.step)
-        gate.push(self._engine, self._saved.learner.weights(team), team.version)
-
         player = self._player(node.split)
         recorded = episode_of(record, _by_role(player.sampling))
+        team = self._weights_of(node, recorded)
+        gate.push(self._engine, self._saved.learner.weights(team), team.version)
+
         groups = {group.origin.key: group for group in recorded.groups}
         begins = min((group["turn"], group["stage"]) for group in under)
 
@@ -131,6 +131,12 @@ class Again:
         if change.temperature is not None:
             played = _at(played, changed, change)
         return Replayed(record, recorded, played)
+
+    def _weights_of(self, node: Node, recorded: Episode) -> TeamState:
+        """Returns the team that played a recorded episode."""
+        if node.split != "train":
+            return self._teams.after(node.step)
+        return self._teams.that_drew(node.step, max(group.origin.version for group in recorded.groups))
 
     def _set_to(self, step: int) -> None:
         """Takes the settings of a step. The engine is another one if they are."""

@@ -7,6 +7,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.credit.groups import Credited, remembered
 from atgrpo_jax.rollout.curriculum import learned
+from atgrpo_jax.rollout.rollouts import Played
 from atgrpo_jax.run.recorded import credited_of, episode_of
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.run.team_state import TeamState, Watch
@@ -46,6 +47,17 @@ class Teams:
         assert self._team is not None
         return self._team
 
+    def that_drew(self, step: int, version: int) -> TeamState:
+        """Returns the team of this ``version`` that drew the groups of ``step``, or else the one before it.
+
+        With ``Experiment.max_lag`` it may be the one before that. Raises as ``after`` does.
+        """
+        if step > 1 and self._saved.at(step).experiment.max_lag:
+            team = self.after(step - 2)
+            if team.version == version:
+                return team
+        return self.after(step - 1)
+
     def learn(self, watch: Watch | None = None) -> tuple[TeamState, list[Credited]]:
         """Makes the next step's update. Returns the team after it, and the step's groups."""
         assert self._team is not None
@@ -68,7 +80,10 @@ class Teams:
             memory=self._team.memory,
         )
         lessons = learned(saved.experiment.rollout.curriculum, self._team.lessons, episodes, credited)
-        before = self._team._replace(memory=memory, lessons=lessons)
+        versions = [group.origin.version for episode in episodes for group in episode.groups]
+        lags = saved.experiment.max_lag and max(versions) < self._team.version
+        ahead = Played(episodes, {}) if lags else None
+        before = self._team._replace(memory=memory, lessons=lessons, ahead=ahead)
         self._before_update()
         try:
             team, _ = saved.learner.update(before, credited, step, watch)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.metric_names import of_role
@@ -14,6 +14,13 @@ from atgrpo_jax.partners.answers import Cost, costs_since
 from atgrpo_jax.rollout.curriculum import NO_LESSONS, Lessons, Picked
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import play_all
+
+
+class Played(NamedTuple):
+    """Holds the rollout of a step."""
+
+    episodes: list[Episode]
+    metrics: dict[str, float]
 
 
 class Rollouts:
@@ -49,8 +56,11 @@ class Rollouts:
         self._hosts = hosts
         self._at_once = at_once
 
-    def play(self, step: int, lessons: Lessons = NO_LESSONS) -> tuple[list[Episode], dict[str, float]]:
-        """Plays the instances of step ``step``, in one round or more. Returns their episodes, and metrics."""
+    def play(self, step: int, lessons: Lessons = NO_LESSONS, stops: bool = True) -> Played:
+        """Plays the instances of step ``step``, in one round or more.
+
+        ``stops`` says whether a stop may end this while complete steps are not saved; see ``Hosts.meet``.
+        """
         picked = self._pick(step, lessons)
         self._hosts.compare(f"instances of step {step}", lambda: hash_bytes(repr(picked.rounds)))
         began = time.monotonic()
@@ -64,7 +74,7 @@ class Rollouts:
         episodes: list[Episode] = []
         rounds = 0
         while rounds == 0 or (rounds < len(picked.rounds) and not self._enough(episodes)):
-            episodes += self._round(step, picked.rounds[rounds])
+            episodes += self._round(step, picked.rounds[rounds], stops)
             rounds += 1
         seconds = time.monotonic() - began
         own = {
@@ -82,9 +92,9 @@ class Rollouts:
             metrics |= _of_continuations(found, episodes)
         if len(picked.rounds) > 1:
             metrics["rollout/rounds"] = float(rounds)
-        return episodes, metrics
+        return Played(episodes, metrics)
 
-    def _round(self, step: int, indices: Sequence[int]) -> list[Episode]:
+    def _round(self, step: int, indices: Sequence[int], stops: bool) -> list[Episode]:
         return play_all(
             self._player,
             step,
@@ -93,7 +103,7 @@ class Rollouts:
             self._episodes,
             hosts=self._hosts,
             at_once=self._at_once,
-            stops=True,
+            stops=stops,
         )
 
 

@@ -1,4 +1,4 @@
-"""Turns episodes into bytes and back, exactly: hosts send one another what they have played.
+"""Turns episodes into bytes and back, exactly: for other hosts, and for a checkpoint.
 
 A message is a line that names its form, a digest of the rest, and the rest: sizes, tokens, logprobs,
 JSON. The tokens of prompts and samples are one array of int32, in the order in which the JSON needs
@@ -54,7 +54,8 @@ def decode(data: bytes) -> list[Episode]:
     """Returns the episodes of a message. Raises RunError if it is not whole, or of another form."""
     if not data.startswith(FORM):
         raise RunError(
-            "episodes from another host have another form than here; run the same version on all hosts"
+            "episodes from another host, or in a checkpoint, have another form than here; run the same "
+            "version on all hosts, and go on with the version that began the run"
         )
     message = memoryview(data)[len(FORM) :]
     rest = message[_DIGEST:]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from atgrpo_jax.common.checks import require
+from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import GroupKey
 
 
@@ -21,6 +22,21 @@ def check_credit(experiment: Any) -> None:
         plays_on = rollout.tree and not experiment.team.partners
         rule = 'counterfactual needs RolloutConfig.mode = "tree", and no partners: all would be asked again'
         require(experiment, "credit", plays_on, rule)
+
+
+def check_lag(experiment: Any) -> None:
+    """Raises ValueError if a step cannot be played while the one before is learned."""
+    if experiment.max_lag:
+        experiment.engine.check_ahead(experiment.mesh)
+
+
+def check_one_host(experiment: Any, hosts: int) -> None:
+    """Raises ConfigError if several hosts cannot make a run."""
+    if experiment.max_lag and hosts > 1:
+        raise ConfigError(
+            f"Experiment.max_lag = {experiment.max_lag} is for one host, and there are {hosts}; these play "
+            "and update together, one after the other: set it to 0"
+        )
 
 
 def check_siblings(experiment: Any) -> None:

@@ -1,5 +1,6 @@
 """Saves and restores all policies and optimizers together, and checks digests when reading."""
 
+import base64
 import itertools
 from collections.abc import Callable, Collection, Mapping, Set
 from typing import Any
@@ -10,7 +11,9 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import Place, make_folder, names_in
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.progress import say
+from atgrpo_jax.rollout import wire
 from atgrpo_jax.rollout.curriculum import NO_LESSONS, Lesson, Lessons
+from atgrpo_jax.rollout.rollouts import Played
 
 
 class Checkpoints:
@@ -90,11 +93,13 @@ class Checkpoints:
         version: int = 0,
         memory: Mapping[str, float] | None = None,
         lessons: Lessons = NO_LESSONS,
+        ahead: Played | None = None,
     ) -> None:
         """Writes a checkpoint, which is on disk when this returns. Raises OSError or RunError.
 
         ``version`` is that of the weights, ``memory`` that of the rule of credit, and ``lessons`` are what
-        instances taught. ``base`` holds the weights that adapters are on. They never change, so they are
+        instances taught. ``ahead`` is the rollout of the next step, if it is played already: the weights
+        that drew it are gone. ``base`` holds the weights that adapters are on. They never change, so they are
         written once, beside the checkpoints.
         """
         hosts = self._hosts
@@ -103,6 +108,9 @@ class Checkpoints:
         about = {"identity": self._identity, "step": step, "version": version, "base": self._base_digest}
         about |= {"memory": dict(memory)} if memory else {}  # JSON keeps every bit of a number
         about |= {"lessons": {str(index): own for index, own in lessons.items()}} if lessons else {}
+        if ahead is not None:
+            episodes = base64.b64encode(wire.encode(ahead.episodes)).decode()
+            about["ahead"] = {"episodes": episodes, "metrics": ahead.metrics}
         trees.write_tree(self._path / str(step), tree, about, hosts=hosts)
         if hosts.index == 0:
             self.forget_old()
@@ -148,6 +156,17 @@ class Checkpoints:
     def lessons(self, step: int) -> dict[int, Lesson]:
         """Returns what instances taught up to ``step``. Raises as ``restore`` does."""
         return {int(index): Lesson(*own) for index, own in self._about(step).get("lessons", {}).items()}
+
+    def ahead(self, step: int) -> Played | None:
+        """Returns the rollout of the step after ``step``, if that was played by then.
+
+        What other settings have drawn (``earlier``) does not count. Raises as ``restore`` does.
+        """
+        about = self._about(step)
+        found = about.get("ahead")
+        if found is None or about["identity"] != self._identity:
+            return None
+        return Played(wire.decode(base64.b64decode(found["episodes"])), found["metrics"])
 
     def _check_base(self, step: int, about: Mapping[str, Any]) -> None:
         if about["base"] != self._base_digest:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.checks import check_types, require
@@ -21,7 +21,7 @@ from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import BASE, Team
-from atgrpo_jax.run.agreement import check_credit, check_siblings
+from atgrpo_jax.run.agreement import check_credit, check_lag, check_siblings
 from atgrpo_jax.run.kept_files import differences, represented
 from atgrpo_jax.run.role_settings import RoleSettings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
@@ -78,6 +78,8 @@ class Experiment:
     keep_every: int = dataclasses.field(default=0, repr=False)  # steps; each such one is kept; 0 is off
     keep_best: bool = dataclasses.field(default=False, repr=False)  # by validation; the earliest of equals
     origin: str | None = dataclasses.field(default=None, repr=False)  # of a fork: see origin.py
+    # 1: a step is played with the weights before its last update, while that is made (docs/overlap.md).
+    max_lag: Literal[0, 1] = dataclasses.field(default=0, repr=False)
     max_logprob_gap: float = 1e-3  # largest |learner - sampler| logprob that is allowed
     gate: bool = True  # after every push, check the engine's weights; see engines/gate.py
     trackers: Trackers = dataclasses.field(default=Trackers(), repr=False)  # who else shows the records
@@ -133,6 +135,7 @@ class Experiment:
             f"BatchConfig.rows must be a multiple of mesh {self.mesh.rows_text}",
         )
         self.engine.check(self.mesh)
+        check_lag(self)
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -238,7 +241,8 @@ class Experiment:
         Files count by their contents, wherever they are.
         """
         started = "" if self.origin is None else f" from {self.origin}"
-        return hash_bytes(represented(_without_changeable(self)) + started).hex()
+        lag = f" max_lag = {self.max_lag}" if self.max_lag else ""
+        return hash_bytes(represented(_without_changeable(self)) + started + lag).hex()
 
 
 def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:

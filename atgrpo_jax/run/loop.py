@@ -46,10 +46,9 @@ def train(
 def one_step(stages: Stages, team: TeamState, step: int) -> tuple[TeamState, dict[str, float]]:
     """Makes one training step. Returns the team after it, and the step's metrics."""
     began = time.monotonic()
-    episodes, played = stages.rollouts.play(step, team.lessons)  # nothing of an incomplete rollout is kept
+    episodes, played = team.ahead or stages.rollouts.play(step, team.lessons)
     team, credited, signal = stages.credit(team, episodes)
-    stages.engine.release()  # the update frees the team's old arrays
-    team, learned = stages.learner.update(team, credited, step)
+    team, learned = stages.learn(team, credited, step)  # with a lag, the next step is played meanwhile
     proof = stages.sync(team)
     seconds = {"perf/step_s": time.monotonic() - began}
     record = stages.record(step, team, episodes, credited, played, signal, learned, proof, seconds)

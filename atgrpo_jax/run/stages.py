@@ -17,6 +17,7 @@ from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.curriculum import learned
 from atgrpo_jax.run import changes, origin
+from atgrpo_jax.run.agreement import check_one_host
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.ending import Ending
@@ -26,6 +27,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, training_metrics, write_record
+from atgrpo_jax.run.overlap import Overlap
 from atgrpo_jax.run.playing import picking, rollouts_of
 from atgrpo_jax.run.report import draw_curves
 from atgrpo_jax.run.scoring import Scoring
@@ -56,6 +58,7 @@ class Stages:
         self._complete: TeamState | None = None  # after step ``done``
         self._saved: int | None = None  # step of the newest checkpoint; None before the first
         self._compiles = CompileCounter()
+        check_one_host(experiment, hosts.count)
         self.learner = TeamLearner(experiment, hosts)
         check_machines(hosts, experiment)
         self._keeping = Keeping(folder, experiment)
@@ -77,6 +80,7 @@ class Stages:
             self.engine = opening.enter_context(contextlib.closing(self.learner.engine()))
             hosts.even_out(lambda: self.engine.usage.programs)
             self.rollouts = rollouts_of(experiment, pick, self.engine, self._runner, self._partners, hosts)
+            self._overlap = Overlap(experiment, self.learner, self.rollouts, self.credit)
             self._scoring = Scoring(experiment, folder, self.engine, self._runner, self._partners, hosts)
             self._gate = Gate(
                 self.learner.models,
@@ -115,6 +119,7 @@ class Stages:
         else:
             team = restored
             self.done = self._saved = newest
+            team = team._replace(ahead=self._checkpoints.ahead(newest))
             self._count_again()
             self.sync(team)
         if self.experiment.refers:
@@ -143,13 +148,13 @@ class Stages:
     def credit(
         self, team: TeamState, episodes: Sequence[Episode]
     ) -> tuple[TeamState, list[Credited], dict[str, float]]:
-        """Audits the groups, which ``team`` drew.
+        """Audits the groups, which ``team`` drew, or with a lag the one before its last update.
 
         Returns the team with its new memory and lessons, the groups with their advantages, and metrics.
         """
         for episode in episodes:
             for group in episode.groups:
-                audit(group, team.version, self.experiment.seed)
+                audit(group, team.version - team.lag, self.experiment.seed)
         credited, metrics, memory = credit(
             episodes, alpha=self.experiment.alphas, rule=self.experiment.credit, memory=team.memory
         )
@@ -157,6 +162,19 @@ class Stages:
         credited, drawn = corrected(credited, first, self.experiment.alphas)
         lessons = learned(self.experiment.rollout.curriculum, team.lessons, episodes, credited)
         return team._replace(memory=memory, lessons=lessons), credited, metrics | drawn
+
+    def learn(
+        self, team: TeamState, credited: Sequence[Credited], step: int
+    ) -> tuple[TeamState, dict[str, float]]:
+        """Updates the team with the groups of ``step``. Returns it, and metrics.
+
+        With ``Experiment.max_lag`` the next step is played meanwhile, and is in the team as ``ahead``.
+        """
+        if self.experiment.max_lag:
+            self.hosts.meet(f"begin of the update of step {step}", lambda: None, stops=True)
+            return self._overlap.learn(team, credited, step)
+        self.engine.release()  # the update frees the team's old arrays
+        return self.learner.update(team, credited, step)
 
     def sync(self, team: TeamState) -> dict[str, float]:
         """Pushes the team's weights to the engine; the gate checks that it samples from them.
@@ -271,7 +289,9 @@ class Stages:
         for name, state in team.policies.items():
             check_tree(state, f"step {step}, policy {name}", UNTOUCHED)
         self.folder.check_ours()
-        self._checkpoints.save(step, team.policies, team.base, team.version, team.memory, team.lessons)
+        self._checkpoints.save(
+            step, team.policies, team.base, team.version, team.memory, team.lessons, team.ahead
+        )
         self._saved = step
         self.tracking.note()
         if self.experiment.keep_best and self.hosts.index == 0:

@@ -181,8 +181,8 @@ class TeamLearner:
         tokens = 0.0
         for policy, updates in jax.device_get(dispatched).items():  # the step waits only here
             updates.check(f"step {step}, policy {policy}", states[policy])
-            learned = updates.metrics()
-            if learned["updates"] and experiment.loss.correction is None:
+            learned = updates.metrics(team.lag)
+            if "logprob_gap" in learned and experiment.loss.correction is None:
                 gate.check_gap(policy, learned["logprob_gap"], experiment.max_logprob_gap)
             metrics |= of_policy(policy, learned)
             tokens += learned["trained_tokens"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from atgrpo_jax.rollout.curriculum import NO_LESSONS, Lessons
+from atgrpo_jax.rollout.rollouts import Played
 from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
 
 
@@ -15,6 +16,12 @@ class TeamState(NamedTuple):
     version: int = 0  # of the weights: how many updates the team has had; the engine is told it
     memory: Mapping[str, float] = {}  # of the rule of credit; see ``CreditConfig.remembered``
     lessons: Lessons = NO_LESSONS  # what instances taught; of the curriculum
+    ahead: Played | None = None  # of the next step, played before the last update; ``Experiment.max_lag``
+
+    @property
+    def lag(self) -> int:
+        """Returns how many versions older the weights are that drew the step's samples."""
+        return int(self.ahead is not None)
 
 
 class Given(NamedTuple):

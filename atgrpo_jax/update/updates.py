@@ -25,20 +25,22 @@ class Updates(NamedTuple):
     records: list[dict[str, Any]]  # metrics of each update
     tokens: int  # that the updates ran on, prompts included
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, lag: int = 0) -> dict[str, float]:
         """Returns the mean of each metric over the updates, their number and their tokens.
 
         ``logprob_gap`` is that of the first update alone. Only there does the learner still have
-        the weights that drew the samples.
+        the weights that drew the samples. With a ``lag`` it has them nowhere: what it measures then is
+        how far the policy has moved since, and is called ``lag_gap``.
         """
         counts = {"updates": float(len(self.records)), "trained_tokens": float(self.tokens)}
         if not self.records:
             return counts
-        names = [name for name in self.records[0] if name != STATE_FINITE]
+        gap = {"lag_gap" if lag else "logprob_gap": float(self.records[0]["logprob_gap"])}
+        names = [name for name in self.records[0] if name not in (STATE_FINITE, "logprob_gap")]
         means = {}
         for name in names:
             means[name] = float(np.mean([record[name] for record in self.records]))
-        return means | counts | {"logprob_gap": float(self.records[0]["logprob_gap"])}
+        return means | counts | gap
 
     def check(self, where: str, state: Any) -> None:
         """Raises NotFinite for the first number of the first update that is not finite.

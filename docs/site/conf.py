@@ -26,8 +26,8 @@ NAVIGATION = {
         "docs/trackers", "docs/studies",
     ),
     "Training": (
-        "docs/config", "docs/curriculum", "docs/branching", "docs/models", "docs/forks", "docs/moving",
-        "docs/sglang",
+        "docs/config", "docs/curriculum", "docs/branching", "docs/overlap", "docs/models", "docs/forks",
+        "docs/moving", "docs/sglang",
     ),
     "Parts of your own": ("docs/your-credit", "docs/your-loss", "docs/your-engine"),
     "Machines": ("docs/probe", "docs/tpu", "docs/hosts", "docs/container", "docs/performance"),

@@ -43,6 +43,18 @@ class LocalEngineConfig(Settings, EngineConfig):
         own = self.mesh or mesh
         require(self, "slots", self.slots % own.rows == 0, f"must be a multiple of mesh {own.rows_text}")
 
+    def check_ahead(self, mesh: MeshConfig) -> None:
+        """Refuses devices that are shared, but for a single one.
+
+        Two threads would give them programs that exchange numbers, in no order: they may wait for each
+        other for ever.
+        """
+        if not self.apart(mesh) and max(mesh.devices, (self.mesh or mesh).devices) > 1:
+            raise ValueError(
+                "Experiment.max_lag: engine and learner share several devices; give the engine its own, with "
+                f"LocalEngineConfig.mesh and LocalEngineConfig.first_device = {mesh.devices}"
+            )
+
     def devices_needed(self, mesh: MeshConfig) -> int:
         own = 0 if self.mesh is None else self.first_device + self.mesh.devices
         return max(mesh.devices, own)

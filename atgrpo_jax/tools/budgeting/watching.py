@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import make_folder
 from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.run.experiment import Experiment
@@ -52,8 +53,13 @@ def watched(given: Experiment, place: Path, steps: int, trace: Path | None = Non
     """Trains one step and then so many more, in a run folder ``place``.
 
     They are real steps of the run, from its warm start; only scores, checkpoints and trackers are left
-    out. With ``trace``, one more step is written there for viewers.
+    out. With ``trace``, one more step is written there for viewers. Raises ConfigError for a run whose
+    steps overlap.
     """
+    if given.max_lag:
+        raise ConfigError(
+            "Experiment.max_lag: the parts of steps that overlap are not told apart; set it to 0"
+        )
     scores = dataclasses.replace(given.evaluation, instances=1, validation_instances=1, every=0)
     experiment = dataclasses.replace(
         given,
