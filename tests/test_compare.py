@@ -12,6 +12,7 @@ from shared_rollout import player
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.run import episodes, gin_config
+from atgrpo_jax.run.ending import drawn_tokens
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.viewing import comparing
@@ -26,7 +27,8 @@ def made(path, solved, seed=0, steps=2, rate=1e-3):
     with claim(folder, x):
         pass
     score = {"test/success": float(np.mean(solved)), "test/low": 0.1, "test/high": 0.9}
-    records = [{"step": 0, "test/success": 0.25}, {"step": 1, "rollout/success": 0.5, "rollout/tokens": 100}]
+    first = {"step": 1, "rollout/success": 0.5, "rollout/tokens": 60, "counterfactual/tokens": 40}
+    records = [{"step": 0, "test/success": 0.25}, first]
     records.append({"step": 2, "rollout/success": 0.5, "rollout/tokens": 100, "perf/step_s": 3.0} | score)
     folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records[: steps + 1]))
     player_, _ = player({(t, r): ["1"] * 3 for t in range(2) for r in "ab"}, Sum())
@@ -122,8 +124,8 @@ def test_runs_are_compared_at_a_step_that_all_were_evaluated_after(runs, tmp_pat
 
 def test_at_a_step_only_what_it_took_until_then_counts(runs):
     found = [outline(RunFolder(runs / name)) for name in ("a0", "b0")]
-    assert comparing.At("test", 1).total(found[0], "rollout/tokens") == 100
-    assert comparing.At().total(found[0], "rollout/tokens") == 200
+    assert comparing.At("test", 1).total(found[0], drawn_tokens) == 100
+    assert comparing.At().total(found[0], drawn_tokens) == 200
     assert found[0].solved("test", 1) == (-1, {}) and found[0].solved("test", 2)[0] == 2
 
 
@@ -148,7 +150,7 @@ def test_a_figure_has_a_line_a_run_over_what_it_cost(runs):
     assert comparing.curve_of(found) == "rollout/success"  # the others have two points
     png = comparing.figure(found, "rollout/success")
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
-    places, values = comparing._line(found[0].runs[0], "rollout/success", "rollout/tokens")
+    places, values = comparing._line(found[0].runs[0], "rollout/success", drawn_tokens)
     assert places.tolist() == [100, 200] and values.tolist() == [0.5, 0.5]
 
 

@@ -6,7 +6,7 @@ Axis letters: I instances, S seeds, X places along a curve.
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,10 @@ from scipy import special
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.progress import duration
 from atgrpo_jax.rollout.evaluation import TAIL, Difference, Score, difference
+from atgrpo_jax.run.ending import drawn_tokens
 from atgrpo_jax.viewing.folders import Outline
+
+Amount = Callable[[Mapping[str, Any]], float]  # from a step's record: what the step took
 
 # The first one that has points enough is drawn. Instances of the first two were not trained on.
 CURVES = ("test/success", "validation/success", "rollout/success")
@@ -50,10 +53,9 @@ class At:
         record = run.records[self.score(run)[0]]
         return record[f"{self.split}/low"], record[f"{self.split}/high"]
 
-    def total(self, run: Outline, metric: str) -> float:
-        """Returns the sum of a metric over the steps up to this one."""
-        records = run.records if self.step is None else run.records[: self.step + 1]
-        return float(sum(record.get(metric, 0.0) for record in records))
+    def total(self, run: Outline, amount: Amount) -> float:
+        """Returns the sum of what the steps up to this one took."""
+        return float(sum(map(amount, run.records if self.step is None else run.records[: self.step + 1])))
 
 
 def at_step(runs: Sequence[Outline], step: int) -> At:
@@ -128,8 +130,8 @@ def table(groups: Sequence[Group]) -> str:
                 _percent(np.mean([run.records[0].get(f"{split}/success", math.nan) for run in group.runs])),
                 _percent(np.mean(scores)),
                 f"{_percent(low)} to {_percent(high)}",
-                f"{np.mean([at.total(run, 'rollout/tokens') for run in group.runs]):,.0f}",
-                duration(float(np.mean([at.total(run, "perf/step_s") for run in group.runs]))),
+                f"{np.mean([at.total(run, drawn_tokens) for run in group.runs]):,.0f}",
+                duration(float(np.mean([at.total(run, _seconds) for run in group.runs]))),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -219,13 +221,14 @@ def figure(groups: Sequence[Group], curve: str) -> bytes:
     from matplotlib.figure import Figure  # it takes half a second
 
     made = Figure(figsize=(14, 4.5), layout="constrained")
-    panels = zip(
-        made.subplots(1, 3), ("step", "tokens drawn", "seconds"), (None, "rollout/tokens", "perf/step_s"),
-        strict=True,
-    )  # fmt: skip
-    for axis, title, metric in panels:
+    amounts: dict[str, Amount] = {
+        "step": lambda record: 1.0,
+        "tokens drawn": drawn_tokens,
+        "seconds": _seconds,
+    }
+    for axis, (title, amount) in zip(made.subplots(1, 3), amounts.items(), strict=True):
         for number, group in enumerate(groups):
-            lines = [_line(run, curve, metric) for run in group.runs]
+            lines = [_line(run, curve, amount) for run in group.runs]
             lines = [line for line in lines if len(line[0])]
             colour = f"C{number}"
             for places, values in lines:
@@ -256,9 +259,13 @@ def curve_of(groups: Sequence[Group]) -> str:
     return (rich or list(CURVES[-1:]))[0]
 
 
-def _line(run: Outline, curve: str, metric: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where a curve's points are, along steps or the running sum of a metric; and their values."""
-    amounts = [1.0 if metric is None else record.get(metric, 0.0) for record in run.records]
+def _seconds(record: Mapping[str, Any]) -> float:
+    return record.get("perf/step_s", 0.0)
+
+
+def _line(run: Outline, curve: str, amount: Amount) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where a curve's points are, along the running sum of what steps took; and their values."""
+    amounts = [amount(record) for record in run.records]
     places = np.cumsum(amounts) - amounts[0] if amounts else np.zeros(0)
     present = [i for i, record in enumerate(run.records) if curve in record]
     return places[present], np.array([run.records[i][curve] for i in present])
