@@ -33,6 +33,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.run.loop import one_step
 from atgrpo_jax.run.recorded import credited_of, episode_of
+from atgrpo_jax.run.saved import claim
 from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.tasks.code.code import Code
 from atgrpo_jax.tasks.games.plan_path import PlanPath
@@ -212,6 +213,14 @@ def test_size_of_a_pool():
     ):
         with pytest.raises(ConfigError, match=f"CurriculumConfig.pool: {says}"):
             size_of(CurriculumConfig(pool), task, needed)
+
+
+def test_a_pool_that_cannot_be_had_is_found_before_the_folder_is_taken(tmp_path):
+    wrong = load("smoke.gin", ["rollout.RolloutConfig.curriculum = @curriculum.CurriculumConfig()"])
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match="makes problems without end"), claim(folder, wrong):
+        raise AssertionError("it was taken")
+    assert not folder.path.exists()
 
 
 def tasks_with_files(folder):

@@ -24,6 +24,7 @@ from atgrpo_jax.run.found import FoundRun
 from atgrpo_jax.run.kept_files import check_kept, keep
 from atgrpo_jax.run.kept_modules import settle_code
 from atgrpo_jax.run.kept_source import carry
+from atgrpo_jax.run.playing import picking
 from atgrpo_jax.run.shapes import settle
 from atgrpo_jax.run.starts import Asked
 from atgrpo_jax.run.team_learner import TeamLearner
@@ -100,16 +101,17 @@ def claim(
     """Locks the folder for this run until the end of the ``with``, and writes the run's config there.
 
     Host 0 does this for all ``hosts``. Yields that config: ``given``, with the date on which the run
-    began. Raises RunError if the folder holds another run or something else, has more steps than
-    ``given`` asks for, or is not the same one for all hosts. It may have been made by another number
-    of hosts, or on another mesh, only if ``other_hosts``. Settings may have changed only if ``change``,
-    and the user's own modules only if ``changed_code``. A new run starts from another one if that is
-    ``asked`` for.
+    began. Raises ConfigError if the instances of its steps cannot be had. Raises RunError if the folder
+    holds another run or something else, has more steps than ``given`` asks for, or is not the same one for
+    all hosts. It may have been made by another number of hosts, or on another mesh, only if
+    ``other_hosts``. Settings may have changed only if ``change``, and the user's own modules only if
+    ``changed_code``. A new run starts from another one if that is ``asked`` for.
     """
     begun = given
 
     def take() -> bytes:
         nonlocal begun
+        picking(given)  # a pool that cannot be had is found before anything is written
         if hosts.count > 1 and isinstance(folder.path, Path):
             check_no_pattern(folder.path)
         folder.exists()  # raises before a lock file is left in a folder of somebody else
