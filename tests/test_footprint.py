@@ -248,7 +248,7 @@ def test_the_command(tmp_path):
         (["--mesh=fsdp=8"], "must be a multiple of mesh data x fsdp = 8"),
         (
             ["--mesh=tensor=5", "--gin_param=config.Architecture.vocab_size = 384"],
-            "does not divide; the nearest possible is data = 1, fsdp = 1, tensor = 3",
+            "does not divide; the nearest possible is data = 1, fsdp = 1, tensor = 4",
         ),
         (
             ["--hosts=3"],
