@@ -194,7 +194,10 @@ class _Channel:
                 self._tracker.end(summary)
                 self._unsure = []
             except Exception as error:
-                say(f"{self.name}: its record is not closed ({harmless(error)}); {where}")
+                say(
+                    f"{self.name}: its record is not closed ({harmless(error)}); the same command sends what "
+                    f"it lacks; {where}"
+                )
         elif self._pause:
             say(f"{self.name}: it lacks the steps from {self.next}; the same command sends them")
         self._tracker = None

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,9 +42,14 @@ class Wandb:
                     "not logged in; run: wandb login (or set WANDB_API_KEY, or: wandb.Wandb.mode = 'offline')"
                 )
         try:
-            return _Run(self._init(wandb, run, mode), wandb)
+            try:
+                with _noticing(wandb):
+                    opened = self._init(wandb, run, mode)
+            except _ended(wandb):  # its process has ended since an earlier record was closed
+                opened = self._init(wandb, run, mode)
         except wandb.errors.AuthenticationError as error:
             raise RunError("its key is not accepted; run: wandb login --relogin") from error
+        return _Run(opened, wandb)
 
     def _init(self, wandb: Any, run: About, mode: str) -> Any:
         opened = wandb.init(
@@ -87,18 +92,33 @@ class _Run:
         self.where = f"{kept}; to send it: wandb sync {kept}" if opened.offline else opened.url
 
     def log(self, step: int, record: Mapping[str, float]) -> None:
-        try:
+        with _noticing(self._wandb):
             self._opened.log({"step": step, **record})
-        except ConnectionError:  # its process has ended; after this the next ``open`` starts another one
-            with contextlib.suppress(ConnectionError):
-                self._wandb.teardown()
-            raise
 
     def table(self, step: int, split: str, rows: Sequence[Row]) -> None:
         table = self._wandb.Table(columns=list(COLUMNS), data=[list(row) for row in rows])
-        self._opened.log({"step": step, f"episodes/{split}": table})
+        with _noticing(self._wandb):
+            self._opened.log({"step": step, f"episodes/{split}": table})
 
     def end(self, summary: Mapping[str, Any] | None) -> None:
-        if summary is not None:
-            self._opened.summary.update(flat(summary))
-        self._opened.finish(exit_code=0 if summary is not None else 1)
+        with _noticing(self._wandb):
+            if summary is not None:
+                self._opened.summary.update(flat(summary))
+            self._opened.finish(exit_code=0 if summary is not None else 1)
+
+
+def _ended(wandb: Any) -> tuple[type[Exception], ...]:
+    """Returns what the library raises if its process has ended."""
+    mailbox = wandb.sdk.mailbox
+    return ConnectionError, mailbox.HandleAbandonedError, mailbox.MailboxClosedError
+
+
+@contextlib.contextmanager
+def _noticing(wandb: Any) -> Iterator[None]:
+    """Lets go of a process that has ended, so that the next ``open`` starts another one."""
+    try:
+        yield
+    except _ended(wandb):
+        with contextlib.suppress(*_ended(wandb)):
+            wandb.teardown()
+        raise
