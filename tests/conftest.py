@@ -25,6 +25,8 @@ import jax
 import pytest
 from etils import epath
 
+from atgrpo_jax.common import stopping
+
 pytest.register_assert_rewrite("shared_code", "shared_learner", "shared_sandbox")  # whose asserts say why
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -59,6 +61,17 @@ def forget_programs():
     )
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience():
+    """A main thread that a busy machine makes slow is not deaf: that would end the process of the tests.
+
+    Processes that tests start are not so patient.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopping, "DEAF_S", 60.0)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

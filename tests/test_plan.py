@@ -18,7 +18,7 @@ from atgrpo_jax.planning import fitting, footprint, hours, times
 from atgrpo_jax.planning.devices import DEVICES, HOST_LINK
 from atgrpo_jax.planning.plans import Asked, Plan
 from atgrpo_jax.planning.stand_ins import AROUND, Pieces, StandIns
-from atgrpo_jax.planning.workload import Workload
+from atgrpo_jax.planning.workload import Workload, workload_of
 from atgrpo_jax.run.gin_config import gin_folder, load
 from atgrpo_jax.run.team_learner import TeamLearner
 
@@ -177,6 +177,12 @@ def hand():
         demonstrated=4, demonstration=3,
     )  # fmt: skip
     return load("smoke.gin"), workload
+
+
+def test_a_warm_start_of_first_turns_has_their_groups_alone():
+    x = load("quick.gin")
+    first = dataclasses.replace(x, warm_start=dataclasses.replace(x.warm_start, turns=1))
+    assert workload_of(first).demonstrated == 2 < workload_of(x).demonstrated  # a scout's and a mover's
 
 
 def test_hours_by_hand():

@@ -127,6 +127,15 @@ def test_what_is_made_from_anything_else_is_trained(make, first, own, change):
         make(train=False, **change)
 
 
+def test_the_first_turns_alone_are_cloned(make, first):
+    """Of a longer workflow these are what a shorter one has."""
+    longer = Words(workflow=Workflow(order=("scout", "mover"), turns=2))
+    one = make(task=longer, config=dataclasses.replace(CONFIG, turns=1))
+    jax.tree.map(np.testing.assert_array_equal, first, one)
+    both = make(task=longer)
+    assert np.abs(both["shared"]["embedding"] - first["shared"]["embedding"]).max() > 1e-4
+
+
 @pytest.mark.parametrize(
     "change", [{"team": Team(alpha=3.0)}, {"optimizer": OptimizerConfig(learning_rate=1.0)}], ids=str
 )

@@ -255,7 +255,11 @@ FAULTS = {
         ("elif spread < FALSE_ALARM:", "elif False:", "top-p passes"),
         ("min(known) > KEPT_RATIO * new", "False", "a kept cache is not named"),
     ],
+    ("planning/workload.py", "test_plan.py::test_a_warm_start_of_first_turns_has_their_groups_alone"): [
+        ("if group.origin.key.turn < turns", "", "a warm start is planned with all turns"),
+    ],
     ("update/warm_start.py", "test_warm_start.py"): [
+        ("most_turns=config.turns or None", "most_turns=None", "a warm start clones all turns"),
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), batch, source,", "the seed is not in the name"),
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), batch, seed,", "the folder is not in the name"),
         ("tokenizer.digest(), batch, seed, source,", "batch, seed, source,", "the tokenizer is not in the name"),
@@ -295,6 +299,7 @@ FAULTS = {
         ("reward.mixed(alpha) if reward", "reward.mixed(1.0) if reward", "alpha is not heard in records"),
     ],
     ("viewing/comparing.py", "test_compare.py"): [
+        ("at.total(run, drawn_tokens) for", "at.total(run, lambda record: record.get('rollout/tokens', 0.0)) for", "what was played on from is not counted"),
         ("run.records[: self.step + 1]", "run.records", "tokens of all steps are counted"),
         ("ddof=1)) / math.sqrt(len(scores_S))", "ddof=0)) / math.sqrt(len(scores_S))", "an interval over seeds is too narrow"),
         ("freedom = total**2 / sum(part**2 / (n - 1)", "freedom = total**2 / sum(part**2 / n", "another number of degrees of freedom"),
