@@ -1,6 +1,7 @@
 """Learns from a step while the next one is played, and checks what was played so."""
 
 import dataclasses
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -67,14 +68,13 @@ class Overlap:
             items[item.group.origin.policy].append(item)
         metrics: Metrics = {}
         for policy in own.team.updated(step, own.task.workflow.roles):
-            for batch in self.learner.batches(items[policy], step):
+            for batch in itertools.islice(self.learner.batches(items[policy], step), 1):
                 trained = batch.trained
                 off_ABT = np.abs(self.learner.logprobs(drew, policy, batch) - trained.old_logprobs)
                 gap = float(off_ABT.max(where=trained.weights > 0, initial=0.0))
                 if own.loss.correction is None:
                     gate.check_gap(policy, gap, own.max_logprob_gap)
                 metrics |= of_policy(policy, {"logprob_gap": gap})
-                break
         return metrics
 
 
