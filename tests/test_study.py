@@ -116,7 +116,12 @@ def left(folder, x, solved, episode, tokens=100):
     score = {f"{s}/{k}": v for s in ("test", "validation") for k, v in
              {"success": float(np.mean(solved)), "low": 0.1, "high": 0.9}.items()}  # fmt: skip
     none = {"test/success": 0.0, "validation/success": 0.0}
-    drawn = {"rollout/tokens": tokens, "perf/step_s": time.time() % 1}
+    drawn = {
+        "rollout/tokens": tokens,
+        "perf/step_s": time.time() % 1,
+        "groups/total": 5,
+        "groups/signal": 0.4,
+    }
     records = [{"step": 0} | none, {"step": 1} | drawn, {"step": 2} | drawn | score]
     folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     for step, found in ((0, [False] * 4), (2, solved)):
@@ -161,6 +166,7 @@ def test_a_study_makes_its_runs_and_says_what_came_out(asked, episode, tmp_path,
         "4",
     )
     assert (fast["mean"], fast["steps"], fast["tokens"]) == ("0.875000", "2 2", "200")
+    assert fast["useful_tokens"] == "50.00"  # 4 of the run's 10 groups have a signal
     assert (slow["mean"], slow["low"]) == ("0.125000", "0.000000")
     tokens = sum(len(c.sample.tokens) for group in episode.groups for c in group.candidates)
     assert float(fast["test_tokens"]) == tokens

@@ -25,6 +25,7 @@ class Measured:
     run: Outline
     values: Mapping[Instance, float]  # by the study's measure, from 0 to 1
     drawn: float  # tokens, in training
+    useful: float  # groups with a signal, in training
     test_tokens: float  # that an episode of the last test takes
 
     @property
@@ -55,7 +56,8 @@ def measure(run: Run, study: Study) -> Measured:
     episodes = list(found.folder.read_episodes(found.done, "test"))
     told = [[len(c["tokens"]) for group in e["groups"] for c in group["candidates"]] for e in episodes]
     values = _solved(found, "test", found.done) if study.measure == "test" else _on_the_way(found, study)
-    return Measured(found, values, drawn, float(np.mean([sum(counts) for counts in told])))
+    useful = sum(r["groups/total"] * r["groups/signal"] for r in found.records if "groups/total" in r)
+    return Measured(found, values, drawn, useful, float(np.mean([sum(counts) for counts in told])))
 
 
 def _solved(run: Outline, split: str, step: int) -> dict[Instance, float]:

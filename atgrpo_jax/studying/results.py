@@ -18,7 +18,8 @@ from atgrpo_jax.studying.verdicts import Verdict, success
 from atgrpo_jax.viewing.comparing import Group, curve_of, figure
 
 MEASURES = {"test": "test success", "validation": "mean validation success on the way"}
-_COLUMNS = ("arm", "seeds", "mean", "low", "high", "each", "instances", "steps", "tokens", "test_tokens")
+_COLUMNS = ("arm", "seeds", "mean", "low", "high", "each", "instances", "steps", "tokens",
+            "useful_tokens", "test_tokens")  # fmt: skip
 
 
 def write(
@@ -62,6 +63,7 @@ def _row(name: str, runs: Sequence[Measured]) -> tuple[str, ...]:
         str(len(common(runs))),
         " ".join(str(run.run.done) for run in runs),
         f"{np.mean([run.drawn for run in runs]):.0f}",
+        "" if _useful(runs) is None else f"{_useful(runs):.2f}",
         f"{np.mean([run.test_tokens for run in runs]):.2f}",
     )
 
@@ -92,7 +94,7 @@ def _page(
     if study.tokens or study.steps:
         lines += [f"Each run ends with the step by which it has {ends}.", ""]
     head = ("arm", "seeds", f"{MEASURES[study.measure]} (95 % interval)", "each seed", "steps", "tokens",
-            "tokens of a test episode")  # fmt: skip
+            "tokens a useful group", "tokens of a test episode")  # fmt: skip
     rows = [_told(name, runs) for name, runs in arms.items()]
     lines += [*_markdown(head, rows), ""]
     about = [f"- {name}: {arm.about}" for name, arm in study.arms.items() if arm.about]
@@ -122,7 +124,7 @@ def _page(
 
 def _told(name: str, runs: Sequence[Measured]) -> tuple[str, ...]:
     if not runs:
-        return (name, "none has ended", *[""] * 5)
+        return (name, "none has ended", *[""] * 6)
     steps = sorted({run.run.done for run in runs})
     return (
         name,
@@ -131,8 +133,15 @@ def _told(name: str, runs: Sequence[Measured]) -> tuple[str, ...]:
         ", ".join(f"{run.score:.1%}" for run in runs),
         str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}",
         f"{np.mean([run.drawn for run in runs]):,.0f}",
+        "no such group" if _useful(runs) is None else f"{_useful(runs):.1f}",
         f"{np.mean([run.test_tokens for run in runs]):.1f}",
     )
+
+
+def _useful(runs: Sequence[Measured]) -> float | None:
+    """Returns how many tokens were drawn for each group with a signal; None without such a group."""
+    groups = sum(run.useful for run in runs)
+    return sum(run.drawn for run in runs) / groups if groups else None
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

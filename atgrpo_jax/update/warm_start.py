@@ -22,7 +22,7 @@ from atgrpo_jax.common.files import Place, folder_path, make_folder
 from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
 from atgrpo_jax.common.literals import told
 from atgrpo_jax.common.progress import Progress, say
-from atgrpo_jax.common.types import Episode, Sample, Sampling, hash_bytes, seed_of
+from atgrpo_jax.common.types import Batch, Episode, Sample, Sampling, hash_bytes, seed_of
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer
@@ -189,16 +189,21 @@ def _check_writable(folder: Place) -> None:
 
 
 def _clone(config, fresh, learners, player, batch, hosts) -> dict[str, Any]:
+    def shown(step: int) -> dict[str, Batch]:
+        indices = train_indices(step, config.instances)
+        groups = demonstrated(play_all(player, step, "train", indices, hosts=hosts))
+        return {policy: pack(items, batch, "token", 1) for policy, items in groups.items()}
+
     states = {name: learners[name].start_from(make()) for name, make in fresh.items()}
     with Progress("warm start", config.steps, "step", compiles=True) as progress:
+        coming = shown(1)
         for step in range(1, config.steps + 1):
-            indices = train_indices(step, config.instances)
-            episodes = play_all(player, step, "train", indices, hosts=hosts)
             done = {}
-            for policy, items in demonstrated(episodes).items():
-                packed = pack(items, batch, "token", 1)
+            for policy, packed in coming.items():
                 states[policy], metrics = learners[policy].update(states[policy], UpdateInputs(packed))
                 done[policy] = Updates([metrics], 0)
+            if step < config.steps:
+                coming = shown(step + 1)  # while the devices work: demonstrations need no weights
             done = jax.device_get(done)
             for policy, updates in done.items():
                 updates.check(f"warm start, step {step}, policy {policy}", states[policy])
