@@ -1,6 +1,7 @@
 """The work items of the benchmarks, the work that is in them, and the limit of the machine."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import platform
@@ -12,7 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from atgrpo_jax.arrays.mesh import MeshConfig, provide_devices
+from atgrpo_jax.common.cli import look_for_no_missing_tpu
 from atgrpo_jax.models.config import Architecture, Compute, preset
+from atgrpo_jax.models.families.table import family_of
+from atgrpo_jax.planning.devices import device_of_kind
 from atgrpo_jax.tools.probing.clock import median_seconds
 from atgrpo_jax.tools.probing.item import Item
 
@@ -48,8 +52,10 @@ def parse(
     for name in ("prompts", "candidates", "prompt_tokens", "new_tokens", "rows", "layers"):
         parser.add_argument(f"--{name}", type=int, help="instead of the item's")
     parser.add_argument("--attention", choices=("auto", "fused", "tiles"), help="instead of the item's")
+    parser.add_argument("--trace", help="a folder for a trace of one more step, for TensorBoard or Perfetto")
     more(parser)
     args = parser.parse_args()
+    look_for_no_missing_tpu()
     item = ITEMS[args.item]
 
     def changed(what: Item | Architecture | Compute) -> Any:
@@ -66,6 +72,29 @@ def mesh_of(args: argparse.Namespace) -> MeshConfig:
     mesh = MeshConfig(data=args.data)
     provide_devices(mesh.devices)
     return mesh
+
+
+def traced(folder: str | None) -> contextlib.AbstractContextManager:
+    return jax.profiler.trace(folder, create_perfetto_trace=True) if folder else contextlib.nullcontext()
+
+
+def of_peak(gflop_per_s: float) -> dict:
+    """The share of the published rate of bfloat16 products; nothing for a device that is not known."""
+    device = device_of_kind(jax.devices()[0].device_kind)
+    return {} if device is None else {"of_peak": round(gflop_per_s * 1e9 / device.flops, 3)}
+
+
+def decode_gb(item: Item, steps: float) -> float:
+    """What decoding all of the item in so many steps has to read at least: all weights in each step, the
+    keys and values of a prompt once for each token that its candidates draw side by side, and those of
+    each answer so far."""
+    m = item.model
+    size = jnp.dtype(item.compute.dtype).itemsize
+    weights = m.layers * family_of(m).block_multiplied(m) + m.width * item.vocab_size
+    token = 2 * m.layers * m.kv_heads * m.head_size
+    new = item.new_tokens
+    seen = item.prompts * (new * item.prompt_tokens + item.candidates * new**2 / 2)
+    return size * (steps * weights + token * seen) / 1e9
 
 
 def matmuls(item: Item) -> dict[tuple[int, int, int], int]:

@@ -1,6 +1,6 @@
 """Speed of the in-process engine, as JSON lines.
 
-    python benchmarks/rollout.py [--item=tiny|long|vocab|skewed] [--team]
+    python benchmarks/rollout.py [--item=tiny|long|vocab|skewed] [--team] [--slots=64] [--trace=FOLDER]
 
 The work items of ``update.py``, where every sample is as long as the item says, and ``skewed``: lengths are
 geometric with a mean of 64 and end at 256, 64 prompts x 8; any of a 64th of the ids ends a sample.
@@ -9,7 +9,8 @@ geometric with a mean of 64 and end at 256, 64 prompts x 8; any of a 64th of the
 ``occupancy`` is the share of the computed rows that were tokens somebody asked for; ``prefill`` and
 ``decode`` are shares of the time, of which the rest is the host's, tasks included; ``known_prompt`` is the
 share of the prompts' tokens that were in the cache; ``products`` is what decoding would take if it were
-nothing but its matrix products, of its time.
+nothing but its matrix products, of its time; ``of_memory`` is what reading the least of memory would take, at
+the bandwidth that was measured in the same process, of its time (where no sample stops early).
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import tempfile
 import time
 
 import jax
-from items import decode_products_s, machine, mesh_of, parse, report, summary
+from items import decode_gb, decode_products_s, machine, mesh_of, parse, report, summary, traced
 
 from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.models.families.table import transformer
@@ -27,19 +28,19 @@ from atgrpo_jax.rollout.rollout import engine_propose, play_all, train_indices
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.metrics import CompileCounter
 from atgrpo_jax.run.team_learner import TeamLearner
+from atgrpo_jax.tools.budgeting.table import limits
 from atgrpo_jax.tools.probing.clock import peak_mb, square_gflops
-
-ROWS = 64  # of the engine
 
 
 def main() -> None:
     def flags(parser):
         parser.add_argument("--team", action="store_true")
         parser.add_argument("--turns", type=int, default=4, help="of the team's episodes")
+        parser.add_argument("--slots", type=int, default=64, help="of the engine")
 
     name, item, args = parse(__doc__, warmup=2, steps=5, more=flags)
     if args.team:
-        name, (engine, play, model) = f"team, {args.turns} turns", team(args.turns)
+        name, (engine, play, model) = f"team, {args.turns} turns", team(args)
     else:
         engine, play, model = of_item(item, args)
     compiles, compiled, seconds, used = CompileCounter(), 0, [], []
@@ -52,9 +53,15 @@ def main() -> None:
     recompiled = compiles.count - compiled
     kept, total = used[args.warmup :], sum(seconds[args.warmup :])
     tokens = sum(one.tokens for one in kept)
-    steps = sum(one.slot_steps for one in kept) / ROWS
-    products = decode_products_s(model.architecture, model.compute.dtype, model.vocab_size, ROWS) * steps
-    gflop = item.gflop()["rollout"] if not (item.stop_every or args.team) else None
+    steps = sum(one.slot_steps for one in kept) / args.slots
+    products = (
+        decode_products_s(model.architecture, model.compute.dtype, model.vocab_size, args.slots) * steps
+    )
+    known = not (item.stop_every or args.team)
+    gflop = item.gflop()["rollout"] if known else None
+    decoding = sum(one.decode_s for one in kept)
+    with traced(args.trace):
+        play(args.warmup + args.steps)
     report(
         "rollout",
         item=name,
@@ -62,8 +69,9 @@ def main() -> None:
         **summary("rollout", seconds[args.warmup :], seconds[0], tokens // args.steps, gflop),
         occupancy=round(tokens / sum(one.slot_steps for one in kept), 3),
         prefill=round(sum(one.prefill_s for one in kept) / total, 3),
-        decode=round(sum(one.decode_s for one in kept) / total, 3),
-        products=round(products / sum(one.decode_s for one in kept), 3),
+        decode=round(decoding / total, 3),
+        products=round(products / decoding, 3),
+        **(of_memory(item, steps / args.steps, decoding / args.steps) if known else {}),
         known_prompt=round(sum(one.known_tokens for one in kept) / sum(one.prompt_tokens for one in kept), 3),
         square_gflop_per_s=round(square_gflops(dtype=item.compute.dtype), 1),
         compiles_after_warmup=recompiled,
@@ -72,16 +80,25 @@ def main() -> None:
     )
 
 
+def of_memory(item, steps, seconds):
+    """The time that reading the least of memory would take, as a share of ``seconds``."""
+    bandwidth = limits(item.compute.dtype).bandwidth / 1e9
+    return {
+        "of_memory": round(decode_gb(item, steps) / bandwidth / seconds, 3),
+        "memory_gb_per_s": round(bandwidth, 1),
+    }
+
+
 def of_item(item, args):
     model, mesh = transformer(item.model, item.model.vocab_size, item.compute), mesh_of(args).build()
-    engine = LocalEngine(model, item.stop_ids, item.engine(ROWS), mesh)
+    engine = LocalEngine(model, item.stop_ids, item.engine(args.slots), mesh)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
     engine.push_weights("shared", PolicyWeights(params), 0)
     return engine, lambda step: item.drawn(engine, step), model
 
 
-def team(turns):
-    changes = [f"workflow.Workflow.turns = {turns}", "warm_start.WarmStartConfig.steps = 20"]
+def team(args):
+    changes = [f"workflow.Workflow.turns = {args.turns}", "warm_start.WarmStartConfig.steps = 20"]
     experiment = load("plan.gin", changes)
     with tempfile.TemporaryDirectory() as cache:
         experiment = dataclasses.replace(
@@ -89,7 +106,7 @@ def team(turns):
         )
         policies = TeamLearner(experiment)
         states = policies.initial()
-    config = dataclasses.replace(experiment.engine, slots=ROWS)
+    config = dataclasses.replace(experiment.engine, slots=args.slots)
     engine = LocalEngine(policies.models, experiment.tokenizer.stop_ids, config, policies.meshes)
     for policy, weights in policies.weights(states).items():
         engine.push_weights(policy, weights, 0)

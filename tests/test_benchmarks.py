@@ -43,6 +43,7 @@ def test_update_prints_one():
 @pytest.mark.parametrize("flag", ["--item=tiny", "--item=skewed"])
 def test_rollout_prints_one(flag):
     (line,) = lines("rollout.py", flag)
+    assert ("of_memory" in line) == (flag == "--item=tiny") and 0 < line.get("of_memory", 1) <= 1
     assert line["tokens_per_s"] > 0 and 0 < line["occupancy"] <= 1
     assert 0 < line["prefill"] + line["decode"] <= 1
     assert line["compiles_after_warmup"] == 0
@@ -113,6 +114,28 @@ def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monk
     model = json.loads(json.dumps(dataclasses.asdict(item.model)))  # a tuple is a list there
     assert about["model"] == model | {"dtype": "float32"}
     assert {len(tokenizer.encode(text)) for text in about["texts"]} == {item.prompt_tokens}
+
+
+def test_the_least_that_decoding_reads(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from items import ITEMS, decode_gb
+
+    sizes = {
+        "layers": 1,
+        "width": 8,
+        "mlp_width": 16,
+        "heads": 2,
+        "kv_heads": 1,
+        "head_size": 4,
+        "vocab_size": 32,
+    }
+    model = dataclasses.replace(ITEMS["tiny"].model, **sizes)
+    item = dataclasses.replace(
+        ITEMS["tiny"], model=model, prompts=3, candidates=2, prompt_tokens=8, new_tokens=4
+    )
+    weights = (8 * 8 + 2 * 8 * 4 + 8 * 8) + 3 * 8 * 16 + 8 * 32  # attention, MLP, head
+    cache = 2 * 4 * 3 * (4 * 8 + 2 * 8)  # keys and values of a prompt four times, of half an answer as often
+    assert decode_gb(item, 5) == pytest.approx(4 * (5 * weights + cache) / 1e9)
 
 
 def benchmark(name):

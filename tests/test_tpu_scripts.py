@@ -14,6 +14,7 @@ LAUNCH = ROOT / "launch"
 PYTHON = [LAUNCH / "tpu.py", *sorted((LAUNCH / "tpu").glob("*.py"))]
 SHELL = [
     *sorted(LAUNCH.glob("*.sh")),
+    *sorted((ROOT / "benchmarks").rglob("*.sh")),
     ROOT / ".ci" / "run",
     FAKE / "bin" / "gcloud",
     *sorted((FAKE / "vm_bin").iterdir()),
