@@ -154,6 +154,17 @@ def test_a_figure_has_a_line_a_run_over_what_it_cost(runs):
     assert places.tolist() == [100, 200] and values.tolist() == [0.5, 0.5]
 
 
+def test_of_many_groups_a_figure_has_the_means_alone_each_in_a_look_of_its_own(runs):
+    few = groups(runs, "a0", "a1", "b0", "b1")
+    lines = [len(axis.lines) for axis in comparing.drawn(few, "rollout/success").axes]
+    assert lines == [2 * (2 + 1 + 1)] * 3  # two runs, their mean, and the legend's, of two groups
+    many = comparing.drawn(few * 6, "rollout/success")
+    for axis in many.axes:
+        assert len(axis.lines) == 12 * 2 and not axis.collections
+        looks = {(line.get_color(), line.get_linestyle()) for line in axis.lines}
+        assert len(looks) == 12
+
+
 def test_runs_are_found_and_their_state_is_told(tmp_path):
     folder = made(tmp_path / "runs" / "one", [True])
     (tmp_path / "runs" / "letter.txt").write_text("dear")

@@ -23,6 +23,9 @@ Amount = Callable[[Mapping[str, Any]], float]  # from a step's record: what the 
 # The first one that has points enough is drawn. Instances of the first two were not trained on.
 CURVES = ("test/success", "validation/success", "rollout/success")
 
+MOST_BANDS = 6  # groups of which a figure shows each run and a band
+STYLES = "-", "--", ":"  # of lines, after ten colours
+
 _ALONE = "This is about these runs alone, and says nothing about other seeds"
 
 
@@ -217,9 +220,21 @@ def settings(groups: Sequence[Group]) -> list[str]:
 
 
 def figure(groups: Sequence[Group], curve: str) -> bytes:
-    """Returns a PNG of a metric over steps, tokens and seconds; bands are over seeds."""
-    from matplotlib.figure import Figure  # it takes half a second
+    """Returns a PNG of a metric over steps, tokens and seconds; bands are over seeds.
 
+    Of many groups it has the means alone: nobody can tell ten bands apart.
+    """
+    buffer = io.BytesIO()
+    drawn(groups, curve).savefig(buffer, dpi=110)
+    return buffer.getvalue()
+
+
+def drawn(groups: Sequence[Group], curve: str) -> Any:
+    """Returns the figure itself, of matplotlib."""
+    from matplotlib.figure import Figure  # it takes half a second
+    from matplotlib.ticker import EngFormatter
+
+    many = len(groups) > MOST_BANDS
     made = Figure(figsize=(14, 4.5), layout="constrained")
     amounts: dict[str, Amount] = {
         "step": lambda record: 1.0,
@@ -230,22 +245,28 @@ def figure(groups: Sequence[Group], curve: str) -> bytes:
         for number, group in enumerate(groups):
             lines = [_line(run, curve, amount) for run in group.runs]
             lines = [line for line in lines if len(line[0])]
-            colour = f"C{number}"
-            for places, values in lines:
-                axis.plot(places, values, color=colour, linewidth=0.8, alpha=0.5 if len(lines) > 1 else 1)
+            colour = f"C{number % 10}"
+            style = STYLES[number // 10 % len(STYLES)]
+            for places, values in lines if not many or len(lines) == 1 else []:
+                axis.plot(
+                    places, values, style, color=colour, linewidth=0.8, alpha=0.5 if len(lines) > 1 else 1
+                )
             if len(lines) > 1:
                 grid = np.linspace(0, min(places[-1] for places, _ in lines), 50)
                 all_SX = np.array([np.interp(grid, places, values) for places, values in lines])
-                axis.fill_between(grid, all_SX.min(0), all_SX.max(0), color=colour, alpha=0.15)
-                axis.plot(grid, all_SX.mean(0), color=colour, linewidth=2)
-            axis.plot([], [], color=colour, label=f"{group.letter} {group.title}")
+                if not many:
+                    axis.fill_between(grid, all_SX.min(0), all_SX.max(0), color=colour, alpha=0.15)
+                axis.plot(grid, all_SX.mean(0), style, color=colour, linewidth=2)
+            axis.plot([], [], style, color=colour, label=f"{group.letter} {group.title}")
         axis.set_xlabel(title)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 140k
         axis.grid(alpha=0.3)
     made.axes[0].set_ylabel(curve)
-    made.axes[0].legend(fontsize=8)
-    buffer = io.BytesIO()
-    made.savefig(buffer, dpi=110)
-    return buffer.getvalue()
+    if many:
+        made.legend(*made.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    else:
+        made.axes[0].legend(fontsize=8)
+    return made
 
 
 def curve_of(groups: Sequence[Group]) -> str:
