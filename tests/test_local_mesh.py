@@ -74,6 +74,19 @@ def test_an_engine_on_other_devices_draws_the_same_from_a_copy_of_its_own(params
             np.testing.assert_allclose(sample.logprobs, same.logprobs, **PARITY)
 
 
+def test_three_devices_draw_the_same(params):  # noqa: F811
+    """Three divide none of the sizes that all shards share."""
+    plain = LocalEngine(MODEL, (STOP,), CONFIG, default_shape=(16, 3))
+    plain.push_weights("shared", PolicyWeights(params), 7)
+    three = MeshConfig(data=3)
+    engine = LocalEngine(MODEL, (STOP,), CONFIG, three.build(), default_shape=(16, 3))
+    engine.push_weights("shared", PolicyWeights(on(three, params)), 7)
+    for ours, theirs in zip(draw(engine, *many(5)), draw(plain, *many(5)), strict=True):
+        for sample, same in zip(ours, theirs, strict=True):
+            assert (sample.tokens, sample.receipt) == (same.tokens, same.receipt)
+            np.testing.assert_allclose(sample.logprobs, same.logprobs, **PARITY)
+
+
 @pytest.mark.parametrize("source", [MeshConfig(), MeshConfig(data=2), LEARNERS], ids=str)
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=4), MeshConfig(tensor=2)], ids=str)
 def test_a_copy_lives_on_when_its_source_is_freed(params, source, mesh):  # noqa: F811

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from atgrpo_jax.arrays.mesh import group_sharding, page_sharding, platform_of
 from atgrpo_jax.engines.local.lane_arrays import Cache, Drawn, Sizes, Slots, Work, empty
 from atgrpo_jax.engines.local.paged_attention import (
+    PageBlock,
     Pages,
     Passes,
     Readers,
@@ -204,20 +205,27 @@ def programs(model: Transformer, sizes: Sizes, mesh: Mesh | None) -> Programs:
     """Returns the jitted programs of a lane."""
     model = model.clone(mesh=mesh)
     sharding = None if mesh is None else _shardings(model, sizes, mesh)
-    both = None if sharding is None else (sharding, None)
+    by_shard = None if mesh is None else group_sharding(mesh)
+    by_page = PageBlock(*[by_shard] * len(PageBlock._fields))
+    work = Work(by_shard, by_shard, by_shard, by_page, None, None, None)
+    prefilled = (None, None, None, work), sharding
+    # Slots and readers, then what all shards share.
+    decoded = (None, None, None, by_shard, by_shard, None, None, None, None), (sharding, None)
 
-    def compiled(program, out_shardings):
+    def compiled(program, in_shardings, out_shardings):
         def traced(*inputs):
             with exact_products(model.compute):
                 return program(*inputs)
 
         traced.__name__ = program.func.__name__  # the name in profiles
-        return jax.jit(traced, donate_argnums=0, out_shardings=out_shardings)
+        # The host's arrays go to the devices with the call: one by one they would take longer than it.
+        shardings = {"in_shardings": in_shardings, "out_shardings": out_shardings}
+        return jax.jit(traced, donate_argnums=0, **({} if mesh is None else shardings))
 
     return Programs(
         jax.jit(functools.partial(empty, model, sizes), out_shardings=sharding),
-        compiled(functools.partial(prefill, model, sizes), sharding),
-        compiled(functools.partial(decode, model, sizes, mesh), both),
+        compiled(functools.partial(prefill, model, sizes), *prefilled),
+        compiled(functools.partial(decode, model, sizes, mesh), *decoded),
     )
 
 

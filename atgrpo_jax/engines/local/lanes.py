@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atgrpo_jax.arrays.mesh import group_sharding, replicated
+from atgrpo_jax.arrays.mesh import replicated
 from atgrpo_jax.engines.local.decoding import programs
 from atgrpo_jax.engines.local.inputs import missing_pages, planned, reading
 from atgrpo_jax.engines.local.lane_arrays import Cache, Drawn, Sizes, Slots
@@ -44,7 +44,6 @@ class Lane:
         pattern_TV: np.ndarray,
     ):
         self._programs = programs(model, sizes, mesh)
-        self._sharding = None if mesh is None else group_sharding(mesh)
         self._stop_ids = stop_ids
         self._pattern_TV = pattern_TV
         self._pattern = pattern_TV if mesh is None else jax.device_put(pattern_TV, replicated(mesh))
@@ -203,7 +202,7 @@ class Lane:
         issued = 1 + (self._cache is None)  # programs: the chunk, and the one that makes an empty cache
         for work in missing_pages(self._shards, self._sizes):
             issued += 1
-            cache = self._programs.prefill(cache, params, adapters, self._on_devices(work))
+            cache = self._programs.prefill(cache, params, adapters, work)
         jax.block_until_ready(cache.last_DNw)
         prefilled = time.monotonic()
         cache, drawn = self._programs.decode(cache, params, adapters, *self._inputs())
@@ -232,13 +231,7 @@ class Lane:
     def _inputs(self) -> tuple:
         readers, passes = reading(self._shards, self._sizes)
         ended = max(int(self._slots.live.sum()) // ENDED, 1)
-        slots, readers = self._on_devices((self._slots, readers))
-        return slots, readers, passes, self._stop_ids, self._pattern, np.int32(ended)
-
-    def _on_devices(self, tree: Any) -> Any:
-        if self._sharding is None:
-            return tree
-        return jax.tree.map(lambda x: jax.device_put(x, self._sharding) if np.ndim(x) > 1 else x, tree)
+        return self._slots, readers, passes, self._stop_ids, self._pattern, np.int32(ended)
 
     # On the host, after a chunk.
 
