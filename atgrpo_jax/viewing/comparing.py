@@ -270,13 +270,14 @@ def drawn(groups: Sequence[Group], curve: str) -> Any:
 
 
 def curve_of(groups: Sequence[Group]) -> str:
-    """Returns the name of the best curve that all runs have more than two points of."""
+    """Returns the name of the best curve of which all runs have two points, and some run more."""
 
     def points(run: Outline, name: str) -> int:
         return sum(name in record for record in run.records)
 
     runs = [run for group in groups for run in group.runs]
-    rich = [name for name in CURVES if min(points(run, name) for run in runs) > 2]
+    counts = {name: [points(run, name) for run in runs] for name in CURVES}
+    rich = [name for name, found in counts.items() if min(found) >= 2 and max(found) > 2]
     return (rich or list(CURVES[-1:]))[0]
 
 
