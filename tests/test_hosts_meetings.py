@@ -210,6 +210,7 @@ def test_who_waits_for_the_devices_of_a_failed_host_is_ended(party, monkeypatch)
     monkeypatch.setattr(watching, "GRACE_S", 0.1)
     made = party(2)
     made.hosts[1].leave(RunError("out of memory"))
+    made.watchers[1].farewell()
     until(lambda: made.exits)
     assert made.exits[0] == (0, "host 1: out of memory", 2)
 
@@ -217,6 +218,7 @@ def test_who_waits_for_the_devices_of_a_failed_host_is_ended(party, monkeypatch)
 def test_a_host_that_is_deaf_when_another_one_failed_ends_with_its_line(party):
     made = party(2)
     made.hosts[1].leave(RunError("out of memory"))
+    made.watchers[1].farewell()
     until(lambda: 1 in made.watchers[0].news)
     made.watchers[0].leave_at_once()
     assert made.exits[0] == (0, "host 1: out of memory", 2)
@@ -234,6 +236,20 @@ def test_a_host_that_stops_stays_until_the_others_leave_and_one_that_failed_does
     assert len(left) == 1
     made = party(2)
     made.hosts[1].leave(RunError("out of memory"))  # host 0 says nothing, and this ends
+
+
+def test_host_0_ends_after_those_that_said_that_they_leave(party):
+    """Else JAX aborts them: they need a moment between their last word and their end."""
+    made = party(3)
+    made.hosts[1].leave(RunError("out of memory"))  # host 2 says nothing, as one that was killed
+    ended = []
+    last = threading.Thread(target=lambda: (made.watchers[0].farewell(), ended.append(0)))
+    last.start()
+    time.sleep(0.3)
+    assert ended == []
+    made.watchers[1].farewell()
+    last.join(timeout=5)
+    assert ended == [0]
 
 
 def test_a_run_without_meetings_ends_and_says_where_it_is(party, monkeypatch):

@@ -24,6 +24,7 @@ BEAT_S = 2.0  # time between two beats of this host
 GRACE_S = 5.0  # time for the main thread to end by itself after another host has failed
 BYE_S = 8.0  # time that a host waits for the others before it leaves
 BYES = "byes"
+ENDS = "ends"
 HUNG_CODE = 3  # exit code if a host does not come to a meeting
 NEWS = "news"
 BEATS = "beats"
@@ -92,6 +93,22 @@ class Watcher:
                     break
                 time.sleep(0.05)
 
+    def farewell(self) -> None:
+        """Comes right before the process ends. Host 0 ends last of those that have said that they leave.
+
+        JAX aborts a process as soon as host 0 is gone, however near to its own end it is.
+        """
+        with contextlib.suppress(Unreachable):  # host 0 has gone first
+            if self._index:
+                self._store.put(f"{ENDS}/{self._index}", b"")
+                return
+            until = time.monotonic() + BYE_S
+            leaving = self._store.under(BYES).keys() - {"0"}
+            while not leaving <= self._store.under(ENDS).keys() and time.monotonic() < until:
+                time.sleep(0.02)
+            if leaving:
+                time.sleep(LOOK_S)  # they say so a moment before they end
+
     def leave_at_once(self) -> None:
         """Tells the others that this host ends now, since it was asked to stop and does not hear it.
 
@@ -102,6 +119,7 @@ class Watcher:
                 self._end(said, str(OtherFailed(index, said)))
         asked = None if self.stopping is None else self.stopping.asked
         self.bye(Said("", "stopped", code=asked or signal.SIGTERM))
+        self.farewell()
 
     def ask(self) -> None:
         """Asks this host to stop if another one stops or has failed. A second time does nothing."""
@@ -139,6 +157,7 @@ class Watcher:
 
     def _end(self, said: Said, line: str) -> None:
         self.bye(said)
+        self.farewell()
         self._exit_now(line, said.code)
 
     def _end_after_patience(self) -> None:
