@@ -7,7 +7,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -112,7 +112,9 @@ def joined(
         yield hosts
     except BaseException as error:
         told = hosts.leave(error)
-        atexit.register(_end, exit_code(told), watcher.farewell)
+        watcher.end()
+        watcher.farewell()
+        atexit.register(_end, exit_code(told))
         raise told from (None if told is not error else error.__cause__)
     finally:
         watcher.end()
@@ -164,9 +166,8 @@ def _exit_now(line: str, code: int) -> None:
     os._exit(code)
 
 
-def _end(code: int, farewell: Callable[[], None]) -> None:
+def _end(code: int) -> None:
     """Ends the process. Registered after JAX's own end, it runs first; that would wait for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
-    farewell()
     os._exit(code)

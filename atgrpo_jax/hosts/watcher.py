@@ -25,6 +25,7 @@ GRACE_S = 5.0  # time for the main thread to end by itself after another host ha
 BYE_S = 8.0  # time that a host waits for the others before it leaves
 BYES = "byes"
 ENDS = "ends"
+LAST_S = 1.0  # time that host 0 gives the others to end after their last word
 HUNG_CODE = 3  # exit code if a host does not come to a meeting
 NEWS = "news"
 BEATS = "beats"
@@ -94,7 +95,7 @@ class Watcher:
                 time.sleep(0.05)
 
     def farewell(self) -> None:
-        """Comes right before the process ends. Host 0 ends last of those that have said that they leave.
+        """Is the last word of this host, which then only ends. Host 0 waits for that of those that leave.
 
         JAX aborts a process as soon as host 0 is gone, however near to its own end it is.
         """
@@ -107,7 +108,7 @@ class Watcher:
             while not leaving <= self._store.under(ENDS).keys() and time.monotonic() < until:
                 time.sleep(0.02)
             if leaving:
-                time.sleep(LOOK_S)  # they say so a moment before they end
+                time.sleep(LAST_S)
 
     def leave_at_once(self) -> None:
         """Tells the others that this host ends now, since it was asked to stop and does not hear it.
