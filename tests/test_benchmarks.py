@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,17 @@ def test_peers_get_the_same_model_and_prompts_of_the_items_length(tmp_path, monk
     model = json.loads(json.dumps(dataclasses.asdict(item.model)))  # a tuple is a list there
     assert about["model"] == model | {"dtype": "float32"}
     assert {len(tokenizer.encode(text)) for text in about["texts"]} == {item.prompt_tokens}
+
+
+@pytest.mark.parametrize(("python", "code", "parts"), [("true", 0, 5), ("false", 1, 5)])
+def test_the_gpus_script_names_each_part_and_goes_on_after_one_that_fails(python, code, parts, tmp_path):
+    words = ["bash", ROOT / "benchmarks" / "gpu.sh", tmp_path]
+    done = subprocess.run(
+        words, env=os.environ | {"PYTHON": python}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stderr.count("$ ") == parts
+    assert done.stderr.count("error: exit code 1 ") == code * parts
 
 
 def test_the_least_that_decoding_reads(monkeypatch):

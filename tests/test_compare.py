@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -152,6 +153,21 @@ def test_a_figure_has_a_line_a_run_over_what_it_cost(runs):
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
     places, values = comparing._line(found[0].runs[0], "rollout/success", drawn_tokens)
     assert places.tolist() == [100, 200] and values.tolist() == [0.5, 0.5]
+
+
+def test_the_curve_is_one_that_all_runs_have_the_ends_of():
+    """What is executed in training may differ between arms, so it is the last choice."""
+
+    def groups_of(*steps):
+        score = {"validation/success": 0.5}
+        lines = [
+            [{"rollout/success": 0.5} | (score if step in own else {}) for step in range(5)] for own in steps
+        ]
+        return [comparing.Group("A", [types.SimpleNamespace(records=records)]) for records in lines]
+
+    assert comparing.curve_of(groups_of({0, 2, 4}, {0, 4})) == "validation/success"
+    assert comparing.curve_of(groups_of({0, 2, 4}, {4})) == "rollout/success"
+    assert comparing.curve_of(groups_of({0, 4}, {0, 4})) == "rollout/success"  # a line of two points
 
 
 def test_of_many_groups_a_figure_has_the_means_alone_each_in_a_look_of_its_own(runs):

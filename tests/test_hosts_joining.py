@@ -40,6 +40,17 @@ def test_two_processes_meet():
     assert seen[0]["rounds"] == ["ok"] * 5  # of the probe, by real programs
 
 
+def test_who_reads_late_that_host_0_leaves_is_not_aborted():
+    """JAX ends a process with SIGABRT as soon as host 0 is gone, so host 0 must be the last one."""
+    address = f"localhost:{free_port()}"
+    started = [
+        subprocess.Popen([sys.executable, HERE / "leaving.py", str(index), address], stderr=subprocess.PIPE)
+        for index in range(2)
+    ]
+    said = [one.communicate(timeout=120)[1] for one in started]
+    assert [one.returncode for one in started] == [143, 143], said
+
+
 def test_flags_say_which_host_this_is():
     assert place_of(None, None, None) is None
     assert place_of("4", 3, "10.0.0.2:8476") == HostPlace(4, 3, "10.0.0.2:8476")

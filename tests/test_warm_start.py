@@ -13,6 +13,7 @@ from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.transformer import init_params
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.tasks.workflow import Workflow
+from atgrpo_jax.update import warm_start as made_by
 from atgrpo_jax.update.batch import BatchConfig
 from atgrpo_jax.update.optimizer import OptimizerConfig
 from atgrpo_jax.update.warm_start import WarmStartConfig, warm_start
@@ -134,6 +135,19 @@ def test_the_first_turns_alone_are_cloned(make, first):
     jax.tree.map(np.testing.assert_array_equal, first, one)
     both = make(task=longer)
     assert np.abs(both["shared"]["embedding"] - first["shared"]["embedding"]).max() > 1e-4
+
+
+def test_the_next_demonstrations_are_played_before_an_update_is_waited_for(make, monkeypatch):
+    done = []
+
+    def noted(word, call):
+        return lambda *args, **kwargs: (done.append(word), call(*args, **kwargs))[1]
+
+    monkeypatch.setattr(made_by, "play_all", noted("play", made_by.play_all))
+    monkeypatch.setattr(jax, "device_get", noted("wait", jax.device_get))
+    make(config=dataclasses.replace(CONFIG, steps=3), seed=5)
+    assert done[:6] == ["play", "play", "wait", "play", "wait", "wait"]
+    assert done.count("play") == 3
 
 
 @pytest.mark.parametrize(
