@@ -219,8 +219,7 @@ def programs(model: Transformer, sizes: Sizes, mesh: Mesh | None) -> Programs:
 
         traced.__name__ = program.func.__name__  # the name in profiles
         # The host's arrays go to the devices with the call: one by one they would take longer than it.
-        shardings = {"in_shardings": in_shardings, "out_shardings": out_shardings}
-        return jax.jit(traced, donate_argnums=0, **({} if mesh is None else shardings))
+        return jax.jit(traced, donate_argnums=0, in_shardings=in_shardings, out_shardings=out_shardings)
 
     return Programs(
         jax.jit(functools.partial(empty, model, sizes), out_shardings=sharding),
