@@ -82,6 +82,7 @@ def test_where_there_are_kernels():
     assert not supports("gpu", 96) and not supports("cpu", 128)
 
 
+@pytest.mark.usefixtures("for_an_h100")
 def test_the_kernels_lower_for_a_gpu():
     """To Triton's intermediate language, three kernels; whether a GPU runs them needs one."""
 

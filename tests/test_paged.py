@@ -98,6 +98,7 @@ def test_decoding_sees_the_prompt_and_the_own_answer(prompts):
     assert (np.asarray(attend(Passes(jnp.array([3, 1]), 2, 2))) == np.asarray(ours)).all()
 
 
+@pytest.mark.usefixtures("for_an_h100")
 @pytest.mark.parametrize("heads", [6, 80])
 def test_the_kernel_lowers_for_a_gpu(heads):
     """To Triton's intermediate language; whether a GPU runs it needs one."""
