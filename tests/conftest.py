@@ -1,6 +1,7 @@
 """Every test runs with 8 CPU devices; they are asserted, never skipped for."""
 
 import atexit
+import contextlib
 import gc
 import os
 import resource
@@ -104,12 +105,23 @@ def bucket(store):
 
 @pytest.fixture
 def limited_file_size():
-    """Sets the largest size of a file, until the test ends: as a full disk does. -1 is no limit."""
+    """Returns a context manager with the largest size of a file, as a full disk has it.
+
+    It ends before the test does: pytest may write into a file, too.
+    """
+    return _limited_file_size
+
+
+@contextlib.contextmanager
+def _limited_file_size(size):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture

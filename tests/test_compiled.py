@@ -149,9 +149,8 @@ def test_a_disk_that_fills_up_is_one_line(process, capsys, limited_file_size):
     assert program(1) == 5.0
     (whole,) = kept(process)
     capsys.readouterr()
-    limited_file_size(16)
-    assert [program(2), program(3)] == [6.0, 7.0]
-    limited_file_size(-1)
+    with limited_file_size(16):
+        assert [program(2), program(3)] == [6.0, 7.0]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"what is compiled from here on is not kept in {process} (")
     assert os.strerror(errno.EFBIG) in line

@@ -51,8 +51,7 @@ def test_a_line_that_does_not_fit_is_taken_back(tmp_path, limited_file_size):
     path = tmp_path / "lines"
     append_json_line(path, {"a": "x" * 50})
     before = path.read_bytes()
-    limited_file_size(100)
-    with pytest.raises(OSError) as raised:
+    with limited_file_size(100), pytest.raises(OSError) as raised:
         append_json_line(path, {"a": "y" * 50})
     assert raised.value.filename == str(path)
     assert path.read_bytes() == before

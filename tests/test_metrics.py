@@ -111,7 +111,6 @@ def test_a_name_that_comes_twice_and_a_number_that_is_none_are_refused_and_nothi
 
 def test_a_full_disk_names_the_file(tmp_path, limited_file_size):
     folder = RunFolder(tmp_path)
-    limited_file_size(1)
-    with pytest.raises(OSError) as raised:
+    with limited_file_size(1), pytest.raises(OSError) as raised:
         write_record(folder, 0, {"a": 1.0})
     assert raised.value.filename == str(folder.metrics) and folder.metrics.read_bytes() == b""

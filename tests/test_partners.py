@@ -162,10 +162,9 @@ def test_records_that_are_none_are_named(tmp_path, change):
 def test_an_answer_that_cannot_be_recorded_is_not_used(server, tmp_path, limited_file_size):
     with asking(server, tmp_path) as partners:
         ask(partners, 0)
-        limited_file_size((tmp_path / "step_000001.jsonl").stat().st_size + 5)
-        with pytest.raises(OSError, match="step_000001.jsonl"):
+        size = (tmp_path / "step_000001.jsonl").stat().st_size + 5
+        with limited_file_size(size), pytest.raises(OSError, match="step_000001.jsonl"):
             ask(partners, 1)
-        limited_file_size(-1)
     assert len(lines(tmp_path)) == 1
 
 

@@ -131,9 +131,8 @@ def test_a_full_disk_is_told_although_it_takes_no_note(base, capsys, limited_fil
         said[words[-1]] = stdin
         return subprocess.CompletedProcess(words, 0, b"", b"")
 
-    limited_file_size(0)
-    on_vm.Reporter(base, storage).say({"phase": "setup failed", "line": "error: no space"})
-    limited_file_size(-1)
+    with limited_file_size(0):
+        on_vm.Reporter(base, storage).say({"phase": "setup failed", "line": "error: no space"})
     state = json.loads(said["gs://b/atgrpo/w/hosts/3/state.json"])
     assert (state["phase"], state["line"], state["attempt"]) == ("setup failed", "error: no space", 2)
     assert on_vm.full(base) == ""

@@ -223,11 +223,9 @@ def test_no_room_is_told_before_anything_is_written(tmp_path):
 def test_an_error_of_tensorstore_has_its_place_and_the_old_tree_stays(tmp_path, limited_file_size, capfd):
     place = tmp_path / "place"
     first = write_tree(place, tree(), {})
-    limited_file_size(20_000)
-    with pytest.raises(OSError) as raised:
+    with limited_file_size(20_000), pytest.raises(OSError) as raised:
         write_tree(place, {"a": np.random.default_rng(0).random(10_000)}, {})
     assert raised.value.errno == errno.EFBIG and raised.value.filename == str(place)
-    limited_file_size(-1)
     assert about_tree(place)[1] == first and names(tmp_path) == ["place"]
     assert capfd.readouterr().err == ""
 
