@@ -1,16 +1,18 @@
-"""Seconds to the first update of a start that compiles, and of the next one, which loads what that kept.
+"""Seconds to the end of step 1 of a start that keeps what it makes, and of the next one, which loads that.
 
     python benchmarks/start.py [--gin_file=smoke.gin] [--gin_param=...] [--rounds=2]
 
-A line for each start, and one for the ratios of each round. Starts are processes of their own that train one
-step in a fresh run folder; the warm start is in its cache by then (a start that does not count makes it).
+A round has three starts. The ``first`` finds nothing: it makes the warm start and compiles. The ``second``
+finds both. ``compiling`` finds the warm start alone, as after a change of JAX. There is a line for each,
+and one for their ratios. Starts are processes of their own that train one step in a fresh run folder.
 Parts are seconds of wall time: importing, tracing Python into JAX's programs, lowering these for XLA, and
-compiling or loading them. ``rest`` is what a run does itself: reading the warm start, evaluating step 0,
-saving, and the step. ``cpu`` is the processor time of all threads, which tells more on a machine that others
-use.
+compiling or loading them. ``rest`` is what a run does itself: making or reading the warm start, evaluating
+step 0, saving, and the step. ``cpu`` is the processor time of all threads, which tells more on a machine
+that others use.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -35,25 +37,33 @@ def main() -> None:
     parser.add_argument("--gin_param", action="append", default=[])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--began", type=float, help="only this start, by another one of this program")
-    parser.add_argument("--compiled", help="where it keeps programs")
+    parser.add_argument("--compiled", help="where that start keeps programs")
+    parser.add_argument("--kept", help="where that start keeps its warm start")
     args = parser.parse_args()
     if args.began is not None:
         print(json.dumps(started(args)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        start(f"{folder}/0")  # makes the warm start
         for number in range(1, args.rounds + 1):
-            one, two = (start(f"{folder}/{number}") for _ in range(2))
-            for name, found in (("first", one), ("second", two)):
-                report("start", gin_file=args.gin_file, round=number, start=name, **found)
-            ratios = {name: round(two[name] / one[name], 3) for name in ("seconds", "cpu")}
-            report("start", gin_file=args.gin_file, round=number, second_by_first=ratios)
+            kept = f"--kept={folder}/kept_{number}"
+            found = {
+                "first": start(kept, f"--compiled={folder}/compiled_{number}"),
+                "second": start(kept, f"--compiled={folder}/compiled_{number}"),
+                "compiling": start(kept, f"--compiled={folder}/anew_{number}"),
+            }
+            for name, figures in found.items():
+                report("start", gin_file=args.gin_file, round=number, start=name, **figures)
+            for name in ("first", "compiling"):
+                ratios = {
+                    what: round(found["second"][what] / found[name][what], 3) for what in ("seconds", "cpu")
+                }
+                report("start", gin_file=args.gin_file, round=number, **{f"second_by_{name}": ratios})
     report("start", **machine())
 
 
-def start(folder: str) -> dict[str, float]:
+def start(*places: str) -> dict[str, float]:
     """Returns what a process says of its start."""
-    words = [sys.executable, *sys.argv, f"--compiled={folder}", f"--began={time.time()}"]
+    words = [sys.executable, *sys.argv, *places, f"--began={time.time()}"]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -81,6 +91,9 @@ def started(args: argparse.Namespace) -> dict[str, float]:
     jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
     keep_compiled(args.compiled)
     experiment = gin_config.load(args.gin_file, args.gin_param)
+    if experiment.warm_start is not None:
+        own = dataclasses.replace(experiment.warm_start, cache_dir=args.kept)
+        experiment = dataclasses.replace(experiment, warm_start=own)
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(os.path.join(place, "run"))
         with claim(folder, experiment) as begun, Stages(begun, folder) as stages:
