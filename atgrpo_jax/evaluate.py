@@ -104,6 +104,8 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--base is for --model: a run has the base of its adapters")
         evaluate_run(SavedRun(_RUN_DIR.value, _MESH.value and parse_mesh(_MESH.value)))
     else:
+        if _STEP.value is not None:
+            raise ConfigError("--step is for --run_dir: a model folder has no steps")
         evaluate_folders(_MODEL.value, files)
 
 
@@ -151,6 +153,8 @@ def evaluate_folders(model: str, files: list[str]) -> None:
     if not files:
         raise ConfigError("--model needs the --gin_file of a task, e.g. --gin_file=plan.gin")
     given = gin_config.load(files, _GIN_PARAM.value)
+    if _MESH.value:
+        given = moved(given, parse_mesh(_MESH.value))
     asked = {model: cast(given, "--model", model)}
     if _AGAINST.value is not None:
         asked[_AGAINST.value] = cast(given, "--against", _AGAINST.value)

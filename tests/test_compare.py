@@ -11,7 +11,8 @@ import pytest
 from fakes import CharTokenizer, Sum
 from shared_rollout import player
 
-from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.compare import known
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.ending import drawn_tokens
 from atgrpo_jax.run.folder import RunFolder
@@ -62,6 +63,76 @@ def test_runs_that_differ_in_their_seed_alone_are_a_group(runs):
     rows = comparing.table(found).splitlines()
     cells = ["A", "a0, a1", "2", "2", "25.0%", "37.5%", "0.0% to 100.0%", "200", "3 s"]
     assert re.split(" {2,}", rows[1]) == cells
+
+
+@pytest.fixture
+def claimed(tmp_path):
+    def make(name, *values, gin_file="smoke.gin"):
+        with claim(RunFolder(tmp_path / name), gin_config.load(gin_file, values)):
+            pass
+        return outline(RunFolder(tmp_path / name))
+
+    return make
+
+
+def test_runs_that_read_other_files_of_the_same_names_are_no_group(claimed, tmp_path):
+    found = []
+    for number, name in enumerate(("one", "two", "copy_of_two")):
+        place = tmp_path / f"problems_{name}"
+        place.mkdir()
+        question = "1 + 1" if name == "one" else "1 + 2"
+        (place / "train.jsonl").write_text(json.dumps({"id": "1", "question": question, "answer": "3"}))
+        files = f"math.Math.files = {{'train': '{place}/train.jsonl'}}"
+        found.append(
+            claimed(name, files, f"experiment.Experiment.seed = {number}", gin_file="math_debate.gin")
+        )
+    told = comparing.grouped(found)
+    assert [group.title for group in told] == ["one", "two, copy_of_two"]
+    assert re.fullmatch(
+        r"math.Math.files: A {'train': '\w{16}'}, B {'train': '\w{16}'}", *comparing.settings(told)
+    )
+
+
+def test_runs_of_other_modules_of_the_same_name_are_no_group(claimed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    game = "from atgrpo_jax.tasks.games.plan_path import PlanPath\nclass Own(PlanPath):\n    pass\n"
+    found = []
+    for seed, text in enumerate((game, game + "# changed\n")):
+        (tmp_path / "own_game.py").write_text(text)
+        (tmp_path / "own.gin").write_text(
+            'from __gin__ import dynamic_registration\nimport own_game\ninclude "smoke.gin"\n'
+            "experiment.Experiment.task = @own_game.Own()\n"
+        )
+        found.append(claimed(f"run_{seed}", f"experiment.Experiment.seed = {seed}", gin_file="own.gin"))
+    told = comparing.grouped(found)
+    assert [group.title for group in told] == ["run_0", "run_1"]
+    assert comparing.settings(told)[0].startswith("module own_game: A ")
+
+
+def test_settings_that_change_no_step_part_no_group(claimed):
+    found = [
+        claimed("a"),
+        claimed("b", "experiment.Experiment.seed = 1", "trackers.Trackers.rows = 0"),
+        claimed("c", "experiment.Experiment.seed = 2", "trackio.Trackio.project = 'mine'"),
+        claimed("d", "experiment.Experiment.seed = 3", "pool.SandboxConfig.workers = 3"),
+    ]
+    assert [group.title for group in comparing.grouped(found)] == ["a and 3 more"]
+    engine = "experiment.Experiment.engine = @sglang.SGLangConfig()", "sglang.SGLangConfig.folder = '/shared'"
+    servers = []
+    for seed, url in enumerate(("http://one:30000", "http://other:30000")):
+        own = f"experiment.Experiment.seed = {seed}", f"sglang.SGLangConfig.urls = ('{url}',)"
+        servers.append(claimed(f"s{seed}", *engine, *own))
+    assert len(comparing.grouped(servers)) == 1
+
+
+def test_a_curve_that_no_run_has_is_refused(runs):
+    found = [outline(RunFolder(runs / "a0"))]
+    assert known("rollout/tokens", found) == "rollout/tokens"
+    with pytest.raises(
+        ConfigError, match="has that metric; did you mean rollout/success"
+    ):
+        known("rollout/succes", found)
 
 
 def test_two_runs_are_paired_by_the_instances_that_both_were_tested_on(runs):

@@ -96,6 +96,14 @@ def test_a_user_task_of_ones_own(tmp_path, monkeypatch):
             "tokens.FolderTokenizer needs a folder",
         ),
         ("mover/rollout.RolloutConfig.candidates = 3", "scope mover of RolloutConfig is not used"),
+        (
+            "local.LocalEngineConfig.mesh = @a/b/mesh.MeshConfig()\nb/mesh.MeshConfig.data = 2",
+            "scope b of MeshConfig is not used; there are: a, a/b",
+        ),
+        (
+            "local.LocalEngineConfig.mesh = @a/mesh.MeshConfig()\na/rollout.RolloutConfig.candidates = 3",
+            "a/rollout.RolloutConfig has values, and no rollout.RolloutConfig is in scope a",
+        ),
         ('experiment.Experiment.steps = "three"', "Experiment.steps = 'three': expected int"),
         ("rollout.RolloutConfig.candidates = 1", "RolloutConfig.candidates = 1: a baseline needs"),
         ("workflow.Workflow.turns = 0", "Workflow.turns = 0: an episode needs at least one turn"),

@@ -90,7 +90,8 @@ class Script:
                 if run.name in script.fails:
                     run.folder.path.parent.joinpath("logs").mkdir(exist_ok=True)
                     log = run.folder.path.parent / "logs" / f"{run.name}.log"
-                    log.write_text("$ python\nstep 1\nerror: step 3, policy shared: not finite\nbye\n")
+                    earlier, words = "error: of the try before", "error: step 3, policy shared: not finite"
+                    log.write_text(f"$ python\n{earlier}\n$ python\n{words}\nbye\n")
                     return 2
                 script.write(run)
                 return 0

@@ -183,7 +183,8 @@ def test_the_same_command_goes_on_as_long_as_nothing_has_changed(made, tmp_path)
     assert "helper.py has changed since the run began" in ran.stderr and "--changed_code" in ran.stderr
     trained(home, *again, "--changed_code")
     code = home / "runs" / "half" / "code"
-    assert (code / "helper.py").read_text() != (code / "before_step_3" / "helper.py").read_text() == HELPER
+    before = code / "before_step_3" / "helper.py"
+    assert (code / "helper.py").read_text() != before.read_text() == HELPER
     trained(home, *again)  # that one is the run's now
 
 

@@ -1,6 +1,7 @@
 """When a warm start is made, and when it comes from the cache. Each is two updates of a tiny model."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -12,6 +13,9 @@ from atgrpo_jax.models.config import Architecture
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.transformer import init_params
 from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.warming import _source
+from atgrpo_jax.tasks.math.math import Math
 from atgrpo_jax.tasks.workflow import Workflow
 from atgrpo_jax.update import warm_start as made_by
 from atgrpo_jax.update.batch import BatchConfig
@@ -74,8 +78,8 @@ def make(mesh, tmp_path_factory):
             "tokenizer": CharTokenizer(),
             "batch": BatchConfig(row_tokens=64, rows=2),
             "seed": 0,
-            "source": "None",
         } | changes
+        given.setdefault("source", repr(given["task"]))
         config = dataclasses.replace(config, cache_dir=cache)
         return jax.device_get(warm_start(config, fresh=dict.fromkeys(names, fresh), **given))
 
@@ -170,3 +174,20 @@ def test_its_first_step_is_as_long_as_the_rate_by_then(make, warmup, moved):
 
 def test_every_policy_learns_what_its_own_roles_are_shown(own):
     assert np.abs(own["a"]["embedding"] - own["b"]["embedding"]).max() > 1e-4
+
+
+def test_what_a_run_reads_counts_by_its_content(tmp_path):
+    """The worst: a run that silently starts from another model's weights."""
+
+    def source(place, weight=0, sum_="1 + 1"):
+        (place / "model").mkdir(parents=True, exist_ok=True)
+        (place / "model" / "model.safetensors").write_bytes(bytes(1 << 17) + bytes([weight]))
+        (place / "model" / "config.json").write_text("{}")
+        problem = {"id": "1", "question": sum_, "answer": "2"}
+        (place / "own.jsonl").write_text(json.dumps(problem))
+        task = Math(files={"train": str(place / "own.jsonl")})
+        return _source(Experiment(task=task, pretrained=str(place / "model")))
+
+    first = source(tmp_path / "one")
+    assert source(tmp_path / "one") == source(tmp_path / "elsewhere") == first
+    assert len({first, source(tmp_path / "one", weight=1), source(tmp_path / "one", sum_="1 + 2")}) == 3

@@ -48,11 +48,16 @@ def record_environment(folder: RunFolder, done: int, hosts: int) -> None:
 
 
 def _commits() -> dict[str, Any]:
-    """Returns the commit of the package's checkout and of the working directory's, if there are some."""
+    """Returns the commit of the package's checkout and of the working directory's, if there are some.
+
+    A package that is installed inside the checkout of something else has none.
+    """
+    package = Path(atgrpo_jax.__file__).resolve().parents[1]
     found: dict[str, Any] = {}
-    for name, place in (("package", Path(atgrpo_jax.__file__).parents[1]), ("folder", Path.cwd())):
+    for name, place in (("package", package), ("folder", Path.cwd())):
+        top = _git(place, "rev-parse", "--show-toplevel")
         commit = _git(place, "rev-parse", "HEAD")
-        if commit:
+        if top and commit and (name == "folder" or Path(top.strip()).resolve() == package):
             clean = _git(place, "status", "--porcelain") == ""
             found[name] = {"commit": commit.strip(), "clean": clean}
     return found

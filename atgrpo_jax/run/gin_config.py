@@ -268,11 +268,11 @@ class _Reader:
         A file may set a macro for other files of its folder, and a shipped one for all shipped ones.
         """
         for name, setting in self.values.macros.items():
-            if name not in self.values.macros_used and not self._offered(name):
+            if name not in self.values.macros_used and (setting.source == _PARAM or not self._offered(name)):
                 close = nearest(name, self.values.macros_used)
                 raise ConfigError(f"{setting.place}: macro {name} is set but nothing uses it{close}")
         for (scope, maker), settings in self.values.fields.items():
-            if scope and not set(scope.split("/")) <= self.values.scopes_used:
+            if scope and scope not in self.values.scopes_used:
                 place = next(iter(settings.values())).place
                 close = nearest(scope, self.values.scopes_used)
                 raise ConfigError(f"{place}: scope {scope} of {maker.__name__} is not used{close}")

@@ -77,8 +77,9 @@ AS_SAID = Instead()
 class Values:
     """All that is set: values of fields by scope and maker, and values of macros.
 
-    ``macros_used`` and ``scopes_used`` have all names that were read, also in values that others
-    have replaced. ``parts`` has the parts that were made of all this, by their ``id``.
+    ``macros_used``, ``scopes_used`` and ``scoped`` (a scope, and a maker that is referred to in it) have all
+    that was read, also in values that others have replaced. ``parts`` has the parts that were made of all
+    this, by their ``id``.
     """
 
     def __init__(self) -> None:
@@ -86,6 +87,7 @@ class Values:
         self.macros: dict[str, Setting] = {}
         self.macros_used: set[str] = set()
         self.scopes_used: set[str] = set()
+        self.scoped: set[tuple[str, Maker]] = set()
         self.names: dict[Maker, str] = {}  # as they are written
         self.parts: dict[int, Made] = {}
         self._count = 0
@@ -112,9 +114,26 @@ class Values:
             if isinstance(inner, Macro):
                 self.macros_used.add(inner.name)
             else:
-                self.scopes_used.update(inner.scopes)
+                self.refer(inner.maker, inner.scopes)
         self._count += 1
         return Setting(value, source, line, self._count)
+
+    def refer(self, maker: Maker, scopes: tuple[str, ...]) -> list[tuple[str, Maker]]:
+        """Notes that a part is asked for in scopes. Returns the keys of its settings, later ones count."""
+        keys = [("/".join(scopes[:depth]), maker) for depth in range(len(scopes) + 1)]
+        self.scopes_used.update(scope for scope, _ in keys if scope)
+        self.scoped.update(keys)
+        return keys
+
+    def refuse_scoped(self) -> None:
+        """Raises ConfigError for settings in a scope in which nothing makes such a part."""
+        for (scope, maker), settings in self.fields.items():
+            if scope and (scope, maker) not in self.scoped:
+                name = self.name(maker)
+                raise ConfigError(
+                    f"{next(iter(settings.values())).place}: {scope}/{name} has values, and no {name} is in "
+                    f"scope {scope}; write ... = @{scope}/{name}()"
+                )
 
     def referred(self, scoped: bool = True) -> set[Maker]:
         """Returns the makers of all parts that some value refers to.
@@ -146,7 +165,9 @@ def made(values: Values, sources: str, make: Make = called) -> Experiment:
     ``make`` makes each part. Raises ConfigError, in one line.
     """
     try:
-        return _Maker(values, sources, make).make(Experiment, (), sources)
+        experiment = _Maker(values, sources, make).make(Experiment, (), sources)
+        values.refuse_scoped()
+        return experiment
     except UserError as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
@@ -163,8 +184,8 @@ class _Maker:
         What is not set is as in ``like``, if that is a part of the same class.
         """
         settings: dict[str, Setting] = {}
-        for depth in range(len(scopes) + 1):
-            settings |= self._values.fields.get(("/".join(scopes[:depth]), maker), {})
+        for key in self._values.refer(maker, scopes):
+            settings |= self._values.fields.get(key, {})
         same = type(like) is maker
         given = {}
         for name, setting in settings.items():

@@ -60,12 +60,22 @@ def differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, A
         yield name, ours, theirs
 
 
-def represented(experiment: Any) -> str:
-    """Returns the ``repr`` of a config, with digests of contents in place of paths."""
-    text = repr(experiment)
+def represented(experiment: Any, part: Any = None) -> str:
+    """Returns the ``repr`` of a config, or of a part of it, with digests of contents in place of paths."""
+    text = repr(experiment if part is None else part)
     for path in sorted(paths_of(experiment), key=len, reverse=True):  # one may begin like another
         text = text.replace(repr(path), repr(_digest(path)))
     return text
+
+
+def weights_digest(experiment: Any) -> str:
+    """Returns a digest of all weights in the model folders of a config. It reads them whole."""
+    digest = hashlib.sha256()
+    folders = [_here(came_from(text)) for text in _texts(experiment.pretrained) if _digest(text) is not None]
+    for file in (file for folder in folders for file in _files(folder) if file.suffix in _WEIGHTS):
+        stat = file.stat()
+        digest.update(f"{file.name} {_hashed(file, stat.st_mtime_ns, stat.st_size)}\n".encode())
+    return digest.hexdigest()
 
 
 def keep(experiment: Any, folder: Place) -> Any:
@@ -101,6 +111,17 @@ def came_from(folder: str) -> str:
     """Returns the folder that a kept one was copied from; any other one as it is."""
     about = Path(folder) / ABOUT
     return came_from(json.loads(about.read_bytes())["from"]) if about.is_file() else folder
+
+
+def digests(folder: Place) -> dict[str, str]:
+    """Returns the digest of each file or folder that is kept in ``folder``, by its name there."""
+    if not is_file(folder / CONTENTS):
+        return {}
+    found = {}
+    for name, digest in json.loads(read_file(folder / CONTENTS)).items():
+        top, _, inner = name.partition("/")
+        found[top] = json.loads(read_file(folder / top / ABOUT))["digest"] if inner else digest
+    return found
 
 
 def check_kept(folder: Place) -> None:

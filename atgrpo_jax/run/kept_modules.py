@@ -37,6 +37,11 @@ def modules_of(experiment: Any) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def digests(folder: Place) -> dict[str, str]:
+    """Returns the digest of each module that is kept in ``folder``, by its name."""
+    return json.loads(read_file(folder / DIGESTS)) if is_file(folder / DIGESTS) else {}
+
+
 def settle_code(experiment: Any, folder: Place, done: int, changed: bool) -> None:
     """Keeps the modules of a run in ``folder``, or checks that they are still as they were.
 
@@ -48,7 +53,7 @@ def settle_code(experiment: Any, folder: Place, done: int, changed: bool) -> Non
     """
     files = modules_of(experiment)
     texts = {name: file.read_bytes() for name, file in files.items() if file.parent != folder}
-    before = json.loads(read_file(folder / DIGESTS)) if is_file(folder / DIGESTS) else {}
+    before = digests(folder)
     now = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
     different = [name for name in now if name in before and before[name] != now[name]]
     if different and not changed:
@@ -58,6 +63,8 @@ def settle_code(experiment: Any, folder: Place, done: int, changed: bool) -> Non
         )
     for name in different:
         old = folder / f"before_step_{done + 1}"
+        if is_file(old / _path(name, files)):
+            continue  # it made the steps so far; what is kept now has made none
         make_folder((old / _path(name, files)).parent)
         write_atomically(old / _path(name, files), read_file(folder / _path(name, files)))
         say(f"{files[name]} has changed; the one before is kept in {old}")

@@ -7,8 +7,11 @@ from jax.sharding import Mesh
 
 from atgrpo_jax.arrays.finite_trees import check_tree
 from atgrpo_jax.common.hosts import Hosts
+from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.models.transformer import Transformer
+from atgrpo_jax.run import kept_files
 from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.kept_modules import modules_of
 from atgrpo_jax.sandbox.protocol import Runner
 from atgrpo_jax.update.warm_start import warm_start
 
@@ -37,7 +40,7 @@ def warmed(
         tokenizer=experiment.tokenizer,
         batch=experiment.batch,
         seed=experiment.seed,
-        source=repr(experiment.pretrained),
+        source=_source(experiment),
         runner=runner,
         hosts=hosts,
     )
@@ -45,3 +48,10 @@ def warmed(
         where = f"policy {name}, as the warm start left it"
         check_tree(own, where, f"delete what is cached in {experiment.warm_start.cache_dir}")
     return params
+
+
+def _source(experiment: Experiment) -> str:
+    """Returns a text that is another one if the task, what it reads, its modules or the first weights are."""
+    parts = [kept_files.represented(experiment, part) for part in (experiment.task, experiment.pretrained)]
+    modules = {name: hash_bytes(file.read_text()).hex() for name, file in modules_of(experiment).items()}
+    return " ".join([*parts, repr(modules), kept_files.weights_digest(experiment)])

@@ -207,7 +207,9 @@ def how_far(run: Run) -> str:
 
 
 def last_words(log: Path) -> str:
-    """Returns what a process that failed said of it."""
+    """Returns what the last process of a log, which failed, said of it."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    begun = max((i for i, line in enumerate(lines) if line.startswith("$ ")), default=-1)
+    lines = lines[begun + 1 :]
     errors = [line for line in lines if line.startswith("error: ")]
     return one_line(RuntimeError((errors or lines or ["it said nothing"])[-1]))

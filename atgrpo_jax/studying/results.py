@@ -146,4 +146,9 @@ def _useful(runs: Sequence[Measured]) -> float | None:
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
+    return ["| " + " | ".join(map(_cell, row)) + " |" for row in lines]
+
+
+def _cell(text: str) -> str:
+    """Returns a text as it can stand in a table, on one line."""
+    return " ".join(text.split()).replace("|", "\\|")

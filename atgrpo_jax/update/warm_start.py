@@ -95,7 +95,8 @@ def warm_start(
       fresh: for each policy, a function that makes its parameters before cloning.
       models: the model of each policy.
       meshes: the mesh of each policy.
-      source: names what ``fresh`` starts from, beside the seed; it is part of the cache's key.
+      source: says what ``fresh`` starts from, beside the seed, and what the task is and reads. It is a
+        part of the cache's key, and the task is not: paths tell nothing of what is in files.
       runner: runs the programs of demonstrations, if the task has any.
 
     Raises RunError or OSError if the result cannot be written. Raises NotFinite, before anything is
@@ -111,7 +112,7 @@ def warm_start(
     made_from = (
         config, optimizer,
         sorted((name, m.architecture, m.compute, m.vocab_size) for name, m in models.items()),
-        sorted((name, dict(mesh.shape)) for name, mesh in meshes.items()), task, team.sharing,
+        sorted((name, dict(mesh.shape)) for name, mesh in meshes.items()), team.sharing,
         tokenizer.digest(), batch, seed, source, jax.__version__,
         jax.devices()[0].device_kind, _sources(task),
     )  # fmt: skip
@@ -249,8 +250,9 @@ def demonstrated(episodes: Sequence[Episode]) -> dict[str, list[Credited]]:
 
 
 def _sources(task: Play) -> str:
-    """Returns a digest of the code behind a warm start: the package and the task's file."""
-    files = sorted(Path(atgrpo_jax.__file__).parent.rglob("*.py"))
+    """Returns a digest of the code and the prompts of the package, and of the task's file."""
+    package = Path(atgrpo_jax.__file__).parent
+    files = sorted(file for kind in ("*.py", "*.txt") for file in package.rglob(kind))
     own = inspect.getsourcefile(type(task))
     files += [Path(own)] if own else []
     return hash_bytes("".join(file.read_text() for file in files)).hex()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import functools
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from atgrpo_jax.common import buckets
 from atgrpo_jax.common.files import is_file, names_in, read_file
-from atgrpo_jax.run import lease
+from atgrpo_jax.run import gin_config, kept_files, kept_modules, lease
 from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.experiment import CHANGEABLE
 from atgrpo_jax.run.folder import RunFolder
@@ -19,10 +20,16 @@ from atgrpo_jax.viewing.contents import kept
 SEED = "experiment.Experiment.seed"
 STEPS = "experiment.Experiment.steps"
 TOKENS = "experiment.Experiment.tokens"
-# Settings that change nothing of what a step learns. Runs that differ in these alone are one group, but
-# for the number of steps or tokens.
-_UNLEARNT = "|".join({*CHANGEABLE, "cache_dir", "workers"} - {"steps", "tokens"})
-IDLE = re.compile(rf".*\.({_UNLEARNT})|" + re.escape(SEED))
+# Settings that change nothing of what a step learns, as ``Experiment.identity`` says. Runs that differ in
+# these alone are one group, but for the number of steps or tokens.
+_UNLEARNT = "|".join({*CHANGEABLE} - {"steps", "tokens"})
+IDLE = re.compile(
+    rf"experiment\.Experiment\.(seed|{_UNLEARNT})|warm_start\.WarmStartConfig\.cache_dir"
+    r"|pool\.SandboxConfig\.(level|workers)"
+    r"|(.*/)?sglang\.SGLangConfig\..*"
+    r"|(.*/)?partners\.Partner\.(?!model$|temperature$|max_tokens$).*"
+)
+DIGITS = 16  # of a digest
 STALE_S = 120.0  # a run in a bucket whose lease is older than this has ended
 
 
@@ -66,12 +73,34 @@ class Outline:
         """Returns the last step that is complete; -1 before the first record."""
         return len(self.records) - 1
 
-    @property
+    @functools.cached_property
     def kind(self) -> tuple[tuple[str, str], ...]:
-        """Returns the settings that runs of one group, with several seeds, have in common."""
+        """Returns the settings that runs of one group, with several seeds, have in common.
+
+        Files that the run keeps are told by their digests, as are your modules.
+        """
         unset = (TOKENS, "0")  # runs from before it was a setting do not tell it
-        items = self.settings.items()
-        return tuple(sorted(item for item in items if item != unset and not IDLE.fullmatch(item[0])))
+        idle = self._idle()
+        files = kept_files.digests(self.folder.kept)
+        found = {}
+        for name, text in self.settings.items():
+            for file in sorted(files, key=len, reverse=True):  # one may begin like another
+                text = text.replace(f"{gin_config.HERE}{kept_files.FOLDER}/{file}", files[file][:DIGITS])
+            if (name, text) != unset and name not in idle:
+                found[name] = text
+        for module, digest in kept_modules.digests(self.folder.code).items():
+            found[f"module {module}"] = digest[:DIGITS]
+        return tuple(sorted(found.items()))
+
+    def _idle(self) -> set[str]:
+        """Returns the names of settings that change nothing of what a step learns."""
+        idle: set[str] = set()
+        found = {name for name in self.settings if IDLE.fullmatch(name)}
+        while found:
+            idle |= found
+            parts = {part for name in found for part in re.findall(r"@([\w./]+)\(\)", self.settings[name])}
+            found = {name for name in self.settings if name.rpartition(".")[0] in parts} - idle
+        return idle
 
     def last(self, metric: str) -> tuple[int, float] | None:
         """Returns the newest value of a metric, with its step."""

@@ -258,14 +258,17 @@ FAULTS = {
     ("planning/workload.py", "test_plan.py::test_a_warm_start_of_first_turns_has_their_groups_alone"): [
         ("if group.origin.key.turn < turns", "", "a warm start is planned with all turns"),
     ],
+    ("run/warming.py", "test_warm_start.py"): [
+        ("for part in (experiment.task, experiment.pretrained)", "for part in (experiment.pretrained,)", "the task is not in the name"),
+        (", kept_files.weights_digest(experiment)", "", "other weights in the same folder are not noticed"),
+    ],
     ("update/warm_start.py", "test_warm_start.py"): [
         ("most_turns=config.turns or None", "most_turns=None", "a warm start clones all turns"),
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), batch, source,", "the seed is not in the name"),
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), batch, seed,", "the folder is not in the name"),
         ("tokenizer.digest(), batch, seed, source,", "batch, seed, source,", "the tokenizer is not in the name"),
         ("tokenizer.digest(), batch, seed, source,", "tokenizer.digest(), seed, source,", "the batch is not in the name"),
-        ("task, team.sharing,", "team.sharing,", "the task is not in the name"),
-        ("task, team.sharing,", "task,", "how weights are shared is not in the name"),
+        ("meshes.items()), team.sharing,", "meshes.items()),", "how weights are shared is not in the name"),
         ("        config, optimizer,\n        sorted((name, m", "        config,\n        sorted((name, m", "the optimizer is not in the name"),
         ('hash_bytes(repr(dataclasses.replace(config, cache_dir="")) + repr(made_from[1:]))', "hash_bytes(repr(made_from[1:]))",
          "the warm start's own settings are not in the name"),
@@ -377,9 +380,9 @@ FAULTS = {
         ('record["step"] != step:', "False:", "steps that are missing go unseen"),
     ],
     ("run/gin_config.py", "test_config.py test_gin_files.py"): [
-        ("if name not in self.values.macros_used and not self._offered(name):", "if False:", "a misspelt macro passes"),
+        ("if name not in self.values.macros_used and (setting.source == _PARAM or not self._offered(name)):", "if False:", "a misspelt macro passes"),
         ("if macro not in self._offers:", "if True:", "no file may set a macro for another one"),
-        ('if scope and not set(scope.split("/")) <= self.values.scopes_used:', "if False:", "a misspelt scope passes"),
+        ("if scope and scope not in self.values.scopes_used:", "if False:", "a misspelt scope passes"),
         ("for binding in bindings:", "for binding in ():", "bindings of the command line are not heard"),
         ("for name in files:", "for name in files[:1]:", "the second file is not read"),
         ("if path in self._reading:", "if False:", "a file includes itself"),
@@ -393,7 +396,8 @@ FAULTS = {
         ('GONE.get(f"{name_of(maker)}.{name}")', 'GONE.get(name)', "nothing is said of fields that are gone"),
     ],
     ("run/gin_values.py", "test_config.py test_gin_wiring.py"): [
-        ("for depth in range(len(scopes) + 1):", "for depth in range(1):", "values of scopes are lost"),
+        ("for depth in range(len(scopes) + 1)]", "for depth in range(1)]", "values of scopes are lost"),
+        ("if scope and (scope, maker) not in self.scoped:", "if False:", "values of a scope that no such part is in pass"),
         ("part = dataclasses.replace(like, **given) if same else", "part =", "a wired part forgets the field's default"),
         ("if name in within:", "if False:", "a macro that is its own value never ends"),
         ("found or settings.values(), key=lambda setting: setting.number", "settings.values(), key=lambda setting: setting.number",
