@@ -154,6 +154,15 @@ def test_a_planner_of_two_turns_without_an_aggregator_goes_on_with_what_is_open(
          ("planner", {"named": 0.25}), ("worker0", {"right": 0.25, "team": 1})], "solved"
     )  # fmt: skip
 
+    # The last one who speaks ends it, whatever it says; what is right already is not paid by the team again.
+    once = [("planner", {"named": 0.25, "wasted": -0.0625}), ("worker0", {"right": 0.25, "team": 1})]
+    state = start(task, SUM, LARGEST, known=(LARGEST,))
+    assert played(task, state, "a b", "6", "no number") == (
+        [*once, ("worker1", {"invalid": -0.05})],
+        "solved",
+    )
+    assert played(task, state, "a b", "6", "8") == ([*once, ("worker1", {"right": 0.25})], "solved")
+
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: task.workflow.order[0])
 def test_without_errors_demonstrations_solve_it(task):

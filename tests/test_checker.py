@@ -241,3 +241,15 @@ class Nothing:
 @pytest.mark.parametrize("task", [PAIR, HEARD], ids=["checker", "debate and judge"])
 def test_they_keep_the_contract(task):
     assert check(task, Nothing(), instances=1, episodes=30) == []
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_judge_who_hears_the_last_turn_of_one_reasoner_speaks_after_it(turns):
+    task = Math(
+        prompts="math/debate", judged="last turn", workflow=Workflow(("reasoner", "judge"), turns=turns)
+    )
+    pay, end, spoken = played(task, *[8] * turns, 7)
+    assert [role for role, *_ in pay] == ["reasoner"] * turns + ["judge"] and (end, spoken) == (
+        "solved",
+        turns,
+    )

@@ -129,9 +129,7 @@ def test_settings_that_change_no_step_part_no_group(claimed):
 def test_a_curve_that_no_run_has_is_refused(runs):
     found = [outline(RunFolder(runs / "a0"))]
     assert known("rollout/tokens", found) == "rollout/tokens"
-    with pytest.raises(
-        ConfigError, match="has that metric; did you mean rollout/success"
-    ):
+    with pytest.raises(ConfigError, match="has that metric; did you mean rollout/success"):
         known("rollout/succes", found)
 
 

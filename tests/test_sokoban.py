@@ -292,6 +292,16 @@ def test_a_level_too_hard_for_the_solver_is_demonstrated_by_possible_moves():
     assert len(moves) == 9 and walk_from(START, moves).bumps == ()
 
 
+def test_where_no_solution_is_left_possible_moves_are_demonstrated():
+    lost = State(Instance(("#####", "#$ @#", "#  .#", "#####")), (1, 3), ((1, 1),))
+    moves = (
+        Sokoban(view="symbols", demonstration_moves=5)
+        .demonstration(lost, "mover", random.Random(0))
+        .strip("[]")
+    )
+    assert len(moves) == 5 and walk_from(lost, moves).bumps == ()
+
+
 @pytest.mark.parametrize("boxes", [1, 2, 4])
 def test_pushes_are_those_of_the_best_order(boxes):
     task = Sokoban(boxes=boxes)

@@ -11,7 +11,7 @@ import pytest
 from atgrpo_jax.common.types import Outcome
 from atgrpo_jax.tasks.course import Course
 from atgrpo_jax.tasks.environments import gymnasium_games
-from atgrpo_jax.tasks.environments.gymnasium_games import FrozenLake, Gymnasium
+from atgrpo_jax.tasks.environments.gymnasium_games import FrozenLake, Gymnasium, _cells
 from atgrpo_jax.tasks.environments.rules import BadAction, Replays, Rules, Scene
 from atgrpo_jax.tasks.environments.stepwise import Start, State, StepWise
 from atgrpo_jax.tasks.environments.textarena_games import TextArena
@@ -245,15 +245,30 @@ def test_a_frozen_lake_by_hand():
     scenes = {task._replays.scene(seed, ()).text for seed in range(40)}
     assert len(scenes) > 5 and "3x3 holes 01 21\nat 00" in scenes
     seed = next(s for s in range(40) if task._replays.scene(s, ()).text == "3x3 holes 01 21\nat 00")
-    # The way is down, right, right, down: each step is a quarter of it.
+    # The way is down, right, right, down. No cell has a longer one: each step is a fifth, as is the start.
+    assert task._replays.scene(seed, ()).values == (1 - 4 / 5,)
     for count, (action, at) in enumerate((("down", 10), ("right", 11), ("right", 12)), 1):
         actions = ("down", "right", "right")[:count]
         scene = task._replays.scene(seed, actions)
-        assert scene.text.endswith(f"at {at}") and scene.values == (count / 4,) and not scene.done
+        assert scene.text.endswith(f"at {at}") and scene.values == (1 - (4 - count) / 5,)
+        assert not scene.done
         assert task._replays.best(seed, actions[:-1]) == action
     assert task._replays.scene(seed, ("down", "right", "right", "down")).solved
     hole = task._replays.scene(seed, ("right",))
     assert hole.done and not hole.solved and hole.values == (0.0,)
+
+
+def test_no_cell_of_a_frozen_lake_is_worth_as_little_as_a_hole():
+    lake = FrozenLake()
+    for seed in range(30):
+        table = lake.start(seed)
+        worth = {}
+        for place, kind in enumerate("".join(_cells(table.env))):
+            table.observation = place
+            worth[place] = kind, lake.value(table)
+        assert all((value == 0) == (kind == "H") for kind, value in worth.values() if kind != "F")
+        reached = [value for kind, value in worth.values() if kind == "F" and value]
+        assert reached and max(reached) < worth[15][1] == 1
 
 
 def test_the_last_action_that_is_named_is_taken():

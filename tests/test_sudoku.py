@@ -137,6 +137,13 @@ def test_the_scout_changes_nothing_and_its_proposal_is_shown():
     assert "scout [ 034 111] wrong 2\n" in text and "filled" not in text
     later = TASK.act(state, "filler", "[ 034]").state
     assert later.proposal is None and " filled 034" in TASK.prompt(later, "scout")[0]["content"]
+    told = "has filled these cells, and may change them: [0, 3, 4]."
+    full = dataclasses.replace(TASK, prompts="sudoku/full")
+    assert (
+        told in full.prompt(later, "scout")[0]["content"]
+        and told in full.prompt(later, "filler")[0]["content"]
+    )
+    assert "has filled" not in full.prompt(START, "scout")[0]["content"]
 
 
 def test_demonstrations():

@@ -26,7 +26,9 @@ FAULTS = {
         ("(self.numbers) % self.modulus", "(self.numbers)", "sums are not reduced"),
     ],
     ("tasks/breadth/breadth.py", "test_breadth.py"): [
-        ("if answers[place] is None:", "if True:", "a worker changes what was known"),
+        ("        if fills:\n", "        if True:\n", "a worker changes what was known"),
+        ("float(solved and fills)", "float(solved)", "a team is paid twice"),
+        ("self._unreadable(after, *self._ended(after))", "self._unreadable(after)", "who says nothing keeps an answered instance open"),
         ("self._each(self.waste) * (len(named) - hit) / len(named)", "0.0", "it costs nothing to name what is known"),
         ("return state.called == name", "return bool(state.called)", "all specialists speak"),
         ("return state.named[seat] if seat < len(state.named) else None", "return seat", "all workers speak"),

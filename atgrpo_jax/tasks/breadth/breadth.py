@@ -225,16 +225,14 @@ class Breadth:
         after = dataclasses.replace(state, called="")
         found = self._read(text, 1)
         if found is None:
-            return self._unreadable(after)
+            return self._unreadable(after, *self._ended(after))
         place = self._place(state, role) or 0
-        answers = list(state.answers)
-        if answers[place] is None:
-            answers[place] = found[0]
-        after = dataclasses.replace(after, answers=tuple(answers))
-        done = AGGREGATOR not in self.workflow.roles and None not in answers
-        solved = done and answers == _solution(state)
+        fills = state.answers[place] is None
+        if fills:
+            after = dataclasses.replace(after, answers=_with(state.answers, place, found[0]))
+        done, solved = self._ended(after)
         right = self._each(self.right) * (found[0] == state.instance.problems[place].answer)
-        return Transition(after, Reward.of(float(solved), right=right), Outcome.OK, done, solved)
+        return Transition(after, Reward.of(float(solved and fills), right=right), Outcome.OK, done, solved)
 
     def _conclude(self, state: State, text: str) -> Transition:
         found = self._read(text, self.count)
@@ -246,9 +244,14 @@ class Breadth:
         after = dataclasses.replace(state, answers=tuple(found))
         return Transition(after, reward, Outcome.OK, True, solved)
 
-    def _unreadable(self, after: State, done: bool = False) -> Transition:
+    def _ended(self, state: State) -> tuple[bool, bool]:
+        """Returns whether all is answered and nobody is to conclude, and whether all of it is right."""
+        done = AGGREGATOR not in self.workflow.roles and None not in state.answers
+        return done, done and list(state.answers) == _solution(state)
+
+    def _unreadable(self, after: State, done: bool = False, solved: bool = False) -> Transition:
         reward = Reward.of(0.0, invalid=-self._each(self.invalid))
-        return Transition(after, reward, Outcome.INVALID, done, False)
+        return Transition(after, reward, Outcome.INVALID, done, solved)
 
     def _each(self, amount: float) -> float:
         return amount / self.workflow.turns
@@ -288,6 +291,10 @@ class Breadth:
 
 def _open_places(state: State) -> list[int]:
     return [place for place, answer in enumerate(state.answers) if answer is None]
+
+
+def _with(answers: tuple, place: int, found: int) -> tuple:
+    return (*answers[:place], found, *answers[place + 1 :])
 
 
 def _solution(state: State) -> list[int]:

@@ -163,8 +163,10 @@ class FrozenLake(Gymnasium):
         return tuple(map(tuple, rows))
 
     def value(self, table: Table) -> float:
+        """Returns 1 at the goal, less for each step that is left, and 0 in a hole alone."""
         left = _left(tuple(_cells(table.env)))
-        return 1 - left[int(table.observation)] / left[0] if int(table.observation) in left else 0.0
+        place = int(table.observation)
+        return 1 - left[place] / (max(left.values()) + 1) if place in left else 0.0
 
     def best(self, game: Table) -> str | None:
         """Returns the first step of a shortest way, as if the ice were not slippery."""

@@ -182,7 +182,7 @@ class Sokoban(Game):
         moves = ""
         at = state
         best = self._solution(state)
-        count = self.demonstration_moves if best is None else min(len(best), self.demonstration_moves)
+        count = min(len(best), self.demonstration_moves) if best else self.demonstration_moves
         for _ in range(count):
             if best == "":
                 best = self._solution(at)

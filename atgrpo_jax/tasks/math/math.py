@@ -192,7 +192,7 @@ class Math:
         team = float(self._right(after)) - float(self._right(state))
         done = self._ends(after, role)
         solved = done and self._right(after)
-        if not done and role == self._last(state):
+        if not done and role == self._last(after):
             after = State(state.problem, (*after.turns, after.said))
         return Transition(after, Reward.of(team, **parts), outcome, done, solved)
 
