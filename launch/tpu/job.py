@@ -11,6 +11,7 @@ gs://BUCKET/atgrpo/NAME/job.json              the job: what runs, on what, with 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import re
 from typing import Any
@@ -81,6 +82,20 @@ class Job:
 
     def but(self, **changes: Any) -> Job:
         return dataclasses.replace(self, **changes)
+
+    def counted(self, hours: dict[str, float]) -> Job:
+        """Returns the job with more hours of attempts. No attempt has fewer hours than were known of it."""
+        more = {attempt: found for attempt, found in hours.items() if found > self.hours.get(attempt, 0.0)}
+        return self.but(hours={**self.hours, **more})
+
+
+def hours_since(created: str, now: float) -> float:
+    """Returns the hours since a time as Google writes it, or 0 if it is not one."""
+    try:
+        moment = datetime.datetime.strptime(created[:19], "%Y-%m-%dT%H:%M:%S")
+    except ValueError:
+        return 0.0
+    return round(max(0.0, now - moment.replace(tzinfo=datetime.timezone.utc).timestamp()) / 3600, 2)
 
 
 def folder(bucket: str, name: str) -> str:
