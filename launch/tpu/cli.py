@@ -13,7 +13,7 @@ from tpu import job as jobs
 from tpu.ask import give_back
 from tpu.cloud import Cloud, Resource
 from tpu.flags import needed, parser
-from tpu.job import Job, check_bucket, check_name
+from tpu.job import Job, check_bucket, check_models, check_name
 from tpu.make import make, send_code
 from tpu.shell import Problem, Shell
 from tpu.states import WAITING, there
@@ -113,9 +113,9 @@ def run(cloud: Cloud, flags: argparse.Namespace) -> int:
     arguments = tuple(flags.after) if flags.after else job.arguments
     if arguments is None:
         raise Problem("`run` needs what to train after --, e.g. -- --gin_file=plan.gin")
+    models = check_models(flags.model or job.models)
     there = ours(cloud, job)
     send_code(cloud, job.but(code=digest), archive)
-    models = tuple(flags.model) or job.models
     changes = {"code": digest, "arguments": arguments, "models": models, "number": job.number + 1}
     job = jobs.update(cloud, job, wanted="run", rescues=0, **changes)
     if there:

@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from tpu.cloud import Cloud
@@ -158,6 +159,25 @@ def check_bucket(bucket: str | None) -> str:
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/?", bucket):
         raise Problem(f"--bucket={bucket}: expected gs://BUCKET, without a folder")
     return bucket.rstrip("/")
+
+
+def check_models(given: Iterable[str]) -> tuple[str, ...]:
+    """Returns folders in buckets without slashes at their ends. Raises Problem for anything else.
+
+    On the VMs each folder has the last name of its address (tpu_host.sh), so no two may have the same one.
+    """
+    names: dict[str, str] = {}
+    for address in given:
+        folder = address.rstrip("/")
+        name = folder.rpartition("/")[2]
+        if not re.fullmatch(r"gs://[^/*?\[\]\s][^*?\[\]\n]*", folder) or name.startswith("."):
+            raise Problem(f"--model={address}: expected a folder, gs://BUCKET/FOLDER/NAME, without * or ?")
+        if names.setdefault(name, folder) != folder:
+            raise Problem(
+                f"--model={names[name]} and --model={folder} would both be models/{name} on the VMs: "
+                "copy one of them to a folder with another last name, and give that"
+            )
+    return tuple(names.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tpu import job as jobs
 from tpu.ask import ask
 from tpu.cloud import Cloud
 from tpu.flags import needed
-from tpu.job import Job, check_bucket, check_name
+from tpu.job import Job, check_bucket, check_models, check_name
 from tpu.machines import machine
 from tpu.shell import Problem
 from tpu.states import Fault
@@ -33,7 +33,7 @@ def new_job(flags: argparse.Namespace, digest: str, before: Job | None) -> Job:
         tier=flags.tier or "on-demand",
         code=digest,
         arguments=arguments,
-        models=tuple(flags.model) or (before.models if before else ()),
+        models=check_models(flags.model or (before.models if before else ())),
         number=before.number + 1 if before else 1,
         attempt=before.attempt + 1 if before else 1,
         max_hours=flags.max_hours if flags.max_hours is not None else (before.max_hours if before else 24.0),
