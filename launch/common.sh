@@ -29,6 +29,22 @@ one_at_a_time() {
   } 9> "$1/.lock"
 }
 
+# make_venv PYTHON: makes the virtual environment $venv. If that fails, what it has made is removed: the next
+# start would take half an environment for a whole one. What was in the folder before is never removed.
+make_venv() {
+  local there="" before
+  if [ -d "$venv" ]; then there=yes; fi
+  before="$(find "$venv/" -mindepth 1 ! -name .lock -print -quit 2> /dev/null || true)"
+  echo "making $venv" >&2
+  if "$1" -m venv "$venv"; then return; fi
+  if [ -z "$before" ] && [ -d "$venv" ]; then
+    find "$venv/" -mindepth 1 -maxdepth 1 ! -name .lock -exec rm -rf {} +
+    if [ -z "$there" ]; then rmdir "$venv"; fi
+  fi
+  echo "error: could not make $venv (on Debian or Ubuntu: apt install python3-venv)" >&2
+  return 1
+}
+
 # install_checkout EXTRAS: installs the checkout in editable mode, unless this was done with the same
 # setup.py before.
 install_checkout() {
@@ -38,12 +54,12 @@ install_checkout() {
     return
   fi
   if [ ! -x "$venv/bin/python" ]; then
-    python="$(find_python)"
-    echo "making $venv" >&2
-    "$python" -m venv "$venv" || {
-      echo "error: could not make $venv (on Debian or Ubuntu: apt install python3-venv)" >&2
-      return 1
-    }
+    python="$(find_python)" || return
+    make_venv "$python" || return
+  fi
+  if ! "$venv/bin/python" -c "import pip" 2> /dev/null; then
+    echo "error: $venv has no pip (it may be half of an environment): remove it, or install pip there, and start again" >&2
+    return 1
   fi
   echo "installing atgrpo_jax and what it needs; one to three minutes the first time, without a word" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root$extras"

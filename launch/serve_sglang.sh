@@ -16,7 +16,7 @@ install() {
   [ -e "$venv/.complete-$version-${router##*=}" ] && return
   python="$(find_python)"
   echo "installing sglang $version in $venv; some minutes the first time" >&2
-  "$python" -m venv "$venv"
+  make_venv "$python"
   if [ -n "$gpu" ]; then
     "${pip[@]}" "sglang==$version" "$router"
   else

@@ -16,8 +16,7 @@ install() {
     return
   fi
   python="$(find_python "3, 12" "3, 14")"
-  echo "making $venv" >&2
-  "$python" -m venv "$venv"
+  make_venv "$python"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
   # It uses uv, because pip takes minutes for so many packages.
   "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" -e "${root}[sglang-cpu]" 'pytest>=8'

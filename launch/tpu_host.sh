@@ -124,15 +124,25 @@ get_packages() {
   touch "$place/installed"
 }
 
+# gs://BUCKET/FOLDER/NAME becomes models/NAME. The file models/.NAME says of which address it is a whole copy.
 get_models() {
-  local model
+  local model name
+  local -A from=()
   mkdir -p "$base/models"
   ln -sfn "$base/models" "$code/models"
-  while read -r model; do
-    if [ -z "$model" ] || [ -e "$base/models/.${model##*/}" ]; then continue; fi
+  while IFS= read -r model; do
+    while [[ "$model" == */ ]]; do model="${model%/}"; done
+    if [ -z "$model" ]; then continue; fi
+    name="${model##*/}"
+    if [ -n "${from[$name]:-}" ] && [ "${from[$name]}" != "$model" ]; then
+      fail "${from[$name]} and $model would both be models/$name: give one of them another last name"
+    fi
+    from[$name]="$model"
+    if grep -qsxF -e "$model" "$base/models/.$name"; then continue; fi
     echo "copying $model"
+    rm -rf "$base/models/.$name" "${base:?}/models/$name" # of another address, or not whole
     gcloud storage cp --recursive --quiet "$model" "$base/models" < /dev/null || fail "cannot copy $model to local disk"
-    touch "$base/models/.${model##*/}"
+    echo "$model" > "$base/models/.$name"
   done <<< "$(field models)"
 }
 

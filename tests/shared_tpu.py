@@ -1,7 +1,9 @@
 """What the tests of launch/tpu.py share: a checkout of its own, a fake cloud, and ways to call it."""
 
 import contextlib
+import dataclasses
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +19,10 @@ FAKE = ROOT / "tests" / "fake_cloud"
 sys.path.insert(0, str(ROOT / "launch"))
 
 from tpu import cli, shell  # noqa: E402  (from launch/)
-from tpu.job import HostState  # noqa: E402
+from tpu.cloud import Cloud  # noqa: E402
+from tpu.job import HostState, Job, read  # noqa: E402
+from tpu.table import Patience  # noqa: E402
+from tpu.watch import Watcher  # noqa: E402
 
 BUCKET = "gs://runs-of-a-team"
 WHERE = ["--zone=us-east5-a", f"--bucket={BUCKET}"]
@@ -199,6 +204,66 @@ class Desk:
         """Takes all VMs away."""
         for name in self.cloud.resources():
             self.cloud._queued_resources_delete(name, self.cloud.resources()[name]["zone"], {"--force": True})
+
+
+class Clock:
+    """A clock that only sleeping moves. ``then`` is called at every sleep."""
+
+    def __init__(self):
+        self.now = 1_000_000_000.0
+        self.sleeps = 0
+        self.then = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 1.0)
+        self.sleeps += 1
+        assert self.sleeps < 300, "it goes on for ever"
+        self.then()
+
+
+class Room:
+    """A desk with a job whose VMs are scripted, and a `watch` that is called as a function."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+        self.clock = Clock()
+        self.said: list[str] = []
+
+    def up(self, *plans: str, delete_looks: int = 0, type: str = "v6e-8") -> None:
+        self.desk.cloud.plan(*plans, delete_looks=delete_looks, boots=False)
+        assert self.desk.call("up", "w", f"--type={type}", *WHERE, "--", "--gin_file=plan.gin")[0] == 0
+
+    def says(self, attempt: int, **fields) -> None:
+        """Writes what a VM says of itself, with the time."""
+        moment = {"since": self.clock.now, "time": self.clock.now}
+        state = dataclasses.replace(HOST, attempt=attempt, **(moment | fields))
+        folder = self.desk.object(f"w/hosts/{state.host}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state.json").write_text(json.dumps(dataclasses.asdict(state)) + "\n")
+
+    def watch(self, delete: bool = False, shell: FakeShell | None = None) -> int:
+        cloud = Cloud(shell or self.desk.shell(False))
+        return Watcher(cloud, Patience(), self.clock.sleep, lambda: self.clock.now, self.said.append).watch(
+            BUCKET, "w", delete
+        )
+
+    @property
+    def job(self) -> Job:
+        return read(Cloud(self.desk.shell(False)), BUCKET, "w")
+
+    @property
+    def attempt(self) -> int:
+        """The attempt of the machines that are there and ACTIVE; else 0."""
+        found = self.desk.cloud.resources().get("w")
+        return int(found["node"]["labels"]["atgrpo-attempt"]) if found and found["state"] == "ACTIVE" else 0
+
+    def done_at(self, attempt: int) -> None:
+        """Lets the run end well on the machines of an attempt, or of a later one."""
+        self.clock.then = lambda: self.attempt >= attempt and self.says(self.attempt, phase="ended", exit=0)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
 
 
 def wait_for(what, seconds: float = 200.0) -> None:

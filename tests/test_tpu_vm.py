@@ -1,4 +1,4 @@
-"""launch/tpu/on_vm.py: what runs on a VM, piece by piece."""
+"""launch/tpu/on_vm.py and tpu_host.sh: what runs on a VM, piece by piece."""
 
 import json
 import os
@@ -7,10 +7,8 @@ import sys
 import threading
 
 import pytest
-import shared_tpu  # puts launch/ on the path
+from shared_tpu import ROOT  # it puts launch/ on the path
 from tpu import on_vm
-
-assert shared_tpu.ROOT
 
 
 @pytest.fixture
@@ -176,3 +174,76 @@ def test_a_report_that_hangs_holds_no_other_one_up(base, monkeypatch):
 def test_a_cut_file_counts_as_none(tmp_path):
     (tmp_path / "x.json").write_text('{"a"')
     assert on_vm.read(tmp_path / "x.json") == on_vm.read(tmp_path / "y.json") == {}
+
+
+# The function of launch/tpu_host.sh alone, with its options, and a gcloud that copies from ./buckets.
+GET_MODELS = """\
+set -eEuo pipefail
+fail() {{ echo "error: $1"; exit 1; }}
+trap 'fail "stopped in line $LINENO"' ERR
+field() {{ [ "$1" = models ] && printf '%s\\n' {models}; }}
+gcloud() {{ echo "$5" >> asked; if [ "$(cat fails 2> /dev/null)" = "$5" ]; then touch "$6/half"; return 1; fi
+  cp -r "buckets/${{5#gs://}}" "$6"; }}
+base=opt code=code
+mkdir -p code
+{function}
+get_models
+"""
+
+
+class Models:
+    """A VM that gets the models of a job, and folders of models in a bucket, with a file each."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        script = (ROOT / "launch" / "tpu_host.sh").read_text()
+        self.function = "get_models() {" + script.partition("get_models() {")[2].partition("\n}\n")[0] + "\n}"
+        for name in ("x/final", "y/final", "x/a b"):
+            (folder / "buckets" / "b" / name).mkdir(parents=True)
+            (folder / "buckets" / "b" / name / "weights").write_text(name)
+
+    def get(self, *models):
+        """Returns the exit code, what was said, and the addresses that were asked for this time."""
+        (self.folder / "asked").write_text("")
+        words = " ".join(f"'{model}'" for model in models or [""])
+        done = subprocess.run(
+            ["bash", "-c", GET_MODELS.format(models=words, function=self.function)],
+            cwd=self.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr, (self.folder / "asked").read_text().splitlines()
+
+    def weights(self, name):
+        return (self.folder / "opt" / "models" / name / "weights").read_text()
+
+
+def test_models_are_copied_once_whatever_slashes_they_end_with(tmp_path):
+    vm = Models(tmp_path)
+    assert vm.get() == (0, "", [])
+    code, said, asked = vm.get("gs://b/x/final//", "gs://b/x/a b/")
+    assert (code, asked) == (0, ["gs://b/x/final", "gs://b/x/a b"]), said
+    assert (vm.weights("final"), vm.weights("a b")) == ("x/final", "x/a b")
+    assert vm.get("gs://b/x/final", "gs://b/x/a b/")[2] == []
+
+
+def test_another_model_of_the_same_name_takes_its_place(tmp_path):
+    """A later run on the same machines names another folder: it must not get the weights of the first."""
+    vm = Models(tmp_path)
+    vm.get("gs://b/x/final")
+    assert vm.get("gs://b/y/final")[::2] == (0, ["gs://b/y/final"])
+    assert vm.weights("final") == "y/final"
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    code, said, _ = Models(tmp_path).get("gs://b/x/final", "gs://b/y/final/")
+    assert code == 1
+    assert "gs://b/x/final and gs://b/y/final would both be models/final: give one of them another" in said
+
+
+def test_a_model_that_was_copied_by_half_is_copied_again(tmp_path):
+    vm = Models(tmp_path)
+    (tmp_path / "fails").write_text("gs://b/x/final")
+    code, said, _ = vm.get("gs://b/x/final")
+    assert code == 1 and "error: cannot copy gs://b/x/final to local disk" in said
+    (tmp_path / "fails").unlink()
+    assert vm.get("gs://b/x/final")[::2] == (0, ["gs://b/x/final"])
+    assert vm.weights("final") == "x/final"

@@ -1,77 +1,12 @@
 """`launch/tpu.py watch` with a scripted cloud. No VM runs here."""
 
-import dataclasses
-import json
 import shutil
 
 import pytest
 from fake_cloud.cloud import FakeCloud
-from shared_tpu import BUCKET, HOST, WHERE, Desk, FakeShell
-from tpu.cloud import Cloud
-from tpu.job import Job, read
+from shared_tpu import Desk, FakeShell, Room
 from tpu.shell import Problem
-from tpu.table import Patience
-from tpu.watch import MOST_STRANGE, Watcher, hours_since
-
-
-class Clock:
-    """A clock that only sleeping moves. ``then`` is called at every sleep."""
-
-    def __init__(self):
-        self.now = 1_000_000_000.0
-        self.sleeps = 0
-        self.then = lambda: None
-
-    def sleep(self, seconds: float) -> None:
-        self.now += max(seconds, 1.0)
-        self.sleeps += 1
-        assert self.sleeps < 300, "it goes on for ever"
-        self.then()
-
-
-class Room:
-    """A desk with a job whose VMs are scripted, and a `watch` that is called as a function."""
-
-    def __init__(self, desk: Desk):
-        self.desk = desk
-        self.clock = Clock()
-        self.said: list[str] = []
-
-    def up(self, *plans: str, delete_looks: int = 0, type: str = "v6e-8") -> None:
-        self.desk.cloud.plan(*plans, delete_looks=delete_looks, boots=False)
-        assert self.desk.call("up", "w", f"--type={type}", *WHERE, "--", "--gin_file=plan.gin")[0] == 0
-
-    def says(self, attempt: int, **fields) -> None:
-        """Writes what a VM says of itself, with the time."""
-        moment = {"since": self.clock.now, "time": self.clock.now}
-        state = dataclasses.replace(HOST, attempt=attempt, **(moment | fields))
-        folder = self.desk.object(f"w/hosts/{state.host}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "state.json").write_text(json.dumps(dataclasses.asdict(state)) + "\n")
-
-    def watch(self, delete: bool = False, shell: FakeShell | None = None) -> int:
-        cloud = Cloud(shell or self.desk.shell(False))
-        return Watcher(cloud, Patience(), self.clock.sleep, lambda: self.clock.now, self.said.append).watch(
-            BUCKET, "w", delete
-        )
-
-    @property
-    def job(self) -> Job:
-        return read(Cloud(self.desk.shell(False)), BUCKET, "w")
-
-    @property
-    def attempt(self) -> int:
-        """The attempt of the machines that are there and ACTIVE; else 0."""
-        found = self.desk.cloud.resources().get("w")
-        return int(found["node"]["labels"]["atgrpo-attempt"]) if found and found["state"] == "ACTIVE" else 0
-
-    def done_at(self, attempt: int) -> None:
-        """Lets the run end well on the machines of an attempt, or of a later one."""
-        self.clock.then = lambda: self.attempt >= attempt and self.says(self.attempt, phase="ended", exit=0)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.said)
+from tpu.watch import MOST_STRANGE
 
 
 @pytest.fixture
@@ -264,22 +199,6 @@ def test_what_a_vm_said_before_it_was_prepared_again_is_not_believed(room):
     then()
     assert room.watch() == 0
     assert len(room.desk.cloud.calls("ssh")) == 1
-
-
-def test_the_hours_end_it_all(room):
-    room.up()
-    room.desk.cloud._write("resources/w.json", room.desk.cloud.resources()["w"] | {"created": room.clock.now})
-    room.clock.then = lambda: room.says(1, step=7)
-    room.clock.sleep = lambda _: setattr(room.clock, "now", room.clock.now + 3600) or room.clock.then()
-    assert room.watch() == 2
-    assert "the machines have had 24.0 hours of --max-hours=24" in room.text
-    assert room.desk.cloud.resources() == {}
-    assert (room.job.hours, room.job.wanted) == ({"1": 24.0}, "stop")
-
-
-def test_hours():
-    assert hours_since("2001-09-09T00:46:40.123456789Z", 1_000_000_000.0) == 1.0
-    assert hours_since("", 1e9) == hours_since("soon", 1e9) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tpu.cloud import Cloud
-from tpu.job import Job, read
+from tpu.job import Job
 from tpu.machines import Machine
-from tpu.shell import Problem
+from tpu.shell import Problem, Shell
 
 # Places of buckets that lie in several regions, and the regions that are near.
 WIDE = {
@@ -51,15 +52,27 @@ def check_type_is_there(cloud: Cloud, machine: Machine, zone: str) -> None:
         raise Problem(f"--zone={zone} has no {machine.type}: {has}; see `gcloud compute tpus locations list`")
 
 
-def check_name_is_free(cloud: Cloud, name: str, zone: str, bucket: str) -> Job | None:
-    """Raises Problem if there are machines of this name. Returns the job of this name, if there is one."""
+def check_name_is_free(cloud: Cloud, name: str, zone: str) -> None:
+    """Raises Problem if there are machines of this name."""
     found = cloud.resource(name, zone)
     if found is not None:
         whose = "made by this program" if found.ours else "not made by this program"
         raise Problem(f"{name} exists in {zone} ({found.state}, {whose}): choose another name, or delete it")
     if cloud.node(name, zone) is not None:
         raise Problem(f"{name} exists in {zone} as a TPU VM without a queued resource: choose another name")
-    return read(cloud, bucket, name)
+
+
+def check_nothing_is_left(shell: Shell, before: Job, job: Job) -> None:
+    """Raises Problem if a job that goes on in another zone or project has machines where it was before."""
+    if (before.zone, before.project) == (job.zone, job.project):
+        return
+    cloud = Cloud(shell, before.project)
+    found = cloud.resource(job.name, before.zone)
+    if (found is not None and found.ours) or cloud.nodes_labelled(job.name, before.zone):
+        raise Problem(
+            f"{job.name} still has machines in {before.zone}, which nothing would delete later: "
+            f"`delete {job.name}` first"
+        )
 
 
 def check_hours(job: Job) -> None:
@@ -73,7 +86,7 @@ def check_hours(job: Job) -> None:
         )
 
 
-def check_plan(machine: Machine, arguments: list[str], root: Path) -> None:
+def check_plan(machine: Machine, arguments: Sequence[str], root: Path) -> None:
     """Raises Problem if ``python -m atgrpo_jax.plan`` does not say that the run fits into a chip's memory."""
     kept = []
     skip = False

@@ -11,12 +11,12 @@ from typing import Callable
 from tpu import code, hosts, show
 from tpu import job as jobs
 from tpu.ask import give_back
-from tpu.cloud import Cloud
+from tpu.cloud import Cloud, Resource
 from tpu.flags import needed, parser
-from tpu.job import Job, check_bucket, check_name
+from tpu.job import Job, check_bucket, check_models, check_name
 from tpu.make import make, send_code
 from tpu.shell import Problem, Shell
-from tpu.states import WAITING
+from tpu.states import WAITING, there
 from tpu.table import Patience
 from tpu.watch import Watcher
 
@@ -70,12 +70,12 @@ def assumed_job(cloud: Cloud, flags: argparse.Namespace) -> Job | None:
     )
 
 
-def ours(cloud: Cloud, job: Job) -> bool:
-    """Returns whether the job's machines are there. Raises Problem if others have the name."""
+def ours(cloud: Cloud, job: Job) -> Resource | None:
+    """Returns the job's machines, or None. Raises Problem if others have the name."""
     resource = cloud.resource(job.name, job.zone, assumed="ACTIVE" if cloud.shell.dry else "")
     if resource is not None and not resource.ours:
         raise Problem(f"{job.name} in {job.zone} was not made by this program: it is left alone")
-    return resource is not None
+    return resource
 
 
 def up(cloud: Cloud, flags: argparse.Namespace) -> int:
@@ -113,9 +113,9 @@ def run(cloud: Cloud, flags: argparse.Namespace) -> int:
     arguments = tuple(flags.after) if flags.after else job.arguments
     if arguments is None:
         raise Problem("`run` needs what to train after --, e.g. -- --gin_file=plan.gin")
+    models = check_models(flags.model or job.models)
     there = ours(cloud, job)
     send_code(cloud, job.but(code=digest), archive)
-    models = tuple(flags.model) or job.models
     changes = {"code": digest, "arguments": arguments, "models": models, "number": job.number + 1}
     job = jobs.update(cloud, job, wanted="run", rescues=0, **changes)
     if there:
@@ -183,7 +183,14 @@ def stop(cloud: Cloud, flags: argparse.Namespace) -> int:
 
 def delete(cloud: Cloud, flags: argparse.Namespace) -> int:
     job = jobs.update(cloud, found_job(cloud, flags), wanted="stop")
-    if ours(cloud, job):
+    resource = ours(cloud, job)
+    if resource is not None:
+        node = cloud.node(job.name, job.zone)
+        if node is not None and there(
+            resource.state, node.state
+        ):  # perhaps no `watch` has counted their hours
+            seen = {str(resource.attempt): jobs.hours_since(node.created, time.time())}
+            job = jobs.update(cloud, job, hours=job.counted(seen).hours)
         give_back(cloud, job, flags.every, time.sleep, print)
     left = cloud.nodes_labelled(job.name, job.zone)
     if left:

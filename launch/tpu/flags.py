@@ -53,20 +53,31 @@ def parser() -> argparse.ArgumentParser:
     tier.add_argument(
         "--reserved", dest="tier", action="store_const", const="reserved", help="from a reservation"
     )
+    tier.add_argument(
+        "--on-demand", dest="tier", action="store_const", const="on-demand", help="neither (the default)"
+    )
     add("--max-hours", type=float, help="of machines in all; then `watch` deletes them (24)")
     add(
         "--model",
         action="append",
         default=[],
-        help="gs://... folder, copied to models/ of each VM; repeatable",
+        help="gs://... folder, copied to models/NAME of each VM; repeatable",
     )
     add("--dirty", action="store_true", help="takes tracked files as they are, not as committed")
     add("--plan", action="store_true", help="refuses what python -m atgrpo_jax.plan says does not fit")
-    add("--resume", action="store_true", help="goes on with a job of this name that has no machines")
+    add(
+        "--resume",
+        action="store_true",
+        help="goes on with a job of this name that has no machines, as it was but for other flags",
+    )
     add("--valid-until", help="how long it may wait in the queue, e.g. 6h")
     for name in ("network", "subnetwork", "service-account"):
-        add(f"--{name}", help="as of gcloud")
-    add("--internal-ips", action="store_true", help="VMs without external addresses; they need Cloud NAT")
+        add(f"--{name}", help=f"as of gcloud; --resume --{name}= goes on without it")
+    add(
+        "--internal-ips",
+        action=argparse.BooleanOptionalAction,
+        help="VMs without external addresses; they need Cloud NAT",
+    )
     other = made.add_argument_group("other commands")
     add = other.add_argument
     add("--delete", action="store_true", help="watch: deletes the machines at the end")

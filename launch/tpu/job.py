@@ -11,8 +11,10 @@ gs://BUCKET/atgrpo/NAME/job.json              the job: what runs, on what, with 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from tpu.cloud import Cloud
@@ -82,6 +84,20 @@ class Job:
     def but(self, **changes: Any) -> Job:
         return dataclasses.replace(self, **changes)
 
+    def counted(self, hours: dict[str, float]) -> Job:
+        """Returns the job with more hours of attempts. No attempt has fewer hours than were known of it."""
+        more = {attempt: found for attempt, found in hours.items() if found > self.hours.get(attempt, 0.0)}
+        return self.but(hours={**self.hours, **more})
+
+
+def hours_since(created: str, now: float) -> float:
+    """Returns the hours since a time as Google writes it, or 0 if it is not one."""
+    try:
+        moment = datetime.datetime.strptime(created[:19], "%Y-%m-%dT%H:%M:%S")
+    except ValueError:
+        return 0.0
+    return round(max(0.0, now - moment.replace(tzinfo=datetime.timezone.utc).timestamp()) / 3600, 2)
+
 
 def folder(bucket: str, name: str) -> str:
     return f"{bucket}/atgrpo/{name}"
@@ -143,6 +159,25 @@ def check_bucket(bucket: str | None) -> str:
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/?", bucket):
         raise Problem(f"--bucket={bucket}: expected gs://BUCKET, without a folder")
     return bucket.rstrip("/")
+
+
+def check_models(given: Iterable[str]) -> tuple[str, ...]:
+    """Returns folders in buckets without slashes at their ends. Raises Problem for anything else.
+
+    On the VMs each folder has the last name of its address (tpu_host.sh), so no two may have the same one.
+    """
+    names: dict[str, str] = {}
+    for address in given:
+        folder = address.rstrip("/")
+        name = folder.rpartition("/")[2]
+        if not re.fullmatch(r"gs://[^/*?\[\]\s][^*?\[\]\n]*", folder) or name.startswith("."):
+            raise Problem(f"--model={address}: expected a folder, gs://BUCKET/FOLDER/NAME, without * or ?")
+        if names.setdefault(name, folder) != folder:
+            raise Problem(
+                f"--model={names[name]} and --model={folder} would both be models/{name} on the VMs: "
+                "copy one of them to a folder with another last name, and give that"
+            )
+    return tuple(names.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,8 @@ def status(cloud: Cloud, job: Job, now: float) -> list[str]:
             lines.append(f"  reason: {resource.error}")
     for host, state in enumerate(jobs.host_states(cloud, job, machine(job.type).vms)):
         lines.append(f"  host {host}: {_host(job, state, now)}")
-    lines.append(f"  hours: {job.used_hours:.1f} of at most {job.max_hours:g}, as far as `watch` has seen")
+    hours = f"{job.used_hours:.1f} of at most {job.max_hours:g}"
+    lines.append(f"  hours: {hours}, as far as `watch` and `delete` have seen")
     lines.append(f"  run folder: {job.run_dir}")
     return lines
 

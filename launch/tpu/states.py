@@ -27,6 +27,13 @@ NODES = {
     "REIMAGING": "coming",
     "REPAIRING": "coming",
 }
+
+
+def there(resource: str, node: str) -> bool:
+    """Returns whether machines are there, and cost something, by the states of a resource and its node."""
+    return RESOURCES.get(resource) == "active" and node in NODES
+
+
 # What a person is told while a resource is in a state.
 WAITING = {
     "CREATING": "Google looks at the request",

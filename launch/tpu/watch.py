@@ -5,7 +5,6 @@ All that must outlive this process is in the bucket, so it may be killed anywher
 
 from __future__ import annotations
 
-import datetime
 import time
 from typing import Callable
 
@@ -16,21 +15,13 @@ from tpu.cloud import Cloud, Node, Resource
 from tpu.job import HostState, Job
 from tpu.machines import machine
 from tpu.shell import Problem
-from tpu.states import RESOURCES, Fault
+from tpu.states import RESOURCES, Fault, there
 from tpu.table import Patience, Row, Seen, decide
 
 # Asking again later may help with these, and nothing is wrong with the job. "taken" is another `watch`.
 PASSING = ("credentials", "network", "late", "capacity", "taken", "other")
 MOST_STRANGE = 10  # errors in a row that no table knows, after which it is a person's turn
-
-
-def hours_since(created: str, now: float) -> float:
-    """Returns the hours since a time as Google writes it, or 0 if it is not one."""
-    try:
-        moment = datetime.datetime.strptime(created[:19], "%Y-%m-%dT%H:%M:%S")
-    except ValueError:
-        return 0.0
-    return max(0.0, now - moment.replace(tzinfo=datetime.timezone.utc).timestamp()) / 3600
+WORTH_H = 0.1  # hours of machines after which they are written down: else the file would change at every look
 
 
 class Watcher:
@@ -53,6 +44,7 @@ class Watcher:
         self._same: dict[str, tuple[object, float]] = {}  # what was seen last, and since when
         self._strange = 0  # errors in a row that no table knows
         self._refused = 0  # attempts in a row that found no machines
+        self._hours: dict[str, float] = {}  # of each attempt whose machines were seen
 
     def watch(self, bucket: str, name: str, delete: bool, assumed: Job | None = None) -> int:
         """Goes on until the job is over. Returns the exit code, and deletes the machines if asked to."""
@@ -135,19 +127,25 @@ class Watcher:
     def _noted(
         self, job: Job, resource: Resource | None, node: Node | None, told: list[HostState | None]
     ) -> Job:
-        """Returns the job with the hours that the machines have been there, and the step that was reached."""
+        """Returns the job with the hours that the machines have been there, and the step that was reached.
+
+        Hours are written down every few minutes, whatever the run does, and once more when the machines
+        are gone: nothing else tells a later `watch` of them.
+        """
+        alive = False
+        if resource is not None and node is not None and there(resource.state, node.state):
+            alive = True
+            self._hours[str(resource.attempt)] = jobs.hours_since(node.created, self._clock())
+        counted = job.counted(self._hours)
+        grown = counted.used_hours - job.used_hours
         changes: dict[str, object] = {}
-        if resource is not None and node is not None and node.created:
-            hours = {**job.hours, str(resource.attempt): round(hours_since(node.created, self._clock()), 2)}
-            if hours != job.hours:
-                changes["hours"] = hours
+        if grown >= WORTH_H or (not alive and grown > 0):
+            changes["hours"] = counted.hours
         step = max((state.step for state in told if state is not None), default=-1)
         if step > job.step:
-            changes.update(step=step, rescues=0)
+            changes.update(step=step, rescues=0, hours=counted.hours)
             self._refused = 0
-        # Written when a step was reached and before anything is done; hours alone are not worth an object.
-        job = job.but(**changes)
-        return jobs.update(self._cloud, job, **changes) if "step" in changes else job
+        return jobs.update(self._cloud, counted, **changes) if changes else counted
 
     def _recreate(self, seen: Seen) -> None:
         """Deletes what is there, and waits until it is gone. The next look finds nothing, and creates."""

@@ -50,6 +50,59 @@ FAULTS = {
             "machines are asked for without a longer pause",
         ),
     ],
+    ("../launch/tpu/watch.py", "test_tpu_hours.py"): [
+        (
+            "if grown >= WORTH_H or (",
+            "if (",
+            "hours are written down when the machines are gone, and not before",
+        ),
+        (" or (not alive and grown > 0)", "", "the last minutes of machines are forgotten"),
+        ("WORTH_H = 0.1 ", "WORTH_H = 0.0 ", "the job file is written at every look"),
+    ],
+    ("../launch/tpu/job.py", "test_tpu_hours.py test_tpu_resume.py"): [
+        ("if found > self.hours.get(attempt, 0.0)", "", "an attempt loses hours"),
+        ("(name, folder) != folder:", '(name, folder) == "":', "a model is taken for another one"),
+        ('folder = address.rstrip("/")', "folder = address", "a model with a slash at its end has no name"),
+    ],
+    ("../launch/tpu/cli.py", "test_tpu_hours.py test_tpu_resume.py"): [
+        ("hours=job.counted(seen).hours", "wanted=job.wanted", "`delete` counts no hours"),
+        (
+            "check_models(flags.model or job.models)",
+            "tuple(flags.model) or job.models",
+            "`run` checks no models",
+        ),
+    ],
+    ("../launch/tpu/make.py", "test_tpu_resume.py"): [
+        ("tier=flags.tier or base.tier", 'tier=flags.tier or "on-demand"', "a spot job goes on on demand"),
+        (
+            "for flag in before}",
+            "for flag in ()}",
+            "a job goes on without its network",
+        ),
+        (
+            "base.project if flags.project is None else flags.project",
+            'flags.project or ""',
+            "a job goes on in another project",
+        ),
+        ("        if old != new:\n", "        if False:\n", "nobody is told what changes"),
+        (
+            "        checks.check_nothing_is_left(cloud.shell, before, job)\n",
+            "        pass\n",
+            "machines in the zone before are forgotten",
+        ),
+    ],
+    ("../launch/tpu_host.sh", "test_tpu_vm.py"): [
+        ('model="${model%/}"', "break", "a model with a slash at its end is not copied"),
+        (
+            'if grep -qsxF -e "$model" "$base/models/.$name"',
+            'if [ -e "$base/models/.$name" ]',
+            "a model of the same name is not copied",
+        ),
+    ],
+    ("../launch/common.sh", "test_launch_venv.py"): [
+        ('  if [ -z "$before" ] && [ -d "$venv" ]; then', "  if false; then", "half of an environment stays"),
+        ('[ -z "$before" ] &&', "true &&", "what a person had in the folder is removed"),
+    ],
     ("../launch/tpu/watch.py", "test_tpu_refusals.py"): [
         (
             "if seen.resource is not None and not seen.resource.ours:",
