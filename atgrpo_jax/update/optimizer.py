@@ -16,9 +16,10 @@ class OptimizerConfig:
 
     A training step makes at most ``LossConfig.epochs * LossConfig.minibatches`` updates.
 
-    "muon" orthogonalises the momentum of every matrix but the embedding (Jordan 2024) and scales it
-    to a root mean square of 0.2 of the rate (2502.16982, eq. 4). AdamW updates the rest. A warm
-    start from scratch takes less than half of the updates that it takes with AdamW (docs/log.md).
+    "muon" orthogonalises the momentum of every matrix of a block (Jordan 2024) and scales it to a root
+    mean square of 0.2 of the rate (2502.16982, eq. 4). AdamW with Nesterov's momentum updates the rest:
+    embedding, head, norms, and adapters. A warm start from scratch takes less than half of the updates
+    that it takes with AdamW (docs/log.md).
     """
 
     algorithm: Literal["adamw", "muon"] = "adamw"  # see above

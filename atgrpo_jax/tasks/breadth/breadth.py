@@ -21,21 +21,13 @@ from typing import Any
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.types import Message, Outcome, Reward
 from atgrpo_jax.tasks import prompts
-from atgrpo_jax.tasks.breadth.problems import KINDS, SPECIALISTS, Instance, made_up
+from atgrpo_jax.tasks.breadth.problems import KINDS, SPECIALISTS, Instance, State, made_up
 from atgrpo_jax.tasks.protocol import Transition
 from atgrpo_jax.tasks.texts import last_list
 from atgrpo_jax.tasks.workflow import Workflow
 
 AGGREGATOR, WORKER, PLANNER, ROUTER = "aggregator", "worker", "planner", "router"
 LETTERS = string.ascii_lowercase  # the names of problems
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    instance: Instance
-    answers: tuple[int | None, ...]  # of each problem, whether they are right or not
-    named: tuple[int, ...] = ()  # the problems that the planner named, one for each seat
-    called: str = ""  # the specialist that the router named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +174,7 @@ class Breadth:
             return state.named[seat] if seat < len(state.named) else None
         if name == WORKER:
             return number or 0 if state.answers[number or 0] is None else None
-        return next(iter(_open_places(state)), None)
+        return next(iter(state.open), None)
 
     # What their words do
 
@@ -203,7 +195,7 @@ class Breadth:
         after = dataclasses.replace(state, named=named)
         if not named:
             return self._unreadable(after)
-        open_ = _open_places(state)
+        open_ = state.open
         hit = len(set(named) & set(open_))
         parts = {
             "named": self._each(self.naming) * hit / max(1, len(open_)),
@@ -229,7 +221,7 @@ class Breadth:
         place = self._place(state, role) or 0
         fills = state.answers[place] is None
         if fills:
-            after = dataclasses.replace(after, answers=_with(state.answers, place, found[0]))
+            after = after.filled(place, found[0])
         done, solved = self._ended(after)
         right = self._each(self.right) * (found[0] == state.instance.problems[place].answer)
         return Transition(after, Reward.of(float(solved and fills), right=right), Outcome.OK, done, solved)
@@ -238,20 +230,19 @@ class Breadth:
         found = self._read(text, self.count)
         if found is None:
             return self._unreadable(state, done=True)
-        right = sum(map(int.__eq__, found, _solution(state)))
+        right = sum(map(int.__eq__, found, state.solution))
         solved = right == self.count
         reward = Reward.of(float(solved), share=self.share * right / self.count)
-        after = dataclasses.replace(state, answers=tuple(found))
-        return Transition(after, reward, Outcome.OK, True, solved)
+        return Transition(dataclasses.replace(state, answers=tuple(found)), reward, Outcome.OK, True, solved)
 
     def _ended(self, state: State) -> tuple[bool, bool]:
         """Returns whether all is answered and nobody is to conclude, and whether all of it is right."""
         done = AGGREGATOR not in self.workflow.roles and None not in state.answers
-        return done, done and list(state.answers) == _solution(state)
+        return done, done and list(state.answers) == state.solution
 
     def _unreadable(self, after: State, done: bool = False, solved: bool = False) -> Transition:
-        reward = Reward.of(0.0, invalid=-self._each(self.invalid))
-        return Transition(after, reward, Outcome.INVALID, done, solved)
+        paid = Reward.of(0.0, invalid=-self._each(self.invalid))
+        return Transition(after, paid, Outcome.INVALID, done, solved)
 
     def _each(self, amount: float) -> float:
         return amount / self.workflow.turns
@@ -270,13 +261,13 @@ class Breadth:
         place = self._place(state, role) or 0
         problem = state.instance.problems[place]
         if name == PLANNER:
-            open_ = _open_places(state)
+            open_ = state.open
             said = [at for at in range(self.count) if (at in open_) != self._errs(rng)]
             return "".join(f" {LETTERS[at]}" for at in said[: self._seats] or [place])
         if name == ROUTER:
             return rng.choice(self._specialists if self._errs(rng) else self._knowing(problem.kind))
         if name == AGGREGATOR:
-            known = zip(state.answers, _solution(state), strict=True)
+            known = zip(state.answers, state.solution, strict=True)
             return "".join(self._demonstrated(truth if said is None else said, rng) for said, truth in known)
         if name in SPECIALISTS and problem.kind not in SPECIALISTS[name]:
             return f" {rng.randint(0, self.largest)}"
@@ -287,18 +278,6 @@ class Breadth:
 
     def _errs(self, rng: random.Random) -> bool:
         return rng.random() < self.demonstration_error
-
-
-def _open_places(state: State) -> list[int]:
-    return [place for place, answer in enumerate(state.answers) if answer is None]
-
-
-def _with(answers: tuple, place: int, found: int) -> tuple:
-    return (*answers[:place], found, *answers[place + 1 :])
-
-
-def _solution(state: State) -> list[int]:
-    return [problem.answer for problem in state.instance.problems]
 
 
 def _inside(text: str) -> str:

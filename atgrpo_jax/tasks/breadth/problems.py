@@ -42,6 +42,27 @@ class Instance:
     known: tuple[bool, ...]  # whether a problem comes with its answer
 
 
+@dataclasses.dataclass(frozen=True)
+class State:
+    instance: Instance
+    answers: tuple[int | None, ...]  # of each problem, whether they are right or not
+    named: tuple[int, ...] = ()  # the problems that the planner named, one for each seat
+    called: str = ""  # the specialist that the router named
+
+    @property
+    def open(self) -> list[int]:
+        """Returns the places of the problems that have no answer."""
+        return [place for place, answer in enumerate(self.answers) if answer is None]
+
+    @property
+    def solution(self) -> list[int]:
+        return [problem.answer for problem in self.instance.problems]
+
+    def filled(self, place: int, answer: int) -> "State":
+        """Returns the state in which a problem has an answer."""
+        return dataclasses.replace(self, answers=(*self.answers[:place], answer, *self.answers[place + 1 :]))
+
+
 @functools.lru_cache(maxsize=4096)
 def made_up(
     kinds: tuple[str, ...],
