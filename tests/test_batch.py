@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from fakes import candidate, credited
@@ -5,7 +6,16 @@ from fakes import candidate, credited
 from atgrpo_jax.common.types import Group
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.models.attention import prefix_mask
-from atgrpo_jax.update.batch import BatchConfig, filled, minibatches, pack, tile_pairs, token_weights
+from atgrpo_jax.update.batch import (
+    BatchConfig,
+    filled,
+    minibatches,
+    over_filled,
+    pack,
+    tile_pairs,
+    token_weights,
+    widened,
+)
 
 ITEM = Credited(
     Group(
@@ -85,6 +95,21 @@ def test_filled_counts_what_holds_anything():
     batch = pack(items, BatchConfig(row_tokens=16, rows=2), "token", 1)
     assert (batch.tokens.shape[0], filled(batch)) == (4, 3)
     assert filled(pack([], BatchConfig(), "token", 1)) == 0
+
+
+def test_empty_micro_batches_at_the_end_are_padding_and_are_not_run():
+    rng = np.random.default_rng(0)
+    config = BatchConfig(row_tokens=16, rows=2)
+    batch = pack([credited(rng, 10, [4]) for _ in range(5)], config, "token", 1)
+    wide = widened(batch, 7)
+    whole, empty = pack([], config, "token", 1), 4
+    for own, more, nothing in zip(*map(jax.tree.leaves, (batch, wide, whole)), strict=True):
+        np.testing.assert_array_equal(more[:empty], own)
+        for a in range(empty, 7):
+            np.testing.assert_array_equal(more[a], nothing[0])
+    found = np.asarray(jax.jit(lambda given: over_filled(lambda micro: micro.tokens + 1, given))(wide))
+    np.testing.assert_array_equal(found[:3], batch.tokens[:3] + 1)
+    assert not found[3:].any()
 
 
 def test_a_sampled_pad_id_stays_in_the_loss():

@@ -233,6 +233,24 @@ def filled(batch: Batch) -> Any:
     return (batch.segments > 0).any(axis=(1, 2)).sum()
 
 
+def over_filled(of_micro: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
+    """Returns [A, B, T] what a function gives of each micro-batch. Empty ones are not run, and get 0."""
+
+    def micro(a) -> Batch:
+        return jax.tree.map(lambda x: x[a], batch)
+
+    one = jax.eval_shape(of_micro, micro(0))
+    zeros_ABT = jnp.zeros((len(batch.tokens), *one.shape), one.dtype)
+    return jax.lax.fori_loop(0, filled(batch), lambda a, x: x.at[a].set(of_micro(micro(a))), zeros_ABT)
+
+
+def widened(batch: Batch, most: int) -> Batch:
+    """Returns a batch of numpy arrays with empty micro-batches at its end, so that there are ``most``."""
+    A, B, T = batch.tokens.shape
+    empty = each(lambda x: x.reshape(most - A, B, x.shape[-1]), _padding((most - A) * B, T))
+    return jax.tree.map(lambda own, more: np.concatenate([own, more]), batch, empty)
+
+
 def answers(micro: Batch) -> jax.Array:
     """Returns the answer that each trained token belongs to: 1, 2, ... within a row; 0 is padding.
 

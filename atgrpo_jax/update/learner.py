@@ -16,7 +16,7 @@ from atgrpo_jax.models.head import logprob_gap, table, token_loss
 from atgrpo_jax.models.lora import LoraConfig, adapter_shapes, init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, init_params, shapes_of
-from atgrpo_jax.update.batch import answers, each, filled
+from atgrpo_jax.update.batch import answers, filled, over_filled, widened
 from atgrpo_jax.update.loss import LARGEST
 from atgrpo_jax.update.objectives import Objective
 from atgrpo_jax.update.optimizer import OptimizerConfig
@@ -158,10 +158,10 @@ class Learner:
 
     def _widened(self, batch: Batch) -> Batch:
         """Pads A to the largest of this (B, T) so far: batches shrink as groups lose their signal,
-        and should not recompile then. ``update`` skips the empty micro-batches."""
+        and should not recompile then. Empty micro-batches are not run."""
         A, B, T = batch.tokens.shape
         self._largest[B, T] = most = max(A, self._largest.get((B, T), 0))
-        return each(lambda x: np.pad(x, ((0, most - A), (0, 0), (0, 0))), batch)
+        return widened(batch, most)
 
     def corrected(
         self, params: Any, inputs: UpdateInputs, most: float
@@ -217,7 +217,7 @@ class Learner:
             return self._packed.logprobs(weights, micro)[0]
 
         with exact_products(self.model.compute):
-            return jax.lax.map(logprobs, inputs.batch)
+            return over_filled(logprobs, inputs.batch)
 
     def _effective_weights(self, params: Any, inputs: UpdateInputs) -> jax.Array:
         weights = self.weights(params, inputs.base)
@@ -237,7 +237,7 @@ class Learner:
             return -jax.grad(loss)(logprobs_BT)
 
         with exact_products(self.model.compute):
-            return jax.lax.map(of_micro, inputs.batch)
+            return over_filled(of_micro, inputs.batch)
 
     def _update(self, state: PolicyState, inputs: UpdateInputs) -> tuple[PolicyState, dict[str, jax.Array]]:
         grads, metrics = self._gradients(state.params, inputs)
