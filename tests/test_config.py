@@ -18,6 +18,7 @@ from atgrpo_jax.rollout.curriculum import CurriculumConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run.agreement import check_precision
 from atgrpo_jax.run.experiment import Experiment, experiment_difference
 from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.run.gin_names import GONE, name_of, parameters
@@ -392,3 +393,20 @@ def test_a_class_that_another_process_cannot_import_is_refused(tmp_path):
     Local.__module__ = "nowhere"
     with pytest.raises(ConfigError, match="nowhere"):
         render(dataclasses.replace(load("smoke.gin"), task=Local()))
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ((), "and shared trains parameters"),
+        (("team.Team.sharing = 'full'", "team.Team.frozen = ('scout',)"), "and mover trains parameters"),
+        (("team.Team.sharing = 'lora'",), "and the warm start trains parameters"),
+        (("team.Team.sharing = 'lora'", "experiment.Experiment.warm_start = None"), None),
+    ],
+)
+def test_parameters_of_half_precision_are_only_played(params, says):
+    x = load("smoke.gin", ["config.Compute.param_dtype = 'bfloat16'", *params])
+    if says is None:
+        return check_precision(x)  # adapters, on a base that is only read
+    with pytest.raises(ConfigError, match=f'Compute.param_dtype = "bfloat16" is to play a model, {says}'):
+        check_precision(x)

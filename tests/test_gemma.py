@@ -22,15 +22,16 @@ from shared_families import (
     micro_of,
     moved,
     plain_logits,
+    rows_of,
 )
-from shared_learner import items
+from shared_learner import items, loss_of, packed
 from shared_local import CONFIG, STOP, draw, request
 
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.engines.local.local import LocalEngine
 from atgrpo_jax.models.attention import narrower
-from atgrpo_jax.models.config import Architecture, Compute
+from atgrpo_jax.models.config import Architecture, Compute, RopeStretch
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.packed import Packed
@@ -75,6 +76,23 @@ def test_prefix_shared_equals_separate_rows(params):
 def test_periods_of_blocks_are_scanned():
     """Five layers: two periods, and one layer more."""
     check_scan(dataclasses.replace(GEMMA, layers=5))
+
+
+def test_norms_count_in_full_where_blocks_are_scanned(params):
+    """As in the engine: 1 + scale is taken in float32, also if activations are bfloat16."""
+    compute = Compute(dtype="bfloat16", scan=True)
+    row = packed(items(lengths=((9, 3, 2),)), BatchConfig(row_tokens=32, rows=1))
+
+    def logprobs(scale):
+        def scaled(path, leaf):
+            return (
+                jnp.full_like(leaf, scale) if path[-1].key == "scale" and path[0].key == "layer_0" else leaf
+            )
+
+        own = jax.tree_util.tree_map_with_path(scaled, params)
+        return loss_of(rows_of(transformer(GEMMA, 64, compute)), own, row)[0]
+
+    assert logprobs(0.3) != logprobs(float(jnp.bfloat16(0.3)))
 
 
 @pytest.mark.thorough
@@ -189,7 +207,13 @@ def test_what_is_not_supported_is_refused_by_name(fields, says, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"windows": (6, 7)}, {"family": "qwen3"}, {"windows": (-1,)}, {"local_rope_theta": 0.0}],
+    [
+        {"windows": (6, 7)},
+        {"family": "qwen3"},
+        {"windows": (-1,)},
+        {"local_rope_theta": 0.0},
+        {"local_rope_theta": None, "rope_scaling": RopeStretch(8.0)},
+    ],
 )
 def test_an_architecture_that_no_family_has_is_refused(wrong):
     with pytest.raises(ValueError, match=r"Architecture\."):

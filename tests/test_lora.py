@@ -241,6 +241,8 @@ def test_an_adapter_comes_back_as_it_was_written(params, written):
     [
         ("peft_type", "IA3", "peft_type = 'IA3' is not supported; expected LORA"),
         ("use_rslora", True, "use_rslora = True is not supported; expected False"),
+        ("alora_invocation_tokens", [1, 2], r"alora_invocation_tokens = \[1, 2\] is not supported"),
+        ("layer_replication", [[0, 1]], "layer_replication = .* is not supported"),
         ("rank_pattern", {"q_proj": 2}, "rank_pattern = {'q_proj': 2} is not supported"),
         ("modules_to_save", ["lm_head"], r"modules_to_save = \['lm_head'\] is not supported"),
         ("init_lora_weights", "pissa", "init_lora_weights = 'pissa' is not supported"),

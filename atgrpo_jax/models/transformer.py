@@ -113,7 +113,8 @@ class Transformer(nn.Module):
         """Applies whole periods of blocks as one that is compiled once, scanned over stacked weights.
 
         A period is one block if all are alike; else the layers that differ, in their order. Layers
-        after the last whole period are left out. The stacks are copies in the activations' dtype.
+        after the last whole period are left out. The stacks are copies in the activations' dtype, but for
+        what norms scale by, which a family may want in float32.
         """
         c = self.architecture
         period = c.period
@@ -124,8 +125,12 @@ class Transformer(nn.Module):
 
         def stacked(place: int) -> Any:
             layers = [layer.variables for layer in self.blocks[place:whole:period]]
-            dtype = self.compute.dtype
-            return jax.tree.map(lambda *leaves: jnp.stack([x.astype(dtype) for x in leaves]), *layers)
+
+            def stack(path, *leaves):
+                dtype = leaves[0].dtype if path[-1].key == "scale" else self.compute.dtype
+                return jnp.stack([leaf.astype(dtype) for leaf in leaves])
+
+            return jax.tree_util.tree_map_with_path(stack, *layers)
 
         def step(x_BTD, variables):
             new_caches = []

@@ -10,7 +10,7 @@ from atgrpo_jax.planning.devices import Device
 from atgrpo_jax.planning.estimate import Estimate, Setup, estimate, setup_of
 from atgrpo_jax.planning.events import Skew
 from atgrpo_jax.planning.workload import Workload
-from atgrpo_jax.run.agreement import check_one_host
+from atgrpo_jax.run.agreement import check_one_host, check_precision
 from atgrpo_jax.run.experiment import Experiment
 
 GAIN = 1.05  # a setting helps if it samples so many times as many tokens a second
@@ -28,6 +28,7 @@ def check(experiment: Experiment, hosts: int) -> None:
             f"--hosts={hosts}: mesh {mesh} has {counted(mesh.devices, 'device')}, not as many on each host"
         )
     check_one_host(experiment, hosts)
+    check_precision(experiment)
     check_hosts(mesh, mesh.devices, hosts)
     experiment.engine.check_hosts(mesh, hosts)
 

@@ -39,6 +39,18 @@ def check_one_host(experiment: Any, hosts: int) -> None:
         )
 
 
+def check_precision(experiment: Any) -> None:
+    """Raises ConfigError if trained parameters are not float32: small updates would be rounded away."""
+    own = experiment.compute.param_dtype
+    moving = [name for name in experiment.policies if name not in experiment.team.frozen]
+    whole = [name for name in moving if experiment.initial_name(name) == name]
+    if own != "float32" and (whole or experiment.warm_start is not None):
+        raise ConfigError(
+            f'Compute.param_dtype = "{own}" is to play a model, and {", ".join(whole) or "the warm start"} '
+            "trains parameters, which are float32; to compute in less, set Compute.dtype"
+        )
+
+
 def check_siblings(experiment: Any) -> None:
     """Raises ValueError if some candidates are drawn later, and are compared with more than siblings.
 

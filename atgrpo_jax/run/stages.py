@@ -17,7 +17,7 @@ from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.curriculum import learned
 from atgrpo_jax.run import changes, origin
-from atgrpo_jax.run.agreement import check_one_host
+from atgrpo_jax.run.agreement import check_one_host, check_precision
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.ending import Ending
@@ -59,6 +59,7 @@ class Stages:
         self._saved: int | None = None  # step of the newest checkpoint; None before the first
         self._compiles = CompileCounter()
         check_one_host(experiment, hosts.count)
+        check_precision(experiment)
         self.learner = TeamLearner(experiment, hosts)
         check_machines(hosts, experiment)
         self._keeping = Keeping(folder, experiment)

@@ -78,6 +78,9 @@ def _check(c: Architecture) -> None:
     require(c, "windows", len(sizes) <= 1, "gemma3_text has windows of one size")
     scaling = c.rope_scaling
     require(c, "rope_scaling", not isinstance(scaling, RopeScaling), "gemma3_text has RopeStretch or None")
+    apart = c.local_rope_theta is not None or scaling is None or not sizes
+    rule = "layers with windows are not stretched in gemma3_text, so they need a base of their own"
+    require(c, "local_rope_theta", apart, rule)
 
 
 # Allowed values of fields of config.json. With others, the model would compute something that we do not.

@@ -27,6 +27,8 @@ _PLAIN = {
     "bias": ("none", None), "use_rslora": (False, None), "use_dora": (False, None),
     "lora_bias": (False, None), "fan_in_fan_out": (False, None), "modules_to_save": (None, []),
     "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "trainable_token_indices": (None,),
+    "alora_invocation_tokens": (None,), "layer_replication": (None,), "use_qalora": (False, None),
+    "arrow_config": (None,),
     "init_lora_weights": (True, False, "gaussian", None),  # others change the base, too
 }  # fmt: skip
 
