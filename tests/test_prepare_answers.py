@@ -7,6 +7,8 @@ from atgrpo_jax.tasks.math import math_problems
 from atgrpo_jax.tasks.math.math import Math
 from atgrpo_jax.tools.prepare import DAPO_AFTER, DAPO_BEFORE
 
+MATRIX = "\\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}"
+
 
 def test_answers_and_olympiadbench(tmp_path):
     rows = {"problem": "1 + 1?", "answer": 2}, {"Question": "2?", "Answer": "$4$"}, {"problem": "a proof"}
@@ -42,6 +44,12 @@ def test_answers_and_olympiadbench(tmp_path):
         (2.5, "2.5"),
         ("\\text{no real solutions}", "\\text{no real solutions}"),
         ("42 or 43", "42 or 43"),
+        ("\\(5\\)", "5"),
+        ("$\\(\\frac{1}{2}\\)$", "\\frac{1}{2}"),
+        ("\\[ 5 \\].", "5"),
+        ("\\(3\\), \\(4\\)", "3, 4"),
+        (f"\\[{MATRIX}\\]", MATRIX),
+        ("3 hours 20 minutes", "3 hours 20 minutes"),
     ],
 )
 def test_answers_as_their_sets_write_them(tmp_path, answer, truth):
@@ -55,7 +63,14 @@ def test_answers_that_nobody_can_give_are_left_out_by_name(tmp_path):
         "several answers": ['["1", "2"]', ["1", "2"]],
         "no answer": ["", "####", None, []],
         "a sentence, of more than 8 words": ["She eats 3 of them and sells the others at 2 dollars each"],
-        "an answer that cannot be read: numbers among words": ["42 (or 43)", "42 I believe"],
+        "an answer that cannot be read: numbers among words": [
+            "42 (or 43)",
+            "42 I believe",
+            "1 in 6",
+            "10 to 12",
+            "7 remainder 2",
+            "3 hours 20",
+        ],
     }
     rows = [{"problem": f"{answer}?", "answer": answer} for answers in given.values() for answer in answers]
     count, left_out = written(tmp_path, "answers", {"problem": "?", "answer": "1"}, *rows)

@@ -8,8 +8,9 @@ import sympy
 from sympy import Expr, MatrixBase, Rational, Symbol
 from sympy.core.function import AppliedUndef
 
+from atgrpo_jax.answers.names import DEGREE, PERCENT
 from atgrpo_jax.answers.numbers import Numbers
-from atgrpo_jax.answers.parts import ODD, Items, Joined, Numeral, Quantity, Relation, Word
+from atgrpo_jax.answers.parts import ODD, Compound, Items, Joined, Numeral, Quantity, Relation, Word
 from atgrpo_jax.answers.reading import read
 from atgrpo_jax.answers.sets import is_set, joined_parts, may_be_interval, same_sets
 
@@ -54,6 +55,9 @@ class Comparison:
         self._numbers = numbers
 
     def same(self, one, other) -> bool:
+        if isinstance(one, Compound) or isinstance(other, Compound):
+            both = isinstance(one, Compound) and isinstance(other, Compound)
+            return both and self._any_order(one.parts, other.parts)
         if isinstance(one, Quantity) or isinstance(other, Quantity):
             return self._quantities(one, other)
         if isinstance(one, (Word, Numeral)) or isinstance(other, (Word, Numeral)):
@@ -74,10 +78,17 @@ class Comparison:
         """Compares quantities. One side may leave the unit out, but two units must be the same.
 
         If only the truth has a unit, and that may be a product of symbols, it is read as the
-        product. If only the answer has, it is read as the product unless the truth is a number.
+        product. If only the answer has, it is read as the product unless the truth is a number. The
+        signs of percent and of degrees are units, too, and radians are numbers.
         """
         if isinstance(one, Quantity) and isinstance(other, Quantity):
             return one.unit == other.unit and self.same(one.value, other.value)
+        quantity, plain = (one, other) if isinstance(one, Quantity) else (other, one)
+        if quantity.unit == "rad" and isinstance(plain, Expr):
+            plain = plain.subs(DEGREE, sympy.pi / 180)
+            return self.same(quantity.value, plain)
+        if _sign(plain) and _sign(plain) != _sign(quantity.value):
+            return False
         if isinstance(one, Quantity):
             return self.same(one.value if one.otherwise is None else one.otherwise, other)
         product = other.otherwise is not None and not getattr(one, "is_number", False)
@@ -219,6 +230,10 @@ def _letters(node) -> str | None:
     if node == sympy.I:
         return "I"
     return str(node) if isinstance(node, Symbol) else None
+
+
+def _sign(node) -> set:
+    return node.free_symbols & {DEGREE, PERCENT} if isinstance(node, Expr) else set()
 
 
 def _named(node) -> tuple | None:

@@ -26,6 +26,8 @@ class Grammar(Factors):
         items, _ = self.items(both=True)
         if self.next is not END:
             raise Unreadable(f"what follows {self.next.text!r}")
+        if not items:
+            raise Unreadable("nothing")
         unequal = [isinstance(item, Relation) and set(item.signs).isdisjoint("=≠") for item in items]
         if len(items) > 1 and all(unequal):
             return Joined("∪" if self.either else "∩", tuple(items))

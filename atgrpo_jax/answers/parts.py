@@ -58,6 +58,13 @@ class Quantity:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compound:
+    """Quantities with different units that are one answer together, e.g. 3 hours 20 minutes."""
+
+    parts: tuple[Quantity, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Numeral:
     """A numeral in a base, e.g. ``52_8``. It is not a number: its value, "42", would be wrong."""
 

@@ -1,16 +1,12 @@
-"""Reads a whole answer: words, numerals, thousands and units here, the rest with the grammar."""
+"""Reads a whole answer: words, numerals and thousands here, the rest as quantities."""
 
 import dataclasses
 import re
 
-import sympy
-
-from atgrpo_jax.answers.grammar import Grammar
-from atgrpo_jax.answers.names import CALLED, DEGREE, NAMES, PERCENT
-from atgrpo_jax.answers.parts import ODD, Items, Numeral, Quantity, Relation, Unreadable, Word
+from atgrpo_jax.answers.names import CALLED, NAMES
+from atgrpo_jax.answers.parts import Numeral, Word
+from atgrpo_jax.answers.quantities import bare, quantity
 from atgrpo_jax.answers.spelling import MARK, normal
-from atgrpo_jax.answers.tokens import tokens_of
-from atgrpo_jax.answers.units import CURRENCIES, certain, unit_of
 
 _SAID = {"yes", "no", "true", "false", "none", "odd", "even"}
 _BASES = {
@@ -21,11 +17,6 @@ _NUMERAL = re.compile(r"\(?\s*(-?\d[\dA-Za-z]*(?:\.[\dA-Z]+)?)\s*\)?\s*_\s*\{?\s
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!,?\d)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\s*\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _OF_NUMPY = re.compile(r"\[\s*(-?[\d.]+(?:\s+-?[\d.]+)+)\s*\]")
-_TAIL = re.compile(
-    rf"(?P<value>.*?[\d}}\s)%!\]])(?P<unit>[A-Za-z{MARK[0]}][A-Za-z.\-/^{{}}\d\s{MARK[0]}{MARK[1]}*]*)",
-    re.DOTALL,
-)
-_LABEL = re.compile(rf"(?=.*[A-Za-z])[A-Za-z_0-9(),{{}}\\\s{MARK[0]}{MARK[1]}]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +31,7 @@ class Answer:
 def read(text: str, several: bool = False) -> Answer:
     """Reads an answer. With ``several`` it is a list, and a comma never groups thousands."""
     text = normal(text)
-    return Answer(_value(text, several), _bare(text), re.search(r"\.\d|\d[eE]-", text) is not None)
-
-
-def _bare(text: str) -> str:
-    return re.sub(rf"[\s{MARK[0]}{MARK[1]}]", "", text)
+    return Answer(_value(text, several), bare(text), re.search(r"\.\d|\d[eE]-", text) is not None)
 
 
 def _value(text: str, several: bool):
@@ -56,7 +43,7 @@ def _value(text: str, several: bool):
     if not several:
         text = _without_thousands(text)
     text = _REPEATING.sub(_repeating, text.replace("\ue002", ""))
-    return _quantity(_OF_NUMPY.sub(lambda found: f"[{','.join(found[1].split())}]", text))
+    return quantity(_OF_NUMPY.sub(lambda found: f"[{','.join(found[1].split())}]", text))
 
 
 def _numeral(text: str) -> Numeral | None:
@@ -102,46 +89,3 @@ def _repeating(found: re.Match) -> str:
     again = found[3] or found[4]
     top = int(whole + first + again) - int(whole + first)
     return f"(({top})/({10 ** len(first) * (10 ** len(again) - 1)}))"
-
-
-def _quantity(text: str):
-    for sign, unit in CURRENCIES.items():
-        before, found, after = text.partition(sign)
-        if found and (before.strip() in ("", "-") or not after.strip()):
-            return Quantity(_parsed(before + after), unit)
-    value = _parsed(text)
-    if not (isinstance(value, Word) or (isinstance(value, sympy.Expr) and value.free_symbols)):
-        return value
-    tail = _TAIL.fullmatch(text)
-    if tail is None or not (unit := unit_of(tail["unit"])):
-        return value
-    inner = _parsed(tail["value"])
-    if not isinstance(inner, sympy.Expr) or inner.free_symbols - {PERCENT, DEGREE}:
-        return value
-    return Quantity(inner, unit, None if isinstance(value, Word) or certain(tail["unit"]) else value)
-
-
-def _parsed(text: str):
-    try:
-        return _labelled(Grammar(tokens_of(text)).whole())
-    except (Unreadable, *ODD):
-        name, equals, rest = text.partition("=")
-    if equals and _LABEL.fullmatch(name):  # e.g. f(x, y), or the angle ABC
-        value = _parsed(rest)
-        if not isinstance(value, (Word, Relation)):
-            return Relation((sympy.Symbol(_bare(name)), value), ("=",))
-    return Word(_bare(text))
-
-
-def _labelled(node):
-    """Turns both ``x = 1, 2`` and ``x = 1, x = 2`` into one relation of the name and its values."""
-    if not isinstance(node, Items) or node.opened != "":
-        return node
-    relations = [part for part in node.items if isinstance(part, Relation)]
-    if not relations or node.items[0] is not relations[0] or len(relations) not in (1, len(node.items)):
-        return node
-    name = relations[0].sides[0]
-    if any(part.signs != ("=",) or part.sides[0] != name for part in relations):
-        return node
-    values = (part.sides[1] if isinstance(part, Relation) else part for part in node.items)
-    return Relation((name, Items("", tuple(values), "")), ("=",))

@@ -56,11 +56,15 @@ def _vulgar(letter: str) -> str:
 _LAYOUT = re.compile(
     r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|biggl|biggr|middle|displaystyle|textstyle|limits|"
     r"nolimits|quad|qquad|hfill|allowbreak|thinspace)(?![a-zA-Z])\.?|"
-    r"(?<!\\)\\[,;:!> \n]|~|\\hspace\{[^{}]*\}|\$"
+    r"(?<!\\)\\[,;:!> \n()\[\]]|~|\\hspace\{[^{}]*\}|\$"  # \\[2pt] ends a row of a matrix
 )
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mbox|hbox|math(?:rm|bf|it|sf|tt|cal|scr)|boldsymbol|bm|emph|"
-    r"operatorname\*?)\s*\{([^{}]*)\}"
+    r"operatorname\*?)\s*\{((?:[^{}]|\^\{\d\})*)\}"
+)
+_JOINERS = re.compile(r"((?:[\s,]|\band\b|\bor\b)*)(.*?)((?:[\s,]|\band\b|\bor\b)*)", re.DOTALL)
+_NUMBER = re.compile(
+    r"(?!\d+(?:st\b|nd\b|rd\b|th\b|-[a-zA-Z]))[-+]?\s*(?:\\(?:dollar|euro|pound|yen)\s*)?[-+]?\.?\d"
 )
 MARK = "\ue000", "\ue001"  # put around the content of \text{...}
 
@@ -81,15 +85,15 @@ def normal(text: str) -> str:
     text = re.sub(r"\b(and|or)\b(?=\s)", lambda m: ";" if m[1] == "or" else ",", text)
     text = re.sub(r"\{([^{}]*)\\(choose|over)(?![a-zA-Z])([^{}]*)\}", _stacked, text)
     text = re.sub(r"(?<=[\d}\s%])\s*\b(?:percent|percentage)\b", r"\\%", text)
-    text = re.sub(
-        r"\^\s*\{?\s*\\circ\s*\}?\s*(?![CF]\b)|(?<=[\d}])\s*\\?\bdeg(?:rees?)?\b(?!\s*[A-Z])",
-        r"\\degree ",
-        text,
-    )
+    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|(?<=[\d}])\s*\\?\bdeg(?:rees?)?\b", r"\\degree ", text)
+    text = re.sub(r"\\degree\s+([CF])\b", lambda found: f"\\degree {_TEMPERATURES[found[1]]}", text)
+    text = re.sub(r"(?<=\d)\s+[xX]\s+(?=\d)", " * ", text)
+    text = re.sub(r"\b([ap])\.\s*m\b\.?", r"\1m", text)
     text = re.sub(r"^\s*[=:]|(?<!\.)[.,;:?]\s*$", "", text)
     return text.strip()
 
 
+_TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}
 _UPRIGHT = {
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log",
     "ln", "exp", "gcd", "lcm", "max", "min", "det", "arg", "Re", "Im", "infinity",
@@ -101,11 +105,18 @@ def _stacked(found: re.Match) -> str:
 
 
 def _text(found: re.Match) -> str:
-    inside = found[1].strip()
-    if inside.strip(" ,") in ("and", "or", ""):
-        return ";" if "or" in inside else ","
-    if inside in _UPRIGHT or not re.search(r"[a-zA-Z]", inside):
-        return f" {inside} "
-    if len(inside) == 1 or re.fullmatch(r"[A-Z](\s*,\s*[A-Z])+", inside):
-        return inside
-    return f" {MARK[0]}{inside}{MARK[1]} "
+    joined = _JOINERS.fullmatch(found[1])
+    assert joined is not None
+    before, inside, after = joined.groups()
+    if not inside:
+        return _joiner(before) or " "
+    another = re.search(r"\d\s*$", found.string[: found.start()]) and re.search(r"\s\d", inside)
+    if inside in _UPRIGHT or not re.search(r"[a-zA-Z]", inside) or _NUMBER.match(inside) or another:
+        inside = f" {inside} "
+    elif len(inside) > 1 and not re.fullmatch(r"[A-Z](\s*,\s*[A-Z])+", inside):
+        inside = f" {MARK[0]}{inside}{MARK[1]} "
+    return _joiner(before) + inside + _joiner(after)
+
+
+def _joiner(text: str) -> str:
+    return ";" if "or" in text else "," if text.strip() else ""

@@ -120,6 +120,37 @@ FAULTS = {
         ("return None if None in map(as_number, left) else False", "return None if None in map(as_number, left) else True", "what is left over is right"),
         ("str(Fraction(str(problem.tolerance)))", '"0"', "a problem's tolerance is not handed on"),
     ],
+    ("tasks/math/math_problems.py", "test_prepare_answers.py"): [
+        (r'(?:\$|\\[()\[\]])", "", answer)', r'(?:\$)", "", answer)', "truths in marks can never be answered"),
+        (r're.sub(r"(?<!\\)(?:', r're.sub(r"(?:', "the end of a row is a mark around mathematics"),
+    ],
+    ("answers/units.py", "test_math_answers.py"): [
+        ("if not all(map(_WORD.fullmatch, words)):", "if False:", "a tail with a number is a unit"),
+        ("or name in _NO_UNITS:", "or False:", "numbers in words are units"),
+        ("factor *= _SCALES", "factor = _SCALES", "only the last word of a scale counts"),
+        ("while found := _SCALE.match(text):", "while found := None:", "a million is a unit"),
+        ("return not (last and name in _OPEN) if", "return True if", "a unit may end before its end"),
+        ("name in _LETTERS if len(name) == 1 else", "name.lower() in _LETTERS if len(name) == 1 else", "any capital is a unit"),
+        (r"\d+(?![\d.]*\s*\^|\d)", r"\d+", "products with a power are words"),
+    ],
+    ("answers/quantities.py", "test_math_answers.py"): [
+        ("and (found := _compound(list(map(quantity, pieces)))) is not None:", "and (found := None) is not None:", "several quantities are words"),
+        ("if len(units) == len(values) else None", "if units else None", "a number without its unit is a quantity"),
+        ("if len(units) == len(values) and not either and", "if len(units) == len(values) and", "or is and"),
+        ("return Word(bare(text)) if number_follows(tail) else value", "return value", "ranges are products"),
+        ('unit if value.unit == unit else unit + rest)', 'unit)', "what follows money is lost"),
+    ],
+    ("answers/equality.py", "test_math_answers.py"): [
+        ("return both and self._any_order(one.parts, other.parts)", "return both", "all compound quantities are the same"),
+        ("if _sign(plain) and _sign(plain) != _sign(quantity.value):", "if False:", "degrees are of any unit"),
+        ("plain = plain.subs(DEGREE, sympy.pi / 180)", "pass", "degrees are radians"),
+    ],
+    ("answers/spelling.py", "test_math_answers.py"): [
+        (r'\n()\[\]]|~', r'\n]|~', "marks around mathematics count"),
+        ("or _NUMBER.match(inside) or another:", "or another:", "a number in a text is a word"),
+        ("or _NUMBER.match(inside) or another:", "or _NUMBER.match(inside):", "what follows a number in a text is a word"),
+        ('return _joiner(before) or " "', 'return _joiner(before)', "a space in a text joins two numbers"),
+    ],
     ("tasks/math/math.py", "test_math.py test_aggregation.py"): [
         ("team = float(self._right(after)) - float(self._right(state))", "team = float(self._right(after))", "the team is paid every turn in full"),
         ("done and self._right(after)", "done", "agreement is success"),

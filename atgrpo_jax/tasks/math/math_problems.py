@@ -40,6 +40,7 @@ _JUDGE = {
         "factors",
         "grammar",
         "units",
+        "quantities",
         "reading",
         "sets",
         "numbers",
@@ -219,8 +220,10 @@ def unsayable(answer: str) -> str:
 
 
 def without_marks(answer: str) -> str:
-    """Returns an answer without LaTeX's dollar signs and without a full stop after the last one."""
-    return re.sub(r"(?<!\\)\$", "", re.sub(r"\$\s*\.$", "$", answer.strip())).strip()
+    r"""Returns an answer without LaTeX's marks around mathematics, which are dollar signs, ``\(...\)``
+    and ``\[...\]``, and without a full stop after the last one. ``\\[2pt]`` is no such mark."""
+    answer = re.sub(r"(\$|\\[)\]])\s*\.$", r"\1", answer.strip())
+    return re.sub(r"(?<!\\)(?:\$|\\[()\[\]])", "", answer).strip()
 
 
 def _tolerance(given: Any, answer: str) -> float:
