@@ -1,7 +1,10 @@
 """The in-process engine on the learner's mesh, with the learner's arrays, and on one of its own."""
 
 import asyncio
+import collections
 import dataclasses
+import threading
+import time
 
 import jax
 import numpy as np
@@ -10,9 +13,10 @@ from fakes import PARITY
 from shared_local import CONFIG, MODEL, STOP, draw, many, params, request  # noqa: F401  (params: a fixture)
 from shared_trainer import Paid, experiment
 
-from atgrpo_jax.arrays.mesh import MeshConfig, copied
+from atgrpo_jax.arrays.mesh import MeshConfig, copied, parameter_shardings
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.types import Outcome, Reward
+from atgrpo_jax.engines.local.lanes import Lane
 from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Served
 from atgrpo_jax.models.lora import LoraConfig, init_adapter
@@ -128,6 +132,33 @@ def test_an_engine_that_shares_arrays_gives_them_up_before_an_update(params):  #
         draw(engine, request([1, 2]))
     engine.push_weights("shared", PolicyWeights(params), 8)
     assert {sample.version for sample in draw(engine, request([1, 2]))[0]} == {8}
+
+
+def test_lanes_of_one_mesh_take_turns(params, monkeypatch):  # noqa: F811
+    """Three policies on two meshes: programs of one mesh may exchange something, so they never meet."""
+    config = MeshConfig(data=2, policies=2)
+    meshes = {name: config.build(place=place) for place, name in enumerate(("x", "y", "z"))}
+    assert meshes["x"] == meshes["z"] != meshes["y"]
+    engine = LocalEngine(MODEL, (STOP,), CONFIG, meshes)
+    for name, mesh in meshes.items():
+        own = jax.device_put(params, parameter_shardings(params, mesh, MODEL.family.axes))
+        engine.push_weights(name, PolicyWeights(own), 7)
+    lock, active, most, draw_ = threading.Lock(), collections.Counter(), collections.Counter(), Lane.draw
+
+    def drawing(self, weights, *rest):
+        devices = frozenset(jax.tree.leaves(weights)[0].sharding.device_set)
+        with lock:
+            active[devices] += 1
+            most[devices] = max(most[devices], active[devices])
+        time.sleep(0.05)
+        found = draw_(self, weights, *rest)
+        with lock:
+            active[devices] -= 1
+        return found
+
+    monkeypatch.setattr(Lane, "draw", drawing)
+    draw(engine, *(request([1, 2], number, policy=name) for number, name in enumerate("xz")))
+    assert list(most.values()) == [1]
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

@@ -1,6 +1,7 @@
 """What a run did is done again: draws to the same bytes, with a change, and what a step taught."""
 
 import asyncio
+import dataclasses
 import gzip
 import json
 import os
@@ -22,9 +23,10 @@ from shared_rollout import player
 from atgrpo_jax.arrays.trees import remove_tree
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
+from atgrpo_jax.common.types import Candidate, Group, GroupKey, Origin, Outcome, Reward, Sample, Sampling
 from atgrpo_jax.credit.groups import CreditConfig, credit
-from atgrpo_jax.replaying.again import SAME, Again, Change, fitting
-from atgrpo_jax.replaying.differing import findings, first_that_differs
+from atgrpo_jax.replaying.again import SAME, Again, Change, _recorded, fitting
+from atgrpo_jax.replaying.differing import _candidate, findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay
 from atgrpo_jax.replaying.taught import logprobs, taught
 from atgrpo_jax.replaying.teams import Teams
@@ -281,6 +283,30 @@ def test_effective_weights_are_weight_times_advantage_where_nothing_is_clipped()
     clipped = batch._replace(trained=old._replace(old_logprobs=old.old_logprobs - 1.0))  # at ratio e
     found = ours.effective_weights(state.params, UpdateInputs(clipped))
     assert not found[old.advantages > 0].any() and found[(old.advantages < 0) & (old.weights > 0)].all()
+
+
+def test_another_text_of_a_partner_is_told():
+    """Its tokens are not known."""
+    key = GroupKey(3, "train", 0, 0, 1, "checker")
+    origin = Origin(key, (1, 2), "state", "", -1, Sampling())
+
+    def said(text):
+        sample = Sample((), (), "stop", -1)
+        return Group((Candidate(origin, sample, text, Outcome.OK, Reward.of(0.0)),), 0)
+
+    assert _candidate(said("12").candidates[0], said("12").candidates[0], CharTokenizer()) == ""
+    found = _candidate(said("12").candidates[0], said("no idea").candidates[0], CharTokenizer())
+    assert found == "the text is 'no idea', '12' is recorded"
+
+
+def test_a_group_that_the_engine_failed_to_draw_is_as_recorded():
+    key = GroupKey(3, "train", 0, 0, 1, "mover")
+    lost = Candidate(Origin(key, (1,), "s", "shared", -1, Sampling()), Sample((), (), "error", -1), "",
+                     Outcome.ENGINE_ERROR, None)  # fmt: skip
+    assert _recorded(Group((lost, lost), None), key, (1,), 2) == [lost.sample] * 2
+    drawn = dataclasses.replace(lost, origin=dataclasses.replace(lost.origin, version=1))
+    with pytest.raises(RunError, match="drawn by version 1 of the weights"):
+        _recorded(Group((drawn,), 0), key, (1,), 2)
 
 
 def test_records_become_the_values_that_they_were_written_of(tmp_path):

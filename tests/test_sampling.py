@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fakes import PARITY
 
-from atgrpo_jax.engines.local.sampling import BLOCK, Rules, pick, uniforms
+from atgrpo_jax.engines.local.sampling import BLOCK, Rules, _first, pick, uniforms
 
 jit_pick = jax.jit(pick)
 
@@ -65,6 +65,22 @@ def test_the_largest_number_finds_a_token():
     logits[:, 250:] = -np.inf
     tokens, *_ = draw(logits, np.full((500, 2), np.nextafter(np.float32(1), 0)))
     assert np.isfinite(np.take_along_axis(logits, np.asarray(tokens)[:, None], 1)).all()
+
+
+def test_nothing_without_mass_is_drawn_in_a_long_row():
+    """Of 1,187 blocks (151,936 tokens) 30 have mass, and the numbers are where the sums step up."""
+    rng = np.random.default_rng(0)
+    mass = np.zeros((20, 1187), np.float32)
+    for row in mass:
+        row[rng.choice(1187, 30, replace=False)] = rng.exponential(size=30)
+    cumulated = np.asarray(jax.jit(lambda given: jnp.cumsum(given, axis=-1))(mass))
+    shares = (cumulated / cumulated[:, -1:]).astype(np.float32)
+    first = jax.jit(_first)
+    for numbers in (shares, np.nextafter(shares, np.float32(0)), np.nextafter(shares, np.float32(2))):
+        below_one = np.minimum(numbers, np.nextafter(np.float32(1), np.float32(0)))
+        for row, own in zip(mass, below_one, strict=True):
+            found = np.asarray(first(np.tile(row, (1187, 1)), own, np.zeros((1187, 1), bool)))
+            assert (row[found] > 0).all()
 
 
 def test_temperature_zero_takes_the_first_of_the_most_likely():

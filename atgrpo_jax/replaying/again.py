@@ -238,7 +238,8 @@ def _recorded(group: Group | None, key: GroupKey, prompt_ids: tuple[int, ...], v
             f"{place(key)}: the task shows another prompt than recorded; the task, its data, its prompts "
             "or the tokenizer have changed since"
         )
-    if not group.by_partner and group.origin.version != version:
+    nothing_drawn = group.origin.version < 0  # by a partner, or by an engine that failed
+    if not nothing_drawn and group.origin.version != version:
         raise RunError(
             f"{place(key)}: drawn by version {group.origin.version} of the weights, and the run's version "
             f"there is {version}: the file of episodes is of another run"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from atgrpo_jax.common.literals import shortened
 from atgrpo_jax.common.progress import counted
 from atgrpo_jax.common.types import Candidate, Episode, Group
 from atgrpo_jax.run.nodes import Node
@@ -74,6 +75,9 @@ def _candidate(was: Candidate, now: Candidate, tokenizer: Tokenizer) -> str:
         return f"same tokens; the outcome is {now.outcome.value}, {was.outcome.value} is recorded"
     if was.reward != now.reward:
         return f"same tokens; the reward is {now.reward}, {was.reward} is recorded"
+    if was.text != now.text:  # of a partner, whose tokens are not known
+        recorded_text, text = shortened(was.text, now.text)
+        return f"the text is {text}, {recorded_text} is recorded"
     return ""
 
 

@@ -9,7 +9,8 @@ FAULTS = {
          "with rules the learner's logprob is that of what was left"),
         ("jax.random.fold_in(jax.random.wrap_key_data(words), count)", "jax.random.wrap_key_data(words)",
          "all tokens of a sample by the same numbers"),
-        ("jnp.sum(cumulated_RN <= wanted_R1", "jnp.sum(cumulated_RN < wanted_R1", "a number of 0 finds what is never drawn"),
+        ("found_RN = there_RN & (cumulated_RN > wanted_R1)", "found_RN = cumulated_RN > wanted_R1", "long rows draw what has no mass"),
+        ("(cumulated_RN > wanted_R1)", "(cumulated_RN < wanted_R1)", "shares are those of other tokens"),
         ("return block_R * BLOCK + entry_R", "return block_R * BLOCK", "the first token of each block"),
         ("scaled_RV.at[rows, never_RW].set(-jnp.inf", "scaled_RV.at[rows, never_RW].set(0.0", "banned tokens are drawn"),
         ("jnp.where(rules.top_k > 0, rules.top_k, scaled_RV.shape[-1])", "jnp.where(rules.top_k > 0, rules.top_k + 1, scaled_RV.shape[-1])",
@@ -56,6 +57,9 @@ FAULTS = {
         ("work.rounds[b] = max(work.rounds[b], r + 1)", "work.rounds[b] = 1", "prompts beyond the first round see nothing"),
         ("readers.lengths[d, e] = len(ticket.request.prompt_ids)", "readers.lengths[d, e] = len(ticket.pages) * sizes.page", "padding of prompts is read"),
         ("block_of.get(item.pages[item.number - 1], -1) + 1 if item.number else 0", "0", "pages are computed before the ones that they read"),
+    ],
+    ("engines/local/engine.py", "test_local_mesh.py"): [
+        ('{mesh: ThreadPoolExecutor(1, "engine") for mesh in sides}', '{mesh: ThreadPoolExecutor(2, "engine") for mesh in sides}', "lanes of one mesh draw at once"),
     ],
     ("engines/local/engine.py", LOCAL): [
         ("self._weights[policy] = (weights, version)\n        self._companies.clear()", "self._weights[policy] = (weights, version)", "old weights draw on"),

@@ -87,9 +87,9 @@ class LocalEngine:
         self._lanes: dict[Shape, Lane] = {}
         self._patterns: dict[tuple[str, int], np.ndarray] = {}  # by pattern and vocabulary size
         self._running: dict[Lane, asyncio.Task] = {}
-        # As many threads as meshes, which draw at the same time; lanes of a single mesh take turns.
-        sides = set(meshes.values()) if isinstance(meshes, Mapping) else {meshes}
-        self._threads = ThreadPoolExecutor(len(sides), "engine")
+        # A thread for each mesh: meshes draw at the same time, and the lanes of one take turns.
+        sides = set(self._meshes.values()) if isinstance(self._meshes, Mapping) else {self._meshes}
+        self._threads = {mesh: ThreadPoolExecutor(1, "engine") for mesh in sides}
         self.usage = Usage()
 
     def push_weights(self, policy: str, weights: PolicyWeights, version: int) -> None:
@@ -133,7 +133,8 @@ class LocalEngine:
         return self._weights[policy][1]
 
     def close(self) -> None:
-        self._threads.shutdown()
+        for thread in self._threads.values():
+            thread.shutdown()
 
     @property
     def idle(self) -> bool:
@@ -250,8 +251,8 @@ class LocalEngine:
                 if not lane.tickets:
                     break
                 loop = asyncio.get_running_loop()
-                work = loop.run_in_executor(self._threads, lane.draw, company.params, company.adapters)
-                drawn, used = await work
+                thread = self._threads[self._mesh(company.policies[0])]
+                drawn, used = await loop.run_in_executor(thread, lane.draw, company.params, company.adapters)
                 self.usage += used
                 if lane not in self._lanes.values():  # weights were pushed meanwhile
                     for ticket in lane.tickets:

@@ -95,11 +95,16 @@ def _invert(
 def _first(mass_RN: jax.Array, uniform_R: jax.Array, greedy_R1: jax.Array) -> jax.Array:
     """Returns the index of the first entry at which the cumulated mass exceeds a share of all.
 
-    The share is ``uniform_R``. For greedy rows it is 0, which finds the first entry with any mass.
+    The share is ``uniform_R``. For greedy rows it is 0, which finds the first entry with any mass. XLA may
+    add up long rows in parts, whose sums step up by rounding where there is no mass: such an entry is
+    never taken.
     """
     cumulated_RN = jnp.cumsum(mass_RN, axis=-1)
     wanted_R1 = jnp.where(greedy_R1, 0.0, uniform_R[:, None]) * cumulated_RN[:, -1:]
-    return jnp.sum(cumulated_RN <= wanted_R1, axis=-1, dtype=jnp.int32)
+    there_RN = mass_RN > 0
+    found_RN = there_RN & (cumulated_RN > wanted_R1)
+    last_R = mass_RN.shape[-1] - 1 - jnp.argmax(there_RN[:, ::-1], axis=-1)
+    return jnp.where(found_RN.any(-1), jnp.argmax(found_RN, axis=-1), last_R).astype(jnp.int32)
 
 
 def _blocks(scaled_RV: jax.Array) -> jax.Array:
