@@ -222,6 +222,32 @@ def test_a_run_without_warm_start_and_validation_has_fewer_parts():
     assert parts["evaluation"].what.startswith("1 x 10 episodes")
 
 
+def test_turns_are_drawn_one_after_the_other():
+    """By hand: 8 groups of 4 in each of two turns. Reading weights is all that takes time here."""
+    x, workload = hand()
+    device = dataclasses.replace(DEVICES["h100"], flops=1e30)
+
+    def rollout(slots):
+        own = dataclasses.replace(x, engine=dataclasses.replace(x.engine, slots=slots))
+        return times.seconds(own, TeamLearner(own), workload, device, 0.5)["rollout"][1]
+
+    assert rollout(8) == pytest.approx(4 * rollout(32))
+    assert rollout(64) == rollout(32)  # more slots do not bring the next turn
+
+
+def test_what_a_kl_term_compares_with_takes_memory_and_a_pass_forward():
+    x, workload = hand()
+    refers = dataclasses.replace(x, loss=dataclasses.replace(x.loss, kl=0.01))
+    plain, more = (footprint.memory(own, TeamLearner(own), workload) for own in (x, refers))
+    added = {name: size for name, size in more.items() if name not in plain}
+    assert added == {"parameters that a KL term compares with, shared": plain["parameters, shared"]}
+    three, four = (
+        times.seconds(own, TeamLearner(own), workload, DEVICES["h100"], 0.4)["update"][0]
+        for own in (x, refers)
+    )
+    assert four == pytest.approx(three * 4 / 3)
+
+
 def test_offloaded_state_comes_and_goes_in_every_update():
     x, workload = hand()
     offload = dataclasses.replace(x, optimizer=dataclasses.replace(x.optimizer, offload=True))

@@ -18,7 +18,7 @@ from shared_trackers import KEY, imported, send
 from atgrpo_jax.run import tracking as tracking_module
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.tracking import Tracking
-from atgrpo_jax.tracking.mlflow import _allowed
+from atgrpo_jax.tracking.mlflow import _allowed, _tables
 from atgrpo_jax.tracking.tracker import COLUMNS
 from atgrpo_jax.tracking.trackers import Trackers
 from atgrpo_jax.tracking.wandb import Wandb
@@ -155,6 +155,14 @@ def test_mlflow_goes_on_with_its_record(resumed):
     path = client.download_artifacts(run.info.run_id, "episodes/test_000005.json", str(place))
     assert json.loads(Path(path).read_text()) == {"columns": list(COLUMNS), "data": [ROW]}
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"episodes", "summary.json"}
+
+
+def test_a_tag_that_mlflow_has_cut_off_names_the_tables_that_are_whole():
+    tables = [{"path": f"episodes/test_{step:06d}.json", "type": "table"} for step in range(9)]
+    tag = json.dumps(tables)
+    assert _tables(tag) == tables and _tables("[]") == []
+    for cut in range(1, len(tag)):
+        assert _tables(tag[:cut]) == tables[: tag[:cut].count("}")]
 
 
 @pytest.mark.slow

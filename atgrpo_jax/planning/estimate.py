@@ -114,7 +114,7 @@ def setup_of(experiment: Experiment, drawing: Drawing, workload: Workload, skew:
         vocab = model.vocab_size or experiment.tokenizer.vocab_size
         multiplied = model.layers * family_of(model).block_multiplied(model)
         numbers.append(multiplied + vocab * model.width)
-        flops.append(times.work(model, compute, vocab, mean, 1)["update"])
+        flops.append(times.work(model, compute, vocab, mean, 1, experiment.refers)["update"])
         prompts.append(2 * multiplied * workload.prompt)
         layers.append(model.layers)
         caches.append(2 * model.layers * model.kv_heads * model.head_size)

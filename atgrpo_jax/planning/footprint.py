@@ -68,6 +68,8 @@ def _memory(
     for name, shapes in held.items():
         lines[f"parameters, {name}"] = bytes_a_device(shapes.params)
         lines[f"optimizer, {name}"] = bytes_a_device(shapes.opt_state)
+        if experiment.refers:
+            lines[f"parameters that a KL term compares with, {name}"] = bytes_a_device(shapes.params)
         if experiment.max_lag:
             lines[f"parameters that draw meanwhile, {name}"] = bytes_a_device(shapes.params)
     if policies.adapted:
@@ -119,8 +121,9 @@ def measured(lines: Mapping[str, float], update: float) -> dict[str, float]:
 def update_bytes(experiment: Experiment, policies: TeamLearner, longest: int) -> int:
     """Compiles the update and returns the bytes that it takes on each device.
 
-    State and base are not counted. The bytes are those of the policy whose update takes most, on a
-    micro-batch with groups of at most ``longest`` tokens. The policies' devices need not exist.
+    State, base and what a KL term compares with are not counted. The bytes are those of the policy whose
+    update takes most, on a micro-batch with groups of at most ``longest`` tokens. The policies' devices
+    need not exist.
 
     Raises ConfigError with the compiler's words if the update does not compile, for example because
     it does not fit.
@@ -130,7 +133,9 @@ def update_bytes(experiment: Experiment, policies: TeamLearner, longest: int) ->
     )
     most = 0
     for name in policies.names:
-        base = bytes_a_device(policies.base_shapes()) if name in policies.adapted else 0
+        counted = bytes_a_device(policies.shapes[name])
+        counted += bytes_a_device(policies.base_shapes()) if name in policies.adapted else 0
+        counted += bytes_a_device(policies.shapes[name].params) if experiment.refers else 0
         try:
             programs = [program.memory_analysis() for program in policies.compile(name, batch)]
         except jax.errors.JaxRuntimeError as error:
@@ -139,7 +144,7 @@ def update_bytes(experiment: Experiment, policies: TeamLearner, longest: int) ->
             assert m is not None
             held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
             peak = held + m.temp_size_in_bytes + m.generated_code_size_in_bytes
-            most = max(most, peak - bytes_a_device(policies.shapes[name]) - base)
+            most = max(most, peak - counted)
     return most
 
 

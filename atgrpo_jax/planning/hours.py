@@ -34,12 +34,14 @@ def parts(
     }
     settings = experiment.evaluation
     validations = 1 + sum(settings.validates(step, steps) for step in range(1, steps + 1))
-    episodes = validations * settings.validation_instances + 2 * settings.instances
     workflow = experiment.task.workflow
     groups = len(experiment.team.drawn(workflow.turn_roles)) * workflow.turns
-    alone = dataclasses.replace(workload, groups=episodes * groups, candidates=1)
+
+    def evaluation(episodes: int) -> float:
+        return seconds("rollout", dataclasses.replace(workload, groups=episodes * groups, candidates=1))
+
     found["evaluation"] = Part(
-        seconds("rollout", alone),
+        validations * evaluation(settings.validation_instances) + 2 * evaluation(settings.instances),
         f"{validations} x {settings.validation_instances} episodes of validation, "
         f"2 x {settings.instances} of test, at most",
     )

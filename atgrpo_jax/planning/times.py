@@ -17,12 +17,18 @@ from atgrpo_jax.run.team_learner import TeamLearner
 
 
 def work(
-    architecture: Architecture, compute: Compute, vocab: int, workload: Workload, groups: float
+    architecture: Architecture,
+    compute: Compute,
+    vocab: int,
+    workload: Workload,
+    groups: float,
+    refers: bool = False,
 ) -> dict[str, float]:
     """Returns the FLOP of the rollout and of the update on so many ``groups``.
 
     Each group's prompt counts once. The head counts for new tokens only, and attention for the
-    tokens that a token sees. Blocks that are computed again count twice forward.
+    tokens that a token sees. Blocks that are computed again count twice forward. If the loss
+    ``refers`` to the starting policies, these go forward, too.
     """
     c = architecture
     block = 2 * c.layers * family_of(c).block_multiplied(c)
@@ -31,7 +37,8 @@ def work(
     blocks = block * (workload.prompt + new) + 4 * c.heads * c.head_size * seen
     head = 2 * c.width * vocab * new
     again = blocks if compute.remat == "block" else 0.0
-    return {"rollout": groups * (blocks + head), "update": groups * (3 * (blocks + head) + again)}
+    passes = 4 if refers else 3
+    return {"rollout": groups * (blocks + head), "update": groups * (passes * (blocks + head) + again)}
 
 
 def _seen(workload: Workload, window: int | None) -> float:
@@ -58,15 +65,17 @@ def seconds(
     speakers = experiment.team.drawn(workflow.turn_roles)
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
     updates: dict[Any, float] = defaultdict(float)  # mesh -> seconds; meshes work side by side
-    samples = workload.groups / len(speakers) * workload.candidates
+    # A speaker's turns follow each other, so its samples of a turn are the most that are drawn together.
+    turns = workflow.turns
+    samples = workload.groups / len(speakers) / turns * workload.candidates
     together = experiment.engine.at_once or samples
-    steps = math.ceil(samples / together) * workload.new
+    steps = turns * math.ceil(samples / together) * workload.new
     for role in speakers:
         policy = experiment.team.policy(role)
         model = experiment.architecture(experiment.initial_name(policy))
         vocab = model.vocab_size or experiment.tokenizer.vocab_size
         own = workload.groups / len(speakers)
-        done = work(model, experiment.compute, vocab, workload, own)
+        done = work(model, experiment.compute, vocab, workload, own, experiment.refers)
         rate = device.flops * utilisation * experiment.mesh.side
         numbers = model.layers * family_of(model).block_kernels(model) + vocab * model.width
         read = jnp.dtype(experiment.compute.dtype).itemsize * numbers

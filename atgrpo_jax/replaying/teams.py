@@ -65,7 +65,7 @@ class Teams:
         folder = self._saved.folder
         saved = self._saved.at(step)
         if saved.experiment.refers and not saved.learner.reference:
-            saved.learner.refer_to(saved.team(0))
+            saved.learner.refer_to(saved.checkpoints, 0)
         sampling = {role: own.sampling for role, own in saved.experiment.by_role.items()}
         try:
             records = list(folder.read_episodes(step))

@@ -14,6 +14,7 @@ from atgrpo_jax.common.progress import say
 from atgrpo_jax.rollout import wire
 from atgrpo_jax.rollout.curriculum import NO_LESSONS, Lesson, Lessons
 from atgrpo_jax.rollout.rollouts import Played
+from atgrpo_jax.update.learner import PolicyState
 
 
 class Checkpoints:
@@ -177,6 +178,11 @@ class Checkpoints:
         """Reads a part of the tree of ``step``; see ``trees.read_part``. Raises as ``restore`` does."""
         self._about(step)
         return trees.read_part(self._path / str(step), shapes, self._hosts)
+
+    def restore_params(self, step: int, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads the parameters of policies, without their optimizers. Raises as ``restore`` does."""
+        part = self.restore_part(step, {name: PolicyState(own, None) for name, own in shapes.items()})
+        return {name: part[name]["params"] for name in shapes}
 
     def digest(self, step: int) -> str:
         """Returns a digest of all that is in the checkpoint of ``step``. Raises as ``restore`` does."""

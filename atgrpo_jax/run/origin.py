@@ -28,7 +28,6 @@ from atgrpo_jax.run.found import FoundRun
 from atgrpo_jax.run.starts import Asked, Start, starts
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.run.team_state import Given
-from atgrpo_jax.update.learner import PolicyState
 
 _LOST = "this fork has no checkpoint of its own yet, and cannot begin"
 
@@ -138,8 +137,7 @@ class _Reading:
 
     def policy(self, shapes: Any) -> Any:
         name = self._start.policy
-        part = self.run.checkpoints.restore_part(self._start.step, {name: PolicyState(shapes, None)})
-        return part[name]["params"]
+        return self.run.checkpoints.restore_params(self._start.step, {name: shapes})[name]
 
     def base(self, shapes: Any) -> Any:
         return self.run.checkpoints.restore_base(shapes, self._start.step)

@@ -124,9 +124,11 @@ class TeamLearner:
             check_tree(state, f"checkpoint {step}, policy {name}", do)
         return TeamState(states, base, version, checkpoints.memory(step), checkpoints.lessons(step))
 
-    def refer_to(self, team: TeamState) -> None:
-        """Sets the team whose logprobs the loss's KL term compares with."""
-        self.reference = {name: state.params for name, state in team.policies.items()}
+    def refer_to(self, checkpoints: Checkpoints, step: int) -> None:
+        """Reads the parameters that the loss's KL term compares with. Raises as ``restore`` does."""
+        found = checkpoints.restore_params(step, {name: own.params for name, own in self.shapes.items()})
+        check_tree(found, f"checkpoint {step}, which a KL term compares with", "start the run anew")
+        self.reference = found
 
     def load(self, folder: str, initial: str) -> Any:
         """Reads the parameters of one of ``Experiment.initial_names`` from a model folder.

@@ -16,6 +16,7 @@ from atgrpo_jax.tracking.tracker import COLUMNS, About, Row, library, refuse_sec
 # By its own settings it would try for minutes, and the run would wait.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 _TABLES = "mlflow.loggedArtifacts"  # the tag by which its pages find tables
+LONGEST_TAG = 5000  # letters; MLflow cuts longer ones off, older servers at so many. The files stay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class _Run:
         self._entities = library("mlflow.entities", "mlflow")
         self.key = key
         before = client.get_run(key)
-        self._tables = json.loads(before.data.tags.get(_TABLES, "[]"))
+        self._tables = _tables(before.data.tags.get(_TABLES, "[]"))
         client.update_run(key, status="RUNNING")
         texts = {name: str(value)[:6000] for name, value in settings.items()}
         known = before.data.params
@@ -77,14 +78,24 @@ class _Run:
         file = f"episodes/{split}_{step:06d}.json"
         self._client.log_text(self.key, json.dumps({"columns": COLUMNS, "data": rows}), file)
         table = {"path": file, "type": "table"}
-        if table not in self._tables:
+        tag = json.dumps([*self._tables, table])
+        if table not in self._tables and len(tag) <= LONGEST_TAG:
             self._tables.append(table)
-            self._client.set_tag(self.key, _TABLES, json.dumps(self._tables))
+            self._client.set_tag(self.key, _TABLES, tag)
 
     def end(self, summary: Mapping[str, Any] | None) -> None:
         if summary is not None:
             self._client.log_text(self.key, json.dumps(summary, indent=2), "summary.json")
         self._client.set_terminated(self.key, "FINISHED" if summary is not None else "KILLED")
+
+
+def _tables(tag: str) -> list[dict[str, str]]:
+    """Returns the tables that a tag names. One that MLflow has cut off names those that are whole."""
+    try:
+        return json.loads(tag)
+    except json.JSONDecodeError:
+        whole = tag[: tag.rfind("}") + 1]
+        return json.loads(whole + "]") if whole else []
 
 
 def _parts(items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:

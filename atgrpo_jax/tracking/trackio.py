@@ -49,13 +49,11 @@ class _Run:
     def __init__(self, opened: Any, trackio: Any, place: str):
         self._opened = opened
         self._trackio = trackio
-        self._last = 0
         self.key = opened.name
         self.where = f"{place}; to see it: trackio show --project {opened.project}"
 
     def log(self, step: int, record: Mapping[str, float]) -> None:
         self._opened.log(dict(record), step=step)
-        self._last = step
 
     def table(self, step: int, split: str, rows: Sequence[Row]) -> None:
         table = self._trackio.Table(columns=list(COLUMNS), data=[list(row) for row in rows])
@@ -63,6 +61,6 @@ class _Run:
 
     def end(self, summary: Mapping[str, Any] | None) -> None:
         if summary is not None:
-            self._opened.log(flat(summary), step=self._last)
+            self._opened.log(flat(summary), step=summary["steps"])
         with contextlib.redirect_stdout(io.StringIO()):
             self._trackio.finish()

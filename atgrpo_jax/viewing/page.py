@@ -106,7 +106,7 @@ class Writer:
             if left < 0 and parts:
                 break
             parts[file] = part
-            self._on_file(max(len(parts) / len(there), 1 - left / (self._most_mb * 1e6)))
+            self._on_file(min(max(len(parts) / len(there), 1 - left / (self._most_mb * 1e6)), 1.0))
         records = folder.read_metrics()
         curves = series(records)
         contents = {
