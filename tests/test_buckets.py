@@ -98,6 +98,41 @@ def test_a_line_whose_answer_was_lost_is_there_once(store, bucket):
     assert read_json_lines(bucket / "a") == [{"n": 1}, {"n": 2}]
 
 
+def test_who_may_not_write_any_more_adds_nothing_to_what_others_have_written(bucket, monkeypatch):
+    """It was asked before it began. Then its write took so long that another run took over."""
+    path = bucket / "metrics.jsonl"
+    append_json_line(path, {"step": 0})
+    theirs = b'{"step": 0}\n{"step": 1, "by": "the other one"}\n'
+    read, taken = buckets.read_version, []
+
+    def slow(asked):
+        found = read(asked)
+        if not taken:
+            taken.append(buckets.write(path, theirs))
+        return found
+
+    def check():
+        if taken:
+            raise RunError("taken over")
+
+    monkeypatch.setattr(buckets, "read_version", slow)
+    with pytest.raises(RunError, match="taken over"):
+        append_json_line(path, {"step": 1}, check)
+    assert buckets.read(path) == theirs
+
+
+def test_a_renewal_whose_answer_was_lost_is_one(store, bucket):
+    lease = Lease(bucket, renew_s=60)
+    lease.take()
+    before = lease._renewed
+    store.faults.append(Fault("POST .*/o", 503, after=True))
+    lease._renew()
+    assert lease._renewed > before and lease._lost_to is None
+    lease.check()
+    lease.give_back()
+    assert not names_in(bucket)
+
+
 def test_faults_of_the_store_name_the_path_and_what_to_do(store, bucket):
     store.faults.append(Fault("GET", 503))  # comes once, and is tried again
     assert names_in(bucket) == set()

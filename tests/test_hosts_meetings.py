@@ -118,6 +118,29 @@ def test_a_bug_on_one_host_is_named_on_the_others(party):
     assert zero.exit_code == 1
 
 
+def test_what_failed_here_is_said_also_if_another_host_failed_first(party, capsys):
+    def play(hosts):
+        def work():
+            raise RuntimeError(f"cause {hosts.index}")
+
+        hosts.meet("rollout", work)
+
+    zero, one = party(2)(play)
+    assert str(zero) == "cause 0" and str(one).startswith("host 0: RuntimeError: cause 0")
+    assert str(one.__cause__) == "cause 1"
+    assert "this host has failed, too: cause 1" in capsys.readouterr().err
+
+
+def test_who_leaves_when_host_0_is_gone_keeps_its_own_error(party, monkeypatch):
+    made = party(2)
+
+    def gone(*_):
+        raise Unreachable("host 0 does not answer")
+
+    monkeypatch.setattr(made.shelf, "put", gone)
+    made.hosts[1].leave(RunError("disk full"))  # and the caller raises that
+
+
 def test_who_leaves_between_meetings_is_named_at_the_next_one(party):
     def play(hosts):
         if hosts.index == 1:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,10 +105,14 @@ def write(path: epath.Path, data: bytes, generation: int | None = None) -> int:
         return int(blob.generation)
 
 
-def append(path: epath.Path, data: bytes) -> None:
-    """Writes an object anew with ``data`` at its end. Nothing that others write meanwhile is lost."""
+def append(path: epath.Path, data: bytes, check: Callable[[], None] = lambda: None) -> None:
+    """Writes an object anew with ``data`` at its end. Nothing that others write meanwhile is lost.
+
+    ``check`` is called before each try. It raises if this process may not write any more.
+    """
     wanted = None
     while True:
+        check()
         before = b""
         generation = 0
         with contextlib.suppress(FileNotFoundError):
@@ -164,8 +168,10 @@ def move(folder: epath.Path, target: epath.Path) -> None:
     """Moves all objects below a folder to another one."""
     for name in found(folder):
         with _told(folder / name):
-            source = _blob(folder / name)
-            _blob(target / name).rewrite(source)
+            source, copy = _blob(folder / name), _blob(target / name)
+            token, *_ = copy.rewrite(source)
+            while token is not None:  # a large object takes several requests
+                token, *_ = copy.rewrite(source, token=token)
         remove(folder / name)
 
 

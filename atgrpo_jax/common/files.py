@@ -8,7 +8,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -127,15 +127,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def append(path: Place, data: bytes) -> None:
+def append(path: Place, data: bytes, check: Callable[[], None] = lambda: None) -> None:
     """Appends to a file, or makes one. The data is on the disk when the function returns.
+
+    ``check`` is called before each try; it raises if this process may not write any more.
 
     Raises OSError if it cannot be written, for example if the disk is full. Then no part of it is
     left in the file. Raises RunError if a bucket does not take it.
     """
     if not isinstance(path, Path):
-        buckets.append(path, data)
+        buckets.append(path, data, check)
         return
+    check()
     with naming(path), open(path, "ab", buffering=0) as file:
         before = file.tell()
         try:
@@ -147,9 +150,11 @@ def append(path: Place, data: bytes) -> None:
             raise
 
 
-def append_json_line(path: Place, record: Mapping[str, Any]) -> None:
+def append_json_line(
+    path: Place, record: Mapping[str, Any], check: Callable[[], None] = lambda: None
+) -> None:
     """Appends a record as a JSON line, as ``append`` does."""
-    append(path, json.dumps(record).encode() + b"\n")
+    append(path, json.dumps(record).encode() + b"\n", check)
 
 
 def read_json_lines(path: Place) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from atgrpo_jax.common.cli import exit_code
 from atgrpo_jax.common.errors import Stopped, UserError, one_line
+from atgrpo_jax.common.progress import say
 from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.hosts.gathering import Gather
 from atgrpo_jax.hosts.said import OtherFailed, Said, packed, unpacked, verdict
@@ -104,9 +105,12 @@ class Joined:
         try:
             verdict(found)
         except OtherFailed as other:
-            if other.index == self.index and error is not None:
+            if error is None:
+                raise
+            if other.index == self.index:
                 raise error from None
-            raise
+            say(f"this host has failed, too: {one_line(error)}")
+            raise other from error
         except Stopped:
             self._watcher.stopping = None  # everybody knows
             raise

@@ -84,11 +84,11 @@ class Watcher:
         Host 0 waits until they have left, or a few seconds. So does any other one that ``waits``, as one that
         stops does: host 0 may still have to write something, and JAX aborts it soon after one has gone.
         """
-        self.tell(said)
-        self._store.put(f"{BYES}/{self._index}", b"")
         until = time.monotonic() + BYE_S
         waits = waits or self._index == 0
         with contextlib.suppress(Unreachable):  # host 0 has gone first
+            self.tell(said)
+            self._store.put(f"{BYES}/{self._index}", b"")
             while waits and time.monotonic() < until:
                 if len(self._store.under(BYES)) == self._count:
                     break

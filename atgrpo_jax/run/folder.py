@@ -165,6 +165,7 @@ class RunFolder:
         ``step`` is -1 if the run has to start from the beginning. Raises RunError if metrics of an
         earlier step are missing, or if there are metrics but no checkpoint.
         """
+        self.check_ours()  # a restore before this may have taken minutes
         records = self.read_metrics()
         if step == -1 and len(records) > 1:
             raise RunError(

@@ -40,7 +40,7 @@ class Lease:
         self._void_s = void_s
         self._record = _this_process() | {"token": uuid.uuid4().hex}
         self._generation = 0
-        self._renewed = 0.0  # by the monotonic clock
+        self._renewed = 0.0  # by ``_now``
         self._lost_to: str | None = None
         self._renewing = threading.Lock()
         self._ended = threading.Event()
@@ -62,7 +62,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises RunError if another process has taken the lease over."""
-        if time.monotonic() - self._renewed > self._sure_s:
+        if _now() - self._renewed > self._sure_s:
             self._renew()
         if self._lost_to is not None:
             raise RunError(
@@ -86,7 +86,7 @@ class Lease:
         return False
 
     def _write(self, generation: int) -> None:
-        began = time.monotonic()
+        began = _now()
         self._generation = buckets.write(self._path, json.dumps(self._record).encode(), generation)
         self._renewed = began
 
@@ -126,16 +126,20 @@ class Lease:
 
     def _renew(self) -> None:
         with self._renewing:
-            if self._lost_to is not None:
-                return
-            try:
-                self._write(self._generation)
-            except Changed:
-                seen = self._other()
-                if seen is not None and seen[0].get("token") == self._record["token"]:
-                    self._generation = seen[1]  # the write had succeeded, and its answer was lost
+            while self._lost_to is None:
+                with contextlib.suppress(Changed):
+                    self._write(self._generation)
                     return
-                self._lost_to = "somebody" if seen is None else _name(seen[0])
+                seen = self._other()
+                if seen is None or seen[0].get("token") != self._record["token"]:
+                    self._lost_to = "somebody" if seen is None else _name(seen[0])
+                else:
+                    self._generation = seen[1]  # a write had succeeded, and its answer was lost
+
+
+def _now() -> float:
+    """Returns the seconds of a clock that also goes on while the machine is suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _this_process() -> dict[str, Any]:

@@ -30,8 +30,7 @@ def write_record(folder: RunFolder, step: int, values: Mapping[str, float]) -> d
     """
     check_finite(values, f"step {step}, metrics", UNTOUCHED)
     record = together({"step": step}, {name: float(value) for name, value in sorted(values.items())})
-    folder.check_ours()
-    append_json_line(folder.metrics, record)
+    append_json_line(folder.metrics, record, folder.check_ours)
     return record
 
 

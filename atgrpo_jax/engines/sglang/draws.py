@@ -131,13 +131,14 @@ class Drawer:
                 self.retries += 1
                 nonsense += not isinstance(failure, Unreachable)
                 pause = min(0.2 * 2 ** min(attempt, 5), 5.0) * (0.5 + random.random())
-                if nonsense >= self._attempts or time.monotonic() + pause > end:
+                late = time.monotonic() + pause > end and not running  # another try may still end in time
+                if nonsense >= self._attempts or late:
                     raise RunError(
                         f"no sample at {key.path()} after {attempt + 1} tries; the last: {failure}"
                     ) from failure
                 if attempt == 0:
                     say(f"{failure}; the group at {key.path()} is drawn again")
-                await asyncio.sleep(pause)
+                await asyncio.sleep(min(pause, max(end - time.monotonic(), 0.0)))
         raise AssertionError
 
     def _start(
