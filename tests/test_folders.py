@@ -327,7 +327,11 @@ def test_bad_input_is_one_line(place):
         ("evaluate", ["--model=model"], "--model needs the --gin_file"),
         ("evaluate", ["--model=model", "--run_dir=run"], "give either --run_dir or --model"),
         ("evaluate", ["--model=model", "--step=1", *mine], "--step is for --run_dir"),
-        ("evaluate", ["--model=model", "--mesh=data=64", *mine], "64 devices"),
+        (
+            "evaluate",
+            ["--model=model", "--mesh=data=64", *mine],
+            "must be a multiple of mesh data x fsdp = 64",
+        ),
         ("evaluate", ["--run_dir=run", "--against=model"], "it is a step of that run"),
         ("evaluate", ["--model=mover=model", *mine], "--model names no folder for scout"),
         ("evaluate", ["--model=Qwen/Qwen3-8B", *mine], "hf download Qwen/Qwen3-8B --local-dir Qwen/Qwen3-8B"),
