@@ -44,6 +44,7 @@ class Store:
     def __init__(self, folder):
         self.folder = Path(folder)
         self.lock = threading.Lock()
+        self.long_rewrites = False  # whether an object is moved by two requests
         self._newest = 0
         self._checksums = {}
 
@@ -183,6 +184,9 @@ class Handler(BaseHTTPRequestHandler):
         found = re.fullmatch(r"(.*)/(rewriteTo|copyTo|moveTo)/b/([^/]+)/o/(.*)", name)
         if found:
             source, verb, to_bucket, to_name = found.groups()
+            if store.long_rewrites and "rewriteToken" not in asked:
+                return 200, {"kind": "storage#rewriteResponse", "done": False, "rewriteToken": "more",
+                             "objectSize": "2", "totalBytesRewritten": "1"}, {}  # fmt: skip
             store.put(to_bucket, to_name, store.path(bucket, source).read_bytes())
             if verb == "moveTo":
                 store.delete(bucket, source)

@@ -9,8 +9,8 @@ from atgrpo_jax.models.attention import prefix_mask
 from atgrpo_jax.update.batch import (
     BatchConfig,
     filled,
+    map_filled,
     minibatches,
-    over_filled,
     pack,
     tile_pairs,
     token_weights,
@@ -107,7 +107,7 @@ def test_empty_micro_batches_at_the_end_are_padding_and_are_not_run():
         np.testing.assert_array_equal(more[:empty], own)
         for a in range(empty, 7):
             np.testing.assert_array_equal(more[a], nothing[0])
-    found = np.asarray(jax.jit(lambda given: over_filled(lambda micro: micro.tokens + 1, given))(wide))
+    found = np.asarray(jax.jit(lambda given: map_filled(lambda micro: micro.tokens + 1, given))(wide))
     np.testing.assert_array_equal(found[:3], batch.tokens[:3] + 1)
     assert not found[3:].any()
 

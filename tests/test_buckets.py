@@ -133,6 +133,13 @@ def test_a_renewal_whose_answer_was_lost_is_one(store, bucket):
     assert not names_in(bucket)
 
 
+def test_a_move_that_takes_several_requests_is_made_whole(store, bucket, monkeypatch):
+    monkeypatch.setattr(store.store, "long_rewrites", True)
+    buckets.write(bucket / "draft" / "a", b"large")
+    buckets.move(bucket / "draft", bucket / "5")
+    assert buckets.read(bucket / "5" / "a") == b"large" and names_in(bucket) == {"5"}
+
+
 def test_faults_of_the_store_name_the_path_and_what_to_do(store, bucket):
     store.faults.append(Fault("GET", 503))  # comes once, and is tried again
     assert names_in(bucket) == set()
@@ -251,8 +258,9 @@ def test_who_has_lost_the_lease_writes_nothing_more(bucket):
     folder.check_ours()
     held_by(bucket)
     time.sleep(0.3)
-    with pytest.raises(RunError, match="process 12 on tpu-7 .* has taken this run over"):
-        folder.check_ours()
+    for write in (folder.check_ours, lambda: folder.rewind(0)):
+        with pytest.raises(RunError, match="process 12 on tpu-7 .* has taken this run over"):
+            write()
     folder._lease._ended.set()
     folder.unlock()
     assert names_in(bucket) == {NAME}  # that of the other one stays

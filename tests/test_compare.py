@@ -15,10 +15,11 @@ from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.compare import known
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.ending import drawn_tokens
+from atgrpo_jax.run.experiment import without_changeable
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.viewing import comparing
-from atgrpo_jax.viewing.folders import outline, runs_in, state
+from atgrpo_jax.viewing.folders import STEPS, TOKENS, outline, runs_in, state
 
 
 def made(path, solved, seed=0, steps=2, rate=1e-3):
@@ -124,6 +125,25 @@ def test_settings_that_change_no_step_part_no_group(claimed):
         own = f"experiment.Experiment.seed = {seed}", f"sglang.SGLangConfig.urls = ('{url}',)"
         servers.append(claimed(f"s{seed}", *engine, *own))
     assert len(comparing.grouped(servers)) == 1
+
+
+def test_settings_that_change_no_step_are_those_of_the_identity(claimed):
+    """What ``IDLE`` names in texts is what ``without_changeable`` takes off."""
+    changed = (
+        "experiment.Experiment.steps = 3", "experiment.Experiment.tokens = 9",
+        "experiment.Experiment.checkpoint_every = 3", "experiment.Experiment.keep_checkpoints = 7",
+        "experiment.Experiment.keep_every = 4", "experiment.Experiment.keep_best = True",
+        "trackers.Trackers.rows = 0", "trackio.Trackio.project = 'mine'",
+        "warm_start.WarmStartConfig.cache_dir = '/elsewhere'",
+        "pool.SandboxConfig.level = 'limits'", "pool.SandboxConfig.workers = 3",
+    )  # fmt: skip
+    run = claimed("a", *changed)
+    x = gin_config.load("smoke.gin", changed)
+    assert x.identity() == gin_config.load("smoke.gin").identity()
+    bare = dict(re.findall(r"^([\w./]+) = (.*)$", gin_config.render(without_changeable(x)), re.MULTILINE))
+    taken_off = {name for name in run.settings if run.settings[name] != bare.get(name)}
+    assert len(taken_off) >= len(changed)
+    assert taken_off - {STEPS, TOKENS} <= run._idle()
 
 
 def test_a_curve_that_no_run_has_is_refused(runs):

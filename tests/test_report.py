@@ -84,7 +84,9 @@ def test_tokens_are_told_apart_where_they_make_the_text(folder):
 def test_a_page_keeps_to_its_size_and_says_so(folder, tmp_path):
     assert len(kept(folder)) == 5
     assert write_page(folder, tmp_path / "all.html") == ["train-3", "test-3", "train-1", "test-0", "train-2"]
-    assert write_page(folder, tmp_path / "one.html", most_mb=1e-6) == ["train-3"]
+    shares = []
+    assert write_page(folder, tmp_path / "one.html", most_mb=1e-6, on_file=shares.append) == ["train-3"]
+    assert shares == [1.0]
     assert write_page(folder, tmp_path / "two.html", steps=(1, 2)) == ["train-2", "train-1"]
 
 

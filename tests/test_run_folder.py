@@ -1,6 +1,8 @@
 import dataclasses
+import importlib
 import re
 import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.files import read_json_lines
+from atgrpo_jax.run import environment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load, render
+from atgrpo_jax.run.kept_modules import settle_code
 from atgrpo_jax.run.loop import train
 from atgrpo_jax.run.saved import SavedRun, claim
 from atgrpo_jax.run.shapes import earlier, settle
@@ -258,3 +262,31 @@ def test_a_run_trains_on_on_another_mesh_and_is_read_on_any(tmp_path):
         found = [jax.device_get(SavedRun(folder.path, mesh).weights(step)) for mesh in meshes]
         jax.tree.map(np.testing.assert_array_equal, *found[:2])
         jax.tree.map(np.testing.assert_array_equal, *found[1:])
+
+
+def test_the_module_that_made_the_steps_stays_though_it_changes_twice(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file, code = tmp_path / "changing_game.py", tmp_path / "code"
+    game = "from atgrpo_jax.tasks.games.plan_path import PlanPath\nclass Changing(PlanPath):\n    pass\n"
+    file.write_text(game)
+    task = importlib.import_module("changing_game").Changing()
+    settle_code(task, code, 0, changed=False)
+    for text in ("# a try that ended before its first checkpoint\n", "# the next one\n"):
+        file.write_text(game + text)
+        settle_code(task, code, 20, changed=True)
+    assert (code / "before_step_21" / "changing_game.py").read_text() == game
+    assert (code / "changing_game.py").read_text() == file.read_text()
+
+
+@pytest.mark.parametrize("inside", ["", ".venv/lib/site-packages"])
+def test_the_commit_of_the_package_is_that_of_its_own_checkout(tmp_path, monkeypatch, inside):
+    for words in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "a"],
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    package = tmp_path / inside / "atgrpo_jax"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(environment.atgrpo_jax, "__file__", str(package / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
+    assert set(environment._commits()) == ({"folder"} if inside else {"folder", "package"})

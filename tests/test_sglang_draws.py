@@ -3,6 +3,7 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import shared_sglang
@@ -12,6 +13,7 @@ from shared_sglang import FOUR, STOP, ask, groups_of, request, wait
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.types import Sampling
+from atgrpo_jax.engines.sglang import draws
 from atgrpo_jax.engines.sglang.servers import sampling_params
 
 # Fixtures
@@ -197,3 +199,34 @@ def test_who_is_cancelled_has_the_server_stop(server, make):
 
     asyncio.run(give_up())
     wait(lambda: len(server.bodies("/abort_request")) == 4)
+
+
+def test_a_try_that_fails_late_leaves_the_others_their_time(monkeypatch):
+    """Of two servers the first is slow, and the second fails when there is no time for a third try."""
+    monkeypatch.setattr(draws.random, "random", lambda: 1.0)  # it would wait 0.6 s before the next one
+    slow, broken = (SimpleNamespace(url=name, state="w") for name in ("slow", "broken"))
+
+    class Both:
+        servers = slow, broken
+
+        def choose(self, group, attempt, busy):
+            return next((server for server in self.servers if server not in busy), None)
+
+        def spare(self, busy):
+            return True
+
+        def late(self, server):
+            assert server is slow
+
+        def in_time(self, servers):
+            assert servers == [slow]
+
+    class Scripted(draws.Drawer):
+        async def _try(self, tried, fleet, request, version):
+            await asyncio.sleep(1.75 if tried.servers == [slow] else 0.5)  # the second one begins after 1 s
+            if tried.servers == [slow]:
+                return "drawn"
+            raise draws.Unreachable("broken: gone")
+
+    drawer = Scripted(None, None, 2.0, 6)
+    assert asyncio.run(drawer.draw(request(), Both(), 1)) == "drawn" and drawer.retries == 1

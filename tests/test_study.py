@@ -488,3 +488,8 @@ def test_a_study_by_command_that_is_killed_goes_on(tmp_path):
     assert log.read_text().count("$ ") == 2  # the second would fail if the first one had outlived the kill
     *before, last = [r["rollout/tokens"] for r in RunFolder(folder.path / "own_0").read_metrics()[1:]]
     assert sum(before) < 60 <= sum(before) + last
+
+
+def test_a_table_takes_any_words():
+    rows = results_module._markdown(["why"], [["a | b,\nand\n  more"]])
+    assert rows == ["| why |", "| --- |", "| a \\| b, and more |"]

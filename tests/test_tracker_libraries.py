@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from shared_trackers import KEY, imported, send
@@ -18,6 +19,7 @@ from shared_trackers import KEY, imported, send
 from atgrpo_jax.run import tracking as tracking_module
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.tracking import Tracking
+from atgrpo_jax.tracking import mlflow, trackio
 from atgrpo_jax.tracking.mlflow import _allowed, _tables
 from atgrpo_jax.tracking.tracker import COLUMNS
 from atgrpo_jax.tracking.trackers import Trackers
@@ -163,6 +165,33 @@ def test_a_tag_that_mlflow_has_cut_off_names_the_tables_that_are_whole():
     assert _tables(tag) == tables and _tables("[]") == []
     for cut in range(1, len(tag)):
         assert _tables(tag[:cut]) == tables[: tag[:cut].count("}")]
+
+
+def test_mlflow_is_given_no_tag_that_it_would_cut_off():
+    tags = []
+    there = SimpleNamespace(data=SimpleNamespace(tags={}, params={}), info=SimpleNamespace(experiment_id="0"))
+    client = SimpleNamespace(
+        tracking_uri="here",
+        get_run=lambda key: there,
+        update_run=lambda key, status: None,
+        log_text=lambda key, text, file: None,
+        set_tag=lambda key, name, text: tags.append(text),
+    )
+    run = mlflow._Run(client, "key", {})
+    for step in range(200):
+        run.table(step, "test", [])
+    assert 50 < len(tags) < 200 and max(map(len, tags)) <= mlflow.LONGEST_TAG
+    assert json.loads(tags[-1])[0]["path"] == "episodes/test_000000.json"
+
+
+def test_trackio_is_given_the_summary_at_the_last_step():
+    """Also by the process that only gives the command of an ended run again."""
+    logged = []
+    opened = SimpleNamespace(
+        name="run", project="mine", log=lambda record, step: logged.append((step, record["summary/steps"]))
+    )
+    trackio._Run(opened, SimpleNamespace(finish=lambda: None), "here").end({"steps": 5})
+    assert logged == [(5, 5)]
 
 
 @pytest.mark.slow

@@ -192,6 +192,19 @@ def test_a_resumed_run_keeps_the_reference_that_it_started_with(tmp_path):
     assert all(distance > 1e-4 for distance in distances)
 
 
+def test_the_reference_comes_without_its_optimizer(tmp_path, monkeypatch):
+    """At a start there is room for one team's optimizers."""
+    restored = []
+    monkeypatch.setattr(Checkpoints, "restore", lambda *_: restored.append(1))
+    x = experiment(honest(), loss=LossConfig(minibatches=1, kl=0.1))
+    with Stages(x, RunFolder(tmp_path)) as stages:
+        team = stages.begin()
+        jax.tree.map(
+            np.testing.assert_array_equal, stages.learner.reference["shared"], team.policies["shared"].params
+        )
+    assert restored == []
+
+
 def test_without_a_kl_term_there_is_no_reference_to_keep(tmp_path):
     with Stages(experiment(), RunFolder(tmp_path)) as stages:
         stages.begin()

@@ -9,9 +9,11 @@ import pytest
 from fakes import CharTokenizer, Longest
 
 from atgrpo_jax.arrays.mesh import MeshConfig
+from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.models.config import Architecture
 from atgrpo_jax.models.families.table import transformer
 from atgrpo_jax.models.transformer import init_params
+from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.warming import _source
@@ -191,3 +193,10 @@ def test_what_a_run_reads_counts_by_its_content(tmp_path):
     first = source(tmp_path / "one")
     assert source(tmp_path / "one") == source(tmp_path / "elsewhere") == first
     assert len({first, source(tmp_path / "one", weight=1), source(tmp_path / "one", sum_="1 + 2")}) == 3
+
+
+def test_what_a_run_does_later_does_not_count():
+    """Arms of a study that begin alike share their warm start; policies here start at random."""
+    x = Experiment(task=Math())
+    later = dataclasses.replace(x, steps=7, rollout=RolloutConfig(candidates=2), credit=CreditConfig("role"))
+    assert _source(x) == _source(later) != _source(dataclasses.replace(x, task=Math(terms=5)))

@@ -242,7 +242,7 @@ class Experiment:
         """
         started = "" if self.origin is None else f" from {self.origin}"
         lag = f" max_lag = {self.max_lag}" if self.max_lag else ""
-        return hash_bytes(represented(_without_changeable(self)) + started + lag).hex()
+        return hash_bytes(represented(without_changeable(self), self) + started + lag).hex()
 
 
 def _absolute(folders: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
@@ -265,10 +265,10 @@ def experiment_difference(ours: Experiment, theirs: Experiment) -> str | None:
 
 def experiment_changes(ours: Experiment, theirs: Experiment) -> Iterator[tuple[str, Any, Any]]:
     """Yields name, our value and theirs of all fields that ``experiment_difference`` looks at."""
-    return differences("Experiment", _without_changeable(ours), _without_changeable(theirs))
+    return differences("Experiment", without_changeable(ours), without_changeable(theirs))
 
 
-def _without_changeable(experiment: Experiment) -> Experiment:
+def without_changeable(experiment: Experiment) -> Experiment:
     defaults: dict[str, Any] = {
         f.name: f.default for f in dataclasses.fields(Experiment) if f.name in CHANGEABLE
     }

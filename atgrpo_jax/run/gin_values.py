@@ -77,16 +77,15 @@ AS_SAID = Instead()
 class Values:
     """All that is set: values of fields by scope and maker, and values of macros.
 
-    ``macros_used``, ``scopes_used`` and ``scoped`` (a scope, and a maker that is referred to in it) have all
-    that was read, also in values that others have replaced. ``parts`` has the parts that were made of all
-    this, by their ``id``.
+    ``macros_used`` and ``scoped`` (a scope, and a maker that is referred to in it) have all that was read,
+    also in values that others have replaced. ``parts`` has the parts that were made of all this, by
+    their ``id``.
     """
 
     def __init__(self) -> None:
         self.fields: dict[tuple[str, Maker], dict[str, Setting]] = {}
         self.macros: dict[str, Setting] = {}
         self.macros_used: set[str] = set()
-        self.scopes_used: set[str] = set()
         self.scoped: set[tuple[str, Maker]] = set()
         self.names: dict[Maker, str] = {}  # as they are written
         self.parts: dict[int, Made] = {}
@@ -121,9 +120,12 @@ class Values:
     def refer(self, maker: Maker, scopes: tuple[str, ...]) -> list[tuple[str, Maker]]:
         """Notes that a part is asked for in scopes. Returns the keys of its settings, later ones count."""
         keys = [("/".join(scopes[:depth]), maker) for depth in range(len(scopes) + 1)]
-        self.scopes_used.update(scope for scope, _ in keys if scope)
         self.scoped.update(keys)
         return keys
+
+    @property
+    def scopes_used(self) -> set[str]:
+        return {scope for scope, _ in self.scoped if scope}
 
     def refuse_scoped(self) -> None:
         """Raises ConfigError for settings in a scope in which nothing makes such a part."""

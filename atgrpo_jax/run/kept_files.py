@@ -60,9 +60,9 @@ def differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, A
         yield name, ours, theirs
 
 
-def represented(experiment: Any, part: Any = None) -> str:
-    """Returns the ``repr`` of a config, or of a part of it, with digests of contents in place of paths."""
-    text = repr(experiment if part is None else part)
+def represented(part: Any, experiment: Any) -> str:
+    """Returns the ``repr`` of a config or of a part of it, with digests of contents in place of its paths."""
+    text = repr(part)
     for path in sorted(paths_of(experiment), key=len, reverse=True):  # one may begin like another
         text = text.replace(repr(path), repr(_digest(path)))
     return text

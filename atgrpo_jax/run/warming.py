@@ -52,6 +52,6 @@ def warmed(
 
 def _source(experiment: Experiment) -> str:
     """Returns a text that is another one if the task, what it reads, its modules or the first weights are."""
-    parts = [kept_files.represented(experiment, part) for part in (experiment.task, experiment.pretrained)]
+    parts = [kept_files.represented(part, experiment) for part in (experiment.task, experiment.pretrained)]
     modules = {name: hash_bytes(file.read_text()).hex() for name, file in modules_of(experiment).items()}
     return " ".join([*parts, repr(modules), kept_files.weights_digest(experiment)])

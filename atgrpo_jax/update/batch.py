@@ -233,7 +233,7 @@ def filled(batch: Batch) -> Any:
     return (batch.segments > 0).any(axis=(1, 2)).sum()
 
 
-def over_filled(of_micro: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
+def map_filled(of_micro: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
     """Returns [A, B, T] what a function gives of each micro-batch. Empty ones are not run, and get 0."""
 
     def micro(a) -> Batch:

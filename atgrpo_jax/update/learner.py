@@ -16,7 +16,7 @@ from atgrpo_jax.models.head import logprob_gap, table, token_loss
 from atgrpo_jax.models.lora import LoraConfig, adapter_shapes, init_adapter
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, Transformer, exact_products, init_params, shapes_of
-from atgrpo_jax.update.batch import answers, filled, over_filled, widened
+from atgrpo_jax.update.batch import answers, filled, map_filled, widened
 from atgrpo_jax.update.loss import LARGEST
 from atgrpo_jax.update.objectives import Objective
 from atgrpo_jax.update.optimizer import OptimizerConfig
@@ -217,7 +217,7 @@ class Learner:
             return self._packed.logprobs(weights, micro)[0]
 
         with exact_products(self.model.compute):
-            return over_filled(logprobs, inputs.batch)
+            return map_filled(logprobs, inputs.batch)
 
     def _effective_weights(self, params: Any, inputs: UpdateInputs) -> jax.Array:
         weights = self.weights(params, inputs.base)
@@ -237,7 +237,7 @@ class Learner:
             return -jax.grad(loss)(logprobs_BT)
 
         with exact_products(self.model.compute):
-            return over_filled(of_micro, inputs.batch)
+            return map_filled(of_micro, inputs.batch)
 
     def _update(self, state: PolicyState, inputs: UpdateInputs) -> tuple[PolicyState, dict[str, jax.Array]]:
         grads, metrics = self._gradients(state.params, inputs)

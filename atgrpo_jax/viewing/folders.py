@@ -20,9 +20,9 @@ from atgrpo_jax.viewing.contents import kept
 SEED = "experiment.Experiment.seed"
 STEPS = "experiment.Experiment.steps"
 TOKENS = "experiment.Experiment.tokens"
-# Settings that change nothing of what a step learns, as ``Experiment.identity`` says. Runs that differ in
+# Settings that change nothing of what a step learns, as ``without_changeable`` says. Runs that differ in
 # these alone are one group, but for the number of steps or tokens.
-_UNLEARNT = "|".join({*CHANGEABLE} - {"steps", "tokens"})
+_UNLEARNT = "|".join(set(CHANGEABLE) - {"steps", "tokens"})
 IDLE = re.compile(
     rf"experiment\.Experiment\.(seed|{_UNLEARNT})|warm_start\.WarmStartConfig\.cache_dir"
     r"|pool\.SandboxConfig\.(level|workers)"

@@ -9,7 +9,7 @@ FAULTS = {
          "with rules the learner's logprob is that of what was left"),
         ("jax.random.fold_in(jax.random.wrap_key_data(words), count)", "jax.random.wrap_key_data(words)",
          "all tokens of a sample by the same numbers"),
-        ("found_RN = there_RN & (cumulated_RN > wanted_R1)", "found_RN = cumulated_RN > wanted_R1", "long rows draw what has no mass"),
+        ("there_RN & (cumulated_RN > wanted_R1)", "cumulated_RN > wanted_R1", "long rows draw what has no mass"),
         ("(cumulated_RN > wanted_R1)", "(cumulated_RN < wanted_R1)", "shares are those of other tokens"),
         ("return block_R * BLOCK + entry_R", "return block_R * BLOCK", "the first token of each block"),
         ("scaled_RV.at[rows, never_RW].set(-jnp.inf", "scaled_RV.at[rows, never_RW].set(0.0", "banned tokens are drawn"),

@@ -101,10 +101,12 @@ def _first(mass_RN: jax.Array, uniform_R: jax.Array, greedy_R1: jax.Array) -> ja
     """
     cumulated_RN = jnp.cumsum(mass_RN, axis=-1)
     wanted_R1 = jnp.where(greedy_R1, 0.0, uniform_R[:, None]) * cumulated_RN[:, -1:]
+    N = mass_RN.shape[-1]
+    place_N = jnp.arange(N, dtype=jnp.int32)
     there_RN = mass_RN > 0
-    found_RN = there_RN & (cumulated_RN > wanted_R1)
-    last_R = mass_RN.shape[-1] - 1 - jnp.argmax(there_RN[:, ::-1], axis=-1)
-    return jnp.where(found_RN.any(-1), jnp.argmax(found_RN, axis=-1), last_R).astype(jnp.int32)
+    first_R = jnp.min(jnp.where(there_RN & (cumulated_RN > wanted_R1), place_N, N), axis=-1)
+    last_R = jnp.max(jnp.where(there_RN, place_N, 0), axis=-1)
+    return jnp.where(first_R < N, first_R, last_R)
 
 
 def _blocks(scaled_RV: jax.Array) -> jax.Array:

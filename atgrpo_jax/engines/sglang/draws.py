@@ -131,7 +131,7 @@ class Drawer:
                 self.retries += 1
                 nonsense += not isinstance(failure, Unreachable)
                 pause = min(0.2 * 2 ** min(attempt, 5), 5.0) * (0.5 + random.random())
-                late = time.monotonic() + pause > end and not running  # another try may still end in time
+                late = time.monotonic() + pause > end and not running  # one that runs may end in time
                 if nonsense >= self._attempts or late:
                     raise RunError(
                         f"no sample at {key.path()} after {attempt + 1} tries; the last: {failure}"
