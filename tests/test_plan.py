@@ -233,6 +233,9 @@ def test_turns_are_drawn_one_after_the_other():
 
     assert rollout(8) == pytest.approx(4 * rollout(32))
     assert rollout(64) == rollout(32)  # more slots do not bring the next turn
+    # Three validations and two tests follow each other, too; each fits into the slots.
+    found = hours.parts(x, TeamLearner(x), workload, device, 0.5)["evaluation"].seconds
+    assert found == pytest.approx(5 * rollout(64))
 
 
 def test_what_a_kl_term_compares_with_takes_memory_and_a_pass_forward():

@@ -90,8 +90,7 @@ class Script:
                 if run.name in script.fails:
                     run.folder.path.parent.joinpath("logs").mkdir(exist_ok=True)
                     log = run.folder.path.parent / "logs" / f"{run.name}.log"
-                    earlier, words = "error: of the try before", "error: step 3, policy shared: not finite"
-                    log.write_text(f"$ python\n{earlier}\n$ python\n{words}\nbye\n")
+                    log.write_text("$ python\nstep 1\nerror: step 3, policy shared: not finite\nbye\n")
                     return 2
                 script.write(run)
                 return 0
@@ -488,6 +487,16 @@ def test_a_study_by_command_that_is_killed_goes_on(tmp_path):
     assert log.read_text().count("$ ") == 2  # the second would fail if the first one had outlived the kill
     *before, last = [r["rollout/tokens"] for r in RunFolder(folder.path / "own_0").read_metrics()[1:]]
     assert sum(before) < 60 <= sum(before) + last
+
+
+def test_the_cause_of_a_failure_is_that_of_the_last_try(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_text("$ python\nerror: no space left\n$ python\nTraceback\nValueError: odd\n")
+    assert making.last_words(log) == "ValueError: odd"
+    log.write_text("$ python\nstep 1\nerror: not finite\nbye\n")
+    assert making.last_words(log) == "error: not finite"
+    log.write_text("$ python\n")
+    assert making.last_words(log) == "it said nothing"
 
 
 def test_a_table_takes_any_words():
