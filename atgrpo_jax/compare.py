@@ -7,15 +7,12 @@ compares what they scored after that step, also of runs that go on. The curves a
 in the working directory, in place of those of the last call, unless --out names another file.
 """
 
-from collections.abc import Sequence
-
 from absl import flags
 
 from atgrpo_jax.common.cli import run_main
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import folder_path, write_atomically
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.gin_names import nearest
 from atgrpo_jax.viewing.comparing import (
     At,
     at_step,
@@ -26,7 +23,7 @@ from atgrpo_jax.viewing.comparing import (
     settings,
     table,
 )
-from atgrpo_jax.viewing.folders import Outline, outline
+from atgrpo_jax.viewing.folders import metric_of, outline
 
 _OUT = flags.DEFINE_string(
     "out", "compare.png", "The figure to write, in place of one that is there. E.g. --out=lora.png"
@@ -48,7 +45,7 @@ def main(argv: list[str]) -> None:
             raise RunError(f"{folder.path} holds no run")
     runs = [outline(folder) for folder in folders]
     groups = grouped(runs, At() if _STEP.value is None else at_step(runs, _STEP.value))
-    curve = curve_of(groups) if _CURVE.value is None else known(_CURVE.value, runs)
+    curve = curve_of(groups) if _CURVE.value is None else metric_of(runs, _CURVE.value)
     print(table(groups))
     for title, lines in (("Differences", differences(groups)), ("Settings", settings(groups))):
         if lines:
@@ -56,14 +53,6 @@ def main(argv: list[str]) -> None:
     path = folder_path(_OUT.value)
     write_atomically(path, figure(groups, curve))
     print(f"\n{path}: curves")
-
-
-def known(curve: str, runs: Sequence[Outline]) -> str:
-    """Returns the metric that is asked for. Raises ConfigError if no run has it."""
-    names = {name for run in runs for record in run.records for name in record}
-    if curve not in names:
-        raise ConfigError(f"--curve={curve}: none of these runs has that metric{nearest(curve, names)}")
-    return curve
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from fakes import CharTokenizer, Sum
 from shared_rollout import player
 
 from atgrpo_jax.common.errors import ConfigError, RunError
-from atgrpo_jax.compare import known
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.ending import drawn_tokens
 from atgrpo_jax.run.experiment import without_changeable
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.saved import claim
 from atgrpo_jax.viewing import comparing
-from atgrpo_jax.viewing.folders import STEPS, TOKENS, outline, runs_in, state
+from atgrpo_jax.viewing.folders import STEPS, TOKENS, metric_of, outline, runs_in, state
 
 
 def made(path, solved, seed=0, steps=2, rate=1e-3):
@@ -148,9 +147,9 @@ def test_settings_that_change_no_step_are_those_of_the_identity(claimed):
 
 def test_a_curve_that_no_run_has_is_refused(runs):
     found = [outline(RunFolder(runs / "a0"))]
-    assert known("rollout/tokens", found) == "rollout/tokens"
+    assert metric_of(found, "rollout/tokens") == "rollout/tokens"
     with pytest.raises(ConfigError, match="has that metric; did you mean rollout/success"):
-        known("rollout/succes", found)
+        metric_of(found, "rollout/succes")
 
 
 def test_two_runs_are_paired_by_the_instances_that_both_were_tested_on(runs):

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.common import buckets
+from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import is_file, names_in, read_file
 from atgrpo_jax.run import gin_config, kept_files, kept_modules, lease
 from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.experiment import CHANGEABLE
 from atgrpo_jax.run.folder import RunFolder
+from atgrpo_jax.run.gin_names import nearest
 from atgrpo_jax.viewing.contents import kept
 
 SEED = "experiment.Experiment.seed"
@@ -126,6 +128,14 @@ def outline(folder: RunFolder) -> Outline:
     text = read_file(folder.config).decode()
     found = re.findall(r"^([\w./]+) = (.*)$", text, re.MULTILINE)
     return Outline(folder, dict(found), folder.read_metrics())
+
+
+def metric_of(runs: Sequence[Outline], name: str) -> str:
+    """Returns the metric that --curve asks for. Raises ConfigError if no run has it."""
+    names = {name for run in runs for record in run.records for name in record}
+    if name not in names:
+        raise ConfigError(f"--curve={name}: none of these runs has that metric{nearest(name, names)}")
+    return name
 
 
 def runs_in(path: Any) -> Iterator[RunFolder]:
