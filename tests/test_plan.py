@@ -238,6 +238,28 @@ def test_turns_are_drawn_one_after_the_other():
     assert found == pytest.approx(5 * rollout(64))
 
 
+def test_rounds_and_what_is_played_on_count():
+    """By hand: of four prompts (two roles, two turns) 3, 2, 1 and 0 come after one of its candidates."""
+    x = load("smoke.gin")
+    rollout = dataclasses.replace(x.rollout, least_signal=10, most_rounds=3)
+    credit = dataclasses.replace(x.credit, counterfactual=0.5)
+    plain = workload_of(x)
+    more = workload_of(dataclasses.replace(x, rollout=rollout, credit=credit))
+    played = x.rollout.instances * x.rollout.candidates * 6 // 2
+    assert more == dataclasses.replace(plain, rounds=3, continued=played) and plain.rounds == 1
+    device = DEVICES["h100"]
+    one, three = (times.seconds(x, TeamLearner(x), workload, device, 0.4) for workload in (plain, more))
+    for stage in ("rollout", "update"):
+        assert three[stage][:2] == pytest.approx([3 * value for value in one[stage][:2]])
+    alone = dataclasses.replace(plain, groups=played, candidates=1)
+    drawn = times.seconds(x, TeamLearner(x), alone, device, 0.4)["rollout"]
+    assert three[times.AFTER][:2] == pytest.approx([3 * value for value in drawn[:2]])
+    assert f"3 rounds of {plain.groups} groups" in times.report(x, TeamLearner(x), more, device, 0.4)[0]
+    once, thrice = (hours.parts(x, TeamLearner(x), workload, device, 0.4) for workload in (plain, more))
+    assert {name for name in thrice if once.get(name) != thrice[name]} == {"rollout", times.AFTER, "update"}
+    assert thrice[times.AFTER].what == "20 steps, at most"
+
+
 def test_what_a_kl_term_compares_with_takes_memory_and_a_pass_forward():
     x, workload = hand()
     refers = dataclasses.replace(x, loss=dataclasses.replace(x.loss, kl=0.01))

@@ -25,20 +25,21 @@ def parts(
     """Returns the parts of a run that the devices' arithmetic, or their memory, limits."""
     steps = experiment.steps
 
-    def seconds(stage: str, workload: Workload) -> float:
-        return times.seconds(experiment, policies, workload, device, utilisation)[stage][1]
+    def stages(workload: Workload) -> Mapping[str, tuple[float, float, str]]:
+        return times.seconds(experiment, policies, workload, device, utilisation)
 
     found = {
-        stage: Part(steps * seconds(stage, workload), counted(steps, "step"))
-        for stage in ("rollout", "update")
+        stage: Part(steps * least, counted(steps, "step") + (", at most" if stage == times.AFTER else ""))
+        for stage, (_, least, _) in stages(workload).items()
     }
+    once = dataclasses.replace(workload, rounds=1, continued=0)
     settings = experiment.evaluation
     validations = 1 + sum(settings.validates(step, steps) for step in range(1, steps + 1))
     workflow = experiment.task.workflow
     groups = len(experiment.team.drawn(workflow.turn_roles)) * workflow.turns
 
     def evaluation(episodes: int) -> float:
-        return seconds("rollout", dataclasses.replace(workload, groups=episodes * groups, candidates=1))
+        return stages(dataclasses.replace(once, groups=episodes * groups, candidates=1))["rollout"][1]
 
     found["evaluation"] = Part(
         validations * evaluation(settings.validation_instances) + 2 * evaluation(settings.instances),
@@ -48,13 +49,14 @@ def parts(
     warm = experiment.warm_start
     if warm is not None:
         shown = dataclasses.replace(
-            workload,
+            once,
             groups=round(warm.instances * workload.demonstrated),
             candidates=warm.candidates,
             new=max(round(workload.demonstration), 1),
         )
         found["warm start"] = Part(
-            warm.steps * seconds("update", shown), f"{counted(warm.steps, 'step')}, unless it is in the cache"
+            warm.steps * stages(shown)["update"][1],
+            f"{counted(warm.steps, 'step')}, unless it is in the cache",
         )
     return found
 

@@ -1,5 +1,6 @@
 """Estimates the least time of a step, from its arithmetic and the weights that it reads."""
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from atgrpo_jax.planning.footprint import bytes_on_hosts
 from atgrpo_jax.planning.workload import Workload
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.team_learner import TeamLearner
+
+AFTER = "playing on"  # of counterfactual credit. Candidates that lead to the same state share it: at most
 
 
 def work(
@@ -56,11 +59,22 @@ def _seen(workload: Workload, window: int | None) -> float:
 def seconds(
     experiment: Experiment, policies: TeamLearner, workload: Workload, device: Device, utilisation: float
 ) -> Mapping[str, tuple[float, float, str]]:
-    """Returns stage -> (FLOP, least seconds, what limits it).
+    """Returns stage -> (FLOP, least seconds, what limits it), of all rounds of a step.
 
     The groups are divided evenly among all who speak in a turn. Optimizer state that is offloaded
-    comes and goes in each update.
+    comes and goes in each update. What counterfactual credit plays on is a stage if there is any.
     """
+    stages = _stages(experiment, policies, workload, device, utilisation)
+    if not workload.continued:
+        return stages
+    alone = dataclasses.replace(workload, groups=workload.continued, candidates=1)
+    after = _stages(experiment, policies, alone, device, utilisation)["rollout"]
+    return {"rollout": stages["rollout"], AFTER: after, "update": stages["update"]}
+
+
+def _stages(
+    experiment: Experiment, policies: TeamLearner, workload: Workload, device: Device, utilisation: float
+) -> dict[str, tuple[float, float, str]]:
     workflow = experiment.task.workflow
     speakers = experiment.team.drawn(workflow.turn_roles)
     totals = {"rollout": [0.0, 0.0, 0.0], "update": [0.0, 0.0, 0.0]}
@@ -69,12 +83,12 @@ def seconds(
     turns = workflow.turns
     samples = workload.groups / len(speakers) / turns * workload.candidates
     together = experiment.engine.at_once or samples
-    steps = turns * math.ceil(samples / together) * workload.new
+    steps = workload.rounds * turns * math.ceil(samples / together) * workload.new
     for role in speakers:
         policy = experiment.team.policy(role)
         model = experiment.architecture(experiment.initial_name(policy))
         vocab = model.vocab_size or experiment.tokenizer.vocab_size
-        own = workload.groups / len(speakers)
+        own = workload.rounds * workload.groups / len(speakers)
         done = work(model, experiment.compute, vocab, workload, own, experiment.refers)
         rate = device.flops * utilisation * experiment.mesh.side
         numbers = model.layers * family_of(model).block_kernels(model) + vocab * model.width
@@ -102,12 +116,14 @@ def report(
 ) -> Sequence[str]:
     """Returns the lines about a step."""
     longest = workload.longest_group
+    rounds = f"{workload.rounds} rounds of " if workload.rounds > 1 else ""
     lines = [
-        f"a step at most: {workload.groups} groups of {workload.prompt:.0f} + {workload.candidates} x "
-        f"{workload.new} tokens, the longest {longest} in rows of {experiment.batch.row(longest)}"
+        f"a step at most: {rounds}{workload.groups} groups of {workload.prompt:.0f} + "
+        f"{workload.candidates} x {workload.new} tokens, "
+        f"the longest {longest} in rows of {experiment.batch.row(longest)}"
     ]
     stages = seconds(experiment, policies, workload, device, utilisation)
     for stage, (flop, least, limit) in stages.items():
         at = f"at {utilisation:.0%} of the peak rate; the limit is {limit}"
-        lines.append(f"  {stage:8} {flop / 1e12:12.3f} TFLOP  {least:10.3f} s {at}")
+        lines.append(f"  {stage:10} {flop / 1e12:12.3f} TFLOP  {least:10.3f} s {at}")
     return lines

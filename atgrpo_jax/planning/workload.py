@@ -21,7 +21,7 @@ class Workload:
     are as long as the limit allows.
     """
 
-    groups: int  # of all roles in one step
+    groups: int  # of all roles in one round
     prompt: float  # tokens, mean
     longest_prompt: int  # tokens
     new: int  # tokens of one candidate; the mean over speakers, rounded up
@@ -30,6 +30,8 @@ class Workload:
     longest_group: int  # tokens
     demonstrated: float = 0.0  # groups of an episode that a warm start clones, mean
     demonstration: float = 0.0  # tokens, mean
+    rounds: int = 1  # of a step, at most
+    continued: int = 0  # prompts of a round that counterfactual credit asks once each, at most
 
 
 MEASURED = 16  # training instances whose prompts are measured
@@ -75,8 +77,11 @@ def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int 
     answers = [k * tokens for k, tokens in zip(candidates, new, strict=True)]
     mean = math.ceil(sum(candidates) / len(speakers))
     episodes = 1 if tree else experiment.rollout.candidates
+    spoken = len(speakers) * workflow.turns
+    # What follows a candidate is played: after the last speaker of an episode nothing.
+    rest = mean * spoken * (spoken - 1) / 2
     return Workload(
-        groups=experiment.rollout.instances * len(speakers) * workflow.turns * episodes,
+        groups=experiment.rollout.instances * spoken * episodes,
         prompt=float(np.mean(lengths)),
         longest_prompt=longest,
         new=math.ceil(sum(answers) / (mean * len(speakers))),
@@ -85,4 +90,6 @@ def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int 
         longest_group=longest + max(answers),
         demonstrated=len(cloned) / instances,
         demonstration=float(np.mean(shown)),
+        rounds=experiment.rollout.rounds,
+        continued=math.ceil(experiment.credit.counterfactual * experiment.rollout.instances * rest),
     )
