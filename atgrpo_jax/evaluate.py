@@ -1,12 +1,13 @@
 """Scores a team on held-out instances: that of a run, or model folders.
 
-python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--mesh=...] [--gin_param=...]
+python -m atgrpo_jax.evaluate --run_dir=RUN [--step=N] [--against=STEP] [--swap=ROLE,ROLE] [--gin_param=...]
 python -m atgrpo_jax.evaluate --model=FOLDER --gin_file=plan.gin [--gin_param=...] [--against=FOLDER]
 python -m atgrpo_jax.evaluate --model=ROLE=FOLDER,ROLE=FOLDER --gin_file=plan.gin [--against=...]
 
 A folder alone plays all roles. Folders by role or policy are a team; they share a tokenizer. A folder
 may hold a PEFT adapter, as ``export`` writes them; ``--base`` names its base if that is not where it was.
-``--against`` plays a second team on the same instances and prints the paired difference.
+``--against`` plays a second team on the same instances and prints the paired difference. ``--swap`` has
+two roles of the first team speak with each other's policies; the second one's stay.
 What a run's partners answered is used again where they are asked the same. What they are asked now is
 recorded in the run folder, too.
 
@@ -32,9 +33,10 @@ from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.compiled import keep_compiled
 from atgrpo_jax.run.episodes import written
-from atgrpo_jax.run.experiment import Experiment, experiment_difference
+from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.folder_teams import bases, cast, played, team_weights
+from atgrpo_jax.run.rescoring import check_rescored, check_swap, swapped
 from atgrpo_jax.run.saved import SavedRun, moved
 from atgrpo_jax.run.scoring import scored
 from atgrpo_jax.run.team_learner import TeamLearner
@@ -85,6 +87,13 @@ _TEMPERATURE = flags.DEFINE_float(
     "Temperature of sampling, 0 for greedy; the config's if it is not given. E.g. --temperature=0",
     0.0,
 )
+_SWAP = flags.DEFINE_list(
+    "swap",
+    None,
+    "Two roles of a run that speak with each other's policies: how much is a policy its role's own? "
+    "E.g. --swap=scout,mover",
+)
+_SIZES = _INSTANCES, _EPISODES, _TEMPERATURE  # flags in whose place the config has a value
 
 # A team to score: its name, its step (0 for a folder) and the weights of every policy.
 Contender = tuple[str, int, Mapping[str, PolicyWeights]]
@@ -106,6 +115,8 @@ def main(argv: list[str]) -> None:
     else:
         if _STEP.value is not None:
             raise ConfigError("--step is for --run_dir: a model folder has no steps")
+        if _SWAP.value is not None:
+            raise ConfigError("--swap is for --run_dir; give folders as --model=ROLE=FOLDER,ROLE=FOLDER")
         evaluate_folders(_MODEL.value, files)
 
 
@@ -113,38 +124,41 @@ def evaluate_run(saved: SavedRun) -> None:
     """Scores a run, and appends each score to its evaluations.jsonl."""
     experiment = _played(saved.experiment)
     step = saved.step_of(_STEP.value)
+    teams = [(step, _SWAP.value)]
+    if _SWAP.value is not None:
+        check_swap(experiment, _SWAP.value)
+    if _AGAINST.value is not None:
+        teams.append((saved.step_of(_AGAINST.value), None))
 
     def contenders() -> Iterator[Contender]:
-        for number in [step] if _AGAINST.value is None else [step, saved.step_of(_AGAINST.value)]:
-            yield f"step {number}", number, saved.weights(number)
+        for number, swap in teams:
+            weights = saved.weights(number)
+            if swap is None:
+                yield f"step {number}", number, weights
+            else:
+                title = f"step {number}, {' and '.join(swap)} swapped"
+                yield title, number, swapped(experiment, swap, weights)
 
-    answers = saved.folder.partners
-    for (_, number, _), score, settings in scores(experiment, saved.learner, contenders(), answers):
+    found = scores(experiment, saved.learner, contenders(), saved.folder.partners)
+    for (number, swap), (score, settings) in zip(teams, found, strict=True):
         content = written(number, score.episodes, (), experiment.tokenizer, experiment.alphas)
         name = saved.folder.write_evaluation(_SPLIT.value, content)
         record = {"step": number, "gin_param": _GIN_PARAM.value} | settings | score.record()
+        record |= {"swap": swap} if swap else {}
+        record["flags"] = {flag.name: flag.value for flag in _SIZES if flag.present}
         record["episodes"] = f"evaluations/{name}"
         append_json_line(saved.folder.evaluations, record)
     say(f"{typed('atgrpo_jax.report')} --run_dir={saved.folder.path} shows the episodes")
 
 
 def _played(trained: Experiment) -> Experiment:
-    """Returns the experiment to score a run with: that of training, changed by --gin_param.
-
-    Task, evaluation and sandbox may change, and what may change when a run goes on. Raises
-    ConfigError for any other change, and if the task has other roles.
-    """
+    """Returns the experiment to score a run with: that of training, changed by --gin_param."""
     if not _GIN_PARAM.value:
         return trained
     experiment = gin_config.load(str(RunFolder(_RUN_DIR.value).config), _GIN_PARAM.value)
     if _MESH.value:
         experiment = moved(experiment, parse_mesh(_MESH.value))
-    free = {name: getattr(trained, name) for name in ("task", "evaluation", "sandbox")}
-    settled = experiment_difference(dataclasses.replace(experiment, **free), trained)
-    roles = experiment.task.workflow.roles
-    if settled or set(roles) != set(trained.task.workflow.roles):
-        settled = settled or f"its roles to {', '.join(roles)}"
-        raise ConfigError(f"--gin_param may change the task and the evaluation of a run, not {settled}")
+    check_rescored(trained, experiment)
     return experiment
 
 
@@ -181,7 +195,7 @@ def scores(
     policies: TeamLearner,
     contenders: Iterator[Contender],
     answers: Place | None = None,
-) -> Iterator[tuple[Contender, Score, dict[str, object]]]:
+) -> Iterator[tuple[Score, dict[str, object]]]:
     """Scores each contender in turn; prints its score, and how it differs from the first one.
 
     Args:
@@ -199,8 +213,7 @@ def scores(
         contextlib.closing(policies.engine()) as engine,
         experiment.running() as runner,
     ):
-        for contender in contenders:
-            name, step, weights = contender
+        for name, step, weights in contenders:
             gate.push(engine, weights, step)
             title = f"{_SPLIT.value} after {name}"
             score = scored(
@@ -227,7 +240,7 @@ def scores(
                 first = score
             else:
                 print(f"difference to {name}: {difference(first, score)}", flush=True)
-            yield contender, score, settings
+            yield score, settings
 
 
 def _said_first(score: Score, tokenizer: Tokenizer) -> Iterator[str]:

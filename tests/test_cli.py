@@ -90,7 +90,7 @@ COMMANDS = {
     "train": {"gin_file", "gin_param", "run_dir", "hosts", "host", "coordinator", "heartbeat", "patience",
               "other_hosts", "changed_code", "gather", "lockstep", "from", "from_step", "change", "compiled"},
     "evaluate": {"gin_file", "gin_param", "run_dir", "step", "model", "base", "against", "split",
-                 "instances", "episodes", "temperature", "mesh", "compiled"},
+                 "instances", "episodes", "temperature", "swap", "mesh", "compiled"},
     "export": {"run_dir", "out", "step", "merge", "dtype", "mesh"},
     "plan": {"gin_file", "gin_param", "mesh", "device", "device_gb", "preset", "compile", "utilisation",
              "hosts", "answer", "sigma"},

@@ -25,10 +25,12 @@ from atgrpo_jax.rollout.evaluation import evaluate
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.episodes import written
 from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.folder_teams import bases, cast, played, team_weights
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tokens.tokens import FolderTokenizer
+from atgrpo_jax.viewing.contents import evaluations
 
 TASK = '''
 """Every text is paid for its different letters, so that any two answers are likely to be told apart."""
@@ -315,6 +317,24 @@ def test_a_run_is_scored_against_an_earlier_step_of_its_own(place):
     ]  # fmt: skip
     records = [json.loads(line) for line in (place / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records][-2:] == [2, 0]
+
+
+@pytest.mark.slow
+def test_the_roles_of_a_run_speak_with_each_others_adapters(place):
+    out, _ = command(place, "evaluate", "--run_dir=run", "--swap=scout,mover", "--against=2")
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        "test after step 2, scout and mover swapped", "test after step 2", "difference to step 2",
+    ]  # fmt: skip
+    lines = (place / "run" / "evaluations.jsonl").read_text().splitlines()
+    exchanged, own = map(json.loads, lines[-2:])
+    assert exchanged["swap"] == ["scout", "mover"] and "swap" not in own and own["flags"] == {}
+
+    def said(record):
+        played = RunFolder(place / "run").read_evaluation(record["episodes"].partition("/")[2])
+        return [group["candidates"][0]["tokens"] for episode in played for group in episode["groups"]]
+
+    assert said(exchanged) != said(own)
+    assert evaluations(RunFolder(place / "run"))[-2].how == " at temperature 1, scout and mover swapped"
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from fakes import CharTokenizer, Sum
 from shared_rollout import player
 
 from atgrpo_jax.common.errors import ConfigError, RunError, Stopped
+from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.run import episodes, gin_config
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_writing import text_of
@@ -104,17 +105,39 @@ class Script:
         return Process()
 
     def write(self, run):
+        if run.test is not None:
+            return scored_again(run, self.solved[run.name], self.episode)
         x = gin_config.load(self.study.files(run.arm), self.study.bindings(run.arm, run.seed))
         left(run.folder, x, self.solved[run.name], self.episode)
+
+
+def played(episode, solved):
+    """One episode for each digit: whether it was solved."""
+    return [
+        dataclasses.replace(episode, instance=i, problem=str(i), solved=digit == "1")
+        for i, digit in enumerate(solved)
+    ]
+
+
+def scored_again(run, solved, episode, **others):
+    """Writes what ``evaluate`` leaves in the folder of a run."""
+    step = 2 if run.test.step is None else run.test.step
+    content = episodes.written(step, played(episode, solved), (), CharTokenizer(), {"a": 1.0, "b": 1.0})
+    name = run.folder.write_evaluation("test", content)
+    record = {"step": step, "gin_param": list(run.test.gin_params) or None, "split": "test", "flags": {}}
+    record |= {"swap": list(run.test.swap)} if run.test.swap else {}
+    success = np.mean([digit == "1" for digit in solved])
+    record |= {"success": success, "episodes": f"evaluations/{name}"} | others
+    append_json_line(run.folder.evaluations, record)
 
 
 def left(folder, x, solved, episode, tokens=100):
     """Writes what a run leaves that has drawn ``tokens`` in each of two steps."""
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.config.write_text(text_of(x))
-    solved = [digit == "1" for digit in solved]
+    success = float(np.mean([digit == "1" for digit in solved]))
     score = {f"{s}/{k}": v for s in ("test", "validation") for k, v in
-             {"success": float(np.mean(solved)), "low": 0.1, "high": 0.9}.items()}  # fmt: skip
+             {"success": success, "low": 0.1, "high": 0.9}.items()}  # fmt: skip
     none = {"test/success": 0.0, "validation/success": 0.0}
     drawn = {
         "rollout/tokens": tokens,
@@ -124,11 +147,8 @@ def left(folder, x, solved, episode, tokens=100):
     }
     records = [{"step": 0} | none, {"step": 1} | drawn, {"step": 2} | drawn | score]
     folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
-    for step, found in ((0, [False] * 4), (2, solved)):
-        played = [
-            dataclasses.replace(episode, instance=i, problem=str(i), solved=s) for i, s in enumerate(found)
-        ]
-        content = episodes.written(step, played, (), CharTokenizer(), {"a": 1.0, "b": 1.0})
+    for step, found in ((0, "0000"), (2, solved)):
+        content = episodes.written(step, played(episode, found), (), CharTokenizer(), {"a": 1.0, "b": 1.0})
         for split in "test", "validation":
             folder.write_episodes(step, content, split)
     folder.summary.write_text("{}")
@@ -310,6 +330,90 @@ def test_runs_that_are_there_can_be_arms(asked, episode, undrawn, tmp_path):
         (tmp_path / "other" / "study.json").unlink()
 
 
+TESTS = """
+[arms.early]
+again = "fast"
+step = 0
+
+[arms.few]
+again = "fast"
+gin_params = ["evaluation.EvaluationConfig.instances = 4"]
+"""
+AGAIN = f"""{TESTS}
+[[predictions]]
+better = ["few", "early"]
+by = 0.1
+because = "it is the same team"
+"""
+SOLVED_AGAIN = SOLVED | {"early_0": "0000", "early_1": "0000", "few_0": "1100", "few_1": "1100"}
+
+
+def test_trained_teams_are_tested_again_in_another_way(asked, episode, undrawn, tmp_path, capsys):
+    """Tests begin when all runs have ended. Another score of the run in its folder is none of a test's."""
+    plain, study, folder = asked(), asked(STUDY + AGAIN), StudyFolder(tmp_path / "study")
+    script = Script(study, episode, solved=SOLVED_AGAIN)
+    before = StudyFolder(tmp_path / "before")
+    conduct(before, plain, Script(plain, episode), look_s=0)
+    assert "again" not in before.record.read_text()  # an older study keeps its digest
+
+    def start(run, place):
+        if run.test is not None:
+            others = {"step": 1}, {"split": "train"}, {"gin_param": ["a.b = 1"]}, {"swap": ["a", "b"]}
+            for other in (*others, {"flags": {"temperature": 0.0}}):
+                scored_again(run, "1111", episode, **other)
+        return script(run, place)
+
+    page = conduct(folder, study, start, look_s=0)
+    names = [name for name, _ in script.started]
+    assert names == ["fast_0", "fast_1", "slow_0", "slow_1", "early_0", "early_1", "few_0", "few_1"]
+    table = {row["arm"]: row for row in rows(folder.table)}
+    assert (table["early"]["each"], table["early"]["steps"]) == ("0.000000 0.000000", "0 0")
+    assert (table["few"]["each"], table["few"]["steps"]) == ("0.500000 0.500000", "2 2")
+    assert (table["early"]["tokens"], table["few"]["tokens"]) == ("0", "200")
+    assert rows(folder.verdicts)[-1]["mean"] == "0.500000" and "few is better than early" in page
+    assert "4 tests: 0 there, 4 to make" in (said := capsys.readouterr().err) and "4 of 4 tests made" in said
+    script = Script(study, episode)
+    assert conduct(folder, study, script, look_s=0) == page and script.started == []
+
+
+def test_a_test_needs_its_run(asked, episode, undrawn, tmp_path):
+    study, folder = asked(STUDY + AGAIN), StudyFolder(tmp_path / "study")
+    script = Script(study, episode, fails=["fast_1"], solved=SOLVED_AGAIN)
+    with pytest.raises(RunError, match="^1 run failed: fast_1: "):
+        conduct(folder, study, script, look_s=0)
+    assert [name for name, _ in script.started][4:] == ["early_0", "few_0"]
+    assert rows(folder.verdicts)[-1]["measured"] == "runs of few and early are missing"
+
+
+def test_tests_of_one_run_follow_each_other(asked, episode, undrawn, tmp_path):
+    """They number their files in one folder."""
+    one = STUDY.replace("[0, 1]", "[0]").partition("[[predictions]]")[0] + TESTS
+    study, folder = asked(one), StudyFolder(tmp_path / "study")
+    script = Script(study, episode, solved=SOLVED_AGAIN)
+    conduct(folder, study, script, at_once=2, look_s=0)
+    assert [place for name, place in script.started[2:]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ('again = "fast"', "arms.more.: Arm.again = 'fast': say what is other in this test"),
+        ('again = "fats"\nstep = 0', "arms.more: again = 'fats' is no arm that is trained here: fast, slow"),
+        ("step = 0", "swap and step are of an arm that has it"),
+        ('again = "fast"\nstep = 0\ngin_files = ["a.gin"]', "a run has the gin files that it was trained"),
+        ('again = "fast"\nswap = ["scout"]', "names two roles"),
+        ('again = "fast"\nswap = ["scout", "mover"]', "arm more: swap: scout and mover share the policy"),
+        ('again = "fast"\nswap = ["scout", "judge"]', "arm more: swap: name two roles of scout, mover"),
+        ('again = "fast"\ngin_params = ["team.Team.alpha = 3.0"]', "arm more: .*may change the task and the"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_test_is_said(more, line, asked, tmp_path):
+    with pytest.raises(ConfigError, match=line):
+        text = f"{STUDY}\n[arms.more]\n{more}\n"
+        conduct(StudyFolder(tmp_path / "study"), asked(text), lambda run, place: 1 / 0)
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
@@ -464,7 +568,7 @@ def test_a_study_by_command_that_is_killed_goes_on(tmp_path):
     (name,) = re.findall(r"`(\w+)\.toml`:", PAGE)
     short = EXAMPLE.replace('["smoke.gin"]', '["smoke.gin", "short.gin"]').replace("4_000", "60")
     short = short.partition("[[predictions]]")[0].replace("[0, 1]", "[0]")
-    short += '[[predictions]]\narm = "others"\nat_least = 0.9\n'
+    short += '[arms.before]\nagain = "own"\nstep = 0\n[[predictions]]\narm = "others"\nat_least = 0.9\n'
     (tmp_path / f"{name}.toml").write_text(short)
     (tmp_path / "short.gin").write_text(GIN)
     (line,) = re.findall(r"^    python -m (.*)$", PAGE, re.MULTILINE)
@@ -482,7 +586,12 @@ def test_a_study_by_command_that_is_killed_goes_on(tmp_path):
     done = subprocess.run(command, **settings, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 runs made" in done.stderr and str(folder.page) in done.stdout
-    assert [(row["arm"], row["seeds"]) for row in rows(folder.table)] == [("own", "0"), ("others", "0")]
+    assert "1 of 1 test made" in done.stderr
+    assert [(row["arm"], row["steps"] == "0") for row in rows(folder.table)] == [
+        ("own", False), ("others", False), ("before", True),
+    ]  # fmt: skip
+    (first,) = [RunFolder(folder.path / f"{arm}_0").read_metrics()[0] for arm in ("own",)]
+    assert float(rows(folder.table)[-1]["mean"]) == pytest.approx(first["test/success"])
     assert [row["verdict"] for row in rows(folder.verdicts)] == ["failed"]
     assert log.read_text().count("$ ") == 2  # the second would fail if the first one had outlived the kill
     *before, last = [r["rollout/tokens"] for r in RunFolder(folder.path / "own_0").read_metrics()[1:]]

@@ -19,17 +19,36 @@ TOKENS = "experiment.Experiment.tokens"
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Names the runs of one kind: how they are made, or the folders in which they are."""
+    """Names the runs of one kind: how they are made, or the folders in which they are.
+
+    Or it is a test: the trained teams of another arm are scored again, in another way.
+    """
 
     gin_files: tuple[str, ...] = ()  # after those of the study
-    gin_params: tuple[str, ...] = ()  # after those of the study
+    gin_params: tuple[str, ...] = ()  # after those of the study; in a test, after what was trained
     runs: tuple[str, ...] = ()  # folders of runs that are there; then nothing is made
+    again: str = ""  # the arm whose teams are scored again
+    swap: tuple[str, ...] = ()  # in a test: two roles that speak with each other's policies
+    step: int | None = None  # in a test: of the teams; their last one if not given
     about: str = ""  # a line for people
 
     def __post_init__(self):
         check_types(self)
-        made = bool(self.gin_files or self.gin_params)
+        made = bool(self.gin_files or self.gin_params or self.again)
         require(self, "runs", not (self.runs and made), "an arm has either gin files and params, or runs")
+        test = bool(self.swap) or self.step is not None
+        require(self, "again", bool(self.again) or not test, "swap and step are of an arm that has it")
+        rule = "a run has the gin files that it was trained with; give gin_params"
+        require(self, "gin_files", not (self.again and self.gin_files), rule)
+        rule = "say what is other in this test: gin_params, swap or step"
+        require(self, "again", not self.again or test or bool(self.gin_params), rule)
+        require(self, "swap", len(self.swap) in (0, 2), "names two roles")
+        require(self, "step", self.step is None or self.step >= 0, "must not be negative")
+
+    @property
+    def trained(self) -> bool:
+        """Returns whether the study trains its runs."""
+        return not (self.runs or self.again)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +114,11 @@ class Study:
         require(self, "steps", not (self.tokens and self.steps), "one of tokens and steps ends the runs")
         require(self, "seeds", all(seed >= 0 for seed in self.seeds), "must not be negative")
         require(self, "seeds", len(set(self.seeds)) == len(self.seeds), "names one twice")
-        made = any(not arm.runs for arm in self.arms.values())
+        made = any(arm.trained for arm in self.arms.values())
         require(self, "seeds", bool(self.seeds) or not made, "there is none, e.g. seeds = [0, 1, 2]")
+        for name, arm in self.arms.items():
+            if arm.again:
+                self._check_test(name, arm)
         for params in (self.gin_params, *(arm.gin_params for arm in self.arms.values())):
             for param in params:
                 self._check_param(param)
@@ -117,6 +139,13 @@ class Study:
         ends = {STEPS: "steps", TOKENS: "tokens"}
         if name in ends and (self.tokens or self.steps):
             raise ValueError(f"gin_params: {name} is set by the study; say its own {ends[name]} = ...")
+
+    def _check_test(self, name: str, arm: Arm) -> None:
+        trained = [other for other, found in self.arms.items() if found.trained]
+        if arm.again not in trained:
+            known = ", ".join(trained)
+            raise ValueError(f"arms.{name}: again = {arm.again!r} is no arm that is trained here: {known}")
+        require(self, "measure", self.measure == "test", f"arm {name} is a test, so it must be test")
 
     def bindings(self, name: str, seed: int) -> list[str]:
         """Returns the gin parameters of a run of an arm."""

@@ -28,7 +28,10 @@ def conduct(
     runs = folder.runs(study)
     there = {run: measure(run, study) for run in runs if run.seed is None}  # before hours are spent
     try:
-        failed = make(runs, start, at_once, look_s)
+        failed = make([run for run in runs if run.test is None], start, at_once, look_s)
+        untrained = {run.folder.path for run in failed}
+        tests = [run for run in runs if run.test is not None and run.folder.path not in untrained]
+        failed += make(tests, start, at_once, look_s) if tests else []
     except Stopped as stopped:
         stopped.note = "stopped; each run has saved its last step, and the same command goes on"
         raise
@@ -39,7 +42,7 @@ def conduct(
     for name, measured_runs in arms.items():
         measured_runs.sort(key=lambda one: one.seed)
         _refuse_copies(name, measured_runs)
-    missing = {run.arm for run in failed}
+    missing = {run.arm for run in runs if run in failed or run.folder.path in untrained}
     verdicts = [judge(prediction, arms, missing) for prediction in study.predictions]
     page = write(folder, study, digest, arms, verdicts)
     if failed:

@@ -20,7 +20,7 @@ from atgrpo_jax.common.progress import counted, duration, say
 from atgrpo_jax.common.stopping import Stopping
 from atgrpo_jax.run.ending import drawn_tokens
 from atgrpo_jax.studying.asked import Study
-from atgrpo_jax.studying.recorded import Run, StudyFolder
+from atgrpo_jax.studying.recorded import Run, StudyFolder, tested
 from atgrpo_jax.viewing.folders import is_running, outline
 
 LOOK_S = 0.5  # seconds between two looks at the processes
@@ -82,8 +82,13 @@ def shares(at_once: int) -> list[set[int]]:
 
 
 def command(study: Study, run: Run) -> list[str]:
-    """Returns what makes a run, or goes on with it."""
+    """Returns what makes a run, or goes on with it; or what tests it in another way."""
     assert run.seed is not None
+    if run.test is not None:
+        params = [f"--gin_param={text}" for text in run.test.gin_params]
+        params += [] if run.test.step is None else [f"--step={run.test.step}"]
+        params += [f"--swap={','.join(run.test.swap)}"] if run.test.swap else []
+        return [sys.executable, "-m", "atgrpo_jax.evaluate", f"--run_dir={run.folder.path}", *params]
     files = [f"--gin_file={name}" for name in study.files(run.arm)]
     params = [f"--gin_param={text}" for text in study.bindings(run.arm, run.seed)]
     return [sys.executable, "-m", "atgrpo_jax.train", *files, *params, f"--run_dir={run.folder.path}"]
@@ -101,9 +106,10 @@ def starter(study: Study, folder: StudyFolder, at_once: int) -> Callable[[Run, i
 
 
 def is_made(run: Run) -> bool:
-    """Returns whether a run has made its last step and written its summary."""
+    """Returns whether a run has made its last step and written its summary, and was tested if it is to be."""
     found = run.folder
-    return found.exists() and is_file(found.summary) and outline(found).ended
+    ended = found.exists() and is_file(found.summary) and outline(found).ended
+    return ended and (run.test is None or tested(run) is not None)
 
 
 def make(
@@ -114,15 +120,16 @@ def make(
     If this is stopped, all processes are asked to stop, and have ended when it raises.
     """
     missing = deque(run for run in runs if run.seed is not None and not is_made(run))
-    told = Told(len(runs), len(runs) - len(missing))
-    say(f"{counted(len(runs), 'run')}: {told.done} there, {len(missing)} to make, {at_once} at a time")
+    what = "test" if any(run.test for run in runs) else "run"
+    told = Told(counted(len(runs), what), len(runs) - len(missing))
+    say(f"{counted(len(runs), what)}: {told.done} there, {len(missing)} to make, {at_once} at a time")
     going: dict[int, tuple[Run, Process]] = {}
     failed = []
     try:
         with Stopping():  # of its own: what follows may take longer than a stop has time
             while missing or going:
                 for place in set(range(at_once)) - set(going):
-                    run = _free(missing)
+                    run = _free(missing, [other for other, _ in going.values()])
                     if run is not None:
                         told.begins(run)
                         going[place] = run, start(run, place)
@@ -146,10 +153,14 @@ def make(
     return failed
 
 
-def _free(missing: deque[Run]) -> Run | None:
-    """Takes the first run in which nobody trains. A killed study's processes need a moment to end."""
+def _free(missing: deque[Run], going: Sequence[Run]) -> Run | None:
+    """Takes the first run in which nobody trains. A killed study's processes need a moment to end.
+
+    Of the tests of one run, one goes on at a time.
+    """
+    busy = {run.folder.path for run in going}
     for run in missing:
-        if not is_running(run.folder):
+        if run.folder.path not in busy and not is_running(run.folder):
             missing.remove(run)
             return run
     return None
@@ -159,11 +170,11 @@ class Told:
     """Says on the terminal how far a study is.
 
     Args:
-      total: all runs.
-      done: those that are made.
+      total: all runs, or all tests, in words.
+      done: how many are made.
     """
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, total: str, done: int):
         self._total = total
         self.done = done
         self._said_s = time.monotonic()
@@ -176,8 +187,8 @@ class Told:
     def ended(self, run: Run, made: bool) -> None:
         took = duration(time.monotonic() - self._began_s[run])
         self.done += made
-        end = f"{how_far(run)}; ended" if made else "failed; the other runs go on. It ended"
-        say(f"{run.name}: {end} after {took}, {self.done} of {counted(self._total, 'run')} made")
+        end = f"{how_far(run)}; ended" if made else "failed; the others go on. It ended"
+        say(f"{run.name}: {end} after {took}, {self.done} of {self._total} made")
 
     def now_and_then(self, going: Iterable[Run], missing: Iterable[Run]) -> None:
         if time.monotonic() - self._said_s < TELL_S:
@@ -194,6 +205,9 @@ def how_far(run: Run) -> str:
     """Returns in words what a run has done so far."""
     if not run.folder.exists():
         return "begins"
+    if run.test is not None:
+        record = tested(run)
+        return "is tested again" if record is None else f"test {record['success']:.1%}"
     found = outline(run.folder)
     if found.done < 0:
         return "before its first step"

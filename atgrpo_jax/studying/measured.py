@@ -4,14 +4,15 @@ Axis letters: X evaluations on the way, S seeds, I instances.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.run.ending import Ending, drawn_tokens
 from atgrpo_jax.studying.asked import Study
-from atgrpo_jax.studying.recorded import Run
+from atgrpo_jax.studying.recorded import Run, tested
 from atgrpo_jax.viewing.contents import kept
 from atgrpo_jax.viewing.folders import Outline, outline
 
@@ -23,6 +24,7 @@ class Measured:
     """Holds what one run has come to."""
 
     run: Outline
+    steps: int  # after which the team is measured
     values: Mapping[Instance, float]  # by the study's measure, from 0 to 1
     drawn: float  # tokens, in training
     useful: float  # groups with a signal, in training
@@ -53,15 +55,33 @@ def measure(run: Run, study: Study) -> Measured:
             f"arm {run.arm}: {run.folder.path} ended after {found.done} steps and {drawn:,.0f} tokens, and "
             f"the study is of {ends}; name runs that end there, or leave that out of the study"
         )
+    if run.test is not None:
+        return _measured_again(run, found)
     episodes = list(found.folder.read_episodes(found.done, "test"))
+    values = _solved(episodes) if study.measure == "test" else _on_the_way(found, study)
+    return Measured(found, found.done, values, drawn, _useful(found.records), _test_tokens(episodes))
+
+
+def _measured_again(run: Run, found: Outline) -> Measured:
+    record = tested(run)
+    assert record is not None
+    episodes = list(run.folder.read_evaluation(record["episodes"].rpartition("/")[2]))
+    records = found.records[: record["step"] + 1]
+    drawn = float(sum(map(drawn_tokens, records)))
+    return Measured(found, record["step"], _solved(episodes), drawn, _useful(records), _test_tokens(episodes))
+
+
+def _useful(records: Sequence[Mapping[str, Any]]) -> float:
+    return sum(r["groups/total"] * r["groups/signal"] for r in records if "groups/total" in r)
+
+
+def _test_tokens(episodes: Sequence[Mapping[str, Any]]) -> float:
     told = [[len(c["tokens"]) for group in e["groups"] for c in group["candidates"]] for e in episodes]
-    values = _solved(found, "test", found.done) if study.measure == "test" else _on_the_way(found, study)
-    useful = sum(r["groups/total"] * r["groups/signal"] for r in found.records if "groups/total" in r)
-    return Measured(found, values, drawn, useful, float(np.mean([sum(counts) for counts in told])))
+    return float(np.mean([sum(counts) for counts in told]))
 
 
-def _solved(run: Outline, split: str, step: int) -> dict[Instance, float]:
-    return {key: float(solved) for key, solved in run.solved(split, step)[1].items()}
+def _solved(episodes: Iterable[Mapping[str, Any]]) -> dict[Instance, float]:
+    return {(e["instance"], e["problem"]): float(e["solved"]) for e in episodes}
 
 
 def _on_the_way(run: Outline, study: Study) -> dict[Instance, float]:
@@ -77,7 +97,7 @@ def _on_the_way(run: Outline, study: Study) -> dict[Instance, float]:
         )
     amounts = [1.0 if study.steps else drawn_tokens(record) for record in run.records]
     places_X = np.cumsum(amounts)[steps]
-    solved = [_solved(run, "validation", step) for step in steps]
+    solved = [_solved(run.folder.read_episodes(step, "validation")) for step in steps]
     common = sorted(set.intersection(*map(set, solved)))
     values_XI = np.array([[one[key] for key in common] for one in solved])
     means_I = np.trapezoid(values_XI, places_X, axis=0) / (places_X[-1] - places_X[0])

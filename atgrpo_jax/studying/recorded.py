@@ -7,27 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.common.errors import ConfigError, RunError
-from atgrpo_jax.common.files import is_file, make_folder, write_atomically
+from atgrpo_jax.common.files import is_file, make_folder, read_json_lines, write_atomically
 from atgrpo_jax.common.literals import shortened
 from atgrpo_jax.common.types import hash_bytes
 from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.studying.asked import Study
+from atgrpo_jax.run.rescoring import check_rescored, check_swap
+from atgrpo_jax.studying.asked import Arm, Study
+from atgrpo_jax.viewing.folders import outline
 
 _FOR_PEOPLE = ("title", "about", "because")  # words that may be put better at any time
+# Settings that came later, if they are not set: studies from before them have the same digest.
+_LATER: dict[str, Any] = {"again": "", "swap": (), "step": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Names one run of an arm. ``seed`` is None for a run that was there."""
+    """Names one run of an arm, or the ``test`` of a run in another way. ``seed`` is None if it was there."""
 
     arm: str
     seed: int | None
     folder: RunFolder
+    test: Arm | None = dataclasses.field(default=None, compare=False)
 
     @property
     def name(self) -> str:
-        return self.folder.path.name
+        return f"{self.arm}_{self.seed}" if self.test else self.folder.path.name
 
 
 class StudyFolder:
@@ -43,17 +49,38 @@ class StudyFolder:
         self.figure = path / "figure.png"
 
     def runs(self, study: Study) -> list[Run]:
-        """Returns all runs of a study. Those of one arm are together: they share no warm start."""
+        """Returns all runs and tests. Those of one arm are together: they share no warm start."""
         found = []
         for name, arm in study.arms.items():
             if arm.runs:
                 found += [Run(name, None, RunFolder(path)) for path in arm.runs]
-            else:
-                found += [Run(name, seed, RunFolder(self.path / f"{name}_{seed}")) for seed in study.seeds]
+                continue
+            own, test = (arm.again, arm) if arm.again else (name, None)
+            folders = {seed: RunFolder(self.path / f"{own}_{seed}") for seed in study.seeds}
+            found += [Run(name, seed, folder, test) for seed, folder in folders.items()]
         return found
 
     def log(self, run: Run) -> Path:
         return self.logs / f"{run.name}.log"
+
+
+def tested(run: Run) -> dict[str, Any] | None:
+    """Returns what the last such test of a run has come to; None if there is none."""
+    test = run.test
+    assert test is not None
+    step = outline(run.folder).done if test.step is None else test.step
+    asked = {
+        "step": step,
+        "split": "test",
+        "gin_param": [*test.gin_params],
+        "swap": [*test.swap],
+        "flags": {},
+    }
+    for record in reversed(read_json_lines(run.folder.evaluations)):
+        told = record | {name: record.get(name) or [] for name in ("gin_param", "swap")}
+        if all(told.get(name) == value for name, value in asked.items()):
+            return record
+    return None
 
 
 def settle(folder: StudyFolder, study: Study) -> str:
@@ -94,7 +121,7 @@ def configs(study: Study) -> dict[str, dict[str, Any]]:
         if arm.runs:
             continue
         try:
-            experiment = gin_config.load(study.files(name), study.bindings(name, study.seeds[0]))
+            experiment = _tested(study, arm) if arm.again else _trained(study, name)
         except ConfigError as error:
             raise ConfigError(f"arm {name}: {error}") from error
         if study.measure == "validation" and not experiment.evaluation.every:
@@ -110,6 +137,19 @@ def configs(study: Study) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _trained(study: Study, arm: str, *more: str) -> Experiment:
+    return gin_config.load(study.files(arm), [*study.bindings(arm, study.seeds[0]), *more])
+
+
+def _tested(study: Study, arm: Arm) -> Experiment:
+    """Returns what a test plays. Raises ConfigError if a trained team cannot be scored so."""
+    trained, given = _trained(study, arm.again), _trained(study, arm.again, *arm.gin_params)
+    check_rescored(trained, given)
+    if arm.swap:
+        check_swap(given, arm.swap)
+    return given
+
+
 def _any_begun(folder: StudyFolder) -> bool:
     """Returns whether there is a run, also of an arm or seed that the study no longer has."""
     return any(is_file(RunFolder(path).config) for path in folder.path.iterdir() if path.is_dir())
@@ -118,7 +158,10 @@ def _any_begun(folder: StudyFolder) -> bool:
 def _asked(study: Study) -> dict[str, Any]:
     def without_words(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: without_words(item) for key, item in value.items() if key not in _FOR_PEOPLE}
+            told = {key: item for key, item in value.items() if key not in _FOR_PEOPLE}
+            return {
+                k: without_words(item) for k, item in told.items() if k not in _LATER or item != _LATER[k]
+            }
         return [without_words(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return without_words(dataclasses.asdict(study))

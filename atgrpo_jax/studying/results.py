@@ -46,7 +46,7 @@ def write(
     groups = [
         Group(chr(ord("A") + place % 26), [one.run for one in runs], name=name)
         for place, (name, runs) in enumerate(arms.items())
-        if runs
+        if runs and not study.arms[name].again
     ]
     if groups:
         write_atomically(folder.figure, figure(groups, curve_of(groups)))
@@ -61,7 +61,7 @@ def _row(name: str, runs: Sequence[Measured]) -> tuple[str, ...]:
         *(f"{value:.6f}" for value in (found.mean, found.low, found.high)),
         " ".join(f"{run.score:.6f}" for run in runs),
         str(len(common(runs))),
-        " ".join(str(run.run.done) for run in runs),
+        " ".join(str(run.steps) for run in runs),
         f"{np.mean([run.drawn for run in runs]):.0f}",
         "" if _useful(runs) is None else f"{_useful(runs):.2f}",
         f"{np.mean([run.test_tokens for run in runs]):.2f}",
@@ -125,7 +125,7 @@ def _page(
 def _told(name: str, runs: Sequence[Measured]) -> tuple[str, ...]:
     if not runs:
         return (name, "none has ended", *[""] * 6)
-    steps = sorted({run.run.done for run in runs})
+    steps = sorted({run.steps for run in runs})
     return (
         name,
         ", ".join(str(run.seed) for run in runs),

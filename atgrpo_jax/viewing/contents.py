@@ -60,6 +60,7 @@ def evaluations(folder: RunFolder) -> list[Kept]:
 def _how(record: Mapping[str, Any]) -> str:
     changed = sorted({param.partition("=")[0].strip() for param in record.get("gin_param") or ()})
     how = f" at temperature {record['temperature']:g}" if "temperature" in record else ""
+    how += f", {' and '.join(record['swap'])} swapped" if "swap" in record else ""
     return how + (f", with another {', '.join(changed)}" if changed else "")
 
 
