@@ -32,7 +32,7 @@ _CURVE = flags.DEFINE_string(
     "curve", None, "The metric of the figure; a success if not given. E.g. --curve=groups/signal"
 )
 _STEP = flags.DEFINE_integer(
-    "step", None, "Compare by the evaluation after this step; the last test if not given. E.g. --step=100", 0
+    "step", None, "Compare by the evaluation after this step; the last test if not given. E.g. --step=70", 0
 )
 
 

@@ -51,7 +51,7 @@ _STEP = flags.DEFINE_string(
     "step",
     None,
     "Which checkpoint of the run: a number, or best, by validation; the newest if it is not given. "
-    "E.g. --step=100 or --step=best",
+    "E.g. --step=70 or --step=best",
 )
 _MODEL = flags.DEFINE_string(
     "model",

@@ -38,7 +38,7 @@ _COMPILED = compiled_flag()
 _STEP = flags.DEFINE_string(
     "step",
     None,
-    "Which checkpoint: a number, or best, by validation; the newest if it is not given. E.g. --step=100",
+    "Which checkpoint: a number, or best, by validation; the newest if it is not given. E.g. --step=70",
 )
 _SPLIT = flags.DEFINE_enum(
     "split", "test", SPLITS, "The split that instances are taken from. E.g. --split=validation"

@@ -1,6 +1,6 @@
 """Prints whether a run fits into memory and how long it takes, before it is started.
 
-python -m atgrpo_jax.plan --gin_file=plan.gin --mesh=fsdp=8 --device=v5e [--preset=qwen3-8b]
+python -m atgrpo_jax.plan --gin_file=plan.gin --device=v5e [--mesh=fsdp=4] [--preset=qwen3-8b]
 
 This needs neither weights nor files of problems nor accelerators: a published size stands in for a
 model that is not here, made-up problems for files. The first lines say what stands in for what.

@@ -17,7 +17,7 @@ addresses, is printed, and is written to RUN_DIR/replays/, where ``report`` find
 What a step taught (the logprob of each token after it, and its weight in the updates) is
 written to RUN_DIR/taught/, where ``report`` finds it:
 
-    python -m atgrpo_jax.replay --run_dir=runs/plan --taught=12,100
+    python -m atgrpo_jax.replay --run_dir=runs/plan --taught=12,70
 """
 
 import random
@@ -55,7 +55,7 @@ _EXECUTE = flags.DEFINE_integer(
     "execute", None, "Number of the candidate to go on from, instead of the best. E.g. --execute=3", 0
 )
 _SAY = flags.DEFINE_string("say", None, 'A text of yours to go on from. E.g. --say="[R, R, D]"')
-_TAUGHT = flags.DEFINE_list("taught", None, "Steps whose lessons are to be seen. E.g. --taught=12,100")
+_TAUGHT = flags.DEFINE_list("taught", None, "Steps whose lessons are to be seen. E.g. --taught=12,70")
 _MESH = mesh_flag()
 _COMPILED = compiled_flag()
 
@@ -134,7 +134,7 @@ def _teach(saved: SavedRun, steps: list[int]) -> None:
 
 def _number(text: str) -> int:
     if not text.isdigit() or text == "0":
-        raise ConfigError(f"--taught={text}: expected numbers of training steps, as in --taught=12,100")
+        raise ConfigError(f"--taught={text}: expected numbers of training steps, as in --taught=12,70")
     return int(text)
 
 

@@ -44,7 +44,7 @@ _FROM_STEP = flags.DEFINE_string(
     "from_step",
     None,
     "The checkpoint to start from: a number, or best, by validation; the newest if it is not given. E.g. "
-    "--from_step=100 or --from_step=mover=100,scout=best",
+    "--from_step=70 or --from_step=mover=70,scout=best",
 )
 _CHANGE = flags.DEFINE_bool(
     "change",

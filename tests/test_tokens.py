@@ -66,7 +66,9 @@ def test_a_folder_whose_tokenizer_gives_other_ids_is_refused(tmp_path):
     ours = FolderTokenizer(str(tmp_path / "ours"))
     for fine in ("ours", "same", "no tokenizer there"):
         check_same_ids(ours, str(tmp_path / fine))
-    check_same_ids(TOKENIZER, str(tmp_path / "other"))
+    check_same_ids(TOKENIZER, str(tmp_path / "no tokenizer there"))
+    with pytest.raises(RunError, match=r"the run.s TinyTokenizer: .*, whose folder = .*other"):
+        check_same_ids(TOKENIZER, str(tmp_path / "other"))
     says = "other/tokenizer.json gives other ids than .*ours/tokenizer.json .* may be a partner, on a server"
     with pytest.raises(RunError, match=says):
         check_same_ids(ours, str(tmp_path / "other"))

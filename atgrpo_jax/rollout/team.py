@@ -32,7 +32,7 @@ class Team:
     # Steps for which one policy alone is updated before the next one; 0 updates all in every step.
     alternate: int = 0
     # From a role to those of its settings that are not the team's: any of ``Sampling`` and of the
-    # loss (clip_low, clip_high, dual_clip, kl, entropy), and "candidates" and "alpha".
+    # loss (clip_low, clip_high, dual_clip, kl, entropy), "candidates", "first_candidates" and "alpha".
     # E.g. {"tester": {"max_tokens": 100, "temperature": 0.7, "candidates": 4, "kl": 0.01}}
     roles: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     # From a role to the model on a server that speaks for it. Such a role has no policy.

@@ -272,13 +272,18 @@ def check_same_ids(tokenizer: Tokenizer, folder: str) -> None:
     """Raises RunError if a model folder's own tokenizer gives other ids than ``tokenizer``.
 
     The folder's model is to be used with ``tokenizer``. Nothing is compared if the folder has no
-    tokenizer, or if ``tokenizer`` is not from a folder. If the folder has no chat template, only
+    tokenizer, or if ``tokenizer`` is one of yours. If the folder has no chat template, only
     the pieces are compared.
     """
     root = local_folder(folder)
-    if not isinstance(tokenizer, FolderTokenizer) or not (root / "tokenizer.json").is_file():
+    if not (root / "tokenizer.json").is_file():
         return
-    if root == local_folder(tokenizer.folder):
+    if isinstance(tokenizer, TinyTokenizer):
+        raise RunError(
+            f"{root / 'tokenizer.json'} gives other ids than the run's TinyTokenizer: the model would read "
+            f'nonsense; set Experiment.tokenizer = @tokens.FolderTokenizer(), whose folder = "{folder}"'
+        )
+    if not isinstance(tokenizer, FolderTokenizer) or root == local_folder(tokenizer.folder):
         return
     files = TokenizerFolder(root)
     ours = tokenizer._parts()
