@@ -27,6 +27,7 @@ def lines(script, *more):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_step_prints_a_json_line_a_phase():
     *phases, about = lines("step.py")
     assert [line["phase"] for line in phases] == ["rollout", "update", "step"]
@@ -35,6 +36,7 @@ def test_step_prints_a_json_line_a_phase():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_update_prints_one():
     (line,) = lines("update.py")
     assert line["tokens_per_s"] > 0 and line["share"] > 0 and line["compiles_after_warmup"] == 0
@@ -42,6 +44,7 @@ def test_update_prints_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--item=tiny", "--item=skewed"])
+@pytest.mark.long
 def test_rollout_prints_one(flag):
     (line,) = lines("rollout.py", flag)
     assert ("of_memory" in line) == (flag == "--item=tiny") and 0 < line.get("of_memory", 1) <= 1
@@ -174,6 +177,7 @@ def test_a_difference_names_run_step_kind_and_item():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_digests_of_all_kinds(tmp_path):
     path = ROOT / "benchmarks" / "same_bytes.py"
 

@@ -132,6 +132,7 @@ def check(server, place, some=None):
     return len(copies), len(states), len(chosen)
 
 
+@pytest.mark.long
 def test_killed_after_any_request_it_goes_on_to_the_same_run():
     """In a process of its own: with the eight devices of these tests XLA sums in another order."""
     done = subprocess.run([sys.executable, __file__, "1"], capture_output=True, text=True)

@@ -173,6 +173,7 @@ def test_loss_and_gradient_are_the_same_however_they_are_computed(params, mesh, 
 
 
 @pytest.mark.thorough
+@pytest.mark.long
 def test_a_device_updates_its_own_experts_only():
     """Parameters and the optimizer's moments lie where the experts are, before and after an update."""
 
@@ -281,6 +282,7 @@ def held(mesh):
 
 
 @pytest.mark.thorough
+@pytest.mark.long
 def test_a_device_holds_its_part_of_the_experts():
     """By hand: 2 layers x 3 matrices x 8 experts x 32 x 32, as parameters and two moments, float32."""
     whole, whole_compiled = held(MeshConfig())

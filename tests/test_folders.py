@@ -189,6 +189,7 @@ def episodes_of(experiment, learner, weights):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_export_rounds_as_it_is_asked_and_says_what_that_took(place):
     shares = {}
     for dtype in ("float32", "bfloat16"):

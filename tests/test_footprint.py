@@ -134,6 +134,7 @@ def test_offloaded_optimizer_state_is_the_hosts():
     ],
     ids=str,
 )
+@pytest.mark.long
 def test_activations_are_those_of_the_compiled_update(changes, mesh):
     """By what sixteen rows more take: within 15 %. (Without ``scan`` XLA's CPU compiler undoes remat.)"""
     config = Architecture(layers=4, width=128, mlp_width=384, heads=4, kv_heads=2, vocab_size=256)
@@ -232,6 +233,7 @@ def test_an_unknown_device_is_named():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command(tmp_path):
     def plan(*flags):
         line = [sys.executable, "-m", "atgrpo_jax.plan", "--gin_file=plan.gin", *flags]

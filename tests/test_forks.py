@@ -146,6 +146,8 @@ def test_the_best_needs_scores():
         experiment(honest(), keep_best=True)
 
 
+@pytest.mark.thorough
+@pytest.mark.long
 def test_every_so_many_steps_one_stays_and_nothing_is_kept_unasked(tmp_path):
     folder = RunFolder(tmp_path / "some")
     train(scored(keep_best=False, keep_every=2), folder)  # 2 and 4 are no multiples of 3
@@ -189,6 +191,8 @@ def test_a_run_that_was_killed_keeps_the_same_ones(tmp_path, monkeypatch):
     assert json.loads(folder.best.read_text())["step"] == 2
 
 
+@pytest.mark.thorough
+@pytest.mark.long
 def test_what_is_kept_may_change_when_a_run_goes_on(tmp_path):
     x = scored(keep_best=False)
     assert x.identity() == scored(keep_every=5).identity()

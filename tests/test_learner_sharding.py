@@ -79,6 +79,7 @@ def test_several_processes_make_one_update(tmp_path, mesh, name):
 
 
 @pytest.mark.thorough
+@pytest.mark.long
 def test_policies_on_meshes_of_their_own_are_updated_at_the_same_time():
     """Nobody waits for the first policy's updates before the second one's are under way elsewhere."""
     config = MeshConfig(policies=2)

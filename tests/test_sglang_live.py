@@ -372,6 +372,7 @@ def test_swapped_adapters_are_caught_by_name(live):
         proof(*TEAM).check(live, TEAM, 1)
 
 
+@pytest.mark.long
 def test_a_killed_server_is_started_again_and_no_group_is_lost(live, local):
     async def draw_and_kill():
         asked = requests("a", 0.0, k=2, count=12)

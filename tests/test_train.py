@@ -320,6 +320,7 @@ def test_a_full_disk_is_one_line(place, whole):
     finish(train(place, "full", "experiment.Experiment.steps = 4"))
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_while_arrays_are_written_is_one_line_and_the_same_command_goes_on(place):
     params = ("experiment.Experiment.steps = 1", "warm_start.WarmStartConfig.steps = 1")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
