@@ -5,6 +5,7 @@ import shutil
 import pytest
 from fake_cloud.cloud import FakeCloud
 from shared_tpu import Desk, FakeShell, Room
+from tpu import hosts
 from tpu.shell import Problem
 from tpu.watch import MOST_STRANGE
 
@@ -101,7 +102,7 @@ def test_stop_of_this_program_ends_it(room):
     room.clock.then = lambda: room.desk.cloud.calls("ssh") or room.desk.call("stop", "w")
     assert room.watch() == 0
     assert "stopped; `run` goes on with it" in room.text
-    assert room.desk.cloud.calls("ssh")[0][-1] == "--command=sudo systemctl stop atgrpo"
+    assert room.desk.cloud.calls("ssh")[0][-1] == f"--command={hosts.STOP}"
 
 
 def test_what_an_older_machine_said_is_not_believed(room):
