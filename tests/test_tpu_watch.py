@@ -6,6 +6,8 @@ import pytest
 from fake_cloud.cloud import FakeCloud
 from shared_tpu import Desk, FakeShell, Room
 from tpu import hosts
+from tpu import job as jobs
+from tpu.cloud import Cloud
 from tpu.shell import Problem
 from tpu.watch import MOST_STRANGE
 
@@ -325,3 +327,82 @@ def test_watch_is_killed_anywhere(tmp_path, after):
         assert (job.number, job.arguments, job.wanted) == (1, ("--gin_file=plan.gin",), "stop")
         assert "machines are deleted" in room.said[-1] or "stopped" in room.text, number
     assert number > 25  # so many commands there are
+
+
+class MeantimeShell(FakeShell):
+    """A shell before whose n-th command somebody else does something."""
+
+    def __init__(self, desk: Desk, number: int, what):
+        super().__init__(desk)
+        self.left = number
+        self._what = what
+
+    def execute(self, words, deadline_s, stdin):
+        self.left -= 1
+        if self.left == 0:
+            self._what()
+        return super().execute(words, deadline_s, stdin)
+
+
+def test_a_delete_at_any_moment_of_a_watch_is_the_end(tmp_path):
+    """The watch makes machines anew once, writes the job at several places, and prepares VMs again."""
+    desk = Desk(tmp_path)
+    Room(desk).up("ACTIVE SUSPENDED", "ACTIVE", delete_looks=1)
+    number = 0
+    came = True
+    while came:
+        number += 1
+        shutil.copytree(tmp_path / "cloud", tmp_path / str(number))
+        desk.cloud = FakeCloud(tmp_path / str(number))
+        room = Room(desk)
+        says = iter([{"step": 4}, {"phase": "setup failed", "step": 5}])
+
+        def then(room=room, says=says):
+            if room.attempt == 2:
+                room.says(2, **next(says, {"phase": "ended", "exit": 0}))
+
+        room.clock.then = then
+
+        def delete(number=number):
+            assert desk.call("delete", "w")[0] == 0, number
+
+        shell = MeantimeShell(desk, number, delete)
+        room.watch(shell=shell)
+        came = shell.left <= 0
+        if came:
+            assert {item["state"] for item in desk.cloud.resources().values()} <= {"DELETING"}, number
+            assert room.job.wanted == "stop", number
+            assert "stopped; `run` goes on with it" in room.text or "done" in room.text, number
+    assert number > 40  # so many commands there are
+
+
+def test_two_who_write_the_job_lose_nothing_of_each_other(room):
+    room.up()
+    cloud = Cloud(room.desk.shell(False))
+    here = room.job
+    number = [0]
+
+    def other():
+        number[0] += 1
+        jobs.update(cloud, here, step=number[0])
+
+    for at in range(1, 4):  # its commands: describe, cat, cp
+        meantime = Cloud(MeantimeShell(room.desk, at, other))
+        assert jobs.update(meantime, here, rescues=at).step == at
+        assert (room.job.rescues, room.job.step) == (at, at)
+    assert jobs.update(cloud, here, step=3, rescues=3) == room.job
+    assert len(room.desk.cloud.calls("storage cp .*job.json")) == 1 + 3 + 3 + 2  # of `up`, of each, and again
+
+
+def test_a_job_that_changes_all_the_time_is_given_up(room):
+    room.up()
+
+    class Busy(FakeShell):
+        def execute(self, words, deadline_s, stdin):
+            if words[2] == "cp":
+                jobs.update(Cloud(room.desk.shell(False)), room.job, step=room.job.step + 1)
+            return super().execute(words, deadline_s, stdin)
+
+    with pytest.raises(Problem, match="writing gs://.*/job.json: somebody else has just changed it"):
+        jobs.update(Cloud(Busy(room.desk)), room.job, rescues=1)
+    assert (room.job.step, room.job.rescues) == (jobs.TRIES - 1, 0)
