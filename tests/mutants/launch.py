@@ -111,6 +111,12 @@ FAULTS = {
     ("../launch/common.sh", "test_launch_venv.py"): [
         ('  if [ -z "$before" ] && [ -d "$venv" ]; then', "  if false; then", "half of an environment stays"),
         ('[ -z "$before" ] &&', "true &&", "what a person had in the folder is removed"),
+        (
+            'then set -- "$ATGRPO_PYTHON"; fi',
+            "then set -- $ATGRPO_PYTHON; fi",
+            "a path with a space is two Pythons",
+        ),
+        ('*) export "$given=$PWD/${!given}" ;;', "", "a relative environment is looked for elsewhere"),
     ],
     ("../launch/tpu/watch.py", "test_tpu_refusals.py"): [
         (
