@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 from fake_cloud.cloud import FakeCloud
-from shared_tpu import Desk, FakeShell, Room
-from tpu import hosts
+from shared_tpu import BUCKET, Desk, FakeShell, Room
+from tpu import hosts, show
 from tpu import job as jobs
 from tpu.cloud import Cloud
 from tpu.shell import Problem
@@ -406,3 +406,62 @@ def test_a_job_that_changes_all_the_time_is_given_up(room):
     with pytest.raises(Problem, match="writing gs://.*/job.json: somebody else has just changed it"):
         jobs.update(Cloud(Busy(room.desk)), room.job, rescues=1)
     assert (room.job.step, room.job.rescues) == (jobs.TRIES - 1, 0)
+
+
+# logs --follow
+
+
+def follow(room, capsys, *looks):
+    """What each look of `logs --follow` prints, and its exit code. ``looks`` happen one before each look."""
+    rest, printed = list(looks), []
+
+    def sleep(seconds):
+        printed.append(capsys.readouterr().out)
+        rest.pop(0)()
+
+    rest.pop(0)()
+    code = show.follow(Cloud(room.desk.shell(False)), room.job, 0, 1.0, sleep)
+    assert rest == []
+    return code, [*printed, capsys.readouterr().out]
+
+
+def test_of_a_long_log_only_what_is_new_is_printed(room, capsys):
+    """The bucket has the last 8 MB of it, here the last 500 bytes: the first of them may be half a letter."""
+    room.up()
+    whole = "".join(f"line {number}: öööö\n" * 2 for number in range(60)).encode()
+
+    def at(end, **fields):
+        def look():
+            room.says(1, **fields)
+            (room.desk.object("w/hosts/0") / "log-1.txt").write_bytes(whole[max(0, end - 500) : end])
+
+        return look
+
+    ends = [100, 400, 430, 531, 540, 563, 564, 700, 1300, 1310]
+    code, printed = follow(room, capsys, *map(at, ends), at(1310, phase="ended", exit=0))
+    assert code == 0
+    # 1300 - 700 is more than what the bucket has: what is there is printed, from its 800th byte.
+    pieces = [piece.decode(errors="replace").rstrip("\ufffd") for piece in (whole[:700], whole[800:1310])]
+    assert "".join(printed) == "".join(pieces)
+    assert printed[-1] == ""
+
+
+def test_following_a_log_ends_with_a_run_that_was_stopped(room, capsys):
+    room.up()
+    stops = [lambda: room.says(1), lambda: room.desk.call("stop", "w")]
+    assert follow(room, capsys, *stops, lambda: room.says(1, phase="ended", exit=143))[0] == 143
+    room.says(1, phase="setup")  # and one that was stopped before it began
+    assert follow(room, capsys, lambda: None, lambda: room.says(1, phase="ready"))[0] == 143
+
+
+def test_following_a_log_ends_when_the_machines_or_the_job_are_deleted(room, capsys):
+    room.up()
+    assert follow(room, capsys, lambda: room.says(1), lambda: room.desk.call("delete", "w"))[0] == 143
+    room.says(1, phase="ended", exit=134)  # the end that was seen counts
+    assert follow(room, capsys, lambda: None)[0] == 134
+    url = f"{BUCKET}/atgrpo/w/job.json"
+    desk = room.desk.cloud
+    here = room.job.but(wanted="run")
+    desk.gcloud(["storage", "rm", url])
+    with pytest.raises(Problem, match="has no job w any more"):
+        show.follow(Cloud(room.desk.shell(False)), here, 0, 1.0)

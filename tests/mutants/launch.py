@@ -59,6 +59,19 @@ FAULTS = {
         (" or (not alive and grown > 0)", "", "the last minutes of machines are forgotten"),
         ("WORTH_H = 0.1 ", "WORTH_H = 0.0 ", "the job file is written at every look"),
     ],
+    ("../launch/tpu/show.py", "test_tpu_watch.py"): [
+        (
+            "        if shown.endswith(text[4:end]):",
+            "        if False:",
+            "a long log is printed again at each look",
+        ),
+        ('if job.wanted != "stop":', "if True:", "a log is followed after a stop"),
+        (
+            "if waits and cloud.resource(job.name, job.zone) is not None:",
+            "if waits:",
+            "the log of machines that are deleted is followed",
+        ),
+    ],
     ("../launch/tpu/job.py", "test_tpu_watch.py"): [
         ("write(cloud, changed, generation)", "write(cloud, changed)", "a `delete` is written over"),
         (
