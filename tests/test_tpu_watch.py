@@ -7,6 +7,7 @@ from fake_cloud.cloud import FakeCloud
 from shared_tpu import BUCKET, Desk, FakeShell, Room
 from tpu import hosts, show
 from tpu import job as jobs
+from tpu.ask import ask_again
 from tpu.cloud import Cloud
 from tpu.shell import Problem
 from tpu.watch import MOST_STRANGE
@@ -374,6 +375,15 @@ def test_a_delete_at_any_moment_of_a_watch_is_the_end(tmp_path):
             assert room.job.wanted == "stop", number
             assert "stopped; `run` goes on with it" in room.text or "done" in room.text, number
     assert number > 40  # so many commands there are
+
+
+def test_no_machines_are_asked_for_after_a_delete(room):
+    """What `watch` has seen a moment ago says that they are wanted."""
+    room.up()
+    seen = room.job
+    assert seen.wanted == "run" and room.desk.call("delete", "w")[0] == 0
+    ask_again(Cloud(room.desk.shell(False)), seen)
+    assert len(room.desk.cloud.calls("queued-resources create")) == 1  # of `up`
 
 
 def test_two_who_write_the_job_lose_nothing_of_each_other(room):
