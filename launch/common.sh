@@ -4,13 +4,20 @@
 #   ATGRPO_PYTHON  the Python that makes it, 3.11 or newer (default: the first one that is found; those
 #                  of pyenv are tried, too)
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# Relative ones are of the folder that we were called in: scripts go to other ones, and call each other there.
+for given in ATGRPO_VENV ATGRPO_SGLANG_VENV ATGRPO_SGLANG_JAX_VENV; do
+  case "${!given:-}" in "" | /*) ;; *) export "$given=$PWD/${!given}" ;; esac
+done
+case "${ATGRPO_PYTHON:-}" in /*) ;; */*) export ATGRPO_PYTHON="$PWD/$ATGRPO_PYTHON" ;; esac
 venv="${ATGRPO_VENV:-$root/.venv}"
 
 # find_python [LEAST BELOW]: prints the first Python with LEAST <= version < BELOW.
 find_python() {
   local least="${1:-3, 11}" below="${2:-4, 0}" python pyenv=""
   if command -v pyenv >/dev/null; then pyenv="$(pyenv root)"; fi
-  for python in ${ATGRPO_PYTHON:-python3 python3.13 python3.12 python3.11 "$pyenv"/versions/3.1[1-9].*/bin/python}; do
+  set -- python3 python3.13 python3.12 python3.11 "$pyenv"/versions/3.1[1-9].*/bin/python
+  if [ -n "${ATGRPO_PYTHON:-}" ]; then set -- "$ATGRPO_PYTHON"; fi # which may have spaces in it
+  for python in "$@"; do
     if "$python" -c "import sys; sys.exit(not ($least) <= sys.version_info < ($below))" 2>/dev/null; then
       echo "$python"
       return

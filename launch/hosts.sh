@@ -30,11 +30,11 @@ if [ "${1:-}" = -- ]; then shift; fi
 # gpus: prints the numbers or names of the GPUs that may be used, a line each.
 gpus() {
   if [ "${JAX_PLATFORMS:-}" = cpu ] || ! command -v nvidia-smi > /dev/null; then return; fi
-  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES"
-  else
-    nvidia-smi --query-gpu=index --format=csv,noheader
-  fi
+  case "${CUDA_VISIBLE_DEVICES-all}" in
+    all) nvidia-smi --query-gpu=index --format=csv,noheader ;;
+    "" | -*) ;; # none, as CUDA has it
+    *) tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" ;;
+  esac
 }
 
 listed="$(gpus)" || fail "nvidia-smi does not answer (${listed##*$'\n'}); JAX_PLATFORMS=cpu does without GPUs"

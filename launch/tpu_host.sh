@@ -17,11 +17,11 @@ metadata() {
     "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
 }
 
-# field KEY: prints a field of the job file, an element a line.
+# field KEY [FILE]: prints a field of the job file, or of another one, an element a line.
 field() {
   python3 -c 'import json, sys
 value = json.load(open(sys.argv[1]))[sys.argv[2]]
-print(*value, sep="\n") if isinstance(value, list) else print(value)' "$base/job.json" "$1"
+print(*value, sep="\n") if isinstance(value, list) else print(value)' "$base/${2:-job.json}" "$1"
 }
 
 # fetch OBJECT FILE: copies an object of this job. It tries three times, and leaves what gcloud said in $said.
@@ -153,6 +153,10 @@ get_bubblewrap() {
     echo "no bubblewrap: the sandbox takes its next level"
 }
 
+# get_newest: reads the job file once more. What is prepared stays that of job.json; what counts is what is
+# wanted now, since preparing takes minutes, in which a `stop` may have come.
+get_newest() { fetch job.json "$base/newest.json"; }
+
 # 0 is done, 2 is for people, 143 was stopped: all else starts again.
 start_run() {
   id atgrpo > /dev/null 2>&1 || useradd --system --create-home --home-dir "$base/home" atgrpo
@@ -182,7 +186,12 @@ LimitMEMLOCK=infinity
 LimitNOFILE=1048576
 UNIT
   systemctl daemon-reload
-  if on_vm mayrun; then systemctl restart atgrpo; fi
+  get_newest || fail "cannot read $folder/job.json: ${said##*$'\n'}"
+  if ! on_vm mayrun; then return; fi
+  systemctl restart atgrpo
+  # A `stop` that came between the look and the start has found no run to stop.
+  get_newest || echo "cannot read $folder/job.json once more, so a stop just now has no effect: ${said##*$'\n'}"
+  if [ "$(field wanted newest.json)" = stop ]; then systemctl stop atgrpo; fi
 }
 
 main() {

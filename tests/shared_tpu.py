@@ -159,7 +159,8 @@ class FakeShell(shell.Shell):
     def execute(self, words, deadline_s, stdin):
         assert words[0] == "gcloud"
         try:
-            return 0, self._desk.cloud.gcloud(list(words[1:]), stdin, cwd=self.root).decode(), ""
+            out = self._desk.cloud.gcloud(list(words[1:]), stdin, cwd=self.root)
+            return 0, out.decode(errors="replace"), ""
         except Refused as refused:
             return refused.code, "", refused.text
 

@@ -263,6 +263,19 @@ def test_problems_come_out_of_the_child_as_the_check_finds_them():
     )
 
 
+def test_a_slow_task_may_take_its_time_in_another_process(monkeypatch):
+    """No call takes long, but all of them together may: a child would be killed for its silence."""
+    monkeypatch.setattr(check_task, "check_experiment", lambda *args: [])
+    asked = []
+
+    def more_found():
+        asked.append(os.getpid())
+        return []
+
+    assert list(found_in_child(experiment(Good()), 1, print, more_found=more_found)) == []
+    assert asked == [os.getpid()]
+
+
 def test_an_error_for_people_passes_as_it_is(monkeypatch):
     def fails(*args):
         raise RunError("the sandbox cannot be made")

@@ -171,6 +171,10 @@ def test_gpus_are_dealt_out_evenly(tmp_path):
     assert [(tmp_path / f"devices-{host}").read_text() for host in (0, 1)] == ["0,1 any\n", "2,3 any\n"]
     assert call("2", CUDA_VISIBLE_DEVICES="GPU-a,GPU-b").returncode == 0
     assert [(tmp_path / f"devices-{host}").read_text() for host in (0, 1)] == ["GPU-a any\n", "GPU-b any\n"]
+    install(tmp_path / "cpu", ROOT, "")
+    for none in ("", "-1"):  # as CUDA has it
+        assert call("2", CUDA_VISIBLE_DEVICES=none, ATGRPO_VENV=f"{tmp_path}/cpu/venv").returncode == 0
+        assert (tmp_path / "cpu" / "devices-1").read_text() == f"{none or 'none'} cpu\n"
     done = call("3")
     assert done.returncode == 2
     assert done.stderr == "error: 4 GPUs cannot be dealt out evenly to 3 hosts\n"

@@ -113,6 +113,31 @@ def test_no_python_at_all(checkout):
     assert not checkout.venv.exists()
 
 
+def test_a_python_whose_path_has_a_space(checkout):
+    checkout.mend()
+    (checkout.folder / "bin").rename(checkout.folder / "my bin")
+    python = f"{checkout.folder}/my bin/python3"
+    assert checkout.run(f'export ATGRPO_PYTHON="{python}"; {INSTALL}')[0] == 0
+    assert (checkout.folder / "my bin" / "asked").read_text() == "asked\n"
+
+
+def test_a_relative_python_and_environments_are_of_the_folder_of_the_call(checkout):
+    """launch/test.sh goes to the checkout, and starts another script there."""
+    checkout.mend()
+    (checkout.folder / "my bin").mkdir()
+    (checkout.folder / "bin" / "python3").rename(checkout.folder / "my bin" / "python3")
+    (checkout.folder / "bin" / "whole").rename(checkout.folder / "my bin" / "whole")
+    given = "export ATGRPO_PYTHON='my bin/python3' ATGRPO_VENV='my venv' ATGRPO_SGLANG_VENV=sglang"
+    script = 'cd checkout; "$venv/bin/python" -m pip; bash launch/serve_sglang.sh --install'
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail; {given}; source checkout/launch/common.sh; {INSTALL}; {script}"],
+        cwd=checkout.folder, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("my venv", "sglang"):
+        assert (checkout.folder / name / "bin" / "python").exists()
+
+
 def test_the_environment_of_sglang(checkout):
     """It is made anew by each start until it is complete, and its lock is in it."""
     checkout.venv = checkout.folder / "checkout" / ".venv-sglang"

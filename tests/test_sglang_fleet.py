@@ -81,6 +81,26 @@ def impatient(monkeypatch):
     monkeypatch.setattr(fleet, "REST_S", 60.0)
 
 
+def test_behind_a_router_only_the_first_group_waits_for_a_silent_server(folder, make, impatient, capsys):
+    """A group that the router had drawn says nothing of a server that does not hold its weights."""
+    with ScriptedServer(folder) as one, ScriptedServer(folder) as silent, ScriptedServer(folder) as router:
+        engine = make(one, silent, router=router.url, deadline_s=4.0)
+        team = engine.fleets["shared"]
+        router.version = team.state
+        servers = {server.url: server for server in team.servers}
+        for server in team.servers:
+            server.state = None
+        servers[one.url].down = 0.0, "it was silent"
+        silent.hang()
+        try:
+            for instance in range(3):
+                assert ask(engine, request(instance))[0][0].finish == "length"
+                assert servers[silent.url].down[1] and servers[one.url].down == (0.0, "")
+        finally:
+            silent.go_on()
+    assert capsys.readouterr().err.count("shared goes on without this server") == 1
+
+
 def on(fleet, server, count):
     """Instances whose groups go to that server first."""
     keys = (request(instance).addresses[0].group for instance in range(1000))

@@ -1,7 +1,9 @@
 """SGLang servers that a run starts and ends itself, and the loop in which it speaks to them."""
 
 import asyncio
+import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from scripted_server import ScriptedServer
 from shared_sglang import wait
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.engines.sglang import processes
+from atgrpo_jax.engines.sglang import processes, sglang
 from atgrpo_jax.engines.sglang.background import Background
 from atgrpo_jax.engines.sglang.processes import ServerProcess
 
@@ -34,6 +36,21 @@ def test_a_command_that_cannot_start_a_server_is_refused_at_once(make):
         make(command="bash launch/nosuch.sh")
     with pytest.raises(RunError, match=r'no sglang to start .* with: pip install "atgrpo_jax\[sglang\]"'):
         make()
+
+
+@pytest.mark.parametrize(
+    ("python", "command"),
+    [("/usr/bin/python3", "/usr/bin/python3 -m"), ("/my project/python", "'/my project/python' -m")],
+)  # fmt: skip
+def test_the_command_is_of_this_python_whatever_its_path(monkeypatch, python, command):
+    monkeypatch.setattr(sys, "executable", python)
+    spec = importlib.util.spec_from_file_location("sglang_again", sglang.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "sglang_again", module)
+    spec.loader.exec_module(module)
+    found = module.SGLangConfig().command
+    assert found == f"{command} sglang.launch_server"
+    assert shlex.split(found) == [python, "-m", "sglang.launch_server"]
 
 
 def test_a_server_that_ends_while_it_starts_shows_its_last_words(make):

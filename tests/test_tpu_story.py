@@ -159,6 +159,22 @@ def test_stop_saves_and_run_goes_on(desk):
     assert steps(desk) == [0, 1]
 
 
+def test_a_stop_while_the_vm_is_prepared_is_heard(desk):
+    """There is no unit to stop yet, and what the VM has read of the job says that the run is wanted."""
+    (desk.cloud.folder / "hold_packages").write_text("")
+    up(desk, "--steps=1")
+    comes(desk, phase="setup")
+    code, out, err = desk.call("stop", "w")
+    assert code == 0, err
+    assert "or it had not begun and will not" in out
+    assert desk.call("watch", "w")[0] == 0  # nobody looks any more
+    (desk.cloud.folder / "hold_packages").unlink()
+    comes(desk, phase="ready")
+    assert not desk.object("w/run/arguments.json").exists()
+    assert desk.call("run", "w")[0] == 0
+    comes(desk, phase="ended", exit=0)
+
+
 def test_a_vm_without_network_says_so(desk):
     (desk.cloud.folder / "no_network").write_text("")
     up(desk, "--steps=1")

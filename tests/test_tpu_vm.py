@@ -100,6 +100,16 @@ def test_whether_a_boot_starts_the_run(base, changes, ended, phase):
     assert on_vm.settled(base)["phase"] == phase
 
 
+def test_what_is_wanted_now_counts_when_a_vm_is_prepared(base):
+    """job.json was read before the long installation."""
+    (base / "newest.json").write_text(json.dumps({"wanted": "stop", "number": 7}))
+    assert on_vm.settled(base)["phase"] == "ready"
+    job = json.loads((base / "job.json").read_text())
+    (base / "job.json").write_text(json.dumps(job | {"wanted": "stop"}))
+    (base / "newest.json").write_text(json.dumps({"wanted": "run"}))
+    assert on_vm.settled(base)["phase"] == "running"
+
+
 def test_the_newest_step(tmp_path):
     assert on_vm.newest_step(str(tmp_path)) == -1
     (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 5, "loss": NaN}\n{"st')
@@ -176,6 +186,57 @@ def test_a_cut_file_counts_as_none(tmp_path):
     assert on_vm.read(tmp_path / "x.json") == on_vm.read(tmp_path / "y.json") == {}
 
 
+def function_of(name):
+    """Returns a function of launch/tpu_host.sh."""
+    script = (ROOT / "launch" / "tpu_host.sh").read_text()
+    if f"\n{name}() {{ " in script:  # in one line
+        return next(line for line in script.splitlines() if line.startswith(f"{name}() {{ "))
+    return f"{name}() {{" + script.partition(f"{name}() {{")[2].partition("\n}\n")[0] + "\n}"
+
+
+# What starts the run, alone. Each word of ``looks`` is what one more look at the job in the bucket finds.
+START_RUN = """\
+set -eEuo pipefail
+base=opt code=code place=place units=units root="" folder=gs://b/atgrpo/w
+mkdir -p opt units
+fail() {{ echo "fail: $1"; exit 1; }}
+on_vm() {{ [ "$1 $(field wanted newest.json)" = "mayrun run" ]; }}
+id() {{ true; }}
+chown() {{ true; }}
+systemctl() {{ echo "$*"; }}
+looks=({looks})
+fetch() {{
+  said="an error"
+  local look="${{looks[0]}}"
+  looks=("${{looks[@]:1}}")
+  [ "$look" != none ] && printf '{{"wanted": "%s"}}' "$look" > "$2"
+}}
+{functions}
+start_run
+"""
+
+
+@pytest.mark.parametrize(
+    ("looks", "said"),
+    [
+        ("run run", "restart atgrpo"),
+        ("stop", ""),
+        ("run stop", "restart atgrpo\nstop atgrpo"),  # between the look and the start
+        ("run none", "restart atgrpo\ncannot read gs://b/atgrpo/w/job.json once more, so a stop just now has "
+         "no effect: an error"),
+        ("none", "fail: cannot read gs://b/atgrpo/w/job.json: an error"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_not_wanted_any_more_is_not_started(tmp_path, looks, said):
+    functions = "\n".join(map(function_of, ("field", "get_newest", "start_run")))
+    done = subprocess.run(
+        ["bash", "-c", START_RUN.format(looks=looks, functions=functions)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == f"daemon-reload\n{said}\n".replace("\n\n", "\n"), done.stderr
+    assert done.returncode == said.startswith("fail")
+
+
 # The function of launch/tpu_host.sh alone, with its options, and a gcloud that copies from ./buckets.
 GET_MODELS = """\
 set -eEuo pipefail
@@ -196,8 +257,7 @@ class Models:
 
     def __init__(self, folder):
         self.folder = folder
-        script = (ROOT / "launch" / "tpu_host.sh").read_text()
-        self.function = "get_models() {" + script.partition("get_models() {")[2].partition("\n}\n")[0] + "\n}"
+        self.function = function_of("get_models")
         for name in ("x/final", "y/final", "x/a b"):
             (folder / "buckets" / "b" / name).mkdir(parents=True)
             (folder / "buckets" / "b" / name / "weights").write_text(name)

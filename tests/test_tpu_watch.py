@@ -4,7 +4,11 @@ import shutil
 
 import pytest
 from fake_cloud.cloud import FakeCloud
-from shared_tpu import Desk, FakeShell, Room
+from shared_tpu import BUCKET, Desk, FakeShell, Room
+from tpu import hosts, show
+from tpu import job as jobs
+from tpu.ask import ask_again
+from tpu.cloud import Cloud
 from tpu.shell import Problem
 from tpu.watch import MOST_STRANGE
 
@@ -101,7 +105,7 @@ def test_stop_of_this_program_ends_it(room):
     room.clock.then = lambda: room.desk.cloud.calls("ssh") or room.desk.call("stop", "w")
     assert room.watch() == 0
     assert "stopped; `run` goes on with it" in room.text
-    assert room.desk.cloud.calls("ssh")[0][-1] == "--command=sudo systemctl stop atgrpo"
+    assert room.desk.cloud.calls("ssh")[0][-1] == f"--command={hosts.STOP}"
 
 
 def test_what_an_older_machine_said_is_not_believed(room):
@@ -324,3 +328,150 @@ def test_watch_is_killed_anywhere(tmp_path, after):
         assert (job.number, job.arguments, job.wanted) == (1, ("--gin_file=plan.gin",), "stop")
         assert "machines are deleted" in room.said[-1] or "stopped" in room.text, number
     assert number > 25  # so many commands there are
+
+
+class MeantimeShell(FakeShell):
+    """A shell before whose n-th command somebody else does something."""
+
+    def __init__(self, desk: Desk, number: int, what):
+        super().__init__(desk)
+        self.left = number
+        self._what = what
+
+    def execute(self, words, deadline_s, stdin):
+        self.left -= 1
+        if self.left == 0:
+            self._what()
+        return super().execute(words, deadline_s, stdin)
+
+
+def test_a_delete_at_any_moment_of_a_watch_is_the_end(tmp_path):
+    """The watch makes machines anew once, writes the job at several places, and prepares VMs again."""
+    desk = Desk(tmp_path)
+    Room(desk).up("ACTIVE SUSPENDED", "ACTIVE", delete_looks=1)
+    number = 0
+    came = True
+    while came:
+        number += 1
+        shutil.copytree(tmp_path / "cloud", tmp_path / str(number))
+        desk.cloud = FakeCloud(tmp_path / str(number))
+        room = Room(desk)
+        says = iter([{"step": 4}, {"phase": "setup failed", "step": 5}])
+
+        def then(room=room, says=says):
+            if room.attempt == 2:
+                room.says(2, **next(says, {"phase": "ended", "exit": 0}))
+
+        room.clock.then = then
+
+        def delete(number=number):
+            assert desk.call("delete", "w")[0] == 0, number
+
+        shell = MeantimeShell(desk, number, delete)
+        room.watch(shell=shell)
+        came = shell.left <= 0
+        if came:
+            assert {item["state"] for item in desk.cloud.resources().values()} <= {"DELETING"}, number
+            assert room.job.wanted == "stop", number
+            assert "stopped; `run` goes on with it" in room.text or "done" in room.text, number
+    assert number > 40  # so many commands there are
+
+
+def test_no_machines_are_asked_for_after_a_delete(room):
+    """What `watch` has seen a moment ago says that they are wanted."""
+    room.up()
+    seen = room.job
+    assert seen.wanted == "run" and room.desk.call("delete", "w")[0] == 0
+    ask_again(Cloud(room.desk.shell(False)), seen)
+    assert len(room.desk.cloud.calls("queued-resources create")) == 1  # of `up`
+
+
+def test_two_who_write_the_job_lose_nothing_of_each_other(room):
+    room.up()
+    cloud = Cloud(room.desk.shell(False))
+    here = room.job
+    number = [0]
+
+    def other():
+        number[0] += 1
+        jobs.update(cloud, here, step=number[0])
+
+    for at in range(1, 4):  # its commands: describe, cat, cp
+        meantime = Cloud(MeantimeShell(room.desk, at, other))
+        assert jobs.update(meantime, here, rescues=at).step == at
+        assert (room.job.rescues, room.job.step) == (at, at)
+    assert jobs.update(cloud, here, step=3, rescues=3) == room.job
+    assert len(room.desk.cloud.calls("storage cp .*job.json")) == 1 + 3 + 3 + 2  # of `up`, of each, and again
+
+
+def test_a_job_that_changes_all_the_time_is_given_up(room):
+    room.up()
+
+    class Busy(FakeShell):
+        def execute(self, words, deadline_s, stdin):
+            if words[2] == "cp":
+                jobs.update(Cloud(room.desk.shell(False)), room.job, step=room.job.step + 1)
+            return super().execute(words, deadline_s, stdin)
+
+    with pytest.raises(Problem, match="writing gs://.*/job.json: somebody else has just changed it"):
+        jobs.update(Cloud(Busy(room.desk)), room.job, rescues=1)
+    assert (room.job.step, room.job.rescues) == (jobs.TRIES - 1, 0)
+
+
+# logs --follow
+
+
+def follow(room, capsys, *looks):
+    """What each look of `logs --follow` prints, and its exit code. ``looks`` happen one before each look."""
+    rest, printed = list(looks), []
+
+    def sleep(seconds):
+        printed.append(capsys.readouterr().out)
+        rest.pop(0)()
+
+    rest.pop(0)()
+    code = show.follow(Cloud(room.desk.shell(False)), room.job, 0, 1.0, sleep)
+    assert rest == []
+    return code, [*printed, capsys.readouterr().out]
+
+
+def test_of_a_long_log_only_what_is_new_is_printed(room, capsys):
+    """The bucket has the last 8 MB of it, here the last 500 bytes: the first of them may be half a letter."""
+    room.up()
+    whole = "".join(f"line {number}: öööö\n" * 2 for number in range(60)).encode()
+
+    def at(end, **fields):
+        def look():
+            room.says(1, **fields)
+            (room.desk.object("w/hosts/0") / "log-1.txt").write_bytes(whole[max(0, end - 500) : end])
+
+        return look
+
+    ends = [100, 400, 430, 531, 540, 563, 564, 700, 1300, 1310]
+    code, printed = follow(room, capsys, *map(at, ends), at(1310, phase="ended", exit=0))
+    assert code == 0
+    # 1300 - 700 is more than what the bucket has: what is there is printed, from its 800th byte.
+    pieces = [piece.decode(errors="replace").rstrip("\ufffd") for piece in (whole[:700], whole[800:1310])]
+    assert "".join(printed) == "".join(pieces)
+    assert printed[-1] == ""
+
+
+def test_following_a_log_ends_with_a_run_that_was_stopped(room, capsys):
+    room.up()
+    stops = [lambda: room.says(1), lambda: room.desk.call("stop", "w")]
+    assert follow(room, capsys, *stops, lambda: room.says(1, phase="ended", exit=143))[0] == 143
+    room.says(1, phase="setup")  # and one that was stopped before it began
+    assert follow(room, capsys, lambda: None, lambda: room.says(1, phase="ready"))[0] == 143
+
+
+def test_following_a_log_ends_when_the_machines_or_the_job_are_deleted(room, capsys):
+    room.up()
+    assert follow(room, capsys, lambda: room.says(1), lambda: room.desk.call("delete", "w"))[0] == 143
+    room.says(1, phase="ended", exit=134)  # the end that was seen counts
+    assert follow(room, capsys, lambda: None)[0] == 134
+    url = f"{BUCKET}/atgrpo/w/job.json"
+    desk = room.desk.cloud
+    here = room.job.but(wanted="run")
+    desk.gcloud(["storage", "rm", url])
+    with pytest.raises(Problem, match="has no job w any more"):
+        show.follow(Cloud(room.desk.shell(False)), here, 0, 1.0)

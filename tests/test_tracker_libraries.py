@@ -167,6 +167,37 @@ def test_a_tag_that_mlflow_has_cut_off_names_the_tables_that_are_whole():
         assert _tables(tag[:cut]) == tables[: tag[:cut].count("}")]
 
 
+def test_settings_of_policies_and_roles_with_any_names_are_taken_by_mlflow():
+    """And one that has changed is a tag of the same name."""
+    validation = imported("mlflow.utils.validation").utils.validation
+    params, tags = [], []
+    there = SimpleNamespace(
+        data=SimpleNamespace(tags={}, params={"policies.coder:23:1.rank": "8", "steps": "3"}),
+        info=SimpleNamespace(experiment_id="0"),
+    )
+    client = SimpleNamespace(
+        tracking_uri="here",
+        get_run=lambda key: there,
+        update_run=lambda key, status: None,
+        log_batch=lambda key, params: params_taken(params),
+        set_tag=lambda key, name, text: tags.append((name, text)),
+    )
+
+    def params_taken(some):
+        params.extend((param.key, param.value) for param in some)
+
+    names = ["policies.coder#1.path", "roles.a//b.temperature", "roles.a=b.temperature", "task"]
+    settings = dict.fromkeys(names, 1) | {"policies.coder#1.rank": 16, "steps": 3}
+    mlflow._Run(client, "key", settings)
+    assert tags == [("now.policies.coder:23:1.rank", "16")]
+    assert [params[at] for at in (0, 3)] == [("policies.coder:23:1.path", "1"), ("task", "1")]
+    assert len(dict(params)) == 4
+    for name, value in params:
+        validation._validate_param(name, value)
+    for name, _ in tags:
+        validation._validate_tag(name, "")
+
+
 def test_mlflow_is_given_no_tag_that_it_would_cut_off():
     tags = []
     there = SimpleNamespace(data=SimpleNamespace(tags={}, params={}), info=SimpleNamespace(experiment_id="0"))

@@ -186,6 +186,75 @@ def test_what_a_library_had_in_memory_when_it_failed_is_sent_again(tmp_path, soo
     assert tracker.steps() == [0, 1, 0, 1, 2, 3]
 
 
+def test_a_tracker_that_failed_is_closed_before_it_is_opened_again(tmp_path, soon):
+    """wandb refuses the same run as long as it is open in this process."""
+    folder, tracker = RunFolder(tmp_path), Scripted()
+    tracking = Tracking(chosen(mine=tracker), folder, {})
+    send(tracking, folder, 0)
+    tracker.down.append("log")
+    send(tracking, folder, 1)  # it takes the end, though
+    tracker.down.append("end")
+    send(tracking, folder, 2)  # and now not even that, which is not worth a word
+    tracker.down.clear()
+    send(tracking, folder, 3)
+    assert [what[0] for what in tracker.seen] == [
+        "open", "log", "end", "open", "open", "log", "log", "log"
+    ]  # fmt: skip
+    assert tracker.steps() == [0, 1, 2, 3]
+
+
+def test_episodes_that_cannot_be_read_are_no_failure_of_the_tracker(tmp_path, capsys, monkeypatch):
+    folder, tracker = RunFolder(tmp_path), Scripted()
+    tracking = Tracking(chosen(mine=tracker), folder, {})
+
+    def tables(record):
+        if record["step"] > 0:
+            yield "validation", []
+            raise RunError("episodes/1.test: the bucket does not answer")
+        yield "test", []
+
+    monkeypatch.setattr(tracking, "_tables", tables)
+    send(tracking, folder, 0, 1, 2)
+    assert [what[:3] for what in tracker.seen] == [
+        ("open", ""), ("log", 0, 0.0), ("table", 0, "test"), ("log", 1, 0.1), ("table", 1, "validation"),
+        ("log", 2, 0.2), ("table", 2, "validation"),
+    ]  # fmt: skip
+    assert capsys.readouterr().err.splitlines() == [
+        "mine: nowhere",
+        "mine: a table of episodes is not read (RunError: episodes/1.test: the bucket does not answer)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lag_s", "again"), [(30.0, [2, 3]), (0.0, [])], ids=["sends in the background", "takes a step at once"]
+)
+def test_a_record_that_could_not_be_closed_gets_all_steps_of_its_session_again(
+    tmp_path, monkeypatch, capsys, lag_s, again
+):
+    """Its end waits for two minutes for a server that takes nothing: no step of the session is sure."""
+    now = [0.0]
+    monkeypatch.setattr(tracking_module.time, "monotonic", lambda: now[0])
+    folder, tracker = RunFolder(tmp_path), Scripted(lag_s=lag_s)
+    tracking = Tracking(chosen(mine=tracker), folder, {})
+    tracking.begin(0)
+    send(tracking, folder, 0, 1)
+    tracking.end({"steps": 1})
+    tracking = Tracking(chosen(mine=tracker), folder, {})
+    tracking.begin(2)
+    send(tracking, folder, 2)
+    now[0] += 1000.0
+    send(tracking, folder, 3)
+    tracker.down.append("end")
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking_module.time, "monotonic", lambda: now[0] + 120.0)  # when its end gives up
+        tracking.end({"steps": 3})
+    assert "the same command sends what it lacks" in capsys.readouterr().err
+    tracker.down.clear()
+    tracker.seen.clear()
+    Tracking(chosen(mine=tracker), folder, {}).begin(4)
+    assert tracker.steps() == again
+
+
 def test_a_table_that_is_not_taken_costs_no_metrics(tmp_path, capsys):
     tracker = Scripted(down=["table"])
     x = experiment(

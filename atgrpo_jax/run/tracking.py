@@ -110,6 +110,7 @@ class _Channel:
         self.name = name
         self.key = about.key
         self.next = following
+        self._first = following  # the first step that no record has which was closed well
         self._config = config
         self._about = about
         self._tracker: Tracker | None = None
@@ -145,7 +146,7 @@ class _Channel:
         """Returns the first step that it would not have if all processes were killed now."""
         now = time.monotonic()
         self._unsure = [(until, step) for until, step in self._unsure if now < until]
-        return min((step for _, step in self._unsure), default=self.next)
+        return min([self.next, *(step for _, step in self._unsure)])
 
     def ready(self, insist: bool) -> bool:
         return insist or time.monotonic() >= self._again
@@ -158,9 +159,9 @@ class _Channel:
                 step = int(record["step"])
                 tracker.log(step, {name: value for name, value in record.items() if name != "step"})
                 self.next = step + 1
+                self._first = min(self._first, step)
                 self._unsure.append((time.monotonic() + tracker.lag_s, step))
-                for split, rows in tables(record):
-                    self._send_table(tracker, step, split, rows)
+                self._send_tables(tracker, record, tables)
         except Exception as error:
             self._failed(error)
             return
@@ -168,13 +169,23 @@ class _Channel:
             say(f"{self.name}: it answers again, and has all steps up to {self.next - 1}")
             self._pause = 0.0
 
+    def _send_tables(self, tracker: Tracker, record: Mapping[str, float], tables: Any) -> None:
+        try:
+            for split, rows in tables(record):
+                self._send_table(tracker, int(record["step"]), split, rows)
+        except Exception as error:  # our own reading of the episodes: the tracker has no part in it
+            self._without_table(f"is not read ({harmless(error)})")
+
     def _send_table(self, tracker: Tracker, step: int, split: str, rows: list[Row]) -> None:
         try:
             tracker.table(step, split, rows)
         except Exception as error:  # a store of files may refuse what the one of metrics takes
-            if not self._no_tables:
-                say(f"{self.name}: a table of episodes is not taken ({harmless(error)}); the folder has all")
-            self._no_tables = True
+            self._without_table(f"is not taken ({harmless(error)}); the folder has all")
+
+    def _without_table(self, why: str) -> None:
+        if not self._no_tables:
+            say(f"{self.name}: a table of episodes {why}")
+        self._no_tables = True
 
     def _failed(self, error: Exception) -> None:
         self.next = self.first_unsure()
@@ -183,6 +194,11 @@ class _Channel:
                 f"{self.name}: step {self.next} is not taken ({harmless(error)}); the run goes on, and what "
                 "is missing is sent later"
             )
+        # wandb refuses the same run for as long as an earlier record of it is open in this process.
+        if self._tracker is not None:
+            with contextlib.suppress(Exception):  # what failed just now may fail again
+                self._tracker.end(None)
+                self._first = self.next
         self._tracker = None
         self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
         self._again = time.monotonic() + self._pause
@@ -193,7 +209,10 @@ class _Channel:
             try:
                 self._tracker.end(summary)
                 self._unsure = []
+                self._first = self.next
             except Exception as error:
+                if self._tracker.lag_s:  # it takes steps before it sends them, and so may lack any of them
+                    self.next = self._first
                 say(
                     f"{self.name}: its record is not closed ({harmless(error)}); the same command sends what "
                     f"it lacks; {where}"

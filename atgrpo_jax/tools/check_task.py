@@ -169,10 +169,11 @@ def found_in_child(
     more_found: Callable[[], list[Violation]] = list,
     silence: float = SILENCE,
 ) -> Iterator[Violation]:
-    """Yields what ``check_experiment`` and then ``more_found`` find in a child process, as it is found.
+    """Yields what ``check_experiment`` finds in a child process, as it is found, and then ``more_found``.
 
-    If the task's code ends that process, or hangs for ``silence`` seconds, that is the last problem.
-    Raises RunError if the check cannot be made.
+    If the task's code ends the child, or hangs for ``silence`` seconds, that is the last problem.
+    ``more_found`` is called in this process, since it may take longer and start processes of its own:
+    by then every call that it repeats has come to its end. Raises RunError if the check cannot be made.
     """
 
     def work(send: Callable[[Any], None]) -> None:
@@ -181,8 +182,6 @@ def found_in_child(
 
         try:
             check_experiment(experiment, instances, lambda line: tell("say", line, ""), bound, tell)
-            for problem in more_found():
-                tell("found", problem.rule, problem.seen)
         except UserError as error:
             tell("error", str(error), "")
         except Exception:
@@ -202,6 +201,7 @@ def found_in_child(
             raise RunError(what)
         else:
             place, call = what, more
+    yield from more_found()
 
 
 def _elsewhere(task: Task | ToolTask, instances: int) -> list[Violation]:

@@ -57,7 +57,7 @@ class _Run:
         before = client.get_run(key)
         self._tables = _tables(before.data.tags.get(_TABLES, "[]"))
         client.update_run(key, status="RUNNING")
-        texts = {name: str(value)[:6000] for name, value in settings.items()}
+        texts = {_allowed(name): str(value)[:6000] for name, value in settings.items()}
         known = before.data.params
         params = [self._entities.Param(name, text) for name, text in texts.items() if name not in known]
         for some in _parts(params, 100):
@@ -106,6 +106,6 @@ def _parts(items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
 
 
 def _allowed(name: str) -> str:
-    """Returns a name of a metric that MLflow takes, another one for each."""
+    """Returns a name of a metric or setting that MLflow takes, another one for each."""
     levels = (re.sub(r"[^\w.\- ]", lambda c: f":{ord(c[0]):x}:", level) for level in name.split("/"))
     return "/".join(level if level.strip(".") else f":{level}:" for level in levels)

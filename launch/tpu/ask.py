@@ -16,9 +16,16 @@ def ask_again(cloud: Cloud, job: Job) -> None:
     """Asks for machines for a job that has none.
 
     The attempt is counted first: if this process is killed in between, a number is left out, and
-    what an older VM said is never taken for what a new one says.
+    what an older VM said is never taken for what a new one says. Somebody may `stop` or `delete` the
+    job at any time, and sees no machines then: those that are asked for all the same are given back.
     """
-    ask(cloud, jobs.update(cloud, job, attempt=job.attempt + 1))
+    job = jobs.update(cloud, job, attempt=job.attempt + 1)
+    if job.wanted == "stop":
+        return
+    ask(cloud, job)
+    newest = jobs.read(cloud, job.bucket, job.name)
+    if newest is not None and newest.wanted == "stop":
+        cloud.delete(job.name, job.zone)
 
 
 def give_back(

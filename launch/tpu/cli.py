@@ -175,7 +175,10 @@ def stop(cloud: Cloud, flags: argparse.Namespace) -> int:
     job = jobs.update(cloud, found_job(cloud, flags), wanted="stop")  # first: `watch` must not make it again
     if ours(cloud, job):
         hosts.stop(cloud, job)
-        print(f"{job.name}: the run has stopped and its last step is saved; the machines stay until `delete`")
+        print(
+            f"{job.name}: the run has stopped and its last step is saved, or it had not begun and will not; "
+            "the machines stay until `delete`"
+        )
     else:
         print(f"{job.name} has no machines, and `watch` will make none")
     return 0

@@ -152,9 +152,19 @@ class Cloud:
                 return None
             raise
 
-    def put(self, url: str, content: bytes, note: str) -> None:
-        """Writes an object, from standard input. ``note`` says what it is."""
-        words = ("storage", "cp", "-", url)
+    def generation(self, url: str) -> str:
+        """Returns the number of an object's newest version, or "0" if it is not there."""
+        words = ("storage", "objects", "describe", url)
+        found = self._described(url, *words, assumed={"generation": "GENERATION"})
+        return "0" if found is None else str(found["generation"])
+
+    def put(self, url: str, content: bytes, note: str, generation: str = "") -> None:
+        """Writes an object, from standard input. ``note`` says what it is.
+
+        Raises Fault of the kind "changed" if ``generation`` is given and is not the newest version's.
+        """
+        words = ["storage", "cp", "-", url]
+        words += [f"--if-generation-match={generation}"] if generation else []
         self._gcloud(f"writing {url}", *words, deadline_s=COPY_S, stdin=content, note=note, changes=True)
 
     def listed(self, url: str) -> list[str]:

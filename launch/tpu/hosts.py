@@ -11,7 +11,7 @@ from tpu.machines import machine
 BASE = "/opt/atgrpo"  # as in tpu_host.sh
 # The script prepares the VM again and starts the run. As a unit of its own it outlives the ssh session.
 PREPARE = f"sudo systemd-run --collect --unit=atgrpo-setup bash {BASE}/host.sh"
-STOP = "sudo systemctl stop atgrpo"
+STOP = "sudo systemctl stop atgrpo || [ $? -eq 5 ]"  # 5: no such unit, since the VM is not prepared yet
 STOP_S = 120.0  # the run has 25 s to save; then its last state is copied
 
 
@@ -21,7 +21,10 @@ def prepare(cloud: Cloud, job: Job) -> None:
 
 
 def stop(cloud: Cloud, job: Job) -> None:
-    """Stops the run on all VMs by SIGTERM. Returns when it has ended."""
+    """Stops the run on all VMs by SIGTERM. Returns when it has ended.
+
+    A VM that is still prepared starts none, if the job in the bucket says so by now (tpu_host.sh).
+    """
     cloud.on_vms(job.name, job.zone, STOP, deadline_s=STOP_S)
 
 

@@ -20,8 +20,10 @@ from typing import Any
 from tpu.cloud import Cloud
 from tpu.machines import machine
 from tpu.shell import Problem
+from tpu.states import Fault
 
 EXTRAS = "tpu,gcs"
+TRIES = 10  # to write a job that others write, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,19 +132,32 @@ def read(cloud: Cloud, bucket: str, name: str, assumed: Job | None = None) -> Jo
         raise Problem(f"{url} is no job file of this version: {error}") from None
 
 
-def write(cloud: Cloud, job: Job) -> None:
-    cloud.put(f"{job.folder}/job.json", job.text().encode(), "the job")
+def write(cloud: Cloud, job: Job, generation: str = "") -> None:
+    """Writes the job, if ``generation`` is given only over that version. See ``Cloud.put``."""
+    cloud.put(f"{job.folder}/job.json", job.text().encode(), "the job", generation)
     if cloud.shell.dry:
         print(job.text(), end="")
 
 
 def update(cloud: Cloud, job: Job, **changes: Any) -> Job:
-    """Changes fields of the job in the bucket, which somebody else may have changed. Returns it."""
-    newest = read(cloud, job.bucket, job.name) or job
-    changed = newest.but(**changes)
-    if changed != newest or cloud.shell.dry:
-        write(cloud, changed)
-    return changed
+    """Changes fields of the job in the bucket, which somebody else may have changed. Returns it.
+
+    What somebody else writes between our reading and our writing is not lost: it is read, too.
+    """
+    left = TRIES
+    while True:
+        generation = cloud.generation(f"{job.folder}/job.json")  # first: what is read is no older than this
+        newest = read(cloud, job.bucket, job.name) or job
+        changed = newest.but(**changes)
+        if changed == newest and not cloud.shell.dry:
+            return changed
+        try:
+            write(cloud, changed, generation)
+            return changed
+        except Fault as found:
+            left -= 1
+            if found.kind != "changed" or not left:
+                raise
 
 
 def check_name(name: str) -> str:

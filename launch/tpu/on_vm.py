@@ -8,8 +8,8 @@ python3 on_vm.py BASE phase WORD [LINE]      notes what tpu_host.sh does, and sa
 python3 on_vm.py BASE report SECONDS         says it every so many seconds, until SIGTERM
 python3 on_vm.py BASE mayrun                 says what comes now, and ends with 0 if that is the run
 
-BASE has job.json, vm.json (host, attempt, addresses of all VMs, and the run's Python), log.txt, phase.json
-and ended.json.
+BASE has job.json, newest.json (the same, read later), vm.json (host, attempt, addresses of all VMs, and
+the run's Python), log.txt, phase.json and ended.json.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def settled(base: Path) -> dict[str, Any]:
     before = read(base / "ended.json")
     if before.get("number") == job["number"] and before.get("exit") in (0, 2):
         return {"phase": "ended", "line": last_line(base / "log.txt") if before["exit"] else ""}
-    runs = job["train"] is not None and job["wanted"] == "run"
+    newest = read(base / "newest.json")  # as tpu_host.sh read it a moment ago: job.json may be minutes old
+    runs = job["train"] is not None and newest.get("wanted", job["wanted"]) == "run"
     return {"phase": "running" if runs else "ready", "line": ""}
 
 

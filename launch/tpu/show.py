@@ -12,6 +12,8 @@ from tpu.machines import machine
 from tpu.shell import Problem
 from tpu.states import RESOURCES, WAITING, Fault
 
+STOPPED = 143  # the exit code of a run after SIGTERM
+
 
 def status(cloud: Cloud, job: Job, now: float) -> list[str]:
     """Returns what there is to know of a job, a line each."""
@@ -112,19 +114,53 @@ def newest_log(cloud: Cloud, job: Job, host: int, attempt: int | None) -> str:
 def follow(
     cloud: Cloud, job: Job, host: int, every: float, sleep: Callable[[float], None] = time.sleep
 ) -> int:
-    """Prints a log as it grows, until the run has ended. Returns the run's exit code."""
+    """Prints a log as it grows, until the run has ended for good. Returns the run's exit code."""
     shown = ""
     while True:
-        job = jobs.read(cloud, job.bucket, job.name) or job
+        newest = jobs.read(cloud, job.bucket, job.name)
+        if newest is None:
+            raise Problem(f"{job.bucket} has no job {job.name} any more")
+        job = newest
         state = jobs.host_states(cloud, job, host + 1)[host]
         try:
-            text = newest_log(cloud, job, host, None)
+            text = newest_log(cloud, job, host, None).rstrip("\ufffd")  # half of a character may come last
         except Fault:
             raise
         except Problem:
             text = ""
-        print(text[len(shown) :] if text.startswith(shown) else text, end="", flush=True)
+        print(added(shown, text), end="", flush=True)
         shown = text
-        if state is not None and state.number == job.number and state.exit in (0, 2):
-            return state.exit
+        code = ended(cloud, job, state)
+        if code is not None:
+            return code
         sleep(every)
+
+
+def added(shown: str, text: str) -> str:
+    """Returns what a log has more than what was shown of it; all of it, if it is another log.
+
+    Of a long log the bucket has the end only (on_vm.MOST), so that what was shown is not all there.
+    """
+    if text.startswith(shown):
+        return text[len(shown) :]
+    last = shown[-200:]
+    at = text.find(last)
+    while at >= 0:
+        end = at + len(last)
+        if shown.endswith(text[4:end]):  # a character that was cut in two may have become up to three
+            return text[end:]
+        at = text.find(last, at + 1)
+    return text
+
+
+def ended(cloud: Cloud, job: Job, state: HostState | None) -> int | None:
+    """Returns the exit code of a run that has ended and does not go on by itself, or None."""
+    code = state.exit if state is not None and state.number == job.number else None
+    if code in (0, 2):
+        return code
+    if job.wanted != "stop":
+        return None
+    waits = state is not None and state.number == job.number and state.phase in ("setup", "running")
+    if waits and cloud.resource(job.name, job.zone) is not None:
+        return None  # it hears of the stop soon
+    return STOPPED if code is None else code

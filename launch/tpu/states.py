@@ -55,6 +55,7 @@ FAULTS = (
      "no quota for it: ask for more at Google (IAM & Admin, Quotas), or take another type, zone or --spot"),
     ("capacity", r"no more capacity|no capacity|not enough resources|insufficient.*capacity|stockout|"
      r"RESOURCE_POOL_EXHAUSTED|RESOURCE_EXHAUSTED", "no machine of this type is free there now"),
+    ("changed", r"HTTPError 412|conditionNotMet", "somebody else has just changed it: try again"),
     ("taken", r"ALREADY_EXISTS|already exists", "the name is taken"),
     ("absent", r"NOT_FOUND|not found|\b404\b|matched no objects", "there is no such thing"),
     ("rights", r"PERMISSION_DENIED|does not have .*(access|permission)|\b403\b|forbidden",

@@ -19,7 +19,7 @@ from tpu.states import RESOURCES, Fault, there
 from tpu.table import Patience, Row, Seen, decide
 
 # Asking again later may help with these, and nothing is wrong with the job. "taken" is another `watch`.
-PASSING = ("credentials", "network", "late", "capacity", "taken", "other")
+PASSING = ("credentials", "network", "late", "capacity", "taken", "changed", "other")
 MOST_STRANGE = 10  # errors in a row that no table knows, after which it is a person's turn
 WORTH_H = 0.1  # hours of machines after which they are written down: else the file would change at every look
 
@@ -168,8 +168,14 @@ class Watcher:
         failures = max((state.failures for state in seen.hosts if state is not None), default=0)
         changes = {"rescues": seen.job.rescues + 1, "rescued": newest, "excused": failures}
         job = jobs.update(self._cloud, seen.job, **changes)
+        if job.wanted == "stop":  # somebody has said so since the look
+            return
         self._same = {key: since for key, since in self._same.items() if not key.startswith("host ")}
-        hosts.prepare(self._cloud, job)
+        try:
+            hosts.prepare(self._cloud, job)
+        except Fault as found:
+            if found.kind != "absent":  # else they went away since the look, and the next one sees it
+                raise
 
     def _remove(self, job: Job) -> None:
         jobs.update(self._cloud, job, hours=job.hours, wanted="stop")

@@ -113,6 +113,8 @@ class FakeCloud:
             return b"".join(self.storage.cat(place, flags.get("--range"), vm) for place in places)
         if name == "storage cp":
             self.storage.copy(places, flags, stdin, vm)
+        elif name == "storage objects describe":
+            return self.storage.describe_object(places[0], vm).encode()
         elif name == "storage buckets create":
             self.storage.make(places[0].removeprefix("gs://"), flags["--location"].upper())
         elif name == "storage buckets add-iam-policy-binding":

@@ -62,6 +62,9 @@ COMMANDS = {
     "storage ls": (0, 99, {
         "--buckets": False, "--full": False, "--json": False, "--long": False, "--recursive": False
     }),
+    "storage objects describe": (1, 1, {
+        "--fetch-encrypted-object-hashes": False, "--raw": False, "--soft-deleted": False
+    }),
     "storage rm": (1, 99, {
         "--all-versions": False, "--continue-on-error": False, "--if-generation-match": True,
         "--recursive": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import json
 import os
@@ -18,6 +19,7 @@ class Storage:
     def __init__(self, folder: Path):
         self._folder = folder
         self._buckets = folder / "buckets"
+        self._counts = folder / "writes"  # how often each object was written
 
     def make(self, bucket: str, location: str, closed: str = "") -> None:
         """Makes a bucket that is closed to "vm", to "laptop" or to nobody."""
@@ -91,9 +93,7 @@ class Storage:
                 continue
             inside = source.rpartition("/")[2] if target.endswith("/") else ""
             file = self._enter(target + inside, vm, "cp")
-            if flags.get("--if-generation-match") == "0" and file.exists():
-                raise Refused(f"ERROR: (gcloud.storage.cp) HTTPError 412: {target}: conditionNotMet")
-            self._write(file, content)
+            self._write(file, content, flags.get("--if-generation-match"))
 
     def _expanded(self, sources: list[str], vm: bool) -> list[str]:
         found = []
@@ -111,13 +111,38 @@ class Storage:
             )
         return file.read_bytes()
 
-    def _write(self, file: Path, content: bytes) -> None:
-        """Writes an object as buckets do: whole, or not at all."""
+    def _write(self, file: Path, content: bytes, only_over: str | None) -> None:
+        """Writes an object as buckets do: whole, or not at all, and if asked to only over one version."""
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._folder)
         with os.fdopen(handle, "wb") as beside:
             beside.write(content)
-        os.replace(name, file)
+        with open(self._folder / "writes.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if only_over not in (None, self._generation(file)):
+                os.unlink(name)
+                raise Refused(
+                    "ERROR: (gcloud.storage.cp) HTTPError 412: At least one of the pre-conditions you "
+                    "specified did not hold."
+                )
+            count = self._counts / file.relative_to(self._buckets)
+            count.parent.mkdir(parents=True, exist_ok=True)
+            count.write_text(str(int(count.read_text()) + 1 if count.exists() else 1))
+            os.replace(name, file)
+
+    def _generation(self, file: Path) -> str:
+        """Returns a number that is another one after each write, or "0" for what is not there.
+
+        A file that a test has written itself has the number 0.5, which no object has.
+        """
+        count = self._counts / file.relative_to(self._buckets)
+        return "0" if not file.is_file() else count.read_text() if count.exists() else "0.5"
+
+    def describe_object(self, url: str, vm: bool) -> str:
+        file = self._enter(url, vm, "objects.describe")
+        if not file.is_file():
+            raise Refused(f"ERROR: (gcloud.storage.objects.describe) {url} not found: 404.")
+        return json.dumps({"name": file.name, "generation": self._generation(file), "storage_url": url})
 
     def remove(self, url: str, vm: bool) -> None:
         file = self._enter(url, vm, "rm")

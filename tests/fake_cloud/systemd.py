@@ -108,6 +108,10 @@ def start(root: Path, name: str) -> None:
     (root / "run" / f"{name}.pid").write_text(str(group))
 
 
+def loaded(root: Path, name: str) -> bool:
+    return (root / "run/systemd/system" / f"{name}.service").exists()
+
+
 def stop(root: Path, name: str) -> None:
     file = root / "run" / f"{name}.pid"
     if not file.exists():
@@ -126,6 +130,9 @@ def main(words: list[str]) -> int:
         keep(Path(words[1]), words[2])
     elif words[0] == "systemctl" and words[1] in ("start", "stop", "restart"):
         name = words[2].removesuffix(".service")
+        if words[1] == "stop" and not loaded(root, name):
+            print(f"Failed to stop {name}.service: Unit {name}.service not loaded.", file=sys.stderr)
+            return 5
         if words[1] in ("stop", "restart"):
             stop(root, name)
         if words[1] in ("start", "restart"):

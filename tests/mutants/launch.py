@@ -59,6 +59,27 @@ FAULTS = {
         (" or (not alive and grown > 0)", "", "the last minutes of machines are forgotten"),
         ("WORTH_H = 0.1 ", "WORTH_H = 0.0 ", "the job file is written at every look"),
     ],
+    ("../launch/tpu/show.py", "test_tpu_watch.py"): [
+        (
+            "        if shown.endswith(text[4:end]):",
+            "        if False:",
+            "a long log is printed again at each look",
+        ),
+        ('if job.wanted != "stop":', "if True:", "a log is followed after a stop"),
+        (
+            "if waits and cloud.resource(job.name, job.zone) is not None:",
+            "if waits:",
+            "the log of machines that are deleted is followed",
+        ),
+    ],
+    ("../launch/tpu/job.py", "test_tpu_watch.py"): [
+        ("write(cloud, changed, generation)", "write(cloud, changed)", "a `delete` is written over"),
+        (
+            'found.kind != "changed" or not left',
+            "True",
+            "a job that somebody else writes is not written again",
+        ),
+    ],
     ("../launch/tpu/job.py", "test_tpu_hours.py test_tpu_resume.py"): [
         ("if found > self.hours.get(attempt, 0.0)", "", "an attempt loses hours"),
         ("(name, folder) != folder:", '(name, folder) == "":', "a model is taken for another one"),
@@ -92,6 +113,7 @@ FAULTS = {
         ),
     ],
     ("../launch/tpu_host.sh", "test_tpu_vm.py"): [
+        ("= stop ]; then systemctl stop", "= stop ]; then true", "a stop just before the start is not heard"),
         ('model="${model%/}"', "break", "a model with a slash at its end is not copied"),
         (
             'if grep -qsxF -e "$model" "$base/models/.$name"',
@@ -102,6 +124,12 @@ FAULTS = {
     ("../launch/common.sh", "test_launch_venv.py"): [
         ('  if [ -z "$before" ] && [ -d "$venv" ]; then', "  if false; then", "half of an environment stays"),
         ('[ -z "$before" ] &&', "true &&", "what a person had in the folder is removed"),
+        (
+            'then set -- "$ATGRPO_PYTHON"; fi',
+            "then set -- $ATGRPO_PYTHON; fi",
+            "a path with a space is two Pythons",
+        ),
+        ('*) export "$given=$PWD/${!given}" ;;', "", "a relative environment is looked for elsewhere"),
     ],
     ("../launch/tpu/watch.py", "test_tpu_refusals.py"): [
         (
@@ -116,6 +144,12 @@ FAULTS = {
             "if found is None and (cloud",
             "if True and (cloud",
             "new machines are asked for before the old ones are gone",
+        ),
+        ('    if job.wanted == "stop":\n        return\n', "", "machines are asked for after a `delete`"),
+        (
+            'newest is not None and newest.wanted == "stop"',
+            "False",
+            "machines that were asked for during a `delete` stay",
         ),
     ],
     ("../launch/tpu/checks.py", "test_tpu_refusals.py"): [
@@ -142,6 +176,11 @@ FAULTS = {
         ("for left in 2 1 0", "for left in 0", "a run that dies is not started again"),
     ],
     ("../launch/tpu/on_vm.py", "test_tpu_vm.py"): [
+        (
+            'newest.get("wanted", job["wanted"])',
+            'job["wanted"]',
+            "a stop during the installation is not heard",
+        ),
         ('before.get("exit") in (0, 2)', 'before.get("exit") in (0,)', "a boot starts what people must mend"),
         ('128 + getattr(signal, f"SIG{status}", 0)', "1", "a signal is no exit code"),
         ("if code not in DONE:", "if True:", "a stop is a failure"),

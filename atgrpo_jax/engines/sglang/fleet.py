@@ -141,10 +141,11 @@ class Fleet:
             self._leave_out(server, f"{server.url} has drawn no group in its time", rest)
 
     def in_time(self, servers: Sequence[Server]) -> None:
-        """Notes that these servers have drawn a group, and so work."""
+        """Notes that one of these servers has drawn a group, and so those of them work that may have."""
         for server in servers:
-            server.late = 0
-            server.down = 0.0, ""
+            if len(servers) == 1 or self.holds(server):  # behind a router, one that is down stays so
+                server.late = 0
+                server.down = 0.0, ""
 
     async def any_answers(self, servers: Sequence[Server], path: str, seconds: float) -> bool:
         return any(await asyncio.gather(*(server.answers(path, seconds) for server in servers)))

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ class SGLangConfig(EngineConfig):
     # model only.
     router: str = ""
     # Command line that starts a server. Arguments for model, address and adapters are added to it.
-    command: str = f"{sys.executable} -m sglang.launch_server"
+    command: str = f"{shlex.quote(sys.executable)} -m sglang.launch_server"
     # Folder where servers read new weights. If empty, it is in this host's memory. Servers on other
     # hosts need a folder that they share with this one, or with the first of several hosts.
     folder: str = ""
