@@ -14,7 +14,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.literals import literal, told
 from atgrpo_jax.common.types import Message, hash_bytes
 from atgrpo_jax.tokens.chat import GIVEN, ChatTemplate, marks, trial
-from atgrpo_jax.tokens.folder import TokenizerFolder, parts_of, turn_end
+from atgrpo_jax.tokens.folder import TokenizerFolder, parts_of, rows_of, turn_end
 from atgrpo_jax.tokens.folder_files import is_template, own_template
 
 
@@ -213,6 +213,11 @@ class FolderTokenizer:
     @functools.cached_property
     def vocab_size(self) -> int:
         return self._files.size
+
+    @functools.cached_property
+    def least_rows(self) -> int:
+        """Returns how many rows a model needs; fewer than ``vocab_size`` if nothing makes the last ids."""
+        return rows_of(self._files, self._chat, self.stop_ids)
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
