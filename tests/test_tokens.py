@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
 from fakes import Longest
 from fuzz import fuzz
 from hypothesis import given
@@ -80,6 +81,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+TEXT = "{{ messages[0].content }}"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
 TAGS = ("<think>", "<tool_call>")  # added, but not special
 
@@ -298,6 +300,31 @@ def test_a_sample_ends_at_all_ends_and_an_answer_with_that_of_a_turn(stops, conf
     made = FolderTokenizer(folder(tmp_path, template=template, stops=stops, **config))
     assert made.stop_ids == ends
     assert made.answer_ids("ab")[-1] == ends[0]
+
+
+def test_ends_are_no_part_of_what_was_said(tmp_path, chatml):
+    """Whether a folder flags them as special or not; ``transformers`` makes those special that have names."""
+    about = piece_tokenizer()
+    for entry in about["added_tokens"]:
+        entry["special"] = False
+    made = FolderTokenizer(folder(tmp_path, about=about, stops=[0]))  # eos_token is 2, and 0 has no name
+    assert made.stop_ids == (2, 0)
+    *said, end = made.answer_ids("ab")
+    assert end == 2 and made.prompt_ids(user("ab")) == chatml.prompt_ids(user("ab"))
+    assert made.decode((*said, 2)) == made.decode((*said, 0)) == made.decode(said) == "ab"
+    plain = FolderTokenizer(folder(tmp_path, "plain", about=about, template=TEXT, stops=[2], eos_token="<s>"))
+    assert plain.stop_ids == (3, 2) and plain.decode((2, 3, *said, 1)) == "ab<|im_start|>"
+
+
+def test_tokens_that_a_folder_names_are_special(tmp_path, chatml):
+    about = piece_tokenizer()
+    for entry in about["added_tokens"]:
+        entry["special"] &= entry["content"] not in ("<|im_end|>", "<s>")
+    root = folder(tmp_path, about=about, pad_token="<s>")
+    ids = (*chatml.answer_ids("ab")[:-1], 3)
+    theirs = transformers.AutoTokenizer.from_pretrained(root)
+    assert FolderTokenizer(root).decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "ab"
+    check_same_ids(FolderTokenizer(root), folder(tmp_path, "flagged", pad_token="<s>"))
 
 
 @pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip", "normalized", "special"])

@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of sampled ids, without special ids."""
+        """Returns the text of sampled ids, without special ids and without stop ids."""
         ...
 
     def digest(self) -> str:
@@ -242,7 +242,8 @@ class FolderTokenizer:
         return (*self._files.plain(whole(text)), self.stop_ids[0])
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._files.library.decode(list(ids), skip_special_tokens=True)
+        said = [i for i in ids if i not in self.stop_ids]
+        return self._files.library.decode(said, skip_special_tokens=True)
 
     def digest(self) -> str:
         return hash_bytes(json.dumps(self._parts(), sort_keys=True)).hex()

@@ -221,6 +221,10 @@ FAULTS = {
         ("key=lambda word: (-len(word), word)", "key=lambda word: (len(word), word)", "the shortest piece wins"),
         ("return (*self._encode(text), self._special[\"<|end|>\"])", "return (*self._encode(text),)", "answers do not end"),
         ("256 + len(self.words) + i for i, name", "256 + i for i, name", "specials have the ids of words"),
+        ("if i not in self.stop_ids]", "]", "ends are a part of what was said"),
+    ],
+    ("tokens/folder_files.py", "test_tokens.py"): [
+        ('            added[text]["special"] = True', "            pass", "tokens with names are shown"),
     ],
     ("tokens/folder.py", "test_tokens.py"): [
         (" or letter == _SPACE", "", "several spaces are a control word"),
