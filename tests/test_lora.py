@@ -40,6 +40,16 @@ def params():
     return init_params(MODEL, jax.random.key(0))
 
 
+def test_a_merged_kernel_is_as_exact_as_is_asked():
+    """A step of bfloat16 is 2**-7 at 1, so the sum is 1 again where the base has that type."""
+    params = {"layer_0": {"q": {"kernel": jnp.ones((1, 1), "bfloat16")}, "norm": jnp.ones(1, "bfloat16")}}
+    own = {"layer_0": {"q": {"a": jnp.full((1, 1), 2.0**-10), "b": jnp.ones((1, 1))}}}
+    for dtype, kernel in ((None, 1.0), ("float32", 1 + 2.0**-9)):
+        merged = merge(params, own, 2.0, dtype)["layer_0"]
+        assert merged["q"]["kernel"].dtype == (dtype or "bfloat16") and merged["q"]["kernel"][0, 0] == kernel
+        assert merged["norm"] is params["layer_0"]["norm"]
+
+
 def adapter(params, seed):
     """One that does something: b is not zero."""
     fresh = init_adapter(params, jax.random.key(seed), CONFIG.rank, ADAPTED)

@@ -211,6 +211,10 @@ FAULTS = {
         ("return self.alpha / self.rank", "return self.alpha / self.rank**0.5", "another scale"),
         ("jnp.zeros((rank, shape[1]))", "jnp.ones((rank, shape[1]))", "a fresh adapter changes the model"),
         ("delta = scale * jnp.matmul", "delta = jnp.matmul", "merged without the scale"),
+        (".astype(dtype or kernel.dtype)", ".astype(kernel.dtype)", "merged kernels are as coarse as the base's"),
+    ],
+    ("run/exporting.py", "test_folder_teams.py"): [
+        (', weights.scale, "float32")', ", weights.scale)", "a merged adapter is rounded as its base is"),
     ],
     ("models/hf/hf.py", "test_hf.py test_hf_oddities.py"): [
         ("if missing:\n        raise", "if False:\n        raise", "a folder that lacks a tensor"),
