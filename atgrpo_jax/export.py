@@ -6,8 +6,9 @@ python -m atgrpo_jax.export --run_dir=runs/plan_model --out=trained [--step=N] [
 A folder holds a Hugging Face model, or a PEFT adapter if the policy is one, and README.md, a model card.
 ``--merge`` writes adapters merged into their base. Without it, a base that was not read from a model
 folder, that is not there any more, that a warm start has changed, or that came from another run is written
-as well, as OUT/base_of_adapters. A policy that did not start from a folder gets no tokenizer files,
-but for that of a TinyTokenizer, which `evaluate --model` reads.
+as well, as OUT/base_of_adapters. Each folder has the tokenizer of the run, its chat template, and the ids
+at which samples ended. That of a TinyTokenizer is read by `evaluate --model` alone; one of your own is in
+no folder.
 
 One line for each policy says how many of its weights differ from those of step 0, once they are rounded as
 ``--dtype`` says. Small updates are less than a step of bfloat16; float32 keeps all of them.

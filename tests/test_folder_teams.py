@@ -355,6 +355,44 @@ def exported(x, place, merged=False, dtype=None, step=0):
     return place / "out", weights(step)
 
 
+def origins(models, place, kind):
+    """The run's tokenizer, which ends samples at more than it names itself, and the folder it starts from."""
+    for name in ("own", "start"):
+        shutil.copytree(models / "small", place / name)
+    (place / "own" / "generation_config.json").write_text('{"eos_token_id": 5, "top_p": 0.9}')
+    tokenizer = FolderTokenizer(str(place / "own"))
+    if kind == "nowhere":
+        return tokenizer, None
+    if kind == "its own folder":
+        return tokenizer, str(place / "own")
+    left = {"without a tokenizer": ("tokenizer.json",), "without a template": ("chat_template.jinja",)}
+    for name in left[kind]:
+        (place / "start" / name).unlink()
+    if kind == "without a tokenizer":
+        (place / "start" / "chat_template.jinja").write_text("of no tokenizer here")
+    return tokenizer, str(place / "start")
+
+
+@pytest.mark.parametrize("sharing", ["shared", "lora:shared"])
+@pytest.mark.parametrize("kind", ["its own folder", "nowhere", "without a tokenizer", "without a template"])
+def test_an_exported_folder_asks_and_ends_as_the_run_did(kind, sharing, models, tmp_path):
+    tokenizer, start = origins(models, tmp_path, kind)
+    assert tokenizer.stop_ids == (256, 5)
+    model = hf.architecture(f"{models}/small")
+    out, _ = exported(given(sharing, tokenizer=tokenizer, pretrained=start, model=model), tmp_path)
+    assert (out / "base_of_adapters").exists() == (kind == "nowhere" and sharing != "shared")
+    for folder in out.iterdir():
+        assert FolderTokenizer(str(folder)).digest() == tokenizer.digest()
+        said = json.loads((folder / "generation_config.json").read_text())
+        assert said["eos_token_id"] == [256, 5] and ("top_p" in said) == (kind == "its own folder")
+        if (folder / "config.json").exists():
+            assert hf.end_ids(str(folder)) == {256, 5}
+        assert f'AutoTokenizer.from_pretrained("{folder.name}")' in (folder / "README.md").read_text()
+    x = given(tokenizer=tokenizer)
+    casts = [cast(x, "--model", f"{out}/shared")]
+    assert played(x, casts, bases(casts, None)).tokenizer.folder == f"{out}/shared"
+
+
 def test_a_merged_adapter_is_rounded_once(models, tmp_path, capsys):
     """Its base may be bfloat16, which cannot hold what an adapter adds to it."""
     small = f"{models}/small"

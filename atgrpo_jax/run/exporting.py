@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from atgrpo_jax.arrays.finite_trees import check_tree
+from atgrpo_jax.common.copies import local_folder
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.hf.adapters import digest_of, save_adapter
 from atgrpo_jax.models.hf.rounded import rounding
@@ -18,7 +19,8 @@ from atgrpo_jax.run.card import card
 from atgrpo_jax.run.kept_files import came_from
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.tokens import tiny_file
-from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer
+from atgrpo_jax.tokens.folder_files import FolderFiles
+from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
 
 UNDER = "base_of_adapters"
 
@@ -86,17 +88,28 @@ class Export:
                 hf.copy_beside(source, folder)
         else:
             dtype = self.dtype or hf.dtype_of(source)
-            hf.save(str(folder), tree, source, dtype)
-        if isinstance(x.tokenizer, FolderTokenizer) and x.tokenizer.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(x.tokenizer.template, encoding="utf-8")
-        if isinstance(x.tokenizer, TinyTokenizer):
-            tiny_file.write(x.tokenizer, folder)
+            hf.save(str(folder), tree, source, dtype, x.tokenizer.stop_ids)
+        _write_tokenizer(folder, x.tokenizer)
         what = card(self.saved, self.step, name, dtype, Path(origin).name, Path(base).name)
         (folder / "README.md").write_text(what, encoding="utf-8")
         print(f"wrote {folder} (step {self.step})")
         if not on and (note := self.check(folder)):
             print(note)
         return dtype
+
+
+def _write_tokenizer(folder: Path, own: Tokenizer) -> None:
+    """Writes the tokenizer of the run, unless it is in no folder, and the ids at which its samples end."""
+    new = False
+    if isinstance(own, TinyTokenizer):
+        tiny_file.write(own, folder)
+    if isinstance(own, FolderTokenizer):
+        if not (folder / "tokenizer.json").is_file():
+            hf.copy_tokenizer(own.folder, folder)
+        if own.chat_template is not None or not FolderFiles(folder).template():
+            (folder / "chat_template.jinja").write_text(own.template, encoding="utf-8")
+        new = (local_folder(own.folder) / hf.GENERATION).is_file()  # it may name ends that no other file does
+    hf.write_ends(folder, own.stop_ids, new)
 
 
 def _content(weights: PolicyWeights, merged: bool) -> Any:

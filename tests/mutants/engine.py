@@ -215,6 +215,10 @@ FAULTS = {
     ],
     ("run/exporting.py", "test_folder_teams.py"): [
         (', weights.scale, "float32")', ", weights.scale)", "a merged adapter is rounded as its base is"),
+        ("source, dtype, x.tokenizer.stop_ids)", "source, dtype)", "an exported model ends where the run did not"),
+        ("hf.write_ends(folder, own.stop_ids, new)", "pass", "an exported adapter ends where the run did not"),
+        ("hf.copy_tokenizer(own.folder, folder)", "pass", "a policy with a random start has no tokenizer"),
+        (" or not FolderFiles(folder).template():", ":", "a folder is asked by no template"),
     ],
     ("models/hf/hf.py", "test_hf.py test_hf_oddities.py"): [
         ("if missing:\n        raise", "if False:\n        raise", "a folder that lacks a tensor"),
