@@ -131,7 +131,8 @@ FAULTS = {
         ("theta ** (-np.arange(half) / half)", "theta ** (-np.arange(half) / size)", "rotary frequencies of twice the size"),
         ("(keep * plain + (1 - keep) * plain / scaling.factor)", "(keep * plain / scaling.factor + (1 - keep) * plain)", "Llama 3's stretch is the other way round"),
         ("jax.lax.rsqrt(mean_square + self.epsilon)", "jax.lax.rsqrt(mean_square + 1e-6)", "the norm's epsilon is not heard"),
-        ('jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * scale_BJ', 'jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * (scale_BJ != 0)', "adapters without their scale"),
+        ("(inner_BTJR.astype(jnp.float32) * scale_BJ[", "(inner_BTJR.astype(jnp.float32) * (scale_BJ != 0)[", "adapters without their scale"),
+        ("(inner_BTJR.astype(jnp.float32) * scale_BJ[:, None, :, None])", "(inner_BTJR * scale_BJ[:, None, :, None].astype(x_BTD.dtype))", "the scale of adapters is rounded"),
         ("d_y_BTF @ kernel_DF.T, jax", "d_y_BTF @ kernel_DF.T * 0.5, jax", "half the gradient from layer to layer"),
     ],
     ("models/families/llama.py", "test_transformer.py test_oracle.py test_hf.py test_hf_oddities.py test_folders.py"): [
