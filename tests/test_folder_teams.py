@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -12,13 +13,15 @@ from reference import SIZES, make, make_tokenizer, ours
 
 from atgrpo_jax.common import buckets
 from atgrpo_jax.common.errors import ConfigError, RunError, UserError
-from atgrpo_jax.models.config import Architecture
+from atgrpo_jax.models.config import Architecture, Compute
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.models.hf.adapters import digest_of, save_adapter
-from atgrpo_jax.models.lora import LoraConfig, init_adapter
+from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.experiment import Experiment
+from atgrpo_jax.run.exporting import Export
+from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.folder_teams import bases, cast, played, team_weights
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.workflow import Workflow
@@ -328,3 +331,79 @@ def test_a_tokenizer_of_ones_own_speaks_for_a_folder_without_one(tiny, capsys):
     x = given()
     with pytest.raises(ConfigError, match="there is no tokenizer.json"):
         played(x, [cast(x, "--model", f"{tiny}/a")], {})
+
+
+def exported(x, place, merged=False, dtype=None, step=0):
+    """Exports a team whose adapters have 2**-12 times ``step`` in b. Returns the folder and the weights."""
+    learner = TeamLearner(x)
+    initial = learner.weights(learner.initial())
+
+    def weights(number):
+        def moved(ab):
+            return {"a": ab["a"], "b": np.full(ab["b"].shape, number * 2.0**-12, np.float32)}
+
+        found = dict(initial)
+        for name in learner.adapted:
+            layers = initial[name].adapter.items()
+            adapter = {key: {name: moved(ab) for name, ab in layer.items()} for key, layer in layers}
+            found[name] = initial[name]._replace(adapter=adapter)
+        return found
+
+    folder = RunFolder(place / "run")
+    run = types.SimpleNamespace(experiment=x, learner=learner, weights=weights, folder=folder)
+    Export(run, step, place / "out", merged, dtype, lambda folder: None).write()
+    return place / "out", weights(step)
+
+
+def origins(models, place, kind):
+    """The run's tokenizer, which ends samples at more than it names itself, and the folder it starts from."""
+    for name in ("own", "start"):
+        shutil.copytree(models / "small", place / name)
+    (place / "own" / "generation_config.json").write_text('{"eos_token_id": 5, "top_p": 0.9}')
+    tokenizer = FolderTokenizer(str(place / "own"))
+    if kind == "nowhere":
+        return tokenizer, None
+    if kind == "its own folder":
+        return tokenizer, str(place / "own")
+    left = {"without a tokenizer": ("tokenizer.json",), "without a template": ("chat_template.jinja",)}
+    for name in left[kind]:
+        (place / "start" / name).unlink()
+    if kind == "without a tokenizer":
+        (place / "start" / "chat_template.jinja").write_text("of no tokenizer here")
+    return tokenizer, str(place / "start")
+
+
+@pytest.mark.parametrize("sharing", ["shared", "lora:shared"])
+@pytest.mark.parametrize("kind", ["its own folder", "nowhere", "without a tokenizer", "without a template"])
+def test_an_exported_folder_asks_and_ends_as_the_run_did(kind, sharing, models, tmp_path):
+    tokenizer, start = origins(models, tmp_path, kind)
+    assert tokenizer.stop_ids == (256, 5)
+    model = hf.architecture(f"{models}/small")
+    out, _ = exported(given(sharing, tokenizer=tokenizer, pretrained=start, model=model), tmp_path)
+    assert (out / "base_of_adapters").exists() == (kind == "nowhere" and sharing != "shared")
+    for folder in out.iterdir():
+        assert FolderTokenizer(str(folder)).digest() == tokenizer.digest()
+        said = json.loads((folder / "generation_config.json").read_text())
+        assert said["eos_token_id"] == [256, 5] and ("top_p" in said) == (kind == "its own folder")
+        if (folder / "config.json").exists():
+            assert hf.end_ids(str(folder)) == {256, 5}
+        assert f'AutoTokenizer.from_pretrained("{folder.name}")' in (folder / "README.md").read_text()
+    x = given(tokenizer=tokenizer)
+    casts = [cast(x, "--model", f"{out}/shared")]
+    assert played(x, casts, bases(casts, None)).tokenizer.folder == f"{out}/shared"
+
+
+def test_a_merged_adapter_is_rounded_once(models, tmp_path, capsys):
+    """Its base may be bfloat16, which cannot hold what an adapter adds to it."""
+    small = f"{models}/small"
+    x = given("lora:one", pretrained=small, model=hf.architecture(small), tokenizer=FolderTokenizer(small),
+              compute=Compute(param_dtype="bfloat16"))  # fmt: skip
+    out, weights = exported(x, tmp_path, merged=True, dtype="float32", step=1)
+    base, adapter, scale = weights["one"]
+    _, params = ours(out / "one")
+    wide = jax.tree.map(lambda leaf: leaf.astype("float32"), base)
+    jax.tree.map(np.testing.assert_array_equal, params, merge(wide, adapter, scale))
+    kernels = sum(params["layer_0"][name]["kernel"].size for name in adapter["layer_0"])
+    share = kernels / sum(leaf.size for leaf in jax.tree.leaves(params))
+    said = f"{share:.1%} of its numbers were changed by training; as float32, nothing is rounded"
+    assert capsys.readouterr().out.splitlines()[-1] == f"one, step 1 against step 0: {said}"

@@ -20,6 +20,7 @@ from atgrpo_jax.engines.local.local import LocalEngine, LocalEngineConfig
 from atgrpo_jax.engines.protocol import Request
 from atgrpo_jax.models.attention import masked_attention
 from atgrpo_jax.models.hf.adapters import AdapterFolder, digest_of, load_adapter, read_about, save_adapter
+from atgrpo_jax.models.layers import Linear
 from atgrpo_jax.models.lora import LoraConfig, init_adapter, merge, stack
 from atgrpo_jax.models.packed import Packed
 from atgrpo_jax.models.transformer import PolicyWeights, apply, init_params, logits
@@ -38,6 +39,26 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 64, (3, 10)))
 @pytest.fixture(scope="module")
 def params():
     return init_params(MODEL, jax.random.key(0))
+
+
+def test_the_scale_of_an_adapter_is_not_rounded():
+    """In bfloat16, 2/3 is 0.668, and 187 times that 124.9, which is rounded to 125; 187 * 2/3 is to 124.5."""
+    one = jnp.ones((1, 1, 1))
+    values = {"params": {"kernel": jnp.zeros((1, 1))}, "lora": {"a": one, "b": one}}
+    layer = Linear(1, False, jax.nn.initializers.zeros, "float32")
+    for dtype, expected in (("bfloat16", 124.5), ("float32", np.float32(187) * np.float32(2 / 3))):
+        y = layer.apply(values, 187 * one.astype(dtype), jnp.full((1, 1), 2 / 3))
+        assert y.dtype == dtype and y[0, 0, 0] == expected
+
+
+def test_a_merged_kernel_is_as_exact_as_is_asked():
+    """A step of bfloat16 is 2**-7 at 1, so the sum is 1 again where the base has that type."""
+    params = {"layer_0": {"q": {"kernel": jnp.ones((1, 1), "bfloat16")}, "norm": jnp.ones(1, "bfloat16")}}
+    own = {"layer_0": {"q": {"a": jnp.full((1, 1), 2.0**-10), "b": jnp.ones((1, 1))}}}
+    for dtype, kernel in ((None, 1.0), ("float32", 1 + 2.0**-9)):
+        merged = merge(params, own, 2.0, dtype)["layer_0"]
+        assert merged["q"]["kernel"].dtype == (dtype or "bfloat16") and merged["q"]["kernel"][0, 0] == kernel
+        assert merged["norm"] is params["layer_0"]["norm"]
 
 
 def adapter(params, seed):

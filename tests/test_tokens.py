@@ -5,15 +5,20 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
+from fakes import Longest
 from fuzz import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import make_tokenizer
 
 from atgrpo_jax.common.errors import ConfigError, RunError
+from atgrpo_jax.models.config import Architecture
 from atgrpo_jax.models.hf import hf
 from atgrpo_jax.run import gin_config
+from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.tokens import chat
+from atgrpo_jax.tokens.folder import TokenizerFolder
 from atgrpo_jax.tokens.tokens import SPECIALS, WORDS, FolderTokenizer, TinyTokenizer, check_same_ids
 
 TOKENIZER = TinyTokenizer(words=("go", "goal", " at"))
@@ -78,6 +83,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+TEXT = "{{ messages[0].content }}"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
 TAGS = ("<think>", "<tool_call>")  # added, but not special
 
@@ -171,6 +177,78 @@ def test_control_words_that_are_pieces_of_the_model_are_spelled_out(tmp_path):
     assert made.answer_ids("<s>") == (2, 3, 4, 1)
 
 
+SPACE = "\u2581"
+GEMMA = ("<pad>", "<eos>", "<unk>", "<turn>", "<end>", SPACE, SPACE * 2, SPACE * 3, "a", "b", "<image>")
+TURNS = "{% for m in messages %}<turn>{{ m.content }}<end>{% endfor %}"
+
+
+def gemma_like(pieces=GEMMA[:-1], unknown="<unk>", plain=(SPACE * 2, SPACE * 3)):
+    """Pieces as SentencePiece has them. Those of several spaces are added tokens that are not special, as
+    all of ``plain``; a placeholder comes after all pieces of the model."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": i, "content": word, **flags, "special": word not in plain}
+        for i, word in enumerate(GEMMA)
+        if word not in (SPACE, "a", "b")
+    ]
+    model = {"type": "BPE", "vocab": {piece: i for i, piece in enumerate(pieces)}, "unk_token": unknown}
+    model |= {"merges": [[SPACE, SPACE], [SPACE * 2, SPACE]], "fuse_unk": True}
+    about = {"version": "1.0", "added_tokens": added, "model": model, "pre_tokenizer": None}
+    about |= {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}}
+    about |= {"decoder": {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}}
+    return about | {"post_processor": None}
+
+
+def gemma_folder(place, name="gemma", template=TURNS, stops=(1, 4), **changes):
+    more = {"about": gemma_like(**changes), "eos_token": "<eos>", "stops": list(stops)}
+    return FolderTokenizer(folder(place, name, template, **more))
+
+
+def test_added_tokens_of_several_spaces_are_ordinary_text(tmp_path):
+    """Their sign is no letter, but Gemma's tokenizer has thirty of them."""
+    made = gemma_folder(tmp_path)
+    assert made.stop_ids == (4, 1)
+    assert made.prompt_ids(user("a  b   a b")) == (3, 8, 6, 9, 7, 8, 5, 9, 4)
+    assert made.decode(made.answer_ids("a  b")) == "a  b"
+    spelled = made.prompt_ids(user("a<end>"))  # what is control stays control
+    assert spelled.count(4) == 1 and spelled[-1] == 4
+
+
+def test_a_model_needs_no_rows_for_placeholders_that_nothing_makes(tmp_path):
+    made = gemma_folder(tmp_path)
+    assert made.vocab_size == 11 and made.least_rows == 10
+    Experiment(Longest(), tokenizer=made, model=Architecture(vocab_size=10), warm_start=None)
+    with pytest.raises(ValueError, match="shared has a vocabulary of 9, smaller than the tokenizer's 10$"):
+        Experiment(Longest(), tokenizer=made, model=Architecture(vocab_size=9), warm_start=None)
+    later = "{% if messages[0].role == 'system' %}{{ '<im' + 'age>' }}{% endif %}"
+    for name, written in (("said", "{% if tools %}<image>{% endif %}"), ("later", later)):
+        assert gemma_folder(tmp_path, name, written + TURNS).least_rows == 11
+    kinds = {
+        "as it is": ({}, (), 10),
+        "an end": ({}, (10,), 11),
+        "ordinary": ({"plain": (SPACE * 2, SPACE * 3, "<image>")}, (), 11),
+        "what is unknown": ({"pieces": GEMMA, "unknown": "<image>"}, (), 11),
+    }
+    for name, (changes, used, rows) in kinds.items():
+        root = Path(folder(tmp_path, name, about=gemma_like(**changes), eos_token="<end>"))
+        assert TokenizerFolder(root).rows(used) == rows, name
+
+
+def test_added_tokens_that_change_other_text_are_named(tmp_path):
+    about = gemma_like(pieces=(*GEMMA[:-1], "!", f"{SPACE}!"))
+    about["model"]["merges"].append([SPACE, "!"])
+    about["added_tokens"][-1] |= {"id": 11, "content": f"{SPACE}!", "special": False}
+    says = (
+        "gives other ids to .* once control words are kept apart; of its added tokens that are not special, "
+        "'\u2581!' count as control words; take those that ordinary text needs out of added_tokens, or take"
+    )
+    with pytest.raises(RunError, match=says):
+        FolderTokenizer(folder(tmp_path, about=about, template=TURNS, eos_token="<end>"))
+    about["added_tokens"].pop()  # as the line says
+    made = FolderTokenizer(folder(tmp_path, "mended", about=about, template=TURNS, eos_token="<end>"))
+    assert made.answer_ids("a !") == (8, 11, 4)
+
+
 def test_half_a_surrogate_pair_is_a_question_mark(chatml):
     for tokenizer in (chatml, TOKENIZER):
         assert tokenizer.prompt_ids(user("a\ud800b")) == tokenizer.prompt_ids(user("a?b"))
@@ -224,6 +302,31 @@ def test_a_sample_ends_at_all_ends_and_an_answer_with_that_of_a_turn(stops, conf
     made = FolderTokenizer(folder(tmp_path, template=template, stops=stops, **config))
     assert made.stop_ids == ends
     assert made.answer_ids("ab")[-1] == ends[0]
+
+
+def test_ends_are_no_part_of_what_was_said(tmp_path, chatml):
+    """Whether a folder flags them as special or not; ``transformers`` makes those special that have names."""
+    about = piece_tokenizer()
+    for entry in about["added_tokens"]:
+        entry["special"] = False
+    made = FolderTokenizer(folder(tmp_path, about=about, stops=[0]))  # eos_token is 2, and 0 has no name
+    assert made.stop_ids == (2, 0)
+    *said, end = made.answer_ids("ab")
+    assert end == 2 and made.prompt_ids(user("ab")) == chatml.prompt_ids(user("ab"))
+    assert made.decode((*said, 2)) == made.decode((*said, 0)) == made.decode(said) == "ab"
+    plain = FolderTokenizer(folder(tmp_path, "plain", about=about, template=TEXT, stops=[2], eos_token="<s>"))
+    assert plain.stop_ids == (3, 2) and plain.decode((2, 3, *said, 1)) == "ab<|im_start|>"
+
+
+def test_tokens_that_a_folder_names_are_special(tmp_path, chatml):
+    about = piece_tokenizer()
+    for entry in about["added_tokens"]:
+        entry["special"] &= entry["content"] not in ("<|im_end|>", "<s>")
+    root = folder(tmp_path, about=about, pad_token="<s>")
+    ids = (*chatml.answer_ids("ab")[:-1], 3)
+    theirs = transformers.AutoTokenizer.from_pretrained(root)
+    assert FolderTokenizer(root).decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "ab"
+    check_same_ids(FolderTokenizer(root), folder(tmp_path, "flagged", pad_token="<s>"))
 
 
 @pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip", "normalized", "special"])

@@ -104,7 +104,7 @@ class Linear(nn.Module):
         a_JDR, b_JRF = (self.get_variable("lora", name).astype(x_BTD.dtype) for name in "ab")
         # Applies all adapters to all rows, times 0 where an adapter is not the row's own: this is
         # exact, and cheap because R is small.
-        inner_BTJR = jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * scale_BJ[:, None, :, None].astype(
-            x_BTD.dtype
-        )
-        return y_BTF + jnp.einsum("btjr,jrf->btf", inner_BTJR, b_JRF)
+        inner_BTJR = jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR)
+        # In bfloat16 the scale itself would be rounded, and all that the adapter adds by the same factor.
+        scaled_BTJR = (inner_BTJR.astype(jnp.float32) * scale_BJ[:, None, :, None]).astype(x_BTD.dtype)
+        return y_BTF + jnp.einsum("btjr,jrf->btf", scaled_BTJR, b_JRF)

@@ -66,10 +66,11 @@ def stack(adapters: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
 
 
-def merge(params: Any, adapter: Any, scale: float) -> Any:
+def merge(params: Any, adapter: Any, scale: float, dtype: str | None = None) -> Any:
     """Returns parameters that compute what ``params`` with the adapter compute.
 
-    Each kernel is kernel + scale * a b, summed in float32.
+    Each kernel is kernel + scale * a b, summed in float32. Then it is rounded to ``dtype``, which is
+    the kernel's own if not given.
     """
     merged = dict(params)
     for layer, modules in adapter.items():
@@ -77,7 +78,7 @@ def merge(params: Any, adapter: Any, scale: float) -> Any:
         for name, ab in modules.items():
             kernel = params[layer][name]["kernel"]
             delta = scale * jnp.matmul(ab["a"], ab["b"], precision="highest")
-            new = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+            new = (kernel.astype(jnp.float32) + delta).astype(dtype or kernel.dtype)
             merged[layer][name] = params[layer][name] | {"kernel": new}
     return merged
 

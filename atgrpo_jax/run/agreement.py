@@ -5,6 +5,7 @@ from typing import Any
 from atgrpo_jax.common.checks import require
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.types import GroupKey
+from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 
 def check_credit(experiment: Any) -> None:
@@ -22,6 +23,18 @@ def check_credit(experiment: Any) -> None:
         plays_on = rollout.tree and not experiment.team.partners
         rule = 'counterfactual needs RolloutConfig.mode = "tree", and no partners: all would be asked again'
         require(experiment, "credit", plays_on, rule)
+
+
+def check_vocabulary(experiment: Any, initial: str) -> None:
+    """Raises ValueError if a model has no rows for ids of the tokenizer."""
+    size, own = experiment.architecture(initial).vocab_size, experiment.tokenizer
+    if size is None or size >= own.vocab_size:
+        return
+    least = own.least_rows if isinstance(own, FolderTokenizer) else own.vocab_size
+    if size < least:
+        raise ValueError(
+            f"Experiment.model: {initial} has a vocabulary of {size}, smaller than the tokenizer's {least}"
+        )
 
 
 def check_lag(experiment: Any) -> None:

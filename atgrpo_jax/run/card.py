@@ -46,7 +46,7 @@ def card(run: FoundRun, step: int, name: str, dtype: str, origin: str, base: str
     """
     x = run.experiment
     loading = (_ADAPTER if base else _WHOLE).format(name=name, base=base)
-    if origin and isinstance(x.tokenizer, FolderTokenizer):
+    if isinstance(x.tokenizer, FolderTokenizer):
         loading += f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
     parts = (
         _HEAD.format(name=name, library="peft" if base else "transformers"),

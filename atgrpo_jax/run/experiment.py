@@ -21,7 +21,7 @@ from atgrpo_jax.models.lora import LoraConfig
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig
 from atgrpo_jax.rollout.team import BASE, Team
-from atgrpo_jax.run.agreement import check_credit, check_lag, check_siblings
+from atgrpo_jax.run.agreement import check_credit, check_lag, check_siblings, check_vocabulary
 from atgrpo_jax.run.kept_files import differences, represented
 from atgrpo_jax.run.role_settings import RoleSettings, role_settings
 from atgrpo_jax.sandbox.pool import SandboxConfig
@@ -116,12 +116,7 @@ class Experiment:
             require(self, name, exact, f"must name exactly {', '.join(self.initial_names)}")
         for name in self.initial_names:
             family_of(self.architecture(name))
-            size = self.architecture(name).vocab_size
-            if not (size is None or size >= self.tokenizer.vocab_size):
-                raise ValueError(
-                    f"Experiment.model: {name} has a vocabulary of {size}, smaller than the tokenizer's "
-                    f"{self.tokenizer.vocab_size}"
-                )
+            check_vocabulary(self, name)
         sides = self.mesh.policies
         policies = self.policies
         rule = f"meshes for {sides} policies, but there are only: {', '.join(policies)}"
@@ -196,7 +191,8 @@ class Experiment:
     def architecture(self, initial: str) -> Architecture:
         """Returns the architecture of one of ``initial_names``.
 
-        If it sets a vocabulary, that may be larger than the tokenizer's (padded).
+        If it sets a vocabulary, that may be larger than the tokenizer's (padded). Of a folder's tokenizer,
+        placeholders that nothing makes may be beyond it (``FolderTokenizer.least_rows``).
         """
         return self.model[initial] if isinstance(self.model, Mapping) else self.model
 

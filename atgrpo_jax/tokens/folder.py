@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ TELLING = (
     "Hello, world!", " two  spaces   three", "12345 + 67 = 89.0", "def f(x):\n\treturn x['a , b'] != 3\r\n\n",
     "naïve café 数学 🙂 e\u0301 ﬁ", "don't . $ @ ! ?", "[ 03 04 14]#### 1", "a", "\n",
 )  # fmt: skip
+
+# What SentencePiece writes for a space. Gemma has added tokens of several.
+_SPACE = "\u2581"
 
 
 class TokenizerFolder(FolderFiles):
@@ -50,12 +53,25 @@ class TokenizerFolder(FolderFiles):
         """Returns one more than the largest id."""
         return max(self.library.get_vocab(with_added_tokens=True).values()) + 1
 
+    def rows(self, used: Collection[int]) -> int:
+        """Returns how many rows a model must have for all ids but those that nothing makes.
+
+        These are special tokens, as a placeholder for images. No message becomes one of them.
+
+        Args:
+          used: special ids that are made all the same, by a template or at the end of a sample.
+        """
+        model = self.about["model"]
+        unknown = model.get("unk_id"), self.library.token_to_id(model.get("unk_token") or "")
+        idle = {e["id"] for e in self.added if e["special"]} - {*used, *unknown}
+        return max(set(self.library.get_vocab(with_added_tokens=True).values()) - idle) + 1
+
     @functools.cached_property
     def _control(self) -> tuple[dict[str, str], re.Pattern[str], re.Pattern[str]]:
         """Returns secret names for control words, a pattern for the words and one for the names.
 
         A control word is an added token that is special, or that is not only letters, digits and
-        spaces. The names are random, so nobody can write one.
+        spaces (or the sign that stands for a space). The names are random, so nobody can write one.
         """
         words = [e["content"] for e in self.added if e["special"] or not _ordinary(e["content"])]
         secret = "".join(chr(0xF0000 + byte) for byte in secrets.token_bytes(12))
@@ -111,8 +127,27 @@ class TokenizerFolder(FolderFiles):
             return
         if ids != tuple(_encoded(self.library, self.root, text)):
             raise RunError(
-                f"{self.root}: tokenizer.json gives other ids to {what!r} once control words are kept apart"
+                f"{self.root}: tokenizer.json gives other ids to {what!r} once control words are kept apart; "
+                + self._instead(what == text)
             )
+
+    def _instead(self, ordinary: bool) -> str:
+        """Returns what to do about words that count as control and change the ids of other text."""
+        if not ordinary:
+            return "give another one: FolderTokenizer.chat_template"
+        words = [e["content"] for e in self.added if not e["special"] and e["content"] in self._control[0]]
+        if not words:
+            return "ordinary text needs one of its special tokens, so take another model"
+        more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+        return (
+            f"of its added tokens that are not special, {', '.join(map(repr, words[:3]))}{more} count as "
+            "control words; take those that ordinary text needs out of added_tokens, or take another model"
+        )
+
+    def control_in(self, text: str) -> set[int]:
+        """Returns the ids of all control words in a text."""
+        found = map(self.library.token_to_id, self._control[1].findall(text))
+        return {i for i in found if i is not None}
 
     def control_at(self, text: str) -> int | None:
         """Returns the id of the control word with which a text begins, or None."""
@@ -141,7 +176,7 @@ class TokenizerFolder(FolderFiles):
 
 
 def _ordinary(word: str) -> bool:
-    return all(letter.isalnum() or letter.isspace() for letter in word)
+    return all(letter.isalnum() or letter.isspace() or letter == _SPACE for letter in word)
 
 
 def _renamed(model: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -189,6 +224,15 @@ def turn_end(files: TokenizerFolder, chat: ChatTemplate) -> int | None:
     text, _, failed = trial(chat, ("user", "assistant"), False)
     _, found, after = text.rpartition(said[1]["content"])
     return files.control_at(after.lstrip()) if found and not failed else None
+
+
+def rows_of(files: TokenizerFolder, chat: ChatTemplate, stop_ids: tuple[int, ...]) -> int:
+    """Returns how many rows a model must have for all ids that messages, the template and ends make."""
+    tried = (("user",), True), (("user", "assistant"), False), (("system", "user"), True)
+    rendered = (trial(chat, roles, opened)[0] for roles, opened in tried)
+    named = (text for name, text in chat.tokens if chat.uses(name))
+    written = "\n".join((chat.source, *named, *rendered))
+    return files.rows({*files.control_in(written), *stop_ids})
 
 
 def parts_of(files: TokenizerFolder, chat: ChatTemplate, stop_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class FolderFiles:
 
     def _special(self, added: dict[str, Any], name: str, text: str) -> None:
         if text in added:
+            added[text]["special"] = True  # a token with such a name is, whatever is said of it elsewhere
             return
         if text not in self._model:
             raise RunError(

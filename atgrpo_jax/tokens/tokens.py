@@ -14,7 +14,7 @@ from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.literals import literal, told
 from atgrpo_jax.common.types import Message, hash_bytes
 from atgrpo_jax.tokens.chat import GIVEN, ChatTemplate, marks, trial
-from atgrpo_jax.tokens.folder import TokenizerFolder, parts_of, turn_end
+from atgrpo_jax.tokens.folder import TokenizerFolder, parts_of, rows_of, turn_end
 from atgrpo_jax.tokens.folder_files import is_template, own_template
 
 
@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of sampled ids, without special ids."""
+        """Returns the text of sampled ids, without special ids and without stop ids."""
         ...
 
     def digest(self) -> str:
@@ -215,6 +215,11 @@ class FolderTokenizer:
         return self._files.size
 
     @functools.cached_property
+    def least_rows(self) -> int:
+        """Returns how many rows a model needs; fewer than ``vocab_size`` if nothing makes the last ids."""
+        return rows_of(self._files, self._chat, self.stop_ids)
+
+    @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Returns the ids that end a sample. A model may end with any of them.
 
@@ -237,7 +242,8 @@ class FolderTokenizer:
         return (*self._files.plain(whole(text)), self.stop_ids[0])
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._files.library.decode(list(ids), skip_special_tokens=True)
+        said = [i for i in ids if i not in self.stop_ids]
+        return self._files.library.decode(said, skip_special_tokens=True)
 
     def digest(self) -> str:
         return hash_bytes(json.dumps(self._parts(), sort_keys=True)).hex()

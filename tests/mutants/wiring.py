@@ -211,7 +211,7 @@ FAULTS = {
     ("run/experiment.py", "test_config.py test_train.py"): [
         ('CHANGEABLE = ("steps", ', 'CHANGEABLE = ("seed", "steps", ',
          "a run goes on with another seed"),
-        ("size is None or size >= self.tokenizer.vocab_size", "True", "a vocabulary smaller than the tokenizer's"),
+        ("            check_vocabulary(self, name)\n", "", "a vocabulary smaller than the tokenizer's"),
         ("self.batch.rows % self.mesh.rows == 0,", "True,", "rows that the mesh does not divide"),
     ],
     ("rollout/rollout.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [

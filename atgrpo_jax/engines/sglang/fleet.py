@@ -214,7 +214,7 @@ class Fleet:
             version = get(info, "weight_version", str)
             self._check_abilities(server, about, info)
             if not get(about, "skip_tokenizer_init", bool):
-                await check_tokenizer(server, self.model.vocab_size, self.decode)
+                await check_tokenizer(server, self.model.vocab_size, self.decode, self.stop_ids)
         except (Refused, Unusable) as error:
             raise RunError(f"{server.url} ({error}) does not answer as sglang 0.5 does") from error
         if version == self.state:

@@ -55,12 +55,15 @@ def check_model(url: str, path: str, name: str, model: Transformer, stop_ids: Co
         )
 
 
-async def check_tokenizer(server: Server, vocab_size: int, decode: Callable[[Sequence[int]], str]) -> None:
+async def check_tokenizer(
+    server: Server, vocab_size: int, decode: Callable[[Sequence[int]], str], stop_ids: Collection[int]
+) -> None:
     """Raises RunError if a server decodes tokens otherwise than ``decode`` does.
 
-    Raises Unusable if its answer is not that of sglang.
+    ``stop_ids`` are left out: they have no text here, and there perhaps one. Raises Unusable if its
+    answer is not that of sglang.
     """
-    ids = list(range(0, vocab_size, max(1, vocab_size // _DECODED)))
+    ids = [i for i in range(0, vocab_size, max(1, vocab_size // _DECODED)) if i not in stop_ids]
     answer = await server.post("/detokenize", {"tokens": [[i] for i in ids]}, 4 * ASK_S)
     theirs = get(answer, "text", list)
     if len(theirs) != len(ids):

@@ -37,15 +37,17 @@ from atgrpo_jax.models.hf.tensors import INDEX, SINGLE, Slices, Tensors, same
 
 # What config.json says, and the parameters both ways: all that callers need of a folder.
 __all__ = [
-    "DTYPES", "architecture", "check_same_model", "copy_beside", "description", "dtype_of", "end_ids",
-    "has_weights", "load", "save",
+    "DTYPES", "GENERATION", "architecture", "check_same_model", "copy_beside", "copy_tokenizer",
+    "description", "dtype_of", "end_ids", "has_weights", "load", "save", "write_ends",
 ]  # fmt: skip
 
-# Files that a trained folder gets as they are in its source.
-COPIED = (
+# Files of a tokenizer.
+_TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
-    "added_tokens.json", "chat_template.jinja", GENERATION,
+    "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
+# Files that a trained folder gets as they are in its source.
+COPIED = (*_TOKENIZER, GENERATION)
 SHARD_BYTES = 5 * 10**9
 
 # Tensors that older versions stored, and that we compute: rotary frequencies and causal masks.
@@ -153,11 +155,8 @@ def save(
         raw = read_object(origin / "config.json")
         copy_beside(source, root)
     if stop_ids is not None:
-        ends = {"eos_token_id": list(stop_ids)}
-        raw = raw | ends
-        if (root / GENERATION).exists():
-            generation = read_object(root / GENERATION) | ends
-            (root / GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
+        raw = raw | {"eos_token_id": list(stop_ids)}
+        write_ends(root, stop_ids)
     said = Fields("config.json", raw)
     family = family_in(said)
     dtype = dtype or stored_dtype(said)
@@ -184,6 +183,23 @@ def copy_beside(source: str, root: Path) -> None:
     for name in COPIED:
         if (origin / name).exists():
             shutil.copyfile(origin / name, root / name)
+
+
+def copy_tokenizer(source: str, root: Path) -> None:
+    """Copies the files of a folder's tokenizer, in place of all that are in ``root``."""
+    origin = local_folder(source)
+    for name in _TOKENIZER:
+        (root / name).unlink(missing_ok=True)
+        if (origin / name).exists():
+            shutil.copyfile(origin / name, root / name)
+
+
+def write_ends(root: Path, stop_ids: Sequence[int], new: bool = False) -> None:
+    """Says in generation_config.json which ids end a sequence. It is made only if it may be ``new``."""
+    path = root / GENERATION
+    if new or path.exists():
+        said = read_object(path) if path.exists() else {}
+        path.write_text(json.dumps(said | {"eos_token_id": list(stop_ids)}, indent=2) + "\n")
 
 
 def has_weights(folder: str) -> bool:
