@@ -19,7 +19,8 @@ from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.tokens import chat
 from atgrpo_jax.tokens.folder import TokenizerFolder
-from atgrpo_jax.tokens.tokens import SPECIALS, WORDS, FolderTokenizer, TinyTokenizer, check_same_ids
+from atgrpo_jax.tokens.same_ids import check_same_ids
+from atgrpo_jax.tokens.tokens import SPECIALS, WORDS, FolderTokenizer, TinyTokenizer
 
 TOKENIZER = TinyTokenizer(words=("go", "goal", " at"))
 END, USER, ASSISTANT = 260, 262, 263  # 256 bytes, 3 words, then the specials in their order

@@ -23,7 +23,8 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.starts import ALL, by_name
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tokens import tiny_file
-from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer, check_same_ids
+from atgrpo_jax.tokens.same_ids import check_same_ids
+from atgrpo_jax.tokens.tokens import FolderTokenizer, TinyTokenizer, Tokenizer
 
 # The folder of each role that has no partner.
 Cast = Mapping[str, str]

@@ -9,7 +9,8 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.rollout.team import BASE
 from atgrpo_jax.run.experiment import Experiment, first_difference
 from atgrpo_jax.run.found import FoundRun
-from atgrpo_jax.tokens.tokens import FolderTokenizer, check_same_ids
+from atgrpo_jax.tokens.same_ids import check_same_ids
+from atgrpo_jax.tokens.tokens import FolderTokenizer
 
 ALL = ""  # stands for all policies, where a person names none
 

@@ -32,7 +32,7 @@ from atgrpo_jax.run.experiment import Experiment
 from atgrpo_jax.run.team_state import NOTHING, Given, TeamState, Watch
 from atgrpo_jax.run.warming import warmed
 from atgrpo_jax.sandbox.protocol import Runner
-from atgrpo_jax.tokens.tokens import check_same_ids
+from atgrpo_jax.tokens.same_ids import check_same_ids
 from atgrpo_jax.update.batch import digest_of, minibatches
 from atgrpo_jax.update.learner import Learner, PolicyState, UpdateInputs
 from atgrpo_jax.update.objectives import by_number
