@@ -18,8 +18,9 @@ from atgrpo_jax.common.hosts import ALONE
 from atgrpo_jax.common.types import Outcome, Reward, Sample, Sampling, seed_of
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.contributions import SPARED, Compared, alarms, figures, table
-from atgrpo_jax.rollout.evaluation import EvaluationConfig, evaluating, wilson
+from atgrpo_jax.rollout.evaluation import EvaluationConfig, evaluating
 from atgrpo_jax.rollout.influence import Influence
+from atgrpo_jax.rollout.intervals import wilson
 from atgrpo_jax.rollout.rollout import engine_propose, play_all
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.findings import findings

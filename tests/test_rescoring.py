@@ -25,9 +25,7 @@ def test_two_roles_exchange_their_policies_and_the_others_keep_theirs():
 
 
 def test_what_cannot_be_exchanged_is_said():
-    alone, roles, adapters = (
-        load(["plan.gin", f"teams/{name}.gin"]) for name in ("shared", "roles", "lora")
-    )
+    alone, roles, adapters = (load(["plan.gin", f"teams/{name}.gin"]) for name in ("shared", "roles", "lora"))
     check_swap(adapters, BOTH)
     large = dataclasses.replace(roles.model, layers=roles.model.layers + 1)
     unlike = dataclasses.replace(roles, model={"scout": roles.model, "mover": large})

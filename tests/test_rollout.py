@@ -167,6 +167,7 @@ def test_a_prompt_too_long_by_what_roles_have_said_ends_the_episode(
     assert (episode.end, episode.turns, len(episode.groups)) == ("engine_error", turns, groups)
     for lost in episode.groups[-1].candidates:
         assert lost.reward is None and lost.sample.version == 3 and lost.outcome is Outcome.ENGINE_ERROR
+        assert lost.sample.finish == "too_long" and not lost.sample.drawn
     stage = int(role == "b" and not parallel)
     assert f"/{turn}/{stage}/{role}; the episode ends there" in capsys.readouterr().err
 

@@ -14,7 +14,8 @@ from scipy import special
 from atgrpo_jax.common.metric_names import of_role
 from atgrpo_jax.common.types import Group
 from atgrpo_jax.credit.advantages import apart
-from atgrpo_jax.rollout.evaluation import TAIL, Difference, Score, difference, wilson
+from atgrpo_jax.rollout.evaluation import Difference, Score, difference
+from atgrpo_jax.rollout.intervals import TAIL, wilson
 
 # What is said in a role's place:
 #   sibling    once in an episode, another of the candidates that it draws there

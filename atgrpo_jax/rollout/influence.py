@@ -132,7 +132,7 @@ class _Telling:
         own = self._known[key].candidates[0]
         self._count(drawn)
         for k, sample in enumerate(drawn):
-            if k and sample.finish != "error" and self._player.tokenizer.decode(sample.tokens) != own.text:
+            if k and sample.drawn and self._player.tokenizer.decode(sample.tokens) != own.text:
                 self.forced[key] = k
                 break
         return [own.sample, *drawn[1:]]

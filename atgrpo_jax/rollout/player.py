@@ -169,7 +169,7 @@ class Player:
             return [(Origin(key, prompt_ids, state_digest, "", -1, partner.sampling), sample, text)]
         policy = self.team.policy(key.role)
         samples = await self.propose(state, key, prompt_ids, policy, spoken)
-        version = next((s.version for s in samples if s.finish != "error"), -1)
+        version = next((s.version for s in samples if s.drawn), -1)
         origin = Origin(key, prompt_ids, state_digest, policy, version, of_role(self.sampling, key.role))
         return self._drawn(origin, samples, 0)
 
@@ -182,7 +182,7 @@ class Player:
         found = []
         for k, sample in enumerate(samples, first):
             _check_logprobs(sample, f"{place(origin.key)}, candidate {k} of policy {origin.policy}")
-            version = origin.version if sample.finish == "error" else sample.version
+            version = sample.version if sample.drawn else origin.version
             with self.clock:
                 text = self.tokenizer.decode(sample.tokens)
             found.append((dataclasses.replace(origin, version=version), sample, text))
@@ -220,7 +220,7 @@ class Player:
         """
         key = drawn[0][0].key
         before = digest(state)
-        given = [text for _, sample, text in drawn if sample.finish != "error"]
+        given = [text for _, sample, text in drawn if sample.drawn]
         runs = await asyncio.gather(*(self._run(state, key, text) for text in given))
         left = iter(runs)
         candidates: list[Candidate] = []
@@ -230,7 +230,7 @@ class Player:
                 step = None
                 outcome = Outcome.ENGINE_ERROR
                 ran: Sequence[ProgramResult] = ()
-                if sample.finish != "error":
+                if sample.drawn:
                     ran = next(left)
                     step, outcome = self._act(state, key, text, sample, ran)
                 counts = step is not None and outcome.value not in self.exclude

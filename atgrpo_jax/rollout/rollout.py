@@ -110,9 +110,9 @@ def engine_propose(
     ``sampling`` and ``candidates`` are those of all roles, or mappings from each role. The first
     ``after`` candidates are left out: they were drawn before.
 
-    If a prompt is too long for the engine because of what roles have said, the samples are errors,
-    as when an engine fails. If no role has spoken yet, the task itself made the prompt too long,
-    and the function raises PromptTooLong.
+    If a prompt is too long for the engine because of what roles have said, no sample is drawn, as
+    when an engine fails. If no role has spoken yet, the task itself made the prompt too long, and the
+    function raises PromptTooLong.
     """
 
     async def propose(state, key, prompt_ids, policy, spoken):
@@ -126,7 +126,7 @@ def engine_propose(
             if not spoken:
                 raise
             say(f"{error}; the episode ends there")
-            return [Sample((), (), "error", engine.version(policy))] * len(numbers)
+            return [Sample((), (), "too_long", engine.version(policy))] * len(numbers)
 
     return propose
 

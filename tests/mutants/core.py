@@ -40,7 +40,7 @@ FAULTS = {
         ("np.where(mask_GK, np.abs(advantages_GK) * lengths_GK, 0.0)", "np.where(mask_GK, np.abs(advantages_GK), 0.0)", "long answers weigh as short ones"),
         ("np.where(mask_GK, np.abs(advantages_GK) * lengths_GK, 0.0)", "np.where(mask_GK, advantages_GK * lengths_GK, 0.0)", "advantages cancel out"),
         ("comparable = own_G & (table.texts_G >= 2)", "comparable = own_G", "one text is equal to itself"),
-        ('if c.sample.finish != "error"]', "]", "samples that failed have a text"),
+        ("if c.sample.drawn]", "]", "samples that failed have a text"),
         ("if len(before) == 1:", "if before:", "a judge repeats the first of several"),
         ("other.turn == key.turn and ", "", "the last of a turn is repeated by the first of the next one"),
         (" and other.role != key.role", "", "seats repeat one another"),

@@ -467,11 +467,15 @@ FAULTS = {
         ("engine_propose(engine, sampling, 1, seed)", "engine_propose(engine, sampling, 2, seed)", "evaluation draws two"),
         ("[episode.solved for episode in played]", '[episode.end != "turn_limit" for episode in played]', "an end is success"),
         ("failed_I = K - self.solved_IK.sum(1)", "failed_I = self.solved_IK.sum(1)", "pass@k of failures"),
-        ("centre = p + z * z / (2 * n)", "centre = p", "Wilson's centre is that of Wald"),
         ("score.solved_IK.mean(1) - other.solved_IK.mean(1)", "other.solved_IK.mean(1) - score.solved_IK.mean(1)", "the difference is the other way round"),
         ("int((gain_I > 0).sum()),", "int((gain_I >= 0).sum()),", "ties are called better"),
         ("top_k=0, top_p=1.0, min_p=0.0)", ")", "evaluations explore as a rollout does"),
         ("temperature=own,", "temperature=rollout.temperature,", "evaluations draw at the rollout's temperature"),
+        ("exclude=FAILURES", "exclude=FAILURES[1:]", "a sandbox that fails is scored"),
+        ('all(one.sample.finish != "too_long" for one in last)', "True", "prompts that became too long are failures of the engine"),
+    ],
+    ("rollout/intervals.py", "test_evaluation.py"): [
+        ("centre = p + z * z / (2 * n)", "centre = p", "Wilson's centre is that of Wald"),
     ],
     ("run/metrics.py", "test_metrics.py test_policies.py test_train.py"): [
         ("np.mean([e.solved for e in episodes])", 'np.mean([e.end == "ended" for e in episodes])', "success is something else"),
