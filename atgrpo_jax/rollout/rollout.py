@@ -33,7 +33,8 @@ class RolloutConfig(Sampling):
     """
 
     instances: int = 32  # instances of each step, or of each of its rounds
-    # A step with fewer groups with signal than this plays another round of instances. 0: one round.
+    # A step with fewer groups with signal than this, of policies that it updates, plays another round of
+    # instances. 0: one round.
     least_signal: int = 0
     most_rounds: int = 4  # rounds of a step, the first one included
     candidates: int = 8  # K

@@ -86,6 +86,7 @@ FAULTS = {
         ("each, rounds, number)", "each, rounds, 0)", "every round has the same instances"),
         ('seed_of("instances", experiment.seed, step)', 'seed_of("instances", experiment.seed)', "all steps have one order"),
         ('seed_of("instances", experiment.seed, step)', 'seed_of("instances", step)', "all seeds have one order"),
+        ("group.origin.policy in team.updated(group.origin.key.step, roles)", "not group.by_partner", "groups that nobody is trained on count"),
     ],
     ("rollout/odds.py", "test_curriculum.py"): [
         ("4 * success_I * (1 - success_I)", "4 * success_I * success_I", "what is always solved is played most"),
@@ -94,8 +95,11 @@ FAULTS = {
         ("if total == 0:", "if False:", "a pool without values divides by 0"),
     ],
     ("rollout/curriculum.py", "test_curriculum.py"): [
-        ('if episode.end != "engine_error"', 'if episode.end != "ended"', "what the engine failed teaches"),
-        ("if not item.group.by_partner and", "if", "what partners say teaches"),
+        ('if episode.end != "engine_error"', 'if episode.end != "ended"', "episodes without an end are not solved"),
+        ("if updates(item.group) and", "if", "what partners say teaches, and policies that stand still"),
+        ("if updates(item.group) and not _lost(item.group):", "if updates(item.group):", "what the engine failed teaches"),
+        ("        if heard:\n", "        if solved:\n", "what cannot be played keeps its success"),
+        ("        if heard or signal[index]:\n", "        if solved:\n", "what cannot be played keeps its value"),
         ("float(item.mask_K.any())", "float(item.mask_K.all())", "a group teaches only if all of it is trained"),
         ("after = dict(lessons)", "after = {}", "what was not played is forgotten"),
         ("signal: float = 1.0", "signal: float = 0.0", "what was never played counts nothing"),
