@@ -4,13 +4,12 @@ import asyncio
 import copy
 import dataclasses
 import functools
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from atgrpo_jax.common.clock import Clock
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.finite import check_finite
+from atgrpo_jax.common.finite import check_logprobs
 from atgrpo_jax.common.types import (
     Board,
     Candidate,
@@ -181,7 +180,7 @@ class Player:
         """
         found = []
         for k, sample in enumerate(samples, first):
-            _check_logprobs(sample, f"{place(origin.key)}, candidate {k} of policy {origin.policy}")
+            check_logprobs(sample, f"{place(origin.key)}, candidate {k} of policy {origin.policy}")
             version = sample.version if sample.drawn else origin.version
             with self.clock:
                 text = self.tokenizer.decode(sample.tokens)
@@ -191,7 +190,7 @@ class Player:
     async def _group(
         self, state: Any, drawn: Sequence[Drawn], shown: Any, spoken: bool
     ) -> tuple[Group, list[Transition | None]]:
-        """Scores what is ``drawn``, draws the others if the rewards differ, and selects one to execute.
+        """Scores what is ``drawn``, draws the others if that ``goes_on``, and selects one to execute.
 
         All are scored from ``state``. ``shown`` is the state that their prompt shows.
         """
@@ -199,15 +198,17 @@ class Player:
         key = origin.key
         alpha = self.team.alpha_of(key.role)
         candidates, steps = await self._score(state, drawn)
-        if self.further is not None and goes_on(earned(candidates, alpha)):
-            samples = await self.further(shown, key, origin.prompt_ids, origin.policy, spoken)
+        further = self.further if origin.policy and drawn[0][1].finish != "too_long" else None
+        if further is not None and goes_on(earned(candidates, alpha)):
+            samples = await further(shown, key, origin.prompt_ids, origin.policy, spoken)
             if samples:
                 others, led_to = await self._score(state, self._drawn(origin, samples, len(drawn)))
                 candidates += others
                 steps += led_to
         with self.clock:
             seed = seed_of("select", self.seed, key.path())
-            chosen = choose([c.reward for c in candidates], self.select, alpha, seed)
+            rewards = [candidate.reward for candidate in candidates]
+            chosen = choose(rewards, self.select, alpha, seed, len(drawn))
             chosen = self.forced.get(key, chosen)
         return Group(tuple(candidates), chosen), steps
 
@@ -288,11 +289,3 @@ class Player:
 
 def _kept(runs: Sequence[ProgramResult]) -> tuple[Ran, ...]:
     return tuple(Ran(run.end, shortened(run.stdout, KEPT), shortened(run.stderr, KEPT)) for run in runs)
-
-
-def _check_logprobs(sample: Sample, where: str) -> None:
-    """Raises NotFinite, naming the first token whose logprob is not finite."""
-    for logprobs in (sample.logprobs, sample.drawn_logprobs or ()):
-        if not all(map(math.isfinite, logprobs)):
-            named = {f"the logprob of token {i}": logprob for i, logprob in enumerate(logprobs)}
-            check_finite(named, where, "the policy's own weights, or the engine's computing, overflow")

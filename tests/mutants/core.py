@@ -66,7 +66,8 @@ FAULTS = {
         ("else decay * before + (1 - decay) * mean", "else decay * mean + (1 - decay) * before", "a running mean forgets what it should keep"),
     ],
     ("credit/branching.py", "test_branching.py"): [
-        ("stops = math.comb(missing, first)", "stops = 0", "starts without any reward go on"),
+        ("stops = 0", "stops = math.comb(missing, first)", "starts without any reward count as ones that stop"),
+        ("return not present or", "return bool(present) and", "starts without any reward end the episode"),
         ("math.comb(alike + missing, first - 1)", "math.comb(alike, first - 1)", "candidates without a reward are a difference"),
         ("for high in present[i + 1 :]", "for high in present[i:]", "a candidate is its own sibling"),
         ("return 1 / share_that_goes_on(", "return 1.0 + 0 * share_that_goes_on(", "nothing is corrected"),

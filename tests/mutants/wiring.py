@@ -8,9 +8,9 @@ FAULTS = {
         ("own.candidates if settings.tree else 1 for role", "own.candidates for role", "trajectories branch"),
     ],
     ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py test_credit.py"): [
-        ("alpha=self.experiment.alphas", "alpha=1.0", "the team's alpha is not heard"),
-        ("rule=self.experiment.credit, ", "", "the rule of credit is not heard"),
-        ("memory=team.memory\n", "\n", "the rule of credit remembers nothing"),
+        ("alpha=run.alphas, ", "alpha=1.0, ", "the team's alpha is not heard"),
+        ("rule=run.credit, ", "", "the rule of credit is not heard"),
+        (", memory=team.memory)", ")", "the rule of credit remembers nothing"),
         ("return team._replace(memory=memory, lessons=lessons), credited, metrics", "return team, credited, metrics", "what is to be remembered is lost"),
         ("learner.refer_to(self._checkpoints, 0)", "learner.refer_to(self._checkpoints, self.done)",
          "after a resume the reference is the step that the run goes on from"),
@@ -168,6 +168,9 @@ FAULTS = {
     ("rollout/player.py", "test_branching.py"): [
         ("goes_on(earned(candidates, alpha))", "goes_on(earned(candidates, 1 - alpha))", "what goes on is not what is compared later"),
         ("self._drawn(origin, samples, len(drawn)))", "self._drawn(origin, samples[:1], len(drawn)))", "one more candidate, and no other"),
+        ("alpha, seed, len(drawn))", "alpha, seed)", "a random answer is of those that were drawn because others differ"),
+        (' and drawn[0][1].finish != "too_long"', " ", "a prompt that is too long is asked about again"),
+        ("self.further if origin.policy and ", "self.further if ", "a partner is asked for more candidates"),
     ],
     ("rollout/rollout.py", "test_branching.py"): [
         ("range(of_role(after, key.role), of_role(candidates, key.role))", "range(0, of_role(candidates, key.role) - of_role(after, key.role))",
@@ -245,7 +248,7 @@ FAULTS = {
         ('if any(run.end == "crash" for run in runs):', "if False:", "a failing sandbox is the candidate's fault"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", self.seed)', "ties go to one place"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", key.path())', "ties do not know the seed"),
-        ("self.select, alpha, seed)", "self.select, 1.0, seed)", "alpha is not heard in selection"),
+        ("self.select, alpha, seed,", "self.select, 1.0, seed,", "alpha is not heard in selection"),
         ("policy = self.team.policy(key.role)", "policy = self.team.policy(self.task.workflow.roles[0])", "all roles speak by one policy"),
     ],
     ("engines/gate.py", "test_weight_sync.py"): [
