@@ -211,6 +211,20 @@ def test_what_has_no_end_has_no_reward():
     assert (episode.end, teams(episode)) == ("engine_error", [[None] * 3, [None] * 3])
 
 
+def test_where_nobody_acts_nothing_is_played_on():
+    """a fails in the second turn, so b, who speaks at the same time, keeps what it earns at once."""
+    task = Game(Workflow((("a", "b"),), turns=2), lambda said: float(len(said) + len(said[-1])))
+    first = {"a": ("x", "yy", "z"), "b": ("x", "yy", "z")}
+
+    def says(address, told):
+        key = address.group
+        return None if (key.turn, key.role) == (1, "a") else first[key.role][address.k]
+
+    episode, *_ = played(task, says)
+    assert episode.end == "engine_error" and [group.chosen for group in episode.groups] == [1, 1, None, None]
+    assert teams(episode) == [[None] * 3, [None] * 3, [None] * 3, [4, 5, 4]]
+
+
 def test_groups_are_taken_by_chance_and_frozen_policies_are_left_out():
     """A share of a half takes about a half of the groups of a, and always the same ones."""
 

@@ -203,7 +203,9 @@ class Group:
     """The K candidates of one prompt."""
 
     candidates: tuple[Candidate, ...]
-    chosen: int | None  # index of the executed candidate; None if all were excluded
+    # Index of the executed candidate; None if nobody acted, because all were excluded, or all of somebody
+    # who spoke at the same time.
+    chosen: int | None
     board: Board | None = None  # the state that the prompt showed, if the task draws it
 
     @property

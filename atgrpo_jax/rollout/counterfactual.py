@@ -39,22 +39,26 @@ class Counterfactual:
         self.counts = {"groups": 0, "misled": 0, "tokens": 0}
 
     async def credited(
-        self, player: Player, episode_key: EpisodeKey, episode: Episode, crossings: Sequence[Crossing]
+        self,
+        player: Player,
+        episode_key: EpisodeKey,
+        episode: Episode,
+        crossings: Sequence[Crossing | None],
     ) -> Episode:
         draws = _Draws(self._propose, episode)
         alone = dataclasses.replace(player, propose=draws.propose, further=None, forced={}, afterwards=None)
         updated = player.team.updated(episode_key.step, player.task.workflow.roles)
 
-        async def credit(group: Group, crossing: Crossing) -> Group:
+        async def credit(group: Group, crossing: Crossing | None) -> Group:
             chance = seed_of("counterfactual", self._seed, group.origin.key.path()) / 2**64
-            if group.origin.policy not in updated or chance >= self._share:
+            if crossing is None or group.origin.policy not in updated or chance >= self._share:
                 return group
             return await self._group(alone, episode_key, group, crossing)
 
-        pairs = zip(episode.groups, crossings, strict=False)  # the last group may have no crossing
+        pairs = zip(episode.groups, crossings, strict=True)
         groups = await asyncio.gather(*(credit(*pair) for pair in pairs))
         self.counts["tokens"] += draws.tokens
-        return dataclasses.replace(episode, groups=(*groups, *episode.groups[len(groups) :]))
+        return dataclasses.replace(episode, groups=tuple(groups))
 
     async def _group(
         self, player: Player, episode_key: EpisodeKey, group: Group, crossing: Crossing

@@ -47,9 +47,13 @@ class Afterwards(Protocol):
     counts: dict[str, int]  # of what that took
 
     async def credited(
-        self, player: "Player", episode_key: EpisodeKey, episode: Episode, crossings: Sequence[Crossing]
+        self,
+        player: "Player",
+        episode_key: EpisodeKey,
+        episode: Episode,
+        crossings: Sequence[Crossing | None],
     ) -> Episode:
-        """Returns the episode. ``crossings`` are those of its groups, in order."""
+        """Returns the episode. ``crossings`` are those of its groups, in order; None if nobody acted."""
         ...
 
 
@@ -94,29 +98,32 @@ class Player:
 
     async def go_on(
         self, episode_key: EpisodeKey, course: Course, drawn: Sequence[Sequence[Drawn]] = ()
-    ) -> tuple[list[Group], list[Crossing]]:
+    ) -> tuple[list[Group], list[Crossing | None]]:
         """Plays an episode from where ``course`` is, and leads that to the end.
 
-        If no candidate of a group can be executed, that group is the last one, and the course has no end.
+        If no candidate of a group can be executed, the course has no end, and nobody acts any more. Those who
+        spoke at the same time are scored where it stands, and their groups are the last ones.
 
         ``drawn`` is by those who act before anybody else speaks; then no ``further`` ones are drawn. Returns
-        the groups that were played, and the crossings of those of which a candidate was executed.
+        the groups that were played, and the crossing of each; None if nobody acted.
         """
         groups: list[Group] = []
-        crossings: list[Crossing] = []
-        draws, board = list(drawn), None
+        crossings: list[Crossing | None] = []
+        draws, board, acts = list(drawn), None, True
         shown, spoken = course.state, course.acted
         while True:
             for number, own in enumerate(draws):
                 group, steps = await self._group(course.state, own, shown, spoken)
-                groups.append(dataclasses.replace(group, board=board))
-                if group.chosen is None:
-                    return groups, crossings
+                acts = acts and group.chosen is not None
+                groups.append(dataclasses.replace(group, board=board, chosen=group.chosen if acts else None))
+                if not acts:
+                    crossings.append(None)
+                    continue
                 crossings.append(Crossing(copy.copy(course), steps, draws[number + 1 :]))
-                taken = steps[group.chosen]
+                taken = None if group.chosen is None else steps[group.chosen]
                 assert taken is not None
                 course.take(taken)
-            speakers = self._next(course, str(episode_key))
+            speakers = self._next(course, str(episode_key)) if acts else ()
             if not speakers:
                 return groups, crossings
             keys = []

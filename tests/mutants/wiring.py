@@ -242,7 +242,9 @@ FAULTS = {
         ("len(set(stage)) == len(stage)", "True", "somebody speaks twice at once"),
     ],
     ("rollout/player.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
-        ("taken = steps[group.chosen]", "taken = steps[0]", "the first is executed"),
+        ("is None else steps[group.chosen]", "is None else steps[0]", "the first is executed"),
+        ("                    crossings.append(None)\n                    continue\n", "                    return groups, crossings\n", "who speaks beside a role without a candidate is lost"),
+        ("acts = acts and group.chosen", "acts = group.chosen", "an episode goes on without a role"),
         ("outcome.value not in self.exclude", "outcome.value in self.exclude", "exclusion is the other way round"),
         ('Outcome.TRUNCATED if sample.finish == "length" else step.outcome', "step.outcome", "truncation goes unseen"),
         ('if any(run.end == "crash" for run in runs):', "if False:", "a failing sandbox is the candidate's fault"),
