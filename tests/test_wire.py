@@ -52,7 +52,7 @@ FIELDS = {
     Sample: "tokens: tuple[int, ...], logprobs: tuple[float, ...], "
     "finish: Literal['stop', 'length', 'error', 'too_long'], version: int, "
     "drawn_logprobs: tuple[float, ...] | None, receipt: str",
-    Reward: "team: float, local: float, parts: Mapping[str, float]",
+    Reward: "team: float, local: float, parts: Mapping[str, float], at_once: float | None",
 }  # fmt: skip
 
 
@@ -115,7 +115,8 @@ class Odd(random.Random):
         )
 
     def reward(self):
-        return Reward(self.choice(NUMBERS), self.choice(NUMBERS), self.numbers())
+        at_once = self.choice([None, None, *NUMBERS])
+        return Reward(self.choice(NUMBERS), self.choice(NUMBERS), self.numbers(), at_once)
 
     def numbers(self):
         return {self.text(): self.choice(NUMBERS) for _ in range(self.randrange(3))}

@@ -44,6 +44,8 @@ class Reward:
     team: float
     local: float
     parts: Mapping[str, float]
+    # What ``team`` was before counterfactual credit added what came later; None if nothing was added.
+    at_once: float | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, team: float, **parts: float) -> "Reward":

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from atgrpo_jax.common.types import Candidate, Episode, Group, GroupKey, Sample, seed_of
+from atgrpo_jax.common.types import FAILURES, Candidate, Episode, Group, GroupKey, Sample, seed_of
 from atgrpo_jax.credit.advantages import apart
 from atgrpo_jax.rollout.contributions import team_reward
 from atgrpo_jax.rollout.crossings import Crossing, EpisodeKey
@@ -46,7 +46,11 @@ class Counterfactual:
         crossings: Sequence[Crossing | None],
     ) -> Episode:
         draws = _Draws(self._propose, episode)
-        alone = dataclasses.replace(player, propose=draws.propose, further=None, forced={}, afterwards=None)
+        # Whatever training leaves out, the team as it is evaluated goes on from it.
+        failures = tuple(outcome for outcome in player.exclude if outcome in FAILURES)
+        alone = dataclasses.replace(
+            player, propose=draws.propose, further=None, forced={}, exclude=failures, afterwards=None
+        )
         updated = player.team.updated(episode_key.step, player.task.workflow.roles)
 
         async def credit(group: Group, crossing: Crossing | None) -> Group:
@@ -124,7 +128,8 @@ def _earning(candidate: Candidate, later: float | None) -> Candidate:
     assert candidate.reward is not None
     if later is None:
         return dataclasses.replace(candidate, reward=None)
-    reward = dataclasses.replace(candidate.reward, team=candidate.reward.team + later)
+    team = candidate.reward.team
+    reward = dataclasses.replace(candidate.reward, team=team + later, at_once=team)
     return dataclasses.replace(candidate, reward=reward)
 
 
