@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
-from shared_rollout import Echo, Shouts
+from shared_rollout import Echo, Shouts, player
 
 from atgrpo_jax.common.errors import ConfigError, PromptTooLong
 from atgrpo_jax.common.types import Sampling
@@ -15,7 +15,7 @@ from atgrpo_jax.rollout.evaluation import (
     failed,
 )
 from atgrpo_jax.rollout.intervals import clopper_pearson, effective_draws, wilson
-from atgrpo_jax.rollout.rollout import RolloutConfig
+from atgrpo_jax.rollout.rollout import RolloutConfig, play_all
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.tasks.workflow import Workflow
 
@@ -50,6 +50,21 @@ def test_every_episode_of_an_instance_has_addresses_of_its_own():
     )  # fmt: skip
     assert score.solved_IK.shape == (2, 3)
     assert len({r.addresses[0] for r in engine.requests}) == 2 * 3 * 2
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_an_evaluation_on_the_train_split_shares_no_address_with_training(episodes):
+    script = {(0, "a"): ["4", "6"], (0, "b"): ["6", "0"]}
+    made, engine = player(script, k=2)
+    play_all(made, 3, "train", range(6), episodes)
+    other = ScriptedEngine(script)
+    played = evaluate(
+        Sum(), Team(), CharTokenizer(), other, Sampling(1.0, 8), seed=5, step=3, split="train", instances=6,
+        episodes=episodes,
+    )  # fmt: skip
+    trained, drawn = ({a for r in one.requests for a in r.addresses} for one in (engine, other))
+    assert {a.seed for a in trained} == {a.seed for a in drawn} and not trained & drawn
+    assert played.success == 1 and len(drawn) == 12 * episodes
 
 
 def test_scores_are_by_instance():

@@ -80,11 +80,11 @@ def bit(address, told=""):
     return str(address.key_words()[0] & 1)
 
 
-def measured(task, says, instances=40, seed=5, kinds=("sibling", "silent", "shuffled", "echo")):
+def measured(task, says, instances=40, seed=5, kinds=("sibling", "silent", "shuffled", "echo"), first=0):
     """All comparisons by role and kind, the episodes that were played first, and the engine."""
     engine = Engine(says)
     player = evaluating(task, Team(), CharTokenizer(), engine, SAMPLING, seed, None, None)
-    episodes = play_all(player, 3, "test", range(instances))
+    episodes = play_all(player, 3, "test", range(instances), first=first)
     influence = Influence(player, engine_propose(engine, SAMPLING, K, seed), episodes)
     plan = [(role, instead) for role, instead in influence.plan if instead in kinds]
     found = {(role, instead): influence.measure(role, instead) for role, instead in plan}
@@ -302,6 +302,20 @@ def test_partners_take_part_and_are_asked_again_if_they_hear_something_else():
     assert influence.plan == [("b", "sibling"), ("b", "silent"), ("b", "shuffled")]
     one = influence.measure("b", "silent")
     assert (one.count, one.changed) == (4, 0) and len(answers.asked) == 16  # c has no text to repeat, either
+
+
+def test_episodes_with_other_numbers_are_played_again_by_these():
+    """Those of an evaluation on the train split; what is said here does not depend on the number."""
+
+    def found(first):
+        game = Game(rule=lambda _, a, b: a == b, shown=lambda s, role: s[1] if role == "b" else "")
+        found, episodes, _ = measured(
+            game, lambda address, told: str((address.group.instance + address.k) % 2), 4, first=first
+        )
+        assert {episode.episode for episode in episodes} == {first}
+        return [(*key, one.count, one.changed, one.alike) for key, one in found.items()]
+
+    assert found(0) == found(7) and found(0)[0][:4] == ("a", "sibling", 4, 4)
 
 
 def test_several_hosts_find_what_one_finds():

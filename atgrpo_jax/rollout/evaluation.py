@@ -32,6 +32,9 @@ from atgrpo_jax.tokens.tokens import Tokenizer
 # -1. With them it covers 95 % in simulations, even if instances are few or nearly all gain or lose
 # (tests/test_evaluation.py).
 MADE_UP = 1.5
+# The number of the first episode of an evaluation on the train split. It is above those of training, so that
+# no address is one of training, whatever the step.
+APART = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,11 +252,14 @@ def evaluate(
 
     Several ``hosts`` play together; see ``play_all``.
 
-    Every role draws one candidate, which is executed. ``partners`` answer for roles that have some.
+    Every role draws one candidate, which is executed. ``partners`` answer for roles that have some. Episodes
+    on the train split are numbered from ``APART``.
     """
     player = evaluating(task, team, tokenizer, engine, sampling, seed, runner, partners)
     costs_before = partners.costs if partners is not None else {}
-    played = play_all(player, step, split, range(instances), episodes, on_episode, hosts, at_once)
+    numbers = range(instances)
+    first = APART if split == "train" else 0
+    played = play_all(player, step, split, numbers, episodes, on_episode, hosts, at_once, first=first)
     solved_IK = np.array([episode.solved for episode in played]).reshape(instances, episodes)
     spent = dict(costs_since(partners, costs_before))
     return Score(solved_IK, sum(episode.turns for episode in played) / len(played), played, spent)

@@ -69,7 +69,17 @@ class Influence:
             player = dataclasses.replace(self.player, propose=telling.propose, forced=telling.forced)
             step = spoken[0].groups[0].origin.key.step
             indices = [episode.instance for episode in spoken]
-            again = play_all(player, step, spoken[0].split, indices, 1, on_episode, self.hosts, self.at_once)
+            again = play_all(
+                player,
+                step,
+                spoken[0].split,
+                indices,
+                1,
+                on_episode,
+                self.hosts,
+                self.at_once,
+                first=spoken[0].episode,
+            )
         pairs = [
             (own, other) for own, other in zip(spoken, again, strict=True) if other.end != "engine_error"
         ]

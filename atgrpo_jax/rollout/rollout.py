@@ -142,6 +142,7 @@ def play_all(
     hosts: Hosts = ALONE,
     at_once: int | None = None,
     stops: bool = False,
+    first: int = 0,
 ) -> list[Episode]:
     """Plays every instance ``episodes`` times.
 
@@ -152,6 +153,7 @@ def play_all(
       indices: the instances, each once.
       at_once: how many instances all hosts together play at the same time; all if not given.
       stops: whether a stop may end this while complete steps are not saved; see ``Hosts.meet``.
+      first: the number of each instance's first episode.
 
     Returns the episodes in order of instance, then of episode number.
     """
@@ -164,7 +166,7 @@ def play_all(
             on_episode()
             return played
 
-        return await asyncio.gather(*(one(e) for e in range(episodes)))
+        return await asyncio.gather(*(one(first + e) for e in range(episodes)))
 
     if hosts.count == 1:
         played: list[Episode] = []

@@ -54,6 +54,7 @@ FAULTS = {
         ("k.turn == key.turn and k.stage < key.stage", "k.stage < key.stage", "what is repeated was said in an earlier turn"),
         ('if episode.end != "engine_error"]', "]", "episodes that an engine ended count"),
         ("if instead != \"sibling\" or not same]", "]", "groups without another answer count"),
+        ("first=spoken[0].episode", "first=0", "episodes of an evaluation on the train split are not found again"),
     ],
     ("rollout/contributions.py", "test_influence.py"): [
         ("return self.lost.high < SPARED * low", "return self.lost.mean < SPARED * low", "the alarm trusts a mean"),
@@ -473,7 +474,7 @@ FAULTS = {
     ],
     ("rollout/evaluation.py", "test_evaluation.py"): [
         ("reshape(instances, episodes)", "reshape(episodes, instances).T", "scores of other instances"),
-        ("play_all(player, step, split, range(instances)", "play_all(player, step, \"train\", range(instances)",
+        ("play_all(player, step, split, numbers", "play_all(player, step, \"train\", numbers",
          "evaluation plays training problems"),
         ("engine_propose(engine, sampling, 1, seed)", "engine_propose(engine, sampling, 2, seed)", "evaluation draws two"),
         ("[episode.solved for episode in played]", '[episode.end != "turn_limit" for episode in played]', "an end is success"),
@@ -483,6 +484,7 @@ FAULTS = {
         ("top_k=0, top_p=1.0, min_p=0.0)", ")", "evaluations explore as a rollout does"),
         ("temperature=own,", "temperature=rollout.temperature,", "evaluations draw at the rollout's temperature"),
         ("exclude=FAILURES", "exclude=FAILURES[1:]", "a sandbox that fails is scored"),
+        ('APART if split == "train" else 0', "0", "an evaluation draws what training drew"),
         ('all(one.sample.finish != "too_long" for one in last)', "True", "prompts that became too long are failures of the engine"),
     ],
     ("rollout/intervals.py", "test_evaluation.py"): [
