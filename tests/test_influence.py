@@ -374,6 +374,15 @@ def test_figures_by_hand():
     assert (rewarded.changed, rewarded.lost.mean) == (1, 0.0)
 
 
+def test_a_role_that_never_spoke_has_no_figures():
+    """A share of nothing is absent. One whose siblings were all the same has been sure."""
+    nothing = [compared([], [], kind) for kind in ("sibling", "silent", "shuffled")]
+    assert figures(nothing) == {}
+    assert figures([dataclasses.replace(nothing[0], alike=3)]) == {"role/a/sure": 1.0}
+    idle = figures([nothing[0], compared([1] * 100, [1] * 100)])
+    assert "role/a/sure" not in idle and list(findings([idle])) == ["idle/a"]
+
+
 def test_a_team_that_solves_nothing_has_no_idle_role():
     assert not compared([0] * 500, [0] * 500).idle
     assert compared([1] * 100, [1] * 100).idle and not compared([1] * 20, [1] * 20).idle

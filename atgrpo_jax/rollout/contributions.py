@@ -128,8 +128,8 @@ def figures(compared: Sequence[Compared]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for one in compared:
         values: dict[str, float] = {}
-        if one.instead == "sibling":
-            values["sure"] = one.alike / max(one.alike + one.count, 1)
+        if one.instead == "sibling" and one.alike + one.count:
+            values["sure"] = one.alike / (one.alike + one.count)
         if one.count and one.instead == "sibling":
             low, high = one.changed_interval
             values |= {"influence": one.changed / one.count, "influence_low": low, "influence_high": high}
