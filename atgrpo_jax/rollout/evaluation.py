@@ -41,7 +41,7 @@ APART = 1_000_000
 class EvaluationConfig:
     temperature: float = 1.0  # 0 is greedy
     instances: int = 200  # of the test split, before and after training; all if it has fewer
-    every: int = 20  # steps between evaluations on the validation split; 0 for none
+    every: int = 20  # steps between evaluations on the validation split, from step 0 on; 0 for none
     validation_instances: int = 100  # of the validation split, each time; all if it has fewer
     # Steps between measurements of what each role's words change, on the validation split; 0 for none.
     influence_every: int = 0

@@ -114,7 +114,9 @@ class Stages:
             team = learner.initial(self._runner, given)
             self.folder.check_ours()
             score = self._scoring.score
-            record = together(self.sync(team), score(0, "validation"), score(0, "test"))
+            proof = self.sync(team)
+            validation = score(0, "validation") if self._validates(0) else {}
+            record = together(proof, validation, score(0, "test"))
             self._write(0, record)
             self.checkpoint(0, team)
         else:

@@ -662,7 +662,7 @@ FAULTS = {
         ("ids = [0] * AROUND", "ids = [0]", "a template has no tokens"),
     ],
     ("planning/hours.py", "test_plan.py"): [
-        ("1 + sum(settings", "sum(settings", "the validation before training is forgotten"),
+        ("for step in range(steps + 1))", "for step in range(1, steps + 1))", "the validation before training is forgotten"),
         ("+ 2 * evaluation(settings.instances)", "+ evaluation(settings.instances)", "the test before training is forgotten"),
         ("groups=episodes * groups, candidates=1", "groups=episodes * groups", "evaluations draw as many candidates as training"),
         ("warm.instances * workload.demonstrated", "warm.instances", "an episode of the warm start is one group"),
