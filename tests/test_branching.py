@@ -14,10 +14,13 @@ from fakes import KEY, ORIGIN, CharTokenizer, ScriptedEngine, Sum, group, with_r
 from shared_rollout import SAMPLING, play
 from shared_trainer import experiment, honest
 
-from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.errors import ConfigError, PromptTooLong
+from atgrpo_jax.common.types import Reward, Sample
 from atgrpo_jax.credit.advantages import group_relative
 from atgrpo_jax.credit.branching import corrected, goes_on, share_that_goes_on
 from atgrpo_jax.credit.groups import CreditConfig, Credited
+from atgrpo_jax.credit.selection import choose
+from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.replaying.again import Again, Change
 from atgrpo_jax.replaying.differing import findings
 from atgrpo_jax.rollout import wire
@@ -56,10 +59,11 @@ EXACT = benchmark()
         ((1, 0, 0, 0), 3, 3 / 4),
         ((0, 0, 0, 0), 2, 0),
         ((0, 1, 2, 3), 2, 1),
-        ((0, 1, None, None), 2, 1 / 6),  # only the pair of the two that have a reward
+        ((0, 1, None, None), 2, 1 / 3),  # the pair of the two that have a reward, and that of the others
         ((1, 0, 0, None), 3, 3 / 4),  # 0, 0 and the one without a reward stops
         ((0.1 + 0.2, 0.3, 1, 1), 2, 2 / 3),  # rounding is no difference
-        ((None,) * 3, 2, 0),
+        ((None,) * 3, 2, 1),
+        ((0, None, None, None), 2, 1 / 2),
     ],
 )
 def test_the_share_of_starts_that_go_on(rewards, first, share):
@@ -134,6 +138,14 @@ def test_it_is_exact_for_any_rewards_and_with_excluded_candidates():
         assert np.abs(at_once).max() > 0.05
 
 
+@pytest.mark.parametrize("first", [2, 3])
+def test_the_share_that_goes_on_is_that_of_the_choices_that_do(first):
+    """Of all 4^5 groups of rewards 0, 1 and 3 and of what has none."""
+    for rewards in itertools.product((0.0, 1.0, 3.0, None), repeat=5):
+        goes = [goes_on(chosen) for chosen in itertools.combinations(rewards, first)]
+        assert share_that_goes_on(rewards, first) == pytest.approx(np.mean(goes), abs=1e-12)
+
+
 def test_answers_a_useful_group_by_hand():
     """p = 1/2, 2 of 4: two answers differ in one of two groups, four in seven of eight."""
     cost = [EXACT.answers_a_useful_group(rule, 4, 2, 0.5) for rule in ("once", "differ", "equal")]
@@ -202,11 +214,59 @@ def test_what_has_no_reward_is_no_difference_and_a_later_draw_may_fail():
     made, engine = branching(script, (("a", "b", "c"),))
     episode = play(made)
     a, b, c = episode.groups
-    assert numbers(engine) == [[0, 1]] * 3 + [[2]]
+    assert numbers(engine) == [[0, 1]] * 3 + [[2], [2]]
     assert [one.reward is None for one in b.candidates] == [False, False, True]
     assert len({one.origin for one in b.candidates}) == 1  # it passes the audit
-    assert (len(a.candidates), len(c.candidates), c.chosen) == (2, 2, None)
-    assert episode.end == "engine_error"
+    assert (len(a.candidates), len(c.candidates), c.chosen) == (2, 3, 2)
+    assert episode.end == "turn_limit"
+
+
+def test_first_candidates_without_any_reward_do_not_end_an_episode_that_drawing_at_once_goes_on():
+    """a's first two are cut, and that is excluded; its third is executed. Nothing helps if all three are."""
+    for third, chosen, groups, end in (("4", 2, 2, "turn_limit"), ("4...", None, 1, "engine_error")):
+        script = {(0, "a"): ["1...", "2...", third], (0, "b"): ["3", "3", "3"]}
+        for first in (2, 3):
+            made, _ = branching(script, ("a", "b"), first)
+            made = dataclasses.replace(made, exclude=("truncated", "engine_error"))
+            episode = play(made)
+            a = episode.groups[0]
+            assert (len(a.candidates), a.chosen, len(episode.groups), episode.end) == (3, chosen, groups, end)
+
+
+def test_a_prompt_that_is_too_long_and_a_partner_have_no_other_candidates():
+    class Full(ByAddress):
+        async def sample(self, request):
+            if request.addresses[0].group.role == "b":
+                self.requests.append(request)
+                raise PromptTooLong("a long prompt")
+            return await super().sample(request)
+
+    made, _ = branching({}, ("a", "b"))
+    engine = Full({(0, "a"): ["1", "1", "1"]})
+    propose, further = (engine_propose(engine, SAMPLING, k, 5, after=k % 3 and k - 1) for k in (2, 3))
+    made = dataclasses.replace(made, propose=propose, further=further)
+    assert len(play(made).groups[1].candidates) == 1 and len(engine.requests) == 2
+
+    async def refused(*_):
+        return Sample((), (), "error", -1), ""
+
+    made, engine = branching({(0, "b"): ["1", "1"]}, ("a", "b"))
+    team = Team(partners={"a": Partner("http://127.0.0.1:1/v1", "m")})
+    made = dataclasses.replace(made, team=team, partners=types.SimpleNamespace(ask=refused))
+    assert play(made).end == "engine_error" and not engine.requests
+
+
+def test_a_random_candidate_is_as_good_as_one_that_was_drawn_alone():
+    """Of a = 1, 0 the others are drawn, too, and all are 1: of all three, 1 would come in two of three."""
+    chosen = [choose([Reward.of(r) for r in (1.0, 0.0, 1.0)], "random", 1.0, seed, 2) for seed in range(100)]
+    assert set(chosen) == {0, 1}
+    assert {choose([None, None, Reward.of(0.0)], "random", 1.0, seed, 2) for seed in range(9)} == {2}
+    assert choose([Reward.of(0.0), None, Reward.of(1.0)], "mixed", 1.0, 0, 2) == 2
+    script = {(0, "a"): ["1", "4", "2"]}
+    made, _ = branching(script, ("a",))
+    made = dataclasses.replace(made, select="random")
+    groups = [play(made, index).groups[0] for index in range(30)]
+    assert {len(group.candidates) for group in groups} == {3} and {g.chosen for g in groups} == {0, 1}
 
 
 @pytest.mark.parametrize(("b", "team", "later"), [("23", [1, 0], []), ("213", [1, 0, 0], [[2]])])

@@ -222,6 +222,9 @@ def test_a_number_that_is_too_long_is_no_answer():
         ({"workflow": Workflow(("router", "adder"))}, "no specialist knows first, largest, last, smallest"),
         ({"workflow": ROUTED.workflow}, "turns must be at least 4"),
         ({"workflow": Workflow(("adder", "aggregator"))}, "only a router calls specialists"),
+        ({"workflow": Workflow(("aggregator",), turns=2)}, "ends the first turn: turns must be 1"),
+        ({"workflow": Workflow(("router", ("reader", "sorter", "adder"), "aggregator"), turns=4)},
+         "a router goes from problem to problem, a turn each, and an aggregator ends the first"),
         ({"workflow": Workflow(("aggregator",), seats={"aggregator": 2})}, "only worker may have"),
     ],
 )  # fmt: skip

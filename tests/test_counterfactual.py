@@ -18,6 +18,7 @@ from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.replaying.again import Again
 from atgrpo_jax.replaying.differing import findings, first_that_differs
+from atgrpo_jax.rollout import wire
 from atgrpo_jax.rollout.counterfactual import Counterfactual
 from atgrpo_jax.rollout.curriculum import Picked
 from atgrpo_jax.rollout.player import Player
@@ -27,6 +28,7 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.gin_config import load
 from atgrpo_jax.run.loop import one_step
+from atgrpo_jax.run.metrics import episode_metrics
 from atgrpo_jax.run.nodes import Node
 from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.tasks.protocol import Transition
@@ -57,13 +59,14 @@ class Game(Sum):
 
 
 def engine(says):
-    """``says`` an address and what a prompt shows; None is an engine that fails."""
+    """``says`` an address and what a prompt shows; None is an engine that fails. "1+" is a 1 that was cut."""
 
     def answer(_, request):
         told = CharTokenizer().decode(request.prompt_ids)
         texts = [says(address, told) for address in request.addresses]
         drawn = [(0,) if text is None else CharTokenizer().answer_ids(text) for text in texts]
-        ends = ["error" if text is None else "stop" for text in texts]
+        ends = ["error" if text is None else "length" if text.endswith("+") else "stop" for text in texts]
+        drawn = [ids[:-2] if end == "length" else ids for ids, end in zip(drawn, ends, strict=True)]
         return [Sample(ids, (-1.0,) * len(ids), end, 0) for ids, end in zip(drawn, ends, strict=True)]
 
     return AnsweringEngine(answer)
@@ -114,6 +117,9 @@ def test_where_immediate_rewards_mislead_each_candidate_gets_what_comes_of_it():
     rule = CreditConfig(normalise="mean", counterfactual=1.0)
     credited, _, _ = credit([episode], alpha=2.0, rule=rule)
     assert credited[0].advantages_K == pytest.approx(np.array([2.4, 10.1, 6.1]) - 6.2)
+    assert [c.reward.at_once for c in a.candidates] == [1, 0, 0]
+    back = wire.decode(wire.encode([episode]))
+    assert back == [episode] and [c.reward.at_once for c in back[0].groups[0].candidates] == [1, 0, 0]
     # Drawn were both groups, and what b says first to y and to z: one letter and the stop, at one address.
     asked = [request.addresses for request in drawing.requests]
     assert list(map(len, asked)) == [K, K, 1, 1]
@@ -209,6 +215,40 @@ def test_what_has_no_end_has_no_reward():
     broken = by_table(table | {"b:bait": (None, None, None)})  # the episode itself has no end
     episode, *_ = played(game, broken)
     assert (episode.end, teams(episode)) == ("engine_error", [[None] * 3, [None] * 3])
+
+
+def test_where_nobody_acts_nothing_is_played_on():
+    """a fails in the second turn, so b, who speaks at the same time, keeps what it earns at once."""
+    task = Game(Workflow((("a", "b"),), turns=2), lambda said: float(len(said) + len(said[-1])))
+    first = {"a": ("x", "yy", "z"), "b": ("x", "yy", "z")}
+
+    def says(address, told):
+        key = address.group
+        return None if (key.turn, key.role) == (1, "a") else first[key.role][address.k]
+
+    episode, *_ = played(task, says)
+    assert episode.end == "engine_error" and [group.chosen for group in episode.groups] == [1, 1, None, None]
+    assert teams(episode) == [[None] * 3, [None] * 3, [None] * 3, [4, 5, 4]]
+
+
+def test_a_continuation_goes_on_from_what_training_leaves_out():
+    """b's first answers to y and z are cut. They are worth 5 and 4, though b is not trained on such."""
+    table = BAIT | {"b:y": ("5+", "4", "3"), "b:z": ("4+", "3", "3"), "b:bait": ("2+", "1", "0")}
+    drawing = engine(by_table(table))
+    made = dataclasses.replace(
+        player(Game(pays=bait), drawing), exclude=("truncated", "tool_crash", "engine_error")
+    )
+    assert teams(asyncio.run(made.play(1, "train", 0))) == [[3, 5, 4], [None, 1, 0]]
+
+
+def test_a_roles_mean_reward_is_of_what_was_earned_at_once():
+    """Two candidates of a differ in the first episode, which is played on, and none in the second."""
+    alike = BAIT | {"a:": ("bait", "bait", "bait")}
+    means = []
+    for table in (BAIT, alike):
+        episode, *_ = played(Game(pays=bait), by_table(table))
+        means.append(episode_metrics([episode])["role/a/team"])
+    assert means == [pytest.approx(1 / 3), 1]
 
 
 def test_groups_are_taken_by_chance_and_frozen_policies_are_left_out():

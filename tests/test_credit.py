@@ -239,10 +239,13 @@ def test_a_rule_fits_a_mode_or_is_refused(rule, tree, trajectories):
 
 def test_rounds_count_the_sets_whose_rewards_differ():
     def found(*arguments):
-        return with_signal(THREE, alpha=1.0, rule=CreditConfig(*arguments))
+        return with_signal(THREE, alpha=1.0, rule=CreditConfig(*arguments), updates=lambda group: True)
 
-    assert with_signal(TWO, alpha=1.0, rule=CreditConfig("group", leave_one_out=True)) == 3
+    rule = CreditConfig("group", leave_one_out=True)
+    assert with_signal(TWO, alpha=1.0, rule=rule, updates=lambda group: True) == 3
     assert (found("instance"), found("instance_role", "mean", "return")) == (1, 2)
+    by_b = with_signal(TWO, alpha=1.0, rule=rule, updates=lambda group: group.origin.key.role == "b")
+    assert by_b == 1
 
 
 def test_runs_from_before_are_known_by_the_same_text():

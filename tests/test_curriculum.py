@@ -19,7 +19,7 @@ from test_sokoban import write_levels
 
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.hosts import ALONE
-from atgrpo_jax.common.types import seed_of
+from atgrpo_jax.common.types import Sample, seed_of
 from atgrpo_jax.credit.groups import CreditConfig, credit
 from atgrpo_jax.replaying.teams import Teams
 from atgrpo_jax.rollout import odds
@@ -92,9 +92,21 @@ def test_instances_come_by_their_shares():
     np.testing.assert_allclose(np.bincount(after_0) / len(after_0), [0, 0.6, 0.3, 0.1], atol=0.045)
 
 
-def lessons_of(config, before, episodes, baseline="group"):
+def lessons_of(config, before, episodes, baseline="group", updates=lambda group: not group.by_partner):
     credited = credit(episodes, alpha=1.0, rule=CreditConfig(baseline))[0]
-    return learned(config, before, episodes, credited)
+    return learned(config, before, episodes, credited, updates)
+
+
+def undrawn(made):
+    """The episode, of which the engine drew nothing where nobody has a reward."""
+
+    def fails(group):
+        if any(one.reward for one in group.candidates):
+            return group
+        lost = [dataclasses.replace(one, sample=Sample((), (), "error", 0)) for one in group.candidates]
+        return dataclasses.replace(group, candidates=tuple(lost), chosen=None)
+
+    return dataclasses.replace(made, groups=tuple(map(fails, made.groups)))
 
 
 def test_lessons_move_with_what_was_played():
@@ -108,7 +120,7 @@ def test_lessons_move_with_what_was_played():
             episode(half, kept, kept, kept, instance=3, end="solved"),
             episode(kept, spoke("b", 4, None), instance=4),
             episode(spoke("a", 1, 9, partner=True), half, instance=6, end="turn_limit"),
-            episode(spoke("a", None, None), instance=7, end="engine_error"),
+            undrawn(episode(spoke("a", None, None), instance=7, end="engine_error")),
         ],
     )
     assert found == {
@@ -121,16 +133,59 @@ def test_lessons_move_with_what_was_played():
 
 
 def test_lessons_of_whole_episodes():
-    """Two of three that were played were solved; that the fourth failed says nothing."""
+    """Two of three that were played were solved; that the engine failed the fourth says nothing."""
     played = [
         episode(spoke("a", 5), instance=2, number=0, end="solved"),
         episode(spoke("a", 5), instance=2, number=1, end="solved"),
         episode(spoke("a", 1), instance=2, number=2),
-        episode(spoke("a", None), instance=2, number=3, end="engine_error"),
+        undrawn(episode(spoke("a", None), instance=2, number=3, end="engine_error")),
         *(episode(spoke("a", 3), instance=8, number=n) for n in range(3)),
     ]
     found = lessons_of(CurriculumConfig(9, decay=0.0), {}, played, "instance")
     assert found == {2: Lesson(2 / 3, 1.0), 8: Lesson(0.0, 0.0)}
+
+
+@pytest.mark.parametrize("by", ["signal", "success"])
+def test_an_instance_that_cannot_be_played_loses_its_value(by):
+    """Of a pool of 8 the first two end after a's group, in which no candidate counts; of the third the engine
+    draws nothing. The others are solved by one of two, and always have a signal."""
+    config = CurriculumConfig(8, by, decay=0.5)
+
+    def step(lessons):
+        one = spoke("a", 1, 2)
+        none = {"end": "engine_error"}
+        played = [
+            episode(spoke("a", None, None), instance=0, **none),
+            episode(one, spoke("b", None, None), instance=1, **none),
+            undrawn(episode(spoke("a", None, None), instance=2, **none)),
+            *(episode(one, instance=n, number=m, end="solved" if m else "ended")
+              for n in range(3, 8) for m in (0, 1)),
+        ]  # fmt: skip
+        return lessons_of(config, lessons, played)
+
+    first = step({})
+    assert (first[0], first[1]) == (Lesson(0.25, 0.5), Lesson(0.25, 0.75)) and 2 not in first
+    for _ in range(9):
+        first = step(first)
+    pool = Pool.of(config, first, 8)
+    assert pool.value_I[0] < 0.01 and pool.value_I[1] == pytest.approx(0.5 if by == "signal" else 0, abs=0.01)
+    assert pool.value_I[2:].tolist() == [1] * 6
+
+
+def test_what_the_engine_failed_later_leaves_what_was_seen_before():
+    """The success says nothing then; a group that could have taught and did not counts."""
+    made = undrawn(episode(spoke("a", 3, 3), spoke("b", None), instance=4, end="engine_error"))
+    assert lessons_of(CurriculumConfig(9), {4: Lesson(0.75, 1.0)}, [made]) == {4: Lesson(0.75, 0.5)}
+
+
+def test_groups_of_policies_that_stand_still_teach_nothing():
+    played = [episode(spoke("a", 1, 1), spoke("b", 1, 2), spoke("b", 2, 3), instance=4)]
+    config = CurriculumConfig(9, decay=0.0)
+
+    def by(role):
+        return lessons_of(config, {}, played, updates=lambda group: group.origin.key.role == role)
+
+    assert [by(role)[4].signal for role in "abc"] == [0, 1, 0]
 
 
 LESSONS = {0: Lesson(1.0, 0.0), 1: Lesson(0.0, 0.25), 2: Lesson(0.75, 0.75)}

@@ -1,22 +1,23 @@
 import numpy as np
 import pytest
 from fakes import CharTokenizer, ScriptedEngine, Sum
+from shared_rollout import Echo, Shouts, player
 
-from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.common.errors import ConfigError, PromptTooLong
 from atgrpo_jax.common.types import Sampling
 from atgrpo_jax.rollout.evaluation import (
     EvaluationConfig,
     Score,
     available,
-    clopper_pearson,
     difference,
     drawn_by,
-    effective_draws,
     evaluate,
-    wilson,
+    failed,
 )
-from atgrpo_jax.rollout.rollout import RolloutConfig
+from atgrpo_jax.rollout.intervals import clopper_pearson, effective_draws, wilson
+from atgrpo_jax.rollout.rollout import RolloutConfig, play_all
 from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.tasks.workflow import Workflow
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,21 @@ def test_every_episode_of_an_instance_has_addresses_of_its_own():
     assert len({r.addresses[0] for r in engine.requests}) == 2 * 3 * 2
 
 
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_an_evaluation_on_the_train_split_shares_no_address_with_training(episodes):
+    script = {(0, "a"): ["4", "6"], (0, "b"): ["6", "0"]}
+    made, engine = player(script, k=2)
+    play_all(made, 3, "train", range(6), episodes)
+    other = ScriptedEngine(script)
+    played = evaluate(
+        Sum(), Team(), CharTokenizer(), other, Sampling(1.0, 8), seed=5, step=3, split="train", instances=6,
+        episodes=episodes,
+    )  # fmt: skip
+    trained, drawn = ({a for r in one.requests for a in r.addresses} for one in (engine, other))
+    assert {a.seed for a in trained} == {a.seed for a in drawn} and not trained & drawn
+    assert played.success == 1 and len(drawn) == 12 * episodes
+
+
 def test_scores_are_by_instance():
     """Instance 0 is solved in all three episodes, instance 1 in none, instance 2 in the second alone."""
 
@@ -66,6 +82,32 @@ def test_scores_are_by_instance():
     )  # fmt: skip
     assert score.solved_IK.astype(int).tolist() == [[1, 1, 1], [0, 0, 0], [0, 1, 0]]
     assert score.success == 4 / 9
+
+
+class Failing(ScriptedEngine):
+    """Instance 0 is solved, 1 is not; of 2 the sandbox crashes, of 3 the engine, of 4 there is no room."""
+
+    async def sample(self, request):
+        key = request.addresses[0].group
+        if (key.instance, key.role) == (4, "b"):
+            raise PromptTooLong("a long prompt")
+        given = {"a": ("=5", "=4", "=crash", None, "=1")[key.instance], "b": "0"}
+        return [self._sample(given[key.role])]
+
+
+def test_what_an_engine_or_a_tool_failed_is_said():
+    """A crash is not scored: as an empty output it would be executed, and b would speak."""
+    task = Shouts(Workflow(("a", "b"), turns=1))
+    given = task, Team(), CharTokenizer(), Failing({}), Sampling(0.0, 8)
+    found = evaluate(*given, seed=1, step=9, split="test", instances=5, runner=Echo())
+    assert [episode.end for episode in found.episodes] == ["solved", "turn_limit", *["engine_error"] * 3]
+    assert [len(episode.groups) for episode in found.episodes] == [1, 2, 1, 1, 2]
+    assert list(map(failed, found.episodes)) == [False, False, True, True, False]
+    assert (found.success, found.failed, found.record()["failed"]) == (0.2, 2, 2.0)
+    says = "1.00 turns; an engine, a tool or a partner failed 2 episodes, not solved here"
+    assert str(found).endswith(says)
+    sound = evaluate(*given, seed=1, step=9, split="test", instances=2, runner=Echo())
+    assert str(sound).endswith("1.00 turns") and "failed" not in sound.record()
 
 
 def test_a_split_that_ends_is_played_once():

@@ -213,7 +213,7 @@ class Pays(Longest):
 def test_a_reward_that_is_not_finite_is_named(small, tmp_path, settings, pays):
     folder = RunFolder(tmp_path)
     x = changed(dataclasses.replace(small, task=Pays(pays=pays)), **settings)
-    where = r"step 0, validation instance 0, episode 0, turn 1, role mover: Pays.act gave Reward.team = "
+    where = r"step 0, test instance 0, episode 0, turn 1, role mover: Pays.act gave Reward.team = "
     with pytest.raises(RunError, match=where + re.escape(str(pays))):
         train(x, folder)
     assert left(folder) == ([], [], [])

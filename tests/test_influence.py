@@ -18,8 +18,9 @@ from atgrpo_jax.common.hosts import ALONE
 from atgrpo_jax.common.types import Outcome, Reward, Sample, Sampling, seed_of
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.contributions import SPARED, Compared, alarms, figures, table
-from atgrpo_jax.rollout.evaluation import EvaluationConfig, evaluating, wilson
+from atgrpo_jax.rollout.evaluation import EvaluationConfig, evaluating
 from atgrpo_jax.rollout.influence import Influence
+from atgrpo_jax.rollout.intervals import wilson
 from atgrpo_jax.rollout.rollout import engine_propose, play_all
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.findings import findings
@@ -79,11 +80,11 @@ def bit(address, told=""):
     return str(address.key_words()[0] & 1)
 
 
-def measured(task, says, instances=40, seed=5, kinds=("sibling", "silent", "shuffled", "echo")):
+def measured(task, says, instances=40, seed=5, kinds=("sibling", "silent", "shuffled", "echo"), first=0):
     """All comparisons by role and kind, the episodes that were played first, and the engine."""
     engine = Engine(says)
     player = evaluating(task, Team(), CharTokenizer(), engine, SAMPLING, seed, None, None)
-    episodes = play_all(player, 3, "test", range(instances))
+    episodes = play_all(player, 3, "test", range(instances), first=first)
     influence = Influence(player, engine_propose(engine, SAMPLING, K, seed), episodes)
     plan = [(role, instead) for role, instead in influence.plan if instead in kinds]
     found = {(role, instead): influence.measure(role, instead) for role, instead in plan}
@@ -303,6 +304,20 @@ def test_partners_take_part_and_are_asked_again_if_they_hear_something_else():
     assert (one.count, one.changed) == (4, 0) and len(answers.asked) == 16  # c has no text to repeat, either
 
 
+def test_episodes_with_other_numbers_are_played_again_by_these():
+    """Those of an evaluation on the train split; what is said here does not depend on the number."""
+
+    def found(first):
+        game = Game(rule=lambda _, a, b: a == b, shown=lambda s, role: s[1] if role == "b" else "")
+        found, episodes, _ = measured(
+            game, lambda address, told: str((address.group.instance + address.k) % 2), 4, first=first
+        )
+        assert {episode.episode for episode in episodes} == {first}
+        return [(*key, one.count, one.changed, one.alike) for key, one in found.items()]
+
+    assert found(0) == found(7) and found(0)[0][:4] == ("a", "sibling", 4, 4)
+
+
 def test_several_hosts_find_what_one_finds():
     game = Game(rule=lambda _, a, b: len(b) % 2 == 0, shown=lambda s, role: s[1] if role == "b" else "")
 
@@ -357,6 +372,15 @@ def test_figures_by_hand():
     assert one.reward_interval == pytest.approx((0.0, 0.5 + 3.18245 * (1 / 3) ** 0.5 / 2), abs=1e-5)
     rewarded = compared([0, 0], [0, 0], team=[0.0, 0.3])
     assert (rewarded.changed, rewarded.lost.mean) == (1, 0.0)
+
+
+def test_a_role_that_never_spoke_has_no_figures():
+    """A share of nothing is absent. One whose siblings were all the same has been sure."""
+    nothing = [compared([], [], kind) for kind in ("sibling", "silent", "shuffled")]
+    assert figures(nothing) == {}
+    assert figures([dataclasses.replace(nothing[0], alike=3)]) == {"role/a/sure": 1.0}
+    idle = figures([nothing[0], compared([1] * 100, [1] * 100)])
+    assert "role/a/sure" not in idle and list(findings([idle])) == ["idle/a"]
 
 
 def test_a_team_that_solves_nothing_has_no_idle_role():

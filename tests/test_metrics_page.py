@@ -10,6 +10,7 @@ import re
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chat_server import MODEL, ChatServer
 from fakes import Longest, group
@@ -22,7 +23,7 @@ from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.engines.protocol import Usage
 from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.rollout.curriculum import CurriculumConfig
-from atgrpo_jax.rollout.evaluation import EvaluationConfig
+from atgrpo_jax.rollout.evaluation import EvaluationConfig, Score
 from atgrpo_jax.rollout.rollouts import _metrics, _of_continuations
 from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
@@ -126,9 +127,11 @@ def of_hosts():
 
 
 def of_kinds():
-    """Every way in which an episode or a candidate can end."""
+    """Every way in which an episode or a candidate can end, and what an evaluation says of failures."""
     ends = typing.get_args(typing.get_type_hints(Episode)["end"])
-    return {f"end/{end}" for end in ends} | {f"outcome/{outcome.value}" for outcome in Outcome}
+    lost = Episode("test", 0, 0, (), False, 1, "engine_error")
+    scores = {f"test/{name}" for name in Score(np.zeros((1, 1), bool), 1.0, [lost]).record()}
+    return scores | {f"end/{end}" for end in ends} | {f"outcome/{outcome.value}" for outcome in Outcome}
 
 
 def of_rules():

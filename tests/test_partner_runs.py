@@ -223,7 +223,7 @@ def evaluating():
             team = stages.begin()
             contender = "step 2", 2, stages.learner.weights(team)
         with flagsaver.flagsaver(split="validation", instances=2, **given):
-            ((_, score, _),) = evaluate.scores(x, stages.learner, iter([contender]), RunFolder(path).partners)
+            ((score, _),) = evaluate.scores(x, stages.learner, iter([contender]), RunFolder(path).partners)
         return score, capsys.readouterr().out
 
     yield scored

@@ -308,20 +308,20 @@ def test_a_rate_limit_beyond_the_deadline_stops_the_run_at_once(server):
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "finish"),
     [
-        refusal(400, "too long", "context_length_exceeded"),
-        refusal(400, "The input (9 tokens) is longer than the model's context length (8 tokens)."),
-        completion("half a", "content_filter"),
+        (refusal(400, "too long", "context_length_exceeded"), "too_long"),
+        (refusal(400, "The input (9 tokens) is longer than the context length (8 tokens)."), "too_long"),
+        (completion("half a", "content_filter"), "error"),
     ],
 )  # fmt: skip
 def test_a_prompt_without_an_answer_ends_its_episode_now_and_when_it_is_replayed(
-    server, tmp_path, fault, capsys
+    server, tmp_path, fault, finish, capsys
 ):
     server.script = [fault]
     for _ in range(2):
         with asking(server, tmp_path) as partners:
-            assert ask(partners, 0) == [(Sample((), (), "error", -1), "")]
+            assert ask(partners, 0) == [(Sample((), (), finish, -1), "")]
             assert partners.costs["critic"].refused == 1 and partners.costs["critic"].empty == 0
     assert len(server.prompts) == 1 and "the episode ends there" in capsys.readouterr().err
 

@@ -219,7 +219,7 @@ def test_a_run_without_warm_start_and_validation_has_fewer_parts():
     x = dataclasses.replace(x, warm_start=None, evaluation=dataclasses.replace(x.evaluation, every=0))
     parts = hours.parts(x, TeamLearner(x), workload, DEVICES["h100"], 0.4)
     assert list(parts) == ["rollout", "update", "evaluation"]
-    assert parts["evaluation"].what.startswith("1 x 10 episodes")
+    assert parts["evaluation"].what == "2 x 20 of test, at most"
 
 
 def test_turns_are_drawn_one_after_the_other():

@@ -9,6 +9,7 @@ from shared_trainer import TEXTS, experiment, fixed
 
 from atgrpo_jax.credit.groups import CreditConfig
 from atgrpo_jax.rollout.rollout import RolloutConfig, train_indices
+from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import one_step
 from atgrpo_jax.run.stages import Stages
@@ -74,6 +75,16 @@ def test_without_groups_the_instances_are_what_is_counted(tmp_path):
         found, _, signal = played(tmp_path / str(least), 1, settings, credit=credit)
         assert sorted(set(found)) == list(range(instances)) and len(found) == 3 * instances
         assert signal == least
+
+
+@pytest.mark.parametrize(
+    ("team", "instances"),
+    [({"frozen": ("b",)}, 8), ({"alternate": 1}, 8), ({}, 4)],
+)
+def test_groups_of_policies_that_stand_still_are_not_counted(tmp_path, team, instances):
+    """Two are asked for. Instances 3 and 7 have one of a's and one of b's, and the step updates a alone."""
+    found, _, _ = played(tmp_path, 1, rollout(2), team=Team("lora", **team))
+    assert found == list(range(instances))
 
 
 def test_no_two_steps_or_rounds_share_an_instance():

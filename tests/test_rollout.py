@@ -67,6 +67,19 @@ def test_a_parallel_turn_is_played_to_its_end():
     assert (episode.end, episode.turns, len(episode.groups)) == ("solved", 1, 2)
 
 
+def test_who_speaks_beside_a_role_without_any_candidate_is_scored_where_it_stands():
+    """b's answers are all cut. c is scored after a's 4, as if b had said nothing; then nobody acts."""
+    task = Sum(Workflow(order=(("a", "b", "c"),), turns=2))
+    script = {(0, "a"): ["4", "1", "0"], (0, "b"): ["1...", "2...", "3..."], (0, "c"): ["6", "5", "0"]}
+    made, engine = player(script, task, exclude=("truncated", "engine_error"))
+    episode = play(made)
+    assert (episode.end, episode.solved, episode.turns, len(engine.requests)) == ("engine_error", False, 1, 3)
+    a, b, c = episode.groups
+    assert [one.reward for one in b.candidates] == [None] * 3
+    assert [(one.reward.team, one.reward.local) for one in c.candidates] == [(1, 6), (0, 5), (0, 0)]
+    assert (a.chosen, b.chosen, c.chosen) == (0, None, None)
+
+
 def test_programs_are_run_before_their_candidates_are_scored():
     made, _ = player({(0, "a"): ["3", "x", "=7"]}, Shouts(Workflow(order=("a",), turns=1)), runner=Echo())
     group = play(made).groups[0]
@@ -156,7 +169,7 @@ def without_room(parallel, *refused):
         (False, 0, "b", 1, 2),  # a has spoken
         (False, 1, "a", 2, 3),
         (False, 1, "b", 2, 4),
-        (True, 1, "a", 2, 3),
+        (True, 1, "a", 2, 4),
         (True, 1, "b", 2, 4),
     ],
 )
@@ -165,8 +178,10 @@ def test_a_prompt_too_long_by_what_roles_have_said_ends_the_episode(
 ):
     episode = play(without_room(parallel, (turn, role)))
     assert (episode.end, episode.turns, len(episode.groups)) == ("engine_error", turns, groups)
-    for lost in episode.groups[-1].candidates:
+    keys = [(group.origin.key.turn, group.origin.key.role) for group in episode.groups]
+    for lost in episode.groups[keys.index((turn, role))].candidates:
         assert lost.reward is None and lost.sample.version == 3 and lost.outcome is Outcome.ENGINE_ERROR
+        assert lost.sample.finish == "too_long" and not lost.sample.drawn
     stage = int(role == "b" and not parallel)
     assert f"/{turn}/{stage}/{role}; the episode ends there" in capsys.readouterr().err
 

@@ -58,11 +58,19 @@ def saved(stages):
 
 
 def test_a_run_begins_with_step_0_which_is_pushed_scored_and_saved(begun):
-    stages, _ = begun()
+    stages, _ = begun(evaluation=EvaluationConfig(instances=3, validation_instances=2, every=5))
     assert stages.done == 0 and not stages.unsaved() and saved(stages) == [0]
     assert engine_of(stages).versions == {"shared": 0}
     (record,) = stages.folder.read_metrics()
     assert record["step"] == 0 and {"validation/success", "test/success"} <= record.keys()
+
+
+def test_a_run_that_validates_on_no_step_does_not_before_the_first_one(begun):
+    settings = EvaluationConfig(instances=2, validation_instances=2, every=0)
+    stages, _ = begun(evaluation=settings)
+    (record,) = stages.folder.read_metrics()
+    assert [name for name in record if "/success" in name] == ["test/success"]
+    assert {request.addresses[0].group.split for request in engine_of(stages).requests} == {"test"}
 
 
 def test_a_rollout_changes_no_state_and_gives_groups_of_the_pushed_version(begun):

@@ -29,7 +29,6 @@ def test_its_tracker_gets_a_run(tmp_path, monkeypatch):
     train(experiment(honest(), steps=2, trackers=trackers), RunFolder(tmp_path / "run"))
     assert Path("mine.txt").read_text().splitlines() == [
         "run has 3 candidates",
-        "step 0: 4 rows of validation",
         "step 0: 6 rows of test",
         "step 1: 0.00",
         "step 2: 0.00",

@@ -135,7 +135,7 @@ def test_a_score_is_of_the_split_that_it_is_called_by(tmp_path):
         tokens = (*map(ord, text), 0)
         return [Sample(tokens, (-1.0,) * len(tokens), "stop", 0) for _ in request.addresses]
 
-    x = experiment(answer)
+    x = experiment(answer, evaluation=EvaluationConfig(instances=3, validation_instances=2))
     with Stages(x, RunFolder(tmp_path)) as stages:
         stages.begin()
     (record,) = RunFolder(tmp_path).read_metrics()

@@ -50,9 +50,9 @@ FIELDS = {
     Sampling: "temperature: float, max_tokens: int, top_k: int, top_p: float, min_p: float, min_tokens: int, "
     "banned: tuple[int, ...], stop: tuple[str, ...], pattern: str",
     Sample: "tokens: tuple[int, ...], logprobs: tuple[float, ...], "
-    "finish: Literal['stop', 'length', 'error'], version: int, "
+    "finish: Literal['stop', 'length', 'error', 'too_long'], version: int, "
     "drawn_logprobs: tuple[float, ...] | None, receipt: str",
-    Reward: "team: float, local: float, parts: Mapping[str, float]",
+    Reward: "team: float, local: float, parts: Mapping[str, float], at_once: float | None",
 }  # fmt: skip
 
 
@@ -109,13 +109,14 @@ class Odd(random.Random):
 
     def sample(self):
         drawn = self.choice([None, self.few(self.logprob)])
-        finish = self.choice(["stop", "length", "error"])
+        finish = self.choice(["stop", "length", "error", "too_long"])
         return Sample(
             self.few(self.id), self.few(self.logprob), finish, self.randrange(-1, 2), drawn, self.text()
         )
 
     def reward(self):
-        return Reward(self.choice(NUMBERS), self.choice(NUMBERS), self.numbers())
+        at_once = self.choice([None, None, *NUMBERS])
+        return Reward(self.choice(NUMBERS), self.choice(NUMBERS), self.numbers(), at_once)
 
     def numbers(self):
         return {self.text(): self.choice(NUMBERS) for _ in range(self.randrange(3))}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError
+from atgrpo_jax.common.types import Sample
 
 # What the error tells a person. It is true only if nothing is pushed, recorded or saved between the
 # computation of a number and its check.
@@ -27,3 +28,11 @@ def check_finite(values: Mapping[str, Any], where: str, do: str) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise NotFinite(where, f"{name} is {float(value)}, which is not a finite number", do)
+
+
+def check_logprobs(sample: Sample, where: str) -> None:
+    """Raises NotFinite, naming the first token whose logprob is not finite."""
+    for logprobs in (sample.logprobs, sample.drawn_logprobs or ()):
+        if not all(map(math.isfinite, logprobs)):
+            named = {f"the logprob of token {i}": logprob for i, logprob in enumerate(logprobs)}
+            check_finite(named, where, "the policy's own weights, or the engine's computing, overflow")

@@ -29,6 +29,10 @@ class Outcome(enum.Enum):
     ENGINE_ERROR = "engine_error"  # the engine returned no sample
 
 
+# Outcomes that are no doing of the policy.
+FAILURES = (Outcome.TOOL_CRASH.value, Outcome.ENGINE_ERROR.value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reward:
     """The reward of one candidate. It is scored from the state that its prompt showed.
@@ -40,6 +44,8 @@ class Reward:
     team: float
     local: float
     parts: Mapping[str, float]
+    # What ``team`` was before counterfactual credit added what came later; None if nothing was added.
+    at_once: float | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, team: float, **parts: float) -> "Reward":
@@ -147,13 +153,19 @@ class Sample:
     tokens: tuple[int, ...]
     # One for each token, at the sampling temperature, before top-k etc.: what the learner computes.
     logprobs: tuple[float, ...]
-    finish: Literal["stop", "length", "error"]
+    # "error": the engine failed. "too_long": the prompt left no room for an answer. Both have no tokens.
+    finish: Literal["stop", "length", "error", "too_long"]
     version: int  # version of the weights that drew it
     # One for each token, in the distribution that it was drawn from. None where that distribution
     # is the one of ``logprobs``; top-k and similar settings make it another one.
     drawn_logprobs: tuple[float, ...] | None = None
     # What the engine was asked to draw here, as it says itself; see ``receipts``.
     receipt: str = ""
+
+    @property
+    def drawn(self) -> bool:
+        """Returns whether there is a sample at all."""
+        return self.finish not in ("error", "too_long")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +205,9 @@ class Group:
     """The K candidates of one prompt."""
 
     candidates: tuple[Candidate, ...]
-    chosen: int | None  # index of the executed candidate; None if all were excluded
+    # Index of the executed candidate; None if nobody acted, because all were excluded, or all of somebody
+    # who spoke at the same time.
+    chosen: int | None
     board: Board | None = None  # the state that the prompt showed, if the task draws it
 
     @property

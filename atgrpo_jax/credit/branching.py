@@ -1,9 +1,10 @@
 """Says after the first candidates of a group whether the others are drawn, and corrects for that.
 
-The first K1 of K candidates are drawn. If two of their rewards differ, so are the other K - K1; if not, the
-group stops, and gives no gradient. A group that went on had a lucky start: its K candidates in another
-order may have stopped. So its advantages are divided by the share of its possible starts that go on. The
-expected gradient is then exactly that of K candidates drawn at once (docs/branching.md has the proof).
+The first K1 of K candidates are drawn. If two of their rewards differ, or if none of them has a reward, so
+are the other K - K1; if not, the group stops, and gives no gradient. A group that went on had a lucky
+start: its K candidates in another order may have stopped. So its advantages are divided by the share of its
+possible starts that go on. The expected gradient is then exactly that of K candidates drawn at once
+(docs/branching.md has the proof).
 """
 
 import dataclasses
@@ -27,20 +28,23 @@ def earned(candidates: Sequence[Candidate], alpha: float) -> Earned:
 
 
 def goes_on(first: Earned) -> bool:
-    """Returns whether two of the first candidates' rewards differ by more than rounding."""
+    """Returns whether two of the first candidates' rewards differ by more than rounding, or none is there.
+
+    Without any reward nobody could be executed, though others are left to draw.
+    """
     present = [reward for reward in first if reward is not None]
-    return bool(present) and bool(apart(min(present), max(present)))
+    return not present or bool(apart(min(present), max(present)))
 
 
 def share_that_goes_on(rewards_K: Earned, first: int) -> float:
-    """Returns in which share of the choices of ``first`` among these K candidates two rewards differ.
+    """Returns which share of the choices of ``first`` among these K candidates ``goes_on``.
 
     Choices that stop are counted by their least reward: the others of such a choice are candidates
     further up that are not ``apart`` from it, or have no reward.
     """
     present = sorted(reward for reward in rewards_K if reward is not None)
     missing = len(rewards_K) - len(present)
-    stops = math.comb(missing, first)
+    stops = 0
     for i, low in enumerate(present):
         alike = sum(not apart(low, high) for high in present[i + 1 :])
         stops += math.comb(alike + missing, first - 1)

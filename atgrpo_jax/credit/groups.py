@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -175,7 +175,7 @@ def audit(group: Group, version: int, seed: int) -> None:
                     f"group {first.key.path()}: candidate {k} differs in {field.name} "
                     f"({value!r}, candidate 0 has {expected!r})"
                 )
-        if candidate.sample.finish == "error":
+        if not candidate.sample.drawn:
             continue
         if candidate.sample.version != version:
             raise GroupError(
@@ -236,10 +236,13 @@ def credit(
     return credited, metrics | {f"credit/{name}": value for name, value in after.items()}, after
 
 
-def with_signal(episodes: Sequence[Episode], *, alpha: Alpha, rule: CreditConfig) -> int:
-    """Returns how many sets hold rewards that differ: those that teach something."""
-    compared = _compared(episodes, alpha, rule, NO_MEMORY)[1]
-    return int(group_relative(compared.rewards_GK, compared.mask_GK, "mean")[1].sum())
+def with_signal(
+    episodes: Sequence[Episode], *, alpha: Alpha, rule: CreditConfig, updates: Callable[[Group], bool]
+) -> int:
+    """Returns how many sets hold rewards that differ, and groups of policies that are updated."""
+    placed, compared = _compared(episodes, alpha, rule, NO_MEMORY)
+    signal_G = group_relative(compared.rewards_GK, compared.mask_GK, "mean")[1]
+    return len({row for group, row, _ in placed if updates(group) and signal_G[row]})
 
 
 def remembered(

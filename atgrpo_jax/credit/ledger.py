@@ -133,7 +133,7 @@ def _table(drawn: Sequence[Credited], weigh: Weigh, updated: Collection[str]) ->
         mask_GK[g, : len(candidates)] = item.mask_K
         advantages_GK[g, : len(candidates)] = item.advantages_K
         nats_G[g] = sum(-logprob for c in candidates for logprob in _drawn_logprobs(c.sample))
-        texts.append([c.text for c in candidates if c.sample.finish != "error"])
+        texts.append([c.text for c in candidates if c.sample.drawn])
     mass_GK = np.where(mask_GK, np.abs(advantages_GK) * lengths_GK, 0.0)
     policies_G = np.array([item.group.origin.policy for item in drawn])
     pull_GK = np.zeros_like(mass_GK)

@@ -204,7 +204,7 @@ class Gate:
             addresses = tuple(Address(self._seed, key, k) for k in range(DRAWS))
             prompt_ids = tuple(prompts_PT[i].tolist())
             samples = await engine.sample(Request(policy, prompt_ids, addresses, sampling))
-            if any(sample.finish == "error" for sample in samples):
+            if not all(sample.drawn for sample in samples):
                 raise RunError(f"policy {policy}, version {version}: the engine draws nothing for the gate")
             return [s.tokens[0] for s in samples], [s.logprobs[0] for s in samples]
 

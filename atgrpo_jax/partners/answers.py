@@ -36,13 +36,19 @@ class Answer:
 
     text: str
     finish: Literal["stop", "length", "error"]
-    model: str  # as the server calls what answered; "" with an error
+    model: str  # as the server calls what answered; "" if the prompt was too long for it
     prompt_tokens: int = 0  # as the server counts them
     answer_tokens: int = 0
 
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.answer_tokens
+
+    @property
+    def sample(self) -> Sample:
+        """Returns a sample without tokens, which are not ours."""
+        too_long = self.finish == "error" and not self.model
+        return Sample((), (), "too_long" if too_long else self.finish, version=-1)
 
 
 @dataclasses.dataclass(frozen=True)

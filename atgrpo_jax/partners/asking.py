@@ -69,14 +69,14 @@ class Asking:
     async def ask(self, messages: Sequence[Message], key: GroupKey, spoken: bool) -> tuple[Sample, str]:
         """Returns what the partner of ``key.role`` answers: a sample without tokens, and its text.
 
-        If the prompt is too long for the model because of what roles have said, the sample is an
-        error, as with an engine. If no role has spoken yet, raises PromptTooLong.
+        If the prompt is too long for the model because of what roles have said, none is drawn, as with
+        an engine. If no role has spoken yet, raises PromptTooLong.
 
         Raises RunError if no answer can be had: all that was answered is recorded.
         """
         work = asyncio.run_coroutine_threadsafe(self._ask(messages, key, spoken), self._loop.loop)
         answer = await asyncio.wrap_future(work)
-        return Sample((), (), answer.finish, version=-1), answer.text
+        return answer.sample, answer.text
 
     async def _ask(self, messages: Sequence[Message], key: GroupKey, spoken: bool) -> Answer:
         asked = self._asked[key.role]

@@ -34,7 +34,7 @@ def parts(
     }
     once = dataclasses.replace(workload, rounds=1, continued=0)
     settings = experiment.evaluation
-    validations = 1 + sum(settings.validates(step, steps) for step in range(1, steps + 1))
+    validations = sum(settings.validates(step, steps) for step in range(steps + 1))
     workflow = experiment.task.workflow
     groups = len(experiment.team.drawn(workflow.turn_roles)) * workflow.turns
 
@@ -43,8 +43,8 @@ def parts(
 
     found["evaluation"] = Part(
         validations * evaluation(settings.validation_instances) + 2 * evaluation(settings.instances),
-        f"{validations} x {settings.validation_instances} episodes of validation, "
-        f"2 x {settings.instances} of test, at most",
+        (f"{validations} x {settings.validation_instances} episodes of validation, " if validations else "")
+        + f"2 x {settings.instances} of test, at most",
     )
     warm = experiment.warm_start
     if warm is not None:

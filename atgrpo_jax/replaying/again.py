@@ -200,8 +200,9 @@ def _check_candidate(
         if node.split != "train":
             why = f"evaluations draw one candidate; {_newest_trained(folder)}"
         raise ConfigError(f"there is no candidate {number}: {why}")
-    if candidates[number]["finish"] == "error":
-        raise ConfigError(f"candidate {number} was never drawn: the engine failed; name another one")
+    if candidates[number]["finish"] in ("error", "too_long"):
+        why = "the engine failed" if candidates[number]["finish"] == "error" else "the prompt was too long"
+        raise ConfigError(f"candidate {number} was never drawn: {why}; name another one")
 
 
 def _newest_trained(folder: RunFolder) -> str:

@@ -8,6 +8,7 @@ from atgrpo_jax.common.progress import Progress, say
 from atgrpo_jax.credit.groups import Credited, remembered
 from atgrpo_jax.rollout.curriculum import learned
 from atgrpo_jax.rollout.rollouts import Played
+from atgrpo_jax.run.playing import updating
 from atgrpo_jax.run.recorded import credited_of, episode_of
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.run.team_state import TeamState, Watch
@@ -79,7 +80,9 @@ class Teams:
             rule=saved.experiment.credit,
             memory=self._team.memory,
         )
-        lessons = learned(saved.experiment.rollout.curriculum, self._team.lessons, episodes, credited)
+        curriculum = saved.experiment.rollout.curriculum
+        updates = updating(saved.experiment)
+        lessons = learned(curriculum, self._team.lessons, episodes, credited, updates)
         versions = [group.origin.version for episode in episodes for group in episode.groups]
         lags = saved.experiment.max_lag and max(versions) < self._team.version
         ahead = Played(episodes, {}) if lags else None

@@ -14,7 +14,8 @@ from scipy import special
 from atgrpo_jax.common.metric_names import of_role
 from atgrpo_jax.common.types import Group
 from atgrpo_jax.credit.advantages import apart
-from atgrpo_jax.rollout.evaluation import TAIL, Difference, Score, difference, wilson
+from atgrpo_jax.rollout.evaluation import Difference, Score, difference
+from atgrpo_jax.rollout.intervals import TAIL, wilson
 
 # What is said in a role's place:
 #   sibling    once in an episode, another of the candidates that it draws there
@@ -127,8 +128,8 @@ def figures(compared: Sequence[Compared]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for one in compared:
         values: dict[str, float] = {}
-        if one.instead == "sibling":
-            values["sure"] = one.alike / max(one.alike + one.count, 1)
+        if one.instead == "sibling" and one.alike + one.count:
+            values["sure"] = one.alike / (one.alike + one.count)
         if one.count and one.instead == "sibling":
             low, high = one.changed_interval
             values |= {"influence": one.changed / one.count, "influence_low": low, "influence_high": high}

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from atgrpo_jax.common.types import Candidate, Episode, Group, GroupKey, Sample, seed_of
+from atgrpo_jax.common.types import FAILURES, Candidate, Episode, Group, GroupKey, Sample, seed_of
 from atgrpo_jax.credit.advantages import apart
 from atgrpo_jax.rollout.contributions import team_reward
 from atgrpo_jax.rollout.crossings import Crossing, EpisodeKey
@@ -39,22 +39,30 @@ class Counterfactual:
         self.counts = {"groups": 0, "misled": 0, "tokens": 0}
 
     async def credited(
-        self, player: Player, episode_key: EpisodeKey, episode: Episode, crossings: Sequence[Crossing]
+        self,
+        player: Player,
+        episode_key: EpisodeKey,
+        episode: Episode,
+        crossings: Sequence[Crossing | None],
     ) -> Episode:
         draws = _Draws(self._propose, episode)
-        alone = dataclasses.replace(player, propose=draws.propose, further=None, forced={}, afterwards=None)
+        # Whatever training leaves out, the team as it is evaluated goes on from it.
+        failures = tuple(outcome for outcome in player.exclude if outcome in FAILURES)
+        alone = dataclasses.replace(
+            player, propose=draws.propose, further=None, forced={}, exclude=failures, afterwards=None
+        )
         updated = player.team.updated(episode_key.step, player.task.workflow.roles)
 
-        async def credit(group: Group, crossing: Crossing) -> Group:
+        async def credit(group: Group, crossing: Crossing | None) -> Group:
             chance = seed_of("counterfactual", self._seed, group.origin.key.path()) / 2**64
-            if group.origin.policy not in updated or chance >= self._share:
+            if crossing is None or group.origin.policy not in updated or chance >= self._share:
                 return group
             return await self._group(alone, episode_key, group, crossing)
 
-        pairs = zip(episode.groups, crossings, strict=False)  # the last group may have no crossing
+        pairs = zip(episode.groups, crossings, strict=True)
         groups = await asyncio.gather(*(credit(*pair) for pair in pairs))
         self.counts["tokens"] += draws.tokens
-        return dataclasses.replace(episode, groups=(*groups, *episode.groups[len(groups) :]))
+        return dataclasses.replace(episode, groups=tuple(groups))
 
     async def _group(
         self, player: Player, episode_key: EpisodeKey, group: Group, crossing: Crossing
@@ -120,7 +128,8 @@ def _earning(candidate: Candidate, later: float | None) -> Candidate:
     assert candidate.reward is not None
     if later is None:
         return dataclasses.replace(candidate, reward=None)
-    reward = dataclasses.replace(candidate.reward, team=candidate.reward.team + later)
+    team = candidate.reward.team
+    reward = dataclasses.replace(candidate.reward, team=team + later, at_once=team)
     return dataclasses.replace(candidate, reward=reward)
 
 

@@ -6,14 +6,14 @@ Axis letter: I instances of the pool.
 import dataclasses
 import types
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from atgrpo_jax.common.checks import check_types, require
 from atgrpo_jax.common.errors import ConfigError
-from atgrpo_jax.common.types import Episode
+from atgrpo_jax.common.types import Episode, Group
 from atgrpo_jax.credit.advantages import running_mean
 from atgrpo_jax.credit.groups import Credited
 from atgrpo_jax.rollout import odds
@@ -28,7 +28,7 @@ class Lesson(NamedTuple):
     Sutton and Barto, Reinforcement Learning, 2018, section 2.6).
     """
 
-    success: float = 0.5  # share of its episodes that were solved
+    success: float = 0.5  # share of its episodes that were solved, of those that came to an end
     signal: float = 1.0  # share of its groups that had a signal
 
 
@@ -150,29 +150,39 @@ def learned(
     lessons: Lessons,
     episodes: Sequence[Episode],
     credited: Sequence[Credited],
+    updates: Callable[[Group], bool],
 ) -> Lessons:
     """Returns the lessons after a step with these episodes; none without a curriculum.
 
+    Groups count of which ``updates`` says that the step updates the policy that drew them.
+
     The means of an instance that was played move a step, as the values of arms do in a self-evolving
-    curriculum (arXiv 2505.14970). Episodes that the engine failed say nothing.
+    curriculum (arXiv 2505.14970). Its success is that of the episodes that came to an end; if none did, they
+    count as not solved. An instance that cannot be played would else keep the value that it starts with, and
+    be drawn more and more. Only what the engine did not draw says nothing.
     """
     if config is None:
         return {}
-    sound = [episode for episode in episodes if episode.end != "engine_error"]
-    solved: dict[int, list[float]] = defaultdict(list)
-    for episode in sound:
-        solved[episode.instance].append(float(episode.solved))
-    known = {(episode.instance, episode.episode) for episode in sound}
+    played: dict[int, list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        played[episode.instance].append(episode)
     signal: dict[int, list[float]] = defaultdict(list)
     for item in credited:
-        key = item.group.origin.key
-        if not item.group.by_partner and (key.instance, key.episode) in known:
-            signal[key.instance].append(float(item.mask_K.any()))
+        if updates(item.group) and not _lost(item.group):
+            signal[item.group.origin.key.instance].append(float(item.mask_K.any()))
     after = dict(lessons)
-    for index, outcomes in solved.items():
-        before = after.get(index, Lesson())
-        after[index] = Lesson(
-            running_mean(before.success, np.array(outcomes), config.decay),
-            running_mean(before.signal, np.array(signal[index] or [0.0]), config.decay),
-        )
+    for index, own in played.items():
+        success, mean = after.get(index, Lesson())
+        solved = [float(episode.solved) for episode in own if episode.end != "engine_error"]
+        heard = not all(any(map(_lost, episode.groups)) for episode in own)
+        if heard:
+            success = running_mean(success, np.array(solved or [0.0]), config.decay)
+        if heard or signal[index]:
+            mean = running_mean(mean, np.array(signal[index] or [0.0]), config.decay)
+            after[index] = Lesson(success, mean)
     return after
+
+
+def _lost(group: Group) -> bool:
+    """Returns whether the engine failed to draw a group, which is no fault of the instance."""
+    return not group.by_partner and all(one.sample.finish == "error" for one in group.candidates)

@@ -16,9 +16,10 @@ from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.hosts import ALONE, Hosts
 from atgrpo_jax.common.literals import told
 from atgrpo_jax.common.progress import counted
-from atgrpo_jax.common.types import Episode, Sampling
+from atgrpo_jax.common.types import FAILURES, Episode, Sampling
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.partners.answers import Cost, Partners, costs_since
+from atgrpo_jax.rollout.intervals import TAIL, clopper_pearson, effective_draws, wilson
 from atgrpo_jax.rollout.player import Player
 from atgrpo_jax.rollout.rollout import engine_propose, play_all
 from atgrpo_jax.rollout.team import Team
@@ -27,19 +28,20 @@ from atgrpo_jax.tasks.calls import calling, kind
 from atgrpo_jax.tasks.protocol import Task, ToolTask
 from atgrpo_jax.tokens.tokens import Tokenizer
 
-TAIL = 0.025  # probability beyond each end of a 95 % interval
-Z = 1.959964  # the normal quantile of 1 - TAIL
 # The interval of a difference counts this many made-up instances with a gain of +1 and as many with
 # -1. With them it covers 95 % in simulations, even if instances are few or nearly all gain or lose
 # (tests/test_evaluation.py).
 MADE_UP = 1.5
+# The number of the first episode of an evaluation on the train split. It is above those of training, so that
+# no address is one of training, whatever the step.
+APART = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     temperature: float = 1.0  # 0 is greedy
     instances: int = 200  # of the test split, before and after training; all if it has fewer
-    every: int = 20  # steps between evaluations on the validation split; 0 for none
+    every: int = 20  # steps between evaluations on the validation split, from step 0 on; 0 for none
     validation_instances: int = 100  # of the validation split, each time; all if it has fewer
     # Steps between measurements of what each role's words change, on the validation split; 0 for none.
     influence_every: int = 0
@@ -101,6 +103,11 @@ class Score:
     spent: Mapping[str, Cost] = dataclasses.field(default_factory=dict)  # on each role's partner
 
     @property
+    def failed(self) -> int:
+        """Returns how many episodes an engine, a tool or a partner failed. They count as not solved."""
+        return sum(map(failed, self.episodes))
+
+    @property
     def success(self) -> float:
         """Returns avg@K, the share of solved episodes."""
         return float(self.solved_IK.mean())
@@ -134,19 +141,32 @@ class Score:
         low, high = self.interval
         several = f" x {episodes} episodes" if episodes > 1 else ""
         at_least_one = f"pass@{episodes} {self.pass_at(episodes):.1%}, " if episodes > 1 else ""
+        what = "an engine, a tool or a partner"
+        lost = f"; {what} failed {counted(self.failed, 'episode')}, not solved here" if self.failed else ""
         return (
             f"{self.success:.1%} of {instances}{several} (95 % interval {low:.1%} to {high:.1%}), "
-            f"{at_least_one}{self.mean_turns:.2f} turns"
+            f"{at_least_one}{self.mean_turns:.2f} turns{lost}"
         )
 
     def record(self) -> dict[str, float]:
         low, high = self.interval
         record = {"success": self.success, "low": low, "high": high, "turns": self.mean_turns}
+        if self.failed:
+            record["failed"] = float(self.failed)
         if self.spent:
             total = sum(self.spent.values(), Cost())
             record |= {"partner_answers": float(total.answers), "partner_tokens": float(total.tokens)}
         episodes = self.solved_IK.shape[1]
         return record if episodes == 1 else record | {f"pass@{episodes}": self.pass_at(episodes)}
+
+
+def failed(episode: Episode) -> bool:
+    """Returns whether an engine, a tool or a partner failed an episode.
+
+    A prompt that became too long is no such failure: the words of roles have made it so.
+    """
+    last = (one for group in episode.groups if group.chosen is None for one in group.candidates)
+    return episode.end == "engine_error" and all(one.sample.finish != "too_long" for one in last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,11 +252,14 @@ def evaluate(
 
     Several ``hosts`` play together; see ``play_all``.
 
-    Every role draws one candidate, which is executed. ``partners`` answer for roles that have some.
+    Every role draws one candidate, which is executed. ``partners`` answer for roles that have some. Episodes
+    on the train split are numbered from ``APART``.
     """
     player = evaluating(task, team, tokenizer, engine, sampling, seed, runner, partners)
     costs_before = partners.costs if partners is not None else {}
-    played = play_all(player, step, split, range(instances), episodes, on_episode, hosts, at_once)
+    numbers = range(instances)
+    first = APART if split == "train" else 0
+    played = play_all(player, step, split, numbers, episodes, on_episode, hosts, at_once, first=first)
     solved_IK = np.array([episode.solved for episode in played]).reshape(instances, episodes)
     spent = dict(costs_since(partners, costs_before))
     return Score(solved_IK, sum(episode.turns for episode in played) / len(played), played, spent)
@@ -252,41 +275,19 @@ def evaluating(
     runner: Runner | None,
     partners: Partners | None,
 ) -> Player:
-    """Returns what plays the episodes of an evaluation: groups of one candidate, which is executed."""
-    propose = engine_propose(engine, sampling, 1, seed)
+    """Returns what plays the episodes of an evaluation: groups of one candidate, which is executed.
+
+    An episode ends where a tool or the engine failed, as nothing that a role did can be executed then.
+    """
     return Player(
-        task, team, tokenizer, propose, sampling, seed, runner=runner, select="first", partners=partners
+        task,
+        team,
+        tokenizer,
+        engine_propose(engine, sampling, 1, seed),
+        sampling,
+        seed,
+        runner=runner,
+        select="first",
+        exclude=FAILURES,
+        partners=partners,
     )
-
-
-def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
-    """Returns Wilson's score interval of a proportion; z is the normal quantile of its level."""
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def effective_draws(solved_IK: np.ndarray) -> float:
-    """Returns how many independent draws K episodes of each of I instances are worth.
-
-    It is I p (1 - p) / (variance of the instances' means), clipped. It is I if all episodes of an
-    instance end alike, and I K if they are no more alike than episodes of different instances.
-    Two made-up instances, one always solved and one never, enter p and the variance, because few
-    instances or a p near 0 or 1 would make these unreliable.
-    """
-    instances, episodes = solved_IK.shape
-    means_I = np.append(solved_IK.mean(1), [0.0, 1.0])
-    p = means_I.mean()
-    return float(np.clip(instances * p * (1 - p) / means_I.var(ddof=1), instances, instances * episodes))
-
-
-def clopper_pearson(successes: float, n: float) -> tuple[float, float]:
-    """Returns the 95 % interval of a proportion (Clopper and Pearson 1934).
-
-    It uses the beta distribution, so counts need not be integers.
-    """
-    low = special.betaincinv(successes, n - successes + 1, TAIL) if successes > 0 else 0.0
-    high = special.betaincinv(successes + 1, n - successes, 1 - TAIL) if successes < n else 1.0
-    return float(low), float(high)

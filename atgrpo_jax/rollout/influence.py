@@ -69,7 +69,17 @@ class Influence:
             player = dataclasses.replace(self.player, propose=telling.propose, forced=telling.forced)
             step = spoken[0].groups[0].origin.key.step
             indices = [episode.instance for episode in spoken]
-            again = play_all(player, step, spoken[0].split, indices, 1, on_episode, self.hosts, self.at_once)
+            again = play_all(
+                player,
+                step,
+                spoken[0].split,
+                indices,
+                1,
+                on_episode,
+                self.hosts,
+                self.at_once,
+                first=spoken[0].episode,
+            )
         pairs = [
             (own, other) for own, other in zip(spoken, again, strict=True) if other.end != "engine_error"
         ]
@@ -132,7 +142,7 @@ class _Telling:
         own = self._known[key].candidates[0]
         self._count(drawn)
         for k, sample in enumerate(drawn):
-            if k and sample.finish != "error" and self._player.tokenizer.decode(sample.tokens) != own.text:
+            if k and sample.drawn and self._player.tokenizer.decode(sample.tokens) != own.text:
                 self.forced[key] = k
                 break
         return [own.sample, *drawn[1:]]

@@ -4,13 +4,12 @@ import asyncio
 import copy
 import dataclasses
 import functools
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from atgrpo_jax.common.clock import Clock
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.finite import check_finite
+from atgrpo_jax.common.finite import check_logprobs
 from atgrpo_jax.common.types import (
     Board,
     Candidate,
@@ -48,9 +47,13 @@ class Afterwards(Protocol):
     counts: dict[str, int]  # of what that took
 
     async def credited(
-        self, player: "Player", episode_key: EpisodeKey, episode: Episode, crossings: Sequence[Crossing]
+        self,
+        player: "Player",
+        episode_key: EpisodeKey,
+        episode: Episode,
+        crossings: Sequence[Crossing | None],
     ) -> Episode:
-        """Returns the episode. ``crossings`` are those of its groups, in order."""
+        """Returns the episode. ``crossings`` are those of its groups, in order; None if nobody acted."""
         ...
 
 
@@ -95,29 +98,32 @@ class Player:
 
     async def go_on(
         self, episode_key: EpisodeKey, course: Course, drawn: Sequence[Sequence[Drawn]] = ()
-    ) -> tuple[list[Group], list[Crossing]]:
+    ) -> tuple[list[Group], list[Crossing | None]]:
         """Plays an episode from where ``course`` is, and leads that to the end.
 
-        If no candidate of a group can be executed, that group is the last one, and the course has no end.
+        If no candidate of a group can be executed, the course has no end, and nobody acts any more. Those who
+        spoke at the same time are scored where it stands, and their groups are the last ones.
 
         ``drawn`` is by those who act before anybody else speaks; then no ``further`` ones are drawn. Returns
-        the groups that were played, and the crossings of those of which a candidate was executed.
+        the groups that were played, and the crossing of each; None if nobody acted.
         """
         groups: list[Group] = []
-        crossings: list[Crossing] = []
-        draws, board = list(drawn), None
+        crossings: list[Crossing | None] = []
+        draws, board, acts = list(drawn), None, True
         shown, spoken = course.state, course.acted
         while True:
             for number, own in enumerate(draws):
                 group, steps = await self._group(course.state, own, shown, spoken)
-                groups.append(dataclasses.replace(group, board=board))
-                if group.chosen is None:
-                    return groups, crossings
+                acts = acts and group.chosen is not None
+                groups.append(dataclasses.replace(group, board=board, chosen=group.chosen if acts else None))
+                if not acts:
+                    crossings.append(None)
+                    continue
                 crossings.append(Crossing(copy.copy(course), steps, draws[number + 1 :]))
-                taken = steps[group.chosen]
+                taken = None if group.chosen is None else steps[group.chosen]
                 assert taken is not None
                 course.take(taken)
-            speakers = self._next(course, str(episode_key))
+            speakers = self._next(course, str(episode_key)) if acts else ()
             if not speakers:
                 return groups, crossings
             keys = []
@@ -169,7 +175,7 @@ class Player:
             return [(Origin(key, prompt_ids, state_digest, "", -1, partner.sampling), sample, text)]
         policy = self.team.policy(key.role)
         samples = await self.propose(state, key, prompt_ids, policy, spoken)
-        version = next((s.version for s in samples if s.finish != "error"), -1)
+        version = next((s.version for s in samples if s.drawn), -1)
         origin = Origin(key, prompt_ids, state_digest, policy, version, of_role(self.sampling, key.role))
         return self._drawn(origin, samples, 0)
 
@@ -181,8 +187,8 @@ class Player:
         """
         found = []
         for k, sample in enumerate(samples, first):
-            _check_logprobs(sample, f"{place(origin.key)}, candidate {k} of policy {origin.policy}")
-            version = origin.version if sample.finish == "error" else sample.version
+            check_logprobs(sample, f"{place(origin.key)}, candidate {k} of policy {origin.policy}")
+            version = sample.version if sample.drawn else origin.version
             with self.clock:
                 text = self.tokenizer.decode(sample.tokens)
             found.append((dataclasses.replace(origin, version=version), sample, text))
@@ -191,7 +197,7 @@ class Player:
     async def _group(
         self, state: Any, drawn: Sequence[Drawn], shown: Any, spoken: bool
     ) -> tuple[Group, list[Transition | None]]:
-        """Scores what is ``drawn``, draws the others if the rewards differ, and selects one to execute.
+        """Scores what is ``drawn``, draws the others if that ``goes_on``, and selects one to execute.
 
         All are scored from ``state``. ``shown`` is the state that their prompt shows.
         """
@@ -199,15 +205,17 @@ class Player:
         key = origin.key
         alpha = self.team.alpha_of(key.role)
         candidates, steps = await self._score(state, drawn)
-        if self.further is not None and goes_on(earned(candidates, alpha)):
-            samples = await self.further(shown, key, origin.prompt_ids, origin.policy, spoken)
+        further = self.further if origin.policy and drawn[0][1].finish != "too_long" else None
+        if further is not None and goes_on(earned(candidates, alpha)):
+            samples = await further(shown, key, origin.prompt_ids, origin.policy, spoken)
             if samples:
                 others, led_to = await self._score(state, self._drawn(origin, samples, len(drawn)))
                 candidates += others
                 steps += led_to
         with self.clock:
             seed = seed_of("select", self.seed, key.path())
-            chosen = choose([c.reward for c in candidates], self.select, alpha, seed)
+            rewards = [candidate.reward for candidate in candidates]
+            chosen = choose(rewards, self.select, alpha, seed, len(drawn))
             chosen = self.forced.get(key, chosen)
         return Group(tuple(candidates), chosen), steps
 
@@ -220,7 +228,7 @@ class Player:
         """
         key = drawn[0][0].key
         before = digest(state)
-        given = [text for _, sample, text in drawn if sample.finish != "error"]
+        given = [text for _, sample, text in drawn if sample.drawn]
         runs = await asyncio.gather(*(self._run(state, key, text) for text in given))
         left = iter(runs)
         candidates: list[Candidate] = []
@@ -230,7 +238,7 @@ class Player:
                 step = None
                 outcome = Outcome.ENGINE_ERROR
                 ran: Sequence[ProgramResult] = ()
-                if sample.finish != "error":
+                if sample.drawn:
                     ran = next(left)
                     step, outcome = self._act(state, key, text, sample, ran)
                 counts = step is not None and outcome.value not in self.exclude
@@ -288,11 +296,3 @@ class Player:
 
 def _kept(runs: Sequence[ProgramResult]) -> tuple[Ran, ...]:
     return tuple(Ran(run.end, shortened(run.stdout, KEPT), shortened(run.stderr, KEPT)) for run in runs)
-
-
-def _check_logprobs(sample: Sample, where: str) -> None:
-    """Raises NotFinite, naming the first token whose logprob is not finite."""
-    for logprobs in (sample.logprobs, sample.drawn_logprobs or ()):
-        if not all(map(math.isfinite, logprobs)):
-            named = {f"the logprob of token {i}": logprob for i, logprob in enumerate(logprobs)}
-            check_finite(named, where, "the policy's own weights, or the engine's computing, overflow")

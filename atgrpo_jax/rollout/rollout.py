@@ -33,7 +33,8 @@ class RolloutConfig(Sampling):
     """
 
     instances: int = 32  # instances of each step, or of each of its rounds
-    # A step with fewer groups with signal than this plays another round of instances. 0: one round.
+    # A step with fewer groups with signal than this, of policies that it updates, plays another round of
+    # instances. 0: one round.
     least_signal: int = 0
     most_rounds: int = 4  # rounds of a step, the first one included
     candidates: int = 8  # K
@@ -110,9 +111,9 @@ def engine_propose(
     ``sampling`` and ``candidates`` are those of all roles, or mappings from each role. The first
     ``after`` candidates are left out: they were drawn before.
 
-    If a prompt is too long for the engine because of what roles have said, the samples are errors,
-    as when an engine fails. If no role has spoken yet, the task itself made the prompt too long,
-    and the function raises PromptTooLong.
+    If a prompt is too long for the engine because of what roles have said, no sample is drawn, as
+    when an engine fails. If no role has spoken yet, the task itself made the prompt too long, and the
+    function raises PromptTooLong.
     """
 
     async def propose(state, key, prompt_ids, policy, spoken):
@@ -126,7 +127,7 @@ def engine_propose(
             if not spoken:
                 raise
             say(f"{error}; the episode ends there")
-            return [Sample((), (), "error", engine.version(policy))] * len(numbers)
+            return [Sample((), (), "too_long", engine.version(policy))] * len(numbers)
 
     return propose
 
@@ -141,6 +142,7 @@ def play_all(
     hosts: Hosts = ALONE,
     at_once: int | None = None,
     stops: bool = False,
+    first: int = 0,
 ) -> list[Episode]:
     """Plays every instance ``episodes`` times.
 
@@ -151,6 +153,7 @@ def play_all(
       indices: the instances, each once.
       at_once: how many instances all hosts together play at the same time; all if not given.
       stops: whether a stop may end this while complete steps are not saved; see ``Hosts.meet``.
+      first: the number of each instance's first episode.
 
     Returns the episodes in order of instance, then of episode number.
     """
@@ -163,7 +166,7 @@ def play_all(
             on_episode()
             return played
 
-        return await asyncio.gather(*(one(e) for e in range(episodes)))
+        return await asyncio.gather(*(one(first + e) for e in range(episodes)))
 
     if hosts.count == 1:
         played: list[Episode] = []

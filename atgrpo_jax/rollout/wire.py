@@ -132,7 +132,8 @@ class _Writer:
         return [tokens, logprobs, sample.finish, sample.version, drawn, sample.receipt]
 
     def _reward(self, reward: Reward) -> list[Any]:
-        return [reward.team, reward.local, *self._named(reward.parts)]
+        later = [] if reward.at_once is None else [reward.at_once]  # so rare that it takes no place
+        return [reward.team, reward.local, *self._named(reward.parts), *later]
 
     def _named(self, values: Mapping[str, float]) -> list[Any]:
         return [self.names.setdefault(tuple(values), len(self.names)), list(values.values())]
@@ -182,8 +183,8 @@ class _Reader:
         drawn_logprobs = None if drawn is None else self._logprobs.next(drawn)
         return Sample(ids, values, finish, version, drawn_logprobs, receipt)
 
-    def _reward(self, team, local, names, values) -> Reward:
-        return Reward(team, local, self._named(names, values))
+    def _reward(self, team, local, names, values, at_once=None) -> Reward:
+        return Reward(team, local, self._named(names, values), at_once)
 
     def _named(self, names, values) -> dict[str, float]:
         return dict(zip(self._names[names], values, strict=True))

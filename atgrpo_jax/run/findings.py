@@ -20,6 +20,7 @@ USUAL = 2 / 3
 LITTLE = 0.05
 
 Record = Mapping[str, float]
+MEASURED = r"(?:sure|idle_\w+)"  # what is known of a role whose words were measured
 
 
 def findings(records: Sequence[Record]) -> dict[str, str]:
@@ -29,9 +30,9 @@ def findings(records: Sequence[Record]) -> dict[str, str]:
     most. Then come at most ``MOST`` lines about the last ``LAST`` training steps, and none about fewer
     than ``LEAST``.
     """
-    measuring = (r for r in reversed(records) if any(name.endswith("/sure") for name in r))
-    measured = next(measuring, {})
-    rung = alarms(measured, [who for who, _ in _roles([measured], "sure")])
+    known = re.compile(f"{OF_ROLE}/[^/]+/{MEASURED}").fullmatch
+    measured = next((record for record in reversed(records) if any(map(known, record))), {})
+    rung = alarms(measured, [who for who, _ in _roles([measured], MEASURED)])
     recent = [record for record in records if "groups/total" in record][-LAST:]
     found: dict[str, str] = {}
     if len(recent) >= LEAST:

@@ -72,7 +72,7 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         if role not in of_partners:  # theirs are counted by their servers
             values["tokens"] = _mean([len(c.sample.tokens) for c in own])
         if scored:
-            values["team"] = _mean([r.team for r in scored])
+            values["team"] = _mean([r.team if r.at_once is None else r.at_once for r in scored])
             values["local"] = _mean([r.local for r in scored])
         names = sorted({part for r in scored for part in r.parts})
         parts = {}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from atgrpo_jax.common.hosts import Hosts
-from atgrpo_jax.common.types import Episode, seed_of
+from atgrpo_jax.common.types import Episode, Group, seed_of
 from atgrpo_jax.credit.groups import with_signal
 from atgrpo_jax.engines.protocol import Engine
 from atgrpo_jax.partners.answers import Partners
@@ -33,6 +33,13 @@ def picking(experiment: Experiment) -> Callable[[int, Lessons], Picked]:
     return pick
 
 
+def updating(experiment: Experiment) -> Callable[[Group], bool]:
+    """Returns what says of a group whether its step updates the policy that drew it."""
+    team = experiment.team
+    roles = experiment.task.workflow.roles
+    return lambda group: group.origin.policy in team.updated(group.origin.key.step, roles)
+
+
 def rollouts_of(
     experiment: Experiment,
     pick: Callable[[int, Lessons], Picked],
@@ -49,7 +56,9 @@ def rollouts_of(
     instances_at_once = None if at_once is None else -(-at_once // (experiment.most_candidates * episodes))
 
     def enough(played: Sequence[Episode]) -> bool:
-        found = with_signal(played, alpha=experiment.alphas, rule=experiment.credit)
+        found = with_signal(
+            played, alpha=experiment.alphas, rule=experiment.credit, updates=updating(experiment)
+        )
         return found >= settings.least_signal
 
     return Rollouts(player, engine, pick, episodes, enough, hosts, instances_at_once)

@@ -28,7 +28,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.keeping import Keeping
 from atgrpo_jax.run.metrics import CompileCounter, training_metrics, write_record
 from atgrpo_jax.run.overlap import Overlap
-from atgrpo_jax.run.playing import picking, rollouts_of
+from atgrpo_jax.run.playing import picking, rollouts_of, updating
 from atgrpo_jax.run.report import draw_curves
 from atgrpo_jax.run.scoring import Scoring
 from atgrpo_jax.run.shapes import earlier
@@ -114,7 +114,9 @@ class Stages:
             team = learner.initial(self._runner, given)
             self.folder.check_ours()
             score = self._scoring.score
-            record = together(self.sync(team), score(0, "validation"), score(0, "test"))
+            proof = self.sync(team)
+            validation = score(0, "validation") if self._validates(0) else {}
+            record = together(proof, validation, score(0, "test"))
             self._write(0, record)
             self.checkpoint(0, team)
         else:
@@ -156,12 +158,11 @@ class Stages:
         for episode in episodes:
             for group in episode.groups:
                 audit(group, team.version - team.lag, self.experiment.seed)
-        credited, metrics, memory = credit(
-            episodes, alpha=self.experiment.alphas, rule=self.experiment.credit, memory=team.memory
-        )
-        first = {role: own.first_candidates for role, own in self.experiment.by_role.items()}
-        credited, drawn = corrected(credited, first, self.experiment.alphas)
-        lessons = learned(self.experiment.rollout.curriculum, team.lessons, episodes, credited)
+        run = self.experiment
+        credited, metrics, memory = credit(episodes, alpha=run.alphas, rule=run.credit, memory=team.memory)
+        first = {role: own.first_candidates for role, own in run.by_role.items()}
+        credited, drawn = corrected(credited, first, run.alphas)
+        lessons = learned(run.rollout.curriculum, team.lessons, episodes, credited, updating(run))
         return team._replace(memory=memory, lessons=lessons), credited, metrics | drawn
 
     def learn(

@@ -12,7 +12,8 @@ from scipy import special
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.progress import counted
-from atgrpo_jax.rollout.evaluation import TAIL, Score, difference
+from atgrpo_jax.rollout.evaluation import Score, difference
+from atgrpo_jax.rollout.intervals import TAIL
 from atgrpo_jax.studying.asked import Prediction
 from atgrpo_jax.studying.measured import Measured, common, table_SI
 

@@ -14,7 +14,8 @@ from scipy import special
 
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.progress import duration
-from atgrpo_jax.rollout.evaluation import TAIL, Difference, Score, difference
+from atgrpo_jax.rollout.evaluation import Difference, Score, difference
+from atgrpo_jax.rollout.intervals import TAIL
 from atgrpo_jax.run.ending import drawn_tokens
 from atgrpo_jax.viewing.folders import Outline
 

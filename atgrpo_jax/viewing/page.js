@@ -155,7 +155,8 @@ function list() {
     return make("li", { onclick: () => { show(i); keep(); } },
       make("span", { text: `instance ${episode.instance}${episode.episode ? `, episode ${episode.episode}` : ""} ` }),
       make("span", { text: episode.solved ? "solved" : episode.end, className: episode.solved ? "solved" : "failed" }),
-      make("small", { text: `${episode.turns} turn${episode.turns === 1 ? "" : "s"}, reward ${number(reward(episode))}, signal in ${signal} of ${episode.groups.length} groups` }));
+      make("small", { text: `${episode.turns} turn${episode.turns === 1 ? "" : "s"}, reward ${number(reward(episode))}, signal in ${signal} of ${episode.groups.length} groups`,
+        title: "reward: alpha * team + local of what was executed, summed; with counterfactual credit, team holds what came later, too" }));
   }));
   if (listed.length) return show(Math.max(0, listed.indexOf(chosen)));
   chosen = null;

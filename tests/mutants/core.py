@@ -40,7 +40,7 @@ FAULTS = {
         ("np.where(mask_GK, np.abs(advantages_GK) * lengths_GK, 0.0)", "np.where(mask_GK, np.abs(advantages_GK), 0.0)", "long answers weigh as short ones"),
         ("np.where(mask_GK, np.abs(advantages_GK) * lengths_GK, 0.0)", "np.where(mask_GK, advantages_GK * lengths_GK, 0.0)", "advantages cancel out"),
         ("comparable = own_G & (table.texts_G >= 2)", "comparable = own_G", "one text is equal to itself"),
-        ('if c.sample.finish != "error"]', "]", "samples that failed have a text"),
+        ("if c.sample.drawn]", "]", "samples that failed have a text"),
         ("if len(before) == 1:", "if before:", "a judge repeats the first of several"),
         ("other.turn == key.turn and ", "", "the last of a turn is repeated by the first of the next one"),
         (" and other.role != key.role", "", "seats repeat one another"),
@@ -66,7 +66,8 @@ FAULTS = {
         ("else decay * before + (1 - decay) * mean", "else decay * mean + (1 - decay) * before", "a running mean forgets what it should keep"),
     ],
     ("credit/branching.py", "test_branching.py"): [
-        ("stops = math.comb(missing, first)", "stops = 0", "starts without any reward go on"),
+        ("stops = 0", "stops = math.comb(missing, first)", "starts without any reward count as ones that stop"),
+        ("return not present or", "return bool(present) and", "starts without any reward end the episode"),
         ("math.comb(alike + missing, first - 1)", "math.comb(alike, first - 1)", "candidates without a reward are a difference"),
         ("for high in present[i + 1 :]", "for high in present[i:]", "a candidate is its own sibling"),
         ("return 1 / share_that_goes_on(", "return 1.0 + 0 * share_that_goes_on(", "nothing is corrected"),

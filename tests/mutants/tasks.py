@@ -36,6 +36,7 @@ FAULTS = {
         ("        solved = right == self.count\n", "        solved = right > 0\n", "one right answer is success"),
         ('problem["kind"] = ""', "pass", "specialists are told what they do not know"),
         ("getattr(self, name) + cost <= 1 + 1e-9", "True", "weights of breadth by which failing pays more"),
+        ("AGGREGATOR not in roles or workflow.turns == 1", "True", "turns that are never played"),
     ],
     ("tasks/games/grid.py", "test_plan_path.py test_sokoban.py"): [
         ('"U": (-1, 0), "D": (1, 0)', '"U": (1, 0), "D": (-1, 0)', "up is down"),

@@ -8,9 +8,9 @@ FAULTS = {
         ("own.candidates if settings.tree else 1 for role", "own.candidates for role", "trajectories branch"),
     ],
     ("run/stages.py", "test_trainer.py test_stages.py test_oracle.py test_policies.py test_credit.py"): [
-        ("alpha=self.experiment.alphas", "alpha=1.0", "the team's alpha is not heard"),
-        ("rule=self.experiment.credit, ", "", "the rule of credit is not heard"),
-        ("memory=team.memory\n", "\n", "the rule of credit remembers nothing"),
+        ("alpha=run.alphas, ", "alpha=1.0, ", "the team's alpha is not heard"),
+        ("rule=run.credit, ", "", "the rule of credit is not heard"),
+        (", memory=team.memory)", ")", "the rule of credit remembers nothing"),
         ("return team._replace(memory=memory, lessons=lessons), credited, metrics", "return team, credited, metrics", "what is to be remembered is lost"),
         ("learner.refer_to(self._checkpoints, 0)", "learner.refer_to(self._checkpoints, self.done)",
          "after a resume the reference is the step that the run goes on from"),
@@ -54,6 +54,7 @@ FAULTS = {
         ("k.turn == key.turn and k.stage < key.stage", "k.stage < key.stage", "what is repeated was said in an earlier turn"),
         ('if episode.end != "engine_error"]', "]", "episodes that an engine ended count"),
         ("if instead != \"sibling\" or not same]", "]", "groups without another answer count"),
+        ("first=spoken[0].episode", "first=0", "episodes of an evaluation on the train split are not found again"),
     ],
     ("rollout/contributions.py", "test_influence.py"): [
         ("return self.lost.high < SPARED * low", "return self.lost.mean < SPARED * low", "the alarm trusts a mean"),
@@ -66,11 +67,13 @@ FAULTS = {
     ("rollout/counterfactual.py", "test_counterfactual.py"): [
         ("[own[:1] for own in crossing.drawn]", "crossing.drawn", "who speaks at the same time is the best of K in a continuation"),
         ("        if at in self._said:", "        if False:", "what is known is drawn again"),
+        ("exclude=failures,", "", "a continuation leaves out what an evaluation executes"),
+        (", at_once=team)", ")", "metrics mix what came later with what was earned at once"),
         ("        if at not in self._drawn:", "        if True:", "continuations draw what others drew"),
         ("if candidate.reward is not None and then is not None:", "if then is not None:", "what is excluded is played on from"),
         ("if len(alike) < 2:", "if len(alike) < 1:", "groups of one text are played on from"),
-        ("if group.origin.policy not in updated or chance", "if chance", "frozen policies are played on from"),
-        ("team=candidate.reward.team + later", "team=later", "what is earned at once is forgotten"),
+        ("crossing is None or group.origin.policy not in updated or chance", "crossing is None or chance", "frozen policies are played on from"),
+        ("team=team + later", "team=later", "what is earned at once is forgotten"),
         ("return None if course.end is None else team_reward(groups)", "return team_reward(groups)", "what failed has an outcome"),
     ],
     ("rollout/rollouts.py", "test_trainer.py test_stages.py test_refill.py"): [
@@ -86,6 +89,7 @@ FAULTS = {
         ("each, rounds, number)", "each, rounds, 0)", "every round has the same instances"),
         ('seed_of("instances", experiment.seed, step)', 'seed_of("instances", experiment.seed)', "all steps have one order"),
         ('seed_of("instances", experiment.seed, step)', 'seed_of("instances", step)', "all seeds have one order"),
+        ("group.origin.policy in team.updated(group.origin.key.step, roles)", "not group.by_partner", "groups that nobody is trained on count"),
     ],
     ("rollout/odds.py", "test_curriculum.py"): [
         ("4 * success_I * (1 - success_I)", "4 * success_I * success_I", "what is always solved is played most"),
@@ -94,8 +98,11 @@ FAULTS = {
         ("if total == 0:", "if False:", "a pool without values divides by 0"),
     ],
     ("rollout/curriculum.py", "test_curriculum.py"): [
-        ('if episode.end != "engine_error"', 'if episode.end != "ended"', "what the engine failed teaches"),
-        ("if not item.group.by_partner and", "if", "what partners say teaches"),
+        ('if episode.end != "engine_error"', 'if episode.end != "ended"', "episodes without an end are not solved"),
+        ("if updates(item.group) and", "if", "what partners say teaches, and policies that stand still"),
+        ("if updates(item.group) and not _lost(item.group):", "if updates(item.group):", "what the engine failed teaches"),
+        ("        if heard:\n", "        if solved:\n", "what cannot be played keeps its success"),
+        ("        if heard or signal[index]:\n", "        if solved:\n", "what cannot be played keeps its value"),
         ("float(item.mask_K.any())", "float(item.mask_K.all())", "a group teaches only if all of it is trained"),
         ("after = dict(lessons)", "after = {}", "what was not played is forgotten"),
         ("signal: float = 1.0", "signal: float = 0.0", "what was never played counts nothing"),
@@ -164,6 +171,9 @@ FAULTS = {
     ("rollout/player.py", "test_branching.py"): [
         ("goes_on(earned(candidates, alpha))", "goes_on(earned(candidates, 1 - alpha))", "what goes on is not what is compared later"),
         ("self._drawn(origin, samples, len(drawn)))", "self._drawn(origin, samples[:1], len(drawn)))", "one more candidate, and no other"),
+        ("alpha, seed, len(drawn))", "alpha, seed)", "a random answer is of those that were drawn because others differ"),
+        (' and drawn[0][1].finish != "too_long"', " ", "a prompt that is too long is asked about again"),
+        ("self.further if origin.policy and ", "self.further if ", "a partner is asked for more candidates"),
     ],
     ("rollout/rollout.py", "test_branching.py"): [
         ("range(of_role(after, key.role), of_role(candidates, key.role))", "range(0, of_role(candidates, key.role) - of_role(after, key.role))",
@@ -235,13 +245,15 @@ FAULTS = {
         ("len(set(stage)) == len(stage)", "True", "somebody speaks twice at once"),
     ],
     ("rollout/player.py", "test_rollout.py test_rollout_faults.py test_trainer.py"): [
-        ("taken = steps[group.chosen]", "taken = steps[0]", "the first is executed"),
+        ("is None else steps[group.chosen]", "is None else steps[0]", "the first is executed"),
+        ("                    crossings.append(None)\n                    continue\n", "                    return groups, crossings\n", "who speaks beside a role without a candidate is lost"),
+        ("acts = acts and group.chosen", "acts = group.chosen", "an episode goes on without a role"),
         ("outcome.value not in self.exclude", "outcome.value in self.exclude", "exclusion is the other way round"),
         ('Outcome.TRUNCATED if sample.finish == "length" else step.outcome', "step.outcome", "truncation goes unseen"),
         ('if any(run.end == "crash" for run in runs):', "if False:", "a failing sandbox is the candidate's fault"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", self.seed)', "ties go to one place"),
         ('seed_of("select", self.seed, key.path())', 'seed_of("select", key.path())', "ties do not know the seed"),
-        ("self.select, alpha, seed)", "self.select, 1.0, seed)", "alpha is not heard in selection"),
+        ("self.select, alpha, seed,", "self.select, 1.0, seed,", "alpha is not heard in selection"),
         ("policy = self.team.policy(key.role)", "policy = self.team.policy(self.task.workflow.roles[0])", "all roles speak by one policy"),
     ],
     ("engines/gate.py", "test_weight_sync.py"): [
@@ -367,7 +379,7 @@ FAULTS = {
         ("all(isinstance(cell, str) for row in rows for cell in row)", "True", "numbers are cells"),
     ],
     ("rollout/player.py", "test_boards.py"): [
-        ("dataclasses.replace(group, board=board)", "group", "groups have no boards"),
+        ("dataclasses.replace(group, board=board, chosen=", "dataclasses.replace(group, chosen=", "groups have no boards"),
         ("board = self._board(course.state, str(episode_key))", "board = None", "the end is not drawn"),
     ],
     ("run/episodes.py", "test_report.py"): [
@@ -462,16 +474,21 @@ FAULTS = {
     ],
     ("rollout/evaluation.py", "test_evaluation.py"): [
         ("reshape(instances, episodes)", "reshape(episodes, instances).T", "scores of other instances"),
-        ("play_all(player, step, split, range(instances)", "play_all(player, step, \"train\", range(instances)",
+        ("play_all(player, step, split, numbers", "play_all(player, step, \"train\", numbers",
          "evaluation plays training problems"),
         ("engine_propose(engine, sampling, 1, seed)", "engine_propose(engine, sampling, 2, seed)", "evaluation draws two"),
         ("[episode.solved for episode in played]", '[episode.end != "turn_limit" for episode in played]', "an end is success"),
         ("failed_I = K - self.solved_IK.sum(1)", "failed_I = self.solved_IK.sum(1)", "pass@k of failures"),
-        ("centre = p + z * z / (2 * n)", "centre = p", "Wilson's centre is that of Wald"),
         ("score.solved_IK.mean(1) - other.solved_IK.mean(1)", "other.solved_IK.mean(1) - score.solved_IK.mean(1)", "the difference is the other way round"),
         ("int((gain_I > 0).sum()),", "int((gain_I >= 0).sum()),", "ties are called better"),
         ("top_k=0, top_p=1.0, min_p=0.0)", ")", "evaluations explore as a rollout does"),
         ("temperature=own,", "temperature=rollout.temperature,", "evaluations draw at the rollout's temperature"),
+        ("exclude=FAILURES", "exclude=FAILURES[1:]", "a sandbox that fails is scored"),
+        ('APART if split == "train" else 0', "0", "an evaluation draws what training drew"),
+        ('all(one.sample.finish != "too_long" for one in last)', "True", "prompts that became too long are failures of the engine"),
+    ],
+    ("rollout/intervals.py", "test_evaluation.py"): [
+        ("centre = p + z * z / (2 * n)", "centre = p", "Wilson's centre is that of Wald"),
     ],
     ("run/metrics.py", "test_metrics.py test_policies.py test_train.py"): [
         ("np.mean([e.solved for e in episodes])", 'np.mean([e.end == "ended" for e in episodes])', "success is something else"),
@@ -649,7 +666,7 @@ FAULTS = {
         ("ids = [0] * AROUND", "ids = [0]", "a template has no tokens"),
     ],
     ("planning/hours.py", "test_plan.py"): [
-        ("1 + sum(settings", "sum(settings", "the validation before training is forgotten"),
+        ("for step in range(steps + 1))", "for step in range(1, steps + 1))", "the validation before training is forgotten"),
         ("+ 2 * evaluation(settings.instances)", "+ evaluation(settings.instances)", "the test before training is forgotten"),
         ("groups=episodes * groups, candidates=1", "groups=episodes * groups", "evaluations draw as many candidates as training"),
         ("warm.instances * workload.demonstrated", "warm.instances", "an episode of the warm start is one group"),

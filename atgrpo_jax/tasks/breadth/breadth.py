@@ -103,6 +103,8 @@ class Breadth:
             rule = f"there must be a worker for each problem: seats = {{'{WORKER}': {self.count}}}"
             require(self, "workflow", self._seats == self.count, rule)
         if ROUTER in roles:
+            rule = "a router goes from problem to problem, a turn each, and an aggregator ends the first turn"
+            require(self, "workflow", AGGREGATOR not in roles, rule)
             lacking = sorted(kind for kind in self.kinds if not self._knowing(kind))
             require(self, "workflow", not lacking, f"no specialist knows {', '.join(lacking)}")
             rule = f"a router sees one problem a turn: turns must be at least {self.count}"
@@ -110,6 +112,8 @@ class Breadth:
         else:
             callers = not set(roles) & set(SPECIALISTS)
             require(self, "workflow", callers, "only a router calls specialists")
+        once = AGGREGATOR not in roles or workflow.turns == 1
+        require(self, "workflow", once, "an aggregator ends the first turn: turns must be 1")
 
     @property
     def _open(self) -> int:
