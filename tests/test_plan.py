@@ -185,6 +185,16 @@ def test_a_warm_start_of_first_turns_has_their_groups_alone():
     assert workload_of(first).demonstrated == 2 < workload_of(x).demonstrated  # a scout's and a mover's
 
 
+def test_the_longest_group_of_a_warm_start_has_its_own_candidates():
+    x = load("smoke.gin")
+    one, four = (
+        workload_of(dataclasses.replace(x, warm_start=dataclasses.replace(x.warm_start, candidates=k)))
+        for k in (1, 4)
+    )
+    answer = one.longest_demonstrated - one.longest_prompt
+    assert answer > 0 and four.longest_demonstrated == four.longest_prompt + 4 * answer
+
+
 def test_hours_by_hand():
     """20 steps; validation before them, after 10 and after 20; test before and after."""
     x, workload = hand()
@@ -417,6 +427,35 @@ def test_what_a_run_would_refuse_is_said_if_nothing_can_be_tried(large, monkeypa
     lacks, nowhere, _ = fitting.report(search, flag=False)
     for line in (lacks, nowhere):
         assert line.endswith("A run would refuse each of them, e.g. rows must be a multiple of 7")
+
+
+LORA = """
+team.Team.sharing = "lora"
+warm_start.WarmStartConfig.steps = 10
+batch.BatchConfig.rows = 1
+batch.BatchConfig.row_tokens = 64
+local.LocalEngineConfig.slots = 1
+local.LocalEngineConfig.prompt_cache = 1024
+"""
+
+
+def test_adapters_do_not_fit_where_the_warm_start_of_their_base_does_not(large):
+    """Their steps alone would. The optimizer of the base may wait on the host."""
+    run, without = large(1e12, LORA), large(1e12, LORA + "experiment.Experiment.warm_start = None\n")
+    memory = (room_for(run) + room_for(without)) / 2
+    need = footprint.total(without.memory) / 1e9
+    plan = large(memory, LORA)
+    assert not plan.fits and large(memory, LORA + "experiment.Experiment.warm_start = None\n").fits
+    said = plan.lines()
+    table = [next(said) for _ in range(len(plan.memory) + 4)]
+    assert "optimizer, base, in the warm start" in "".join(table)
+    assert table[-3].endswith("does not fit")
+    assert table[-1] == f"  the steps after it take {need:.3f} GB, which fits"
+    search = plan.search()
+    offloaded = fitting.Change(("optimizer.OptimizerConfig.offload = True",), run.experiment.mesh)
+    found = search._fits(offloaded)
+    assert found is not None and found == footprint.total(large(memory, LORA + offloaded.lines[0]).memory)
+    assert search._fits(fitting.Change((), run.experiment.mesh)) is None
 
 
 @pytest.mark.thorough

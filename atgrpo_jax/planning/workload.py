@@ -30,6 +30,7 @@ class Workload:
     longest_group: int  # tokens
     demonstrated: float = 0.0  # groups of an episode that a warm start clones, mean
     demonstration: float = 0.0  # tokens, mean
+    longest_demonstrated: int = 0  # tokens of a group that a warm start clones, at most
     rounds: int = 1  # of a step, at most
     continued: int = 0  # prompts of a round that counterfactual credit asks once each, at most
 
@@ -90,6 +91,7 @@ def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int 
         longest_group=longest + max(answers),
         demonstrated=len(cloned) / instances,
         demonstration=float(np.mean(shown)),
+        longest_demonstrated=longest + (warm.candidates if warm else 1) * max(shown),
         rounds=experiment.rollout.rounds,
         continued=math.ceil(experiment.credit.counterfactual * experiment.rollout.instances * rest),
     )

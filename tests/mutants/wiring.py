@@ -650,7 +650,12 @@ FAULTS = {
         ("groups=episodes * groups, candidates=1", "groups=episodes * groups", "evaluations draw as many candidates as training"),
         ("warm.instances * workload.demonstrated", "warm.instances", "an episode of the warm start is one group"),
     ],
+    ("planning/footprint.py", "test_footprint.py test_plan.py"): [
+        ("max(steps, warm, key=total)", "steps", "a warm start takes no memory"),
+        ("workload.longest_demonstrated)", "workload.longest_group)", "a warm start has the groups of a step"),
+    ],
     ("planning/fitting.py", "test_plan.py"): [
+        ("max(steps, warm, key=footprint.total)", "steps", "a change need not fit the warm start"),
         ("sorted(tried, key=lambda one: one[0])", "tried", "what fits first is taken, and not what costs least"),
         ("            yield own\n            if rows == least", "            if rows == least", "rows of a micro-batch are as they were"),
         ("while (side := 2 * side)", "while (side := 1024 * side)", "no more devices are tried"),
