@@ -645,6 +645,8 @@ FAULTS = {
         ("ids = [0] * AROUND", "ids = [0]", "a template has no tokens"),
     ],
     ("planning/hours.py", "test_plan.py"): [
+        ("math.ceil(experiment.tokens / drawn)", "experiment.steps", "tokens end no run"),
+        ("total -= min(drawn,", "total -= 0 * min(drawn,", "a lag saves no time"),
         ("1 + sum(settings", "sum(settings", "the validation before training is forgotten"),
         ("+ 2 * evaluation(settings.instances)", "+ evaluation(settings.instances)", "the test before training is forgotten"),
         ("groups=episodes * groups, candidates=1", "groups=episodes * groups", "evaluations draw as many candidates as training"),
@@ -662,6 +664,11 @@ FAULTS = {
         ("round_up(max(engine.slots // share, 1), drawing.rows)", "engine.slots", "the engine draws as many at once"),
     ],
     ("planning/times.py", "test_plan.py"): [
+        ("loss.epochs * flop for", "flop for", "epochs take no time"),
+        (" if name not in team.frozen}", "}", "frozen policies are updated"),
+        ("sum(taken.values()) / len(moving)", "sum(taken.values())", "all policies are updated in each step"),
+        ("drawing.mesh.side, device", "experiment.mesh.side, device", "an engine draws on the learner's devices"),
+        ("starting, workload, refers=False", "starting, workload, experiment.refers", "a warm start compares with a reference"),
         ("moves = 2 *", "moves = 1 *", "offloaded state only comes"),
         ("passes = 4 if refers else 3", "passes = 3", "what a KL term compares with costs nothing"),
         ("steps = workload.rounds * turns * math.ceil", "steps = workload.rounds * math.ceil", "all turns are drawn together"),
