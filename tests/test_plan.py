@@ -14,6 +14,7 @@ from reference import SIZES, make, make_tokenizer
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.models.config import PRESETS, Compute, preset, published
+from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.planning import fitting, footprint, hours, times
 from atgrpo_jax.planning.devices import DEVICES, HOST_LINK
 from atgrpo_jax.planning.plans import Asked, Plan
@@ -184,6 +185,13 @@ def test_a_warm_start_of_first_turns_has_their_groups_alone():
     x = load("quick.gin")
     first = dataclasses.replace(x, warm_start=dataclasses.replace(x.warm_start, turns=1))
     assert workload_of(first).demonstrated == 2 < workload_of(x).demonstrated  # a scout's and a mover's
+
+
+def test_what_a_partner_says_in_demonstrations_is_not_cloned():
+    x = load("quick.gin")
+    partner = Partner(model="m", url="http://localhost:1/v1")
+    half = dataclasses.replace(x, team=dataclasses.replace(x.team, partners={"scout": partner}))
+    assert workload_of(half).demonstrated == workload_of(x).demonstrated / 2 > 0
 
 
 def test_the_longest_group_of_a_warm_start_has_its_own_candidates():

@@ -90,8 +90,8 @@ def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int 
         longest_answer=experiment.longest_answer,
         longest_group=longest + max(answers),
         demonstrated=len(cloned) / instances,
-        demonstration=float(np.mean(shown)),
-        longest_demonstrated=longest + (warm.candidates if warm else 1) * max(shown),
+        demonstration=float(np.mean(shown or [0])),
+        longest_demonstrated=longest + (warm.candidates if warm else 1) * max(shown, default=0),
         rounds=experiment.rollout.rounds,
         continued=math.ceil(experiment.credit.counterfactual * experiment.rollout.instances * rest),
     )
