@@ -313,11 +313,13 @@ FAULTS = {
         ("set.intersection(*(set", "set.union(*(set", "instances of one run alone are paired"),
         ("return difference(*scores), len(common)", "return difference(*scores[::-1]), len(common)", "the sign is the other way round"),
         ("if seeds.count(run.seed) > 1:", "if False:", "a copy counts as a seed"),
+        ("found[0] < run.done or ", "", "a run that was made longer is scored by its old end"),
     ],
     ("viewing/folders.py", "test_compare.py"): [
         ("step in (None, file.step)", "True", "the last evaluation is paired, whatever the step"),
         ("fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN | fcntl.LOCK_NB", "no run is running"),
         ('return "ended" if run.ended else "stopped"', 'return "ended"', "all have ended"),
+        ("found | changes.on_the_way(self.folder)", "found", "what changed on the way is forgotten"),
     ],
     ("run/ending.py", "test_ending.py"): [
         (">= self._tokens:", "> self._tokens:", "the step that draws the last token does not end the run"),
