@@ -41,7 +41,7 @@ FAULTS = {
         ("updated = experiment.team.updated(step, workflow.roles)", "updated = experiment.policies", "the ledger thinks that all policies are updated"),
     ],
     ("run/scoring.py", "test_trainer.py test_stages.py test_influence.py"): [
-        ('most = settings.instances if split == "test" else settings.validation_instances', "most = settings.instances",
+        ('own = settings.validation_instances if split == "validation" else settings.instances', "own = settings.instances",
          "validation has the test's number of instances"),
         ("            split=split,\n            instances=instances,\n            compiles", '            split="train",\n            instances=instances,\n            compiles', "scores are of the training split"),
         ("        if split == \"validation\" and self._measures(step, last):", "        if split == \"validation\":", "influence is always measured"),
@@ -639,6 +639,13 @@ FAULTS = {
     ],
     ("tools/probing/speed.py", "test_probe.py"): [
         ("compiles.count - count)", "0)", "later compilations are not seen"),
+    ],
+    ("replaying/chosen.py", "test_replay.py::test_groups_that_are_taken_at_random_are_policies"): [
+        ('if group["policy"]]', "]", "what partners said is to be drawn again"),
+    ],
+    ("run/python.py", "test_python.py"): [
+        ("changed_code=changed_code", "changed_code=False", "changed modules are refused"),
+        ("from_step is not None and begin_from is None", "False", "a step without a run is ignored"),
     ],
     ("planning/stand_ins.py", "test_plan.py"): [
         ("or published(folder)", "or published(folder) or 'tiny'", "any model stands in for a name that says nothing"),
