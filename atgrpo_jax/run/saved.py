@@ -157,13 +157,20 @@ def _begun(
             f"{experiment.steps}; ask for more, or score one of its checkpoints: "
             f"{typed('atgrpo_jax.evaluate')} --step=..."
         )
-    if experiment.tokens:
-        enough = Ending(experiment.steps, experiment.tokens, folder.read_metrics()[: done + 1]).last
-        if done > enough:
-            raise RunError(
-                f"{folder.path} holds {counted(done, 'step')} already, and {enough} of them drew "
-                f"Experiment.tokens = {experiment.tokens}; ask for more"
-            )
+    records = folder.read_metrics()[: done + 1]
+    enough = Ending(experiment.steps, experiment.tokens, records).last
+    if done > enough:
+        raise RunError(
+            f"{folder.path} holds {counted(done, 'step')} already, and {enough} of them drew "
+            f"Experiment.tokens = {experiment.tokens}; ask for more"
+        )
+    if 0 < done == enough and len(records) > done and "test/success" not in records[done]:
+        more = f"Experiment.steps = {done + 1}" if done == experiment.steps else "more Experiment.tokens"
+        raise RunError(
+            f"{folder.path} holds step {done} already, which was not made as the last one, so no test was "
+            f"played after it; ask for a step more ({more}), or score it as it is: "
+            f"{typed('atgrpo_jax.evaluate')} --run_dir={folder.path} --step={done}"
+        )
     like = recorded
     if recorded is not None:
         changes.forget_undone(folder, recorded)
