@@ -29,7 +29,7 @@ from atgrpo_jax.common.progress import say
 from atgrpo_jax.engines import gate
 from atgrpo_jax.models.transformer import PolicyWeights
 from atgrpo_jax.partners.opening import opened
-from atgrpo_jax.rollout.evaluation import Score, available, difference, drawn_by
+from atgrpo_jax.rollout.evaluation import Score, difference, drawn_by
 from atgrpo_jax.run import gin_config
 from atgrpo_jax.run.compiled import keep_compiled
 from atgrpo_jax.run.episodes import written
@@ -38,7 +38,7 @@ from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.folder_teams import bases, cast, played, team_weights
 from atgrpo_jax.run.rescoring import check_rescored, check_swap, swapped
 from atgrpo_jax.run.saved import SavedRun, moved
-from atgrpo_jax.run.scoring import scored
+from atgrpo_jax.run.scoring import held_out, scored
 from atgrpo_jax.run.team_learner import TeamLearner
 from atgrpo_jax.tasks.splits import SPLITS
 from atgrpo_jax.tokens.tokens import Tokenizer
@@ -76,7 +76,10 @@ _SPLIT = flags.DEFINE_enum(
     "The split that instances are taken from. E.g. --split=validation",
 )
 _INSTANCES = flags.DEFINE_integer(
-    "instances", None, "How many instances; the config's number if it is not given. E.g. --instances=50", 1
+    "instances",
+    None,
+    "How many instances; the config's number for the split if it is not given. E.g. --instances=50",
+    1,
 )
 _EPISODES = flags.DEFINE_integer(
     "episodes", 1, "How many episodes of each instance, for avg@k and pass@k. E.g. --episodes=8", 1
@@ -201,7 +204,7 @@ def scores(
     Args:
       answers: folder in which the answers of partners are recorded, if there is one.
     """
-    instances = available(experiment.task, _SPLIT.value, _INSTANCES.value or experiment.evaluation.instances)
+    instances = held_out(experiment, _SPLIT.value, _INSTANCES.value)
     sampling = experiment.evaluated(_TEMPERATURE.value)
     settings: dict[str, object] = {"split": _SPLIT.value, "instances": instances}
     by_role = {role: dataclasses.asdict(own) for role, own in sampling.items()}

@@ -25,11 +25,11 @@ from atgrpo_jax.common.files import append_json_line
 from atgrpo_jax.engines import gate
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.contributions import alarms, figures, table
-from atgrpo_jax.rollout.evaluation import available, drawn_by
+from atgrpo_jax.rollout.evaluation import drawn_by
 from atgrpo_jax.rollout.influence import check_enough
 from atgrpo_jax.run.compiled import keep_compiled
 from atgrpo_jax.run.saved import SavedRun
-from atgrpo_jax.run.scoring import compared, scored
+from atgrpo_jax.run.scoring import compared, held_out, scored
 from atgrpo_jax.tasks.splits import SPLITS
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The folder of a run. E.g. --run_dir=runs/plan")
@@ -44,7 +44,10 @@ _SPLIT = flags.DEFINE_enum(
     "split", "test", SPLITS, "The split that instances are taken from. E.g. --split=validation"
 )
 _INSTANCES = flags.DEFINE_integer(
-    "instances", None, "How many instances; the config's number if it is not given. E.g. --instances=50", 2
+    "instances",
+    None,
+    "How many instances; the config's number for the split if it is not given. E.g. --instances=50",
+    2,
 )
 _TEMPERATURE = flags.DEFINE_float(
     "temperature",
@@ -66,7 +69,7 @@ def measure(saved: SavedRun) -> None:
     """Measures a run's team at a step. Prints a table, a sentence for each comparison, and the alarms."""
     experiment = saved.experiment
     step = saved.step_of(_STEP.value)
-    instances = available(experiment.task, _SPLIT.value, _INSTANCES.value or experiment.evaluation.instances)
+    instances = held_out(experiment, _SPLIT.value, _INSTANCES.value)
     check_enough(instances)
     sampling = experiment.evaluated(_TEMPERATURE.value)
     title = f"{_SPLIT.value} after step {step}"

@@ -20,8 +20,6 @@ written to RUN_DIR/taught/, where ``report`` finds it:
     python -m atgrpo_jax.replay --run_dir=runs/plan --taught=12,70
 """
 
-import random
-
 from absl import flags
 
 from atgrpo_jax.arrays.mesh import parse_mesh
@@ -29,12 +27,13 @@ from atgrpo_jax.common.cli import compiled_flag, mesh_flag, refuse_arguments, ru
 from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.progress import counted
 from atgrpo_jax.replaying.again import SAME, Again, Change, fitting
+from atgrpo_jax.replaying.chosen import at_random
 from atgrpo_jax.replaying.differing import findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay, write_taught
 from atgrpo_jax.replaying.taught import taught
 from atgrpo_jax.replaying.teams import Teams
 from atgrpo_jax.run.compiled import keep_compiled
-from atgrpo_jax.run.nodes import FORM, Node, speaker
+from atgrpo_jax.run.nodes import FORM, Node
 from atgrpo_jax.run.saved import SavedRun
 from atgrpo_jax.viewing.contents import kept
 from atgrpo_jax.viewing.text import episode_text
@@ -79,7 +78,8 @@ def main(argv: list[str]) -> None:
         fitting(saved.folder, node, change)
     if steps:
         _teach(saved, steps)
-    nodes = [*given, *_at_random(saved, _RANDOM.value, _SEED.value)]
+    files = [(file.step, file.split) for file in kept(saved.folder)]
+    nodes = [*given, *at_random(saved.folder, files, _RANDOM.value, _SEED.value)]
     if nodes:
         _draw(saved, sorted(nodes, key=lambda node: node.step - (node.split == "train")), change)
 
@@ -107,21 +107,6 @@ def _draw(saved: SavedRun, nodes: list[Node], change: Change) -> None:
 
 def _not_before(node: Node, group: dict) -> bool:
     return (group["turn"], group["stage"]) >= (node.turn or 0, node.stage or 0)
-
-
-def _at_random(saved: SavedRun, count: int, seed: int) -> list[Node]:
-    """Returns so many groups that policies drew, each from a file of episodes taken at random."""
-    chance = random.Random(seed)
-    files = kept(saved.folder)
-    if count and not files:
-        raise RunError(f"{saved.folder.path} keeps no episodes yet")
-    nodes = []
-    for file in sorted(chance.choices(files, k=count), key=lambda file: (file.step, file.split)):
-        episode = chance.choice(list(saved.folder.read_episodes(file.step, file.split)))
-        group = chance.choice([group for group in episode["groups"] if group["policy"]])
-        place = episode["instance"], episode["episode"], group["turn"], group["stage"], speaker(group)
-        nodes.append(Node(file.step, file.split, *place))
-    return nodes
 
 
 def _teach(saved: SavedRun, steps: list[int]) -> None:

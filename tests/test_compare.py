@@ -108,6 +108,42 @@ def test_runs_of_other_modules_of_the_same_name_are_no_group(claimed, tmp_path, 
     told = comparing.grouped(found)
     assert [group.title for group in told] == ["run_0", "run_1"]
     assert comparing.settings(told)[0].startswith("module own_game: A ")
+    (tmp_path / "own_game.py").write_text(game)  # and so it was in the first run, from step 1 on
+    changed = gin_config.load(str(tmp_path / "own.gin"), ["experiment.Experiment.seed = 1"])
+    with claim(RunFolder(tmp_path / "run_1"), changed, changed_code=True):
+        pass
+    told = comparing.grouped([found[0], outline(RunFolder(tmp_path / "run_1"))])
+    (line,) = comparing.settings(told)
+    assert line.startswith("module own_game before step 1: A not set, B ")
+
+
+def test_a_run_whose_settings_changed_on_the_way_is_no_seed_of_another(tmp_path):
+    """It ends with the same config as one that had it all along."""
+    rate, other = (f"optimizer.OptimizerConfig.learning_rate = {value}" for value in ("1e-3", "2e-3"))
+
+    def run(name, seed, step, *rates):
+        """Each rate but the last one is changed after ``step``."""
+        checkpoint = tmp_path / name / "checkpoints" / str(step)
+        for number, value in enumerate(rates):
+            values = [f"experiment.Experiment.seed = {seed}", value]
+            with claim(RunFolder(tmp_path / name), gin_config.load("smoke.gin", values), change=number > 0):
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                (checkpoint / "saved.json").touch()
+        return outline(RunFolder(tmp_path / name))
+
+    found = [
+        run("a", 0, 2, other),
+        run("b", 1, 2, rate, other),
+        run("c", 2, 2, rate, other),
+        run("d", 3, 3, rate, other),
+        run("e", 4, 2, other, rate, other),  # and back, before a step was made
+    ]
+    told = comparing.grouped(found)
+    assert [group.title for group in told] == ["a, e", "b, c", "d"]
+    assert comparing.settings(told) == [
+        "OptimizerConfig.learning_rate after step 2: A not set, B 0.001 to 0.002, C not set",
+        "OptimizerConfig.learning_rate after step 3: A not set, B not set, C 0.001 to 0.002",
+    ]
 
 
 def test_settings_that_change_no_step_part_no_group(claimed):
@@ -184,6 +220,25 @@ def test_what_cannot_be_compared_is_named(runs):
     made(runs / "young", [True] * 4, rate=5e-3, steps=1)
     with pytest.raises(RunError, match="young has no test score after training: it is at step 1 of 1"):
         comparing.table(groups(runs, "a0", "young"))
+
+
+def test_a_run_that_was_made_longer_has_no_score_until_its_new_end(runs):
+    """It ended at step 2, was to have six steps then, and is at step 2 or 4."""
+    folder = made(runs / "longer", [True] * 4, rate=6e-3)
+    assert comparing.At().score(outline(folder)) == (2, 1.0)
+    values = [f"{STEPS} = 6", "optimizer.OptimizerConfig.learning_rate = 6e-3"]
+    with claim(folder, gin_config.load("smoke.gin", values)):
+        pass
+    with open(folder.metrics, "a") as file:
+        for step in (2, 3, 4):
+            if step > 2:
+                file.write(json.dumps({"step": step, "rollout/success": 0.5}) + "\n")
+                file.flush()
+            with pytest.raises(
+                RunError, match=f"no test score after training: it is at step {step} of 6; --st"
+            ):
+                comparing.table(groups(runs, "a0", "longer"))
+    assert comparing.At("test", 2).score(outline(folder)) == (2, 1.0)
 
 
 def test_runs_are_compared_at_a_step_that_all_were_evaluated_after(runs, tmp_path):

@@ -69,9 +69,9 @@ def test_more_tokens_go_on_and_fewer_than_were_drawn_are_refused(tmp_path):
     folder = RunFolder(tmp_path)
     with claim(folder, asked(25)):
         pass
-    folder.metrics.write_text(
-        "".join(json.dumps({"step": i} | r) + "\n" for i, r in enumerate(records(10, 20)))
-    )
+    made = records(10, 20)
+    made[2] = made[2] | {"test/success": 0.5}
+    folder.metrics.write_text("".join(json.dumps({"step": i} | r) + "\n" for i, r in enumerate(made)))
     assert outline(folder).ended and state(outline(folder)) == "ended"
     (folder.checkpoints / "2").mkdir(parents=True)
     with claim(folder, asked(31)):

@@ -45,6 +45,37 @@ def test_parameters_and_optimizer_are_those_of_a_run_to_the_byte(sharing, mesh):
         assert said["parameters, base of adapters"] == held(team.base)
 
 
+def test_a_warm_start_under_adapters_takes_what_training_their_base_takes():
+    x = dataclasses.replace(load("smoke.gin"), team=Team("lora"))
+    base = TeamLearner(x)
+    longest = dataclasses.replace(workload_of(x, instances=2), longest_demonstrated=300)
+    warm = footprint.of_warm_start(x, base, longest)
+    whole = dataclasses.replace(x, team=Team("shared"), warm_start=None)
+    alike = dataclasses.replace(longest, longest_group=longest.longest_demonstrated)
+    expected = footprint.of_steps(whole, TeamLearner(whole), alike)
+    assert warm == {
+        f"{name.replace('shared', 'base')}, in the warm start": size
+        for name, size in expected.items()
+        if "rollout" not in name
+    }
+    steps = footprint.of_steps(x, base, longest)
+    assert "parameters, base of adapters" in steps
+    assert footprint.memory(x, base, longest) == max(steps, warm, key=footprint.total)
+    without = dataclasses.replace(x, warm_start=None)
+    assert footprint.of_warm_start(without, base, longest) == {}
+    assert footprint.memory(without, base, longest) == steps
+
+
+def test_what_the_compiler_said_stands_in_the_place_of_estimates_also_in_a_warm_start():
+    x = load("smoke.gin")
+    warm = footprint.measured(footprint.of_warm_start(x, TeamLearner(x), workload_of(x, instances=2)), 7)
+    assert list(warm) == [
+        "parameters, shared, in the warm start",
+        "optimizer, shared, in the warm start",
+        "the update beside its state, as compiled, in the warm start",
+    ]
+
+
 def held(tree):
     """Bytes on the first device."""
     first = jax.devices()[0]

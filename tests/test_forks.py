@@ -74,7 +74,10 @@ def made(path, *bindings, steps=(0, 4), seed=1):
                 lambda leaf, step=step: leaf + jnp.asarray(step / 8, leaf.dtype), dict(team.policies)
             )
             checkpoints.save(step, moved, team.base, step)
-    folder.metrics.write_text("".join(f'{{"step": {s}}}\n' for s in range(max(steps, default=-1) + 1)))
+    records = [{"step": step} for step in range(max(steps, default=-1) + 1)]
+    for record in records[-1:]:
+        record["test/success"] = 0.5
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
 
 

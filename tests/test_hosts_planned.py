@@ -174,7 +174,7 @@ def test_the_stages_by_hand():
 
 def test_an_update_that_computes_takes_what_times_says():
     x = experiment()
-    policies = type("Policies", (), {"meshes": {"shared": x.mesh}})
+    policies = type("Policies", (), {"meshes": {"shared": x.mesh}, "shapes": {"shared": ()}})
     full = dataclasses.replace(WORKLOAD, new=5)
     said = times.seconds(x, policies, full, V5E, 0.5)["update"][1]
     fast = dataclasses.replace(V5E, link=1e30)

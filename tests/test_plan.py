@@ -14,11 +14,13 @@ from reference import SIZES, make, make_tokenizer
 from atgrpo_jax.arrays.mesh import MeshConfig
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.models.config import PRESETS, Compute, preset, published
+from atgrpo_jax.partners.partners import Partner
 from atgrpo_jax.planning import fitting, footprint, hours, times
 from atgrpo_jax.planning.devices import DEVICES, HOST_LINK
 from atgrpo_jax.planning.plans import Asked, Plan
 from atgrpo_jax.planning.stand_ins import AROUND, Pieces, StandIns
 from atgrpo_jax.planning.workload import Workload, workload_of
+from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.gin_config import gin_folder, load
 from atgrpo_jax.run.team_learner import TeamLearner
 
@@ -185,6 +187,23 @@ def test_a_warm_start_of_first_turns_has_their_groups_alone():
     assert workload_of(first).demonstrated == 2 < workload_of(x).demonstrated  # a scout's and a mover's
 
 
+def test_what_a_partner_says_in_demonstrations_is_not_cloned():
+    x = load("quick.gin")
+    partner = Partner(model="m", url="http://localhost:1/v1")
+    half = dataclasses.replace(x, team=dataclasses.replace(x.team, partners={"scout": partner}))
+    assert workload_of(half).demonstrated == workload_of(x).demonstrated / 2 > 0
+
+
+def test_the_longest_group_of_a_warm_start_has_its_own_candidates():
+    x = load("smoke.gin")
+    one, four = (
+        workload_of(dataclasses.replace(x, warm_start=dataclasses.replace(x.warm_start, candidates=k)))
+        for k in (1, 4)
+    )
+    answer = one.longest_demonstrated - one.longest_prompt
+    assert answer > 0 and four.longest_demonstrated == four.longest_prompt + 4 * answer
+
+
 def test_hours_by_hand():
     """20 steps; validation before them, after 10 and after 20; test before and after."""
     x, workload = hand()
@@ -271,6 +290,101 @@ def test_what_a_kl_term_compares_with_takes_memory_and_a_pass_forward():
         for own in (x, refers)
     )
     assert four == pytest.approx(three * 4 / 3)
+
+
+def updates(x, workload):
+    """FLOP and seconds of a step's updates, and seconds of a step of the warm start."""
+    policies, device = TeamLearner(x), DEVICES["h100"]
+    flop, seconds, _ = times.seconds(x, policies, workload, device, 0.4)["update"]
+    warm = hours.parts(x, policies, workload, device, 0.4)["warm start"].seconds
+    return [flop, seconds, warm / x.warm_start.steps]
+
+
+def test_every_epoch_is_an_update_and_the_warm_start_has_one():
+    x, workload = hand()
+    flop, seconds, warm = updates(x, workload)
+    more = dataclasses.replace(x, loss=dataclasses.replace(x.loss, epochs=3))
+    assert updates(more, workload) == pytest.approx([3 * flop, 3 * seconds, warm])
+
+
+def test_the_warm_start_compares_with_nothing():
+    x, workload = hand()
+    refers = dataclasses.replace(x, loss=dataclasses.replace(x.loss, kl=0.01))
+    assert updates(refers, workload)[2] == updates(x, workload)[2]
+
+
+@pytest.mark.parametrize("team", [{"frozen": ("mover",)}, {"alternate": 2}], ids=str)
+@pytest.mark.parametrize("sides", [1, 2])
+def test_only_those_who_learn_in_a_step_are_updated(team, sides):
+    """By hand: of two policies, each with half of the groups, one is updated. The warm start trains both."""
+    x, workload = hand()
+    x = dataclasses.replace(x, team=Team("full"), mesh=MeshConfig(policies=sides))
+    one = dataclasses.replace(x, team=Team("full", **team))
+    flop, seconds, warm = updates(x, workload)
+    assert updates(one, workload) == pytest.approx([flop / 2, seconds / (2 / sides), warm])
+
+
+def test_an_engine_draws_on_the_mesh_of_its_own():
+    x, workload = hand()
+    for device in (dataclasses.replace(DEVICES["h100"], flops=1e30), DEVICES["h100"]):
+        own = dataclasses.replace(x, engine=dataclasses.replace(x.engine, mesh=MeshConfig(data=4)))
+        here, there = (times.seconds(x, TeamLearner(x), workload, device, 0.4) for x in (x, own))
+        assert there["update"] == here["update"]
+        assert there["rollout"][:2] == pytest.approx([here["rollout"][0], here["rollout"][1] / 4])
+
+
+def test_of_drawing_on_servers_nothing_is_said(nothing):
+    servers = ["experiment.Experiment.engine = @sglang.SGLangConfig()"]
+    plan = Plan(Asked(["smoke.gin"], servers, device="h100"))
+    told = "\n".join(plan.lines())
+    assert "  rollout    left out: SGLangConfig does not draw on the devices of this page" in told
+    assert "  rollout and evaluations are left out: SGLangConfig does not draw" in told
+    parts = hours.parts(plan.experiment, plan._policies, plan.workload, DEVICES["h100"], 0.4)
+    assert list(parts) == ["update", "warm start"]
+
+
+def test_tokens_end_a_run_if_they_are_drawn_before_its_last_step():
+    """By hand: a step draws 32 groups of 4 answers of 2 tokens, and 5 more of 2; two rounds, twice that."""
+    x, workload = hand()
+    x = dataclasses.replace(x, tokens=3000)
+    assert hours.last_step(dataclasses.replace(x, tokens=0), workload) == 20
+    assert hours.last_step(x, workload) == 12  # 11.7
+    assert hours.last_step(x, dataclasses.replace(workload, continued=5)) == 12  # 11.3
+    assert hours.last_step(x, dataclasses.replace(workload, rounds=2)) == 6
+    assert hours.last_step(dataclasses.replace(x, tokens=10**6), workload) == 20
+    parts = hours.parts(x, TeamLearner(x), workload, DEVICES["h100"], 0.4)
+    whole = hours.parts(dataclasses.replace(x, tokens=0), TeamLearner(x), workload, DEVICES["h100"], 0.4)
+    assert parts["update"].seconds == pytest.approx(whole["update"].seconds * 12 / 20)
+    assert parts["update"].what == "12 steps, which draw Experiment.tokens"
+    assert parts["evaluation"].what.startswith("3 x 10 episodes")  # before, after 10 and after 12
+
+
+def test_what_is_not_in_the_sum_of_hours_is_said():
+    x, workload = hand()
+    device = dataclasses.replace(DEVICES["h100"], flops=1e9, bandwidth=1e9)
+
+    def said(x):
+        return hours.report(x, TeamLearner(x), workload, device, 0.4)
+
+    def total(x):
+        return sum(part.seconds for part in hours.parts(x, TeamLearner(x), workload, device, 0.4).values())
+
+    measured = dataclasses.replace(x.evaluation, influence_every=10)
+    lines = said(dataclasses.replace(x, evaluation=measured))
+    assert "  what roles' words change is measured 2 times, which is not in the sum" in lines
+    beside = dataclasses.replace(x, max_lag=1)
+    (line,) = (line for line in said(beside) if "max_lag" in line)
+    assert line.endswith("on the same devices: both count in the sum") and said(beside)[0] == said(x)[0]
+    engine = dataclasses.replace(x.engine, mesh=MeshConfig(), first_device=1)
+    apart = dataclasses.replace(beside, engine=engine)
+    (line,) = (line for line in said(apart) if "max_lag" in line)
+    assert line.endswith("of rollout and update the longer one counts in the sum")
+    parts = hours.parts(apart, TeamLearner(apart), workload, device, 0.4)
+    shorter = min(parts["rollout"].seconds, parts["update"].seconds)
+    words = hours._hours((total(apart) - shorter) / 3600)
+    assert said(apart)[0] == f"the whole run: {words} hours, by the figures above"
+    assert words != hours._hours(total(apart) / 3600)
+    assert not any("sum" in line for line in said(x))
 
 
 def test_offloaded_state_comes_and_goes_in_every_update():
@@ -417,6 +531,35 @@ def test_what_a_run_would_refuse_is_said_if_nothing_can_be_tried(large, monkeypa
     lacks, nowhere, _ = fitting.report(search, flag=False)
     for line in (lacks, nowhere):
         assert line.endswith("A run would refuse each of them, e.g. rows must be a multiple of 7")
+
+
+LORA = """
+team.Team.sharing = "lora"
+warm_start.WarmStartConfig.steps = 10
+batch.BatchConfig.rows = 1
+batch.BatchConfig.row_tokens = 64
+local.LocalEngineConfig.slots = 1
+local.LocalEngineConfig.prompt_cache = 1024
+"""
+
+
+def test_adapters_do_not_fit_where_the_warm_start_of_their_base_does_not(large):
+    """Their steps alone would. The optimizer of the base may wait on the host."""
+    run, without = large(1e12, LORA), large(1e12, LORA + "experiment.Experiment.warm_start = None\n")
+    memory = (room_for(run) + room_for(without)) / 2
+    need = footprint.total(without.memory) / 1e9
+    plan = large(memory, LORA)
+    assert not plan.fits and large(memory, LORA + "experiment.Experiment.warm_start = None\n").fits
+    said = plan.lines()
+    table = [next(said) for _ in range(len(plan.memory) + 4)]
+    assert "optimizer, base, in the warm start" in "".join(table)
+    assert table[-3].endswith("does not fit")
+    assert table[-1] == f"  the steps after it take {need:.3f} GB, which fits"
+    search = plan.search()
+    offloaded = fitting.Change(("optimizer.OptimizerConfig.offload = True",), run.experiment.mesh)
+    found = search._fits(offloaded)
+    assert found is not None and found == footprint.total(large(memory, LORA + offloaded.lines[0]).memory)
+    assert search._fits(fitting.Change((), run.experiment.mesh)) is None
 
 
 @pytest.mark.thorough

@@ -1,6 +1,7 @@
 """What ``import atgrpo_jax`` offers: experiments without gin, also with a task that a notebook defines."""
 
 import ast
+import contextlib
 import dataclasses
 import linecache
 import re
@@ -13,8 +14,10 @@ import pytest
 
 import atgrpo_jax
 from atgrpo_jax.common.errors import ConfigError
+from atgrpo_jax.run import python
 from atgrpo_jax.run.gin_config import load, render
 from atgrpo_jax.run.kept_source import kept
+from atgrpo_jax.run.starts import Asked
 
 ROOT = Path(__file__).parents[1]
 CELL = '''
@@ -199,6 +202,27 @@ def test_what_cannot_be_kept_is_named(cell, tmp_path):
     main = cell(CELL.replace("GOAL = 3", "GOAL = object()"))
     with pytest.raises(ConfigError, match="right uses GOAL, a object of this notebook or script"):
         kept(main.Three(), tmp_path)
+
+
+def test_what_train_team_is_told_is_what_the_command_is_told(tmp_path, monkeypatch):
+    told = {}
+
+    @contextlib.contextmanager
+    def claim(folder, given, **rest):
+        told.update(rest, folder=folder.path)
+        yield given
+
+    monkeypatch.setattr(python, "claim", claim)
+    monkeypatch.setattr(python, "train", lambda experiment, folder, may_exit: {"may_exit": may_exit})
+    x = load("smoke.gin")
+    more = {"change": True, "other_hosts": True, "changed_code": True}
+    assert atgrpo_jax.train_team(x, tmp_path, tmp_path / "a", 100, **more) == {"may_exit": False}
+    asked = Asked.parse(str(tmp_path / "a"), "100")
+    assert told == more | {"folder": tmp_path, "asked": asked}
+    atgrpo_jax.train_team(x, tmp_path)
+    assert told == dict.fromkeys(more, False) | {"folder": tmp_path, "asked": None}
+    with pytest.raises(ConfigError, match="from_step needs begin_from, e.g. begin_from="):
+        atgrpo_jax.train_team(x, tmp_path, from_step="best")
 
 
 NOTEBOOK = """

@@ -25,7 +25,8 @@ from atgrpo_jax.common.errors import ConfigError, RunError
 from atgrpo_jax.common.files import write_atomically
 from atgrpo_jax.common.types import Candidate, Group, GroupKey, Origin, Outcome, Reward, Sample, Sampling
 from atgrpo_jax.credit.groups import CreditConfig, credit
-from atgrpo_jax.replaying.again import SAME, Again, Change, _recorded, fitting
+from atgrpo_jax.replaying.again import SAME, Again, Change, _newest_trained, _recorded, fitting
+from atgrpo_jax.replaying.chosen import at_random
 from atgrpo_jax.replaying.differing import _candidate, findings, first_that_differs
 from atgrpo_jax.replaying.kept import recorded_replay, write_replay
 from atgrpo_jax.replaying.taught import logprobs, taught
@@ -105,6 +106,38 @@ def replay(*words):
     return subprocess.run(
         command, capture_output=True, text=True, env=os.environ | DEVICES | {"PYTHONPATH": path}
     )
+
+
+def spoken(folder, step, *policies):
+    """Writes a step's episodes, of a group each, that these policies drew; "" is a partner."""
+    group = {"turn": 0, "stage": 0, "role": "a", "seat": None}
+    lines = [
+        {"schema": 3, "instance": i, "episode": 0, "groups": [group | {"policy": policy}]}
+        for i, policy in enumerate(policies)
+    ]
+    folder.write_episodes(step, gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+
+
+def test_groups_that_are_taken_at_random_are_policies(tmp_path):
+    folder = RunFolder(tmp_path)
+    spoken(folder, 1, "", "")
+    spoken(folder, 2, "", "own", "")
+    files = [(1, "train"), (2, "train")]
+    taken = at_random(folder, files, 20, 0)
+    assert set(taken) == {Node(2, "train", 1, 0, 0, 0, "a")} and len(taken) == 20
+    assert at_random(folder, [], 0, 0) == []
+    with pytest.raises(RunError, match="in all episodes that it keeps partners alone speak"):
+        at_random(folder, files[:1], 1, 0)
+    with pytest.raises(RunError, match="keeps no episodes yet"):
+        at_random(folder, [], 1, 0)
+
+
+def test_a_node_to_take_instead_is_a_policys(tmp_path):
+    folder = RunFolder(tmp_path)
+    spoken(folder, 1, "", "own")
+    assert _newest_trained(folder) == "take a node of a train step, e.g. --node=1/train/1/0/0/0/a"
+    spoken(folder, 2, "")
+    assert _newest_trained(folder) == "take a node of a train step; this run keeps none yet"
 
 
 def words_of(found):

@@ -1,5 +1,6 @@
 import dataclasses
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -207,6 +208,27 @@ def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path):
     ):
         claim(folder, load("smoke.gin", ["experiment.Experiment.steps = 4"])).__enter__()
     assert folder.config.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("ends", "more"), [("steps = 2", "Experiment.steps = 3"), ("tokens = 150", "more Experiment.tokens")]
+)
+def test_a_run_is_not_ended_at_a_step_that_was_not_its_last(tmp_path, ends, more):
+    """Nobody has played the test after it. Nothing is loaded or changed."""
+    folder = RunFolder(tmp_path / "run")
+    (folder.checkpoints / "2").mkdir(parents=True)
+    folder.config.write_text(render(load("smoke.gin")))
+    records = [{"step": 0}, {"step": 1, "rollout/tokens": 100}, {"step": 2, "rollout/tokens": 100}]
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    ended = load("smoke.gin", [f"experiment.Experiment.{ends}"])
+    before = folder.config.read_bytes()
+    with pytest.raises(RunError, match=rf"holds step 2 already, .* a step more \({more}\), .*--step=2$"):
+        claim(folder, ended).__enter__()
+    assert folder.config.read_bytes() == before
+    records[2]["test/success"] = 0.5
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with claim(folder, ended):
+        pass
 
 
 def test_a_run_goes_on_with_another_number_of_hosts_or_mesh_only_if_it_is_told_to(tmp_path):

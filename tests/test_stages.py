@@ -1,6 +1,7 @@
 """The stages of a step, one at a time, around an engine that answers by a script."""
 
 import contextlib
+import dataclasses
 
 import jax
 import numpy as np
@@ -8,15 +9,17 @@ import pytest
 from fakes import by_path, of_policy
 from shared_trainer import experiment, honest
 
+from atgrpo_jax.arrays.trees import Damaged
 from atgrpo_jax.common.errors import RunError
 from atgrpo_jax.common.finite import NotFinite
 from atgrpo_jax.common.hosts import Alone
 from atgrpo_jax.rollout.evaluation import EvaluationConfig
 from atgrpo_jax.rollout.team import Team
+from atgrpo_jax.run import last_step
 from atgrpo_jax.run import stages as stages_module
 from atgrpo_jax.run.findings import LEAST
 from atgrpo_jax.run.folder import RunFolder
-from atgrpo_jax.run.loop import one_step
+from atgrpo_jax.run.loop import one_step, train
 from atgrpo_jax.run.report import summarise
 from atgrpo_jax.run.stages import Stages
 
@@ -216,6 +219,64 @@ def test_a_step_that_is_saved_is_gone_on_from(tmp_path):
         team = stages.begin()
         assert stages.done == 1 and equal(learned, host(team))
         assert engine_of(stages).versions == {"shared": 1}
+
+
+def left_by(folder):
+    """Records, episodes and weights of a run, but for how long it took."""
+    records = [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in folder.read_metrics()]
+    files = {path.name: path.read_bytes() for path in folder.episodes.iterdir()}
+    return records, files
+
+
+def test_a_run_that_is_to_end_where_it_is_makes_its_last_step_again(tmp_path):
+    """It leaves what a run leaves that had these steps from the start, and keeps what was saved before.
+
+    A step draws 2 x 2 groups of 3 + 3 + 2 tokens. The last test has the logprobs of the last weights.
+    """
+    settings = EvaluationConfig(instances=1, validation_instances=1, every=2)
+    x = experiment(honest(), steps=9, checkpoint_every=2, evaluation=settings)
+    folder, other = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "other")
+    with Stages(x, folder) as stages:
+        team = stages.begin()
+        while stages.done < 3:
+            team, _ = one_step(stages, team, stages.done + 1)
+        stages.checkpoint_now()
+        before = (folder.checkpoints / "3" / "saved.json").read_bytes()
+    for ends, missed in (
+        ({"steps": 3}, True),
+        ({"steps": 4}, False),
+        ({"tokens": 96}, True),
+        ({"tokens": 97}, False),
+    ):
+        assert last_step.is_missed(dataclasses.replace(x, **ends), folder, 3) is missed
+    ended = dataclasses.replace(x, steps=3)
+    assert train(ended, folder)["steps"] == 3
+    train(ended, other)
+    assert left_by(folder) == left_by(other)
+    assert (folder.checkpoints / "3.not_last" / "saved.json").read_bytes() == before
+    assert not last_step.is_missed(ended, folder, 3)
+
+
+def test_a_step_is_made_again_only_if_that_is_cheap_and_gives_the_same(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    x = experiment(checkpoint_every=2)
+    for step in (0, 3, 5):
+        (folder.checkpoints / str(step)).mkdir(parents=True)
+
+    def damaged(path):
+        raise Damaged("a file is missing")
+
+    monkeypatch.setattr(last_step.trees, "about_tree", lambda path: None)
+    assert last_step.step_before(x, folder, 5) == 3
+    assert last_step.step_before(dataclasses.replace(x, checkpoint_every=1), folder, 5) is None
+    for file in (folder.changes, folder.shapes):
+        file.write_text('{"after_step": 3}\n')
+        assert last_step.step_before(x, folder, 5) == 3
+        file.write_text('{"after_step": 4}\n')
+        assert last_step.step_before(x, folder, 5) is None
+        file.unlink()
+    monkeypatch.setattr(last_step.trees, "about_tree", damaged)
+    assert last_step.step_before(x, folder, 5) is None
 
 
 def test_a_step_says_what_each_stage_took(begun):

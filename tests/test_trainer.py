@@ -19,6 +19,7 @@ from atgrpo_jax.rollout.team import Team
 from atgrpo_jax.run.checkpoint import Checkpoints
 from atgrpo_jax.run.folder import RunFolder
 from atgrpo_jax.run.loop import train
+from atgrpo_jax.run.scoring import held_out
 from atgrpo_jax.run.stages import Stages
 from atgrpo_jax.run.team_state import TeamState
 from atgrpo_jax.update.objectives import LossConfig
@@ -125,6 +126,12 @@ def test_evaluations_draw_by_settings_of_their_own(tmp_path):
         assert [r["step"] for r in records if f"{split}/success" in r] == steps
     for name in ("0", "4", "5"):  # the newest two that were due, and the start
         assert (tmp_path / "checkpoints" / name).is_dir()
+
+
+def test_a_split_has_its_own_number_of_instances_in_every_command():
+    x = experiment(evaluation=EvaluationConfig(instances=3, validation_instances=2))
+    assert [held_out(x, split) for split in ("train", "validation", "test")] == [3, 2, 3]
+    assert [held_out(x, split, 4) for split in ("train", "validation", "test")] == [4, 4, 4]
 
 
 def test_a_score_is_of_the_split_that_it_is_called_by(tmp_path):

@@ -132,8 +132,11 @@ class Search:
         experiment = self._tried(change)
         if experiment is None:
             return None
-        lines = footprint.memory(experiment, self._learner(experiment), self._workload)
-        lines |= {"what the compiler takes beyond the estimate": self._beyond}
+        learner = self._learner(experiment)
+        steps = footprint.of_steps(experiment, learner, self._workload)
+        steps |= {"what the compiler takes beyond the estimate": self._beyond}
+        warm = footprint.of_warm_start(experiment, learner, self._workload)
+        lines = max(steps, warm, key=footprint.total)
         self.least = min(self.least, lines, key=footprint.total)
         return footprint.total(lines) if footprint.fits(lines, self.device) else None
 

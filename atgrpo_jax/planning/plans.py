@@ -77,7 +77,7 @@ class Asked:
 class Plan:
     """A plan. ``fits`` is whether the run fits; ``lines`` are what to print, and come one by one.
 
-    ``memory`` has the bytes on each device, by what they hold.
+    ``memory`` has the bytes on each device, by what they hold, of the part of the run that takes most.
 
     If JAX has started already, meshes have at most the devices that it has.
     """
@@ -98,17 +98,21 @@ class Plan:
         most = experiment.engine.longest_prompt(experiment.longest_answer) if stand_ins.unread else None
         self.workload = workload_of(experiment, longest=most or 0)
         self._told = stand_ins.report(most)
-        self.memory = footprint.memory(experiment, self._policies, self.workload)
+        self._steps = footprint.of_steps(experiment, self._policies, self.workload)
+        self._warm = footprint.of_warm_start(experiment, self._policies, self.workload)
         self._beyond = 0.0
         if asked.compile:
             self._compile()
+        self.memory = max(self._steps, self._warm, key=footprint.total)
         self.fits = footprint.fits(self.memory, self._device)
 
     def lines(self) -> Iterator[str]:
         asked, device, experiment = self._asked, self._device, self.experiment
         yield from self._told
         yield from footprint.report(self.memory, device, experiment.mesh)
-        if offloaded := footprint.bytes_on_hosts(self._policies.shapes):
+        if self.memory != self._steps:
+            yield from footprint.report_steps(self._steps, device)
+        if offloaded := self._offloaded():
             yield f"  optimizer state in the memory of all hosts: {offloaded / 1e9:.3f} GB"
         if asked.device_gb is not None:
             what = "times" if self.fits else "times, and what would fit,"
@@ -123,6 +127,13 @@ class Plan:
             say("looking for what would fit, which takes up to a minute")
             yield from fitting.report(self.search(), asked.mesh is not None)
 
+    def _offloaded(self) -> int:
+        """Returns the bytes of optimizer state in the memory of all hosts, at most."""
+        policies = self._policies
+        starts = self.experiment.initial_names if self._warm else ()
+        cloned = {name: policies.shapes_of(name) for name in starts}
+        return max(map(footprint.bytes_on_hosts, (policies.shapes, cloned)))
+
     def search(self) -> fitting.Search:
         """Returns a search for what would fit."""
 
@@ -136,8 +147,14 @@ class Plan:
     def _compile(self) -> None:
         say(f"compiling the update for {self._device.name}, which takes minutes for a large model")
         longest = self.workload.longest_group
-        measured = footprint.measured(
-            self.memory, footprint.update_bytes(self.experiment, self._policies, longest)
-        )
-        self._beyond = footprint.total(measured) - footprint.total(self.memory)
-        self.memory = measured
+        update = footprint.update_bytes(self.experiment, self._policies, longest)
+        measured = footprint.measured(self._steps, update)
+        self._beyond = footprint.total(measured) - footprint.total(self._steps)
+        self._steps = measured
+        row = self.experiment.batch.row
+        if (
+            self._warm
+            and not self._policies.adapted
+            and row(self.workload.longest_demonstrated) <= row(longest)
+        ):
+            self._warm = footprint.measured(self._warm, update)  # it is the same update

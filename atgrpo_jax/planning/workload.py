@@ -30,6 +30,7 @@ class Workload:
     longest_group: int  # tokens
     demonstrated: float = 0.0  # groups of an episode that a warm start clones, mean
     demonstration: float = 0.0  # tokens, mean
+    longest_demonstrated: int = 0  # tokens of a group that a warm start clones, at most
     rounds: int = 1  # of a step, at most
     continued: int = 0  # prompts of a round that counterfactual credit asks once each, at most
 
@@ -67,7 +68,7 @@ def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int 
     workflow = experiment.task.workflow
     warm = experiment.warm_start
     turns = (warm and warm.turns) or workflow.turns
-    cloned = [group for group in groups if group.origin.key.turn < turns]
+    cloned = [group for group in groups if group.origin.key.turn < turns and not group.by_partner]
     shown = [len(candidate.sample.tokens) for group in cloned for candidate in group.candidates]
     speakers = experiment.team.drawn(workflow.turn_roles)
     settings = [experiment.of_role(role) for role in speakers]
@@ -89,7 +90,8 @@ def workload_of(experiment: Experiment, instances: int = MEASURED, longest: int 
         longest_answer=experiment.longest_answer,
         longest_group=longest + max(answers),
         demonstrated=len(cloned) / instances,
-        demonstration=float(np.mean(shown)),
+        demonstration=float(np.mean(shown or [0])),
+        longest_demonstrated=longest + (warm.candidates if warm else 1) * max(shown, default=0),
         rounds=experiment.rollout.rounds,
         continued=math.ceil(experiment.credit.counterfactual * experiment.rollout.instances * rest),
     )

@@ -208,12 +208,11 @@ def _check_candidate(
 def _newest_trained(folder: RunFolder) -> str:
     """Returns in words which group of the newest step of training could be taken."""
     steps = [step for step, split in folder.kept_episodes() if split == "train"]
-    if not steps:
-        return "take a node of a train step; this run keeps none yet"
-    episode = next(folder.read_episodes(steps[-1]))
-    group = next(group for group in episode["groups"] if group["policy"])
-    here = episode["instance"], episode["episode"], group["turn"], group["stage"], speaker(group)
-    return f"take a node of a train step, e.g. --node={Node(steps[-1], 'train', *here)}"
+    for episode in folder.read_episodes(steps[-1]) if steps else ():
+        for group in filter(lambda group: group["policy"], episode["groups"]):
+            here = episode["instance"], episode["episode"], group["turn"], group["stage"], speaker(group)
+            return f"take a node of a train step, e.g. --node={Node(steps[-1], 'train', *here)}"
+    return "take a node of a train step; this run keeps none yet"
 
 
 def _recorded_at(folder: RunFolder, node: Node) -> Mapping[str, Any]:

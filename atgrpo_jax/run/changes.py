@@ -85,6 +85,20 @@ def identities(folder: RunFolder) -> tuple[str, ...]:
     return tuple(line["before"] for line in read_json_lines(folder.changes))
 
 
+def on_the_way(folder: RunFolder) -> dict[str, str]:
+    """Returns what changed after which step, and from which value to which, as texts by name.
+
+    Several changes of a field after the same step are one; what came back to its value has not changed.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for line in read_json_lines(folder.changes):
+        for name, change in line["changed"].items():
+            place = f"{name} after step {line['after_step']}"
+            old, _ = found.get(place, (change["old"], None))
+            found[place] = old, change["new"]
+    return {place: f"{old!r} to {new!r}" for place, (old, new) in found.items() if old != new}
+
+
 def experiment_at(folder: RunFolder, step: int) -> Experiment:
     """Returns the experiment by which a run made ``step``, or would make it if it is not made yet.
 

@@ -78,7 +78,7 @@ class Checkpoints:
                 damaged[step] = error
                 continue
             for bad, fault in damaged.items():
-                say(f"{fault}; moved to {self._move_aside(bad).name}, step {step} is taken instead")
+                say(f"{fault}; moved to {self.put_aside(bad, 'damaged').name}, step {step} is taken instead")
             self.forget_old()
             return step
         if damaged:
@@ -210,10 +210,10 @@ class Checkpoints:
         self._checked.add(step)
         return about
 
-    def _move_aside(self, step: int) -> Place:
-        """Moves a damaged checkpoint. It is not deleted: somebody may want to look at it."""
+    def put_aside(self, step: int, why: str) -> Place:
+        """Moves a checkpoint that counts no more. It is not deleted: somebody may want to look at it."""
         there = names_in(self._path)
-        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        names = (f"{step}.{why}{number or ''}" for number in itertools.count())
         aside = self._path / next(name for name in names if name not in there)
         trees.move_tree(self._path / str(step), aside)
         return aside

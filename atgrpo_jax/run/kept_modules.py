@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from atgrpo_jax.common.errors import RunError
-from atgrpo_jax.common.files import Place, is_file, make_folder, read_file, write_atomically
+from atgrpo_jax.common.files import Place, is_file, make_folder, names_in, read_file, write_atomically
 from atgrpo_jax.common.progress import say
 
 DIGESTS = "modules.json"  # beside the modules: the digest of each
 _OURS = "atgrpo_jax"
+_BEFORE = "before_step_"  # folders of modules that have changed since; then a step
 
 
 def modules_of(experiment: Any) -> dict[str, Path]:
@@ -42,6 +43,18 @@ def digests(folder: Place) -> dict[str, str]:
     return json.loads(read_file(folder / DIGESTS)) if is_file(folder / DIGESTS) else {}
 
 
+def earlier(folder: Place) -> dict[str, str]:
+    """Returns the digests of modules that have changed since, by name and the step before which they did."""
+    found = {}
+    for old in sorted(name for name in names_in(folder) if name.startswith(_BEFORE)):
+        for name in digests(folder):
+            for file in (f"{name.replace('.', '/')}.py", f"{name.replace('.', '/')}/__init__.py"):
+                if is_file(folder / old / file):
+                    digest = hashlib.sha256(read_file(folder / old / file)).hexdigest()
+                    found[f"{name} before step {old.removeprefix(_BEFORE)}"] = digest
+    return found
+
+
 def settle_code(experiment: Any, folder: Place, done: int, changed: bool) -> None:
     """Keeps the modules of a run in ``folder``, or checks that they are still as they were.
 
@@ -62,7 +75,7 @@ def settle_code(experiment: Any, folder: Place, done: int, changed: bool) -> Non
             f"{folder / _path(different[0], files)}; undo that, or go on with the new one by --changed_code"
         )
     for name in different:
-        old = folder / f"before_step_{done + 1}"
+        old = folder / f"{_BEFORE}{done + 1}"
         if is_file(old / _path(name, files)):
             continue  # it made the steps so far; what is kept now has made none
         make_folder((old / _path(name, files)).parent)

@@ -102,13 +102,13 @@ def load(folder: RunFolder, experiment: Experiment, learner: TeamLearner, hosts:
         if start.takes == "adapter":
             adapters[name] = reading.policy(learner.shapes[name].params)
         elif start.takes == "weights":
-            params[name] = reading.policy(learner.shapes_of(name))
+            params[name] = reading.policy(learner.shapes_of(name).params)
         elif start.takes == "base":
-            params[name] = reading.base(learner.shapes_of(name))
+            params[name] = reading.base(learner.shapes_of(name).params)
         else:
             lora = reading.run.experiment.lora
-            adapter = reading.policy(learner.shapes_of(name, lora))
-            base = reading.base(learner.shapes_of(name))
+            adapter = reading.policy(learner.shapes_of(name, lora).params)
+            base = reading.base(learner.shapes_of(name).params)
             params[name] = _merged(base, adapter, lora.scale)
         if start.takes == "adapter" and start.run != found[BASE].run:
             others.append(start.run)
@@ -157,7 +157,7 @@ def _reached(path: str, hosts: Hosts) -> FoundRun:
 
 def _check_same_base(run: FoundRun, base: str, params: Any, learner: TeamLearner) -> None:
     """Raises RunError if adapters come from other weights than the ones that they are put on."""
-    theirs = run.checkpoints.restore_base(learner.shapes_of(BASE))
+    theirs = run.checkpoints.restore_base(learner.shapes_of(BASE).params)
     if not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), theirs, params))):
         raise RunError(
             f"the adapters of {run.folder.path} are on other weights than those of {base}, so "

@@ -15,7 +15,7 @@ from atgrpo_jax.common.hosts import ALONE, Hosts, not_seeing
 from atgrpo_jax.common.progress import counted
 from atgrpo_jax.engines.local.local import LocalEngineConfig
 from atgrpo_jax.models.transformer import PolicyWeights
-from atgrpo_jax.run import changes, gin_config, origin
+from atgrpo_jax.run import changes, gin_config, last_step, origin
 from atgrpo_jax.run.checkpoint import steps_in
 from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.experiment import Experiment
@@ -150,6 +150,7 @@ def _begun(
     elif recorded is None:
         origin.refuse_without(folder, given)
     experiment = given.begun(recorded)
+    changing = change or other_hosts or changed_code
     done = max(steps_in(folder.checkpoints), default=0)
     if done > experiment.steps:
         raise RunError(
@@ -157,13 +158,21 @@ def _begun(
             f"{experiment.steps}; ask for more, or score one of its checkpoints: "
             f"{typed('atgrpo_jax.evaluate')} --step=..."
         )
-    if experiment.tokens:
-        enough = Ending(experiment.steps, experiment.tokens, folder.read_metrics()[: done + 1]).last
-        if done > enough:
-            raise RunError(
-                f"{folder.path} holds {counted(done, 'step')} already, and {enough} of them drew "
-                f"Experiment.tokens = {experiment.tokens}; ask for more"
-            )
+    records = folder.read_metrics()[: done + 1]
+    enough = Ending(experiment.steps, experiment.tokens, records).last
+    if done > enough:
+        raise RunError(
+            f"{folder.path} holds {counted(done, 'step')} already, and {enough} of them drew "
+            f"Experiment.tokens = {experiment.tokens}; ask for more"
+        )
+    missed = last_step.is_missed(experiment, folder, done)
+    if missed and (changing or last_step.step_before(experiment, folder, done) is None):
+        more = f"Experiment.steps = {done + 1}" if done == experiment.steps else "more Experiment.tokens"
+        raise RunError(
+            f"{folder.path} holds step {done} already, which was not made as the last one, so no test was "
+            f"played after it; ask for a step more ({more}), or score it as it is: "
+            f"{typed('atgrpo_jax.evaluate')} --run_dir={folder.path} --step={done}"
+        )
     like = recorded
     if recorded is not None:
         changes.forget_undone(folder, recorded)

@@ -38,7 +38,7 @@ class Scoring:
         self._hosts = hosts
         settings = experiment.evaluation
         if settings.influence_every:
-            check_enough(available(experiment.task, "validation", settings.validation_instances))
+            check_enough(held_out(experiment, "validation"))
 
     def score(self, step: int, split: str, last: bool = False) -> dict[str, float]:
         """Plays a split after ``step``, and writes its episodes. Returns metrics.
@@ -46,9 +46,7 @@ class Scoring:
         ``last`` says whether it is the run's last step.
         """
         experiment = self._experiment
-        settings = experiment.evaluation
-        most = settings.instances if split == "test" else settings.validation_instances
-        instances = available(experiment.task, split, most)
+        instances = held_out(experiment, split)
         sampling = experiment.evaluated()
         score = scored(
             experiment,
@@ -99,6 +97,16 @@ class Scoring:
             for line in alarms(metrics, experiment.task.workflow.roles).values():
                 say(f"after step {step}: {line}")
         return metrics | {"perf/influence_s": time.monotonic() - began}
+
+
+def held_out(experiment: Experiment, split: str, asked: int | None = None) -> int:
+    """Returns how many instances of a split are scored: so many as are asked for, or as the config says.
+
+    If there are fewer, it is all of them. Raises ConfigError if there are none.
+    """
+    settings = experiment.evaluation
+    own = settings.validation_instances if split == "validation" else settings.instances
+    return available(experiment.task, split, asked or own)
 
 
 def scored(

@@ -16,7 +16,7 @@ from atgrpo_jax.engines import gate
 from atgrpo_jax.engines.gate import Gate
 from atgrpo_jax.partners.opening import opened
 from atgrpo_jax.rollout.curriculum import learned
-from atgrpo_jax.run import changes, origin
+from atgrpo_jax.run import changes, last_step, origin
 from atgrpo_jax.run.agreement import check_one_host, check_precision
 from atgrpo_jax.run.alike import check_machines
 from atgrpo_jax.run.checkpoint import Checkpoints
@@ -105,7 +105,8 @@ class Stages:
         Returns the team after step ``done``.
         """
         learner = self.learner
-        newest = told_json(self.hosts, "newest checkpoint", self._checkpoints.newest)
+        place = self.experiment, self.folder, self._checkpoints
+        newest = told_json(self.hosts, "newest checkpoint", lambda: last_step.newest(*place))
         restored = None if newest is None else learner.restore(self._checkpoints, newest)
         self.hosts.told("run folder", lambda: self._take_up(newest))
         if restored is None:
@@ -132,10 +133,9 @@ class Stages:
 
     def _count_again(self) -> None:
         """Counts the tokens of the steps that are done."""
-        own = self.experiment
-        if own.tokens:
+        if tokens := self.experiment.tokens:
             records = told_json(self.hosts, "records", self.folder.read_metrics)
-            self.ending = Ending(own.steps, own.tokens, records)
+            self.ending = Ending(self.experiment.steps, tokens, records)
 
     def _take_up(self, newest: int | None) -> None:
         """Prepares the run folder to go on after step ``newest``, or to begin. Only host 0 does this."""

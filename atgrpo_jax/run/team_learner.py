@@ -140,11 +140,11 @@ class TeamLearner:
 
     def base_shapes(self) -> Any:
         """Returns the shapes of ``base``; only for a team with adapters."""
-        return self.shapes_of(BASE)
+        return self.shapes_of(BASE).params
 
-    def shapes_of(self, initial: str, lora: LoraConfig | None = None) -> Any:
-        """Returns the shapes of one of ``Experiment.initial_names``, or of an adapter on it."""
-        return self._learner(initial, lora).shapes.params
+    def shapes_of(self, initial: str, lora: LoraConfig | None = None) -> PolicyState:
+        """Returns the shapes of one of ``Experiment.initial_names``, if trained, or of an adapter on it."""
+        return self._learner(initial, lora).shapes
 
     def update(
         self, team: TeamState, credited: Sequence[Credited], step: int, watch: Watch | None = None

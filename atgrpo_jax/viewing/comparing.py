@@ -45,8 +45,8 @@ class At:
             if name not in record:
                 raise RunError(f"{run.folder.path} has no {self.split} score of step {self.step}")
             return self.step, record[name]
-        found = run.last(name)
-        if found is None or found[0] == 0 < run.steps:
+        found = run.last(name)  # of a run that was made longer, that of its earlier end
+        if found is None or found[0] < run.done or (found[0] < run.steps and not run.ended):
             raise RunError(
                 f"{run.folder.path} has no {self.split} score after training: it is at step {run.done} of "
                 f"{run.steps}; --step compares runs that go on"

@@ -12,7 +12,7 @@ from typing import Any
 from atgrpo_jax.common import buckets
 from atgrpo_jax.common.errors import ConfigError
 from atgrpo_jax.common.files import is_file, names_in, read_file
-from atgrpo_jax.run import gin_config, kept_files, kept_modules, lease
+from atgrpo_jax.run import changes, gin_config, kept_files, kept_modules, lease
 from atgrpo_jax.run.ending import Ending
 from atgrpo_jax.run.experiment import CHANGEABLE
 from atgrpo_jax.run.folder import RunFolder
@@ -79,7 +79,8 @@ class Outline:
     def kind(self) -> tuple[tuple[str, str], ...]:
         """Returns the settings that runs of one group, with several seeds, have in common.
 
-        Files that the run keeps are told by their digests, as are your modules.
+        Files that the run keeps are told by their digests, as are your modules. What changed on the way is
+        there, too, with the step after which it did.
         """
         unset = (TOKENS, "0")  # runs from before it was a setting do not tell it
         idle = self._idle()
@@ -92,7 +93,9 @@ class Outline:
                 found[name] = text
         for module, digest in kept_modules.digests(self.folder.code).items():
             found[f"module {module}"] = digest[:DIGITS]
-        return tuple(sorted(found.items()))
+        for module, digest in kept_modules.earlier(self.folder.code).items():
+            found[f"module {module}"] = digest[:DIGITS]
+        return tuple(sorted((found | changes.on_the_way(self.folder)).items()))
 
     def _idle(self) -> set[str]:
         """Returns the names of settings that change nothing of what a step learns."""

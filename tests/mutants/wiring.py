@@ -41,7 +41,7 @@ FAULTS = {
         ("updated = experiment.team.updated(step, workflow.roles)", "updated = experiment.policies", "the ledger thinks that all policies are updated"),
     ],
     ("run/scoring.py", "test_trainer.py test_stages.py test_influence.py"): [
-        ('most = settings.instances if split == "test" else settings.validation_instances', "most = settings.instances",
+        ('own = settings.validation_instances if split == "validation" else settings.instances', "own = settings.instances",
          "validation has the test's number of instances"),
         ("            split=split,\n            instances=instances,\n            compiles", '            split="train",\n            instances=instances,\n            compiles', "scores are of the training split"),
         ("        if split == \"validation\" and self._measures(step, last):", "        if split == \"validation\":", "influence is always measured"),
@@ -325,11 +325,13 @@ FAULTS = {
         ("set.intersection(*(set", "set.union(*(set", "instances of one run alone are paired"),
         ("return difference(*scores), len(common)", "return difference(*scores[::-1]), len(common)", "the sign is the other way round"),
         ("if seeds.count(run.seed) > 1:", "if False:", "a copy counts as a seed"),
+        ("found[0] < run.done or ", "", "a run that was made longer is scored by its old end"),
     ],
     ("viewing/folders.py", "test_compare.py"): [
         ("step in (None, file.step)", "True", "the last evaluation is paired, whatever the step"),
         ("fcntl.LOCK_SH | fcntl.LOCK_NB", "fcntl.LOCK_UN | fcntl.LOCK_NB", "no run is running"),
         ('return "ended" if run.ended else "stopped"', 'return "ended"', "all have ended"),
+        ("found | changes.on_the_way(self.folder)", "found", "what changed on the way is forgotten"),
     ],
     ("run/ending.py", "test_ending.py"): [
         (">= self._tokens:", "> self._tokens:", "the step that draws the last token does not end the run"),
@@ -659,6 +661,18 @@ FAULTS = {
     ("tools/probing/speed.py", "test_probe.py"): [
         ("compiles.count - count)", "0)", "later compilations are not seen"),
     ],
+    ("replaying/chosen.py", "test_replay.py::test_groups_that_are_taken_at_random_are_policies"): [
+        ('if group["policy"]]', "]", "what partners said is to be drawn again"),
+    ],
+    ("run/last_step.py", "test_stages.py"): [
+        ('"test/success" not in records[done]', "True", "a run that has ended makes its last step again"),
+        ("step < done - experiment.checkpoint_every", "False", "many steps are made again"),
+        ('any(line["after_step"] > step for line in changes)', "False", "steps are made again by other settings"),
+    ],
+    ("run/python.py", "test_python.py"): [
+        ("changed_code=changed_code", "changed_code=False", "changed modules are refused"),
+        ("from_step is not None and begin_from is None", "False", "a step without a run is ignored"),
+    ],
     ("planning/stand_ins.py", "test_plan.py"): [
         ("or published(folder)", "or published(folder) or 'tiny'", "any model stands in for a name that says nothing"),
         ("        self.unread = True\n", "", "no prompt is longer than those of made-up problems"),
@@ -667,17 +681,29 @@ FAULTS = {
     ],
     ("planning/hours.py", "test_plan.py"): [
         ("for step in range(steps + 1))", "for step in range(1, steps + 1))", "the validation before training is forgotten"),
+        ("math.ceil(experiment.tokens / drawn)", "experiment.steps", "tokens end no run"),
+        ("total -= min(drawn,", "total -= 0 * min(drawn,", "a lag saves no time"),
         ("+ 2 * evaluation(settings.instances)", "+ evaluation(settings.instances)", "the test before training is forgotten"),
         ("groups=episodes * groups, candidates=1", "groups=episodes * groups", "evaluations draw as many candidates as training"),
         ("warm.instances * workload.demonstrated", "warm.instances", "an episode of the warm start is one group"),
     ],
+    ("planning/footprint.py", "test_footprint.py test_plan.py"): [
+        ("max(steps, warm, key=total)", "steps", "a warm start takes no memory"),
+        ("workload.longest_demonstrated)", "workload.longest_group)", "a warm start has the groups of a step"),
+    ],
     ("planning/fitting.py", "test_plan.py"): [
+        ("max(steps, warm, key=footprint.total)", "steps", "a change need not fit the warm start"),
         ("sorted(tried, key=lambda one: one[0])", "tried", "what fits first is taken, and not what costs least"),
         ("            yield own\n            if rows == least", "            if rows == least", "rows of a micro-batch are as they were"),
         ("while (side := 2 * side)", "while (side := 1024 * side)", "no more devices are tried"),
         ("round_up(max(engine.slots // share, 1), drawing.rows)", "engine.slots", "the engine draws as many at once"),
     ],
     ("planning/times.py", "test_plan.py"): [
+        ("loss.epochs * flop for", "flop for", "epochs take no time"),
+        (" if name not in team.frozen}", "}", "frozen policies are updated"),
+        ("sum(taken.values()) / len(moving)", "sum(taken.values())", "all policies are updated in each step"),
+        ("drawing.mesh.side, device", "experiment.mesh.side, device", "an engine draws on the learner's devices"),
+        ("starting, workload, refers=False", "starting, workload, experiment.refers", "a warm start compares with a reference"),
         ("moves = 2 *", "moves = 1 *", "offloaded state only comes"),
         ("passes = 4 if refers else 3", "passes = 3", "what a KL term compares with costs nothing"),
         ("steps = workload.rounds * turns * math.ceil", "steps = workload.rounds * math.ceil", "all turns are drawn together"),
