@@ -269,6 +269,7 @@ def test_every_folder_has_a_card_without_paths_or_secrets(place):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_is_scored_alone_and_against_another(place):
     command(place, "export", "--run_dir=run", "--out=other", "--merge")
     args = ["--model=model", "--gin_file=mine.gin", "--gin_param=MODEL = 'model'", "--episodes=2"]
@@ -284,6 +285,7 @@ def test_a_folder_is_scored_alone_and_against_another(place):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_exported_team_is_scored_as_the_team_that_it_is(place):
     """The moved team draws what the run's own team draws, but for the last digits of the merged weights."""
     command(place, "export", "--run_dir=run", "--out=team", "--merge", "--dtype=float32")

@@ -86,6 +86,7 @@ def test_swapping_the_names_of_policies_swaps_the_results(experiment, tmp_path):
 
 
 @pytest.mark.thorough
+@pytest.mark.long
 def test_adapters_move_and_their_base_stays_and_both_are_resumed(experiment, tmp_path):
     start, after, base, played = run(experiment, tmp_path / "lora", Team("lora"))
     shared, *_ = run(experiment, tmp_path / "shared", Team(), steps=0)
@@ -110,6 +111,7 @@ def test_a_mixture_of_an_adapter_and_a_full_policy(experiment, tmp_path):
 
 
 @pytest.mark.thorough
+@pytest.mark.long
 def test_policies_on_meshes_of_their_own_are_the_same(experiment, tmp_path):
     experiment = dataclasses.replace(experiment, team=Team("full"))
     beside = dataclasses.replace(experiment, mesh=MeshConfig(policies=2))

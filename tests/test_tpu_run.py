@@ -91,6 +91,7 @@ def assert_same_bytes(run, undisturbed):
     assert (run / "curves.png").exists() and not (run / ".lease").exists()
 
 
+@pytest.mark.long
 def test_a_team_that_loses_its_machines_learns_what_it_would_have_learned(desk, undisturbed):
     watch, run = begin(desk, "v6e-8")
     wait_for(lambda: len(steps(run)) >= 2, seconds=480)
@@ -103,6 +104,7 @@ def test_a_team_that_loses_its_machines_learns_what_it_would_have_learned(desk, 
     assert_same_bytes(run, undisturbed)
 
 
+@pytest.mark.long
 def test_a_team_on_two_vms_learns_what_it_would_have_learned_on_one(desk, undisturbed):
     watch, run = begin(desk, "v5p-16")
     wait_for(lambda: len(steps(run)) >= 2, seconds=480)

@@ -295,7 +295,9 @@ def test_wandb_whose_process_ends_last_gets_what_it_lacks_from_the_same_command(
 
 
 def end_wandb():
-    children = subprocess.check_output(["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], text=True)
+    children = subprocess.check_output(
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="], text=True
+    )
     for line in children.splitlines():
         if "wandb-core" in line:
             os.kill(int(line.split()[0]), signal.SIGKILL)
