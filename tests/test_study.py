@@ -348,11 +348,12 @@ because = "it is the same team"
 SOLVED_AGAIN = SOLVED | {"early_0": "0000", "early_1": "0000", "few_0": "1100", "few_1": "1100"}
 
 
-def test_trained_teams_are_tested_again_in_another_way(asked, episode, undrawn, tmp_path, capsys):
+def test_trained_teams_are_tested_again_in_another_way(asked, episode, tmp_path, capsys, monkeypatch):
     """Tests begin when all runs have ended. Another score of the run in its folder is none of a test's."""
     plain, study, folder = asked(), asked(STUDY + AGAIN), StudyFolder(tmp_path / "study")
     script = Script(study, episode, solved=SOLVED_AGAIN)
     before = StudyFolder(tmp_path / "before")
+    monkeypatch.setattr(results_module, "figure", lambda groups, curve: b"")
     conduct(before, plain, Script(plain, episode), look_s=0)
     assert "again" not in before.record.read_text()  # an older study keeps its digest
 
@@ -363,7 +364,15 @@ def test_trained_teams_are_tested_again_in_another_way(asked, episode, undrawn, 
                 scored_again(run, "1111", episode, **other)
         return script(run, place)
 
+    drawn = []
+
+    def draw(groups, curve):
+        drawn.extend(group.name for group in groups)
+        return b""
+
+    monkeypatch.setattr(results_module, "figure", draw)
     page = conduct(folder, study, start, look_s=0)
+    assert drawn == ["fast", "slow"]  # a test has no curve
     names = [name for name, _ in script.started]
     assert names == ["fast_0", "fast_1", "slow_0", "slow_1", "early_0", "early_1", "few_0", "few_1"]
     table = {row["arm"]: row for row in rows(folder.table)}

@@ -20,9 +20,10 @@ def conduct(
     at_once: int = 1,
     look_s: float = LOOK_S,
 ) -> str:
-    """Makes the runs of a study that are missing, and writes its results. Returns the page for people.
+    """Makes the runs of a study that are missing, then its tests, and writes what came of it.
 
-    Raises RunError if runs failed, after all others are made and the results of these are written.
+    Returns the page for people. Raises RunError if runs or tests failed, after all others are made and the
+    results of these are written.
     """
     digest = settle(folder, study)
     runs = folder.runs(study)

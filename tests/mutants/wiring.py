@@ -350,13 +350,33 @@ FAULTS = {
         ("and not is_running(run.folder):", ":", "two processes train in one folder"),
         ("process.ask_to_stop()", "pass", "runs do not hear of a stop"),
     ],
+    ("studying/conducting.py", "test_study.py"): [
+        (" and run.folder.path not in untrained", "", "a team that was not trained is tested"),
+        (" or run.folder.path in untrained", "", "the test of a team that was not trained is not missing"),
+    ],
+    ("studying/results.py", "test_study.py"): [
+        (" and not study.arms[name].again", "", "tests are curves of their own"),
+    ],
+    ("run/rescoring.py", "test_rescoring.py"): [
+        ("one: weights[other], other: weights[one]", "one: weights[one]", "nobody speaks with the other's policy"),
+        ("if one == other:", "if False:", "a policy is exchanged with itself"),
+        ("free = {", "free = {} and {", "a task cannot change when a team is scored again"),
+        ("if settled or set(roles) != set(trained.task.workflow.roles):", "if settled:", "roles may change"),
+    ],
+    ("tokens/same_ids.py", "test_tokens.py"): [
+        ("if isinstance(tokenizer, TinyTokenizer):", "if False:", "a folder's model is given the tiny tokenizer's ids"),
+    ],
     ("studying/recorded.py", "test_study.py"): [
         ('if recorded["digest"] == digest:', "if True:", "a study becomes another one"),
+        ('        "flags": {},\n', "", "any score of a team is that of a test"),
+        ('        "swap": [*test.swap],\n', "", "exchanged policies are taken for a test without them"),
+        (" if k not in _LATER or item != _LATER[k]", "", "studies from before tests are other ones"),
         ("begun = begun or is_file(folder.table) or _any_begun(folder)", "begun = True", "what was not begun cannot change"),
         ("if key not in _FOR_PEOPLE", "if True", "words cannot be put better"),
     ],
     ("studying/measured.py", "test_study.py"): [
         ("and drawn >= study.tokens", "", "a run may end before the study does"),
+        ('found.records[: record["step"] + 1]', "found.records", "a test of an early step has the tokens of all"),
         ("Ending(found.done, study.tokens, found.records).last == found.done and ", "", "a run may end after the study does"),
         ("/ (places_X[-1] - places_X[0])", "", "areas are no shares"),
     ],
@@ -678,6 +698,13 @@ FAULTS = {
         ("        self.unread = True\n", "", "no prompt is longer than those of made-up problems"),
         ("if name not in FILES}", "}", "files that are not there are opened"),
         ("ids = [0] * AROUND", "ids = [0]", "a template has no tokens"),
+    ],
+    ("planning/workload.py", "test_plan.py"): [
+        ("mean * spoken * (spoken - 1) / 2", "mean * spoken", "what is played on is one prompt a candidate"),
+        ("rounds=experiment.rollout.rounds,", "", "a step has one round"),
+    ],
+    ("run/scoring.py", "test_trainer.py::test_a_split_has_its_own_number_of_instances_in_every_command"): [
+        ('if split == "validation" else settings.instances', "", "the test has as many instances as validation"),
     ],
     ("planning/hours.py", "test_plan.py"): [
         ("for step in range(steps + 1))", "for step in range(1, steps + 1))", "the validation before training is forgotten"),
