@@ -702,6 +702,7 @@ FAULTS = {
     ("planning/workload.py", "test_plan.py"): [
         ("mean * spoken * (spoken - 1) / 2", "mean * spoken", "what is played on is one prompt a candidate"),
         ("rounds=experiment.rollout.rounds,", "", "a step has one round"),
+        ("< turns and not group.by_partner]", "< turns]", "what partners say is cloned"),
     ],
     ("run/scoring.py", "test_trainer.py::test_a_split_has_its_own_number_of_instances_in_every_command"): [
         ('if split == "validation" else settings.instances', "", "the test has as many instances as validation"),
