@@ -387,6 +387,8 @@ def test_an_exported_folder_asks_and_ends_as_the_run_did(kind, sharing, models, 
         assert said["eos_token_id"] == [256, 5] and ("top_p" in said) == (kind == "its own folder")
         if (folder / "config.json").exists():
             assert hf.end_ids(str(folder)) == {256, 5}
+            # Some servers read this file alone.
+            assert json.loads((folder / "config.json").read_text())["eos_token_id"] == [256, 5]
         assert f'AutoTokenizer.from_pretrained("{folder.name}")' in (folder / "README.md").read_text()
     x = given(tokenizer=tokenizer)
     casts = [cast(x, "--model", f"{out}/shared")]
